@@ -1,0 +1,68 @@
+# make demo and make test do all the set-up: they make .venv with the versions of constraints.txt. Nothing outside
+# this folder is touched. PYTHON=python3.13 chooses the interpreter; another one than before makes .venv anew.
+
+VENV := .venv
+PYTEST_ARGS ?=
+STAMP := $(VENV)/.installed
+RUN := $(VENV)/bin/python
+
+# Caches stay in the checkout; a user's own Python settings stay out.
+export HF_HUB_OFFLINE := 1
+export HF_HOME := $(CURDIR)/.cache/huggingface
+export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.cache/jax
+export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
+export XDG_CACHE_HOME := $(CURDIR)/.cache
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_CACHE_DIR := 1
+export TOKENIZERS_PARALLELISM := false
+export JAX_PLATFORMS ?= cpu
+unexport PYTHONPATH PYTHONHOME
+
+# An environment is made anew unless its installation was finished, in this place (it was not moved with the
+# checkout), its interpreter still runs, and it is of the version that PYTHON=... asks for.
+VERSION := import sys; print("%d.%d" % sys.version_info[:2])
+ifneq ($(origin PYTHON),undefined)
+WANTED := $(shell "$(PYTHON)" -c '$(VERSION)' 2>/dev/null || echo none)
+endif
+PYTHON ?= python3
+FOUND := $(shell "$(RUN)" -c '$(VERSION)' 2>/dev/null)
+ifneq ($(CURDIR) $(or $(WANTED),$(FOUND)),$(shell cat $(STAMP) 2>/dev/null) $(FOUND))
+.PHONY: $(STAMP)
+endif
+
+.PHONY: help demo test lint clean
+
+help:
+	@echo "make demo    four methods learn the built-in tasks; table and plot in runs/demo"
+	@echo "make test    the tests; PYTEST_ARGS='-k budget' passes arguments to pytest"
+	@echo "make lint    the linter"
+	@echo "make clean   removes $(VENV), caches and build products; never runs/"
+
+demo: $(STAMP)
+	"$(RUN)" -m experiments.demo.run
+
+test: $(STAMP)
+	"$(RUN)" -m pytest --basetemp=.cache/pytest-tmp $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	"$(RUN)" -m ruff check .
+
+clean:
+	rm -rf "$(VENV)" .cache build dist v05_jax.egg-info
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+# Some systems ship Python without ensurepip: there the interpreter's own pip fills the environment.
+$(STAMP): setup.py constraints.txt
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo "$(PYTHON) was not found; name a Python of version 3.11 or newer: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, " + \
+	  "$(PYTHON) is %d.%d; name another: make PYTHON=python3.12" % sys.version_info[:2])'
+	@echo "making $(VENV): the first time takes a few minutes"
+	@rm -rf "$(VENV)"
+	@if "$(PYTHON)" -c 'import ensurepip' 2>/dev/null; \
+	  then "$(PYTHON)" -m venv "$(VENV)"; \
+	  else "$(PYTHON)" -m venv --without-pip "$(VENV)" && \
+	    "$(PYTHON)" -m pip --python "$(RUN)" install -q -c constraints.txt pip; fi
+	@"$(RUN)" -m pip install -q -c constraints.txt setuptools
+	"$(RUN)" -m pip install -q -c constraints.txt --no-build-isolation -e ".[test,plots]"
+	@echo "$(CURDIR)" > "$@"

@@ -1,0 +1,18 @@
+"""DAPO (arXiv 2503.14476) with groups of 16 on the built-in tasks: clip-higher, token aggregation, dynamic
+sampling and the overlong penalty. Discarded rollouts count as generated.
+
+    python -m v05_jax.main --config=configs/dapo.py --workdir=runs/dapo
+"""
+
+from configs import default
+
+
+def get_config():
+  c = default.get_config()
+  c.prior.kind = "none"
+  c.baseline = "grpo"
+  c.budget.k_init = c.budget.k_max = 16
+  c.budget.max_resample = 9
+  c.loss.update({"clip_low": 0.2, "clip_high": 0.28, "aggregate": "token"})
+  c.rewards.overlong_buffer = 2
+  return c

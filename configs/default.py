@@ -1,0 +1,115 @@
+"""Every key of a run, once, with its unit. A run's own file starts from here and changes what it must.
+
+    python -m v05_jax.main --config=configs/v05.py --workdir=runs/v05 --config.seed=1
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  c = ConfigDict()
+  c.seed = 0
+  c.num_steps = 64  # training steps
+  c.rollouts_per_step = 256  # rollouts a step on average (exactly, when the number per prompt is fixed)
+
+  c.policy = policy = ConfigDict()
+  policy.path = "builtin"  # Hugging Face directory; "builtin" = the warm-started policy of the built-in tasks
+  policy.preset = ""  # a name of models/presets.py: random weights instead of `path` (tokenizer still from `path`)
+  policy.dtype = "float32"  # compute dtype: float32 | bfloat16; parameters are stored in float32
+  policy.remat = False  # recompute each layer in the backward pass
+
+  c.data = data = ConfigDict()
+  data.path = "tasks"  # "tasks" = the built-in task families, else a .jsonl or .parquet file
+  data.split = "train"  # of the built-in tasks: train | validation | heldout
+  data.size = 16384  # prompts drawn from the built-in tasks
+  data.families = ("add", "sub", "mod", "sort", "lin", "chain")  # of the built-in tasks
+  data.prompt_key = ""  # field of the prompt; "" = detect: prompt, question, problem, DAPO-Math's nested fields
+  data.answer_key = ""  # field of the answer; "" = detect
+  data.template = "{prompt}"  # wrapped around every prompt of a file
+  data.chat_template = True  # use the tokenizer's chat template, where it has one
+  data.seed = 0  # of the built-in tasks' draw (the order of the data follows the run's seed)
+
+  c.reward = "task"  # task | math | module:function, called as (prompt, response, row) -> float
+  c.rewards = rewards = ConfigDict()
+  rewards.low = 0.0  # the verifier's reward for failure: mapped to -1
+  rewards.high = 1.0  # and for success: mapped to 1
+  rewards.workers = 2  # verifier processes; the built-in tasks' own verifier runs in the loop
+  rewards.timeout = 10.0  # seconds a verdict may take
+  rewards.overlong_buffer = 0  # tokens before the limit over which a penalty falls from 0 to -1 (DAPO); 0 = off
+
+  c.prior = prior = ConfigDict()
+  prior.kind = "neighbours"  # none | constant | neighbours
+  prior.context = 256  # (prompt, success) pairs kept
+  prior.min_support = 32  # pairs before the prior speaks; until then the group mean serves
+  prior.bandwidth = 0.5  # of the kernel, as a share of the context's typical distance (neighbours)
+
+  c.sampler = sampler = ConfigDict()
+  sampler.slots = 256  # rollouts decoded at once, over all devices
+  sampler.chunk = 8  # decode steps between two looks of the host
+  sampler.open_prompts = 64  # prompts whose prefix is kept on the device at once, over all devices
+  sampler.prefill = 64  # prompts prefilled by one call, over all devices
+  sampler.max_prompt = 16  # tokens
+  sampler.max_response = 8  # tokens, EOS included
+  sampler.temperature = 1.0
+  sampler.top_k = 0  # 0 = off
+  sampler.top_p = 1.0  # 1 = off
+  sampler.truncated = "fail"  # a rollout without EOS at the limit: score | fail | mask
+
+  c.budget = budget = ConfigDict()
+  budget.rule = "fixed"  # fixed | sequential | two_stage
+  budget.k_init = 4  # rollouts of every prompt
+  budget.k_max = 4  # rollouts of a prompt at most
+  budget.cost = 1 / 256  # a further rollout must lower the estimated MSE by more than this
+  budget.block = 1  # rollouts issued at once by the sequential rule
+  budget.max_resample = 0  # further batches drawn to replace groups without signal (DAPO); 0 = off
+
+  c.baseline = "v05"  # v05 | grpo | dr_grpo | rloo | mean | constant | value
+
+  c.loss = loss = ConfigDict()
+  loss.clip_low = 0.2
+  loss.clip_high = 0.2
+  loss.clip_dual = 0.0  # lower bound of the surrogate at c * advantage for negative advantages; 0 = off
+  loss.kl_coef = 0.0  # KL to the frozen first policy
+  loss.entropy_coef = 0.0
+  loss.aggregate = "prompt"  # token | rollout | prompt | constant: what every member of it weighs equally
+  loss.minibatches = 2  # updates an epoch: the prompts are split among them
+  loss.epochs = 1  # passes over a step's rollouts
+  loss.micro_rows = 64  # packed rows a device handles at once
+  loss.row_length = 0  # tokens of a packed row; 0 = the longest rollout possible
+  loss.vocab_chunk = 1024  # tokens whose logits exist at once
+  loss.max_skipped = 5  # updates in a row skipped for a non-finite loss or gradient before the run stops
+
+  c.optimizer = optimizer = ConfigDict()
+  optimizer.learning_rate = 1e-4
+  optimizer.schedule = "constant"  # constant | cosine | linear, after the warm-up
+  optimizer.warmup_steps = 0  # updates
+  optimizer.b1 = 0.9
+  optimizer.b2 = 0.95
+  optimizer.eps = 1e-8
+  optimizer.weight_decay = 0.0
+  optimizer.clip_norm = 1.0  # of the global gradient norm; 0 = off
+
+  c.sft = sft = ConfigDict()  # --mode=sft
+  sft.steps = 900
+  sft.batch = 256  # rows
+  sft.learning_rate = 3e-3  # peak, cosine to zero
+  sft.warmup_steps = 30
+
+  c.eval = evaluate = ConfigDict()
+  evaluate.period = 8  # steps between evaluations; 0 = off
+  evaluate.path = "tasks"  # as data.path
+  evaluate.split = "heldout"  # as data.split
+  evaluate.size = 512  # prompts
+  evaluate.samples = 0  # rollouts a prompt; 0 = exact success only (built-in tasks)
+  evaluate.temperature = 1.0
+  evaluate.top_p = 1.0
+
+  c.checkpoint = checkpoint = ConfigDict()
+  checkpoint.period = 16  # steps between checkpoints; the last step is always kept
+  checkpoint.keep = 2  # newest checkpoints kept
+
+  c.mesh = mesh = ConfigDict()
+  mesh.data = -1  # devices along each axis; -1 = all that are left
+  mesh.fsdp = 1
+  mesh.tensor = 1
+  return c

@@ -1,0 +1,29 @@
+"""One of the demo's four runs on the built-in tasks, 16,384 rollouts each; `make demo` does all four.
+
+    python -m v05_jax.main --config=configs/demo.py --workdir=runs/demo/v05
+"""
+
+from configs import default
+
+METHODS = {
+  "V0.5 (k=4)": "v05",
+  "GRPO (G=16)": "grpo16",
+  "GRPO (G=4)": "grpo4",
+  "RLOO (G=4)": "rloo4",
+}
+
+
+def get_config(method="v05"):
+  c = default.get_config()
+  c.num_steps, c.rollouts_per_step = 64, 256
+  c.optimizer.learning_rate = 1.5e-4
+  c.eval.update({"period": 8, "size": 1024, "samples": 8})
+  c.checkpoint.period = 64
+  if method == "v05":
+    return c
+  c.prior.kind = "none"
+  c.baseline = method.rstrip("0123456789")
+  c.budget.k_init = c.budget.k_max = int(method[len(c.baseline) :])
+  if c.baseline == "grpo":
+    c.loss.aggregate = "rollout"
+  return c

@@ -1,0 +1,15 @@
+"""GRPO (arXiv 2402.03300) with groups of 16 on the built-in tasks.
+
+    python -m v05_jax.main --config=configs/grpo.py --workdir=runs/grpo
+"""
+
+from configs import default
+
+
+def get_config():
+  c = default.get_config()
+  c.prior.kind = "none"
+  c.baseline = "grpo"
+  c.budget.k_init = c.budget.k_max = 16
+  c.loss.aggregate = "rollout"
+  return c

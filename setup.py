@@ -1,0 +1,43 @@
+"""Installs the package.
+
+Lower bounds live here, so that Colab keeps the jax and libtpu it brings; the exact versions that `make`
+and continuous integration use live in constraints.txt alone.
+"""
+
+from setuptools import find_packages, setup
+
+PLOTS = ["matplotlib>=3.8"]
+PARQUET = ["pyarrow>=15"]
+
+setup(
+  name="v05_jax",
+  version="0.1.0",
+  description="V0.5: a generalist value model as a prior for sparse RL rollouts, in JAX",
+  license="Apache-2.0",
+  packages=find_packages(include=["v05_jax", "v05_jax.*", "configs", "configs.*"]),
+  package_data={"v05_jax": ["tasks/warm_start/*"]},
+  python_requires=">=3.11",
+  install_requires=[
+    "absl-py>=2.1",
+    "etils[epath]>=1.9",
+    "flax>=0.11",
+    "jax>=0.8",
+    "jinja2>=3.1",  # chat templates
+    "math-verify>=0.8",
+    "ml-collections>=1.0",
+    "numpy>=2.0",
+    "optax>=0.2.5",
+    "orbax-checkpoint>=0.11.24",
+    "safetensors>=0.4.3",
+    "tensorboardX>=2.6.2",
+    "transformers>=4.57",
+  ],
+  extras_require={
+    "test": ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.14", *PARQUET],
+    "plots": PLOTS,  # summary.png at the end of a run, and the experiments' figures
+    "parquet": PARQUET,  # prompts from .parquet files
+    "notebooks": ["ipykernel>=6", "jupyterlab>=4", *PLOTS],
+    "tpu": ["jax[tpu]"],
+    "cuda": ["jax[cuda12]"],
+  },
+)

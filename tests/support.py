@@ -1,0 +1,84 @@
+"""What several tests share: a small random policy, prompts of random tokens, and a run's config."""
+
+import types
+
+import jax
+import numpy as np
+
+from configs import default
+from v05_jax import rollouts, sharding
+from v05_jax.models import transformer
+from v05_jax.structs import Prompts
+
+EOS = 1
+VOCAB = 12  # small, so that random weights sample EOS often and rollouts end at random lengths
+MODEL = transformer.ModelConfig(
+  vocab_size=VOCAB, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, intermediate_size=64,
+  tie_embeddings=False,
+)  # fmt: skip
+
+
+class Tokenizer:
+  """Letters for tokens: what `rollouts` asks of a tokenizer, without a file."""
+
+  def __init__(self, eos=EOS):
+    self.eos_token_id = eos
+
+  def decode(self, tokens, **_):
+    return "".join(chr(96 + int(t)) for t in tokens if t > 1)
+
+
+class Verifier:
+  """Succeeds where the response has an even number of letters; a real verifier needs no model to be wrong."""
+
+  def __init__(self, reward=lambda text: float(len(text) % 2 == 0)):
+    self.reward = reward
+
+  def submit(self, prompts, responses, rows):
+    return [
+      types.SimpleNamespace(result=lambda r=r: types.SimpleNamespace(reward=self.reward(r), failure=""))
+      for r in responses
+    ]
+
+
+def params(seed=0):
+  return transformer.init(MODEL, jax.random.key(seed))
+
+
+def config(**sampler):
+  c = default.get_config()
+  c.sampler.update({"slots": 16, "open_prompts": 8, "prefill": 8, "chunk": 4, "max_prompt": 10, "max_response": 12})
+  c.sampler.update(sampler)
+  return c
+
+
+def prompts(count, seed=0, capacity=None, width=10):
+  """`count` random prompts, padded to `capacity`."""
+  rng = np.random.default_rng(seed)
+  padding = (capacity or count) - count
+  length = rng.integers(1, width + 1, count)
+  tokens = np.where(np.arange(width) < length[:, None], rng.integers(2, VOCAB, (count, width)), 0)
+  return Prompts(
+    tokens=np.pad(tokens, ((0, padding), (0, 0))).astype(np.int32),
+    length=np.pad(length, (0, padding), constant_values=1).astype(np.int32),
+    position=np.arange(100, 100 + count + padding, dtype=np.int32),
+    mask=np.arange(count + padding) < count,
+    rows=tuple({"prompt": str(i), "answer": ""} for i in range(count)),
+  )
+
+
+def mesh(devices=1):
+  return sharding.make_mesh(default.get_config().mesh, jax.devices()[:devices])
+
+
+_COLLECTORS = {}  # compiling takes seconds: tests share the programs of equal settings
+
+
+def collector(c, devices=1, verifier=None, eos=EOS):
+  key = (c.to_json(), devices, eos)
+  if key not in _COLLECTORS:
+    swap = Verifier()
+    _COLLECTORS[key] = swap, rollouts.make(MODEL, Tokenizer(eos), c, mesh(devices), swap)
+  swap, collect = _COLLECTORS[key]
+  swap.reward = (verifier or Verifier()).reward
+  return collect

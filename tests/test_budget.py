@@ -1,0 +1,190 @@
+import json
+import math
+import pathlib
+from statistics import NormalDist
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from v05_jax import budget, shrinkage
+
+GOLDEN = json.loads((pathlib.Path(__file__).parent / "data" / "estimator.json").read_text())
+CASES = GOLDEN["static"]
+COST = 1 / 256
+
+# Prompts with mean score -1, -.8, ..., 1 in the reference sample.
+COUNTS = np.array([505, 236, 177, 147, 156, 171, 143, 191, 251, 338, 757])
+
+
+def column(name, none=np.inf):
+  return np.array([none if case.get(name) is None else case[name] for case in CASES])
+
+
+@pytest.mark.parametrize("x64, tolerance", [(True, 1e-6), (False, 1e-5)])
+def test_equal_to_the_reference_numbers(x64, tolerance):
+  with jax.enable_x64(x64):
+    delta2, k = column("D2"), column("k")
+    np.testing.assert_allclose(budget.gain(delta2, k), column("gain"), rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(budget.mse(delta2, k), column("mse"), rtol=tolerance, atol=tolerance)
+    np.testing.assert_array_equal(budget.should_continue(delta2, k, COST, 16), column("more"))
+    final = budget.final_k(delta2, k, COST, 16)
+    np.testing.assert_array_equal(final, column("k_next"))
+    assert final.dtype == jnp.int32
+    for i, case in enumerate(CASES):  # scalars alike, k as an integer
+      assert bool(budget.should_continue(delta2[i], int(k[i]), COST, 16)) == case["more"]
+      assert int(budget.final_k(delta2[i], int(k[i]), COST, 16)) == case["k_next"]
+
+
+@pytest.mark.parametrize("x64", [True, False])
+def test_decisions_through_fuse_equal_the_reference(x64):
+  """From rewards to decisions, as a run takes them."""
+  with jax.enable_x64(x64):
+    value = column("V", none=np.nan)
+    s, k = np.array([sum((r + 1) / 2 for r in c["rewards"]) for c in CASES]), column("k").astype(np.int32)
+    options = dict(k_max=16, cost=COST, block=1)
+    ask = np.ones(len(k), bool)
+    more = budget.extra("sequential", value, s, k, ask, **options)
+    np.testing.assert_array_equal(more, column("more"))
+    two = budget.extra("two_stage", value, s, k, ask, **options)
+    np.testing.assert_array_equal(k + two, column("k_next"))
+    assert more.dtype == two.dtype == jnp.int32
+
+
+@pytest.mark.parametrize("mu, value, want", [(1.0, -1.0, 16), (1.0, 0.0, 15), (-1.0, 0.0, 15), (1.0, 1.0, 4)])
+def test_where_a_prompt_without_noise_stops(mu, value, want):
+  """A bias of 2 stops at exactly 16 by the rule itself: k_max is far away."""
+  k = 4
+  while budget.should_continue(shrinkage.fuse(mu, k, value).delta2, k, COST, 100):
+    k += 1
+  assert k == want
+  assert budget.final_k(shrinkage.fuse(mu, 4, value).delta2, 4, COST, 100) == want
+
+
+def test_thresholds_on_delta2():
+  """The least delta2 that goes on, for k = 4 .. 15; in float64, since at k = 15 it moves the gain little."""
+  thresholds = np.array([.086898, .095167, .105177, .117539, .133195, .153662, .181560, .221837, .285078,
+                         .398754, .663213, 1.969238])  # fmt: skip
+  k = np.arange(4, 16)
+  with jax.enable_x64(True):
+    assert not np.any(budget.should_continue(thresholds - 1e-6, k, COST, 100))
+    assert np.all(budget.should_continue(thresholds + 1e-6, k, COST, 100))
+
+
+def test_limits():
+  """Equality is not enough to go on; k_max ends it; no prior and no rollout goes on; cost 0 goes on to k_max."""
+  assert budget.gain(np.inf, 3) == pytest.approx(1 / 12)
+  assert not budget.should_continue(np.inf, 1, 0.5, 16)  # gain 1/2 exactly
+  assert budget.should_continue(np.inf, 1, 0.4999, 16)
+  assert not budget.should_continue(1.0, 16, 0.0, 16) and budget.should_continue(1.0, 15, 0.0, 16)
+  assert budget.should_continue(np.inf, 0, COST, 16) and budget.final_k(np.inf, 0, COST, 20) == 16
+  assert budget.gain(0.0, 4) == 0 and not budget.should_continue(0.0, 4, 0.0, 16)
+  for delta2 in (1e-30, 1e-6, 0.3, np.inf):
+    assert budget.final_k(delta2, 4, 0.0, 16) == 16
+  assert budget.final_k(0.0, 4, 0.0, 16) == 4
+  assert budget.final_k(1e-30, 4, COST, 16) == 4 and budget.final_k(np.inf, 4, 1e-12, 16) == 16
+
+
+def test_gain_is_what_one_more_rollout_saves():
+  delta2, k = np.meshgrid(np.geomspace(1e-3, 4, 50), np.arange(1, 20))
+  with jax.enable_x64(True):
+    gain = budget.gain(delta2, k)
+    np.testing.assert_allclose(gain, budget.mse(delta2, k) - budget.mse(delta2, k + 1), atol=1e-12)
+    n = k + 1 / delta2
+    np.testing.assert_allclose(gain, 1 / (n * (n + 1)), rtol=1e-9)
+
+
+def test_two_stage_is_where_the_sequential_rule_stops_at_constant_delta2():
+  rng = np.random.default_rng(0)
+  for delta2 in rng.uniform(0, 2, 20):
+    k = 4
+    while budget.should_continue(delta2, k, COST, 16):
+      k += 1
+    assert budget.final_k(delta2, 4, COST, 16) == k
+
+
+def test_gradients_are_finite():
+  delta2 = np.array([0.0, 1e-30, 1e-6, 0.5, 4.0, np.inf])
+  for f in (budget.mse, budget.gain):
+    assert np.isfinite(jax.grad(lambda x: jnp.sum(f(x, np.full(6, 4))))(delta2)).all()
+
+
+def test_extra_in_blocks_within_k_max_and_only_where_undecided():
+  value, s = np.array([-1.0, -1.0, -1.0, -1.0, 1.0, np.nan]), np.array([4.0, 15, 14, 4, 4, 0])
+  k, ask = np.array([4, 15, 14, 4, 4, 0]), np.array([1, 1, 1, 0, 1, 1], bool)
+  options = dict(k_max=16, cost=COST, block=4)
+  np.testing.assert_array_equal(budget.extra("sequential", value, s, k, ask, **options), [4, 1, 2, 0, 0, 4])
+  np.testing.assert_array_equal(budget.extra("two_stage", value, s, k, ask, **options), [12, 1, 2, 0, 0, 16])
+  np.testing.assert_array_equal(budget.extra("fixed", value, s, k, ask, **options), np.zeros(6))
+  with pytest.raises(ValueError, match="budget.rule.*'osla'"):
+    budget.extra("osla", value, s, k, ask, **options)
+
+
+def population(sd, h):
+  """(mu, V, mass), each [11, 400]: a normal error of the prior at 200 quantiles; a share h is hallucinated."""
+  mu = np.repeat(np.linspace(-1, 1, 11)[:, None], 400, 1)
+  z = np.array([NormalDist().inv_cdf((q + 0.5) / 200) for q in range(200)])
+  wrong = mu[:, :200] - 1.2 * np.where(mu[:, :200] >= -1e-9, 1, -1)
+  value = np.clip(np.concatenate([mu[:, :200] + sd * z, wrong], axis=1), -1, 1)
+  mass = np.repeat([[(1 - h) / 200, h / 200]], 200, axis=1).reshape(-1, order="F")
+  return mu, value, COUNTS[:, None] / COUNTS.sum() * mass
+
+
+S = np.arange(17)  # successes; one shape for every k, so that each function compiles once
+
+
+def binomial(k, mu):
+  """Probability of s successes in k rollouts, [..., 17]."""
+  p = (1 + mu[..., None]) / 2
+  return np.array([math.comb(k, s) for s in S]) * p**S * (1 - p) ** np.maximum(k - S, 0)
+
+
+def squared_error(mu, value, k):
+  """(baseline - mu)^2 of V0.5 at every s, [..., 17]; where s > k it means nothing."""
+  return np.square(np.asarray(shrinkage.fuse(2 * S / k - 1, k, value[..., None]).baseline) - mu[..., None])
+
+
+def decisions(rule, value, k):
+  """`budget.extra` at every s, [..., 17]."""
+  shape = (*value.shape, len(S))
+  s, v = np.broadcast_to(S.astype(float), shape), np.broadcast_to(value[..., None], shape)
+  more = budget.extra(rule, v, s, np.full(shape, k), np.ones(shape, bool), k_max=16, cost=COST, block=1)
+  return np.asarray(more)
+
+
+@pytest.mark.parametrize("row", GOLDEN["accept"], ids=lambda row: f"sd{row['sd']}h{row['h']}")
+def test_acceptance_table_by_exact_enumeration(row):
+  """No randomness: every outcome of up to 16 rollouts, weighted by its probability."""
+  with jax.enable_x64(True):
+    mu, value, mass = population(row["sd"], row["h"])
+    error = {k: squared_error(mu, value, k) for k in (1, 2, *range(4, 17))}
+    start = binomial(4, mu)
+    got = {f"v05_{k}": np.sum(mass * np.sum(binomial(k, mu) * error[k], -1)) for k in (1, 2, 4, 8, 16)}
+
+    alive, rollouts, loss = start, 0.0, 0.0  # probability of reaching (k, s) undecided
+    p = (1 + mu[..., None]) / 2
+    for k in range(4, 17):
+      more = decisions("sequential", value, k) > 0
+      stopped = np.where(more, 0.0, alive)
+      rollouts += k * np.sum(mass * stopped.sum(-1))
+      loss += np.sum(mass * np.sum(stopped * error[k], -1))
+      alive = np.where(more, alive, 0.0)
+      alive = alive * (1 - p) + np.roll(alive * p, 1, -1)
+    assert not alive.any()
+    got |= {"oslaK": rollouts, "oslaM": loss}
+
+    final = 4 + decisions("two_stage", value, 4)
+    rollouts, loss = np.sum(mass * np.sum(start * final, -1)), 0.0
+    for k in range(4, 17):
+      for s in range(5):
+        here = np.where(final[..., s] == k, mass * start[..., s], 0.0)
+        loss += np.sum(here[..., None] * binomial(k - 4, mu)[..., : 17 - s] * error[k][..., s:])
+    got |= {"tsK": rollouts, "tsM": loss}
+
+    groups = np.where(np.arange(4) < np.arange(5)[:, None], 1.0, -1.0)  # s = 0 .. 4 of 4
+    ask = np.broadcast_to(groups, (*value.shape, 5, 4)).reshape(-1, 4)
+    a2 = shrinkage.sq_loo("v05", ask, np.ones(ask.shape, bool), np.repeat(value.reshape(-1), 5))
+    got["a2_v05"] = np.sum(mass * np.sum(start[..., :5] * np.asarray(a2).reshape(*value.shape, 5), -1))
+  for name, x in got.items():
+    assert x == pytest.approx(row[name], abs=1e-9), name

@@ -1,0 +1,254 @@
+import os
+import pathlib
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
+import optax
+import pytest
+
+from configs import default
+from v05_jax import checkpoint
+from v05_jax import config as configuration
+from v05_jax.structs import Context, TrainState
+
+ROOT = pathlib.Path(__file__).parents[1]
+OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.linear_schedule(1e-3, 0.0, 100)))
+
+
+def new_state(width=16, features=8, seed=0):
+  rng = np.random.default_rng(seed)
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  params = {"embedding": draw(32, width), "layers": {"q": draw(2, width, width), "norm": draw(2, width)}}
+  zero = np.zeros((), np.int32)
+  return TrainState(
+    params=params, opt_state=OPTIMIZER.init(params), step=zero, cursor=zero, rollouts=zero,
+    mean_k=np.float32(4), skipped=zero,
+    context=Context(features=draw(64, features), success=draw(64), count=jnp.int32(7)),
+  )  # fmt: skip
+
+
+@jax.jit
+def train(state):
+  grads = jax.tree.map(lambda x: jnp.sin(x * 7), state.params)
+  updates, opt_state = OPTIMIZER.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  return state.replace(params=params, opt_state=opt_state, step=state.step + 1, cursor=state.cursor + 64)
+
+
+def same(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+    assert x.dtype == y.dtype
+
+
+def test_a_restored_run_is_the_unbroken_one_bit_for_bit(tmp_path):
+  state = new_state()
+  with checkpoint.Checkpoints(tmp_path / "run", 2) as saved:
+    assert saved.latest() is None and not (tmp_path / "run").exists()
+    for step in range(1, 4):
+      state = train(state)
+      saved.save(step, state)
+  with checkpoint.Checkpoints(tmp_path / "run", 2) as saved:
+    assert saved.latest() == 3
+    restored = saved.restore(3, new_state(seed=1))
+    same(restored, state)
+    same(train(restored), train(state))
+    assert int(saved.restore(2, new_state()).step) == 2
+  assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["2", "3"]
+
+
+def test_arrays_without_elements(tmp_path):
+  state = new_state(features=0)
+  with checkpoint.Checkpoints(tmp_path, 2) as saved:
+    saved.save(1, state)
+    same(saved.restore(1, new_state(features=0, seed=1)), state)
+
+
+def test_restored_onto_the_shardings_of_the_example(tmp_path):
+  def place(x, devices, *spec):
+    mesh = Mesh(np.array(jax.devices()[:devices]), ("x",))
+    put = lambda x, *spec: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
+    return {"q": put(x, *spec), "step": put(jnp.int32(x[0, 0]))}
+
+  x = np.arange(128, dtype=np.float32).reshape(8, 16)
+  with checkpoint.Checkpoints(tmp_path, 2) as saved:
+    saved.save(1, place(x + 1, 8, None, "x"))
+    for example in (place(x, 4, "x"), place(x, 1), {"q": jnp.zeros((8, 16)), "step": jnp.int32(0)}):
+      restored = saved.restore(1, example)
+      same(restored, {"q": x + 1, "step": np.int32(1)})
+      assert restored["q"].sharding == example["q"].sharding
+
+
+def test_another_architecture_is_named(tmp_path):
+  with checkpoint.Checkpoints(tmp_path, 2) as saved:
+    saved.save(1, new_state(width=16))
+    with pytest.raises(ValueError, match="does not fit") as error:
+      saved.restore(1, new_state(width=24))
+    text = str(error.value)
+    assert f"{tmp_path}/checkpoints/1" in text and "and 3 more" in text
+    assert "params.embedding: found float32[32,16], expected float32[32,24]" in text
+
+    example = new_state()
+    params = {**example.params, "head": jnp.ones(3)}
+    with pytest.raises(ValueError, match=r"params.head: found nothing, expected float32\[3\]"):
+      saved.restore(1, example.replace(params=params))
+    params = {"layers": example.params["layers"]}
+    with pytest.raises(ValueError, match=r"params.embedding: found float32\[32,16\], expected nothing"):
+      saved.restore(1, example.replace(params=params))
+    sgd = example.replace(opt_state=optax.sgd(0.1).init(example.params))
+    with pytest.raises(ValueError, match=r"opt_state.1.0.mu.embedding: .* expected nothing"):
+      saved.restore(1, sgd)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's own, on failure
+@pytest.mark.parametrize("damage", ["data", "metadata"])
+def test_an_unreadable_checkpoint_names_the_one_before(tmp_path, damage):
+  state = new_state()
+  with checkpoint.Checkpoints(tmp_path, 3) as saved:
+    saved.save(1, state)
+    saved.save(2, state)
+  folder = tmp_path / "checkpoints" / "2" / "default"
+  for file in (folder / "_METADATA",) if damage == "metadata" else folder.rglob("d/*"):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+  with checkpoint.Checkpoints(tmp_path, 3) as saved:
+    with pytest.raises(ValueError, match=r"checkpoints/2 cannot be read; .* goes on from step 1"):
+      saved.restore(2, state)
+    same(saved.restore(1, new_state(seed=1)), state)
+
+
+WRITER = """
+import sys
+import jax.numpy as jnp
+from v05_jax import checkpoint
+with checkpoint.Checkpoints(sys.argv[1] + "/run", 2) as saved:
+  first = (saved.latest() or 0) + 1
+  for step in range(first, 10_000):
+    saved.save(step, {"x": jnp.full((200, 100), step), "y": [jnp.int32(step)] * 8})
+    open(sys.argv[1] + "/done", "w").write(str(step))
+"""
+
+
+def test_killed_at_any_moment_leaves_the_last_checkpoint(tmp_path):
+  """A stopped process leaves on disk what a killed one leaves, so one process gives many moments."""
+  source = tmp_path / "source"
+  source.mkdir()
+  environment = os.environ | {"PYTHONPATH": str(ROOT)}
+  process = subprocess.Popen([sys.executable, "-c", WRITER, str(source)], env=environment)
+  draw, unfinished = random.Random(0), 0
+  example = {"x": jnp.zeros((200, 100), jnp.int32), "y": [jnp.int32(0)] * 8}
+  try:
+    while not (source / "done").exists():
+      assert process.poll() is None
+      time.sleep(0.05)
+    for moment in range(8):
+      time.sleep(draw.uniform(0.0, 0.25))
+      process.send_signal(signal.SIGSTOP)
+      os.waitpid(process.pid, os.WUNTRACED)
+      copy = tmp_path / f"copy{moment}"
+      shutil.copytree(source, copy)
+      process.send_signal(signal.SIGCONT)
+      names = [p.name for p in (copy / "run" / "checkpoints").iterdir()]
+      unfinished += any(checkpoint.UNFINISHED in name for name in names)
+      with checkpoint.Checkpoints(copy / "run", 2) as saved:
+        latest = saved.latest()
+        assert latest >= int((copy / "done").read_text() or 0)
+        restored = saved.restore(latest, example)
+        assert all((np.asarray(x) == latest).all() for x in jax.tree.leaves(restored))
+        saved.save(latest + 1, restored)  # goes on where it was killed
+      left = sorted(int(p.name) for p in (copy / "run" / "checkpoints").iterdir())
+      assert left == [latest, latest + 1]
+  finally:
+    process.kill()
+    process.wait()
+  assert unfinished  # some of the moments were inside a save
+
+
+def test_a_failed_write_keeps_the_last_checkpoint(tmp_path):
+  small, large = new_state(), {"x": jax.random.normal(jax.random.key(0), (1 << 20,))}
+  with checkpoint.Checkpoints(tmp_path, 1) as saved:
+    saved.save(1, small)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, limits[1]))
+    try:
+      with pytest.raises(ValueError, match=r"checkpoints/2 could not be written: .*; it needs about 4.2 MB, "
+                                           r".* are free; the last good one is of step 1"):  # fmt: skip
+        saved.save(2, large)
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
+    same(saved.restore(1, new_state(seed=1)), small)
+    saved.save(2, small)
+    assert saved.latest() == 2
+
+
+def test_a_full_disk(tmp_path):
+  disk = tmp_path / "disk"
+  disk.mkdir()
+  mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
+  if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+    pytest.skip("a small disk can be mounted by root on Linux only")
+  try:
+    with checkpoint.Checkpoints(disk / "run", 1) as saved:
+      saved.save(1, new_state())
+      with pytest.raises(ValueError, match=r"could not be written: the disk is full; .* of step 1"):
+        saved.save(2, {"x": jax.random.normal(jax.random.key(0), (1 << 20,))})
+      same(saved.restore(1, new_state(seed=1)), new_state())
+  finally:
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_the_config_of_a_resumed_run(tmp_path):
+  config = default.get_config()
+  checkpoint.check_config(tmp_path, config)  # an empty workdir
+  (tmp_path / "config.json").write_text(configuration.to_json(config))
+  config.num_steps, config.eval.period, config.checkpoint.period = 7, 3, 1
+  checkpoint.check_config(tmp_path, config)
+  config.optimizer.learning_rate, config.budget.k_max = 0.5, 12
+  with pytest.raises(ValueError, match=str(tmp_path)) as error:
+    checkpoint.check_config(tmp_path, config)
+  text = str(error.value)
+  assert "optimizer.learning_rate: found 0.5, expected 0.0001" in text
+  assert "budget.k_max: found 12, expected 4" in text and "num_steps" not in text
+  (tmp_path / "config.json").write_text("{")
+  with pytest.raises(ValueError, match=r"config.json, line 1"):
+    checkpoint.check_config(tmp_path, config)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_a_request(number):
+  before = signal.getsignal(number)
+  with checkpoint.Preemption() as preemption:
+    assert not preemption.requested
+    os.kill(os.getpid(), number)
+    assert preemption.requested
+    if number == signal.SIGINT:
+      with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), number)
+        time.sleep(1)
+    else:
+      os.kill(os.getpid(), number)
+  assert signal.getsignal(number) is before
+
+
+def test_signals_are_left_alone_in_other_threads():
+  entered = []
+
+  def work():
+    with checkpoint.Preemption() as preemption:
+      entered.append(preemption.requested)
+
+  thread = threading.Thread(target=work)
+  thread.start()
+  thread.join()
+  assert entered == [False]

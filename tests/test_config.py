@@ -1,0 +1,305 @@
+import importlib
+from pathlib import Path
+import re
+import subprocess
+import sys
+
+from absl import flags
+from ml_collections import ConfigDict
+import pytest
+
+from configs import default
+from v05_jax import budget, config
+
+ROOT = Path(__file__).parent.parent
+
+
+def changed(**values):
+  """The default config with `section__key=value` set, types unchecked."""
+  tree = config.to_dict(default.get_config())
+  for name, value in values.items():
+    *sections, key = name.split("__")
+    node = tree
+    for section in sections:
+      node = node[section]
+    node[key] = value
+  return ConfigDict(tree)
+
+
+def problems(**values):
+  with pytest.raises(ValueError) as error:
+    config.validate(changed(**values))
+  return str(error.value)
+
+
+def parse(*argv):
+  """Parses with the flags of main; a fresh set, so that tests do not share state."""
+  values = flags.FlagValues()
+  flags.DEFINE_string("workdir", None, "", flag_values=values)
+  flags.DEFINE_enum("mode", "train", ["train", "eval"], "", flag_values=values)
+  config.parse(["main", *map(str, argv)], values)
+  return values
+
+
+def error(capsys, *argv):
+  with pytest.raises(SystemExit) as e:
+    parse(*argv)
+  assert e.value.code == 2
+  return capsys.readouterr().err
+
+
+def write(path, change):
+  """A config file that makes one change to the default."""
+  head = "from configs import default\n\ndef get_config():\n  c = default.get_config()\n"
+  path.write_text(f"{head}  {change}\n  return c\n")
+
+
+# --- Ranges
+
+
+def test_every_shipped_config_is_valid():
+  for path in sorted((ROOT / "configs").glob("[a-z]*.py")):
+    config.validate(config.load(str(path)))
+  demo = importlib.import_module("configs.demo")
+  for method in demo.METHODS.values():
+    config.validate(demo.get_config(method))
+
+
+def test_every_key_has_a_rule_and_every_rule_a_key():
+  assert set(config.RULES) == set(config.flatten(default.get_config()))
+
+
+def test_choices_are_those_that_the_comments_of_the_default_config_name():
+  comments, section = {}, {"c": ""}
+  for line in (ROOT / "configs" / "default.py").read_text().splitlines():
+    if match := re.match(r"  c\.(\w+) = (\w+) = ConfigDict", line):
+      section[match[2]] = match[1] + "."
+    elif match := re.match(r"  (\w+)\.(\w+) = .*?  # (.*)", line):
+      comments[section[match[1]] + match[2]] = match[3]
+  word = r"\w+(?::\w+)?"
+  found = {
+    key: tuple(re.split(r" \| ", choices[0]))
+    for key, text in comments.items()
+    if (choices := re.search(rf"{word}(?: \| {word})+", text))
+  }
+  assert len(found) >= 9
+  for key, choices in found.items():
+    assert config.RULES[key].choices == choices, key
+  assert config.RULES["budget.rule"].choices == budget.RULES
+
+
+def test_no_number_but_a_reward_may_be_below_minus_one():
+  for key, value in config.flatten(default.get_config()).items():
+    if type(value) in (int, float) and key not in ("rewards.low", "rewards.high"):
+      assert f"{key}: found -2, expected " in problems(**{key.replace(".", "__"): -2})
+
+
+@pytest.mark.parametrize(
+  "key, value, expected",
+  [
+    ("seed", -1, "at least 0"),
+    ("rollouts_per_step", 3, "at least budget.k_init = 4"),
+    ("budget__k_init", 0, "at least 1"),
+    ("budget__k_init", 5, "budget.k_max: found 4, expected budget.k_init = 5"),
+    ("budget__k_max", 0, "at least 1"),
+    ("budget__k_max", 8, "expected budget.k_init = 4, since budget.rule is fixed"),
+    ("budget__cost", -0.1, "at least 0"),
+    ("budget__cost", float("nan"), "a finite number"),
+    ("budget__rule", "adaptive", "one of fixed, sequential, two_stage"),
+    ("baseline", "ppo", "one of v05"),
+    ("sampler__temperature", 0.0, "above 0"),
+    ("sampler__top_p", 0.0, "above 0"),
+    ("sampler__top_p", 1.01, "at most 1"),
+    ("sampler__max_response", 0, "at least 1"),
+    ("loss__clip_low", -0.1, "at least 0"),
+    ("loss__clip_dual", 0.5, "above 1, or 0"),
+    ("loss__aggregate", "mean", "one of token"),
+    ("loss__minibatches", 65, "at most 64"),
+    ("loss__row_length", 22, "0, or at least 23"),
+    ("eval__period", -1, "at least 0"),
+    ("checkpoint__period", 0, "at least 1"),
+    ("reward", "my_module", "module:function"),
+    ("reward", "my module:f", "module:function"),
+    ("rewards__low", 1.0, "less than rewards.high"),
+    ("rewards__overlong_buffer", 9, "at most sampler.max_response = 8"),
+    ("prior__min_support", 257, "at most prior.context = 256"),
+    ("data__template", "{question}", "{prompt}"),
+    ("data__families", ("add", "add"), "each once"),
+    ("data__families", (), "at least one name"),
+    ("mesh__fsdp", 0, "at least 1, or -1"),
+    ("mesh__fsdp", -1, "-1 for one axis alone"),
+    ("seed", 1.0, "a whole number"),
+    ("seed", True, "a whole number"),
+    ("policy__remat", 1, "True or False"),
+    ("policy__dtype", None, "a text"),
+    ("budget", 3, "a section of keys"),
+  ],
+)
+def test_a_bad_value_names_key_found_and_expected(key, value, expected):
+  text = problems(**{key: value})
+  assert expected in text
+  if "expected" not in expected:
+    assert f"{key.replace('__', '.')}: found {value!r}, expected " in text
+
+
+def test_every_problem_is_listed_at_once():
+  text = problems(budget__cost=-1.0, sampler__top_p=2.0, baseline="x")
+  assert "3 problems" in text
+  assert all(key in text for key in ("budget.cost", "sampler.top_p", "baseline"))
+
+
+def test_k_init_above_k_max_with_an_adaptive_rule():
+  text = problems(budget__rule="two_stage", budget__k_init=8)
+  assert "budget.k_init: found 8, expected at most budget.k_max = 4" in text
+
+
+@pytest.mark.parametrize("baseline", ["grpo", "dr_grpo", "rloo", "mean"])
+def test_a_group_baseline_needs_two_rollouts(baseline):
+  config.validate(changed(budget__k_init=1, budget__k_max=1))  # v05 has its prior
+  text = problems(budget__k_init=1, budget__k_max=1, baseline=baseline)
+  assert f"at least 2, since baseline {baseline}" in text
+
+
+def test_good_values_at_the_edge_of_their_range():
+  config.validate(changed(budget__cost=0, sampler__top_p=1, num_steps=0))
+  config.validate(changed(loss__minibatches=64, loss__row_length=23))
+  config.validate(changed(rollouts_per_step=4, loss__minibatches=1, reward="my.module:reward"))
+
+
+def test_unknown_and_missing_keys():
+  text = problems(budget__k_ini=4)
+  assert "budget.k_ini: found an unknown key, did you mean budget.k_init?" in text
+  tree = config.to_dict(default.get_config())
+  del tree["budget"]["cost"], tree["sft"]
+  with pytest.raises(ValueError, match=r"budget\.cost: missing") as e:
+    config.validate(ConfigDict(tree))
+  assert "sft.steps: missing" in str(e.value)
+
+
+# --- JSON and resuming
+
+
+def test_json_round_trip_keeps_values_and_types():
+  before = changed(seed=3, loss__clip_high=0.28, data__families=("add", "lin"))
+  after = config.from_json(config.to_json(before))
+  assert after == before
+  assert after.data.families == ("add", "lin")
+  config.validate(after)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]"])
+def test_a_damaged_config_json_is_named(text):
+  with pytest.raises(ValueError, match=r"runs/x/config\.json"):
+    config.from_json(text, "runs/x/config.json")
+
+
+def test_only_length_and_periods_may_change_on_resume():
+  saved = default.get_config()
+  config.check_resume(saved, changed(num_steps=9, eval__period=3, checkpoint__period=5), "runs/x")
+  with pytest.raises(ValueError, match="runs/x holds a run of another config") as e:
+    config.check_resume(saved, changed(seed=1, budget__cost=0.5, num_steps=9), "runs/x")
+  assert "seed: found 1, expected 0" in str(e.value)
+  assert "budget.cost: found 0.5, expected 0.00390625" in str(e.value)
+  assert "num_steps" not in str(e.value)
+
+
+# --- Files
+
+
+@pytest.mark.parametrize(
+  "text, expected",
+  [
+    ("def get_config(:\n", r"c\.py, line 1: "),
+    ("x = 1\n", r"c\.py: found no function get_config\(\)"),
+    ("def get_config():\n  return {}\n", "expected a ConfigDict"),
+    ("def get_config(x):\n  return x\n", r"c\.py: TypeError: get_config\(\) missing"),
+    ("import no_such_module\n", r"c\.py, line 1: ModuleNotFoundError"),
+    ("x = 1\n\ndef get_config():\n  return y\n", r"c\.py, line 4: NameError"),
+  ],
+)
+def test_a_bad_config_file_gives_one_line(tmp_path, text, expected):
+  (tmp_path / "c.py").write_text(text)
+  with pytest.raises(ValueError, match=expected) as e:
+    config.load(str(tmp_path / "c.py"))
+  assert "\n" not in str(e.value)
+
+
+def test_a_missing_config_file_suggests_its_neighbour(tmp_path):
+  (tmp_path / "grpo.py").touch()
+  with pytest.raises(ValueError, match=r"no such config file, did you mean .*/grpo\.py\?"):
+    config.load(str(tmp_path / "gpro.py"))
+  for other in (tmp_path, tmp_path / "grpo.txt"):
+    (tmp_path / "grpo.txt").touch()
+    with pytest.raises(ValueError, match=r"expected a config file, \.py or \.json"):
+      config.load(str(other))
+
+
+# --- The command line
+
+
+def test_overrides_of_every_type():
+  c = parse(
+    "--config.seed=3", "--config.budget.cost", "0", "--config.policy.remat", "--config.reward=math",
+    "--noconfig.data.chat_template", "--config.data.families=('add', 'lin')", "--mode=eval",
+    "--config.mesh.data", "-1",
+  ).config  # fmt: skip
+  assert (c.seed, c.budget.cost, c.policy.remat, c.reward) == (3, 0.0, True, "math")
+  assert (c.data.chat_template, c.data.families, c.mesh.data) == (False, ("add", "lin"), -1)
+  assert isinstance(c.budget.cost, float)
+
+
+def test_the_config_is_the_file_then_the_workdir_then_the_default(tmp_path):
+  assert config.flatten(parse().config) == config.flatten(default.get_config())
+  (tmp_path / "config.json").write_text(config.to_json(changed(seed=5, loss__kl_coef=0)))
+  c = parse("--workdir", tmp_path, "--config.loss.kl_coef=0.5").config
+  assert (c.seed, c.loss.kl_coef) == (5, 0.5)  # a float's key, though the file holds a whole number
+  assert parse("--workdir", tmp_path / "none").config.seed == 0
+  write(tmp_path / "c.py", "c.seed = 7")
+  c = parse("--config.num_steps=2", f"--config={tmp_path / 'c.py'}", "--workdir", tmp_path).config
+  assert (c.seed, c.num_steps) == (7, 2)
+
+
+@pytest.mark.parametrize(
+  "argv, expected",
+  [
+    (["--config.foo=1"], "--config.foo: found an unknown config key"),
+    (["--config.budget.k_ini=1"], "unknown config key, did you mean --config.budget.k_init?"),
+    (["--config.loss.cost=1"], "did you mean --config.budget.cost?"),
+    (["--workdri=x"], "--workdri: found an unknown flag, did you mean --workdir?"),
+    (["--mode=trian"], "--mode=trian"),
+    (["--config.seed=x"], "--config.seed=x"),
+    (["--config.budget.cost=1/256"], "--config.budget.cost=1/256"),
+    (["--config.seed"], "Missing value for flag --config.seed"),
+    (["--config"], "--config: found no value"),
+    (["--config=none.py"], "none.py: found no such config file"),
+    (["workdir=x"], "found the argument 'workdir=x', expected flags alone"),
+  ],
+)
+def test_a_bad_flag_is_one_line_and_exit_code_2(capsys, argv, expected):
+  text = error(capsys, *argv)
+  assert expected in text
+  assert text.startswith("error: ") and text.count("\n") == 1
+
+
+def test_a_bad_value_on_the_command_line(capsys):
+  text = error(capsys, "--config.budget.cost", "-1", "--config.baseline=ppo")
+  assert text.count("\n") == 3
+  assert "budget.cost: found -1.0, expected at least 0" in text
+  assert "baseline: found 'ppo', expected one of v05" in text
+
+
+def test_a_file_with_an_unknown_key_is_named(capsys, tmp_path):
+  write(tmp_path / "c.py", "c.budget.k = 7")
+  text = error(capsys, f"--config={tmp_path / 'c.py'}")
+  assert "c.py: not a config of this version" in text and "budget.k: found an unknown key" in text
+
+
+def test_main_prints_one_line_and_no_traceback():
+  done = subprocess.run(
+    [sys.executable, "-m", "v05_jax.main", "--config.budgte.cost=1"],
+    cwd=ROOT, capture_output=True, text=True, timeout=120,
+  )  # fmt: skip
+  assert done.returncode == 2
+  assert done.stderr.strip() == (
+    "error: --config.budgte.cost: found an unknown config key, did you mean --config.budget.cost?"
+  )

@@ -1,0 +1,186 @@
+import io
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import default
+from v05_jax import config as configuration
+from v05_jax import metrics
+
+CONFIG = default.get_config()
+
+
+def write(workdir, steps, done=0, **options):
+  with metrics.Writer(workdir, CONFIG, done, **options) as log:
+    for step in steps:
+      log.write(step, 4 * step, {"reward": (3.0 * step, 4), "time/step": (1.0, 1)})
+
+
+def test_means_and_merge():
+  a, b = {"reward": (3.0, 4), "k/mean": (8.0, 2)}, {"reward": (1.0, 4), "prompts": (0.0, 0)}
+  both = metrics.merge(a, b)
+  assert both == {"reward": (4.0, 8), "k/mean": (8.0, 2), "prompts": (0.0, 0)}
+  values = metrics.means(both)
+  assert (values["reward"], values["k/mean"]) == (0.5, 4.0) and math.isnan(values["prompts"])
+
+
+def test_a_line_is_sorted_and_finite(tmp_path):
+  with metrics.Writer(tmp_path, CONFIG) as log:
+    pairs = {"reward": (jnp.float32(1), jnp.float32(4)), "grad/norm": (math.inf, 1), "accuracy": (0.0, 0)}
+    log.write(jnp.int32(1), 8, pairs)
+    assert log.latest == {"reward": 0.25}
+  text = (tmp_path / "metrics.jsonl").read_text()
+  assert text == '{"step": 1, "rollouts": 8, "accuracy": null, "grad/norm": null, "reward": 0.25}\n'
+  saved = (tmp_path / "config.json").read_text()
+  assert configuration.from_json(saved) == CONFIG
+  assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_an_undocumented_name_is_refused(tmp_path):
+  with metrics.Writer(tmp_path, CONFIG) as log:
+    with pytest.raises(ValueError, match=r"reward/typo, tiem/step"):
+      log.write(1, 1, {"reward/typo": (1, 1), "tiem/step": (1, 1), "reward": (1, 1)})
+    log.write(1, 1, {"accuracy/sort": (1, 1)})
+  assert metrics.meaning("accuracy/sort") == metrics.METRICS["accuracy/*"]
+  assert metrics.meaning("k/hist/4") and metrics.meaning("k/mode") is None
+  assert metrics.table().count("\n") == len(metrics.METRICS) + 1
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_resumed_run_writes_the_lines_of_an_unbroken_one(tmp_path, monkeypatch, remote):
+  if remote:  # a local folder treated as gs:// is
+    monkeypatch.setattr(metrics, "_is_remote", lambda path: True)
+  whole, broken = tmp_path / "whole", tmp_path / "broken"
+  write(whole, range(7))
+  write(broken, range(5))
+  with open(broken / "metrics.jsonl", "a") as file:
+    file.write('{"step": 5, "rewa')  # killed while writing
+  write(broken, range(4, 7), done=3)  # the newest checkpoint is that of step 3
+  assert (broken / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+  assert [line["step"] for line in metrics.read(broken)] == list(range(7))
+  assert len(list((broken / "tensorboard").iterdir())) == 2
+
+
+def test_a_fresh_run_keeps_nothing(tmp_path):
+  write(tmp_path, range(3))
+  write(tmp_path, range(2))
+  assert [line["step"] for line in metrics.read(tmp_path)] == [0, 1]
+
+
+def test_flush_makes_remote_lines_safe(tmp_path, monkeypatch):
+  monkeypatch.setattr(metrics, "_is_remote", lambda path: True)
+  with metrics.Writer(tmp_path, CONFIG) as log:
+    log.write(1, 4, {"reward": (1, 1)})
+    assert metrics.read(tmp_path) == []
+    log.flush()
+    assert [line["step"] for line in metrics.read(tmp_path)] == [1]
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_local_lines_are_safe_at_once(tmp_path):
+  with metrics.Writer(tmp_path, CONFIG) as log:
+    log.write(1, 4, {"reward": (1, 1)})
+    assert [line["step"] for line in metrics.read(tmp_path)] == [1]
+
+
+def test_the_cut_is_atomic(tmp_path, monkeypatch):
+  write(tmp_path, range(5))
+  before = (tmp_path / "metrics.jsonl").read_bytes()
+
+  def killed(source, target):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(metrics.os, "replace", killed)
+  with pytest.raises(KeyboardInterrupt):
+    metrics.Writer(tmp_path, CONFIG, 2)
+  assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_tensorboard_forgets_the_repeated_steps(tmp_path):
+  from tensorboardX.proto.event_pb2 import Event
+
+  write(tmp_path, range(4), done=0)
+  write(tmp_path, range(3, 5), done=2)
+  files = sorted((tmp_path / "tensorboard").iterdir(), key=lambda f: f.stat().st_mtime_ns)
+  events = []
+  for file in files:
+    data = file.read_bytes()
+    while data:  # TFRecord: length, checksum, payload, checksum
+      size = int.from_bytes(data[:8], "little")
+      events.append(Event.FromString(data[12 : 12 + size]))
+      data = data[16 + size :]
+  purged = [e.step for e in events if e.HasField("session_log")]
+  assert purged == [0, 3]
+  rewards = [(e.step, v.simple_value) for e in events for v in e.summary.value if v.tag == "reward"]
+  assert rewards == [(s, 0.75 * s) for s in (0, 1, 2, 3, 3, 4)]
+
+
+@pytest.mark.parametrize("text, number", [
+  ('{"step": 1}\nnonsense\n{"step": 2}\n', 2), ('[]\n{"step": 1}\n', 1), ('{"reward": 1}\n', 1),
+])  # fmt: skip
+def test_a_damaged_line_is_named(tmp_path, text, number):
+  (tmp_path / "metrics.jsonl").write_text(text)
+  with pytest.raises(ValueError, match=rf"metrics.jsonl, line {number}: found"):
+    metrics.read(tmp_path)
+
+
+def test_a_workdir_that_cannot_be_written(tmp_path):
+  (tmp_path / "file").write_text("")
+  for path in (tmp_path / "file", tmp_path / "file" / "run"):
+    with pytest.raises(ValueError, match=rf"workdir {path}: cannot be written"):
+      metrics.Writer(path, CONFIG)
+
+
+def test_compilations_are_counted():
+  f = jax.jit(lambda x: x * 3 + 1)
+  x, y = jnp.ones(3), jnp.ones(5)
+  jax.block_until_ready((x, y))
+  with metrics.CompilationCounter() as count:
+    f(x), f(x)
+    assert count() == 1
+    f(y)
+    assert count() == 2
+  f(jnp.ones(7))
+  assert count() == 2
+
+
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+def test_progress_on_a_terminal():
+  times = iter([0.0, 10.0, 11.0])  # the first step compiles
+  stream = Terminal()
+  with metrics.Progress(100, 40, stream, lambda: next(times)) as progress:
+    progress.update(41, {})
+    progress.update(42, {"reward": 0.12345, "k/mean": 4.0, "grad/norm": 3.0})
+  last = stream.getvalue().split("\r")[-1]
+  assert last.startswith("step 42/100  ") and "reward 0.123  k/mean 4" in last and "grad" not in last
+  assert last.endswith("\n") and "left" in last
+
+
+def test_the_rate_is_that_of_the_last_steps():
+  now = [0.0]
+  stream = Terminal()
+  progress = metrics.Progress(7240, 0, stream, lambda: now[0])
+  for step in range(1, 41):
+    now[0] += 100.0 if step == 1 else 0.5
+    progress.update(step, {})
+  assert "2.00 steps/s  1:00:00 left" in stream.getvalue().split("\r")[-1]
+
+
+def test_progress_elsewhere_is_silent():
+  stream = io.StringIO()
+  with metrics.Progress(10, 0, stream) as progress:
+    progress.update(1, {"reward": 1.0})
+  assert stream.getvalue() == ""
+
+
+def test_config_json_is_json(tmp_path):
+  write(tmp_path, [0])
+  saved = json.loads((tmp_path / "config.json").read_text())
+  assert saved["budget"]["cost"] == 1 / 256 and saved["data"]["families"] == list(CONFIG.data.families)

@@ -1,0 +1,273 @@
+import concurrent.futures
+import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from v05_jax import rewards
+
+ROOT = pathlib.Path(__file__).parents[1]
+MODULE = r"""
+import ctypes, os, re, signal, sys, time
+
+def score(prompt, response, row):
+  if response == "hang":
+    while True: time.sleep(1)
+  if response == "hang with the lock": re.match(r"(a+)+$", "a" * 60 + "b")
+  if response == "exit": os._exit(3)
+  if response == "segfault": ctypes.string_at(0)
+  if response == "raise": raise RuntimeError("boom")
+  if response == "quit": sys.exit(1)
+  if response == "none": return None
+  if response == "text": return "1.0"
+  if response == "nan": return float("nan")
+  if response == "print": print("noise"); return 1
+  if response == "sleep": time.sleep(row["seconds"])
+  if response == "jax": return "jax" in sys.modules
+  if response == "sigint": return signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+  if response == "pid": return os.getpid()
+  return row["value"]
+
+class Scorer:
+  method = staticmethod(score)
+
+number = 3
+"""
+
+
+def config(reward, workers=2, timeout=2.0):
+  return SimpleNamespace(reward=reward, rewards=SimpleNamespace(workers=workers, timeout=timeout))
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+  """A user's module in the current directory, which is not on this process's sys.path."""
+  (tmp_path / "my_reward.py").write_text(MODULE)
+  monkeypatch.chdir(tmp_path)
+  return tmp_path
+
+
+def judge(verifier, *responses, **row):
+  handles = verifier.submit([""] * len(responses), list(responses), [row] * len(responses))
+  return [handle.result(timeout=60) for handle in handles]
+
+
+def test_a_bad_verdict_costs_one_reward_and_the_pool_goes_on(module):
+  good = {
+    "none": "crash", "text": "crash", "nan": "crash", "raise": "crash", "quit": "crash",
+    "exit": "crash", "segfault": "crash", "hang": "timeout", "hang with the lock": "timeout",
+  }  # fmt: skip
+  with rewards.load(config("my_reward:score", timeout=1.0)) as verifier:
+    verdicts = judge(verifier, *[r for bad in good for r in ("fine", bad)], "fine", value=0.5)
+  assert [v.failure for v in verdicts[1::2]] == list(good.values())
+  assert all(math.isnan(v.reward) for v in verdicts[1::2])
+  assert [v[:2] for v in verdicts[::2]] == [(0.5, "")] * (len(good) + 1)
+  detail = dict(zip(good, (v.detail for v in verdicts[1::2])))
+  assert "RuntimeError: boom" in detail["raise"] and "my_reward.py:" in detail["raise"]
+  assert "expected a finite number" in detail["text"] and "status 3" in detail["exit"]
+
+
+def test_what_cannot_be_pickled_fails_alone(module):
+  with rewards.load(config("my_reward:Scorer.method", workers=1)) as verifier:
+    rows = [{"value": lambda: 0}, {"value": 2}]
+    first, second = [h.result(60) for h in verifier.submit(["", ""], ["", ""], rows)]
+  assert first.failure == "crash" and "row" in first.detail and second.reward == 2.0
+
+
+def test_the_time_counts_from_the_start_of_a_verdict(module):
+  with rewards.load(config("my_reward:score", workers=1, timeout=1.5)) as verifier:
+    started = time.monotonic()
+    verdicts = judge(verifier, *["sleep"] * 4, seconds=0.5, value=1)
+  assert time.monotonic() - started > 1.5 and [v.reward for v in verdicts] == [1.0] * 4
+
+
+def test_200_verdicts_belong_to_their_handles(module):
+  with rewards.load(config("my_reward:score")) as verifier:
+    rows = [{"value": i, "seconds": 0.003 * (i * 7 % 5)} for i in range(200)]
+    handles = verifier.submit([""] * 200, ["sleep"] * 200, rows)
+    assert [handle.result(60).reward for handle in handles] == list(range(200))
+
+
+def test_workers_are_quiet_and_light(module, capfd):
+  with rewards.load(config("my_reward:score")) as verifier:
+    assert [v.reward for v in judge(verifier, "jax", "sigint", "print")] == [0.0, 1.0, 1.0]
+    with pytest.raises(ValueError):  # one response short
+      verifier.submit(["", ""], [""], [{}, {}])
+  assert capfd.readouterr().out == ""
+
+
+def test_close_with_pending_work(module):
+  verifier = rewards.load(config("my_reward:score", workers=1, timeout=60.0))
+  pid = int(judge(verifier, "pid")[0].reward)
+  running, *pending = verifier.submit([""] * 4, ["hang"] * 4, [{}] * 4)
+  time.sleep(0.3)
+  started = time.monotonic()
+  verifier.close()
+  assert time.monotonic() - started < 5
+  assert running.result(0).failure == "crash"
+  for handle in pending:
+    with pytest.raises(concurrent.futures.CancelledError):
+      handle.result(0)
+  assert not alive(pid)
+  with pytest.raises(ValueError, match="closed"):
+    verifier.submit([""], [""], [{}])
+  verifier.close()
+
+
+@pytest.mark.parametrize("reward, message", [
+  ("nonsense", "expected task, math or module:function"),
+  ("no_such_module:f", "No module named 'no_such_module'"),
+  ("my_reward:no_such_function", "no_such_function"),
+  ("my_reward:number", "number is a int, expected a function"),
+  ("dies:f", "status 7"),
+])  # fmt: skip
+def test_an_unusable_function_is_an_error_at_load(module, reward, message):
+  (module / "dies.py").write_text("import os; os._exit(7)")
+  with pytest.raises(ValueError, match=message) as error:
+    rewards.load(config(reward))
+  assert f"config.reward = {reward!r}" in str(error.value)
+
+
+@pytest.mark.parametrize("key, options", [
+  ("workers", dict(workers=0)), ("timeout", dict(timeout=0.0)), ("timeout", dict(timeout=math.nan)),
+])  # fmt: skip
+def test_unusable_options_are_an_error_at_load(key, options):
+  with pytest.raises(ValueError, match=f"config.rewards.{key}"):
+    rewards.load(config("math", **options))
+
+
+def test_the_built_in_tasks_are_judged_in_this_process():
+  with rewards.load(config("task")) as verifier:
+    assert isinstance(verifier, rewards.Direct)
+  verifier = rewards.Direct(lambda prompt, response, row: response == row["answer"])
+  handles = verifier.submit(["", ""], ["4", "5"], [{"answer": "4"}] * 2)
+  assert [h.result().reward for h in handles] == [1.0, 0.0]
+
+
+SCRIPT = """
+import sys, types
+print("main", flush=True)
+from v05_jax import rewards
+options = types.SimpleNamespace(workers=1, timeout=100.0)
+verifier = rewards.load(types.SimpleNamespace(reward="my_reward:score", rewards=options))
+print(int(verifier.submit([""], ["pid"], [{}])[0].result().reward), flush=True)
+for response in sys.argv[1:]:
+  verifier.submit([""], [response], [{}])[0].result()
+"""
+
+
+def start_script(module, *responses):
+  (module / "script.py").write_text(SCRIPT)
+  return subprocess.Popen(
+    [sys.executable, "script.py", *responses], cwd=module, stdout=subprocess.PIPE, text=True,
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+  )  # fmt: skip
+
+
+def test_a_script_without_a_main_guard_runs_once_and_leaves_nothing(module):
+  process = start_script(module)
+  lines = process.communicate(timeout=60)[0].split()
+  assert process.returncode == 0 and len(lines) == 2 and lines[0] == "main"
+  assert not alive(int(lines[1]))
+
+
+@pytest.mark.parametrize("response", ["hang", "hang with the lock"])
+def test_workers_die_with_the_run(module, response):
+  if response == "hang with the lock" and sys.platform != "linux":
+    pytest.skip("only Linux signals the death of a parent")
+  process = start_script(module, response)
+  process.stdout.readline()
+  worker = int(process.stdout.readline())
+  time.sleep(0.3)
+  assert alive(worker, patience=0.1)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  assert not alive(worker)
+
+
+def alive(pid, patience=5.0):
+  """Whether the process still runs after `patience` seconds (or at once, if it is gone earlier)."""
+  end = time.monotonic() + patience
+  while time.monotonic() < end:
+    try:
+      os.kill(pid, 0)
+      state = pathlib.Path(f"/proc/{pid}/stat")
+      if state.exists() and state.read_text().rpartition(")")[2].split()[0] == "Z":
+        return False
+    except (ProcessLookupError, FileNotFoundError):
+      return False
+    time.sleep(0.05)
+  return True
+
+
+MATH = [
+  (r"so \boxed{\frac{1}{2}}", "0.5", 1),
+  (r"\boxed{0.5}", r"\frac{1}{2}", 1),
+  (r"\boxed{0.33}", "1/3", 0),
+  (r"the answer is $\frac{3}{4}$.", "0.75", 1),
+  ("we get 3, then 17", "17", 1),
+  ("we get 17, then 3", "17", 0),
+  ("12", 12, 1),
+  (r"\boxed{1,234}", "1234", 1),
+  (r"\boxed{\frac{\sqrt{2}}{2}}", r"\frac{1}{\sqrt{2}}", 1),
+  (r"\boxed{\frac{1}{\frac{1}{\sqrt{4}}}}", "2", 1),
+  (r"first \boxed{3}, no: \boxed{4}", "4", 1),
+  (r"first \boxed{3}, no: \boxed{4}", "3", 0),
+  (r"\boxed{[0,1)}", "[0,1)", 1),
+  (r"\boxed{[0,\frac{2}{2})}", "[0, 1)", 1),
+  (r"\boxed{(0,1)}", "[0,1)", 0),
+  (r"\boxed{\{2,1\}}", r"\{1,2\}", 1),
+  (r"\boxed{\left\{ 1, 2 \right\}}", r"\{1,2\}", 1),
+  (r"\boxed{x^2+2x}", "x(x+2)", 1),
+  (r"\boxed{x=3}", "3", 1),
+  (r"\boxed{50\%}", "0.5", 1),
+  (r"\boxed{\text{even}}", "even", 1),
+  (r"\boxed{\$5}", "5", 1),
+  (r"\boxed{5}", "$5$", 1),
+  (r"\boxed{5}", "3 + 2 = 5 for 7 people\n#### 5", 1),
+  (r"\boxed{7}", r"so it is $\boxed{7}$", 1),
+  ("I do not know", "3", 0),
+  ("", "3", 0),
+  (r"3 \boxed{}", "3", 0),
+  (r"\boxed{}", "", 0),
+]
+
+
+@pytest.mark.parametrize("response, gold, reward", MATH)
+def test_math(response, gold, reward):
+  from v05_jax.rewards import math as mathematics
+
+  assert mathematics.verify("", response, {"answer": gold}) == reward
+
+
+@pytest.mark.parametrize("text, answer", [
+  (r"\boxed{\frac{1}{2}} \boxed{cut off", r"\frac{1}{2}"),
+  (r"\fbox {a{b}{c{d}}}", "a{b}{c{d}}"),
+  (r"\boxed{\left\{ x, y \right.}", r"\left\{ x, y \right."),
+  ("boxed{3}", None),
+])  # fmt: skip
+def test_boxed(text, answer):
+  from v05_jax.rewards import math as mathematics
+
+  assert mathematics.boxed(text) == answer
+
+
+def test_math_in_a_worker_that_sympy_hangs():
+  with rewards.load(config("math", workers=1, timeout=2.0)) as verifier:
+    verdicts = judge(verifier, r"\boxed{9^{9^{9^9}}}", r"\boxed{\frac{6}{2}}", answer="3")
+  assert [v.failure for v in verdicts] == ["timeout", ""] and verdicts[1].reward == 1.0
+
+
+def test_the_overlong_penalty():
+  length = np.array([[0, 6, 7], [8, 9, 10]])
+  penalty = rewards.overlong_penalty(length, max_response=10, buffer=4)
+  np.testing.assert_allclose(penalty, [[0, 0, -0.25], [-0.5, -0.75, -1]])
+  assert penalty.dtype == np.float32
+  np.testing.assert_array_equal(rewards.overlong_penalty(length, 10, buffer=0), np.zeros((2, 3)))

@@ -1,0 +1,143 @@
+"""The scheduler: rollouts depend on their key alone, slots stay full, adaptive groups are prefixes."""
+
+import time
+
+import numpy as np
+import pytest
+
+from tests import support
+from v05_jax import rng, rollouts
+
+FIXED = rollouts.Groups("fixed", 6, 6)
+FIELDS = ("tokens", "prompt", "index", "length", "reward", "ended", "mask")
+
+
+def run(groups=FIXED, devices=1, count=14, value=None, seed=0, verifier=None, limit=None, capacity=None, **sampler):
+  collect = support.collector(support.config(**sampler), devices, verifier)
+  return collect(
+    support.params(), support.prompts(count, capacity=capacity), rng.at(0, seed), groups, value, limit=limit
+  )
+
+
+@pytest.fixture(scope="module")
+def reference():
+  return run()[0]
+
+
+@pytest.mark.parametrize(
+  "change",
+  [{"slots": 64, "open_prompts": 32}, {"slots": 8, "chunk": 1}, {"chunk": 12, "open_prompts": 2, "prefill": 2},
+   {"devices": 8}, {"devices": 2, "chunk": 3}, {"capacity": 20}],
+  ids=str,
+)  # fmt: skip
+def test_rollouts_do_not_depend_on_slots_chunks_or_devices(reference, change):
+  rolls, _ = run(**change)
+  for name in FIELDS:
+    np.testing.assert_array_equal(getattr(rolls, name)[: len(getattr(reference, name))], getattr(reference, name))
+  np.testing.assert_allclose(rolls.logprob, reference.logprob, atol=1e-4)
+
+
+def test_another_order_of_work_at_the_same_shapes_is_equal_bit_for_bit(reference):
+  """The prompts in reverse order run in other slots beside other neighbours."""
+  prompts = support.prompts(14)
+  order = np.arange(14)[::-1]
+  mirrored = prompts.replace(
+    tokens=prompts.tokens[order], length=prompts.length[order], position=prompts.position[order], rows=prompts.rows[::-1]
+  )
+  rolls, _ = support.collector(support.config())(support.params(), mirrored, rng.at(0, 0), FIXED)
+  for row, p, k in zip(range(len(rolls.prompt)), rolls.prompt, rolls.index):
+    twin = np.flatnonzero((reference.prompt == order[p]) & (reference.index == k))[0]
+    np.testing.assert_array_equal(rolls.tokens[row], reference.tokens[twin])
+    np.testing.assert_array_equal(rolls.logprob[row], reference.logprob[twin])
+
+
+def test_keys_name_rollouts(reference):
+  again, _ = run()
+  np.testing.assert_array_equal(again.logprob, reference.logprob)
+  other, _ = run(seed=1)
+  assert not np.array_equal(other.tokens[:20], reference.tokens[:20])
+  groups = reference.tokens.reshape(14, 6, -1)
+  assert all(len(np.unique(group, axis=0)) > 1 for group in groups)  # members of a group differ
+
+
+@pytest.mark.parametrize("block", [1, 2, 3])
+def test_an_adaptive_group_is_the_prefix_of_the_fixed_one(block):
+  full, _ = run(rollouts.Groups("fixed", 16, 16))
+  value = np.random.default_rng(0).uniform(-1, 1, 14).astype(np.float32)
+  rolls, stats = run(rollouts.Groups("sequential", 4, 16, 1 / 256, block), value=value)
+  k = rolls.mask.sum(1)
+  assert k.min() == 4 and k.max() > 4
+  for p in range(14):
+    np.testing.assert_array_equal(rolls.mask[p], np.arange(16) < k[p])
+    np.testing.assert_array_equal(rolls.reward[p, : k[p]], full.reward[p, : k[p]])
+    mine, whole = rolls.tokens[rolls.prompt == p], full.tokens[full.prompt == p]
+    np.testing.assert_array_equal(mine, whole[: k[p]])
+  assert stats["response/length"][1] == k.sum()
+
+
+def test_the_sequential_rule_stops_where_the_equation_says():
+  """Block 1: every prefix up to k - 1 asks for more, and k does not (or is k_max)."""
+  value = np.random.default_rng(1).uniform(-1, 1, 14)
+  rolls, _ = run(rollouts.Groups("sequential", 4, 16, 1 / 256, 1), value=value.astype(np.float32))
+
+  def more(rewards, v):
+    k, vbar = len(rewards), 2 * np.mean(rewards) - 1
+    delta2 = max((vbar - v) ** 2 - 1 / k, 0)
+    return delta2**2 / ((k * delta2 + 1) * ((k + 1) * delta2 + 1)) > 1 / 256
+
+  for p in range(14):
+    rewards = rolls.reward[p][rolls.mask[p]]
+    assert all(more(rewards[:k], value[p]) for k in range(4, len(rewards)))
+    assert len(rewards) == 16 or not more(rewards, value[p])
+
+
+def test_late_verdicts_change_nothing():
+  """Verdicts that take up to 20 ms, in an order of their own, give the same slots and samples."""
+  value = np.zeros(14, np.float32)
+  groups = rollouts.Groups("sequential", 4, 16, 1 / 256, 1)
+  quick, stats = run(groups, value=value)
+
+  def slow(text):
+    time.sleep((hash(text) % 5) * 0.005)
+    return float(len(text) % 2 == 0)
+
+  late, late_stats = run(groups, value=value, verifier=support.Verifier(slow))
+  np.testing.assert_array_equal(late.logprob, quick.logprob)
+  assert late_stats["sampler/decode_steps"] == stats["sampler/decode_steps"]
+  assert late_stats["sampler/refills"] == stats["sampler/refills"]
+
+
+def test_slots_are_refilled_and_steps_are_near_the_ideal():
+  """256 rollouts of 16..48 tokens on 32 slots: at least 200 refills, at most 1.15x the ideal decode steps."""
+  limit = np.random.default_rng(0).integers(16, 49, 64)
+  c = support.config(slots=32, open_prompts=16, chunk=2, max_response=48)
+  params = support.params()
+  rolls, stats = support.collector(c, eos=-1)(  # never ends by itself: the limits make the lengths
+    params, support.prompts(64), rng.at(0, 0), rollouts.Groups("fixed", 4, 4), limit=limit
+  )
+  np.testing.assert_array_equal(rolls.length, np.repeat(limit[:, None], 4, 1))
+  ideal = rolls.length.sum() / 32
+  assert stats["sampler/refills"][0] == 256 - 32 >= 200
+  assert stats["sampler/decode_steps"][0] <= 1.15 * ideal
+  used, offered = stats["sampler/utilisation"]
+  assert used == rolls.length.sum() and offered == 32 * stats["sampler/decode_steps"][0]
+
+
+@pytest.mark.parametrize("truncated", ["score", "fail", "mask"])
+def test_truncated_rollouts(truncated):
+  c = support.config(truncated=truncated)
+  always = support.Verifier(lambda text: 1.0)
+  collect = support.collector(c, verifier=always)
+  rolls, stats = collect(support.params(), support.prompts(14), rng.at(0, 0), FIXED)
+  cut = ~rolls.ended
+  assert 0 < cut.sum() < cut.size and stats["response/truncated"] == (cut.sum(), cut.size)
+  assert np.all(rolls.reward[~cut] == 1)
+  assert np.all(rolls.reward[cut] == (1 if truncated == "score" else 0))
+  np.testing.assert_array_equal(rolls.mask, ~cut if truncated == "mask" else np.ones_like(cut))
+
+
+def test_a_failed_verdict_costs_one_rollout():
+  broken = support.Verifier(lambda text: float("nan") if text.startswith("b") else 1.0)
+  rolls, stats = run(verifier=broken)
+  assert 0 < stats["rewards/failed"][0] == np.isnan(rolls.reward).sum()
+  np.testing.assert_array_equal(rolls.mask, np.isfinite(rolls.reward))

@@ -1,0 +1,88 @@
+"""The device side of the sampler: distributions, truncation, stop and log-probs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import support
+from v05_jax import losses, rng, rollouts, sampler
+from v05_jax.models import transformer
+
+
+def nucleus(logits, top_k, top_p):
+  """The kept set, the slow way: sort, then add until the mass is reached."""
+  p = np.exp(logits - logits.max())
+  order = np.argsort(-p)
+  if top_k:
+    order = order[:top_k]
+  p = p / p[order].sum()
+  mass = np.cumsum(p[order])
+  return set(order[: int(np.searchsorted(mass, top_p)) + 1].tolist()) if top_p < 1 else set(order.tolist())
+
+
+@pytest.mark.parametrize("top_k, top_p", [(0, 0.9), (5, 1.0), (7, 0.5), (0, 0.05), (1, 1.0), (1000, 0.999)])
+def test_truncation_keeps_the_sorted_nucleus(top_k, top_p):
+  logits = np.random.default_rng(0).normal(size=(6, 300)).astype(np.float32) * 3
+  out = np.asarray(sampler.truncate(jax.nn.log_softmax(jnp.asarray(logits)), top_k, top_p))
+  for row, kept in zip(logits, out):
+    assert set(np.flatnonzero(np.isfinite(kept)).tolist()) == nucleus(row.astype(np.float64), top_k, top_p)
+  np.testing.assert_allclose(np.exp(out).sum(-1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("vocab", [5, 128, 1000])
+def test_draw_follows_the_distribution(vocab):
+  p = np.random.default_rng(1).dirichlet(np.full(vocab, 0.3)).astype(np.float32)
+  p[vocab // 2] = 0  # a token of probability zero is never drawn
+  p /= p.sum()
+  count = 40_000
+  keys = jax.random.split(jax.random.key(0), count)
+  tokens = np.asarray(sampler.draw(keys, jnp.broadcast_to(jnp.log(p), (count, vocab))))
+  seen = np.bincount(tokens, minlength=vocab)
+  assert seen[vocab // 2] == 0
+  big = p * count >= 10
+  chi2 = np.sum((seen - p * count)[big] ** 2 / (p * count)[big])
+  assert chi2 < big.sum() + 5 * np.sqrt(2 * big.sum())
+
+
+def test_draw_never_leaves_the_support():
+  logprob = jnp.where(jnp.arange(300) % 7 == 3, 0.0, -jnp.inf)
+  tokens = sampler.draw(jax.random.split(jax.random.key(3), 5000), jnp.broadcast_to(logprob, (5000, 300)))
+  assert np.all(np.asarray(tokens) % 7 == 3)
+
+
+def test_sampled_logprobs_equal_teacher_forced_ones():
+  c = support.config(temperature=0.7, top_k=9, top_p=0.8)
+  params, prompts = support.params(), support.prompts(6)
+  rolls, _ = support.collector(c)(params, prompts, rng.at(0, 0), rollouts.Groups("fixed", 4, 4))
+  assert len(set(rolls.length.flatten().tolist())) > 3
+  length = prompts.length[rolls.prompt]
+  count = rolls.length[rolls.prompt, rolls.index]
+  text = np.zeros((len(count), 22), np.int32)
+  for row, p in enumerate(rolls.prompt):
+    text[row, : length[row]] = prompts.tokens[p, : length[row]]
+    text[row, length[row] : length[row] + count[row]] = rolls.tokens[row, : count[row]]
+  index = np.broadcast_to(np.arange(22), text.shape)
+
+  @jax.jit
+  def teacher_forced(params):
+    hidden = transformer.forward(support.MODEL, params, text, index, np.ones_like(text))
+    head = transformer.unembed(support.MODEL, params)
+    plain, _ = losses.token_logprobs(hidden, head, np.roll(text, -1, 1), 0.7, 64)
+    logits = transformer.logits(support.MODEL, params, hidden) / 0.7
+    kept = sampler.truncate(jax.nn.log_softmax(logits).reshape(-1, support.VOCAB), 9, 0.8)
+    return plain, kept.reshape(logits.shape)
+
+  plain, kept = (np.asarray(x) for x in teacher_forced(params))
+  for row, n in enumerate(count):
+    at, tokens = np.arange(length[row] - 1, length[row] - 1 + n), rolls.tokens[row, :n]
+    np.testing.assert_allclose(rolls.logprob[row, :n], plain[row, at], atol=2e-5)
+    np.testing.assert_allclose(rolls.sampled_logprob[row, :n], kept[row, at, tokens], atol=2e-5)
+    assert np.all(rolls.tokens[row, n:] == 0) and np.all(rolls.logprob[row, n:] == 0)
+    assert rolls.ended[rolls.prompt[row], rolls.index[row]] == (tokens[-1] == support.EOS)
+    assert support.EOS not in tokens[:-1]
+
+
+def test_slots_that_do_not_divide_by_the_mesh_are_named():
+  with pytest.raises(ValueError, match=r"config.sampler.slots=15 .*2 devices"):
+    sampler.make(support.MODEL, support.config(slots=15).sampler, (1,), support.mesh(2))

@@ -1,0 +1,124 @@
+"""Mesh, sharding table, and what `mapped` does to sums and gradients."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+import numpy as np
+import pytest
+
+from v05_jax import sharding
+from v05_jax.models import presets, transformer
+
+
+def mesh_of(data=1, fsdp=1, tensor=1):
+  count = abs(data * fsdp * tensor)
+  return sharding.make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor}, jax.devices()[:count])
+
+
+def shapes(tie=False, config=None):
+  config = config or transformer.ModelConfig(10, 8, 3, 4, 2, 6, 12, tie_embeddings=tie)
+  return jax.eval_shape(lambda key: transformer.init(config, key), jax.random.key(0))
+
+
+def names(tree):
+  return [sharding.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def test_mesh_fills_the_rest():
+  mesh = sharding.make_mesh({"data": -1, "fsdp": 2, "tensor": 1})
+  assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
+  assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
+  assert mesh.devices.size == len(jax.devices()) == 8
+
+
+@pytest.mark.parametrize(
+  ("sizes", "message"),
+  [
+    ((3, 1, 1), "config.mesh.data=3.*found 8 devices, expected 3"),
+    ((-1, 3, 1), "config.mesh.fsdp=3.*found 8 devices, expected a multiple of 3"),
+    ((-1, 16, 1), "found 8 devices, expected a multiple of 16"),
+    ((-1, -1, 1), "at most one axis"),
+    ((0, 1, 8), "config.mesh.data=0.*positive"),
+  ],
+)
+def test_mesh_that_does_not_fit(sizes, message):
+  with pytest.raises(ValueError, match=message):
+    sharding.make_mesh(dict(zip(sharding.AXES, sizes)))
+
+
+@pytest.mark.parametrize("preset", ["tasks-58k", "qwen3-4b", "qwen3-8b"])
+def test_every_parameter_matches_exactly_one_rule(preset):
+  config = presets.PRESETS[preset]
+  found = names(shapes(config=config))
+  assert ("head" in found) == (not config.tie_embeddings)
+  for name in found:
+    assert sum(bool(re.search(pattern, name)) for pattern, _ in sharding.RULES) == 1, name
+
+
+def test_every_rule_is_of_use():
+  for pattern, _ in sharding.RULES:
+    assert any(re.search(pattern, name) for name in names(shapes())), pattern
+
+
+def test_unknown_parameter():
+  with pytest.raises(ValueError, match="no rule for parameter 'layers/new/kernel'"):
+    sharding.param_specs(mesh_of(), {"layers": {"new": {"kernel": np.zeros((2, 2))}}})
+
+
+def test_specs_drop_what_does_not_divide():
+  specs = sharding.param_specs(mesh_of(fsdp=4, tensor=2), shapes(True))
+  assert specs["layers"]["q"]["kernel"] == PartitionSpec(None, "fsdp", "tensor")
+  assert specs["layers"]["down"]["kernel"] == PartitionSpec(None, "tensor", "fsdp")
+  assert specs["embedding"] == PartitionSpec("tensor", "fsdp")  # 10 by 8
+  specs = sharding.param_specs(mesh_of(tensor=4), shapes(True))
+  assert specs["embedding"] == PartitionSpec(None, "fsdp")
+
+
+def test_place_and_shardings():
+  mesh = mesh_of(data=2, fsdp=2, tensor=2)
+  tree = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes(False))
+  placed = sharding.place(mesh, tree, sharding.param_specs(mesh, tree))
+  assert jax.tree.map(lambda x: x.sharding, placed) == sharding.param_shardings(mesh, tree)
+  kernel = placed["layers"]["q"]["kernel"]
+  assert {shard.data.shape for shard in kernel.addressable_shards} == {(3, 4, 12)}
+  again = sharding.place(mesh, placed, sharding.param_specs(mesh, tree))
+  for old, new in zip(jax.tree.leaves(placed), jax.tree.leaves(again)):
+    first = [x.addressable_shards[0].data.unsafe_buffer_pointer() for x in (old, new)]
+    assert first[0] == first[1]  # not copied
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (4, 2, 1), (2, 2, 2), (1, 2, 4), (1, 1, 1)])
+def test_gradients_of_replicated_values_are_summed_once(sizes):
+  """The semantics that the update rests on: without `vary` the sum is there already, with it not."""
+  mesh = mesh_of(*sizes)
+  x = np.arange(1.0, 17.0, dtype=np.float32).reshape(8, 2)
+  loss = lambda w, x: jnp.sum((x @ w) ** 2)
+  w = np.array([0.5, -2.0], np.float32)
+
+  def both(w, x):
+    plain = jax.grad(loss)(w, x)
+    own = jax.grad(loss)(sharding.vary(w), x)
+    return plain, sharding.total(own), sharding.total(loss(w, x))
+
+  specs = (PartitionSpec(), PartitionSpec("data"))
+  plain, summed, value = sharding.mapped(mesh, both, specs, PartitionSpec())(w, x)
+  expected = jax.grad(loss)(w, x)
+  np.testing.assert_allclose(plain, expected, rtol=1e-6)
+  np.testing.assert_allclose(summed, expected, rtol=1e-6)
+  np.testing.assert_allclose(value, loss(w, x), rtol=1e-6)
+
+
+def test_mapped_rejects_a_result_that_differs_between_devices():
+  f = lambda x: jnp.sum(x)  # no sum over data: not the same everywhere
+  with pytest.raises(ValueError, match="data"):
+    sharding.mapped(mesh_of(data=8), f, (PartitionSpec("data"),), PartitionSpec())(np.ones(8))
+
+
+def test_mapped_donates():
+  mesh = mesh_of(data=8)
+  x = sharding.place(mesh, np.ones((8, 2), np.float32), PartitionSpec("data"))
+  split = PartitionSpec("data")
+  y = sharding.mapped(mesh, lambda x: 2 * x, (split,), split, donate=(0,))(x)
+  assert x.is_deleted() and float(y.sum()) == 32

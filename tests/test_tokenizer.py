@@ -1,0 +1,98 @@
+"""Tokenizers of a directory: the character tokenizer, chat templates, and what cannot serve."""
+
+import json
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+import transformers
+
+from v05_jax.models import tokenizer as tokenizers
+
+CHARACTERS = "0123456789ABMSLC+*-=abx/ "
+TEMPLATE = ("{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+            "{% if add_generation_prompt %}<|assistant|>{% endif %}")
+
+
+def byte_level(**special):
+  """A byte-level BPE tokenizer of 256 bytes, no merges, and the template's markers."""
+  vocab = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+  backend = Tokenizer(models.BPE(vocab, []))
+  backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  backend.decoder = decoders.ByteLevel()
+  markers = ["<|user|>", "<|assistant|>"]
+  return transformers.PreTrainedTokenizerFast(
+    tokenizer_object=backend, additional_special_tokens=markers, **special)
+
+
+@pytest.fixture(scope="module")
+def characters(tmp_path_factory):
+  """The character tokenizer as it comes back from a policy's directory."""
+  directory = tmp_path_factory.mktemp("characters")
+  tokenizers.build_character_tokenizer(CHARACTERS, 32).save_pretrained(directory)
+  (directory / "config.json").write_text(json.dumps({"model_type": "qwen3"}))
+  return tokenizers.load(directory)
+
+
+def test_characters_come_back_as_they_are(characters):
+  assert (characters.pad_token_id, characters.eos_token_id, len(characters)) == (0, 1, 32)
+  for text in ("A047085=", "x + x", " 1  2 ", "=-*/", "C7+5*3=", "a"):
+    ids = tokenizers.encode_prompt(characters, text, chat_template=True)
+    assert ids == [2 + CHARACTERS.index(c) for c in text]
+    assert tokenizers.decode_response(characters, [*ids, 1]) == text
+
+
+def test_a_response_ends_at_eos_and_shows_every_other_token(characters):
+  five = 2 + CHARACTERS.index("5")
+  assert tokenizers.decode_response(characters, [five, 1, five, 1]) == "5"
+  assert tokenizers.decode_response(characters, [1]) == ""
+  assert tokenizers.decode_response(characters, [five, 0, five]) == "5<pad>5"
+  assert tokenizers.decode_response(characters, [five, 31]) == f"5<unused{31 - 2 - len(CHARACTERS)}>"
+
+
+def test_a_character_outside_the_vocabulary_is_an_error(characters):
+  with pytest.raises(ValueError, match="cannot encode the prompt 'A1é='"):
+    tokenizers.encode_prompt(characters, "A1é=", chat_template=False)
+  with pytest.raises(ValueError, match="at least one"):
+    tokenizers.encode_prompt(characters, "", chat_template=False)
+
+
+def test_a_character_vocabulary_must_fit():
+  assert len(tokenizers.build_character_tokenizer("abc")) == 5
+  with pytest.raises(ValueError, match="at most 3 for a vocabulary of 5"):
+    tokenizers.build_character_tokenizer("abcd", 5)
+  with pytest.raises(ValueError, match="each of them once"):
+    tokenizers.build_character_tokenizer("aba")
+
+
+def test_chat_template_where_there_is_one_and_it_is_asked_for(tmp_path):
+  saved = byte_level(eos_token="<|end|>")
+  saved.chat_template = TEMPLATE
+  saved.save_pretrained(tmp_path)
+  tokenizer = tokenizers.load(tmp_path)
+  plain = tokenizers.encode_prompt(tokenizer, "2+2 é?", chat_template=False)
+  chat = tokenizers.encode_prompt(tokenizer, "2+2 é?", chat_template=True)
+  ids = [tokenizer.convert_tokens_to_ids(t) for t in ("<|user|>", "<|end|>", "<|assistant|>")]
+  assert chat == [ids[0], *plain, *ids[1:]] and all(type(i) is int for i in chat)
+  assert tokenizers.decode_response(tokenizer, [*plain, ids[1]]) == "2+2 é?"
+  tokenizer.chat_template = None
+  assert tokenizers.encode_prompt(tokenizer, "2+2 é?", chat_template=True) == plain
+
+
+def test_directories_that_cannot_serve(tmp_path):
+  with pytest.raises(ValueError, match="found no tokenizer, expected a directory with one of"):
+    tokenizers.load(tmp_path)
+  with pytest.raises(ValueError, match="found no tokenizer"):
+    tokenizers.load(tmp_path / "absent")
+  (tmp_path / "tokenizer.json").write_text("{")
+  with pytest.raises(ValueError, match="the tokenizer cannot be read"):
+    tokenizers.load(tmp_path)
+  byte_level().save_pretrained(tmp_path)
+  with pytest.raises(ValueError, match="without EOS token"):
+    tokenizers.load(tmp_path)
+
+
+def test_a_tokenizer_larger_than_the_embedding(characters):
+  tokenizers.check(characters, 32)
+  tokenizers.check(characters, 40)
+  with pytest.raises(ValueError, match="found token id 31, expected ids below the model's vocab_size 31"):
+    tokenizers.check(characters, 31)

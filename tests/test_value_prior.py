@@ -1,0 +1,199 @@
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from v05_jax import sharding, value_prior
+from v05_jax.models import transformer
+from v05_jax.structs import Prompts
+from v05_jax.value_prior import context as contexts
+from v05_jax.value_prior import prior
+
+
+MODEL = transformer.ModelConfig(
+  vocab_size=12, hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, intermediate_size=16)
+WIDTH = 10  # tokens of a prompt at most
+
+
+def settings(**changes):
+  return types.SimpleNamespace(
+    **{"kind": "neighbours", "context": 64, "min_support": 8, "bandwidth": 0.25} | changes)
+
+
+def policy():
+  return types.SimpleNamespace(config=MODEL, params=transformer.init(MODEL, jax.random.key(0)))
+
+
+def mesh(devices=1):
+  devices = jax.devices()[: min(devices, jax.device_count())]
+  return sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, devices)
+
+
+def make_prompts(count, capacity=None, behind=0):
+  """Always the same first prompts; `behind` fills the tokens after each."""
+  rng = np.random.default_rng(0)
+  tokens, length = np.zeros((capacity or count, WIDTH), np.int32), np.ones(capacity or count, np.int32)
+  for i in range(count):
+    length[i] = (1, WIDTH, 4, 7, 2)[i]
+    tokens[i] = rng.integers(2, 12, WIDTH)
+  tokens = np.where(np.arange(WIDTH) < length[:, None], tokens, behind).astype(np.int32)
+  mask = np.arange(len(length)) < count
+  return Prompts(tokens=tokens, length=length, position=np.arange(len(length)), mask=mask, rows=())
+
+
+def filled(features, success, size=None):
+  features, success = np.asarray(features, np.float32), np.asarray(success, np.float32)
+  empty = contexts.empty(size or len(success), features.shape[1])
+  return contexts.remember(empty, features, success, np.ones(len(success), bool))
+
+
+# --- The ring buffer
+
+
+def test_remember_keeps_the_last_pairs_in_order():
+  """Against a list, with masks, NaN and batches that are longer than the buffer."""
+  rng = np.random.default_rng(0)
+  context, pairs = contexts.empty(5, 3), []
+  for size in (4, 4, 4, 13, 4):
+    features = rng.normal(size=(size, 3)).astype(np.float32)
+    success, mask = rng.random(size).astype(np.float32), rng.random(size) < 0.6
+    success[rng.random(size) < 0.2] = np.nan
+    pairs += [(f, s) for f, s, m in zip(features, success, mask) if m and np.isfinite(s)]
+    context = contexts.remember(context, features, success, mask)
+    assert context.count == len(pairs) and context.count.dtype == jnp.int32
+    np.testing.assert_array_equal(contexts.valid(context), np.arange(5) < len(pairs))
+    for i in range(max(0, len(pairs) - 5), len(pairs)):
+      np.testing.assert_array_equal(context.features[i % 5], pairs[i][0])
+      assert context.success[i % 5] == pairs[i][1]
+  assert len(pairs) > 12
+
+
+def test_remember_nothing():
+  before = filled(np.ones((2, 3)), [0.5, 1.0], size=4)
+  after = contexts.remember(before, np.full((3, 3), 7.0), np.ones(3), np.zeros(3, bool))
+  jax.tree.map(np.testing.assert_array_equal, before, after)
+
+
+# --- The priors
+
+
+def test_constant_is_the_mean_of_the_valid_pairs():
+  context = filled(np.zeros((3, 1)), [1.0, 0.5, 0.0], size=8)
+  np.testing.assert_allclose(prior.constant(context, np.zeros((4, 1)), 3), np.zeros(4), atol=1e-7)
+  context = contexts.remember(context, np.zeros((1, 1)), np.ones(1), np.ones(1, bool))
+  np.testing.assert_allclose(prior.constant(context, np.zeros((2, 1)), 3), [0.25, 0.25], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["constant", "neighbours"])
+def test_no_value_before_min_support(kind):
+  predict = value_prior.load(
+    settings(kind=kind, min_support=3, context=4), policy(), mesh(), WIDTH).predict
+  width = 1 if kind == "constant" else 32
+  features = np.random.default_rng(0).normal(size=(3, width)).astype(np.float32)
+  two, three = (filled(features[:n], [1.0, 0.0, 1.0][:n], size=4) for n in (2, 3))
+  assert np.isnan(predict(two, features)).all() and np.isfinite(predict(three, features)).all()
+
+
+def by_hand(support_features, success, features, h):
+  """The docstring's formula, pair by pair."""
+  mean, std = support_features.mean(0), support_features.std(0)
+  a, b = (np.clip((x - mean) / std, -5, 5) for x in (features, support_features))
+  w = np.exp(-np.square(a[:, None] - b).sum(-1) / (2 * h**2 * 2 * b.shape[1]))
+  return 2 * (0.1 * success.mean() + w @ success) / (0.1 + w.sum(1)) - 1
+
+
+def test_neighbours_by_hand_and_scale_free():
+  rng = np.random.default_rng(1)
+  known, success, asked = rng.normal(size=(9, 4)), rng.random(9), rng.normal(size=(6, 4))
+  want = by_hand(known, success, asked, 0.4)
+  context = filled(known, success, size=16)  # the empty rows do not count
+  np.testing.assert_allclose(prior.neighbours(context, asked, 0.4, 5), want, atol=1e-5)
+  stretch, shift = np.array([1e-3, 1.0, 50.0, 7.0]), np.array([0.0, 3.0, -100.0, 1e-2])
+  moved = filled(known * stretch + shift, success, size=16)
+  got = prior.neighbours(moved, (asked * stretch + shift).astype(np.float32), 0.4, 5)
+  np.testing.assert_allclose(got, want, atol=1e-3)
+
+
+def test_neighbours_tell_two_groups_apart():
+  rng = np.random.default_rng(2)
+  label = np.arange(64) % 2
+  features = rng.normal(size=(64, 16)) + 4 * label[:, None]
+  value = prior.neighbours(filled(features, 0.1 + 0.8 * label), features, 0.25, 8)
+  np.testing.assert_allclose(value[label == 0], -0.8, atol=0.05)
+  np.testing.assert_allclose(value[label == 1], 0.8, atol=0.05)
+
+
+def test_neighbours_fall_back_to_the_mean_far_from_everything():
+  rng = np.random.default_rng(3)
+  known, success = rng.normal(size=(16, 8)), rng.random(16)
+  value = prior.neighbours(filled(known, success), np.full((1, 8), 1e6, np.float32), 0.05, 8)
+  np.testing.assert_allclose(value, 2 * success.mean() - 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("features", [
+  np.zeros((8, 3)),  # every feature constant
+  np.full((8, 3), 1e4) * (1 + 1e-8 * np.arange(8)[:, None]),  # constant up to rounding
+  np.tile([1e15, -1e-15, 0.0], (8, 1)),
+  np.concatenate([np.full((7, 3), 2.0), np.full((1, 3), 3.0)]),
+])
+def test_neighbours_are_finite_for_degenerate_features(features):
+  success = np.linspace(0, 1, 8)
+  for asked in (features, features + 1e3, 0 * features):
+    value = prior.neighbours(filled(features, success), np.asarray(asked, np.float32), 0.1, 8)
+    assert np.isfinite(value).all() and np.all(np.abs(value) <= 1)
+
+
+# --- Features
+
+
+def test_features_are_last_and_mean_hidden_state_without_padding():
+  frozen, prompts = policy(), make_prompts(5)
+  loaded = value_prior.load(settings(), frozen, mesh(), WIDTH)
+  got = loaded.features(prompts)
+  assert got.shape == (5, loaded.width) == (5, 32) and got.dtype == np.float32
+  for i in (0, 1, 2):
+    tokens = prompts.tokens[i : i + 1, : prompts.length[i]]
+    place = np.arange(tokens.shape[1])[None]
+    hidden = transformer.forward(MODEL, frozen.params, tokens, place, np.ones_like(tokens))[0]
+    np.testing.assert_allclose(got[i], np.concatenate([hidden[-1], hidden.mean(0)]), atol=2e-5)
+
+
+def test_padding_does_not_matter(monkeypatch):
+  """Tokens behind a prompt, padding rows, the size of the blocks and the mesh leave the features alone."""
+  want = value_prior.load(settings(), policy(), mesh(), WIDTH).features(make_prompts(5))
+  assert np.abs(want[0] - want[1]).max() > 0.1
+  monkeypatch.setattr(value_prior, "TOKENS_PER_CALL", WIDTH)  # a row at a time on each device
+  loaded = value_prior.load(settings(), policy(), mesh(4), WIDTH)
+  got = loaded.features(make_prompts(5, capacity=11, behind=11))
+  assert got.shape == (11, 32)
+  np.testing.assert_allclose(got[:5], want, atol=2e-5)
+
+
+def test_features_stay_those_of_the_first_policy():
+  """An update donates the parameters that it is given: the prior must not read them."""
+  frozen, prompts = policy(), make_prompts(3)
+  loaded = value_prior.load(settings(), frozen, mesh(), WIDTH)
+  before = loaded.features(prompts)
+  jax.tree.map(lambda x: x.delete(), frozen.params)
+  np.testing.assert_array_equal(loaded.features(prompts), before)
+
+
+@pytest.mark.parametrize("kind", ["none", "constant"])
+def test_priors_without_features(kind):
+  loaded = value_prior.load(settings(kind=kind), None, None, WIDTH)
+  features = loaded.features(make_prompts(2, capacity=6))
+  assert features.shape == (6, loaded.width) == (6, 1)
+  value = loaded.predict(filled(np.zeros((9, 1)), np.ones(9)), features)
+  np.testing.assert_array_equal(value, np.full(6, np.nan if kind == "none" else 1.0))
+
+
+@pytest.mark.parametrize("changes, message", [
+  ({"kind": "knn"}, "prior.kind.*'knn'.*neighbours"),
+  ({"min_support": 65}, "prior.min_support.*65.*64"),
+  ({"bandwidth": 0.0}, "prior.bandwidth.*0.0"),
+])
+def test_bad_settings(changes, message):
+  with pytest.raises(ValueError, match=message):
+    value_prior.load(settings(**changes), None, None, WIDTH)

@@ -1,0 +1,211 @@
+"""Checkpoints of a run's whole state (Orbax), what a resumed run may change, and stopping on a signal.
+
+A checkpoint is written under a temporary name and renamed when it is complete (in object stores: marked by a
+last file), so whatever kills the process at whatever moment, an unfinished one is never taken for a good
+one; older ones are deleted only after that.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import threading
+
+from absl import logging
+from etils import epath
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from v05_jax import config as configuration
+
+UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
+
+
+class Preempted(InterruptedError):
+  """A signal asked the run to stop; its state is saved."""
+
+
+class Checkpoints:
+  """The checkpoints in `workdir`/checkpoints, the newest `keep` of them; a context manager.
+
+  Reading creates and removes nothing, so another process may evaluate or export a run that goes on.
+  """
+
+  def __init__(self, workdir, keep: int):
+    self._path = epath.Path(workdir).expanduser().resolve() / "checkpoints"
+    self._options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+    self._opened: ocp.CheckpointManager | None = None
+    self._wrote = False
+
+  def latest(self) -> int | None:
+    """The newest complete checkpoint's step; None if there is none."""
+    return self._manager().latest_step() if self._path.exists() else None
+
+  def restore(self, step: int, example):
+    """The state saved at `step`, on the shardings of `example` (arrays, or ShapeDtypeStructs with shardings).
+
+    Raises ValueError if the checkpoint cannot be read, and if its tensors differ from the example's in name,
+    shape or dtype: it is of another architecture or optimiser.
+    """
+    where = f"checkpoint {os.fspath(self._path / str(step))}"
+    tensors = _tensors(example)
+    try:
+      with _quiet():
+        stored = _tensors(self._manager().item_metadata(step))
+    except Exception as error:
+      raise self._unreadable(step, where, error) from error
+    if problems := _differences(stored, tensors):
+      more = [f"and {len(problems) - 6} more"] if len(problems) > 6 else []
+      head = f"{where} does not fit this config's model and optimizer:"
+      raise ValueError("\n  ".join([head, *problems[:6], *more]))
+    abstract = _without_empty(jax.tree.map(_abstract, example))
+    try:
+      with _quiet():
+        restored = self._manager().restore(step, args=ocp.args.StandardRestore(abstract))
+    except Exception as error:
+      raise self._unreadable(step, where, error) from error
+    return jax.tree.map(lambda x, saved: x if saved is None else saved, example, restored)
+
+  def save(self, step: int, state):
+    """Writes `state` and returns when it is safe. Raises ValueError if it cannot be written (a full disk):
+    the checkpoints before it stay as they are."""
+    try:
+      with _quiet():
+        if not self._wrote:
+          self._remove_unfinished()
+          self._wrote = True
+        args = ocp.args.StandardSave(_without_empty(jax.tree.map(_saveable, state)))
+        self._manager().save(step, args=args, force=True)
+    except Exception as error:
+      with contextlib.suppress(OSError):
+        self._remove_unfinished()
+      raise ValueError(self._not_written(step, state, error)) from error
+
+  def close(self):
+    if self._opened is not None:
+      self._opened.close()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    self.close()
+
+  def _manager(self) -> ocp.CheckpointManager:
+    """Opened at the first use, because opening creates the folder."""
+    if self._opened is None:
+      handler = ocp.StandardCheckpointHandler()
+      self._opened = ocp.CheckpointManager(self._path, item_handlers=handler, options=self._options)
+    return self._opened
+
+  def _remove_unfinished(self):
+    """What a killed or failed run has left; it may be what fills the disk."""
+    if self._path.exists():
+      for path in self._path.iterdir():
+        if UNFINISHED in path.name:
+          path.rmtree()
+
+  def _not_written(self, step, state, error) -> str:
+    full = "No space left" in str(error) or "quota" in str(error)
+    reason = "the disk is full" if full else _one_line(error)
+    needed = sum(x.nbytes for x in jax.tree.leaves(state))
+    space = f"it needs about {needed / 1e6:.1f} MB"
+    folder = next((p for p in (self._path, *self._path.parents) if p.exists()), None)
+    if folder is not None and "://" not in os.fspath(folder):
+      space += f", {shutil.disk_usage(folder).free / 1e6:.1f} MB are free"
+    last = self.latest()
+    kept = "there is none before it" if last is None else f"the last good one is of step {last}"
+    return f"checkpoint {os.fspath(self._path / str(step))} could not be written: {reason}; {space}; {kept}"
+
+  def _unreadable(self, step, where, error) -> ValueError:
+    older = [s for s in self._manager().all_steps() if s < step]
+    hint = f"; without that folder the run goes on from step {max(older)}" if older else ""
+    return ValueError(f"{where} cannot be read{hint}: {_one_line(error)}")
+
+
+def check_config(workdir, config):
+  """Raises ValueError if `workdir` holds a run of another config; the error names each key that differs.
+
+  The number of steps and the periods may differ (`config.RESUMABLE`); in an empty workdir all may.
+  """
+  path = epath.Path(workdir) / "config.json"
+  if path.exists():
+    saved = configuration.from_json(path.read_text(), os.fspath(path))
+    configuration.check_resume(saved, config, os.fspath(path.parent))
+
+
+class Preemption:
+  """While active, SIGTERM and the first Ctrl-C set `requested`, for the loop to stop after its step.
+
+  A second Ctrl-C interrupts at once. Outside of the main thread, where Python allows no handlers, it does nothing.
+  """
+
+  def __init__(self):
+    self.requested = False
+    self._before = {}
+
+  def __enter__(self):
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._before[number] = signal.signal(number, self._request)
+    return self
+
+  def __exit__(self, *error):
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+  def _request(self, number, _):
+    self.requested = True
+    if number == signal.SIGINT:
+      signal.signal(signal.SIGINT, self._before[signal.SIGINT])
+    name = signal.Signals(number).name
+    os.write(2, f"\n{name}: saving after this step\n".encode())  # print is not safe in a handler
+
+
+def _tensors(tree) -> dict[str, str]:
+  """Dotted name -> dtype[shape] of each leaf that a checkpoint holds."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
+  shape = lambda x: f"{np.dtype(x.dtype).name}[{','.join(map(str, x.shape))}]"
+  return {name(path): shape(x) for path, x in leaves if 0 not in x.shape}
+
+
+def _differences(stored: dict[str, str], expected: dict[str, str]) -> list[str]:
+  return [
+    f"{name}: found {stored.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}"
+    for name in dict.fromkeys((*expected, *stored))
+    if stored.get(name) != expected.get(name)
+  ]
+
+
+def _saveable(x):
+  return np.asarray(x) if isinstance(x, np.generic) else x
+
+
+def _abstract(x):
+  if isinstance(x, jax.Array):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+  return _saveable(x)
+
+
+def _without_empty(tree):
+  """The tree without its arrays of no elements, which Orbax refuses; they hold nothing to save."""
+  return jax.tree.map(lambda x: None if 0 in x.shape else x, tree)
+
+
+@contextlib.contextmanager
+def _quiet():
+  """Keeps Orbax's tracebacks of a failure out of the log: it becomes one message."""
+  level = logging.get_verbosity()
+  logging.set_verbosity(logging.FATAL)
+  try:
+    yield
+  finally:
+    logging.set_verbosity(level)
+
+
+def _one_line(error: BaseException) -> str:
+  text = " ".join(str(error).split())
+  text = text if len(text) <= 400 else f"{text[:150]} ... {text[-250:]}"
+  return f"{type(error).__name__}: {text}"

@@ -1,0 +1,382 @@
+"""A run's config: read from a file, overridden by flags, checked, saved and read back.
+
+configs/default.py declares every key once; this module knows what each key may be (`RULES`). Nothing
+here touches a device, so a typing error costs seconds: `parse` is the flags parser of `main`, it prints
+one line a problem and exits with code 2.
+"""
+
+from collections.abc import Callable
+import difflib
+import json
+import math
+import re
+import sys
+import traceback
+import types
+from typing import Any, NamedTuple
+
+from absl import flags
+from etils import epath
+from ml_collections import ConfigDict, config_flags
+
+from configs import default
+
+# Keys that may change when a run continues; every other one is part of what the run is.
+RESUMABLE = ("num_steps", "eval.period", "checkpoint.period")
+
+
+class Rule(NamedTuple):
+  """What a key's value may be, beyond the type of its default."""
+
+  holds: Callable[[Any], bool]
+  expected: str
+  choices: tuple[str, ...] = ()
+
+
+def _one_of(*choices: str) -> Rule:
+  return Rule(lambda x: x in choices, "one of " + ", ".join(choices), choices)
+
+
+def _at_least(low) -> Rule:
+  return Rule(lambda x: x >= low, f"at least {low}")
+
+
+_NAMES = Rule(
+  lambda x: len(set(x)) == len(x) > 0 and all(re.fullmatch(r"\w+", str(name)) for name in x),
+  "at least one name, each once; on the command line \"('add', 'sub')\"",
+)
+_REWARD = Rule(
+  lambda x: x in ("task", "math") or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", x) is not None,
+  "task, math or module:function",
+  ("task", "math", "module:function"),
+)
+_RANGES = (
+  (_at_least(1), "rollouts_per_step data.size rewards.workers prior.context prior.min_support"),
+  (_at_least(1), "sampler.slots sampler.chunk sampler.open_prompts sampler.prefill"),
+  (_at_least(1), "sampler.max_prompt sampler.max_response budget.k_init budget.k_max budget.block"),
+  (_at_least(1), "loss.minibatches loss.epochs loss.micro_rows loss.vocab_chunk"),
+  (_at_least(1), "sft.batch eval.size checkpoint.period checkpoint.keep"),
+  (_at_least(0), "num_steps data.seed rewards.overlong_buffer sampler.top_k"),
+  (_at_least(0), "budget.cost budget.max_resample loss.clip_high loss.kl_coef loss.entropy_coef"),
+  (_at_least(0), "loss.row_length loss.max_skipped"),
+  (_at_least(0), "optimizer.learning_rate optimizer.warmup_steps optimizer.weight_decay"),
+  (_at_least(0), "optimizer.clip_norm sft.steps sft.learning_rate sft.warmup_steps"),
+  (_at_least(0), "eval.period eval.samples"),
+  (Rule(lambda x: 0 <= x < 2**32, "at least 0 and below 2**32"), "seed"),
+  (Rule(lambda x: x > 0, "above 0"), "rewards.timeout prior.bandwidth optimizer.eps"),
+  (Rule(lambda x: x > 0, "above 0"), "sampler.temperature eval.temperature"),
+  (Rule(lambda x: 0 < x <= 1, "above 0 and at most 1"), "sampler.top_p eval.top_p"),
+  (Rule(lambda x: 0 <= x <= 1, "at least 0 and at most 1"), "loss.clip_low"),
+  (Rule(lambda x: x == 0 or x > 1, "above 1, or 0 for off"), "loss.clip_dual"),
+  (Rule(lambda x: 0 <= x < 1, "at least 0 and below 1"), "optimizer.b1 optimizer.b2"),
+  (Rule(lambda x: x == -1 or x >= 1, "at least 1, or -1"), "mesh.data mesh.fsdp mesh.tensor"),
+  (Rule(lambda x: x.strip() != "", "a text that is not empty"), "policy.path data.path eval.path"),
+  (Rule(lambda x: "{prompt}" in x, "a text that holds {prompt}"), "data.template"),
+  (_NAMES, "data.families"),
+  (_REWARD, "reward"),
+  (_one_of("float32", "bfloat16"), "policy.dtype"),
+  (_one_of("train", "validation", "heldout"), "data.split eval.split"),
+  (_one_of("none", "constant", "neighbours"), "prior.kind"),
+  (_one_of("score", "fail", "mask"), "sampler.truncated"),
+  (_one_of("fixed", "sequential", "two_stage"), "budget.rule"),
+  (_one_of("v05", "grpo", "dr_grpo", "rloo", "mean", "constant", "value"), "baseline"),
+  (_one_of("token", "rollout", "prompt", "constant"), "loss.aggregate"),
+  (_one_of("constant", "cosine", "linear"), "optimizer.schedule"),
+  (Rule(lambda x: True, "anything"), "policy.preset policy.remat data.prompt_key data.answer_key"),
+  (Rule(lambda x: True, "anything"), "data.chat_template rewards.low rewards.high"),
+)
+RULES = {key: rule for rule, keys in _RANGES for key in keys.split()}
+
+
+# --- Dictionaries and JSON
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+  """Every leaf by its dotted key: `{"baseline": "v05", "budget.block": 1, ...}`."""
+  flat = {}
+
+  def visit(node, prefix):
+    for name, value in node.items():
+      if isinstance(value, dict):
+        visit(value, f"{prefix}{name}.")
+      else:
+        flat[prefix + name] = value
+
+  visit(to_dict(config), "")
+  return flat
+
+
+def to_dict(config: ConfigDict) -> dict[str, Any]:
+  """The config as plain nested dictionaries, references resolved."""
+  return config.copy_and_resolve_references().to_dict()
+
+
+def to_json(config: ConfigDict) -> str:
+  """The text of a run's config.json; `from_json` reads it back as an equal config."""
+  return json.dumps(to_dict(config), indent=2) + "\n"
+
+
+def from_json(text: str, name: str = "config.json") -> ConfigDict:
+  """The config saved by `to_json`, lists as tuples again. Raises ValueError that names the file."""
+  try:
+    tree = json.loads(text)
+  except json.JSONDecodeError as e:
+    raise ValueError(f"{name}, line {e.lineno}: found no JSON ({e.msg}), expected one") from None
+  if not isinstance(tree, dict):
+    raise ValueError(f"{name}: found {_show(tree)}, expected an object of config keys")
+  tuples = lambda node: (
+    {name: tuples(value) for name, value in node.items()}
+    if isinstance(node, dict)
+    else tuple(tuples(value) for value in node)
+    if isinstance(node, list)
+    else node
+  )
+  return ConfigDict(tuples(tree))
+
+
+# --- Checks
+
+
+def validate(config: ConfigDict) -> None:
+  """Raises one ValueError that lists every problem: the key, what was found, what was expected."""
+  problems = _structure(config)
+  if not problems:  # the rules below need every key, at its type
+    flat = flatten(config)
+    wrong = [key for key, value in flat.items() if key in RULES and not RULES[key].holds(value)]
+    problems = [f"{key}: found {_show(flat[key])}, expected {RULES[key].expected}" for key in wrong]
+    problems += _relations(config, wrong)
+  if problems:
+    head = f"the config has {len(problems)} problem" + ("s" if len(problems) > 1 else "")
+    raise ValueError("\n  ".join([head, *problems]))
+
+
+def _structure(config) -> list[str]:
+  """Missing keys, unknown keys and wrong types, against configs/default.py."""
+  known, given = flatten(default.get_config()), flatten(config)
+  sections = {key.rsplit(".", 1)[0] for key in known if "." in key}
+  problems = []
+  for key, value in given.items():
+    if key in sections:
+      problems.append(f"{key}: found {_show(value)}, expected a section of keys")
+    elif key not in known:
+      problems.append(f"{key}: found an unknown key{_nearest(key, known)}")
+    elif not _same_type(value, known[key]):
+      problems.append(f"{key}: found {_show(value)}, expected {_type(known[key])}")
+  whole = {key for key in sections if key in given}
+  for key in known:
+    if key not in given and not any(key.startswith(section + ".") for section in whole):
+      problems.append(f"{key}: missing, expected {_type(known[key])} as in configs/default.py")
+  return problems
+
+
+def _same_type(value, like) -> bool:
+  if isinstance(like, bool) or isinstance(value, bool):
+    return isinstance(value, bool) and isinstance(like, bool)
+  if isinstance(like, float):
+    return isinstance(value, (int, float)) and math.isfinite(value)
+  return isinstance(value, type(like))
+
+
+def _type(like) -> str:
+  names = {bool: "True or False", int: "a whole number", float: "a finite number", str: "a text"}
+  return names.get(type(like), f"a {type(like).__name__}")
+
+
+def _relations(config, wrong) -> list[str]:
+  """Problems between keys, beyond those of the keys that are `wrong` already."""
+  flat, problems = flatten(config), []
+  budget, sampler = config.budget, config.sampler
+  # With an adaptive rule a step may take as few prompts as if every one got k_max rollouts.
+  fewest_prompts = max(1, round(config.rollouts_per_step / max(1, budget.k_max)))
+  longest = sampler.max_prompt + sampler.max_response - 1
+  axes = [axis for axis, size in config.mesh.items() if size == -1]
+
+  def need(holds: bool, key: str, expected: str):
+    if not holds and key not in wrong:
+      problems.append(f"{key}: found {_show(flat[key])}, expected {expected}")
+
+  if budget.rule == "fixed":
+    equal = f"budget.k_init = {budget.k_init}, since budget.rule is fixed"
+    need(budget.k_max == budget.k_init, "budget.k_max", equal)
+  else:
+    need(budget.k_init <= budget.k_max, "budget.k_init", f"at most budget.k_max = {budget.k_max}")
+  one_prompt = f"at least budget.k_init = {budget.k_init}, what one prompt takes"
+  need(config.rollouts_per_step >= budget.k_init, "rollouts_per_step", one_prompt)
+  compares = config.baseline in ("grpo", "dr_grpo", "rloo", "mean")
+  group = f"at least 2, since baseline {config.baseline} compares a prompt's rollouts"
+  need(budget.k_init >= 2 or not compares, "budget.k_init", group)
+  prompts = f"at most {fewest_prompts}, the prompts of a step (rollouts_per_step / budget.k_max)"
+  need(config.loss.minibatches <= fewest_prompts, "loss.minibatches", prompts)
+  row = f"0, or at least {longest} = sampler.max_prompt + sampler.max_response - 1"
+  need(config.loss.row_length == 0 or config.loss.row_length >= longest, "loss.row_length", row)
+  high = f"less than rewards.high = {config.rewards.high}"
+  need(config.rewards.low < config.rewards.high, "rewards.low", high)
+  response = f"at most sampler.max_response = {sampler.max_response}"
+  need(
+    config.rewards.overlong_buffer <= sampler.max_response, "rewards.overlong_buffer", response
+  )
+  context = f"at most prior.context = {config.prior.context}"
+  need(config.prior.min_support <= config.prior.context, "prior.min_support", context)
+  if len(axes) > 1:
+    need(False, f"mesh.{axes[-1]}", f"-1 for one axis alone, not for {' and '.join(axes)}")
+  return problems
+
+
+def check_resume(saved: ConfigDict, config: ConfigDict, where: str) -> None:
+  """Raises ValueError where `config` differs from the one that the run in `where` was started with.
+
+  `RESUMABLE` keys may differ: the length of a run and its periods.
+  """
+  old, new = flatten(saved), flatten(config)
+  problems = [
+    f"{key}: found {_show(new.get(key))}, expected {_show(old.get(key))}"
+    for key in dict.fromkeys((*old, *new))
+    if key not in RESUMABLE and old.get(key) != new.get(key)
+  ]
+  if problems:
+    head = f"{where} holds a run of another config; take another workdir, or keep"
+    raise ValueError("\n  ".join([head, *problems]))
+
+
+# --- Files
+
+
+def load(path: str) -> ConfigDict:
+  """The config of a file: `get_config()` of a Python file, or a saved config.json.
+
+  Raises ValueError with one line: the file, the line in it, what is wrong.
+  """
+  file = epath.Path(path)
+  if not file.exists():
+    siblings = [str(p) for p in file.parent.glob("*.py")] if file.parent.is_dir() else []
+    raise ValueError(f"{path}: found no such config file{_nearest(str(file), siblings)}")
+  if file.suffix not in (".py", ".json") or file.is_dir():
+    raise ValueError(f"{path}: expected a config file, .py or .json")
+  try:
+    text = file.read_text()
+  except (OSError, UnicodeDecodeError) as e:
+    raise ValueError(f"{path}: the config file is not readable ({e})") from None
+  return from_json(text, path) if file.suffix == ".json" else _execute(text, path)
+
+
+def _execute(text: str, path: str) -> ConfigDict:
+  module = types.ModuleType("config_file")
+  module.__file__ = path
+  try:
+    exec(compile(text, path, "exec"), module.__dict__)
+    config = module.get_config() if hasattr(module, "get_config") else None
+  except SyntaxError as e:
+    raise ValueError(f"{e.filename}, line {e.lineno}: {e.msg}") from None
+  except Exception as e:
+    frames = traceback.extract_tb(e.__traceback__)
+    lines = [f", line {frame.lineno}" for frame in frames if frame.filename == path]
+    raise ValueError(f"{path}{''.join(lines[-1:])}: {_one_line(e)}") from e
+  if not hasattr(module, "get_config"):
+    raise ValueError(f"{path}: found no function get_config()")
+  if not isinstance(config, ConfigDict):
+    raise ValueError(f"{path}: get_config() returned {_show(config)}, expected a ConfigDict")
+  return config
+
+
+# --- The command line
+
+
+def parse(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
+  """Flags parser for `absl.app.run(main, flags_parser=config.parse)`; it defines the flag `config`.
+
+  `--config=FILE` names the config, a .py or a saved .json; without it, the config.json in `--workdir` is
+  taken, so that a run continues by naming its workdir, and without that configs/default.py. Every
+  `--config.KEY=VALUE` changes a key. Problems go to stderr, a line each, and the exit code is 2.
+  """
+  try:
+    return _parse(list(argv), flag_values)
+  except ValueError as e:
+    for line in str(e).splitlines():
+      print(f"error: {line}" if not line.startswith(" ") else line, file=sys.stderr)
+    sys.exit(2)
+
+
+def _parse(argv, flag_values):
+  argv = flag_values.read_flags_from_files(argv, force_gnu=False)  # --flagfile
+  path, argv = _take(argv, "config")
+  if path is None:
+    workdir = _take(argv, "workdir")[0]
+    saved = epath.Path(workdir) / "config.json" if workdir else None
+    path = str(saved) if saved is not None and saved.exists() else None
+  config = default.get_config() if path is None else load(path)
+  problems = _structure(config)
+  if problems:
+    raise ValueError("\n  ".join([f"{path}: not a config of this version", *problems]))
+  typed = default.get_config()  # a file may hold 1 where a key takes 0.5
+  typed.update_from_flattened_dict(flatten(config))
+  _check_names(argv, typed, flag_values)
+  config_flags.DEFINE_config_dict(
+    "config", typed, "config file, .py or .json", flag_values=flag_values, sys_argv=argv
+  )
+  try:
+    rest = flag_values(argv)
+  except (flags.Error, TypeError, KeyError, AttributeError) as e:  # the last are config_flags'
+    raise ValueError(_one_line(e)) from e
+  if len(rest) > 1:
+    raise ValueError(f"found the argument {rest[1]!r}, expected flags alone: --name=value")
+  validate(flag_values.config)
+  return rest
+
+
+def _take(argv: list[str], name: str) -> tuple[str | None, list[str]]:
+  """The last value of a flag, and the arguments without it."""
+  value, rest, words = None, argv[:1], iter(argv[1:])
+  for word in words:
+    if word == "--":
+      rest += [word, *words]
+    elif match := re.fullmatch(rf"--?{name}=(.*)", word, re.DOTALL):
+      value = match[1]
+    elif re.fullmatch(rf"--?{name}", word):
+      value = next(words, None)
+      if value is None:
+        raise ValueError(f"--{name}: found no value, expected --{name}=...")
+    else:
+      rest.append(word)
+  return value, rest
+
+
+def _check_names(argv, config, flag_values):
+  """Every flag is known, config keys too, before absl and config_flags fail in their own words."""
+  keys = list(flatten(config))
+  sections = {key.rsplit(".", 1)[0] for key in keys if "." in key}
+  for word in argv[1:]:
+    if word == "--":
+      break
+    match = re.match(r"--?([^=\s]+)", word)
+    if not word.startswith("-") or match is None or re.fullmatch(r"-[\d.].*", word):
+      continue  # a value, perhaps a negative number, of the flag before it
+    name = match[1]
+    if re.match(r"(no)?config\.", name):
+      key = name.split(".", 1)[1]
+      if key not in keys and key not in sections:
+        near = _nearest(key, [*keys, *sections], "--config.")
+        raise ValueError(f"--{name}: found an unknown config key{near}")
+    elif name not in flag_values and name.removeprefix("no") not in flag_values:
+      raise ValueError(f"--{name}: found an unknown flag{_nearest(name, flag_values, '--')}")
+
+
+# --- Wording
+
+
+def _nearest(name: str, known, prefix: str = "") -> str:
+  """", did you mean X?" with the known keys of the same last part, else the most similar name."""
+  known = list(known)
+  last = lambda key: key.rsplit(".", 1)[-1]
+  match = [key for key in known if last(key) == last(name)][:3] if "/" not in name else []
+  match = match or difflib.get_close_matches(name, known, 1)
+  return f", did you mean {' or '.join(prefix + key for key in match)}?" if match else ""
+
+
+def _show(value) -> str:
+  text = repr(value)
+  return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _one_line(error: BaseException) -> str:
+  kind = "" if isinstance(error, (ValueError, flags.Error)) else f"{type(error).__name__}: "
+  return kind + " ".join(str(error).split())

@@ -1,0 +1,114 @@
+"""Success on held-out prompts: exact where a task allows it, mean@n and pass@n by sampling elsewhere.
+
+Evaluation has its own key stream and takes no part in training: the same parameters give the same numbers at
+any step of any run with the same seed.
+"""
+
+import json
+from typing import Callable, NamedTuple
+
+from etils import epath
+import numpy as np
+
+from v05_jax import data
+from v05_jax import metrics
+from v05_jax import rewards
+from v05_jax import rng
+from v05_jax import rollouts
+from v05_jax import tasks
+from v05_jax.diagnostics import Pairs, pair
+from v05_jax.export import newest
+from v05_jax.step import setup
+
+
+class Result(NamedTuple):
+  """Per prompt, `[n]`; NaN where not measured."""
+
+  rows: tuple[dict, ...]
+  exact: np.ndarray  # success probability from a teacher-forced pass
+  mean: np.ndarray  # mean@n: share of n sampled responses that succeed
+  best: np.ndarray  # pass@n: 1 where at least one of them does
+  length: np.ndarray  # mean response tokens
+  generated: int  # responses sampled
+
+
+def make(policy, config, mesh, collect) -> Callable[..., Result]:
+  """Builds `evaluate(params, sample_all=False) -> Result` for `config.eval`.
+
+  Prompts whose success is exact are sampled only with `sample_all`; the others always are, when
+  `config.eval.samples > 0`. Sampling uses `collect` with its top-k and top-p, at the evaluation's
+  temperature.
+  """
+  options = config.eval
+  source = data.eval_config(config)
+  dataset = data.load(source, policy.tokenizer, config.sampler.max_prompt, seed=config.seed, shuffle=False)
+  exact = tasks.make_exact(policy.config, policy.tokenizer, config.sampler) if options.path == "tasks" else None
+  groups = rollouts.Groups("fixed", options.samples, options.samples)
+
+  def evaluate(params, sample_all=False) -> Result:
+    prompts = dataset.at(0, len(dataset), pad_to=len(dataset))
+    size = len(dataset)
+    nothing = np.full(size, np.nan)
+    probability = exact(params, prompts.rows) if exact else nothing
+    wanted = np.full(size, bool(options.samples)) & (np.isnan(probability) | sample_all)
+    mean, best, length, generated = nothing.copy(), nothing.copy(), nothing.copy(), 0
+    if wanted.any():
+      prompts = prompts.replace(mask=wanted)
+      key = rng.at(config.seed, 0, rng.EVAL)
+      rolls, _ = collect(params, prompts, key, groups, temperature=options.temperature)
+      span = config.rewards.high - config.rewards.low
+      success = np.clip((np.nan_to_num(rolls.reward, nan=config.rewards.low) - config.rewards.low) / span, 0, 1)
+      mean[wanted], best[wanted] = success.mean(1)[wanted], success.max(1)[wanted] >= 1
+      length[wanted], generated = rolls.length.mean(1)[wanted], len(rolls.prompt)
+    return Result(prompts.rows, probability, mean, best, length, generated)
+
+  return evaluate
+
+
+def summarise(result: Result) -> Pairs:
+  """Metrics by family and overall: `eval/accuracy` takes the exact probability where there is one."""
+  accuracy = np.where(np.isfinite(result.exact), result.exact, result.mean)
+  families = np.array([row.get("family", "") for row in result.rows])
+  values = {"accuracy": accuracy, "exact": result.exact, "mean": result.mean, "pass": result.best,
+            "length": result.length}  # fmt: skip
+  metrics = {f"eval/{name}": pair(x) for name, x in values.items()}
+  for family in sorted(set(families) - {""}):
+    for name in ("accuracy", "mean", "pass"):
+      metrics[f"eval/{name}/{family}"] = pair(values[name], families == family)
+  return {name: p for name, p in metrics.items() if p[1]}
+
+
+def evaluate_workdir(config, workdir: str) -> dict[str, float]:
+  """`--mode=eval`: samples every prompt of `config.eval`, prints a table and writes WORKDIR/eval.json.
+
+  Evaluates the newest checkpoint in `workdir`, or, where there is none, the policy of the config itself.
+  Raises ValueError where `config.eval.samples` is 0.
+  """
+  if not config.eval.samples:
+    raise ValueError("config.eval.samples: found 0, expected at least 1 for --mode=eval")
+  run = setup(config)
+  step, params = newest(run, workdir)
+  with rewards.load(config) as verifier:
+    collect = rollouts.make(run.policy.config, run.policy.tokenizer, config, run.mesh, verifier)
+    result = make(run.policy, config, run.mesh, collect)(params, sample_all=True)
+  values = metrics.means(summarise(result))
+  folder = epath.Path(workdir)
+  folder.mkdir(parents=True, exist_ok=True)
+  record = {"step": step, "samples": config.eval.samples, "prompts": len(result.rows), **values}
+  (folder / "eval.json").write_text(json.dumps(record, indent=2) + "\n")
+  print(table(values, config.eval.samples, step))
+  return values
+
+
+def table(values: dict[str, float], samples: int, step: int | None) -> str:
+  """A Markdown table: a row a family and one for all, mean@n, pass@n and the exact success."""
+  families = sorted(name.split("/")[2] for name in values if name.startswith("eval/mean/"))
+  lines = [
+    f"{'the policy of the config' if step is None else f'step {step}'}, n = {samples} samples a prompt",
+    f"| | mean@{samples} | pass@{samples} | exact or mean |",
+    "| --- | --- | --- | --- |",
+  ]
+  for family in [*families, ""]:
+    at = lambda name: values.get(f"eval/{name}/{family}".rstrip("/"), float("nan"))
+    lines.append(f"| {family or 'all'} | {at('mean'):.4f} | {at('pass'):.4f} | {at('accuracy'):.4f} |")
+  return "\n".join(lines)

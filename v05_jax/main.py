@@ -1,0 +1,56 @@
+"""The command line: `python -m v05_jax.main --config=configs/v05.py --workdir=runs/v05 [--config.KEY=VALUE ...]`.
+
+    --mode=train   runs the config, or resumes it in its workdir (the default)
+    --mode=sft     trains the policy on demonstrations instead; writes WORKDIR/hf
+    --mode=eval    mean@n and pass@n of the newest checkpoint in WORKDIR, or of config.policy
+    --mode=export  writes the newest checkpoint in WORKDIR as a Hugging Face directory --out
+    --mode=report  compares the runs in --workdir=A,B,C: a table, and comparison.png in --out
+"""
+
+import sys
+
+from absl import app
+from absl import flags
+
+from v05_jax import config as configuration
+
+MODES = ("train", "sft", "eval", "export", "report")
+FLAGS = flags.FLAGS
+flags.DEFINE_enum("mode", "train", MODES, "what to do")
+flags.DEFINE_string("workdir", None, "folder of the run, local or gs://; for --mode=report several, with commas")
+flags.DEFINE_string("out", None, "folder that --mode=export and --mode=report write to")
+
+
+def main(_):
+  try:
+    run(FLAGS.mode, FLAGS.config, FLAGS.workdir, FLAGS.out)
+  except (ValueError, OSError, FloatingPointError, InterruptedError) as e:
+    # The message is for the user: it names the key, file or line, what was found and what was expected.
+    sys.exit(f"error: {e}")
+
+
+def run(mode: str, config, workdir: str | None, out: str | None):
+  """Imports what the mode needs and does it. Raises ValueError where a flag is missing."""
+  if workdir is None:
+    raise ValueError(f"--mode={mode} needs --workdir=FOLDER")
+  if mode == "export" and out is None:
+    raise ValueError("--mode=export needs --out=FOLDER")
+  if mode == "train":
+    from v05_jax.train import train
+    train(config, workdir)
+  elif mode == "sft":
+    from v05_jax.sft import sft
+    sft(config, workdir)
+  elif mode == "eval":
+    from v05_jax.evaluate import evaluate_workdir
+    evaluate_workdir(config, workdir)
+  elif mode == "export":
+    from v05_jax.export import export
+    export(config, workdir, out)
+  else:
+    from v05_jax.report import report
+    report(workdir.split(","), out)
+
+
+if __name__ == "__main__":
+  app.run(main, flags_parser=configuration.parse)

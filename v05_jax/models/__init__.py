@@ -1,0 +1,52 @@
+"""The policy: its shape, its parameters on host, and its tokenizer, from `config.policy`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from v05_jax import rng
+from v05_jax.models import hf, presets, transformer
+from v05_jax.models import tokenizer as tokenizers
+
+BUILTIN = Path(__file__).parent.parent / "tasks" / "warm_start"
+ONEHOT_VOCAB = 4096  # up to this many tokens a one-hot matmul beats XLA's scatter on CPU
+
+
+class Policy(NamedTuple):
+  config: transformer.ModelConfig
+  params: Any  # float32 numpy arrays on host; the tree is described in models/transformer.py
+  tokenizer: Any  # a transformers tokenizer with an EOS token
+
+
+def load(policy, seed: int = 0) -> Policy:
+  """The policy that `config.policy` names. `path` is a Hugging Face directory, or "builtin" for the
+  warm start of the built-in tasks; with `preset` the shape is that preset's, the weights are drawn
+  from `seed`, and only the tokenizer comes from `path`.
+
+  Raises ValueError, naming the key or file, for whatever cannot be used.
+  """
+  if policy.dtype not in transformer.DTYPES:
+    raise ValueError(f"config.policy.dtype: found {policy.dtype!r}, expected one of "
+                     f"{', '.join(transformer.DTYPES)}")
+  if policy.preset and policy.preset not in presets.PRESETS:
+    raise ValueError(f"config.policy.preset: found {policy.preset!r}, expected \"\" or one of "
+                     f"{', '.join(presets.PRESETS)}")
+  directory = BUILTIN if policy.path == "builtin" else Path(policy.path)
+  if not directory.is_dir():
+    raise ValueError(f"config.policy.path: found {policy.path!r}, expected \"builtin\" or a Hugging "
+                     f"Face directory; {directory} is not a directory")
+  tokenizer = tokenizers.load(directory)
+  if policy.preset:
+    config, params = presets.PRESETS[policy.preset], None
+  else:
+    config, params = hf.load(directory)
+  tokenizers.check(tokenizer, config.vocab_size)
+  onehot = jax.default_backend() == "cpu" and config.vocab_size <= ONEHOT_VOCAB
+  config = dataclasses.replace(config, dtype=policy.dtype, remat=bool(policy.remat),
+                               onehot_embedding=onehot)
+  if params is None:
+    draw = jax.jit(transformer.init, static_argnums=0)
+    params = jax.device_get(draw(config, rng.at(seed, 0, rng.INIT)))
+  return Policy(config, params, tokenizer)

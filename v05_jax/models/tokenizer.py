@@ -1,0 +1,101 @@
+"""Tokenizers, always through `transformers.AutoTokenizer`; the built-in tasks' character tokenizer too."""
+
+from collections.abc import Iterable, Sequence
+import os
+from pathlib import Path
+
+PAD, EOS = "<pad>", "<eos>"
+FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
+
+def _transformers():
+  """The module, imported where it is needed since it takes seconds. Its advice to install torch does
+  not apply here."""
+  os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+  import transformers
+  return transformers
+
+
+def load(directory):
+  """The tokenizer of a Hugging Face directory; nothing is downloaded.
+
+  Raises ValueError if the directory holds no readable tokenizer, or one without an EOS token (rollouts
+  could not end).
+  """
+  path = Path(directory)
+  if not any((path / name).is_file() for name in FILES):
+    raise ValueError(f"{path}: found no tokenizer, expected a directory with one of "
+                     f"{', '.join(FILES)}")
+  try:
+    tokenizer = _transformers().AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+  except Exception as error:  # transformers raises many kinds, tokenizers a bare Exception
+    raise ValueError(f"{path}: the tokenizer cannot be read: {error}") from error
+  if tokenizer.eos_token_id is None:
+    raise ValueError(f"{path}: found a tokenizer without EOS token, expected eos_token to be set "
+                     "in tokenizer_config.json: no rollout could end")
+  return tokenizer
+
+
+def check(tokenizer, vocab_size: int):
+  """Raises ValueError if a token of the tokenizer has no row in an embedding of `vocab_size` rows."""
+  largest = max(tokenizer.get_vocab().values())
+  if largest >= vocab_size:
+    raise ValueError(f"tokenizer: found token id {largest}, expected ids below the model's vocab_size "
+                     f"{vocab_size}: tokenizer and model do not belong together")
+
+
+def encode_prompt(tokenizer, text: str, chat_template: bool) -> list[int]:
+  """Token ids of a prompt. With `chat_template`, and where the tokenizer has a template, the text
+  becomes one user message followed by the generation prompt.
+
+  Raises ValueError if the tokenizer cannot encode the text, or encodes it to no token at all.
+  """
+  try:
+    if chat_template and tokenizer.chat_template:
+      message = [{"role": "user", "content": text}]
+      ids = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=True,
+                                          return_dict=True)["input_ids"]
+    else:
+      ids = tokenizer(text)["input_ids"]
+  except Exception as error:  # a character outside a character vocabulary is a bare Exception
+    raise ValueError(f"the tokenizer cannot encode the prompt {text!r}: {error}") from error
+  if not ids:
+    raise ValueError(f"found the prompt {text!r}, which has no token, expected at least one")
+  return [int(i) for i in ids]
+
+
+def decode_response(tokenizer, ids: Sequence[int]) -> str:
+  """Text of a response without its EOS and what follows it.
+
+  Any other special token stays visible: a verifier that accepts one string then accepts one token
+  sequence, and a response with a stray control token is not taken for one without.
+  """
+  ids = [int(i) for i in ids]
+  if tokenizer.eos_token_id in ids:
+    ids = ids[:ids.index(tokenizer.eos_token_id)]
+  return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def build_character_tokenizer(characters: Iterable[str], vocab_size: int = 0):
+  """A tokenizer with one token per character: `<pad>` is 0, `<eos>` 1, then `characters` in order.
+
+  `vocab_size` > 0 pads the vocabulary to that many tokens with `<unused0>`, ..., which no text encodes
+  to and which stay visible in decoded text. Raises ValueError for repeated or too many characters.
+  Encoding text with any other character is an error, never a silent loss.
+  """
+  from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+  characters = list(characters)
+  tokens = [PAD, EOS, *characters]
+  if any(len(c) != 1 for c in characters) or len(set(characters)) != len(characters):
+    raise ValueError(f"characters: found {''.join(characters)!r}, expected single characters, each "
+                     "of them once")
+  if vocab_size and len(tokens) > vocab_size:
+    raise ValueError(f"characters: found {len(characters)}, expected at most {vocab_size - 2} for a "
+                     f"vocabulary of {vocab_size}")
+  tokens += [f"<unused{i}>" for i in range(vocab_size - len(tokens))]
+  backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}))
+  backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+  backend.decoder = decoders.Fuse()  # characters are joined as they are, without spaces
+  return _transformers().PreTrainedTokenizerFast(
+    tokenizer_object=backend, pad_token=PAD, eos_token=EOS, clean_up_tokenization_spaces=False)

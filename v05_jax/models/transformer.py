@@ -1,0 +1,290 @@
+"""The Qwen3 decoder as pure functions of explicit parameters.
+
+RMSNorm before attention and MLP, RMSNorm of each query and key head before the rotary embedding
+(QK-norm), grouped-query attention, SwiGLU, tied or untied head, no biases. The arithmetic is that of
+Hugging Face transformers' `Qwen3ForCausalLM` (half-rotated rotary embedding). Parameters are float32
+and are cast to `config.dtype` where they are used; norms, rotary embedding, softmax and logits are
+float32 always.
+
+`forward` and `prefill` scan over layers whose parameters are stacked on a leading axis, so that
+compile time does not grow with depth. `decode` is unrolled over layers and keeps one cache array per
+layer: a cache stacked over layers is copied at every step of a decode loop.
+
+Parameters (`F` the MLP width, matrices are `[in, out]`):
+
+    embedding [V, D], norm/scale [D], head [V, D] (untied only), and under layers/, with a leading L:
+    attention_norm/scale [D], q/kernel [D, H Dh], k/kernel and v/kernel [D, KV Dh], q_norm/scale
+    and k_norm/scale [Dh], o/kernel [H Dh, D], mlp_norm/scale [D], gate/kernel and up/kernel [D, F],
+    down/kernel [F, D]
+"""
+
+import dataclasses
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+DTYPES = ("float32", "bfloat16")
+MASKED = -1e30  # a score that softmax turns into 0, finite so that no row can become NaN
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """Shape of a Qwen3 decoder. Hashable, so that it can be a static argument of a jitted function."""
+
+  vocab_size: int
+  hidden_size: int
+  num_layers: int
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  intermediate_size: int
+  rope_theta: float = 1e6
+  rms_norm_eps: float = 1e-6
+  tie_embeddings: bool = True
+  max_positions: int = 40960  # recorded in config.json; the rotary embedding itself has no limit
+  dtype: str = "float32"  # of the computation; parameters are float32
+  remat: bool = False  # recompute each layer in the backward pass
+  onehot_embedding: bool = False  # look tokens up by a matmul: its gradient needs no scatter
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if field.type in (int, float) and (isinstance(value, bool) or not value > 0):
+        raise ValueError(f"ModelConfig.{field.name}: found {value!r}, expected a positive number")
+    if self.num_heads % self.num_kv_heads:
+      raise ValueError(f"ModelConfig.num_heads: found {self.num_heads}, expected a multiple of "
+                       f"num_kv_heads = {self.num_kv_heads}")
+    if self.head_dim % 2:
+      raise ValueError(f"ModelConfig.head_dim: found {self.head_dim}, expected an even number "
+                       "(the rotary embedding turns pairs)")
+    if self.dtype not in DTYPES:
+      raise ValueError(f"ModelConfig.dtype: found {self.dtype!r}, expected one of {DTYPES}")
+
+
+class RMSNorm(nn.Module):
+  """`scale * x / sqrt(mean(x^2) + eps)` over the last axis, in float32; returns float32."""
+
+  eps: float
+
+  @nn.compact
+  def __call__(self, x):
+    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+    x = x.astype(jnp.float32)
+    return scale * (x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.eps))
+
+
+class Layer(nn.Module):
+  """One decoder layer. `keep_kv`: also return the keys and values, in the cache's layouts."""
+
+  config: ModelConfig
+  keep_kv: bool = False
+
+  def setup(self):
+    c = self.config
+    residual = 1.0 / (2 * c.num_layers)  # so that the residual stream's variance ignores depth
+
+    def dense(features, scale=1.0):
+      init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
+      return nn.Dense(features, use_bias=False, dtype=c.dtype, kernel_init=init)
+
+    self.attention_norm = RMSNorm(c.rms_norm_eps)
+    self.q = dense(c.num_heads * c.head_dim)
+    self.k = dense(c.num_kv_heads * c.head_dim)
+    self.v = dense(c.num_kv_heads * c.head_dim)
+    self.q_norm = RMSNorm(c.rms_norm_eps)
+    self.k_norm = RMSNorm(c.rms_norm_eps)
+    self.o = dense(c.hidden_size, residual)
+    self.mlp_norm = RMSNorm(c.rms_norm_eps)
+    self.gate = dense(c.intermediate_size)
+    self.up = dense(c.intermediate_size)
+    self.down = dense(c.hidden_size, residual)
+
+  def __call__(self, x, rotation, mask):
+    """x [N, T, D], rotation 2 x [N, T, Dh/2], mask bool [N, T, T] -> x, (k, v) or None.
+
+    k [N, KV, Dh, T] has the rotary embedding applied; v [N, KV, T, Dh].
+    """
+    q, k, v = self._qkv(x, rotation)
+    q = jnp.moveaxis(q, 1, 3)  # [N, KV, G, T, Dh]
+    k = k.transpose(0, 2, 3, 1)
+    v = v.transpose(0, 2, 1, 3)
+    out = jnp.moveaxis(attend(q, k, v, mask), 3, 1)  # [N, T, KV, G, Dh]
+    x = self._mlp(x + self.o(out.reshape(*x.shape[:2], -1)))
+    return x, ((k, v) if self.keep_kv else None)
+
+  def decode(self, x, rotation, cache, position):
+    """x [S, D], rotation 2 x [S, Dh/2], cache of this layer, position [S] -> x, cache."""
+    q, k, v = self._qkv(x, rotation)
+    cache = write(cache, k, v, position)
+    mask = jnp.arange(cache[0].shape[-1]) <= position[:, None, None]  # [S, 1, C]
+    out = attend(q[:, :, :, None], *cache, mask)
+    return self._mlp(x + self.o(out.reshape(x.shape[0], -1))), cache
+
+  def _qkv(self, x, rotation):
+    """x [..., D] -> q [..., KV, G, Dh], k and v [..., KV, Dh]."""
+    c = self.config
+    x = self.attention_norm(x).astype(c.dtype)
+    q = self.q(x).reshape(*x.shape[:-1], c.num_kv_heads, -1, c.head_dim)
+    k = self.k(x).reshape(*x.shape[:-1], c.num_kv_heads, c.head_dim)
+    v = self.v(x).reshape(*x.shape[:-1], c.num_kv_heads, c.head_dim)
+    cos, sin = (r[..., None, :] for r in rotation)
+    q = rotate(self.q_norm(q), cos[..., None, :], sin[..., None, :]).astype(c.dtype)
+    return q, rotate(self.k_norm(k), cos, sin).astype(c.dtype), v
+
+  def _mlp(self, x):
+    h = self.mlp_norm(x).astype(self.config.dtype)
+    return x + self.down(nn.silu(self.gate(h)) * self.up(h))
+
+
+class Decoder(nn.Module):
+  """Embedding, scanned layers, final norm; also holds the head's matrix, which `logits` applies."""
+
+  config: ModelConfig
+  keep_kv: bool = False
+
+  @nn.compact
+  def __call__(self, tokens, positions, mask):
+    c = self.config
+    init = nn.initializers.normal(c.hidden_size**-0.5)
+    embedding = self.param("embedding", init, (c.vocab_size, c.hidden_size))
+    if not c.tie_embeddings:
+      self.param("head", init, (c.vocab_size, c.hidden_size))
+    layer = nn.remat(Layer, prevent_cse=False) if c.remat else Layer
+    layers = nn.scan(layer, variable_axes={"params": 0}, split_rngs={"params": True},
+                     in_axes=(nn.broadcast, nn.broadcast), length=c.num_layers)
+    x = embed(c, embedding, tokens)
+    x, kv = layers(c, self.keep_kv, name="layers")(x, rotation(c, positions), mask)
+    return RMSNorm(c.rms_norm_eps, name="norm")(x).astype(c.dtype), kv
+
+
+def embed(config, embedding, tokens):
+  """Embeddings [..., D] of tokens [...], in the compute dtype."""
+  embedding = embedding.astype(config.dtype)
+  if not config.onehot_embedding:
+    return jnp.take(embedding, tokens, axis=0)
+  onehot = jax.nn.one_hot(tokens, config.vocab_size, dtype=config.dtype)
+  return jnp.matmul(onehot, embedding, precision="highest")  # exact: one product is not zero
+
+
+def rotation(config, positions):
+  """(cos, sin) [..., Dh/2] of the angles `position * rope_theta^(-2i/Dh)`, float32."""
+  exponent = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
+  frequency = (1.0 / config.rope_theta**exponent).astype(np.float32)
+  angle = positions[..., None].astype(jnp.float32) * frequency
+  return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x, cos, sin):
+  """Rotary embedding of x [..., Dh]; component i is paired with i + Dh/2, as in transformers."""
+  a, b = jnp.split(x, 2, axis=-1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def attend(q, k, v, mask):
+  """Grouped-query attention `softmax(q k / sqrt(Dh)) v`.
+
+  q [B, KV, G, Q, Dh], k [B, KV, Dh, C], v [B, KV, C, Dh], mask bool [B, Q, C] -> [B, KV, G, Q, Dh].
+  The query group is folded into the query axis: one batched matmul per (row, kv head), and keys are
+  never repeated.
+  """
+  shape = q.shape
+  q = q.reshape(*shape[:2], -1, shape[-1])
+  scores = jnp.matmul(q, k, preferred_element_type=jnp.float32) * shape[-1]**-0.5
+  scores = scores.reshape(*shape[:4], -1)
+  scores = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1)
+  weights = scores.astype(v.dtype).reshape(*q.shape[:3], -1)
+  return jnp.matmul(weights, v).reshape(shape)
+
+
+def write(cache, k, v, position):
+  """Writes k, v [S, KV, Dh] at column `position` [S] of each row; outside [0, C) it writes nothing.
+
+  A scatter, since it updates a loop's cache in place: 0.16 ms a step for 6 layers of [64, 4, 32, 192]
+  on a CPU core, where a `where` over columns takes 1.5 ms and reads all of the cache.
+  """
+  rows = jnp.arange(position.shape[0])
+  position = jnp.where(position < 0, cache[0].shape[-1], position)  # -1 would be the last column
+  keys = cache[0].at[rows, :, :, position].set(k, mode="drop")
+  return keys, cache[1].at[rows, :, position].set(v, mode="drop")
+
+
+def init(config: ModelConfig, key):
+  """Random normal float32 parameters: variance 1/fan_in, of o and down 1/(2 L fan_in), of embedding
+  and head 1/D; norm scales are 1."""
+  one = jnp.zeros((1, 1), jnp.int32)
+  return Decoder(config).init(key, one, one, jnp.ones((1, 1, 1), bool))["params"]
+
+
+def forward(config: ModelConfig, params, tokens, positions, segments):
+  """Hidden states [N, T, D] after the final norm, in the compute dtype.
+
+  tokens, positions, segments int32 [N, T]. A token sees the tokens of its own segment up to itself, in row
+  order; segment 0 is padding: it sees padding only, so its hidden state is finite and meaningless.
+  `positions` go to the rotary embedding alone.
+  """
+  return Decoder(config).apply({"params": params}, tokens, positions, causal(segments))[0]
+
+
+def causal(segments):
+  """Which columns each token sees, bool [N, T, T]: its own segment (padding is one too), up to itself."""
+  index = jnp.arange(segments.shape[1])
+  return (segments[:, :, None] == segments[:, None, :]) & (index[:, None] >= index)
+
+
+def unembed(config: ModelConfig, params):
+  """The head's matrix [V, D], in the compute dtype: the embedding where they are tied."""
+  return params["embedding" if config.tie_embeddings else "head"].astype(config.dtype)
+
+
+def logits(config: ModelConfig, params, hidden):
+  """float32 logits [..., V] of hidden states [..., D]."""
+  matrix = unembed(config, params)
+  return jnp.einsum("...d,vd->...v", hidden, matrix, preferred_element_type=jnp.float32)
+
+
+def unstack(config: ModelConfig, params):
+  """A tuple of L per-layer parameter trees for `decode`, with matrices in the compute dtype."""
+  def take(i):
+    def leaf(path, x):
+      return x[i].astype(config.dtype) if path[-1].key == "kernel" else x[i]
+    return jax.tree_util.tree_map_with_path(leaf, params["layers"])
+  return tuple(take(i) for i in range(config.num_layers))
+
+
+def empty_cache(config: ModelConfig, slots: int, columns: int):
+  """Zeroed cache: a tuple of L pairs (k [S, KV, Dh, C], v [S, KV, C, Dh]) in the compute dtype."""
+  shape = (slots, config.num_kv_heads)
+  return tuple((jnp.zeros((*shape, config.head_dim, columns), config.dtype),
+                jnp.zeros((*shape, columns, config.head_dim), config.dtype))
+               for _ in range(config.num_layers))
+
+
+def prefill(config: ModelConfig, params, tokens, length):
+  """The cache of prompts: a tuple of L pairs (k [N, KV, Dh, T], v [N, KV, T, Dh]).
+
+  tokens int32 [N, T] right-padded, length int32 [N]. The rotary embedding is applied to k. Columns at
+  and after `length` are finite and meaningless: `decode` writes a column before it reads it.
+  """
+  index = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+  mask = causal((index < length[:, None]).astype(jnp.int32))
+  _, (k, v) = Decoder(config, keep_kv=True).apply({"params": params}, tokens, index, mask)
+  return tuple((k[i], v[i]) for i in range(config.num_layers))
+
+
+def decode(config: ModelConfig, params, layers, cache, token, position):
+  """One token for every slot: (hidden [S, D] after the final norm, cache with this token's k and v).
+
+  token, position int32 [S]; `layers = unstack(config, params)`, which a loop computes once, outside.
+  The token at position p stands in column p and sees columns 0..p of its row; rows do not touch each
+  other. A position outside [0, C) writes nothing.
+  """
+  x = embed(config, params["embedding"], token)
+  turn = rotation(config, position)
+  new = []
+  for layer, kv in zip(layers, cache, strict=True):
+    x, kv = Layer(config).apply({"params": layer}, x, turn, kv, position, method="decode")
+    new.append(kv)
+  x = RMSNorm(config.rms_norm_eps).apply({"params": params["norm"]}, x)
+  return x.astype(config.dtype), tuple(new)

@@ -1,0 +1,315 @@
+"""The policy-gradient update: one program at static shapes, mapped over the device mesh.
+
+    loss = sum over response tokens of weight * (surrogate + kl_coef * kl - entropy_coef * entropy)
+
+with the weights of `losses.rollout_weights`, whose denominators are those of the whole minibatch.
+No mean is taken anywhere, so rows, micro-batches and devices may split the tokens in any way, and
+loss, gradient and gradient norm stay the same.
+
+The default aggregation, `prompt`, is the mean over prompts of each prompt's token mean. An adaptive
+budget gives surprising prompts up to four times the rollouts of others; with `token` or `rollout`
+they would also count four times in the objective, which changes what is learned, not only how well
+it is estimated. See `losses.rollout_weights` for the measurement.
+
+The gradients of the micro-batches are added up in float32 in a loop whose trip count is an
+argument: any number of rollouts runs through the same compiled program. Each device adds up its
+own, and the sum over the `data` axis is taken once, behind the loop.
+"""
+
+from collections.abc import Callable
+from functools import partial
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+import numpy as np
+import optax
+
+from v05_jax import losses, packing, sharding, structs
+from v05_jax.models import transformer
+
+Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, count)
+
+ROWS = PartitionSpec(None, ("data", "fsdp"))  # of a Batch [M, B, T]
+
+
+class Update(NamedTuple):
+  """The update for one model, loss, optimiser and mesh; arguments may lie anywhere, on host too.
+
+  `used` is the number of micro-batches of a Batch `[M, B, T]` that hold rollouts: the first ones.
+  `reference` are the parameters of the frozen policy, given if and only if `kl_coef > 0`.
+  """
+
+  place: Callable  # params -> params on the mesh, float32
+  freeze: Callable  # params -> a copy on the mesh that no update overwrites: the reference
+  init: Callable  # params -> opt_state on the mesh
+  step: Callable  # (params, opt_state, batch, used, reference=None) -> (params, opt_state, Metrics)
+  loss_and_grad: Callable  # (params, batch, used, reference=None) -> (loss, gradient, Metrics)
+  program: Any  # the jitted step, (params, opt_state, batch, used, reference): to compile ahead
+
+
+def make(
+  model_config: transformer.ModelConfig,
+  loss_config,
+  optimizer_config,
+  mesh: jax.sharding.Mesh,
+  *,
+  temperature: float,
+  total_updates: int,
+) -> Update:
+  """Builds the update of `config.loss` and `config.optimizer` for a model on a mesh.
+
+  temperature: the sampler's, by which the log-probs are taken. total_updates: the schedule's end.
+
+  `step` overwrites (donates) params and opt_state. Where loss or gradient norm is not finite, both
+  come back unchanged, `grad/skipped` is 1 and every other metric has count 0.
+
+  Metrics are (sum, count): `loss/total`, `grad/norm` (before clipping) and `grad/skipped` over
+  updates; `loss/entropy`, `loss/clip_fraction`, `loss/kl` (with `kl_coef` only) and
+  `loss/logprob_gap` (mean |log-prob - the sampler's|: the sampler-trainer gap, as long as the
+  parameters are those that sampled) over response tokens.
+
+  Raises ValueError for a schedule that does not exist; `step` for a `used` outside 1..M and for a
+  reference that is missing or not wanted.
+  """
+  optimizer = make_optimizer(optimizer_config, total_updates)
+  specs, at_params, at_state = layout(model_config, optimizer, mesh)
+  at_rows, whole = sharding.shardings(mesh, ROWS), sharding.replicated(mesh)
+  pin = lambda params: jax.tree.map(jax.lax.with_sharding_constraint, params, specs)
+  token_loss = partial(micro_loss, model_config, loss_config, temperature, mesh.shape["fsdp"])
+  gradient = partial(accumulate, token_loss, pin)
+
+  # Manual over data only: fsdp stands in the jit's shardings and is the compiler's inside.
+  split, same = PartitionSpec(None, "data"), PartitionSpec()
+  program = sharding.mapped(
+    mesh,
+    partial(update, optimizer, gradient),
+    in_specs=(same, same, split, same, same),
+    out_specs=same,
+    donate=(0, 1),
+    in_shardings=(at_params, at_state, at_rows, whole, at_params if loss_config.kl_coef else None),
+    out_shardings=(at_params, at_state, whole),
+  )
+  only_gradient = sharding.mapped(
+    mesh,
+    gradient,
+    in_specs=(same, split, same, same),
+    out_specs=same,
+    out_shardings=(whole, at_params, whole),
+  )
+  initialise = jax.jit(optimizer.init, out_shardings=at_state)
+
+  # Everything is placed before the call, so that the program sees one kind of argument and compiles
+  # once, whether parameters come from a file, a checkpoint or the last step.
+  def place(params):
+    return jax.device_put(jax.tree.map(_as_float32, params), at_params)
+
+  def others(batch, used, reference):
+    micros, kl_coef = batch.tokens.shape[0], loss_config.kl_coef
+    if not 1 <= used <= micros:
+      raise ValueError(f"used={used}: expected 1 to {micros}, the micro-batches of the batch")
+    if (reference is not None) != bool(kl_coef):
+      verb = "needs" if kl_coef else "takes no"
+      raise ValueError(f"config.loss.kl_coef={kl_coef} {verb} reference parameters")
+    reference = None if reference is None else place(reference)
+    return jax.device_put(batch, at_rows), jax.device_put(np.int32(used), whole), reference
+
+  def step(params, opt_state, batch, used, reference=None):
+    opt_state = jax.device_put(opt_state, at_state)
+    return program(place(params), opt_state, *others(batch, used, reference))
+
+  return Update(
+    place=place,
+    freeze=lambda params: jax.tree.map(jnp.copy, place(params)),
+    init=lambda params: initialise(place(params)),
+    step=step,
+    loss_and_grad=lambda params, batch, used, reference=None: only_gradient(
+      place(params), *others(batch, used, reference)
+    ),
+    program=program,
+  )
+
+
+def layout(model_config, optimizer, mesh):
+  """-> specs and shardings of the parameters, and shardings of the optimiser state, which follow."""
+  params = jax.eval_shape(partial(transformer.init, model_config), jax.random.key(0))
+  specs = sharding.param_specs(mesh, params)
+  at_params = sharding.shardings(mesh, specs)
+  at_state = optax.tree_utils.tree_map_params(
+    optimizer,
+    lambda _, where: where,
+    jax.eval_shape(optimizer.init, params),
+    at_params,
+    transform_non_params=lambda _: sharding.replicated(mesh),
+  )
+  return specs, at_params, at_state
+
+
+def make_optimizer(config, total_updates: int) -> optax.GradientTransformation:
+  """AdamW behind clipping by the global norm.
+
+  Matrices decay, norm scales do not; names decide, as layers are stacked and a scale is
+  two-dimensional too. The learning rate rises linearly over `warmup_steps` updates, the first of
+  which is not 0, then stays or falls to 0 at `total_updates`.
+
+  Raises ValueError for an unknown `config.optimizer.schedule`.
+  """
+  rate, warmup = config.learning_rate, config.warmup_steps
+  left = max(total_updates - warmup, 1)
+  schedules = {
+    "constant": optax.constant_schedule(rate),
+    "cosine": optax.cosine_decay_schedule(rate, left),
+    "linear": optax.linear_schedule(rate, 0.0, left),
+  }
+  if config.schedule not in schedules:
+    known = ", ".join(schedules)
+    raise ValueError(f"config.optimizer.schedule: found {config.schedule!r}, expected {known}")
+  schedule = schedules[config.schedule]
+  if warmup:
+    rise = optax.linear_schedule(rate / (warmup + 1), rate, warmup)
+    schedule = optax.join_schedules([rise, schedule], [warmup])
+
+  def decays(params):
+    name_decides = lambda path, _: not sharding.path_name(path).endswith("scale")
+    return jax.tree_util.tree_map_with_path(name_decides, params)
+
+  clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+  adamw = optax.adamw(
+    schedule, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=decays
+  )
+  return optax.chain(clip, adamw)
+
+
+def micro_loss(model_config, config, temperature, groups, params, batch: structs.Batch, reference):
+  """-> (loss, sums of the token metrics) of one micro-batch `[B, T]`. groups: devices of `fsdp`."""
+  mask = batch.weight > 0
+  constrain = jax.lax.with_sharding_constraint
+
+  def logprobs(params):
+    hidden = transformer.forward(
+      model_config, params, batch.tokens, batch.position, batch.segment
+    )
+    # Log-probs are computed a chunk at a time. A chunk of tokens from several devices along `fsdp`
+    # would make each of them compute all of it, so each group of rows, one device's, is cut into
+    # its own; and the head is gathered, like a layer's matrices, or logits would be summed instead.
+    grouped = jax.tree.map(
+      lambda x: constrain(x.reshape(groups, -1, *x.shape[1:]), PartitionSpec("fsdp")),
+      (hidden, batch.target, mask),
+    )
+    matrix = constrain(transformer.unembed(model_config, params), PartitionSpec("tensor"))
+    chunked = lambda hidden, target, mask: losses.token_logprobs(
+      hidden, matrix, target, temperature, config.vocab_chunk, mask
+    )
+    return jax.tree.map(lambda x: x.reshape(mask.shape), jax.vmap(chunked)(*grouped))
+
+  logprob, entropy = logprobs(params)
+  loss, clipped = losses.surrogate(
+    logprob, batch.old_logprob, batch.advantage,
+    config.clip_low, config.clip_high, config.clip_dual, mask,
+  )  # fmt: skip
+  tokens = {
+    "loss/entropy": entropy,
+    "loss/clip_fraction": clipped,
+    "loss/logprob_gap": jnp.abs(logprob - batch.old_logprob),
+  }
+  if config.kl_coef:
+    kl = losses.kl(logprob, logprobs(reference)[0], mask)
+    loss += config.kl_coef * kl
+    tokens["loss/kl"] = kl
+  if config.entropy_coef:
+    loss -= config.entropy_coef * entropy
+  # Selected, not multiplied: 0 * NaN is NaN.
+  total = lambda x: jnp.sum(jnp.where(mask, x, 0.0), dtype=jnp.float32)
+  return total(batch.weight * loss), {"tokens": total(1.0), **jax.tree.map(total, tokens)}
+
+
+def accumulate(token_loss, pin, params, batch: structs.Batch, used, reference):
+  """Inside `sharding.mapped` -> (loss, float32 gradient, Metrics): sums over all that `data` holds.
+
+  The first `used` micro-batches of this device's `batch` `[M, B, T]` are gone through in a loop.
+  """
+  # Varying parameters have this device's own gradient: one sum at the end, not one a micro-batch.
+  local = pin(sharding.vary(params))
+  differentiate = jax.value_and_grad(token_loss, has_aux=True)
+
+  def part(i):
+    take = lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
+    split = lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec("fsdp"))
+    rows = jax.tree.map(lambda x: split(take(x)), batch)
+    (loss, sums), grads = differentiate(local, rows, reference)
+    return loss, pin(jax.tree.map(_as_float32, grads)), sums
+
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part, 0))
+  add = lambda i, sums: jax.tree.map(jnp.add, sums, part(i))
+  loss, grads, sums = jax.lax.fori_loop(0, used, add, sharding.vary(zeros))
+  loss, grads, sums = sharding.total((loss, grads, sums))
+  tokens = sums.pop("tokens")
+  return loss, pin(grads), {name: (x, tokens) for name, x in sums.items()}
+
+
+def update(optimizer, gradient, params, opt_state, batch, used, reference):
+  """Inside `sharding.mapped` -> (params, opt_state, Metrics): one optimiser step, or none."""
+  loss, grads, metrics = gradient(params, batch, used, reference)
+  norm = optax.global_norm(grads)
+  finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+  updates, new_state = optimizer.update(grads, opt_state, params)
+  new_params = optax.apply_updates(params, updates)
+  keep = partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
+  one = jnp.float32(1)
+  metrics = {**metrics, "loss/total": (loss, one), "grad/norm": (norm, one)}
+  metrics = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), metrics)
+  metrics["grad/skipped"] = (1.0 - finite.astype(jnp.float32), one)
+  return keep(new_params, params), keep(new_state, opt_state), metrics
+
+
+def minibatches(
+  prompts: structs.Prompts,
+  rollouts: structs.Rollouts,
+  advantage: np.ndarray,
+  loss_config,
+  max_response: int,
+  mesh,
+  members: np.ndarray | None = None,
+) -> list[tuple[structs.Batch, int]]:
+  """One epoch: (Batch `[M, B, T]` of numpy arrays, micro-batches in use) for each minibatch.
+
+  The prompts of `members` bool [P] (default: `prompts.mask`) are cut into `config.loss.minibatches`
+  contiguous parts; a part without any rollout that counts is left out. advantage float [P, K];
+  `max_response` in tokens is the denominator of `aggregate = constant`.
+
+  M, B and T depend on the capacities P and K and the widths of the token arrays alone: T is
+  `row_length`, B is `micro_rows` for each device along `data` and `fsdp`, and M is what rollouts of
+  full length would need.
+
+  Raises ValueError for a `row_length` that the longest possible rollout does not fit.
+  """
+  members = np.asarray(prompts.mask if members is None else members, bool)
+  longest = prompts.tokens.shape[1] + rollouts.tokens.shape[1] - 1
+  length = loss_config.row_length or longest
+  if length < longest:
+    raise ValueError(
+      f"config.loss.row_length={length}: expected at least {longest} (longest prompt + longest"
+      " response - 1), or 0 for just that"
+    )
+  micro = loss_config.micro_rows * mesh.shape["data"] * mesh.shape["fsdp"]
+  most = math.ceil(members.size / loss_config.minibatches) * rollouts.mask.shape[1]  # rollouts
+  rows = math.ceil(most / (length // longest))  # so many fit in every row: see packing.fit
+  micros = math.ceil(rows / micro)
+  out = []
+  for part in np.array_split(np.flatnonzero(members), loss_config.minibatches):
+    chosen = np.isin(np.arange(members.size), part)
+    mask = np.asarray(rollouts.mask) & chosen[:, None]
+    weight = losses.rollout_weights(loss_config.aggregate, rollouts.length, mask, max_response)
+    batch, used = packing.pack(
+      prompts, rollouts, advantage, np.asarray(weight), length, micros * micro, chosen
+    )
+    if used:
+      batch = jax.tree.map(lambda x: x.reshape(micros, micro, length), batch)
+      out.append((batch, math.ceil(used / micro)))
+  return out
+
+
+def _as_float32(x):  # no copy where it is already: donating the result then frees the argument
+  return x if x.dtype == jnp.float32 else x.astype(jnp.float32)

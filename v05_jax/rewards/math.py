@@ -1,0 +1,48 @@
+r"""Free-form mathematics: is the response's final answer equal to the gold answer? (math-verify, sympy)
+
+The prediction is the last complete \boxed{...} of the response, or else the last mathematical expression in
+it. Runs in a worker process: sympy can hang on what a policy writes.
+"""
+
+import functools
+import logging
+import re
+
+from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
+from math_verify import verify as equal
+
+TARGETS = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
+TAIL = 2000  # characters of an unboxed response in which the answer is looked for
+
+# The pool enforces the time limit, so math-verify's own, by SIGALRM, is off; it warns about that.
+logging.getLogger("math_verify").setLevel(logging.ERROR)
+
+
+def verify(prompt: str, response: str, row: dict) -> float:
+  """1.0 if the response's answer equals `row["answer"]`, as a number, expression, set or interval, else 0.0."""
+  gold = str(row["answer"]).rpartition("####")[2]  # GSM8K's marker
+  gold = (boxed(gold) or gold).strip(" $\n")
+  answer = boxed(response)
+  if answer is None:
+    prediction = _parse(response[-TAIL:])
+  elif (answer := answer.strip(" $\n")) == gold:
+    return float(gold != "")
+  else:
+    prediction = _parse(rf"\boxed{{{answer}}}")
+  return float(equal(_parse(rf"\boxed{{{gold}}}"), prediction, timeout_seconds=None))
+
+
+def boxed(text: str) -> str | None:
+  r"""The contents of the last complete \boxed{...} or \fbox{...}; braces may nest, \{ and \} do not count."""
+  for start in reversed([m.end() for m in re.finditer(r"\\(?:boxed|fbox)\s*\{", text)]):
+    depth = 1
+    for token in re.finditer(r"\\.|[{}]", text[start:], re.DOTALL):
+      depth += {"{": 1, "}": -1}.get(token[0], 0)
+      if not depth:
+        return text[start : start + token.start()]
+  return None
+
+
+@functools.lru_cache(maxsize=1024)  # the rollouts of a prompt share the gold answer
+def _parse(text: str) -> list:
+  return parse(text, TARGETS, parsing_timeout=None)

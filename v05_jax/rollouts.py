@@ -1,0 +1,173 @@
+"""The sampler's host side: keeps the slots full, has rollouts verified, asks the budget, refills.
+
+One mechanism serves fixed groups, adaptive groups and evaluation: a queue of (prompt, index) requests in
+front of a fixed number of slots. Between two decode chunks the host
+
+    1. applies the verdicts of the rollouts that ended one boundary ago (waiting for late ones),
+    2. hands the rollouts that have just ended to the verifier,
+    3. asks `budget.extra` about prompts all of whose rollouts have verdicts,
+    4. opens further prompts (prefill) and starts requests in free slots (fill).
+
+A verdict is applied exactly one boundary after its rollout ended, so arrival time changes neither slots nor
+samples.
+"""
+
+import time
+from typing import Callable, NamedTuple
+
+import jax
+import numpy as np
+
+from v05_jax import budget
+from v05_jax import sampler
+from v05_jax import shrinkage
+from v05_jax.models import tokenizer as tokenizers
+from v05_jax.schedule import Sampled, Schedule
+from v05_jax.structs import Prompts, Rollouts
+
+
+class Groups(NamedTuple):
+  """How many rollouts a prompt gets: the run's `config.budget`, or a fixed number in evaluation."""
+
+  rule: str
+  k_init: int
+  k_max: int
+  cost: float = 0.0
+  block: int = 1
+
+
+def make(model_config, tokenizer, config, mesh, verifier) -> Callable:
+  """Builds `collect` for a model, a run's config, a mesh and a verifier (`rewards.load`).
+
+  `collect(params, prompts, step_key, groups, value=None, temperature=None, limit=None)` samples every
+  prompt's rollouts and returns `(Rollouts, stats)`. `value [P]` is the prior, which an adaptive rule needs;
+  `limit [P]` caps a prompt's response tokens below `config.sampler.max_response`; stats are (sum, count)
+  pairs. The device buffers are kept between calls.
+  """
+  options = config.sampler
+  stop = (tokenizer.eos_token_id,)
+  programs = sampler.make(model_config, options, stop, mesh)
+  slots, store = programs.empty()
+
+  def collect(params, prompts, step_key, groups, value=None, temperature=None, limit=None):
+    nonlocal slots, store
+    temperature = np.float32(options.temperature if temperature is None else temperature)
+    limit = np.clip(options.max_response if limit is None else limit, 1, options.max_response)
+    limit = np.broadcast_to(limit, prompts.mask.shape)
+    schedule = Schedule(prompts, limit, options, mesh.shape["data"])
+    ledger = _Ledger(prompts, groups, value, config, stop)
+    ended, waited = [], 0.0
+    while ended or not schedule.finished:
+      verdicts = _submit(ended, prompts, tokenizer, verifier, config, stop)
+      while (batch := schedule.open(groups.k_init, final=groups.rule == "fixed")) is not None:
+        store = programs.prefill(params, store, *batch)
+      start = schedule.start()
+      if start is not None:
+        slots = programs.fill(slots, store, step_key, start)
+      just_ended = []
+      if schedule.active:
+        slots, chunk = programs.decode(params, slots, temperature)
+        just_ended = schedule.read(jax.device_get(chunk), stop)
+      began = time.perf_counter()
+      for rollout, verdict in zip(ended, verdicts):
+        ledger.record(rollout, verdict())
+      waited += time.perf_counter() - began
+      for prompt, more in ledger.decide(schedule):
+        schedule.request(prompt, more) if more else schedule.close(prompt)
+      ended = just_ended
+    return ledger.rollouts(options.max_response), _stats(schedule, ledger, options.slots, waited)
+
+  return collect
+
+
+class _Ledger:
+  """Results by `[P, K]` as the verdicts come in, and what the budget makes of them."""
+
+  def __init__(self, prompts: Prompts, groups: Groups, value, config, stop):
+    shape = (len(prompts.mask), groups.k_max)
+    self.groups, self.stop = groups, stop
+    self.value = np.full(shape[0], np.nan, np.float32) if value is None else np.asarray(value)
+    self.low, self.high, self.truncated = config.rewards.low, config.rewards.high, config.sampler.truncated
+    self.done: list[Sampled] = []
+    self.length = np.zeros(shape, np.int32)
+    self.reward = np.full(shape, np.nan, np.float32)
+    self.ended = np.zeros(shape, bool)
+    self.mask = np.zeros(shape, bool)
+    self.failed = 0
+    self.changed: set[int] = set()
+
+  def record(self, rollout: Sampled, reward: float):
+    """One verdict: the verifier's reward, NaN where it failed."""
+    at = rollout.prompt, rollout.index
+    self.done.append(rollout)
+    self.length[at] = rollout.length
+    self.ended[at] = rollout.tokens[-1][-1] in self.stop
+    self.reward[at] = reward
+    self.failed += int(np.isnan(reward))
+    self.mask[at] = np.isfinite(reward) and (self.ended[at] or self.truncated != "mask")
+    self.changed.add(rollout.prompt)
+
+  def decide(self, schedule: Schedule) -> list[tuple[int, int]]:
+    """(prompt, further rollouts) for each open prompt that has all its verdicts; 0 = it is done."""
+    judged = (self.length > 0).sum(1)
+    ready = [p for p in sorted(self.changed) if judged[p] == schedule.asked[p] and not schedule.closed[p]]
+    self.changed.clear()
+    if not ready:
+      return []
+    reward = np.where(self.mask, shrinkage.map_reward(self.reward, self.low, self.high), 0.0)
+    k = self.mask.sum(1)
+    s = np.where(self.mask, (reward + 1) / 2, 0.0).sum(1)
+    waiting = np.isin(np.arange(len(k)), ready)
+    groups = self.groups
+    more = budget.extra(
+      groups.rule, self.value, s.astype(np.float32), k.astype(np.int32), waiting,
+      k_max=groups.k_max, cost=groups.cost, block=groups.block,
+    )  # fmt: skip
+    # Rollouts without a verdict count towards k_max, though not towards k.
+    more = np.minimum(np.asarray(more), groups.k_max - judged)
+    return [(p, int(more[p])) for p in ready]
+
+  def rollouts(self, max_response: int) -> Rollouts:
+    """Flat rows in the order of (prompt, index), whatever the order in which they ended."""
+    done = sorted(self.done, key=lambda r: (r.prompt, r.index))
+
+    def rows(name, dtype):
+      out = np.zeros((len(done), max_response), dtype)
+      for row, rollout in zip(out, done):
+        row[: rollout.length] = np.concatenate(getattr(rollout, name))
+      return out
+
+    return Rollouts(
+      tokens=rows("tokens", np.int32),
+      logprob=rows("logprob", np.float32),
+      sampled_logprob=rows("sampled_logprob", np.float32),
+      prompt=np.array([r.prompt for r in done], np.int32),
+      index=np.array([r.index for r in done], np.int32),
+      length=self.length, reward=self.reward, ended=self.ended, mask=self.mask,
+    )  # fmt: skip
+
+
+def _submit(ended, prompts: Prompts, tokenizer, verifier, config, stop) -> list[Callable[[], float]]:
+  """Hands rollouts to the verifier -> for each a function that waits for its reward."""
+  def needs_verdict(rollout):
+    return config.sampler.truncated == "score" or rollout.tokens[-1][-1] in stop
+
+  judged = [r for r in ended if needs_verdict(r)]
+  rows = [prompts.rows[r.prompt] for r in judged]
+  texts = [tokenizers.decode_response(tokenizer, np.concatenate(r.tokens)) for r in judged]
+  handles = iter(verifier.submit([row["prompt"] for row in rows], texts, rows))
+  fail = lambda: config.rewards.low
+  return [(lambda h=next(handles): h.result().reward) if needs_verdict(r) else fail for r in ended]
+
+
+def _stats(schedule: Schedule, ledger: _Ledger, slots: int, waited: float) -> dict[str, tuple[float, float]]:
+  count = len(ledger.done)
+  return {
+    "sampler/utilisation": (schedule.sampled, slots * schedule.steps),
+    "sampler/decode_steps": (schedule.steps, 1),
+    "sampler/refills": (schedule.refills, 1),
+    "response/truncated": (count - int(ledger.ended.sum()), count),
+    "response/length": (schedule.sampled, count),
+    "rewards/failed": (ledger.failed, 1),
+    "time/verify": (waited, 1),
+  }

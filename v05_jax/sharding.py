@@ -1,0 +1,140 @@
+"""The device mesh, one ordered table of parameter shardings, placement, and the mapped step.
+
+Three axes: `data` splits rows, prompts and slots and is manual inside `mapped`; `fsdp` splits
+parameters and optimiser state, `tensor` splits matrices; both are left to the compiler (GSPMD).
+"""
+
+import math
+import re
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+
+# The first rule whose pattern is found in a parameter's '/'-joined path gives its sharding; the
+# names are those of models/transformer.py. Layers are stacked on a leading axis, which is never
+# split: a scan slices it.
+RULES = (
+  (r"(^|/)(embedding|head)$", PartitionSpec("tensor", "fsdp")),  # [V, D]
+  (r"(^|/)(q|k|v|gate|up)/kernel$", PartitionSpec(None, "fsdp", "tensor")),  # [L, D, out]
+  (r"(^|/)(o|down)/kernel$", PartitionSpec(None, "tensor", "fsdp")),  # [L, in, D]
+  (r"norm/scale$", PartitionSpec()),  # [D], [L, D], [L, Dh]
+)
+
+
+def make_mesh(config, devices=None) -> Mesh:
+  """The mesh of `config.mesh`: the number of devices along each axis, -1 = all that are left.
+
+  `devices` defaults to all of them. Raises ValueError where the product is not their number.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  sizes = {axis: config[axis] for axis in AXES}
+  asked = ", ".join(f"config.mesh.{axis}={size}" for axis, size in sizes.items())
+  if any(size != -1 and size < 1 for size in sizes.values()):
+    raise ValueError(f"{asked}: expected a positive number of devices each, or -1 = all left")
+  unknown = [axis for axis, size in sizes.items() if size == -1]
+  if len(unknown) > 1:
+    raise ValueError(f"{asked}: at most one axis may be -1")
+  known = math.prod(size for size in sizes.values() if size != -1)
+  for axis in unknown:
+    sizes[axis] = max(len(devices) // known, 1)
+  if math.prod(sizes.values()) != len(devices):
+    multiple = "a multiple of " if unknown else ""
+    raise ValueError(f"{asked}: found {len(devices)} devices, expected {multiple}{known}")
+  # The default would be Explicit axes, under which every ambiguous operation needs an annotation.
+  types = (AxisType.Auto,) * len(AXES)
+  return jax.make_mesh(tuple(sizes.values()), AXES, types, devices=devices)
+
+
+def path_name(path) -> str:
+  """The '/'-joined name of a pytree path, as in `layers/q/kernel`."""
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def param_specs(mesh: Mesh, params):
+  """A PartitionSpec for every parameter, from `RULES`; `params` holds arrays or their shapes.
+
+  A mesh axis that does not divide its dimension is left out, and the dimension replicated over it.
+  Raises ValueError for a parameter that no rule matches.
+  """
+
+  def find(path, x):
+    name = path_name(path)
+    for pattern, spec in RULES:
+      if re.search(pattern, name):
+        axes = (*spec, *(None,) * (x.ndim - len(spec)))
+        fits = (a if a and n % mesh.shape[a] == 0 else None for a, n in zip(axes, x.shape))
+        return PartitionSpec(*fits)
+    raise ValueError(f"sharding.RULES has no rule for parameter {name!r} of shape {x.shape}")
+
+  return jax.tree_util.tree_map_with_path(find, params)
+
+
+def shardings(mesh: Mesh, specs):
+  """The same tree with every PartitionSpec made a NamedSharding on `mesh`."""
+  return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=_is_spec)
+
+
+def param_shardings(mesh: Mesh, params):
+  """A NamedSharding for every parameter: see `param_specs`."""
+  return shardings(mesh, param_specs(mesh, params))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The sharding of a value that every device holds whole."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def place(mesh: Mesh, tree, specs):
+  """Puts a tree of host or device arrays on the mesh.
+
+  `specs`: one PartitionSpec, or a (prefix) tree of them. Arrays that already lie so are returned as
+  they are, not copied.
+  """
+  return jax.device_put(tree, shardings(mesh, specs))
+
+
+def mapped(mesh: Mesh, f, in_specs, out_specs, donate=(), in_shardings=None, out_shardings=None):
+  """`jax.jit(jax.shard_map(f))`, manual over `data` alone: f sees its device's part along it.
+
+  `in_specs` and `out_specs` name the `data` axis only; `fsdp` and `tensor` inside f are the
+  compiler's. Give `in_shardings` and `out_shardings` where a result is the next call's argument and
+  its sharding over those two must not vary. `donate`: arguments that the call may overwrite.
+
+  The types track what varies over `data` (`check_vma`), with one consequence to know: the gradient
+  with respect to a *replicated* argument arrives summed over `data` already; one more sum counts it
+  twice and more, and Adam and clipping hide the factor. The gradient with respect to `vary(x)` is
+  the device's own.
+  """
+  if mesh.shape["data"] == 1:
+    # XLA fails on a sum over a manual axis of one device beside larger automatic ones
+    # ("Cross-partition allreduce must be in (partial) manual partitioning mode"): nothing may vary.
+    strip = lambda specs: jax.tree.map(_without_data, specs, is_leaf=_is_spec)
+    in_specs, out_specs = strip(in_specs), strip(out_specs)
+  inner = jax.shard_map(
+    f, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names={"data"}, check_vma=True
+  )
+  given = {"in_shardings": in_shardings, "out_shardings": out_shardings}
+  given = {name: value for name, value in given.items() if value is not None}
+  return jax.jit(inner, donate_argnums=donate, **given)
+
+
+def vary(tree):
+  """Inside `mapped`: replicated values, typed as varying over `data`: no sum is added for them."""
+  if jax.lax.axis_size("data") == 1:
+    return tree
+  return jax.lax.pcast(tree, ("data",), to="varying")
+
+
+def total(tree):
+  """Inside `mapped`: the sum over the `data` axis, the same on every device."""
+  return tree if jax.lax.axis_size("data") == 1 else jax.lax.psum(tree, "data")
+
+
+def _is_spec(x):
+  return isinstance(x, PartitionSpec)
+
+
+def _without_data(spec):
+  return PartitionSpec(*(None if axis == "data" else axis for axis in spec))

@@ -1,0 +1,80 @@
+"""The data that flows through one step: prompts -> value -> rollouts -> advantage -> batch -> update.
+
+Letters, once for all: P prompts, K rollouts a prompt, N rows, T tokens, R response tokens, F features,
+M context pairs. Rewards and masks are dense `[P, K]`; tokens are flat rows (design: "dense small, packed
+big"). `P` and `K` are static capacities of a run, so that nothing recompiles when their use varies.
+"""
+
+from typing import Any
+
+from flax import struct
+import jax
+import numpy as np
+
+Array = jax.Array | np.ndarray
+
+
+@struct.dataclass
+class Prompts:
+  """One batch of prompts, on host. Rows at and after the number asked for are padding (`mask` False)."""
+
+  tokens: Array  # int32 [P, T]  prompt tokens, right-padded
+  length: Array  # int32 [P]     tokens of the prompt; 1 for padding
+  position: Array  # int32 [P]   place in the data stream: names the rollouts' keys
+  mask: Array  # bool  [P]       a real prompt
+  rows: tuple[dict[str, Any], ...] = struct.field(pytree_node=False)  # the data rows of the real prompts
+
+
+@struct.dataclass
+class Rollouts:
+  """What was sampled for a batch of prompts, on host; flat rows `[N, ...]` point into dense `[P, K]`."""
+
+  tokens: Array  # int32 [N, R]    response tokens, EOS included, right-padded
+  logprob: Array  # float32 [N, R] log-softmax(logits / temperature) of each token, untruncated
+  sampled_logprob: Array  # float32 [N, R] the same after top-k/top-p truncation (equal to logprob without)
+  prompt: Array  # int32 [N]       row of the prompt in the batch
+  index: Array  # int32 [N]        number of the rollout within its prompt, 0 .. K-1
+  length: Array  # int32 [P, K]    response tokens, EOS included; 0 where there is no rollout
+  reward: Array  # float32 [P, K]  the verifier's own units; NaN where the verifier failed
+  ended: Array  # bool [P, K]      EOS was sampled; False = truncated at the limit
+  mask: Array  # bool [P, K]       the rollout exists and counts
+
+
+@struct.dataclass
+class Batch:
+  """Rollouts packed into rows of a fixed length; every array `[B, T]` (or `[M, B, T]` for M micro-batches).
+
+  Index t holds an input token; `target`, `weight`, `advantage` and `old_logprob` at t speak of the token
+  that it predicts. A rollout of p prompt and r response tokens takes p + r - 1 places.
+  """
+
+  tokens: Array  # int32    input tokens
+  target: Array  # int32    the next token of the same rollout
+  segment: Array  # int32   0 = padding, 1.. = a rollout; attention does not cross segments
+  position: Array  # int32  position inside the rollout, for the rotary embedding
+  weight: Array  # float32  weight of this token's loss; 0 on prompts and padding
+  advantage: Array  # float32
+  old_logprob: Array  # float32  the sampler's log-prob of `target`
+
+
+@struct.dataclass
+class Context:
+  """Ring buffer of the policy's own last (prompt, success) pairs: what the value prior conditions on."""
+
+  features: Array  # float32 [M, F]  frozen features of the prompt
+  success: Array  # float32 [M]      mean success in [0, 1] of its first k_init rollouts
+  count: Array  # int32 []           pairs ever written; row `i % M` was written by pair i
+
+
+@struct.dataclass
+class TrainState:
+  """Everything that a run needs to continue; a checkpoint is exactly this."""
+
+  params: Any  # policy parameters, float32
+  opt_state: Any  # optax state
+  step: Array  # int32 []        steps done
+  cursor: Array  # int32 []      prompts taken from the data stream
+  rollouts: Array  # int32 []    rollouts generated so far, discarded ones included
+  mean_k: Array  # float32 []    running mean of rollouts per prompt
+  skipped: Array  # int32 []     updates skipped in a row for a non-finite loss or gradient
+  context: Context

@@ -1,0 +1,42 @@
+"""The built-in verifiable tasks, their exact success probability, and a policy warm-started on them."""
+
+import pathlib
+
+from v05_jax.tasks.exact import exact_success, make_exact
+from v05_jax.tasks.families import (
+  CHARACTERS,
+  EXACT,
+  FAMILIES,
+  LEVELS,
+  MAX_PROMPT,
+  MAX_RESPONSE,
+  SPLITS,
+  canonical,
+  demonstration,
+  rows,
+  sloppy_probability,
+  split_of,
+  verify,
+)
+
+__all__ = [
+  "CHARACTERS",
+  "EXACT",
+  "FAMILIES",
+  "LEVELS",
+  "MAX_PROMPT",
+  "MAX_RESPONSE",
+  "SPLITS",
+  "WARM_START",
+  "canonical",
+  "demonstration",
+  "exact_success",
+  "make_exact",
+  "rows",
+  "sloppy_probability",
+  "split_of",
+  "verify",
+]
+
+# Hugging Face directory of the shipped policy; configs/warm_start.py makes it.
+WARM_START = pathlib.Path(__file__).parent / "warm_start"

@@ -1,0 +1,103 @@
+"""The exact probability of success, from one teacher-forced pass instead of samples.
+
+Five of the six families accept exactly one string. With one token per character that string is one token
+sequence, so the policy's success rate on a prompt is that sequence's probability: no sampling noise in the
+accuracy, and a true mean reward to compare baselines with.
+"""
+
+from collections.abc import Callable, Sequence
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from v05_jax import losses
+from v05_jax.models import tokenizer as tokenizers
+from v05_jax.models import transformer
+from v05_jax.tasks import families
+
+
+def exact_success(logprob: np.ndarray, mask: np.ndarray) -> np.ndarray:
+  """Probability that the policy writes exactly one given response: exp(sum_t mask_t log p_t).
+
+  Args:
+    logprob: [N, T] teacher-forced log-probs of the response's tokens, EOS included.
+    mask: [N, T] True on those tokens.
+
+  Returns: float64 [N].
+  """
+  masked = np.where(mask, np.asarray(logprob, np.float64), 0.0)
+  return np.exp(masked.sum(axis=-1))
+
+
+def make_exact(model_config, tokenizer, sampler, rows_per_call: int = 64) -> Callable[..., np.ndarray]:
+  """Builds `exact(params, rows, lower_bound=False) -> float64 [n]`: success probabilities of task rows.
+
+  The probability is that of a rollout sampled at `sampler.temperature`, with EOS after the answer. It is NaN
+  where success is not exact: rows of other families than `tasks.EXACT`, and every row when the sampler
+  truncates (top-k, top-p), since the log-probs here are untruncated. With `lower_bound`, chain rows hold the
+  probability of the flawless trace instead of NaN: a lower bound, since any trace that ends in the right
+  digit succeeds, not a success rate. A response longer than `sampler.max_response` has probability 0.
+
+  One program of fixed shape, `rows_per_call` x (max_prompt + max_response - 1) tokens, whatever n is. A
+  tokenizer that spells one text in several ways makes the result a lower bound for every family.
+  """
+  width = sampler.max_prompt + sampler.max_response
+  truncates = sampler.top_k > 0 or sampler.top_p < 1
+  score = _make_score(model_config, float(sampler.temperature))
+
+  @functools.lru_cache(maxsize=1 << 16)
+  def encode(prompt: str, response: str) -> tuple[list[int], int]:
+    """(tokens of prompt, response and EOS, length of the prompt)."""
+    start = tokenizers.encode_prompt(tokenizer, prompt, False)
+    answer = tokenizer(response, add_special_tokens=False)["input_ids"]
+    return [*start, *answer, tokenizer.eos_token_id], len(start)
+
+  def exact(params, rows: Sequence[dict[str, Any]], lower_bound: bool = False) -> np.ndarray:
+    known = families.FAMILIES if lower_bound else families.EXACT
+    wanted = [i for i, row in enumerate(rows) if row.get("family") in known and not truncates]
+    result = np.full(len(rows), np.nan)
+    for first in range(0, len(wanted), rows_per_call):
+      part = wanted[first : first + rows_per_call]
+      pairs = [encode(rows[i]["prompt"], families.canonical(rows[i])) for i in part]
+      fits = np.array([len(ids) - start <= sampler.max_response for ids, start in pairs])
+      tokens, prompt, length = _pad(pairs, rows_per_call, width)
+      logprob = np.asarray(score(params, tokens, length))
+      place = np.arange(width - 1)
+      mask = (place >= prompt[:, None] - 1) & (place < length[:, None] - 1)
+      result[part] = np.where(fits, exact_success(logprob, mask)[: len(part)], 0.0)
+    return result
+
+  return exact
+
+
+def _make_score(config, temperature: float):
+  @jax.jit
+  def score(params, tokens, length):
+    """tokens [N, T], length [N] -> log-prob of each token given those before it [N, T - 1]."""
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    place = jnp.broadcast_to(jnp.arange(inputs.shape[1]), inputs.shape)
+    segments = (place < length[:, None]).astype(jnp.int32)
+    hidden = transformer.forward(config, params, inputs, place, segments)
+    matrix = transformer.unembed(config, params)
+    return losses.token_logprobs(hidden, matrix, targets, temperature, inputs.size)[0]
+
+  return score
+
+
+def _pad(pairs, count: int, width: int):
+  """tokens [count, width] right-padded, prompt length [count], whole length [count].
+
+  Rows too long for the width are cut; raises ValueError for a prompt that alone does not fit.
+  """
+  tokens = np.zeros((count, width), np.int32)
+  prompt, length = np.ones((2, count), np.int32)
+  for i, (ids, start) in enumerate(pairs):
+    if start >= width:
+      raise ValueError(f"a built-in task's prompt has {start} tokens, found room for {width}: raise "
+                       "config.sampler.max_prompt")  # fmt: skip
+    ids = ids[:width]
+    tokens[i, : len(ids)], prompt[i], length[i] = ids, start, len(ids)
+  return tokens, prompt, length

@@ -1,0 +1,105 @@
+"""The value prior: what success to expect of a prompt before anything is sampled, from `config.prior`."""
+
+from collections.abc import Callable
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+
+from v05_jax import sharding
+from v05_jax.models import transformer
+from v05_jax.value_prior import prior as priors
+
+KINDS = ("none", "constant", "neighbours")
+TOKENS_PER_CALL = 8192  # of prompts embedded at once on a device: bounds the memory of attention
+
+
+class Prior(NamedTuple):
+  """A prior in two steps, so that a prompt's features are computed once and remembered with its outcome."""
+
+  width: int  # F
+  features: Callable  # Prompts -> float32 [P, F] on host; frozen for the whole run
+  predict: Callable  # (Context, features [P, F]) -> V [P] in [-1, 1]; NaN = it does not speak
+
+
+def load(config, policy, mesh, max_prompt: int) -> Prior:
+  """The prior that `config.prior` names.
+
+    none        V is NaN: the group mean serves
+    constant    the mean success of the context
+    neighbours  kernel regression over the context, on features of the frozen first policy
+
+  Args:
+    config: a `config.prior`.
+    policy: the first `models.Policy`; its parameters are copied to the mesh and never change.
+    mesh: where the features are computed.
+    max_prompt: tokens, the width of `Prompts.tokens`.
+
+  Raises ValueError for an unknown kind, a bandwidth not above 0, or a min_support that the context cannot
+  hold.
+  """
+  if config.kind not in KINDS:
+    raise ValueError(f"prior.kind: found {config.kind!r}, expected one of {', '.join(KINDS)}")
+  if not 1 <= config.min_support <= config.context:
+    raise ValueError(f"prior.min_support: found {config.min_support}, expected 1 to prior.context = "
+                     f"{config.context}")
+  if config.kind == "none":
+    return Prior(1, _no_features, lambda context, features: jnp.full(len(features), jnp.nan))
+  if config.kind == "constant":
+    predict = functools.partial(priors.constant, min_support=config.min_support)
+    return Prior(1, _no_features, jax.jit(predict))
+  if not config.bandwidth > 0:
+    raise ValueError(f"prior.bandwidth: found {config.bandwidth}, expected a number above 0")
+  predict = functools.partial(
+    priors.neighbours, bandwidth=config.bandwidth, min_support=config.min_support)
+  features = make_features(policy.config, policy.params, mesh, max_prompt)
+  return Prior(2 * policy.config.hidden_size, features, jax.jit(predict))
+
+
+def _no_features(prompts):
+  return np.zeros((len(prompts.length), 1), np.float32)
+
+
+def make_features(config, params, mesh, max_prompt: int) -> Callable:
+  """Builds `features(prompts) -> float32 [P, 2 D]`: the last hidden state of the prompt and their mean.
+
+  The prompts go through in blocks of a fixed number of rows, one compiled shape for a given P.
+  """
+  # Matrices in the compute dtype, to which the model casts them anyway: half the memory in bfloat16.
+  def cast(path, x):
+    return x if path[-1].key == "scale" else x.astype(jnp.dtype(config.dtype))
+
+  params = jax.tree_util.tree_map_with_path(cast, params)
+  params = sharding.place(mesh, params, sharding.param_specs(mesh, params))
+  params = jax.tree.map(jnp.copy, params)  # placing may alias what a training step overwrites
+  rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+  embed = jax.jit(functools.partial(embed_prompts, config), out_shardings=sharding.replicated(mesh))
+  devices = mesh.shape["data"] * mesh.shape["fsdp"]
+  most = devices * max(TOKENS_PER_CALL // max_prompt, 1)
+
+  def features(prompts) -> np.ndarray:
+    count = len(prompts.length)
+    block = min(most, count + -count % devices)
+    padding = -count % block
+    tokens = np.pad(prompts.tokens, ((0, padding), (0, 0)))
+    length = np.pad(prompts.length, (0, padding), constant_values=1)
+    parts = [
+      embed(params, *jax.device_put((tokens[i : i + block], length[i : i + block]), rows))
+      for i in range(0, count, block)
+    ]
+    return np.concatenate([np.asarray(x) for x in parts])[:count]
+
+  return features
+
+
+def embed_prompts(config, params, tokens, length):
+  """tokens int32 [N, T], length int32 [N] -> float32 [N, 2 D]: (last hidden state, mean hidden state)."""
+  index = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+  inside = index < length[:, None]
+  hidden = transformer.forward(config, params, tokens, index, inside.astype(jnp.int32))
+  hidden = jnp.where(inside[..., None], hidden.astype(jnp.float32), 0.0)
+  last = jnp.sum(jnp.where((index == length[:, None] - 1)[..., None], hidden, 0.0), axis=1)
+  return jnp.concatenate([last, jnp.sum(hidden, axis=1) / length[:, None]], axis=-1)
