@@ -1,7 +1,7 @@
 """Installs the package.
 
-Lower bounds live here, so that Colab keeps the jax and libtpu it brings; the exact versions that `make`
-and continuous integration use live in constraints.txt alone.
+Lower bounds live here, so that Colab keeps the jax and libtpu it brings; the exact versions that
+`make` and continuous integration use live in constraints.txt alone.
 """
 
 from setuptools import find_packages, setup
@@ -30,7 +30,7 @@ setup(
     "orbax-checkpoint>=0.11.24",
     "safetensors>=0.4.3",
     "tensorboardX>=2.6.2",
-    "transformers>=4.57",
+    "transformers>=4.57.1",
   ],
   extras_require={
     "test": ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.14", *PARQUET],

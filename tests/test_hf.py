@@ -277,16 +277,18 @@ def test_an_interrupted_save_keeps_the_old_model_or_leaves_none(stored, monkeypa
   written = []
 
   def full_disk(tensors, file, **rest):
-    if written:
-      raise OSError(28, "No space left on device")
-    save_file(tensors, file, **rest)
     written.append(file)
+    Path(file).write_bytes(b"part of it")
+    if len(written) > 2:
+      raise OSError(28, "No space left on device")
 
-  with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-    patch.setattr(hf, "save_file", full_disk)
-    hf.save(stored, config, other, shard_bytes=10_000)
-  assert written and sorted(f.name for f in stored.iterdir()) == before
-  assert_equal(hf.load(stored)[1], params)
+  for shard_bytes in (10_000, 1 << 30):  # the second has the old model's file name
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+      patch.setattr(hf, "save_file", full_disk)
+      hf.save(stored, config, other, shard_bytes=shard_bytes)
+    assert sorted(f.name for f in stored.iterdir()) == before
+    assert_equal(hf.load(stored)[1], params)
+  assert len(written) == 4
 
   with monkeypatch.context() as patch, pytest.raises(OSError, match="interrupted"):
     def interrupted(*_):

@@ -1,4 +1,4 @@
-"""The architecture, held by reading the source: who imports whom, what is pure, how long things are."""
+"""The architecture, held by reading the source: who imports whom, what is pure, what is short."""
 
 import ast
 from pathlib import Path
@@ -15,8 +15,8 @@ from v05_jax import config as configuration
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "v05_jax"
 
-# A module imports from its own row and the rows above it, and the whole graph has no cycle. A package
-# (models, tasks, ...) counts as one module. A new module must be added here.
+# A module imports from its own row and the rows above it, and the whole graph has no cycle. A
+# package (models, tasks, ...) counts as one module. A new module must be added here.
 LAYERS = (
   "structs rng config",
   "shrinkage budget losses data rewards tasks models metrics diagnostics dynamic_sampling",

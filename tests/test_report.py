@@ -32,8 +32,9 @@ def cells(text):
 def test_the_table_compares_at_equal_rollouts(tmp_path, capsys):
   a = make(tmp_path / "v05", [0.2, None, 0.4, 0.4], **{"time/sample": 2.0, "time/update": 1.0})
   b = make(tmp_path / "grpo", [0.2, 0.4, 0.6, 0.8, 1.0, 1.0], per_step=50, k=16, **{"time/step": 0.5})
-  text = report.report([a, b])
-  assert capsys.readouterr().out.startswith(text)
+  rows = report.report([a, b])
+  assert [(row.name, round(row.gain, 6)) for row in rows] == [("v05", 0.2), ("grpo", 0.8)]
+  text = capsys.readouterr().out
   assert text.startswith("eval/exact up to 250 rollouts;")
   table = cells(text)
   assert list(table) == ["grpo", "v05"]  # the better end first
@@ -45,11 +46,12 @@ def test_the_table_compares_at_equal_rollouts(tmp_path, capsys):
   assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_seeds_of_a_method_are_averaged(tmp_path):
+def test_seeds_of_a_method_are_averaged(tmp_path, capsys):
   ends = [0.4, 0.6, 0.8]
   runs = [make(tmp_path / f"v05-s{s}", [0.2, end], seed=s) for s, end in enumerate(ends)]
   runs.append(make(tmp_path / "grpo-16", [0.2, 0.3], k=16))
-  table = cells(report.report(runs, str(tmp_path / "plots")))
+  report.report(runs, str(tmp_path / "plots"))
+  table = cells(capsys.readouterr().out)
   error = np.std(ends, ddof=1) / np.sqrt(3)
   assert table["v05"]["seeds"] == "3" and table["v05"]["end"] == f"0.6000 ± {error:.4f}"
   assert table["grpo-16"]["seeds"] == "1"
@@ -59,18 +61,24 @@ def test_seeds_of_a_method_are_averaged(tmp_path):
 def test_names(tmp_path):
   paths = [make(tmp_path / "rloo" / str(s), [0.1, 0.2], seed=s) for s in range(2)]
   paths += [make(tmp_path / side / "v05", [0.1, 0.2], k=k) for side, k in (("a", 8), ("b", 16))]
-  assert set(cells(report.report(paths))) == {"rloo", "a/v05", "b/v05"}
+  names = lambda *arguments: [row.name for row in report.report(*arguments)]
+  assert names(paths) == ["rloo", "a/v05", "b/v05"]
+  assert names(paths[1:], None, ["RLOO", "V0.5 8", "V0.5 16"]) == ["RLOO", "V0.5 8", "V0.5 16"]
 
 
-def test_the_score_is_one_that_all_runs_have(tmp_path):
+def test_the_score_is_one_that_all_runs_have(tmp_path, capsys):
+  def head(*workdirs):
+    report.report(workdirs)
+    return capsys.readouterr().out
+
   a = make(tmp_path / "a", [0.1, 0.2])
   b = make(tmp_path / "b", [0.1, 0.5], k=8, accuracy=0.5)
   (tmp_path / "a" / "metrics.jsonl").open("a").write(
     '{"step": 2, "rollouts": 200, "accuracy": 0.3}\n{"step": 3, "rollouts": 300, "accu'  # torn
   )
-  assert report.report([a, b]).startswith("eval/exact")
+  assert head(a, b).startswith("eval/exact")
   c = make(tmp_path / "c", [0.5, 0.6, 0.7], name="accuracy", k=16)
-  assert report.report([a, c]).startswith("accuracy up to 200 rollouts")
+  assert head(a, c).startswith("accuracy up to 200 rollouts")
   d = make(tmp_path / "d", [0.5], name="grad/norm")
   with pytest.raises(ValueError, match="no metric is in all of"):
     report.report([a, d])
@@ -100,6 +108,11 @@ def test_summary_shows_what_there_is(tmp_path):
   assert (tmp_path / "run" / "summary.png").stat().st_size > 10_000
 
 
+def test_a_warm_start_is_drawn_over_its_steps(tmp_path):
+  run = report.load(make(tmp_path / "sft", [0.1, 0.2, 0.3], per_step=0))
+  assert run.axis == "step" and run.curve("eval/exact")[0].tolist() == [0, 1, 2]
+
+
 def test_every_panel_is_a_documented_metric():
   names = [name for _, curves in report.PANELS for name in curves.values()]
   assert all(name in metrics.METRICS for name in (*names, *report.SCORES))
@@ -122,6 +135,6 @@ def test_without_matplotlib_the_table_remains(tmp_path, monkeypatch, capsys):
     return original(name, *args, **kwargs)
 
   monkeypatch.setattr(builtins, "__import__", refuse)
-  assert "| a |" in report.report([a])
-  assert report.summary(a) is None
-  assert "needs matplotlib" in capsys.readouterr().err
+  assert report.report([a])[0].end == 0.2 and report.summary(a) is None
+  said = capsys.readouterr()
+  assert "| a |" in said.out and "needs matplotlib" in said.err

@@ -251,6 +251,8 @@ def test_math(response, gold, reward):
   (r"\boxed{\frac{1}{2}} \boxed{cut off", r"\frac{1}{2}"),
   (r"\fbox {a{b}{c{d}}}", "a{b}{c{d}}"),
   (r"\boxed{\left\{ x, y \right.}", r"\left\{ x, y \right."),
+  (r"} \boxed{ \boxed{7} }", "7"),
+  (r"\boxed{" * 100_000, None),  # in linear time
   ("boxed{3}", None),
 ])  # fmt: skip
 def test_boxed(text, answer):

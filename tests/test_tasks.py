@@ -63,8 +63,8 @@ def test_chain_answer_is_left_to_right_and_its_trace_ends_in_it():
 @pytest.mark.parametrize(
   ("prompt", "family", "right", "sloppy"),
   [
-    ("A740580=", "add", "2310", "2210"),  # 047 + 085 = 132, without carries 122
-    ("B530940=", "sub", "400", "690"),  # 035 - 049 is not drawn; 053 - ... see below
+    ("A740580=", "add", "2310", "2200"),  # 047 + 085 = 132, without carries 022
+    ("B350940=", "sub", "400", "410"),  # 053 - 049 = 004, without borrows 014
     ("M477=", "mod", "5", "6"),
     ("S50219=", "sort", "01259", "95210"),
     ("L3517=", "lin", "4", "5"),
@@ -72,8 +72,6 @@ def test_chain_answer_is_left_to_right_and_its_trace_ends_in_it():
   ],
 )
 def test_demonstrator_knows_a_right_and_a_sloppy_way(prompt, family, right, sloppy):
-  if family == "sub":  # 053 - 049 = 004; without borrows (3 - 9, 5 - 4, 0 - 0) = 6, 1, 0
-    prompt, sloppy = "B350940=", "610"
   row = {"prompt": prompt, "family": family, "level": 1}
   assert tasks.canonical(row) == right
   assert tasks.FAMILIES[family].sloppy(prompt) == sloppy
@@ -184,15 +182,22 @@ def policy():
   return transformer.init(MODEL, jax.random.key(1)), tokenizer
 
 
-def sequence_probability(params, prompt, response, temperature):
-  """By one forward pass a token, without padding or masks."""
-  total = 0.0
+@jax.jit
+def next_logits(params, tokens, place):
+  one = jnp.ones_like(tokens)
+  hidden = transformer.forward(MODEL, params, tokens, jnp.arange(tokens.shape[1])[None], one)
+  return transformer.logits(MODEL, params, hidden)[0, place]
+
+
+def sequence_probability(params, prompt, response, temperature=1.0):
+  """A product over one call per token."""
+  total = 1.0
   for i, token in enumerate(response):
-    tokens = jnp.array([[*prompt, *response[:i]]])
-    one = jnp.ones_like(tokens)
-    hidden = transformer.forward(MODEL, params, tokens, jnp.arange(tokens.shape[1])[None], one)
-    total += jax.nn.log_softmax(transformer.logits(MODEL, params, hidden)[0, -1] / temperature)[token]
-  return math.exp(total)
+    tokens = np.zeros((1, 20), np.int32)  # later tokens are not seen
+    tokens[0, : len(prompt) + i] = [*prompt, *response[:i]]
+    logits = np.asarray(next_logits(params, tokens, len(prompt) + i - 1), np.float64) / temperature
+    total *= np.exp(logits[token]) / np.exp(logits).sum()
+  return total
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -206,8 +211,7 @@ def test_exact_success_is_the_probability_of_the_only_accepted_sequence(policy, 
   for row, p, q in zip(rows, found, bound, strict=True):
     prompt = tokenizer(row["prompt"])["input_ids"]
     response = [*tokenizer(tasks.canonical(row))["input_ids"], tokenizer.eos_token_id]
-    expected = sequence_probability(params, prompt, response, temperature)
-    assert q == pytest.approx(expected, rel=1e-4)
+    assert q == pytest.approx(sequence_probability(params, prompt, response, temperature), rel=1e-4)
     assert np.isnan(p) if row["family"] == "chain" else p == q
 
 
@@ -218,7 +222,7 @@ def test_exact_success_equals_the_sum_over_all_responses_that_verify(policy):
   prompt = tokenizer(row["prompt"])["input_ids"]
   pairs = [r for n in range(3) for r in itertools.product(range(2, 32), repeat=n)]
   accepted = [r for r in pairs if tasks.verify(row["prompt"], tokenizer.decode(r), row)]
-  total = sum(sequence_probability(params, prompt, [*r, 1], 1.0) for r in accepted)
+  total = sum(sequence_probability(params, prompt, [*r, 1]) for r in accepted)
   exact = tasks.make_exact(MODEL, tokenizer, SAMPLER)
   assert len(accepted) == 1
   assert exact(params, [row])[0] == pytest.approx(total, rel=1e-4)

@@ -1,3 +1,4 @@
+import functools
 import types
 
 import jax
@@ -22,8 +23,13 @@ def settings(**changes):
     **{"kind": "neighbours", "context": 64, "min_support": 8, "bandwidth": 0.25} | changes)
 
 
+@functools.cache
+def params():
+  return jax.device_get(jax.jit(lambda key: transformer.init(MODEL, key))(jax.random.key(0)))
+
+
 def policy():
-  return types.SimpleNamespace(config=MODEL, params=transformer.init(MODEL, jax.random.key(0)))
+  return types.SimpleNamespace(config=MODEL, params=params())
 
 
 def mesh(devices=1):
@@ -88,10 +94,8 @@ def test_constant_is_the_mean_of_the_valid_pairs():
 
 @pytest.mark.parametrize("kind", ["constant", "neighbours"])
 def test_no_value_before_min_support(kind):
-  predict = value_prior.load(
-    settings(kind=kind, min_support=3, context=4), policy(), mesh(), WIDTH).predict
-  width = 1 if kind == "constant" else 32
-  features = np.random.default_rng(0).normal(size=(3, width)).astype(np.float32)
+  loaded = value_prior.load(settings(kind=kind, min_support=3, context=4), policy(), mesh(), WIDTH)
+  features, predict = np.eye(3, loaded.width, dtype=np.float32), loaded.predict
   two, three = (filled(features[:n], [1.0, 0.0, 1.0][:n], size=4) for n in (2, 3))
   assert np.isnan(predict(two, features)).all() and np.isfinite(predict(three, features)).all()
 
@@ -105,15 +109,19 @@ def by_hand(support_features, success, features, h):
 
 
 def test_neighbours_by_hand_and_scale_free():
+  """Empty rows, scale, shift and a feature that only rounding varies change nothing; outliers are clipped."""
   rng = np.random.default_rng(1)
-  known, success, asked = rng.normal(size=(9, 4)), rng.random(9), rng.normal(size=(6, 4))
+  known, success, asked = rng.normal(size=(40, 4)), rng.random(40), rng.normal(size=(6, 4))
+  known[0, :2], asked[0, :2] = 100.0, 200.0
   want = by_hand(known, success, asked, 0.4)
-  context = filled(known, success, size=16)  # the empty rows do not count
+  assert np.abs(want[0] - want[1:]).min() > 0.01
+  context = filled(known, success, size=64)
   np.testing.assert_allclose(prior.neighbours(context, asked, 0.4, 5), want, atol=1e-5)
   stretch, shift = np.array([1e-3, 1.0, 50.0, 7.0]), np.array([0.0, 3.0, -100.0, 1e-2])
-  moved = filled(known * stretch + shift, success, size=16)
-  got = prior.neighbours(moved, (asked * stretch + shift).astype(np.float32), 0.4, 5)
-  np.testing.assert_allclose(got, want, atol=1e-3)
+  rounding = lambda n: 1e4 + 1e-3 * (np.arange(n) % 2)[:, None]
+  moved = filled(np.hstack([known * stretch + shift, rounding(40)]), success, size=64)
+  query = np.hstack([asked * stretch + shift, rounding(6)]).astype(np.float32)
+  np.testing.assert_allclose(prior.neighbours(moved, query, 0.4, 5), want, atol=1e-3)
 
 
 def test_neighbours_tell_two_groups_apart():
@@ -149,14 +157,15 @@ def test_neighbours_are_finite_for_degenerate_features(features):
 
 
 def test_features_are_last_and_mean_hidden_state_without_padding():
+  forward = jax.jit(functools.partial(transformer.forward, MODEL))
   frozen, prompts = policy(), make_prompts(5)
   loaded = value_prior.load(settings(), frozen, mesh(), WIDTH)
   got = loaded.features(prompts)
   assert got.shape == (5, loaded.width) == (5, 32) and got.dtype == np.float32
-  for i in (0, 1, 2):
+  for i in (1, 2):
     tokens = prompts.tokens[i : i + 1, : prompts.length[i]]
     place = np.arange(tokens.shape[1])[None]
-    hidden = transformer.forward(MODEL, frozen.params, tokens, place, np.ones_like(tokens))[0]
+    hidden = forward(frozen.params, tokens, place, np.ones_like(tokens))[0]
     np.testing.assert_allclose(got[i], np.concatenate([hidden[-1], hidden.mean(0)]), atol=2e-5)
 
 
@@ -174,6 +183,7 @@ def test_padding_does_not_matter(monkeypatch):
 def test_features_stay_those_of_the_first_policy():
   """An update donates the parameters that it is given: the prior must not read them."""
   frozen, prompts = policy(), make_prompts(3)
+  frozen.params = jax.device_put(frozen.params)  # as a caller may have placed them
   loaded = value_prior.load(settings(), frozen, mesh(), WIDTH)
   before = loaded.features(prompts)
   jax.tree.map(lambda x: x.delete(), frozen.params)

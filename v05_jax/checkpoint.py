@@ -1,8 +1,9 @@
-"""Checkpoints of a run's whole state (Orbax), what a resumed run may change, and stopping on a signal.
+"""Checkpoints of a run's whole state (Orbax), what a resumed run may change, and stopping on a
+signal.
 
-A checkpoint is written under a temporary name and renamed when it is complete (in object stores: marked by a
-last file), so whatever kills the process at whatever moment, an unfinished one is never taken for a good
-one; older ones are deleted only after that.
+A checkpoint is written under a temporary name and renamed when it is complete (in object stores:
+marked by a last file), so whatever kills the process at whatever moment, an unfinished one is never
+taken for a good one; older ones are deleted only after that.
 """
 
 import contextlib
@@ -43,10 +44,11 @@ class Checkpoints:
     return self._manager().latest_step() if self._path.exists() else None
 
   def restore(self, step: int, example):
-    """The state saved at `step`, on the shardings of `example` (arrays, or ShapeDtypeStructs with shardings).
+    """The state saved at `step`, on the shardings of `example` (arrays, or ShapeDtypeStructs with
+    shardings).
 
-    Raises ValueError if the checkpoint cannot be read, and if its tensors differ from the example's in name,
-    shape or dtype: it is of another architecture or optimiser.
+    Raises ValueError if the checkpoint cannot be read, and if its tensors differ from the example's
+    in name, shape or dtype: it is of another architecture or optimiser.
     """
     where = f"checkpoint {os.fspath(self._path / str(step))}"
     tensors = _tensors(example)
@@ -68,8 +70,8 @@ class Checkpoints:
     return jax.tree.map(lambda x, saved: x if saved is None else saved, example, restored)
 
   def save(self, step: int, state):
-    """Writes `state` and returns when it is safe. Raises ValueError if it cannot be written (a full disk):
-    the checkpoints before it stay as they are."""
+    """Writes `state` and returns when it is safe. Raises ValueError if it cannot be written (a full
+    disk): the checkpoints before it stay as they are."""
     try:
       with _quiet():
         if not self._wrote:
@@ -125,7 +127,8 @@ class Checkpoints:
 
 
 def check_config(workdir, config):
-  """Raises ValueError if `workdir` holds a run of another config; the error names each key that differs.
+  """Raises ValueError if `workdir` holds a run of another config; the error names each key that
+  differs.
 
   The number of steps and the periods may differ (`config.RESUMABLE`); in an empty workdir all may.
   """
@@ -136,9 +139,11 @@ def check_config(workdir, config):
 
 
 class Preemption:
-  """While active, SIGTERM and the first Ctrl-C set `requested`, for the loop to stop after its step.
+  """While active, SIGTERM and the first Ctrl-C set `requested`, for the loop to stop after its
+  step.
 
-  A second Ctrl-C interrupts at once. Outside of the main thread, where Python allows no handlers, it does nothing.
+  A second Ctrl-C interrupts at once. Outside of the main thread, where Python allows no handlers,
+  it does nothing.
   """
 
   def __init__(self):

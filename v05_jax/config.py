@@ -1,8 +1,8 @@
 """A run's config: read from a file, overridden by flags, checked, saved and read back.
 
-configs/default.py declares every key once; this module knows what each key may be (`RULES`). Nothing
-here touches a device, so a typing error costs seconds: `parse` is the flags parser of `main`, it prints
-one line a problem and exits with code 2.
+configs/default.py declares every key once; this module knows what each key may be (`RULES`).
+Nothing here touches a device, so a typing error costs seconds: `parse` is the flags parser of
+`main`, it prints one line a problem and exits with code 2.
 """
 
 from collections.abc import Callable
@@ -284,9 +284,10 @@ def _execute(text: str, path: str) -> ConfigDict:
 def parse(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
   """Flags parser for `absl.app.run(main, flags_parser=config.parse)`; it defines the flag `config`.
 
-  `--config=FILE` names the config, a .py or a saved .json; without it, the config.json in `--workdir` is
-  taken, so that a run continues by naming its workdir, and without that configs/default.py. Every
-  `--config.KEY=VALUE` changes a key. Problems go to stderr, a line each, and the exit code is 2.
+  `--config=FILE` names the config, a .py or a saved .json; without it, the config.json in
+  `--workdir` is taken, so that a run continues by naming its workdir, and without that
+  configs/default.py. Every `--config.KEY=VALUE` changes a key. Problems go to stderr, a line each,
+  and the exit code is 2.
   """
   try:
     return _parse(list(argv), flag_values)

@@ -1,10 +1,12 @@
-"""Metrics: (sum, count) pairs until they are written, then JSON lines, TensorBoard and a progress line.
+"""Metrics: (sum, count) pairs until they are written, then JSON lines, TensorBoard and a progress
+line.
 
-A workdir holds `config.json` (the run's resolved config), `metrics.jsonl` and `tensorboard/`. One line of
-metrics.jsonl is one object: `step`, `rollouts` (cumulative, discarded ones included), then the metrics sorted by
-name; a value that is not finite is null. The line of step n describes the state after n steps, so a run
-restored at step n goes on after that line. Names that start with "time/" depend on the machine and the
-process; they are the only fields in which a resumed run may differ from an unbroken one.
+A workdir holds `config.json` (the run's resolved config), `metrics.jsonl` and `tensorboard/`. One
+line of metrics.jsonl is one object: `step`, `rollouts` (cumulative, discarded ones included), then
+the metrics sorted by name; a value that is not finite is null. The line of step n describes the
+state after n steps, so a run restored at step n goes on after that line. Names that start with
+"time/" depend on the machine and the process; they are the only fields in which a resumed run may
+differ from an unbroken one.
 """
 
 import collections
@@ -130,7 +132,8 @@ def read(workdir) -> list[dict]:
 
 
 def prepare(workdir) -> epath.Path:
-  """Makes the workdir and proves that it can be written; ValueError if not. Cheap: call it first."""
+  """Makes the workdir and proves that it can be written; ValueError if not. Cheap: call it
+  first."""
   path = epath.Path(workdir)
   try:
     path.mkdir(parents=True, exist_ok=True)
@@ -146,9 +149,9 @@ def prepare(workdir) -> epath.Path:
 class Writer:
   """Writes a run's config.json, metrics.jsonl and TensorBoard events; a context manager.
 
-  `done` is the number of steps of the restored state: lines after step `done` are cut off, since the run will
-  write them again; 0 is a fresh run, which keeps none. In a remote workdir (gs://...), where files cannot be
-  appended to, the lines are kept and written as a whole by `flush`.
+  `done` is the number of steps of the restored state: lines after step `done` are cut off, since
+  the run will write them again; 0 is a fresh run, which keeps none. In a remote workdir (gs://...),
+  where files cannot be appended to, the lines are kept and written as a whole by `flush`.
   """
 
   def __init__(self, workdir, config, done: int = 0):
@@ -228,9 +231,11 @@ def _replace(path: epath.Path, text: str):
 
 
 class CompilationCounter:
-  """Counts XLA compilations in this process from its creation to `close`; calling it gives the count.
+  """Counts XLA compilations in this process from its creation to `close`; calling it gives the
+  count.
 
-  A program that comes from the persistent cache counts as well: what matters is that nothing new is traced.
+  A program that comes from the persistent cache counts as well: what matters is that nothing new is
+  traced.
   """
 
   EVENT = "/jax/core/compile/backend_compile_duration"
@@ -258,7 +263,8 @@ class CompilationCounter:
 class Progress:
   """One line on a terminal: steps, rate, time left and a few values; silent when not on a terminal.
 
-  The rate is that of the last steps of this process, so compilation and resumed steps do not distort it.
+  The rate is that of the last steps of this process, so compilation and resumed steps do not
+  distort it.
   """
 
   def __init__(self, total: int, done: int = 0, stream=None, clock=time.monotonic):

@@ -1,6 +1,7 @@
 """What runs have learned: a table and a plot that compare them, and a summary of one run.
 
-Reads `metrics.jsonl` and `config.json` of workdirs, nothing else. Plots need matplotlib, which is optional.
+Reads `metrics.jsonl` and `config.json` of workdirs, nothing else. Plots need matplotlib, which is
+optional.
 """
 
 import io
@@ -18,6 +19,7 @@ from v05_jax import metrics
 SCORES = ("eval/exact", "eval/accuracy", "accuracy", "reward")  # the first that all runs have is compared
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555", "#b8a500")  # Okabe-Ito
 INK, GRID = "#333333", "#e5e5e5"
+AXES = {"rollouts": "rollouts generated", "step": "steps"}
 
 # The panels of summary.png: title, then label -> metric.
 PANELS = (
@@ -49,9 +51,15 @@ class Run(NamedTuple):
   key: str  # the config but for its seed: runs of one key are seeds of one method
   lines: list[dict]  # of metrics.jsonl
 
+  @property
+  def axis(self) -> str:
+    """What the run is drawn over: its rollouts, or its steps where it generates none (the warm
+    start)."""
+    return "rollouts" if self.lines[-1]["rollouts"] else "step"
+
   def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
     """(rollouts, value) of the lines that hold a metric."""
-    points = [(x["rollouts"], x[name]) for x in self.lines if x.get(name) is not None]
+    points = [(line[self.axis], line[name]) for line in self.lines if line.get(name) is not None]
     rollouts, values = np.array(points, float).reshape(-1, 2).T
     return rollouts, values
 
@@ -60,39 +68,43 @@ class Run(NamedTuple):
 
 
 class Row(NamedTuple):
-  """One method in the table: its seeds' mean, and the standard error for two or more."""
+  """One method in the table: the mean over its seeds."""
 
   name: str
   seeds: int
-  curve: tuple[np.ndarray, np.ndarray, np.ndarray]  # rollouts, mean, standard error
-  start: tuple[float, float]
-  end: tuple[float, float]
-  gain: tuple[float, float]
-  area: tuple[float, float]
+  curve: tuple[np.ndarray, np.ndarray, np.ndarray]  # rollouts, score, standard error over seeds (0 for one)
+  start: float  # score
+  end: float
+  gain: float
+  area: float
+  errors: tuple[float, float, float, float]  # standard errors of these four
   rollouts: float
   prompts: float
   seconds: float
 
 
-def report(workdirs: list[str], out: str | None = None) -> str:
-  """Compares runs: prints and returns a Markdown table, draws comparison.png.
+def report(workdirs: list[str], out: str | None = None, names: list[str] | None = None) -> list[Row]:
+  """Compares runs: prints a Markdown table, draws comparison.png -> a row for each method, in the
+  runs' order.
 
-  Every score is taken on the rollouts that all runs have reached: `start`, `end` and `area`, the mean height of the
-  curve (its integral divided by its length), so longer runs gain nothing from their length. Runs whose
-  configs differ by nothing but the seed are averaged. `out`: folder of the plot; by default the one that
-  holds the first workdir. Raises ValueError for a workdir without metrics.
+  Every score is taken on the rollouts that all runs have reached: `start`, `end` and `area`, the
+  mean height of the curve (its integral divided by its length), so longer runs gain nothing from
+  their length. Runs whose configs differ by nothing but the seed are averaged. `out`: folder of the
+  plot; by default the one that holds the first workdir. `names`: of the runs, instead of their
+  folders'. Raises ValueError for a workdir without metrics.
   """
   runs = [load(workdir) for workdir in workdirs]
+  if names is not None:
+    runs = [run._replace(name=name) for run, name in zip(runs, names, strict=True)]
   score = next((s for s in SCORES if all(len(run.curve(s)[0]) for run in runs)), None)
   if score is None:
     raise ValueError(f"no metric is in all of {', '.join(workdirs)}; expected one of {', '.join(SCORES)}")
   rows = compare(runs, score)
-  text = table(rows, score)
-  print(text)
+  print(table(rows, score))
   folder = epath.Path(out) if out else epath.Path(workdirs[0]).expanduser().resolve().parent
   if (path := _draw(folder / "comparison.png", _comparison, rows, score)) is not None:
     print(f"\n{path}")
-  return text
+  return rows
 
 
 def summary(workdir: str) -> str | None:
@@ -140,19 +152,18 @@ def _row(group: list[Run], score: str, first: float, last: float) -> Row:
   points = points[(points >= first) & (points <= last)]
   values = np.stack([np.interp(points, *run.curve(score)) for run in group])  # [seeds, points]
   area = np.trapezoid(values, points, axis=1) / (last - first) if last > first else values[:, 0]
-  mean = lambda x: (float(np.mean(x)), float(_standard_error(np.asarray(x))))
+  scores = np.stack([values[:, 0], values[:, -1], values[:, -1] - values[:, 0], area], axis=1)  # [seeds, 4]
+  start, end, gain, area = scores.mean(0).tolist()
   return Row(
     name=_name(group),
     seeds=len(group),
     curve=(points, values.mean(0), _standard_error(values)),
-    start=mean(values[:, 0]),
-    end=mean(values[:, -1]),
-    gain=mean(values[:, -1] - values[:, 0]),
-    area=mean(area),
+    start=start, end=end, gain=gain, area=area,
+    errors=tuple(_standard_error(scores).tolist()),
     rollouts=float(np.mean([run.lines[-1]["rollouts"] for run in group])),
     prompts=float(np.mean([run.total("prompts") for run in group])),
     seconds=float(np.mean([_seconds(run) for run in group])),
-  )
+  )  # fmt: skip
 
 
 def _standard_error(x: np.ndarray) -> np.ndarray:
@@ -165,8 +176,9 @@ def _seconds(run: Run) -> float:
 
 
 def _name(group: list[Run]) -> str:
-  """The workdir's name; of several seeds what they share: grpo for grpo-s0 and grpo-s1, or grpo/0 and grpo/1."""
-  if len(group) == 1:
+  """The workdir's name; of several seeds what they share: grpo for grpo-s0 and grpo-s1, or grpo/0
+  and grpo/1."""
+  if len({run.name for run in group}) == 1:
     return group[0].name
   shared = os.path.commonprefix([run.name for run in group])  # noqa: RUF071 of characters
   return re.sub(r"[-_. ]*(s|seed)?[-_.]*$", "", shared) or group[0].parent
@@ -175,7 +187,6 @@ def _name(group: list[Run]) -> str:
 def table(rows: list[Row], score: str) -> str:
   """The comparison as a Markdown table, best end first."""
   several = any(row.seeds > 1 for row in rows)
-  number = lambda x: f"{x[0]:.4f}" + (f" ± {x[1]:.4f}" if several else "")
   last = rows[0].curve[0][-1]
   head = ["run", *(["seeds"] if several else []), "start", "end", "gain", "area", "rollouts", "prompts", "time"]
   lines = [
@@ -186,15 +197,19 @@ def table(rows: list[Row], score: str) -> str:
     f"| {' | '.join(head)} |",
     f"|{' --- |' * len(head)}",
   ]
-  for row in sorted(rows, key=lambda row: -row.end[0]):
-    scores = [number(row.start), number(row.end), number(row.gain), number(row.area)]
+  for row in sorted(rows, key=lambda row: -row.end):
+    scores = [
+      f"{score:.4f}" + (f" ± {error:.4f}" if several else "")
+      for score, error in zip((row.start, row.end, row.gain, row.area), row.errors)
+    ]
     size = [f"{row.rollouts:,.0f}", f"{row.prompts:,.0f}", f"{row.seconds:,.0f} s"]
     lines.append(f"| {' | '.join([row.name, *([str(row.seeds)] if several else []), *scores, *size])} |")
   return "\n".join(lines)
 
 
 def _draw(path: epath.Path, draw, *arguments) -> str | None:
-  """Saves the figure that `draw(pyplot, ...)` returns -> its path; None, with a word, without matplotlib."""
+  """Saves the figure that `draw(pyplot, ...)` returns -> its path; None, with a word, without
+  matplotlib."""
   try:
     import matplotlib
   except ImportError:
@@ -223,15 +238,15 @@ def _comparison(new_figure, rows: list[Row], score: str):
   figure = new_figure(figsize=(7.2, 4.4), layout="constrained")
   axes = figure.subplots()
   colours = {id(row): COLOURS[i % len(COLOURS)] for i, row in enumerate(rows)}
-  for row in sorted(rows, key=lambda row: -row.end[0]):  # the legend in the order of the ends
+  for row in sorted(rows, key=lambda row: -row.end):  # the legend in the order of the ends
     x, mean, error = row.curve
-    label = f"{row.name}  {row.end[0]:.3f}"
+    label = f"{row.name}  {row.end:.3f}"
     axes.plot(x, mean, color=colours[id(row)], label=label, marker="o", markersize=3)
     if row.seeds > 1:
       axes.fill_between(x, mean - error, mean + error, color=colours[id(row)], alpha=0.15, linewidth=0)
   band = "; band: standard error over seeds" if any(row.seeds > 1 for row in rows) else ""
   axes.set_title(f"{_title(score)}{band}", pad=10)
-  _rollouts_axis(axes)
+  _rollouts_axis(axes, AXES["rollouts"])
   axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), title="run, end", alignment="left")
   return figure
 
@@ -260,7 +275,8 @@ def _summary(new_figure, run: Run):
       else:
         axes.plot(x, y, color=colour, label=label, marker="o", markersize=3)
     axes.set_title(title, pad=16)
-    _rollouts_axis(axes, label=axes in grid[max(0, len(panels) - columns) : len(panels)])
+    lowest = axes in grid[max(0, len(panels) - columns) : len(panels)]
+    _rollouts_axis(axes, AXES[run.axis] if lowest else None)
     if len(curves) > 1:
       axes.legend(
         loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=len(curves), fontsize=7, handlelength=1.0,
@@ -272,7 +288,8 @@ def _summary(new_figure, run: Run):
 
 
 def _panels(run: Run) -> list[tuple[str, dict]]:
-  """(title, label -> (rollouts, value, of an evaluation?)) of the panels that have something to show.
+  """(title, label -> (rollouts, value, of an evaluation?)) of the panels that have something to
+  show.
 
   A curve that repeats an earlier one is left out: reward = accuracy where a reward is 0 or 1.
   """
@@ -295,8 +312,8 @@ def _moving_mean(y: np.ndarray, width: int) -> np.ndarray:
   return np.convolve(y, weights, "same") / np.convolve(np.ones(len(y)), weights, "same")
 
 
-def _rollouts_axis(axes, label: bool = True):
+def _rollouts_axis(axes, label: str | None):
   thousands = lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}"
   axes.xaxis.set_major_formatter(thousands)
-  if label:
-    axes.set_xlabel("rollouts generated")
+  if label is not None:
+    axes.set_xlabel(label)

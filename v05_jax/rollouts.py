@@ -167,7 +167,7 @@ def _stats(schedule: Schedule, ledger: _Ledger, slots: int, waited: float) -> di
     "sampler/decode_steps": (schedule.steps, 1),
     "sampler/refills": (schedule.refills, 1),
     "response/truncated": (count - int(ledger.ended.sum()), count),
-    "response/length": (schedule.sampled, count),
+    "response/length": (int(schedule.sampled), count),
     "rewards/failed": (ledger.failed, 1),
     "time/verify": (waited, 1),
   }

@@ -6,6 +6,7 @@ Built-in tasks are taught by fresh draws of their noisy demonstrator at every st
 answer; EOS follows either.
 """
 
+import functools
 from functools import partial
 from typing import Any, Callable, NamedTuple
 
@@ -82,6 +83,7 @@ def make_batches(config, dataset: data.Dataset, tokenizer) -> Callable[[int], Ba
   """
   n, built_in = config.sft.batch, config.data.path == data.TASKS
   encode = lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"]
+  encode_one = functools.lru_cache(maxsize=1 << 16)(encode)  # short answers come up again and again
   if built_in:
     answers, longest = None, tasks.MAX_RESPONSE
   else:
@@ -100,7 +102,7 @@ def make_batches(config, dataset: data.Dataset, tokenizer) -> Callable[[int], Ba
     prompts = dataset.at(step * n, n)
     if built_in:
       draw = np.random.default_rng([config.seed, rng.SFT, step])
-      responses = encode([tasks.demonstration(row, draw) for row in prompts.rows])
+      responses = [encode_one(tasks.demonstration(row, draw)) for row in prompts.rows]
     else:
       responses = [answers[i] for i in dataset.index(step * n, n)]
     tokens = np.zeros((n, width), np.int32)

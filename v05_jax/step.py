@@ -1,6 +1,5 @@
 """One training step in two halves: `sample` (prompts to rollouts) and `learn` (advantages to update)."""
 
-import functools
 import time
 from typing import Any, Callable, NamedTuple
 
@@ -11,6 +10,7 @@ from v05_jax import config as configuration
 from v05_jax import data
 from v05_jax import diagnostics
 from v05_jax import dynamic_sampling
+from v05_jax import metrics
 from v05_jax import models
 from v05_jax import policy_gradient
 from v05_jax import rewards
@@ -42,7 +42,7 @@ class Run(NamedTuple):
 
   def init(self) -> TrainState:
     """The state before the first step."""
-    params = sharding.place(self.mesh, self.policy.params)
+    params = self.update.place(self.policy.params)
     zero = np.zeros((), np.int32)
     # An adaptive rule has no prior to lean on at first and uses up to k_max rollouts a prompt.
     first_k = self.groups.k_init if self.groups.rule == "fixed" else self.groups.k_max
@@ -73,13 +73,17 @@ def setup(config) -> Run:
   groups = rollouts.Groups(**{name: config.budget[name] for name in rollouts.Groups._fields})
   capacity = -(-config.rollouts_per_step // groups.k_init)
   capacity += -capacity % config.loss.minibatches
-  built_in = config.data.path == "tasks"
+  update = policy_gradient.make(
+    policy.config, config.loss, config.optimizer, mesh, temperature=config.sampler.temperature,
+    total_updates=config.num_steps * config.loss.minibatches * config.loss.epochs,
+  )  # fmt: skip
+  built_in = config.data.path == data.TASKS
   return Run(
     config, mesh, policy, prompts,
     prior=value_prior.load(config.prior, policy, mesh, config.sampler.max_prompt),
-    update=policy_gradient.make(policy.config, config, mesh, capacity * groups.k_max),
+    update=update,
     exact=tasks.make_exact(policy.config, policy.tokenizer, config.sampler) if built_in else None,
-    reference=sharding.place(mesh, policy.params) if config.loss.kl_coef else None,
+    reference=update.freeze(policy.params) if config.loss.kl_coef else None,
     groups=groups, capacity=capacity,
   )  # fmt: skip
 
@@ -108,7 +112,7 @@ def sample(run: Run, collect, state: TrainState, step: int) -> Draw:
     rolls, stats = collect(state.params, prompts, key, run.groups, value=value)
     success = success_share(run.config, rolls)
     context = contexts.remember(context, features, *first_success(success, rolls.mask, run.groups.k_init))
-    measured = diagnostics.merge(measured, stats)
+    measured = metrics.merge(measured, stats)
     draws.append((prompts, rolls, value))
     keep = [dynamic_sampling.informative(rolls) for _, rolls, _ in draws]
     if sum(int(k.sum()) for k in keep) >= count:
@@ -118,7 +122,9 @@ def sample(run: Run, collect, state: TrainState, step: int) -> Draw:
     prompts, rolls, value = dynamic_sampling.select(draws, keep, count)
   measured["rollouts_discarded"] = (generated - len(rolls.prompt), 1)
   measured["prior/support"] = (min(int(state.context.count), run.config.prior.context), 1)
-  measured["time/sample"] = (time.perf_counter() - began, 1)
+  measured["data/epoch"] = (cursor / len(run.prompts), 1)
+  measured["time/sample"] = (seconds := time.perf_counter() - began, 1)
+  measured["time/tokens_per_second"] = (measured["response/length"][0], seconds)
   return Draw(prompts, rolls, value, context, cursor, generated, measured)
 
 
@@ -146,20 +152,23 @@ def learn(run: Run, state: TrainState, draw: Draw) -> tuple[TrainState, diagnost
   advantage, fusion = shrinkage.advantage(config.baseline, reward, rolls.mask, draw.value, shaping)
   truth = exact_truth(run, state.params, draw.prompts)
 
-  params, opt_state, skipped, measured = state.params, state.opt_state, 0, dict(draw.metrics)
-  minibatches = run.update.minibatches(draw.prompts, rolls, np.asarray(advantage))
-  for epoch in range(config.loss.epochs):
-    for batch, used in minibatches:
-      if not used:
-        continue
-      params, opt_state, update = run.update.step(params, opt_state, batch, used, run.reference)
-      skipped += update["grad/skipped"][0]
-      first = measured.keys() >= {"loss/logprob_gap"}
-      measured = diagnostics.merge(measured, {k: v for k, v in update.items() if not (first and k in FIRST)})
+  params, opt_state, measured, updates = state.params, state.opt_state, draw.metrics, {}
+  minibatches = policy_gradient.minibatches(
+    draw.prompts, rolls, np.asarray(advantage), config.loss, config.sampler.max_response, run.mesh
+  )
+  for batch, used in minibatches * config.loss.epochs:
+    params, opt_state, update = run.update.step(params, opt_state, batch, used, run.reference)
+    # The sampler's log-probs are of the parameters before the step's first update.
+    gap = updates.get("loss/logprob_gap", update.get("loss/logprob_gap"))
+    updates = metrics.merge(updates, update) | {"loss/logprob_gap": gap}
 
   success = success_share(config, rolls)
-  measured |= diagnostics.rollout_metrics(draw.prompts, rolls, success)
+  measured = measured | updates | diagnostics.rollout_metrics(draw.prompts, rolls, success)
   measured |= diagnostics.baseline_metrics(draw.value, fusion, advantage, success, rolls.mask, truth)
+  first = run.groups.k_init  # the number of these was not chosen by their outcome
+  for kind in ("mean", "v05"):
+    square = shrinkage.sq_loo(kind, reward[:, :first], rolls.mask[:, :first], draw.value)
+    measured[f"loo/{kind}"] = diagnostics.pair(square)
   prompts = int(draw.prompts.mask.sum())
   mean_k = state.mean_k
   if run.groups.rule != "fixed" and prompts:
@@ -168,12 +177,9 @@ def learn(run: Run, state: TrainState, draw: Draw) -> tuple[TrainState, diagnost
   state = state.replace(
     params=params, opt_state=opt_state, step=state.step + np.int32(1), cursor=np.int32(draw.cursor),
     rollouts=state.rollouts + np.int32(draw.generated), mean_k=mean_k, context=draw.context,
-    skipped=jnp.where(skipped > 0, jnp.asarray(state.skipped) + 1, 0),
+    skipped=jnp.where(updates["grad/skipped"][0] > 0, state.skipped + 1, 0) if updates else state.skipped,
   )  # fmt: skip
   return state, measured
-
-
-FIRST = ("loss/logprob_gap",)  # meaningful before the step's first update only
 
 
 def exact_truth(run: Run, params, prompts: Prompts) -> np.ndarray | None:

@@ -1,8 +1,10 @@
-"""Rewards: what a response is worth, from the built-in tasks, math-verify or the user's own function.
+"""Rewards: what a response is worth, from the built-in tasks, math-verify or the user's own
+function.
 
-`load(config)` returns a verifier: `submit(prompts, responses, rows)` hands rollouts over and returns one
-handle each, in order; `handle.result()` waits for its `Verdict`; `close()`, or leaving the `with` block,
-ends it. A verifier that hangs, crashes or raises costs one rollout its reward, never the run.
+`load(config)` returns a verifier: `submit(prompts, responses, rows)` hands rollouts over and
+returns one handle each, in order; `handle.result()` waits for its `Verdict`; `close()`, or leaving
+the `with` block, ends it. A verifier that hangs, crashes or raises costs one rollout its reward,
+never the run.
 """
 
 from v05_jax.rewards.pool import Direct, Pool, Verdict
@@ -16,9 +18,10 @@ MATH_MEMORY = 4 << 30  # bytes of address space: a tower of powers must not take
 def load(config) -> Direct | Pool:
   """The verifier that `config.reward` names.
 
-  "task" is the built-in tasks' own verifier; it is trusted, takes microseconds and runs in this process.
-  "math" (free-form mathematics) and "module:function", called as (prompt, response, row) -> float, run in
-  `config.rewards.workers` processes, each verdict for `config.rewards.timeout` seconds at most.
+  "task" is the built-in tasks' own verifier; it is trusted, takes microseconds and runs in this
+  process. "math" (free-form mathematics) and "module:function", called as (prompt, response, row)
+  -> float, run in `config.rewards.workers` processes, each verdict for `config.rewards.timeout`
+  seconds at most.
 
   Raises ValueError, naming the key, if a worker cannot import the function or it is not callable.
   """
@@ -43,9 +46,9 @@ def load(config) -> Direct | Pool:
 def overlong_penalty(length, max_response: int, buffer: int):
   """DAPO's soft penalty for long responses: min(0, (max_response - buffer - length) / buffer).
 
-  0 up to `max_response - buffer` tokens, then linear to -1 at `max_response`. `length` is an array of any
-  shape; `buffer = 0` is off. Added to the mapped reward, [-1, 1], and not clipped. Source: arXiv
-  2503.14476, equation 13.
+  0 up to `max_response - buffer` tokens, then linear to -1 at `max_response`. `length` is an array
+  of any shape; `buffer = 0` is off. Added to the mapped reward, [-1, 1], and not clipped. Source:
+  arXiv 2503.14476, equation 13.
   """
   if not buffer:
     return (0.0 * length).astype("float32")

@@ -1,7 +1,8 @@
-r"""Free-form mathematics: is the response's final answer equal to the gold answer? (math-verify, sympy)
+r"""Free-form mathematics: is the response's final answer equal to the gold answer? (math-verify,
+sympy)
 
-The prediction is the last complete \boxed{...} of the response, or else the last mathematical expression in
-it. Runs in a worker process: sympy can hang on what a policy writes.
+The prediction is the last complete \boxed{...} of the response, or else the last mathematical
+expression in it. Runs in a worker process: sympy can hang on what a policy writes.
 """
 
 import functools
@@ -19,8 +20,9 @@ logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 
 def verify(prompt: str, response: str, row: dict) -> float:
-  """1.0 if the response's answer equals `row["answer"]`, as a number, expression, set or interval, else 0.0."""
-  gold = str(row["answer"]).rpartition("####")[2]  # GSM8K's marker
+  """1.0 if the response's answer equals `row["answer"]`, as a number, expression, set or interval,
+  else 0.0."""
+  gold = str(row["answer"])
   gold = (boxed(gold) or gold).strip(" $\n")
   answer = boxed(response)
   if answer is None:
@@ -33,14 +35,17 @@ def verify(prompt: str, response: str, row: dict) -> float:
 
 
 def boxed(text: str) -> str | None:
-  r"""The contents of the last complete \boxed{...} or \fbox{...}; braces may nest, \{ and \} do not count."""
-  for start in reversed([m.end() for m in re.finditer(r"\\(?:boxed|fbox)\s*\{", text)]):
-    depth = 1
-    for token in re.finditer(r"\\.|[{}]", text[start:], re.DOTALL):
-      depth += {"{": 1, "}": -1}.get(token[0], 0)
-      if not depth:
-        return text[start : start + token.start()]
-  return None
+  r"""The contents of the last complete \boxed{...} or \fbox{...}; braces may nest, \{ and \} do not
+  count."""
+  opened, last = [], None  # where the contents of each open brace start, and whether it is a box's
+  for token in re.finditer(r"(\\(?:boxed|fbox)\s*\{)|\\.|[{}]", text, re.DOTALL):
+    if token[1] or token[0] == "{":
+      opened.append((token.end(), bool(token[1])))
+    elif token[0] == "}" and opened:
+      start, box = opened.pop()
+      if box and (last is None or start > last[0]):  # of nested ones the inner
+        last = start, token.start()
+  return None if last is None else text[last[0] : last[1]]
 
 
 @functools.lru_cache(maxsize=1024)  # the rollouts of a prompt share the gold answer

@@ -1,7 +1,8 @@
-"""Verdicts from worker processes, each with a time limit that the parent enforces by killing the worker.
+"""Verdicts from worker processes, each with a time limit that the parent enforces by killing the
+worker.
 
-One thread a worker takes jobs from one queue, sends them over a socket, and waits: no thread polls, and a
-verdict belongs to its handle, so the order of arrival means nothing.
+One thread a worker takes jobs from one queue, sends them over a socket, and waits: no thread polls,
+and a verdict belongs to its handle, so the order of arrival means nothing.
 """
 
 from concurrent.futures import Future
@@ -59,10 +60,12 @@ class Direct:
 
 
 class Pool:
-  """`workers` processes that call `target` ("module:function"), `timeout` seconds a verdict at most.
+  """`workers` processes that call `target` ("module:function"), `timeout` seconds a verdict at
+  most.
 
-  The time counts from when a verdict starts to run, not from its submission. `memory`: bytes of address
-  space a worker may use, 0 = no limit. Raises ValueError if the first worker cannot load `target`.
+  The time counts from when a verdict starts to run, not from its submission. `memory`: bytes of
+  address space a worker may use, 0 = no limit. Raises ValueError if the first worker cannot load
+  `target`.
   """
 
   def __init__(self, target: str, workers: int, timeout: float, memory: int = 0):
@@ -125,7 +128,8 @@ class Pool:
         handle.set_result(verdict)
 
   def _launch(self, slot: int) -> str:
-    """Starts the slot's worker and waits until it has loaded the function -> "" or what is wrong."""
+    """Starts the slot's worker and waits until it has loaded the function -> "" or what is
+    wrong."""
     with self._lock:
       if self._closed:
         return "the verifier is closed"
@@ -162,7 +166,8 @@ class Pool:
 class _Worker:
   """A fresh interpreter that runs `rewards.worker.main`, in a session of its own.
 
-  Its own session keeps the terminal's Ctrl-C from it and lets `kill` end the processes that it has started.
+  Its own session keeps the terminal's Ctrl-C from it and lets `kill` end the processes that it has
+  started.
   """
 
   def __init__(self, target: str, memory: int):

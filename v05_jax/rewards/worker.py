@@ -1,8 +1,9 @@
-"""The child process of `rewards.pool`: imports the reward function and judges one rollout at a time.
+"""The child process of `rewards.pool`: imports the reward function and judges one rollout at a
+time.
 
-Started with a fresh interpreter, not by fork (JAX is not fork-safe) and not by multiprocessing's spawn (it
-imports the parent's main module again). Nothing here may import jax: a worker would take seconds to
-start and could claim the accelerator.
+Started with a fresh interpreter, not by fork (JAX is not fork-safe) and not by multiprocessing's
+spawn (it imports the parent's main module again). Nothing here may import jax: a worker would take
+seconds to start and could claim the accelerator.
 """
 
 import ctypes
@@ -23,9 +24,10 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def main(descriptor: int, target: str, memory: int):
   """Serves verdicts over the socket `descriptor` until the parent closes it or dies.
 
-  Sends one message at the start, "" or why `target` ("module:function") cannot be used; then answers each
-  (prompt, response, row) by `[reward, error]`. Replies are JSON: the parent unpickles nothing that a process
-  running a stranger's code has written. `memory`: bytes of address space, 0 = no limit.
+  Sends one message at the start, "" or why `target` ("module:function") cannot be used; then
+  answers each (prompt, response, row) by `[reward, error]`. Replies are JSON: the parent unpickles
+  nothing that a process running a stranger's code has written. `memory`: bytes of address space, 0
+  = no limit.
   """
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   _follow_parent()
@@ -85,8 +87,9 @@ def describe(error: BaseException) -> str:
 def _follow_parent():
   """Ends this process and its children when the parent ends, however it does.
 
-  Standard input is a pipe that only the parent holds open. A thread waits for its end; where a hanging
-  verifier keeps Python's lock so that the thread cannot run, Linux's parent-death signal does it.
+  Standard input is a pipe that only the parent holds open. A thread waits for its end; where a
+  hanging verifier keeps Python's lock so that the thread cannot run, Linux's parent-death signal
+  does it.
   """
   lifeline = os.dup(0)
   with open(os.devnull) as nothing:

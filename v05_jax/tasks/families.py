@@ -37,8 +37,6 @@ SLOPPY_SPREAD = 0.25
 SLOPPY_RANGE = (0.05, 0.95)
 METHOD_SHARE = 0.5  # of the sloppy demonstrations use the family's wrong method, the others slip in one digit
 
-_MANY_TRIES = 1000
-
 
 class Family(NamedTuple):
   """One task family. `right` and `sloppy` map a prompt to the demonstrator's response."""
@@ -211,7 +209,11 @@ def rows(
 
 
 def _draw_new(rng, split: str, family: str, level: int, used: set[str]) -> str:
-  """A prompt of the split that is not in `used`, to which it is added; empties `used` when it is all."""
+  """A prompt of the split that is not in `used`, to which it is added; `used` is emptied when it is full.
+
+  It counts as full after ten times as many vain draws as it holds (plus 50): one prompt of n is then
+  missing with a probability of about exp(-10).
+  """
   draw, misses = FAMILIES[family].draw, 0
   while True:
     prompt = draw(rng, level)
@@ -221,7 +223,7 @@ def _draw_new(rng, split: str, family: str, level: int, used: set[str]) -> str:
       used.add(prompt)
       return prompt
     misses += 1
-    if misses == _MANY_TRIES:
+    if misses > 10 * len(used) + 50:
       used.clear()
 
 

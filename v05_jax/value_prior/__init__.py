@@ -49,14 +49,13 @@ def load(config, policy, mesh, max_prompt: int) -> Prior:
   if config.kind == "none":
     return Prior(1, _no_features, lambda context, features: jnp.full(len(features), jnp.nan))
   if config.kind == "constant":
-    predict = functools.partial(priors.constant, min_support=config.min_support)
-    return Prior(1, _no_features, jax.jit(predict))
+    return Prior(1, _no_features, functools.partial(priors.constant, min_support=config.min_support))
   if not config.bandwidth > 0:
     raise ValueError(f"prior.bandwidth: found {config.bandwidth}, expected a number above 0")
   predict = functools.partial(
     priors.neighbours, bandwidth=config.bandwidth, min_support=config.min_support)
   features = make_features(policy.config, policy.params, mesh, max_prompt)
-  return Prior(2 * policy.config.hidden_size, features, jax.jit(predict))
+  return Prior(2 * policy.config.hidden_size, features, predict)
 
 
 def _no_features(prompts):

@@ -14,12 +14,14 @@ MAX_SCORE = 5.0  # standardised features are clipped here: a feature nearly cons
 PSEUDO_COUNT = 0.1  # of the context's mean, in units of a pair at distance 0
 
 
+@jax.jit
 def constant(context: Context, features, min_support: int):
   """V [P]: the mean of the context, the same for every prompt."""
   value = jnp.full(features.shape[0], 2.0 * _mean(context) - 1.0)
   return _if_supported(context, value, min_support)
 
 
+@jax.jit
 def neighbours(context: Context, features, bandwidth: float, min_support: int):
   """V [P] by kernel regression over the context (Nadaraya-Watson), shrunk to the context's mean.
 

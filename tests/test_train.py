@@ -1,0 +1,144 @@
+"""The loop end to end on the built-in tasks: what it writes, that it resumes bit for bit, that it compiles once."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from configs import dapo, default, demo, grpo, rloo, v05
+from v05_jax import checkpoint, metrics
+from v05_jax.train import train
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def small(config=None, **keys):
+  """A run of seconds: the shipped policy, 32 rollouts a step, everything switched on."""
+  c = default.get_config() if config is None else config
+  c.num_steps, c.rollouts_per_step, c.data.size, c.mesh.data = 4, 32, 256, 1
+  c.sampler.update({"slots": 16, "open_prompts": 8, "prefill": 8, "chunk": 4})
+  c.eval.update({"period": 2, "size": 24, "samples": 2})
+  c.prior.update({"context": 32, "min_support": 8} if c.prior.kind != "none" else {})
+  c.loss.micro_rows, c.checkpoint.period = 16, 2
+  c.budget.max_resample = min(c.budget.max_resample, 1)
+  c.update_from_flattened_dict(keys)
+  c.mesh.data = 8  # the tests force 8 host devices
+  return c
+
+
+def lines(workdir):
+  """metrics.jsonl without what may differ between two runs of the same seed."""
+  return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in metrics.read(workdir)]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("unbroken")
+  return workdir, train(small(), str(workdir))
+
+
+def test_a_run_writes_its_metrics_config_checkpoint_and_plot(unbroken):
+  workdir, state = unbroken
+  written = metrics.read(workdir)
+  assert [line["step"] for line in written] == [0, 1, 2, 3, 4]
+  assert [line["rollouts"] for line in written] == [0, 32, 64, 96, 128]
+  assert int(state.step) == 4 and int(state.cursor) == 32 and int(state.context.count) == 32
+  train_names = {"reward", "accuracy", "k/mean", "prior/accepted", "prior/abs_error", "shrinkage/weight",
+                 "shrinkage/estimated_mse", "shrinkage/true_mse", "loo/mean", "loo/v05", "grad/norm", "loss/entropy",
+                 "loss/logprob_gap", "loss/clip_fraction", "sampler/utilisation", "time/tokens_per_second",
+                 "time/compilations"}  # fmt: skip
+  assert all(train_names <= line.keys() for line in written[1:])
+  assert all(("eval/accuracy" in line) == (line["step"] % 2 == 0) for line in written)
+  assert written[1]["prior/accepted"] is None and written[3]["prior/accepted"] is not None  # support of 8 by then
+  assert all(line["loss/logprob_gap"] < 1e-4 for line in written[1:])  # sampler and trainer agree
+  assert (workdir / "summary.png").stat().st_size > 10_000
+  assert json.loads((workdir / "config.json").read_text())["seed"] == 0
+  assert list((workdir / "tensorboard").iterdir())
+  assert checkpoint.Checkpoints(workdir, 2).latest() == 4
+
+
+def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(unbroken, tmp_path):
+  workdir, state = unbroken
+  train(small(num_steps=2), str(tmp_path))
+  with open(tmp_path / "metrics.jsonl", "a") as file:
+    file.write('{"step": 3, "rollouts": 96, "reward": 0.5}\n{"step": 4, "ro')  # written after the checkpoint, then killed
+  resumed = train(small(), str(tmp_path))
+  assert lines(tmp_path) == lines(workdir)
+  for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(state), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_another_seed_is_another_run(unbroken, tmp_path):
+  train(small(seed=1, num_steps=1), str(tmp_path))
+  assert lines(tmp_path)[1] != lines(unbroken[0])[1]
+
+
+def test_a_workdir_of_another_config_is_refused(unbroken):
+  with pytest.raises(ValueError, match="optimizer.learning_rate.*0.0001.*0.5"):
+    train(small(**{"optimizer.learning_rate": 0.5}), str(unbroken[0]))
+
+
+@pytest.mark.parametrize("name", ["demo", "v05", "grpo", "dapo", "rloo"])
+def test_no_config_compiles_after_its_second_step(name, tmp_path):
+  config = {"demo": demo, "v05": v05, "grpo": grpo, "dapo": dapo, "rloo": rloo}[name].get_config()
+  config = small(config, num_steps=5, **{"prior.min_support": 4} if name in ("demo", "v05") else {})
+  train(config, str(tmp_path))
+  written = metrics.read(tmp_path)
+  compilations = [line["time/compilations"] for line in written[1:]]
+  assert compilations[1] == compilations[-1], compilations
+  assert all(line["grad/skipped"] == 0 for line in written[1:])
+  if name == "v05":
+    assert len({line["prompts"] for line in written[1:]}) > 1  # the number of prompts adapts
+    assert max(line["k/mean"] for line in written[1:]) > 4
+  if name == "dapo":
+    assert sum(line["rollouts_discarded"] for line in written[1:]) > 0
+
+
+def start(workdir, cache, **keys):
+  flags = [f"--config.{key}={value}" for key, value in keys.items()]
+  env = os.environ | {
+    "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+    "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }  # fmt: skip
+  command = [sys.executable, "-m", "v05_jax.main", f"--config={workdir.parent / 'config.json'}", f"--workdir={workdir}"]
+  return subprocess.Popen([*command, *flags], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_lines(process, workdir, count):
+  while process.poll() is None and len(metrics.read(workdir)) < count:
+    time.sleep(0.02)
+
+
+def test_killed_at_random_moments_a_run_loses_nothing(tmp_path):
+  """Ten times SIGKILL and once SIGTERM in one run: its metrics are those of an unbroken run, bit for bit."""
+  config = small(num_steps=44)
+  config.mesh.data = 1
+  (tmp_path / "config.json").write_text(json.dumps(metrics.resolve(config)))
+  killed, whole, cache = tmp_path / "killed", tmp_path / "whole", tmp_path / "cache"
+  process = start(whole, cache)
+  assert process.wait(timeout=120) == 0, process.stderr.read()
+  moment = random.Random(0)
+  for _ in range(10):
+    process = start(killed, cache)
+    wait_for_lines(process, killed, len(metrics.read(killed)) + moment.randint(1, 4))
+    time.sleep(moment.uniform(0, 0.1))
+    process.kill()
+    process.wait()
+  assert 10 < len(metrics.read(killed)) < 45
+  process = start(killed, cache)
+  wait_for_lines(process, killed, len(metrics.read(killed)) + 2)
+  process.send_signal(signal.SIGTERM)
+  message = process.communicate(timeout=60)[1]
+  if process.returncode:
+    assert "saved at step" in message
+  process = start(killed, cache)
+  assert process.wait(timeout=120) == 0, process.stderr.read()
+  assert lines(killed) == lines(whole)
