@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
   prior.kind = "neighbours"  # none | constant | neighbours
   prior.context = 256  # (prompt, success) pairs kept
   prior.min_support = 32  # pairs before the prior speaks; until then the group mean serves
-  prior.bandwidth = 0.5  # of the kernel, as a share of the context's typical distance (neighbours)
+  prior.bandwidth = 0.25  # of the kernel, as a share of the context's typical distance (neighbours)
 
   c.sampler = sampler = ConfigDict()
   sampler.slots = 256  # rollouts decoded at once, over all devices
@@ -63,7 +63,7 @@ def get_config() -> ConfigDict:
   budget.block = 1  # rollouts issued at once by the sequential rule
   budget.max_resample = 0  # further batches drawn to replace groups without signal (DAPO); 0 = off
 
-  c.baseline = "v05"  # v05 | grpo | dr_grpo | rloo | mean | constant | value
+  c.baseline = "v05"  # v05 | grpo | dr_grpo | rloo | value (the prior alone)
 
   c.loss = loss = ConfigDict()
   loss.clip_low = 0.2

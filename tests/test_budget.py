@@ -26,7 +26,9 @@ def column(name, none=np.inf):
 def test_equal_to_the_reference_numbers(x64, tolerance):
   with jax.enable_x64(x64):
     delta2, k = column("D2"), column("k")
-    np.testing.assert_allclose(budget.gain(delta2, k), column("gain"), rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(
+      budget.gain(delta2, k), column("gain"), rtol=tolerance, atol=tolerance
+    )
     np.testing.assert_allclose(budget.mse(delta2, k), column("mse"), rtol=tolerance, atol=tolerance)
     np.testing.assert_array_equal(budget.should_continue(delta2, k, COST, 16), column("more"))
     final = budget.final_k(delta2, k, COST, 16)
@@ -42,7 +44,10 @@ def test_decisions_through_fuse_equal_the_reference(x64):
   """From rewards to decisions, as a run takes them."""
   with jax.enable_x64(x64):
     value = column("V", none=np.nan)
-    s, k = np.array([sum((r + 1) / 2 for r in c["rewards"]) for c in CASES]), column("k").astype(np.int32)
+    s, k = (
+      np.array([sum((r + 1) / 2 for r in c["rewards"]) for c in CASES]),
+      column("k").astype(np.int32),
+    )
     options = dict(k_max=16, cost=COST, block=1)
     ask = np.ones(len(k), bool)
     more = budget.extra("sequential", value, s, k, ask, **options)
@@ -52,7 +57,9 @@ def test_decisions_through_fuse_equal_the_reference(x64):
     assert more.dtype == two.dtype == jnp.int32
 
 
-@pytest.mark.parametrize("mu, value, want", [(1.0, -1.0, 16), (1.0, 0.0, 15), (-1.0, 0.0, 15), (1.0, 1.0, 4)])
+@pytest.mark.parametrize(
+  "mu, value, want", [(1.0, -1.0, 16), (1.0, 0.0, 15), (-1.0, 0.0, 15), (1.0, 1.0, 4)]
+)
 def test_where_a_prompt_without_noise_stops(mu, value, want):
   """A bias of 2 stops at exactly 16 by the rule itself: k_max is far away."""
   k = 4
@@ -107,17 +114,22 @@ def test_two_stage_is_where_the_sequential_rule_stops_at_constant_delta2():
 def test_gradients_are_finite():
   delta2 = np.array([0.0, 1e-30, 1e-6, 0.5, 4.0, np.inf])
   for f in (budget.mse, budget.gain):
-    assert np.isfinite(jax.grad(lambda x: jnp.sum(f(x, np.full(6, 4))))(delta2)).all()
+    slope = jax.vmap(jax.grad(f), (0, None))(delta2, 4)
+    assert np.isfinite(slope).all()
 
 
 def test_extra_in_blocks_within_k_max_and_only_where_undecided():
   value, s = np.array([-1.0, -1.0, -1.0, -1.0, 1.0, np.nan]), np.array([4.0, 15, 14, 4, 4, 0])
   k, ask = np.array([4, 15, 14, 4, 4, 0]), np.array([1, 1, 1, 0, 1, 1], bool)
   options = dict(k_max=16, cost=COST, block=4)
-  np.testing.assert_array_equal(budget.extra("sequential", value, s, k, ask, **options), [4, 1, 2, 0, 0, 4])
-  np.testing.assert_array_equal(budget.extra("two_stage", value, s, k, ask, **options), [12, 1, 2, 0, 0, 16])
+  np.testing.assert_array_equal(
+    budget.extra("sequential", value, s, k, ask, **options), [4, 1, 2, 0, 0, 4]
+  )
+  np.testing.assert_array_equal(
+    budget.extra("two_stage", value, s, k, ask, **options), [12, 1, 2, 0, 0, 16]
+  )
   np.testing.assert_array_equal(budget.extra("fixed", value, s, k, ask, **options), np.zeros(6))
-  with pytest.raises(ValueError, match="budget.rule.*'osla'"):
+  with pytest.raises(ValueError, match=r"budget\.rule.*'osla'"):
     budget.extra("osla", value, s, k, ask, **options)
 
 
@@ -142,14 +154,18 @@ def binomial(k, mu):
 
 def squared_error(mu, value, k):
   """(baseline - mu)^2 of V0.5 at every s, [..., 17]; where s > k it means nothing."""
-  return np.square(np.asarray(shrinkage.fuse(2 * S / k - 1, k, value[..., None]).baseline) - mu[..., None])
+  return np.square(
+    np.asarray(shrinkage.fuse(2 * S / k - 1, k, value[..., None]).baseline) - mu[..., None]
+  )
 
 
 def decisions(rule, value, k):
   """`budget.extra` at every s, [..., 17]."""
   shape = (*value.shape, len(S))
   s, v = np.broadcast_to(S.astype(float), shape), np.broadcast_to(value[..., None], shape)
-  more = budget.extra(rule, v, s, np.full(shape, k), np.ones(shape, bool), k_max=16, cost=COST, block=1)
+  more = budget.extra(
+    rule, v, s, np.full(shape, k), np.ones(shape, bool), k_max=16, cost=COST, block=1
+  )
   return np.asarray(more)
 
 
@@ -160,7 +176,9 @@ def test_acceptance_table_by_exact_enumeration(row):
     mu, value, mass = population(row["sd"], row["h"])
     error = {k: squared_error(mu, value, k) for k in (1, 2, *range(4, 17))}
     start = binomial(4, mu)
-    got = {f"v05_{k}": np.sum(mass * np.sum(binomial(k, mu) * error[k], -1)) for k in (1, 2, 4, 8, 16)}
+    got = {
+      f"v05_{k}": np.sum(mass * np.sum(binomial(k, mu) * error[k], -1)) for k in (1, 2, 4, 8, 16)
+    }
 
     alive, rollouts, loss = start, 0.0, 0.0  # probability of reaching (k, s) undecided
     p = (1 + mu[..., None]) / 2
@@ -185,6 +203,8 @@ def test_acceptance_table_by_exact_enumeration(row):
     groups = np.where(np.arange(4) < np.arange(5)[:, None], 1.0, -1.0)  # s = 0 .. 4 of 4
     ask = np.broadcast_to(groups, (*value.shape, 5, 4)).reshape(-1, 4)
     a2 = shrinkage.sq_loo("v05", ask, np.ones(ask.shape, bool), np.repeat(value.reshape(-1), 5))
-    got["a2_v05"] = np.sum(mass * np.sum(start[..., :5] * np.asarray(a2).reshape(*value.shape, 5), -1))
+    got["a2_v05"] = np.sum(
+      mass * np.sum(start[..., :5] * np.asarray(a2).reshape(*value.shape, 5), -1)
+    )
   for name, x in got.items():
     assert x == pytest.approx(row[name], abs=1e-9), name

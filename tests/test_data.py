@@ -185,7 +185,7 @@ GOOD = b'{"prompt": "1", "answer": "2"}\n'
     (GOOD, {"answer_key": "a.b"}, r"rows.jsonl:1: found no answer .* config.data.answer_key = 'a.b'"),
     (GOOD + b'{"prompt": "what?", "answer": "2"}\n', {}, r"rows.jsonl:2: the tokenizer cannot encode"),
     (GOOD + b'{"prompt": "123456", "answer": "2"}\n' + b'{"prompt": "1234567", "answer": "2"}\n', {"max_prompt": 5},
-     r"rows.jsonl:2: the prompt has 6 tokens, .* max_prompt = 5; 2 of 3 .* raise config.sampler.max_prompt to 7"),
+     r"rows.jsonl:2: the prompt has 6 tokens, .*max_prompt = 5; 2 of 3 .* raise config.sampler.max_prompt to 7"),
     (None, {"path": "tasks", "max_prompt": 4}, r"row 1 of the built-in tasks: .* raise config.sampler.max_prompt"),
   ],
 )  # fmt: skip

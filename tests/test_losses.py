@@ -19,7 +19,9 @@ def inputs(n=3, t=7, d=5, v=11, seed=0):
 
 def dense(hidden, unembed, targets, temperature):
   logp = jax.nn.log_softmax(hidden @ unembed.T / temperature)
-  return jnp.take_along_axis(logp, targets[..., None], -1)[..., 0], -jnp.sum(jnp.exp(logp) * logp, -1)
+  return jnp.take_along_axis(logp, targets[..., None], -1)[..., 0], -jnp.sum(
+    jnp.exp(logp) * logp, -1
+  )
 
 
 @pytest.mark.parametrize("chunk", [4, 7, 1000])  # padded, exact, all at once
@@ -47,7 +49,9 @@ def equations(jaxpr, inside=()):
   """Every equation of a program with the names of the primitives around it."""
   for eqn in jaxpr.eqns:
     yield eqn, inside
-    for leaf in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+    for leaf in jax.tree.leaves(
+      eqn.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+    ):
       inner = getattr(leaf, "jaxpr", leaf)
       if hasattr(inner, "eqns"):
         yield from equations(inner, (*inside, eqn.primitive.name))
@@ -92,20 +96,27 @@ def test_masked_nan_in_hidden_reaches_no_gradient():
 def test_gradient_inside_shard_map_is_the_single_device_gradient():
   """One psum of the replicated `unembed`'s gradient, not one per chunk, and no factor of the mesh."""
   devices = min(jax.device_count(), 4)
-  mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+  mesh = jax.make_mesh(
+    (devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
+  )
   hidden, unembed, targets = inputs(n=4 * devices, t=6)
 
   def local(hidden, unembed, targets):
     def f(unembed):
       logprob, entropy = losses.token_logprobs(hidden, unembed, targets, 0.9, 5)
       return jnp.sum(jnp.sin(logprob) + entropy)
+
     return jax.grad(f)(unembed)
 
   data, all_ = PartitionSpec("data"), PartitionSpec()
-  mapped = jax.jit(jax.shard_map(
-    local, mesh=mesh, in_specs=(data, all_, data), out_specs=all_, axis_names={"data"}))
+  mapped = jax.jit(
+    jax.shard_map(
+      local, mesh=mesh, in_specs=(data, all_, data), out_specs=all_, axis_names={"data"}
+    )
+  )
   np.testing.assert_allclose(
-    mapped(hidden, unembed, targets), local(hidden, unembed, targets), rtol=2e-5, atol=2e-5)
+    mapped(hidden, unembed, targets), local(hidden, unembed, targets), rtol=2e-5, atol=2e-5
+  )
   program = jax.make_jaxpr(mapped)(hidden, unembed, targets).jaxpr
   sums = [inside for eqn, inside in equations(program) if eqn.primitive.name.startswith("psum")]
   assert len(sums) == 1 and "scan" not in sums[0]
@@ -116,12 +127,15 @@ LENGTH = np.array([[2, 4, 6], [3, 1, 9]], np.int32)
 MASK = np.array([[1, 1, 1], [1, 1, 0]], bool)
 
 
-@pytest.mark.parametrize("aggregate, want", [
-  ("token", [[1 / 16, 1 / 16, 1 / 16], [1 / 16, 1 / 16, 0]]),
-  ("rollout", [[1 / 10, 1 / 20, 1 / 30], [1 / 15, 1 / 5, 0]]),
-  ("prompt", [[1 / 24, 1 / 24, 1 / 24], [1 / 8, 1 / 8, 0]]),
-  ("constant", [[1 / 50, 1 / 50, 1 / 50], [1 / 50, 1 / 50, 0]]),
-])
+@pytest.mark.parametrize(
+  "aggregate, want",
+  [
+    ("token", [[1 / 16, 1 / 16, 1 / 16], [1 / 16, 1 / 16, 0]]),
+    ("rollout", [[1 / 10, 1 / 20, 1 / 30], [1 / 15, 1 / 5, 0]]),
+    ("prompt", [[1 / 24, 1 / 24, 1 / 24], [1 / 8, 1 / 8, 0]]),
+    ("constant", [[1 / 50, 1 / 50, 1 / 50], [1 / 50, 1 / 50, 0]]),
+  ],
+)
 def test_rollout_weights(aggregate, want):
   got = losses.rollout_weights(aggregate, LENGTH, MASK, 10)
   np.testing.assert_allclose(got, want, rtol=1e-6)
@@ -149,7 +163,7 @@ def test_aggregates_coincide_for_equal_groups():
 
 
 def test_unknown_aggregate():
-  with pytest.raises(ValueError, match="loss.aggregate.*'mean'"):
+  with pytest.raises(ValueError, match=r"loss\.aggregate.*'mean'"):
     losses.rollout_weights("mean", LENGTH, MASK, 10)
 
 
@@ -215,4 +229,6 @@ def test_kl_is_unbiased_and_non_negative():
   p, q = (jax.nn.log_softmax(jnp.asarray(rng.normal(size=9), jnp.float32)) for _ in range(2))
   k3 = losses.kl(p, q)
   assert (k3 >= 0).all() and float(losses.kl(p, p).sum()) == 0
-  assert float(jnp.sum(jnp.exp(p) * k3)) == pytest.approx(float(jnp.sum(jnp.exp(p) * (p - q))), rel=1e-5)
+  assert float(jnp.sum(jnp.exp(p) * k3)) == pytest.approx(
+    float(jnp.sum(jnp.exp(p) * (p - q))), rel=1e-5
+  )

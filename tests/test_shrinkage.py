@@ -75,14 +75,15 @@ def test_baseline_stays_close_to_the_group_mean():
   assert np.all(fusion.baseline <= np.maximum(vbar, clipped) + 1e-6)
   np.testing.assert_array_equal(fusion.delta2 > 0, fusion.statistic > 1)
   np.testing.assert_allclose(
-    fusion.weight, fusion.delta2 / (fusion.delta2 + 1 / k), atol=1e-5)  # the paper's form of the weight
+    fusion.weight, fusion.delta2 / (fusion.delta2 + 1 / k), atol=1e-5
+  )  # the paper's form of the weight
 
 
 def test_map_reward():
   got = shrinkage.map_reward(np.array([0.0, 0.25, 1.0, 9.0, -9.0, np.nan]), 0.0, 1.0)
   np.testing.assert_allclose(got, [-1, -0.5, 1, 1, -1, np.nan])
   np.testing.assert_allclose(shrinkage.map_reward(np.array([-2.0, 1.0]), -2, 4), [-1, 0], atol=1e-6)
-  with pytest.raises(ValueError, match="rewards.low, rewards.high.*1.0, 1.0"):
+  with pytest.raises(ValueError, match=r"rewards\.low, rewards\.high.*1\.0, 1\.0"):
     shrinkage.map_reward(np.zeros(2), 1.0, 1.0)
 
 
@@ -113,7 +114,9 @@ def test_kinds_by_hand(kind):
   assert not np.any(got[1][np.array([1, 4])]) and not np.any(got[3])
   np.testing.assert_allclose(fusion.baseline[:2], baseline, atol=1e-6)
   np.testing.assert_allclose(fusion.weight[:2], weight, atol=1e-6)
-  np.testing.assert_allclose(fusion.statistic[:2], 1.96, atol=1e-5)  # the test of V, whatever the kind
+  np.testing.assert_allclose(
+    fusion.statistic[:2], 1.96, atol=1e-5
+  )  # the test of V, whatever the kind
   np.testing.assert_allclose(fusion.delta2[:2], 0.24, atol=1e-5)
   alone = {"v05": 1 - shrinkage.fuse(1, 1, -0.2).baseline, "value": 1.2}.get(kind, 0.0)
   np.testing.assert_allclose(got[2], [alone, 0, 0, 0, 0, 0], atol=1e-6)
@@ -153,7 +156,12 @@ def test_permutation_invariance_and_independence_of_prompts(kind):
   got, _ = shrinkage.advantage(kind, reward, mask, value, shaping)
   order, prompts = rng.permutation(8), rng.permutation(5)
   moved, _ = shrinkage.advantage(
-    kind, reward[prompts][:, order], mask[prompts][:, order], value[prompts], shaping[prompts][:, order])
+    kind,
+    reward[prompts][:, order],
+    mask[prompts][:, order],
+    value[prompts],
+    shaping[prompts][:, order],
+  )
   np.testing.assert_allclose(moved, np.asarray(got)[prompts][:, order], atol=1e-5)
 
 
@@ -186,7 +194,7 @@ def test_no_nan_in_values_or_gradients(kind):
 
 def test_unknown_kind():
   args = (np.zeros((1, 4)), np.ones((1, 4), bool), np.zeros(1))
-  with pytest.raises(ValueError, match="baseline.*'mean'.*v05, grpo"):
+  with pytest.raises(ValueError, match=r"baseline.*'mean'.*v05, grpo"):
     shrinkage.advantage("mean", *args)
   with pytest.raises(ValueError, match="'rloo'"):
     shrinkage.sq_loo("rloo", *args)
@@ -209,7 +217,9 @@ def test_sq_loo_is_the_spread_of_the_reward_plus_the_mse(kind, rule):
   groups = np.array(list(itertools.product([-1.0, 1.0], repeat=4)))
   mu, value = 0.4, 0.7
   p = np.prod((1 + mu * groups) / 2, axis=1)
-  got = p @ np.asarray(shrinkage.sq_loo(kind, groups, np.ones(groups.shape, bool), np.full(16, value)))
+  got = p @ np.asarray(
+    shrinkage.sq_loo(kind, groups, np.ones(groups.shape, bool), np.full(16, value))
+  )
   three = groups[:, :3].mean(1)
   baseline = shrinkage.fuse(three, 3, value).baseline if rule == "v05" else three
   assert got == pytest.approx(1 - mu**2 + p @ np.square(np.asarray(baseline) - mu), rel=1e-5)

@@ -12,15 +12,22 @@ from v05_jax.structs import Prompts
 from v05_jax.value_prior import context as contexts
 from v05_jax.value_prior import prior
 
-
 MODEL = transformer.ModelConfig(
-  vocab_size=12, hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, intermediate_size=16)
+  vocab_size=12,
+  hidden_size=16,
+  num_layers=1,
+  num_heads=2,
+  num_kv_heads=1,
+  head_dim=8,
+  intermediate_size=16,
+)
 WIDTH = 10  # tokens of a prompt at most
 
 
 def settings(**changes):
   return types.SimpleNamespace(
-    **{"kind": "neighbours", "context": 64, "min_support": 8, "bandwidth": 0.25} | changes)
+    **{"kind": "neighbours", "context": 64, "min_support": 8, "bandwidth": 0.25} | changes
+  )
 
 
 @functools.cache
@@ -40,7 +47,10 @@ def mesh(devices=1):
 def make_prompts(count, capacity=None, behind=0):
   """Always the same first prompts; `behind` fills the tokens after each."""
   rng = np.random.default_rng(0)
-  tokens, length = np.zeros((capacity or count, WIDTH), np.int32), np.ones(capacity or count, np.int32)
+  tokens, length = (
+    np.zeros((capacity or count, WIDTH), np.int32),
+    np.ones(capacity or count, np.int32),
+  )
   for i in range(count):
     length[i] = (1, WIDTH, 4, 7, 2)[i]
     tokens[i] = rng.integers(2, 12, WIDTH)
@@ -140,12 +150,15 @@ def test_neighbours_fall_back_to_the_mean_far_from_everything():
   np.testing.assert_allclose(value, 2 * success.mean() - 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("features", [
-  np.zeros((8, 3)),  # every feature constant
-  np.full((8, 3), 1e4) * (1 + 1e-8 * np.arange(8)[:, None]),  # constant up to rounding
-  np.tile([1e15, -1e-15, 0.0], (8, 1)),
-  np.concatenate([np.full((7, 3), 2.0), np.full((1, 3), 3.0)]),
-])
+@pytest.mark.parametrize(
+  "features",
+  [
+    np.zeros((8, 3)),  # every feature constant
+    np.full((8, 3), 1e4) * (1 + 1e-8 * np.arange(8)[:, None]),  # constant up to rounding
+    np.tile([1e15, -1e-15, 0.0], (8, 1)),
+    np.concatenate([np.full((7, 3), 2.0), np.full((1, 3), 3.0)]),
+  ],
+)
 def test_neighbours_are_finite_for_degenerate_features(features):
   success = np.linspace(0, 1, 8)
   for asked in (features, features + 1e3, 0 * features):
@@ -199,11 +212,14 @@ def test_priors_without_features(kind):
   np.testing.assert_array_equal(value, np.full(6, np.nan if kind == "none" else 1.0))
 
 
-@pytest.mark.parametrize("changes, message", [
-  ({"kind": "knn"}, "prior.kind.*'knn'.*neighbours"),
-  ({"min_support": 65}, "prior.min_support.*65.*64"),
-  ({"bandwidth": 0.0}, "prior.bandwidth.*0.0"),
-])
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({"kind": "knn"}, "prior.kind.*'knn'.*neighbours"),
+    ({"min_support": 65}, "prior.min_support.*65.*64"),
+    ({"bandwidth": 0.0}, "prior.bandwidth.*0.0"),
+  ],
+)
 def test_bad_settings(changes, message):
   with pytest.raises(ValueError, match=message):
     value_prior.load(settings(**changes), None, None, WIDTH)

@@ -1,5 +1,4 @@
-"""Checkpoints of a run's whole state (Orbax), what a resumed run may change, and stopping on a
-signal.
+"""Checkpoints of a run's state (Orbax), what a resumed run may change, stopping on a signal.
 
 A checkpoint is written under a temporary name and renamed when it is complete (in object stores:
 marked by a last file), so whatever kills the process at whatever moment, an unfinished one is never
@@ -13,12 +12,12 @@ import signal
 import threading
 
 from absl import logging
-from etils import epath
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 from v05_jax import config as configuration
+from v05_jax import metrics
 
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
 
@@ -34,7 +33,7 @@ class Checkpoints:
   """
 
   def __init__(self, workdir, keep: int):
-    self._path = epath.Path(workdir).expanduser().resolve() / "checkpoints"
+    self._path = metrics.folder(workdir) / "checkpoints"
     self._options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
     self._opened: ocp.CheckpointManager | None = None
     self._wrote = False
@@ -44,8 +43,7 @@ class Checkpoints:
     return self._manager().latest_step() if self._path.exists() else None
 
   def restore(self, step: int, example):
-    """The state saved at `step`, on the shardings of `example` (arrays, or ShapeDtypeStructs with
-    shardings).
+    """The state saved at `step`, on the shardings of `example`, a state of arrays.
 
     Raises ValueError if the checkpoint cannot be read, and if its tensors differ from the example's
     in name, shape or dtype: it is of another architecture or optimiser.
@@ -114,11 +112,12 @@ class Checkpoints:
     needed = sum(x.nbytes for x in jax.tree.leaves(state))
     space = f"it needs about {needed / 1e6:.1f} MB"
     folder = next((p for p in (self._path, *self._path.parents) if p.exists()), None)
-    if folder is not None and "://" not in os.fspath(folder):
+    if folder is not None and not metrics.is_remote(folder):
       space += f", {shutil.disk_usage(folder).free / 1e6:.1f} MB are free"
     last = self.latest()
     kept = "there is none before it" if last is None else f"the last good one is of step {last}"
-    return f"checkpoint {os.fspath(self._path / str(step))} could not be written: {reason}; {space}; {kept}"
+    where = f"checkpoint {os.fspath(self._path / str(step))}"
+    return f"{where} could not be written: {reason}; {space}; {kept}"
 
   def _unreadable(self, step, where, error) -> ValueError:
     older = [s for s in self._manager().all_steps() if s < step]
@@ -127,20 +126,18 @@ class Checkpoints:
 
 
 def check_config(workdir, config):
-  """Raises ValueError if `workdir` holds a run of another config; the error names each key that
-  differs.
+  """Raises ValueError, naming each key that differs, if `workdir` holds a run of another config.
 
   The number of steps and the periods may differ (`config.RESUMABLE`); in an empty workdir all may.
   """
-  path = epath.Path(workdir) / "config.json"
+  path = metrics.folder(workdir) / "config.json"
   if path.exists():
     saved = configuration.from_json(path.read_text(), os.fspath(path))
     configuration.check_resume(saved, config, os.fspath(path.parent))
 
 
 class Preemption:
-  """While active, SIGTERM and the first Ctrl-C set `requested`, for the loop to stop after its
-  step.
+  """While active, SIGTERM and the first Ctrl-C set `requested`: the loop stops after its step.
 
   A second Ctrl-C interrupts at once. Outside of the main thread, where Python allows no handlers,
   it does nothing.

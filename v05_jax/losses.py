@@ -73,7 +73,8 @@ def token_logprobs(hidden, unembed, targets, temperature, chunk, mask=None):
   targets = jnp.pad(targets, (0, padding)).reshape(chunks, chunk)
   # Inside a scan nothing can undo the rematerialisation, so CSE need not be prevented.
   step = jax.checkpoint(
-    lambda x: _chunk_logprobs(x[0], unembed, x[1], temperature), prevent_cse=False)
+    lambda x: _chunk_logprobs(x[0], unembed, x[1], temperature), prevent_cse=False
+  )
   out = jax.lax.map(step, (hidden, targets))
   return tuple(x.reshape(-1)[:tokens].reshape(shape) for x in out)
 
@@ -109,7 +110,9 @@ def rollout_weights(aggregate, length, mask, max_response):
     ValueError: unknown `aggregate`.
   """
   if aggregate not in AGGREGATES:
-    raise ValueError(f"loss.aggregate: found {aggregate!r}, expected one of {', '.join(AGGREGATES)}")
+    raise ValueError(
+      f"loss.aggregate: found {aggregate!r}, expected one of {', '.join(AGGREGATES)}"
+    )
   length = jnp.asarray(length).astype(jnp.float32)
   mask = jnp.asarray(mask) & (length > 0)
   length = jnp.where(mask, length, 0.0)
@@ -152,7 +155,8 @@ def surrogate(logprob, old_logprob, advantage, clip_low, clip_high, clip_dual=0.
     raise ValueError(f"loss.clip_dual: found {clip_dual}, expected 0 (off) or a number > 1")
   if mask is not None:
     logprob, old_logprob, advantage = (
-      jnp.where(mask, x, 0.0) for x in (logprob, old_logprob, advantage))
+      jnp.where(mask, x, 0.0) for x in (logprob, old_logprob, advantage)
+    )
   ratio = jnp.exp(jnp.clip(logprob - old_logprob, -MAX_LOG_RATIO, MAX_LOG_RATIO))
   plain = -advantage * ratio
   bounded = -advantage * jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)

@@ -1,5 +1,4 @@
-"""Metrics: (sum, count) pairs until they are written, then JSON lines, TensorBoard and a progress
-line.
+"""Metrics: (sum, count) pairs until written, then JSON lines, TensorBoard and a progress line.
 
 A workdir holds `config.json` (the run's resolved config), `metrics.jsonl` and `tensorboard/`. One
 line of metrics.jsonl is one object: `step`, `rollouts` (cumulative, discarded ones included), then
@@ -26,7 +25,7 @@ from v05_jax import config as configuration
 
 Pairs = dict[str, tuple[float, float]]  # name -> (sum, count); the metric is sum / count
 
-# Every metric: name, or prefix/* for a family of names -> meaning and unit. The writer refuses any other name.
+# Every metric: name, or prefix/* for a family of names -> meaning, unit. The writer refuses others.
 # "Value units" are those of rewards mapped to [-1, 1].
 METRICS = {
   "reward": "mean reward, in the verifier's own units",
@@ -52,7 +51,7 @@ METRICS = {
   "loss/kl": "KL to the frozen first policy, nats a token",
   "loss/entropy": "entropy of the policy, nats a token",
   "loss/clip_fraction": "share of tokens whose ratio was clipped",
-  "loss/logprob_gap": "mean |log-prob in the trainer - in the sampler| before the first update, nats",
+  "loss/logprob_gap": "mean |trainer's log-prob - sampler's| before the step's first update, nats",
   "grad/norm": "global gradient norm before clipping",
   "grad/skipped": "share of the step's updates skipped for a non-finite loss or gradient",
   "response/length": "response tokens, EOS included",
@@ -62,7 +61,7 @@ METRICS = {
   "sampler/decode_steps": "decode steps of the step",
   "sampler/refills": "rollouts that took over a slot which another had left",
   "data/epoch": "passes over the prompts so far",
-  "eval/exact": "success probability on the evaluation prompts, exact (of the families that allow it)",
+  "eval/exact": "success probability on the evaluation prompts, of the families where it is exact",
   "eval/exact/*": "the same for one task family",
   "eval/accuracy": "exact success where there is one, else mean@n",
   "eval/accuracy/*": "the same for one task family",
@@ -92,7 +91,8 @@ def merge(a: Pairs, b: Pairs) -> Pairs:
 def means(pairs: Pairs) -> dict[str, float]:
   """sum / count of each pair; NaN where the count is 0."""
   return {
-    name: float(total) / float(count) if count else math.nan for name, (total, count) in pairs.items()
+    name: float(total) / float(count) if count else math.nan
+    for name, (total, count) in pairs.items()
   }
 
 
@@ -113,7 +113,7 @@ def read(workdir) -> list[dict]:
 
   A last line that is torn (the writer was killed) is left out; any other bad line is a ValueError.
   """
-  path = epath.Path(workdir) / "metrics.jsonl"
+  path = folder(workdir) / "metrics.jsonl"
   if not path.exists():
     return []
   lines = []
@@ -131,10 +131,20 @@ def read(workdir) -> list[dict]:
   return lines
 
 
-def prepare(workdir) -> epath.Path:
-  """Makes the workdir and proves that it can be written; ValueError if not. Cheap: call it
-  first."""
+def is_remote(path) -> bool:
+  """Whether a path is an object store's (gs://...), where a file cannot be appended to."""
+  return "://" in os.fspath(path)
+
+
+def folder(workdir) -> epath.Path:
+  """The workdir as an absolute path, which Orbax wants; a remote one is that already."""
   path = epath.Path(workdir)
+  return path if is_remote(path) else path.expanduser().resolve()
+
+
+def prepare(workdir) -> epath.Path:
+  """Makes the workdir and proves that it can be written, else ValueError. Cheap: call it first."""
+  path = folder(workdir)
   try:
     path.mkdir(parents=True, exist_ok=True)
     probe = path / ".writable"
@@ -158,14 +168,14 @@ class Writer:
     from tensorboardX import SummaryWriter
 
     self._path = prepare(workdir)
-    self._remote = _is_remote(self._path)
+    self._remote = is_remote(self._path)
     kept = [line for line in read(workdir) if line["step"] <= done] if done else []
-    self._text = "".join(json.dumps(line) + "\n" for line in kept)  # of a remote workdir, all lines so far
+    self._text = "".join(json.dumps(line) + "\n" for line in kept)  # remote: all so far
     _replace(self._path / "config.json", configuration.to_json(config))
     _replace(self._path / "metrics.jsonl", self._text)
     self._file = None if self._remote else open(self._path / "metrics.jsonl", "a", encoding="utf-8")
     self._events = tempfile.mkdtemp() if self._remote else os.fspath(self._path / "tensorboard")
-    suffix = f".{time.time_ns()}"  # the name alone tells seconds apart: a quick restart would overwrite it
+    suffix = f".{time.time_ns()}"  # else a restart within a second would overwrite the file
     first = done + 1 if done else 0
     self._board = SummaryWriter(self._events, purge_step=first, filename_suffix=suffix)
     self.latest: dict[str, float] = {}  # the last value of each metric, for the progress line
@@ -180,7 +190,7 @@ class Writer:
       self._text += text
     else:
       self._file.write(text)
-      self._file.flush()  # a killed process loses nothing that is written; `flush` is for the machine's end
+      self._file.flush()  # enough for a killed process; `flush` is for a machine that ends
     finite = {name: value for name, value in values.items() if value is not None}
     self.latest |= finite
     for name, value in finite.items():
@@ -213,13 +223,9 @@ class Writer:
     self.close()
 
 
-def _is_remote(path: epath.Path) -> bool:
-  return "://" in os.fspath(path)
-
-
 def _replace(path: epath.Path, text: str):
   """Writes a file as a whole or not at all (a remote object is written so in any case)."""
-  if _is_remote(path):
+  if is_remote(path):
     path.write_text(text)
     return
   new = f"{os.fspath(path)}.new"
@@ -231,8 +237,7 @@ def _replace(path: epath.Path, text: str):
 
 
 class CompilationCounter:
-  """Counts XLA compilations in this process from its creation to `close`; calling it gives the
-  count.
+  """Counts XLA compilations from its creation to `close`; calling it gives the count.
 
   A program that comes from the persistent cache counts as well: what matters is that nothing new is
   traced.
@@ -260,6 +265,9 @@ class CompilationCounter:
     self.close()
 
 
+SHOWN = ("eval/accuracy", "reward", "k/mean")
+
+
 class Progress:
   """One line on a terminal: steps, rate, time left and a few values; silent when not on a terminal.
 
@@ -273,7 +281,7 @@ class Progress:
     self._recent = collections.deque([(clock(), done)], maxlen=20)
     self._wrote = False
 
-  def update(self, done: int, values: dict[str, float], names=("eval/accuracy", "reward", "k/mean")):
+  def update(self, done: int, values: dict[str, float], names=SHOWN):
     """Shows `done` of `total` and those of `names` that have a value."""
     self._recent.append((self._clock(), done))
     if not self._shown:

@@ -33,6 +33,7 @@ from v05_jax.models import transformer
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, count)
 
 ROWS = PartitionSpec(None, ("data", "fsdp"))  # of a Batch [M, B, T]
+TABLES = ("embedding", "head")  # the parameters [V, D]
 
 
 class Update(NamedTuple):
@@ -188,17 +189,21 @@ def micro_loss(model_config, config, temperature, groups, params, batch: structs
   constrain = jax.lax.with_sharding_constraint
 
   def logprobs(params):
+    # Embedding and head are gathered along `fsdp`, like a layer's matrices in its turn: left alone,
+    # the compiler sums whole chunks of logits instead, and aborts on the lookup where data, fsdp
+    # and tensor are all used.
+    tables = {name: params[name] for name in TABLES if name in params}
+    params = params | jax.tree.map(lambda x: constrain(x, PartitionSpec("tensor")), tables)
     hidden = transformer.forward(
       model_config, params, batch.tokens, batch.position, batch.segment
     )
-    # Log-probs are computed a chunk at a time. A chunk of tokens from several devices along `fsdp`
-    # would make each of them compute all of it, so each group of rows, one device's, is cut into
-    # its own; and the head is gathered, like a layer's matrices, or logits would be summed instead.
+    # A chunk of tokens from several devices along `fsdp` would make each of them compute all of its
+    # log-probs, so each group of rows, one device's, is cut into chunks of its own.
     grouped = jax.tree.map(
       lambda x: constrain(x.reshape(groups, -1, *x.shape[1:]), PartitionSpec("fsdp")),
       (hidden, batch.target, mask),
     )
-    matrix = constrain(transformer.unembed(model_config, params), PartitionSpec("tensor"))
+    matrix = transformer.unembed(model_config, params)
     chunked = lambda hidden, target, mask: losses.token_logprobs(
       hidden, matrix, target, temperature, config.vocab_chunk, mask
     )

@@ -16,8 +16,10 @@ import numpy as np
 from v05_jax import config as configuration
 from v05_jax import metrics
 
-SCORES = ("eval/exact", "eval/accuracy", "accuracy", "reward")  # the first that all runs have is compared
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555", "#b8a500")  # Okabe-Ito
+# The first of these that all runs have is compared.
+SCORES = ("eval/exact", "eval/accuracy", "accuracy", "reward")
+# Okabe and Ito's, told apart by colour-blind readers too.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555", "#b8a500")
 INK, GRID = "#333333", "#e5e5e5"
 AXES = {"rollouts": "rollouts generated", "step": "steps"}
 
@@ -53,8 +55,7 @@ class Run(NamedTuple):
 
   @property
   def axis(self) -> str:
-    """What the run is drawn over: its rollouts, or its steps where it generates none (the warm
-    start)."""
+    """What it is drawn over: its rollouts, or its steps where it has none (the warm start)."""
     return "rollouts" if self.lines[-1]["rollouts"] else "step"
 
   def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -72,7 +73,7 @@ class Row(NamedTuple):
 
   name: str
   seeds: int
-  curve: tuple[np.ndarray, np.ndarray, np.ndarray]  # rollouts, score, standard error over seeds (0 for one)
+  curve: tuple[np.ndarray, np.ndarray, np.ndarray]  # rollouts, score, standard error
   start: float  # score
   end: float
   gain: float
@@ -83,9 +84,8 @@ class Row(NamedTuple):
   seconds: float
 
 
-def report(workdirs: list[str], out: str | None = None, names: list[str] | None = None) -> list[Row]:
-  """Compares runs: prints a Markdown table, draws comparison.png -> a row for each method, in the
-  runs' order.
+def report(workdirs: list[str], out: str | None = None, names=None) -> list[Row]:
+  """Compares runs: prints a Markdown table, draws comparison.png -> a row a method, in order.
 
   Every score is taken on the rollouts that all runs have reached: `start`, `end` and `area`, the
   mean height of the curve (its integral divided by its length), so longer runs gain nothing from
@@ -98,10 +98,11 @@ def report(workdirs: list[str], out: str | None = None, names: list[str] | None 
     runs = [run._replace(name=name) for run, name in zip(runs, names, strict=True)]
   score = next((s for s in SCORES if all(len(run.curve(s)[0]) for run in runs)), None)
   if score is None:
-    raise ValueError(f"no metric is in all of {', '.join(workdirs)}; expected one of {', '.join(SCORES)}")
+    expected = ", ".join(SCORES)
+    raise ValueError(f"no metric is in all of {', '.join(workdirs)}; expected one of {expected}")
   rows = compare(runs, score)
   print(table(rows, score))
-  folder = epath.Path(out) if out else epath.Path(workdirs[0]).expanduser().resolve().parent
+  folder = metrics.folder(out) if out else metrics.folder(workdirs[0]).parent
   if (path := _draw(folder / "comparison.png", _comparison, rows, score)) is not None:
     print(f"\n{path}")
   return rows
@@ -112,15 +113,15 @@ def summary(workdir: str) -> str | None:
 
   Without matplotlib it says so and returns None. Raises ValueError for a workdir without metrics.
   """
-  return _draw(epath.Path(workdir) / "summary.png", _summary, load(workdir))
+  return _draw(metrics.folder(workdir) / "summary.png", _summary, load(workdir))
 
 
 def load(workdir: str) -> Run:
   """The run in a workdir. Raises ValueError if it holds no metrics."""
-  path = epath.Path(workdir).expanduser().resolve()
+  path = metrics.folder(workdir)
   lines = metrics.read(path)
   if not lines:
-    raise ValueError(f"workdir {workdir}: found no metrics.jsonl with lines, expected that of a run")
+    raise ValueError(f"workdir {workdir}: found no metrics.jsonl, expected that of a run")
   key, saved = os.fspath(path), path / "config.json"
   if saved.exists():
     config = configuration.flatten(configuration.from_json(saved.read_text(), os.fspath(saved)))
@@ -137,7 +138,7 @@ def compare(runs: list[Run], score: str) -> list[Row]:
   curves = [run.curve(score)[0] for run in runs]
   first, last = max(x[0] for x in curves), min(x[-1] for x in curves)
   if last < first:
-    raise ValueError(f"the runs share no rollouts: one starts at {first:.0f}, one ends at {last:.0f}")
+    raise ValueError(f"the runs do not overlap: one ends at {last:.0f}, one starts at {first:.0f}")
   rows = [_row(group, score, first, last) for group in groups.values()]
   names = [row.name for row in rows]
   parents = [f"{group[0].parent}/" for group in groups.values()]
@@ -152,7 +153,8 @@ def _row(group: list[Run], score: str, first: float, last: float) -> Row:
   points = points[(points >= first) & (points <= last)]
   values = np.stack([np.interp(points, *run.curve(score)) for run in group])  # [seeds, points]
   area = np.trapezoid(values, points, axis=1) / (last - first) if last > first else values[:, 0]
-  scores = np.stack([values[:, 0], values[:, -1], values[:, -1] - values[:, 0], area], axis=1)  # [seeds, 4]
+  ends = values[:, 0], values[:, -1]
+  scores = np.stack([*ends, ends[1] - ends[0], area], axis=1)  # [seeds, 4]
   start, end, gain, area = scores.mean(0).tolist()
   return Row(
     name=_name(group),
@@ -176,8 +178,7 @@ def _seconds(run: Run) -> float:
 
 
 def _name(group: list[Run]) -> str:
-  """The workdir's name; of several seeds what they share: grpo for grpo-s0 and grpo-s1, or grpo/0
-  and grpo/1."""
+  """The workdir's name; of several seeds what they share: grpo for grpo-s0, grpo-s1 or grpo/0."""
   if len({run.name for run in group}) == 1:
     return group[0].name
   shared = os.path.commonprefix([run.name for run in group])  # noqa: RUF071 of characters
@@ -188,7 +189,8 @@ def table(rows: list[Row], score: str) -> str:
   """The comparison as a Markdown table, best end first."""
   several = any(row.seeds > 1 for row in rows)
   last = rows[0].curve[0][-1]
-  head = ["run", *(["seeds"] if several else []), "start", "end", "gain", "area", "rollouts", "prompts", "time"]
+  optional = lambda cell: [cell] if several else []
+  head = ["run", *optional("seeds"), "start", "end", "gain", "area", "rollouts", "prompts", "time"]
   lines = [
     f"{score} up to {last:,.0f} rollouts"
     + (" (mean ± standard error over seeds)" if several else "")
@@ -203,23 +205,23 @@ def table(rows: list[Row], score: str) -> str:
       for score, error in zip((row.start, row.end, row.gain, row.area), row.errors)
     ]
     size = [f"{row.rollouts:,.0f}", f"{row.prompts:,.0f}", f"{row.seconds:,.0f} s"]
-    lines.append(f"| {' | '.join([row.name, *([str(row.seeds)] if several else []), *scores, *size])} |")
+    lines.append(f"| {' | '.join([row.name, *optional(str(row.seeds)), *scores, *size])} |")
   return "\n".join(lines)
 
 
 def _draw(path: epath.Path, draw, *arguments) -> str | None:
-  """Saves the figure that `draw(pyplot, ...)` returns -> its path; None, with a word, without
-  matplotlib."""
+  """Saves the figure that `draw(Figure, ...)` returns -> its path; None without matplotlib."""
   try:
     import matplotlib
   except ImportError:
-    print(f"{path.name} is not drawn: it needs matplotlib (pip install matplotlib)", file=sys.stderr)
+    print(f"{path.name}: not drawn without matplotlib (pip install matplotlib)", file=sys.stderr)
     return None
   from matplotlib.figure import Figure
 
   style = {
     "font.size": 9, "axes.titlesize": 9, "axes.titlelocation": "left", "axes.titlecolor": INK,
-    "axes.edgecolor": INK, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK,
+    "axes.edgecolor": INK, "axes.labelcolor": INK, "text.color": INK,
+    "xtick.color": INK, "ytick.color": INK,
     "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6,
     "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.6, "axes.axisbelow": True,
     "xtick.major.size": 0, "ytick.major.size": 0, "lines.linewidth": 1.6,
@@ -243,7 +245,8 @@ def _comparison(new_figure, rows: list[Row], score: str):
     label = f"{row.name}  {row.end:.3f}"
     axes.plot(x, mean, color=colours[id(row)], label=label, marker="o", markersize=3)
     if row.seeds > 1:
-      axes.fill_between(x, mean - error, mean + error, color=colours[id(row)], alpha=0.15, linewidth=0)
+      edges = mean - error, mean + error
+      axes.fill_between(x, *edges, color=colours[id(row)], alpha=0.15, linewidth=0)
   band = "; band: standard error over seeds" if any(row.seeds > 1 for row in rows) else ""
   axes.set_title(f"{_title(score)}{band}", pad=10)
   _rollouts_axis(axes, AXES["rollouts"])
@@ -279,8 +282,8 @@ def _summary(new_figure, run: Run):
     _rollouts_axis(axes, AXES[run.axis] if lowest else None)
     if len(curves) > 1:
       axes.legend(
-        loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=len(curves), fontsize=7, handlelength=1.0,
-        borderpad=0.0, borderaxespad=0.3, columnspacing=1.0, handletextpad=0.4,
+        loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=len(curves), fontsize=7,
+        handlelength=1.0, borderpad=0.0, borderaxespad=0.3, columnspacing=1.0, handletextpad=0.4,
       )  # fmt: skip
   for axes in grid[len(panels) :]:
     axes.set_axis_off()
@@ -288,8 +291,7 @@ def _summary(new_figure, run: Run):
 
 
 def _panels(run: Run) -> list[tuple[str, dict]]:
-  """(title, label -> (rollouts, value, of an evaluation?)) of the panels that have something to
-  show.
+  """(title, label -> (rollouts, value, of an evaluation?)) of the panels with something to show.
 
   A curve that repeats an earlier one is left out: reward = accuracy where a reward is 0 or 1.
   """

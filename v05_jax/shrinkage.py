@@ -21,8 +21,12 @@ class Fusion(NamedTuple):
 
   baseline: jax.Array  # in [-1, 1]
   weight: jax.Array  # of the group mean, in [0, 1]; 0 = the prior alone
-  delta2: jax.Array  # estimated squared bias of the prior; 0 = not contradicted, inf = there is no prior
-  statistic: jax.Array  # k (vbar - V)^2; the prior is rejected where it exceeds 1; inf = there is no prior
+  delta2: (
+    jax.Array
+  )  # estimated squared bias of the prior; 0 = not contradicted, inf = there is no prior
+  statistic: (
+    jax.Array
+  )  # k (vbar - V)^2; the prior is rejected where it exceeds 1; inf = there is no prior
 
 
 @functools.partial(jax.jit, static_argnames=("low", "high"))
@@ -119,7 +123,8 @@ def advantage(kind, reward, mask, value, shaping=0.0):
       spoken = jnp.isfinite(value)
       prior = jnp.clip(jnp.where(spoken, value, 0.0), -1.0, 1.0)
       fusion = fusion._replace(
-        baseline=jnp.where(spoken, prior, vbar), weight=jnp.where(spoken, 0.0, 1.0))
+        baseline=jnp.where(spoken, prior, vbar), weight=jnp.where(spoken, 0.0, 1.0)
+      )
     return jnp.where(mask, shaped - fusion.baseline[:, None], 0.0), fusion
 
   fusion = fusion._replace(baseline=vbar, weight=jnp.ones_like(vbar))

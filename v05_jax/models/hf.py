@@ -298,6 +298,9 @@ def _open(file: Path):
 def _read_json(file: Path) -> dict:
   try:
     found = json.loads(file.read_text(encoding="utf-8"))
+  except FileNotFoundError as error:
+    raise ValueError(f"{file}: found no such file, expected {file.parent} to be a Hugging Face model "
+                     "directory (or config.policy.preset to be set, for random weights)") from error
   except (OSError, ValueError) as error:
     raise ValueError(f"{file}: cannot be read as JSON: {error}") from error
   if not isinstance(found, dict):

@@ -7,7 +7,7 @@ The Qwen3 numbers are those of the config.json files that the Qwen team publishe
 from v05_jax.models.transformer import ModelConfig
 
 # Characters are few and rollouts short: a small rope_theta turns the slowest pair within their length.
-_TASKS = {"vocab_size": 32, "num_heads": 4, "num_kv_heads": 2, "rope_theta": 1e4,
+_TASKS = {"vocab_size": 32, "num_heads": 4, "num_kv_heads": 2, "rope_theta": 100.0,
           "max_positions": 512}
 _QWEN3 = {"vocab_size": 151936, "num_kv_heads": 8, "head_dim": 128, "rope_theta": 1e6}
 

@@ -1,5 +1,4 @@
-"""Rewards: what a response is worth, from the built-in tasks, math-verify or the user's own
-function.
+"""Rewards: what a response is worth, by the built-in tasks, math-verify or the user's function.
 
 `load(config)` returns a verifier: `submit(prompts, responses, rows)` hands rollouts over and
 returns one handle each, in order; `handle.result()` waits for its `Verdict`; `close()`, or leaving
@@ -12,7 +11,7 @@ from v05_jax.rewards.pool import Direct, Pool, Verdict
 __all__ = ["Direct", "Pool", "Verdict", "load", "overlong_penalty"]
 
 MATH = "v05_jax.rewards.math:verify"
-MATH_MEMORY = 4 << 30  # bytes of address space: a tower of powers must not take the machine's memory
+MATH_MEMORY = 4 << 30  # bytes of address space: a tower of powers must not take all memory
 
 
 def load(config) -> Direct | Pool:

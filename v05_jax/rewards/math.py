@@ -1,5 +1,4 @@
-r"""Free-form mathematics: is the response's final answer equal to the gold answer? (math-verify,
-sympy)
+r"""Free-form mathematics: does the response's final answer equal the gold one? (math-verify)
 
 The prediction is the last complete \boxed{...} of the response, or else the last mathematical
 expression in it. Runs in a worker process: sympy can hang on what a policy writes.
@@ -20,8 +19,10 @@ logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 
 def verify(prompt: str, response: str, row: dict) -> float:
-  """1.0 if the response's answer equals `row["answer"]`, as a number, expression, set or interval,
-  else 0.0."""
+  """1.0 if the response's answer equals `row["answer"]`, else 0.0.
+
+  Equal as numbers (to 6 decimals), expressions, sets or intervals, or as the same text in a box.
+  """
   gold = str(row["answer"])
   gold = (boxed(gold) or gold).strip(" $\n")
   answer = boxed(response)
@@ -35,8 +36,7 @@ def verify(prompt: str, response: str, row: dict) -> float:
 
 
 def boxed(text: str) -> str | None:
-  r"""The contents of the last complete \boxed{...} or \fbox{...}; braces may nest, \{ and \} do not
-  count."""
+  r"""What the last complete \boxed{...} or \fbox{...} holds; \{ and \} are no braces."""
   opened, last = [], None  # where the contents of each open brace start, and whether it is a box's
   for token in re.finditer(r"(\\(?:boxed|fbox)\s*\{)|\\.|[{}]", text, re.DOTALL):
     if token[1] or token[0] == "{":

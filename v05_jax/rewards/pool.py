@@ -1,5 +1,4 @@
-"""Verdicts from worker processes, each with a time limit that the parent enforces by killing the
-worker.
+"""Verdicts from worker processes, with a time limit that the parent enforces by killing a worker.
 
 One thread a worker takes jobs from one queue, sends them over a socket, and waits: no thread polls,
 and a verdict belongs to its handle, so the order of arrival means nothing.
@@ -60,12 +59,11 @@ class Direct:
 
 
 class Pool:
-  """`workers` processes that call `target` ("module:function"), `timeout` seconds a verdict at
-  most.
+  """`workers` processes that call `target` ("module:function"), one rollout at a time each.
 
-  The time counts from when a verdict starts to run, not from its submission. `memory`: bytes of
-  address space a worker may use, 0 = no limit. Raises ValueError if the first worker cannot load
-  `target`.
+  A verdict has `timeout` seconds; the time counts from when a verdict starts to run, not from its
+  submission. `memory`: bytes of address space a worker may use, 0 = no limit. Raises ValueError if
+  the first worker cannot load `target`.
   """
 
   def __init__(self, target: str, workers: int, timeout: float, memory: int = 0):
@@ -128,8 +126,7 @@ class Pool:
         handle.set_result(verdict)
 
   def _launch(self, slot: int) -> str:
-    """Starts the slot's worker and waits until it has loaded the function -> "" or what is
-    wrong."""
+    """Starts the slot's worker, waits until it has loaded the function -> "" or what is wrong."""
     with self._lock:
       if self._closed:
         return "the verifier is closed"
@@ -172,7 +169,8 @@ class _Worker:
 
   def __init__(self, target: str, memory: int):
     path = [p or os.getcwd() for p in sys.path]
-    path += [] if os.getcwd() in path else [os.getcwd()]  # a user's function lies where the run was started
+    if os.getcwd() not in path:  # where the run was started, and often the user's function lies
+      path.append(os.getcwd())
     ours, theirs = socket.socketpair()
     with theirs:
       arguments = [json.dumps(path), str(theirs.fileno()), target, str(memory)]

@@ -1,5 +1,4 @@
-"""The child process of `rewards.pool`: imports the reward function and judges one rollout at a
-time.
+"""The child process of `rewards.pool`: imports the reward function, judges rollouts one by one.
 
 Started with a fresh interpreter, not by fork (JAX is not fork-safe) and not by multiprocessing's
 spawn (it imports the parent's main module again). Nothing here may import jax: a worker would take

@@ -44,16 +44,21 @@ def load(config, policy, mesh, max_prompt: int) -> Prior:
   if config.kind not in KINDS:
     raise ValueError(f"prior.kind: found {config.kind!r}, expected one of {', '.join(KINDS)}")
   if not 1 <= config.min_support <= config.context:
-    raise ValueError(f"prior.min_support: found {config.min_support}, expected 1 to prior.context = "
-                     f"{config.context}")
+    raise ValueError(
+      f"prior.min_support: found {config.min_support}, expected 1 to prior.context = "
+      f"{config.context}"
+    )
   if config.kind == "none":
     return Prior(1, _no_features, lambda context, features: jnp.full(len(features), jnp.nan))
   if config.kind == "constant":
-    return Prior(1, _no_features, functools.partial(priors.constant, min_support=config.min_support))
+    return Prior(
+      1, _no_features, functools.partial(priors.constant, min_support=config.min_support)
+    )
   if not config.bandwidth > 0:
     raise ValueError(f"prior.bandwidth: found {config.bandwidth}, expected a number above 0")
   predict = functools.partial(
-    priors.neighbours, bandwidth=config.bandwidth, min_support=config.min_support)
+    priors.neighbours, bandwidth=config.bandwidth, min_support=config.min_support
+  )
   features = make_features(policy.config, policy.params, mesh, max_prompt)
   return Prior(2 * policy.config.hidden_size, features, predict)
 
@@ -67,13 +72,15 @@ def make_features(config, params, mesh, max_prompt: int) -> Callable:
 
   The prompts go through in blocks of a fixed number of rows, one compiled shape for a given P.
   """
+
   # Matrices in the compute dtype, to which the model casts them anyway: half the memory in bfloat16.
   def cast(path, x):
     return x if path[-1].key == "scale" else x.astype(jnp.dtype(config.dtype))
 
   params = jax.tree_util.tree_map_with_path(cast, params)
-  params = sharding.place(mesh, params, sharding.param_specs(mesh, params))
-  params = jax.tree.map(jnp.copy, params)  # placing may alias what a training step overwrites
+  # A copy, for placing may alias what a training step overwrites.
+  own = lambda x, where: jnp.copy(jax.device_put(x, where))
+  params = jax.tree.map(own, params, sharding.param_shardings(mesh, params))
   rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
   embed = jax.jit(functools.partial(embed_prompts, config), out_shardings=sharding.replicated(mesh))
   devices = mesh.shape["data"] * mesh.shape["fsdp"]

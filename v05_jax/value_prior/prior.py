@@ -37,14 +37,15 @@ def neighbours(context: Context, features, bandwidth: float, min_support: int):
     bandwidth: h, as a share of the context's typical distance.
     min_support: pairs before V is finite.
   """
-  weight, typical = kernel_exponent(context, features)
-  weight = jnp.exp(-weight / (2.0 * bandwidth**2 * typical))
+  square, typical = distances(context, features)
+  weight = jnp.exp(-square / (2.0 * bandwidth**2 * typical))
   weight = jnp.where(contexts.valid(context), weight, 0.0)
-  total = PSEUDO_COUNT * _mean(context) + weight @ context.success
-  return _if_supported(context, 2.0 * total / (PSEUDO_COUNT + weight.sum(1)) - 1.0, min_support)
+  near = jnp.matmul(weight, context.success, precision="highest")
+  success = (PSEUDO_COUNT * _mean(context) + near) / (PSEUDO_COUNT + jnp.sum(weight, axis=1))
+  return _if_supported(context, 2.0 * success - 1.0, min_support)
 
 
-def kernel_exponent(context: Context, features):
+def distances(context: Context, features):
   """(|x_p - x_j|^2 [P, M] in standardised features, its typical value m > 0)."""
   valid = contexts.valid(context)[:, None]
   count = jnp.maximum(jnp.sum(valid), 1)

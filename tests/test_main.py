@@ -1,0 +1,107 @@
+"""The command line as a user meets it: train on one's own file and model, evaluate, export, report, errors."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from v05_jax import metrics
+
+ROOT = pathlib.Path(__file__).parent.parent
+MATH = ROOT / "tests" / "data" / "math"
+OWN_INPUT = {
+  "policy.path": str(MATH / "model"), "data.path": str(MATH / "problems.jsonl"), "reward": "math",
+  "sampler.max_prompt": 128, "sampler.max_response": 24, "sampler.slots": 16, "sampler.open_prompts": 8,
+  "sampler.prefill": 8, "rollouts_per_step": 16, "num_steps": 3, "checkpoint.period": 2, "loss.micro_rows": 8,
+  "eval.path": str(MATH / "problems.jsonl"), "eval.size": 6, "eval.samples": 2, "eval.period": 3,
+  "prior.min_support": 4, "sampler.truncated": "score",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+  return tmp_path_factory.mktemp("cache")
+
+
+def command(cache, *flags, **keys):
+  env = os.environ | {
+    "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONPATH": str(MATH),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }  # fmt: skip
+  flags = [*flags, *(f"--config.{key}={value}" for key, value in keys.items())]
+  return subprocess.run(
+    [sys.executable, "-m", "v05_jax.main", *flags], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
+  )
+
+
+@pytest.fixture(scope="module")
+def own_run(tmp_path_factory, cache):
+  workdir = tmp_path_factory.mktemp("own")
+  done = command(cache, f"--workdir={workdir}", **OWN_INPUT)
+  assert done.returncode == 0, done.stderr
+  return workdir
+
+
+def test_training_on_ones_own_problems_and_model(own_run):
+  lines = metrics.read(own_run)
+  assert [line["step"] for line in lines] == [0, 1, 2, 3]
+  assert all(line["rewards/failed"] == 0 and line["loss/logprob_gap"] < 1e-4 for line in lines[1:])
+  assert lines[-1]["eval/mean"] is not None and "eval/exact" not in lines[-1]
+
+
+def test_the_result_opens_in_transformers(own_run, cache, tmp_path):
+  out = tmp_path / "hf"
+  done = command(cache, "--mode=export", f"--workdir={own_run}", f"--out={out}")
+  assert done.returncode == 0, done.stderr
+  from transformers import AutoConfig, AutoTokenizer
+
+  assert AutoConfig.from_pretrained(out).architectures == ["Qwen3ForCausalLM"]
+  tokenizer = AutoTokenizer.from_pretrained(out)
+  assert tokenizer.chat_template and tokenizer.eos_token == "<|im_end|>"
+  pytest.importorskip("torch")
+  from transformers import AutoModelForCausalLM
+
+  model, report = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+  assert not report["missing_keys"] and not report["unexpected_keys"]
+  assert model.config.rope_parameters["rope_theta"] == 5e6
+
+
+def test_evaluating_a_checkpoint_and_a_report(own_run, cache):
+  done = command(cache, "--mode=eval", f"--workdir={own_run}")
+  assert done.returncode == 0, done.stderr
+  assert "| all |" in done.stdout and json.loads((own_run / "eval.json").read_text())["step"] == 3
+  done = command(cache, "--mode=report", f"--workdir={own_run}", f"--out={own_run}")
+  assert done.returncode == 0, done.stderr
+  assert (own_run / "comparison.png").exists() and own_run.name in done.stdout
+
+
+def test_ones_own_reward_function(cache, tmp_path):
+  keys = OWN_INPUT | {"reward": "own_reward:brief", "num_steps": 1, "eval.period": 0}
+  done = command(cache, f"--workdir={tmp_path}", **keys)
+  assert done.returncode == 0, done.stderr
+  (line,) = metrics.read(tmp_path)
+  assert 0 < line["reward"] <= 1
+
+
+@pytest.mark.parametrize(
+  "keys, message",
+  [
+    ({"sampler.temprature": 1}, r"did you mean --config.sampler.temperature"),
+    ({"budget.k_init": 8}, r"k_init.*k_max"),
+    ({"budget.cost": -1}, r"budget.cost"),
+    ({"data.path": "nowhere.jsonl"}, r"nowhere.jsonl does not exist"),
+    ({"sampler.max_prompt": 16}, r"problems.jsonl:1: the prompt has \d+ tokens, expected at most .*max_prompt = 16"),
+    ({"policy.path": "nowhere"}, r"policy.path: found 'nowhere'"),
+    ({"reward": "own_reward:missing"}, r"config.reward = 'own_reward:missing'"),
+  ],
+  ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+def test_bad_input_is_one_clear_error(cache, tmp_path, keys, message):
+  done = command(cache, f"--workdir={tmp_path / 'run'}", **(OWN_INPUT | keys))
+  assert done.returncode not in (0, None) and "Traceback" not in done.stderr, done.stderr
+  import re
+
+  assert re.search(message, done.stderr), done.stderr

@@ -1,0 +1,133 @@
+"""SFT: the loss falls, a batch is what it says, the result opens again, bad input is named."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import default
+from v05_jax import data, metrics, models, sft, sharding, tasks
+from v05_jax.models import tokenizer as tokenizers
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+  """A directory that holds the built-in tokenizer and no weights."""
+  path = tmp_path_factory.mktemp("tokenizer")
+  tokenizers.build_character_tokenizer(tasks.CHARACTERS, 32).save_pretrained(str(path))
+  return path
+
+
+@pytest.fixture
+def config(directory):
+  c = default.get_config()
+  c.policy.update({"path": str(directory), "preset": "tasks-58k"})
+  c.data.size = 512
+  c.sft.update({"steps": 30, "batch": 64, "learning_rate": 3e-3, "warmup_steps": 5})
+  c.eval.update({"split": "validation", "size": 48, "period": 20})
+  return c
+
+
+def write(path, rows):
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return str(path)
+
+
+def test_thirty_steps_lower_the_loss_and_write_a_policy_that_opens(config, tmp_path):
+  last = sft.sft(config, str(tmp_path))
+  lines = metrics.read(tmp_path)
+  losses = [line["sft/loss"] for line in lines if "sft/loss" in line]
+  assert [line["step"] for line in lines] == list(range(31))
+  assert losses[0] == pytest.approx(np.log(32), rel=0.15)  # a random policy
+  assert np.mean(losses[-3:]) < 0.75 * losses[0]
+  assert [line["step"] for line in lines if "eval/exact" in line] == [0, 20, 30]
+  assert {f"eval/exact/{family}" for family in tasks.EXACT} <= lines[-1].keys()
+  config.policy.update({"path": str(tmp_path / "hf"), "preset": ""})
+  again = models.load(config.policy)
+  evaluate = sft.make_evaluation(config, again)
+  assert metrics.means(evaluate(again.params))["eval/exact"] == pytest.approx(last["eval/exact"], rel=1e-4)
+
+
+def test_batches_hold_prompt_demonstration_and_eos_and_are_a_function_of_the_step(config):
+  tokenizer = models.tokenizer.load(config.policy.path)
+  dataset = data.load(config.data, tokenizer, config.sampler.max_prompt, seed=config.seed)
+  batch = sft.make_batches(config, dataset, tokenizer)
+  found = batch(3)
+  rows = dataset.at(3 * 64, 64).rows
+  for row, tokens, prompt, length in zip(rows, found.tokens, found.prompt, found.length, strict=True):
+    assert tokenizer.decode(tokens[:prompt]) == row["prompt"]
+    assert tokens[length - 1] == tokenizer.eos_token_id and not tokens[length:].any()
+    assert tokenizer.decode(tokens[prompt : length - 1]).isdigit()
+  again = sft.make_batches(config, dataset, tokenizer)(3)
+  np.testing.assert_array_equal(found.tokens, again.tokens)
+  # Another epoch shows the same prompts with other demonstrations.
+  later = {row["prompt"]: t.tolist() for i in range(8, 16) for row, t in zip(dataset.at(64 * i, 64).rows, batch(i).tokens)}
+  assert any(later[row["prompt"]] != t.tolist() for row, t in zip(rows, found.tokens))
+
+
+def test_loss_is_the_mean_over_response_tokens(config):
+  """One row at a time, without padding, through the model's logits."""
+  policy = models.load(config.policy)
+  texts = [("A100200=", "3000"), ("M477=", "5")]
+  encode = lambda text: policy.tokenizer(text)["input_ids"]
+  width = 16
+  tokens = np.zeros((2, width), np.int32)
+  prompt, length, nlls = [], [], []
+  for i, (question, answer) in enumerate(texts):
+    ids = [*encode(question), *encode(answer), 1]
+    tokens[i, : len(ids)] = ids
+    prompt.append(len(question))
+    length.append(len(ids))
+    x = np.array([ids])
+    hidden = models.transformer.forward(policy.config, policy.params, x, np.arange(len(ids))[None], np.ones_like(x))
+    logp = jax.nn.log_softmax(models.transformer.logits(policy.config, policy.params, hidden))[0]
+    nlls += [-logp[t - 1, ids[t]] for t in range(len(question), len(ids))]
+  batch = sft.Batch(tokens, np.array(prompt), np.array(length))
+  found = sft.mean_loss(policy.config, 8, policy.params, batch)
+  assert float(found) == pytest.approx(float(np.mean(nlls)), rel=1e-5)
+
+
+def test_rows_of_a_file_are_answered_by_their_answer(config, tmp_path):
+  rows = [{"prompt": "1+2=", "answer": "3"}, {"prompt": "12*12=", "answer": "144"}]
+  config.data.path = write(tmp_path / "rows.jsonl", rows)
+  tokenizer = models.tokenizer.load(config.policy.path)
+  dataset = data.load(config.data, tokenizer, config.sampler.max_prompt)
+  config.sft.batch = 4
+  found = sft.make_batches(config, dataset, tokenizer)(0)
+  texts = {tokenizer.decode(t[:n]) for t, n in zip(found.tokens, found.length)}
+  assert texts == {"1+2=3<eos>", "12*12=144<eos>"}
+  assert found.tokens.shape == (4, 6 + 4)
+
+
+def test_bad_input_is_named_before_the_first_step(config, tmp_path):
+  rows = [{"prompt": "1", "answer": "1"}, {"prompt": "1", "answer": "12345678"}]
+  config.data.path = write(tmp_path / "rows.jsonl", rows)
+  with pytest.raises(ValueError, match=r"row 2: the answer is longer than config.sampler.max_response = 8 .* has 9"):
+    sft.sft(config, str(tmp_path / "run"))
+  config.data.path = "tasks"
+  config.sampler.max_response = 5
+  with pytest.raises(ValueError, match="an answer of the built-in tasks is longer than config.sampler.max_response = 5"):
+    sft.sft(config, str(tmp_path / "run"))
+  config.sampler.max_response = 8
+  config.sft.batch = 60
+  with pytest.raises(ValueError, match="config.sft.batch: found 60, expected a multiple of 8 devices"):
+    sft.sft(config, str(tmp_path / "run"))
+  assert not (tmp_path / "run").exists()
+
+
+def test_devices_share_the_batch_and_one_program_serves_every_step(config):
+  policy = models.load(config.policy)
+  dataset = data.load(config.data, policy.tokenizer, config.sampler.max_prompt)
+  batch = sft.make_batches(config, dataset, policy.tokenizer)
+  seen = []
+  for count in (1, 8):
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:count])
+    params, opt_state, step = sft.make_step(config, policy, mesh)
+    place = sharding.shardings(mesh, sft.ROWS)
+    for i in range(3):
+      params, opt_state, loss = step(params, opt_state, jax.device_put(batch(i), place))
+    seen.append((float(loss), np.asarray(params["embedding"])))
+    assert step._cache_size() == 1
+  assert seen[0][0] == pytest.approx(seen[1][0], rel=1e-5)
+  np.testing.assert_allclose(seen[0][1], seen[1][1], atol=1e-4)
