@@ -102,10 +102,9 @@ def get_config() -> ConfigDict:
   evaluate.size = 512  # prompts
   evaluate.samples = 0  # rollouts a prompt; 0 = exact success only (built-in tasks)
   evaluate.temperature = 1.0
-  evaluate.top_p = 1.0
 
   c.checkpoint = checkpoint = ConfigDict()
-  checkpoint.period = 16  # steps between checkpoints; the last step is always kept
+  checkpoint.period = 16  # steps between checkpoints; 0 = after the last step only
   checkpoint.keep = 2  # newest checkpoints kept
 
   c.mesh = mesh = ConfigDict()

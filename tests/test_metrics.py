@@ -59,6 +59,7 @@ def test_a_line_is_sorted_and_finite(tmp_path):
   with metrics.Writer(tmp_path, CONFIG) as log:
     pairs = {"reward": (jnp.float32(1), jnp.float32(4)), "grad/norm": (math.inf, 1)}
     log.write(jnp.int32(1), 8, pairs | {"accuracy": (0.0, 0)})
+    log.flush()
     assert log.latest == {"reward": 0.25}
   text = (tmp_path / "metrics.jsonl").read_text()
   assert text == '{"step": 1, "rollouts": 8, "accuracy": null, "grad/norm": null, "reward": 0.25}\n'
@@ -95,12 +96,14 @@ def test_a_fresh_run_keeps_nothing(tmp_path):
   assert [line["step"] for line in metrics.read(tmp_path)] == [0, 1]
 
 
-def test_lines_are_safe_after_flush_and_local_ones_at_once(root):
+def test_a_line_is_written_with_the_next_one_and_all_are_safe_after_flush(root):
   with metrics.Writer(root / "run", CONFIG) as log:
     log.write(1, 4, {"reward": (1, 1)})
+    assert not metrics.read(root / "run")
+    log.write(2, 8, {"reward": (1, 1)})
     assert len(metrics.read(root / "run")) == (0 if metrics.is_remote(root) else 1)
     log.flush()
-    assert [line["step"] for line in metrics.read(root / "run")] == [1]
+    assert [line["step"] for line in metrics.read(root / "run")] == [1, 2]
     assert list((root / "run" / "tensorboard").iterdir())
 
 

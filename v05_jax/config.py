@@ -22,7 +22,7 @@ from ml_collections import ConfigDict, config_flags
 from configs import default
 
 # Keys that may change when a run continues; every other one is part of what the run is.
-RESUMABLE = ("num_steps", "eval.period", "checkpoint.period")
+RESUMABLE = ("num_steps", "eval.period", "checkpoint.period", "checkpoint.keep")
 
 
 class Rule(NamedTuple):
@@ -55,17 +55,17 @@ _RANGES = (
   (_at_least(1), "sampler.slots sampler.chunk sampler.open_prompts sampler.prefill"),
   (_at_least(1), "sampler.max_prompt sampler.max_response budget.k_init budget.k_max budget.block"),
   (_at_least(1), "loss.minibatches loss.epochs loss.micro_rows loss.vocab_chunk"),
-  (_at_least(1), "sft.batch eval.size checkpoint.period checkpoint.keep"),
+  (_at_least(1), "sft.batch eval.size checkpoint.keep"),
   (_at_least(0), "num_steps data.seed rewards.overlong_buffer sampler.top_k"),
   (_at_least(0), "budget.cost budget.max_resample loss.clip_high loss.kl_coef loss.entropy_coef"),
   (_at_least(0), "loss.row_length loss.max_skipped"),
   (_at_least(0), "optimizer.learning_rate optimizer.warmup_steps optimizer.weight_decay"),
   (_at_least(0), "optimizer.clip_norm sft.steps sft.learning_rate sft.warmup_steps"),
-  (_at_least(0), "eval.period eval.samples"),
+  (_at_least(0), "eval.period eval.samples checkpoint.period"),
   (Rule(lambda x: 0 <= x < 2**32, "at least 0 and below 2**32"), "seed"),
   (Rule(lambda x: x > 0, "above 0"), "rewards.timeout prior.bandwidth optimizer.eps"),
   (Rule(lambda x: x > 0, "above 0"), "sampler.temperature eval.temperature"),
-  (Rule(lambda x: 0 < x <= 1, "above 0 and at most 1"), "sampler.top_p eval.top_p"),
+  (Rule(lambda x: 0 < x <= 1, "above 0 and at most 1"), "sampler.top_p"),
   (Rule(lambda x: 0 <= x <= 1, "at least 0 and at most 1"), "loss.clip_low"),
   (Rule(lambda x: x == 0 or x > 1, "above 1, or 0 for off"), "loss.clip_dual"),
   (Rule(lambda x: 0 <= x < 1, "at least 0 and below 1"), "optimizer.b1 optimizer.b2"),
@@ -79,7 +79,7 @@ _RANGES = (
   (_one_of("none", "constant", "neighbours"), "prior.kind"),
   (_one_of("score", "fail", "mask"), "sampler.truncated"),
   (_one_of("fixed", "sequential", "two_stage"), "budget.rule"),
-  (_one_of("v05", "grpo", "dr_grpo", "rloo", "mean", "constant", "value"), "baseline"),
+  (_one_of("v05", "grpo", "dr_grpo", "rloo", "value"), "baseline"),
   (_one_of("token", "rollout", "prompt", "constant"), "loss.aggregate"),
   (_one_of("constant", "cosine", "linear"), "optimizer.schedule"),
   (Rule(lambda x: True, "anything"), "policy.preset policy.remat data.prompt_key data.answer_key"),
@@ -202,7 +202,7 @@ def _relations(config, wrong) -> list[str]:
     need(budget.k_init <= budget.k_max, "budget.k_init", f"at most budget.k_max = {budget.k_max}")
   one_prompt = f"at least budget.k_init = {budget.k_init}, what one prompt takes"
   need(config.rollouts_per_step >= budget.k_init, "rollouts_per_step", one_prompt)
-  compares = config.baseline in ("grpo", "dr_grpo", "rloo", "mean")
+  compares = config.baseline in ("grpo", "dr_grpo", "rloo")
   group = f"at least 2, since baseline {config.baseline} compares a prompt's rollouts"
   need(budget.k_init >= 2 or not compares, "budget.k_init", group)
   prompts = f"at most {fewest_prompts}, the prompts of a step (rollouts_per_step / budget.k_max)"

@@ -47,8 +47,8 @@ def baseline_metrics(value, fusion, advantage, success, mask, truth=None) -> Pai
   value, k = np.asarray(value), mask.sum(1)
   vbar = 2 * np.where(mask, success, 0.0).sum(1) / np.maximum(k, 1) - 1
   delta2, weight, baseline = (np.asarray(x) for x in (fusion.delta2, fusion.weight, fusion.baseline))
-  with np.errstate(invalid="ignore", divide="ignore"):
-    mse = np.where(np.isinf(delta2), 1 / np.maximum(k, 1), delta2 / (k * delta2 + 1))
+  # w^2 / k + (1 - w)^2 delta2: of V0.5's weight this is mse(k), of the group mean's (w = 1) 1/k.
+  mse = weight**2 / np.maximum(k, 1) + np.where(weight < 1, (1 - weight) ** 2 * np.nan_to_num(delta2), 0.0)
   spoken = real & np.isfinite(value)
   metrics = {
     "prior/accepted": pair(delta2 == 0, spoken),

@@ -178,12 +178,24 @@ class Writer:
     suffix = f".{time.time_ns()}"  # else a restart within a second would overwrite the file
     first = done + 1 if done else 0
     self._board = SummaryWriter(self._events, purge_step=first, filename_suffix=suffix)
-    self.latest: dict[str, float] = {}  # the last value of each metric, for the progress line
+    self.latest: dict[str, float] = {}  # the last written value of each metric, for the progress line
+    self._pending = None  # the line taken and not yet written
 
   def write(self, step: int, rollouts: int, pairs: Pairs):
-    """Writes the line of a step. Raises ValueError for a name that `METRICS` does not document."""
+    """Takes the line of a step and writes the one before it: pairs may hold device arrays, which are
+    read when the next step is under way. Raises ValueError for a name that `METRICS` does not document.
+    """
     if unknown := sorted(name for name in pairs if meaning(name) is None):
       raise ValueError(f"metrics without an entry in metrics.METRICS: {', '.join(unknown)}")
+    self._settle()
+    self._pending = step, rollouts, pairs
+
+  def _settle(self):
+    """Writes the line that was taken last."""
+    if self._pending is None:
+      return
+    step, rollouts, pairs = self._pending
+    self._pending = None
     values = {name: v if math.isfinite(v) else None for name, v in sorted(means(pairs).items())}
     text = json.dumps({"step": int(step), "rollouts": int(rollouts), **values}) + "\n"
     if self._remote:
@@ -198,6 +210,7 @@ class Writer:
 
   def flush(self):
     """Makes sure that every line so far survives; call it before each checkpoint."""
+    self._settle()
     self._board.flush()
     if self._remote:
       (self._path / "metrics.jsonl").write_text(self._text)

@@ -123,8 +123,10 @@ class _Ledger:
       groups.rule, self.value, s.astype(np.float32), k.astype(np.int32), waiting,
       k_max=groups.k_max, cost=groups.cost, block=groups.block,
     )  # fmt: skip
-    # Rollouts without a verdict count towards k_max, though not towards k.
+    # Rollouts without a verdict count towards k_max, though not towards k; a second stage is the last.
     more = np.minimum(np.asarray(more), groups.k_max - judged)
+    if groups.rule == "two_stage":
+      more = np.where(judged > groups.k_init, 0, more)
     return [(p, int(more[p])) for p in ready]
 
   def rollouts(self, max_response: int) -> Rollouts:

@@ -42,14 +42,14 @@ def train(config, workdir: str) -> TrainState:
         draw = sample(run, collect, state, step)
         state, measured = learn(run, state, draw)
         done, last = step + 1, step + 1 == config.num_steps
-        if config.eval.period and (last or done % config.eval.period == 0):
+        if config.eval.period and (last or due(done, config.eval.period)):
           measured |= evaluation.summarise(evaluate(state.params))
         measured["time/compilations"] = (compilations(), 1)
         measured["time/step"] = (time.perf_counter() - began, 1)
         log.write(done, int(state.rollouts), measured)
         progress.update(done, log.latest)
         failing = failed > config.loss.max_skipped
-        if last or failing or preemption.requested or done % config.checkpoint.period == 0:
+        if last or failing or preemption.requested or due(done, config.checkpoint.period):
           log.flush()
           saved.save(done, state)
         if failing:
@@ -62,3 +62,8 @@ def train(config, workdir: str) -> TrainState:
           raise checkpoint.Preempted(f"stopped by a signal; saved at step {done}, the same command continues")
   report.summary(workdir)
   return state
+
+
+def due(step: int, period: int) -> bool:
+  """Whether something done every `period` steps falls on this one; 0 = never."""
+  return period > 0 and step % period == 0
