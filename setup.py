@@ -21,7 +21,7 @@ setup(
     "absl-py>=2.1",
     "etils[epath]>=1.9",
     "flax>=0.11",
-    "jax>=0.8",
+    "jax>=0.9",
     "jinja2>=3.1",  # chat templates
     "math-verify>=0.8",
     "ml-collections>=1.0",
@@ -30,7 +30,7 @@ setup(
     "orbax-checkpoint>=0.11.24",
     "safetensors>=0.4.3",
     "tensorboardX>=2.6.2",
-    "transformers>=4.57.1",
+    "transformers>=5.0",
   ],
   extras_require={
     "test": ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.14", *PARQUET],

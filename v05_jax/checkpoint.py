@@ -182,13 +182,16 @@ def _differences(stored: dict[str, str], expected: dict[str, str]) -> list[str]:
 
 
 def _saveable(x):
-  return np.asarray(x) if isinstance(x, np.generic) else x
+  """As Orbax takes it. What every device of this process holds whole is saved from one of them: Orbax would
+  cut it into one slice a device, and compile a program for each."""
+  whole = isinstance(x, jax.Array) and x.is_fully_addressable and x.is_fully_replicated
+  return np.asarray(x) if whole or isinstance(x, np.generic) else x
 
 
 def _abstract(x):
   if isinstance(x, jax.Array):
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-  return _saveable(x)
+  return np.asarray(x)
 
 
 def _without_empty(tree):

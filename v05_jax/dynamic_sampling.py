@@ -16,8 +16,8 @@ def informative(rolls: Rollouts) -> np.ndarray:
   return low < high
 
 
-def select(draws: list[tuple[Prompts, Rollouts]], keep: list[np.ndarray], count: int):
-  """The first `count` kept groups of several draws, as one (Prompts, Rollouts, kept rows of each draw).
+def select(draws: list[tuple[Prompts, Rollouts, np.ndarray]], keep: list[np.ndarray], count: int):
+  """The first `count` kept groups of several draws of (Prompts, Rollouts, value [P]), as one such triple.
 
   Every draw has the same capacity P, and so has the result. `keep`: bool [P] for each draw.
   """
@@ -35,14 +35,14 @@ def select(draws: list[tuple[Prompts, Rollouts]], keep: list[np.ndarray], count:
     return np.concatenate([parts, padding])
 
   prompts = Prompts(
-    tokens=stack(lambda p, _: p.tokens, 0),
-    length=stack(lambda p, _: p.length, 1),
-    position=stack(lambda p, _: p.position, 0),
+    tokens=stack(lambda p, r, v: p.tokens, 0),
+    length=stack(lambda p, r, v: p.length, 1),
+    position=stack(lambda p, r, v: p.position, 0),
     mask=np.arange(capacity) < total,
-    rows=tuple(p.rows[i] for (p, _), r in zip(draws, rows) for i in r),
+    rows=tuple(p.rows[i] for (p, _, _), r in zip(draws, rows) for i in r),
   )
   flat, place = [], 0
-  for (_, rolls), chosen in zip(draws, rows):
+  for (_, rolls, _), chosen in zip(draws, rows):
     new = np.full(capacity, -1)
     new[chosen] = np.arange(place, place + len(chosen))
     place += len(chosen)
@@ -52,9 +52,9 @@ def select(draws: list[tuple[Prompts, Rollouts]], keep: list[np.ndarray], count:
   rollouts = Rollouts(
     **{name: np.concatenate([getattr(r, name)[picked] for r, picked, _ in flat]) for name in fields},
     prompt=np.concatenate([prompt for _, _, prompt in flat]).astype(np.int32),
-    length=stack(lambda _, r: r.length, 0),
-    reward=stack(lambda _, r: r.reward, np.nan),
-    ended=stack(lambda _, r: r.ended, False),
-    mask=stack(lambda _, r: r.mask, False),
+    length=stack(lambda p, r, v: r.length, 0),
+    reward=stack(lambda p, r, v: r.reward, np.nan),
+    ended=stack(lambda p, r, v: r.ended, False),
+    mask=stack(lambda p, r, v: r.mask, False),
   )
-  return prompts, rollouts, rows
+  return prompts, rollouts, stack(lambda p, r, v: v, np.nan)

@@ -138,7 +138,7 @@ def layout(model_config, optimizer, mesh):
   params = jax.eval_shape(partial(transformer.init, model_config), jax.random.key(0))
   specs = sharding.param_specs(mesh, params)
   at_params = sharding.shardings(mesh, specs)
-  at_state = optax.tree_utils.tree_map_params(
+  at_state = optax.tree.map_params(
     optimizer,
     lambda _, where: where,
     jax.eval_shape(optimizer.init, params),
@@ -257,7 +257,7 @@ def accumulate(token_loss, pin, params, batch: structs.Batch, used, reference):
 def update(optimizer, gradient, params, opt_state, batch, used, reference):
   """Inside `sharding.mapped` -> (params, opt_state, Metrics): one optimiser step, or none."""
   loss, grads, metrics = gradient(params, batch, used, reference)
-  norm = optax.global_norm(grads)
+  norm = optax.tree.norm(grads)
   finite = jnp.isfinite(loss) & jnp.isfinite(norm)
   updates, new_state = optimizer.update(grads, opt_state, params)
   new_params = optax.apply_updates(params, updates)

@@ -66,11 +66,12 @@ def sft(config, workdir: str) -> dict[str, float]:
     log.write(0, 0, evaluate(params))
     for i in range(total):
       params, opt_state, loss = step(params, opt_state, jax.device_put(batch(i), place))
-      measured = {"sft/loss": (float(loss), 1)}
+      measured = {"sft/loss": (loss, 1)}
       if i + 1 == total or config.eval.period and (i + 1) % config.eval.period == 0:
         measured |= evaluate(params)
       log.write(i + 1, 0, measured)
       progress.update(i + 1, log.latest, ("sft/loss", "eval/exact"))
+    log.flush()
     directory = epath.Path(workdir) / "hf"
     hf.save(directory, policy.config, jax.device_get(params), policy.tokenizer)
     return dict(log.latest)
@@ -96,13 +97,15 @@ def make_batches(config, dataset: data.Dataset, tokenizer) -> Callable[[int], Ba
       f"{where} is longer than config.sampler.max_response = {config.sampler.max_response} tokens, EOS "
       f"included; the longest has {longest}"
     )
+  rise = config.sft.clean_share * config.sft.steps
   width = int(np.diff(dataset.start).max()) + longest
 
   def batch(step: int) -> Batch:
     prompts = dataset.at(step * n, n)
     if built_in:
       draw = np.random.default_rng([config.seed, rng.SFT, step])
-      responses = [encode_one(tasks.demonstration(row, draw)) for row in prompts.rows]
+      sloppiness = min(1.0, step / rise) if rise else 1.0
+      responses = [encode_one(tasks.demonstration(row, draw, sloppiness)) for row in prompts.rows]
     else:
       responses = [answers[i] for i in dataset.index(step * n, n)]
     tokens = np.zeros((n, width), np.int32)
