@@ -37,7 +37,7 @@ def test_the_table_compares_at_equal_rollouts(tmp_path, capsys):
   rows = report.report([a, b])
   assert [(row.name, round(row.gain, 6)) for row in rows] == [("v05", 0.2), ("grpo", 0.8)]
   text = capsys.readouterr().out
-  assert text.startswith("eval/exact up to 250 rollouts;")
+  assert text.startswith("exact success on held-out prompts; up to 250 rollouts;")
   table = cells(text)
   assert list(table) == ["grpo", "v05"]  # the better end first
   v05 = dict(start="0.2000", end="0.4000", gain="0.2000", area="0.3200")
@@ -78,7 +78,7 @@ def test_the_score_is_one_that_all_runs_have(tmp_path, capsys):
   (tmp_path / "a" / "metrics.jsonl").open("a").write(
     '{"step": 2, "rollouts": 200, "accuracy": 0.3}\n{"step": 3, "rollouts": 300, "accu'  # torn
   )
-  assert head(a, b).startswith("eval/exact")
+  assert head(a, b).startswith("exact success")
   c = make(tmp_path / "c", [0.5, 0.6, 0.7], name="accuracy", k=16)
   assert head(a, c).startswith("accuracy up to 200 rollouts")
   d = make(tmp_path / "d", [0.5], name="grad/norm")

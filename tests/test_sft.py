@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,14 +20,32 @@ def directory(tmp_path_factory):
   return path
 
 
-@pytest.fixture
-def config(directory):
+def make_config(directory):
   c = default.get_config()
   c.policy.update({"path": str(directory), "preset": "tasks-58k"})
   c.data.size = 512
-  c.sft.update({"steps": 30, "batch": 64, "learning_rate": 3e-3, "warmup_steps": 5})
+  c.sft.update({"steps": 30, "batch": 32, "learning_rate": 3e-3, "warmup_steps": 5})
   c.eval.update({"split": "validation", "size": 48, "period": 20})
   return c
+
+
+@pytest.fixture
+def config(directory):
+  return make_config(directory)
+
+
+@pytest.fixture(scope="module")
+def run(directory, tmp_path_factory):
+  """(workdir, last values) of a run of thirty steps."""
+  workdir = tmp_path_factory.mktemp("run")
+  return workdir, sft.sft(make_config(directory), str(workdir))
+
+
+@pytest.fixture(scope="module")
+def policy(directory, run):
+  c = make_config(directory)
+  c.policy.update({"path": str(run[0] / "hf"), "preset": ""})
+  return models.load(c.policy)
 
 
 def write(path, rows):
@@ -34,19 +53,20 @@ def write(path, rows):
   return str(path)
 
 
-def test_thirty_steps_lower_the_loss_and_write_a_policy_that_opens(config, tmp_path):
-  last = sft.sft(config, str(tmp_path))
-  lines = metrics.read(tmp_path)
+def test_thirty_steps_lower_the_loss(run):
+  lines = metrics.read(run[0])
   losses = [line["sft/loss"] for line in lines if "sft/loss" in line]
   assert [line["step"] for line in lines] == list(range(31))
   assert losses[0] == pytest.approx(np.log(32), rel=0.15)  # a random policy
   assert np.mean(losses[-3:]) < 0.75 * losses[0]
   assert [line["step"] for line in lines if "eval/exact" in line] == [0, 20, 30]
   assert {f"eval/exact/{family}" for family in tasks.EXACT} <= lines[-1].keys()
-  config.policy.update({"path": str(tmp_path / "hf"), "preset": ""})
-  again = models.load(config.policy)
-  evaluate = sft.make_evaluation(config, again)
-  assert metrics.means(evaluate(again.params))["eval/exact"] == pytest.approx(last["eval/exact"], rel=1e-4)
+  assert run[1]["sft/loss"] == losses[-1]
+
+
+def test_the_policy_that_it_writes_opens_and_is_the_trained_one(run, policy, config):
+  evaluate = sft.make_evaluation(config, policy)
+  assert metrics.means(evaluate(policy.params))["eval/exact"] == pytest.approx(run[1]["eval/exact"], rel=1e-4)
 
 
 def test_batches_hold_prompt_demonstration_and_eos_and_are_a_function_of_the_step(config):
@@ -54,7 +74,7 @@ def test_batches_hold_prompt_demonstration_and_eos_and_are_a_function_of_the_ste
   dataset = data.load(config.data, tokenizer, config.sampler.max_prompt, seed=config.seed)
   batch = sft.make_batches(config, dataset, tokenizer)
   found = batch(3)
-  rows = dataset.at(3 * 64, 64).rows
+  rows = dataset.at(3 * 32, 32).rows
   for row, tokens, prompt, length in zip(rows, found.tokens, found.prompt, found.length, strict=True):
     assert tokenizer.decode(tokens[:prompt]) == row["prompt"]
     assert tokens[length - 1] == tokenizer.eos_token_id and not tokens[length:].any()
@@ -62,30 +82,31 @@ def test_batches_hold_prompt_demonstration_and_eos_and_are_a_function_of_the_ste
   again = sft.make_batches(config, dataset, tokenizer)(3)
   np.testing.assert_array_equal(found.tokens, again.tokens)
   # Another epoch shows the same prompts with other demonstrations.
-  later = {row["prompt"]: t.tolist() for i in range(8, 16) for row, t in zip(dataset.at(64 * i, 64).rows, batch(i).tokens)}
+  later = {row["prompt"]: t.tolist() for i in range(16, 32) for row, t in zip(dataset.at(32 * i, 32).rows, batch(i).tokens)}
   assert any(later[row["prompt"]] != t.tolist() for row, t in zip(rows, found.tokens))
 
 
-def test_loss_is_the_mean_over_response_tokens(config):
-  """One row at a time, without padding, through the model's logits."""
-  policy = models.load(config.policy)
-  texts = [("A100200=", "3000"), ("M477=", "5")]
-  encode = lambda text: policy.tokenizer(text)["input_ids"]
-  width = 16
+def test_loss_is_the_mean_over_response_tokens(policy):
+  """Against the model's logits, a row alone and a token at a time."""
+  transformer, encode = models.transformer, lambda text: policy.tokenizer(text)["input_ids"]
+  width, prompt, length, nlls = 16, [], [], []
   tokens = np.zeros((2, width), np.int32)
-  prompt, length, nlls = [], [], []
-  for i, (question, answer) in enumerate(texts):
-    ids = [*encode(question), *encode(answer), 1]
+
+  @jax.jit
+  def logits(row):
+    hidden = transformer.forward(policy.config, policy.params, row, jnp.arange(width)[None], jnp.ones_like(row))
+    return transformer.logits(policy.config, policy.params, hidden)[0]
+
+  for i, (question, answer) in enumerate([("A100200=", "3000"), ("M477=", "5")]):
+    ids = [*encode(question), *encode(answer), policy.tokenizer.eos_token_id]
     tokens[i, : len(ids)] = ids
     prompt.append(len(question))
     length.append(len(ids))
-    x = np.array([ids])
-    hidden = models.transformer.forward(policy.config, policy.params, x, np.arange(len(ids))[None], np.ones_like(x))
-    logp = jax.nn.log_softmax(models.transformer.logits(policy.config, policy.params, hidden))[0]
-    nlls += [-logp[t - 1, ids[t]] for t in range(len(question), len(ids))]
+    probability = np.asarray(jax.nn.softmax(logits(tokens[i : i + 1])))
+    nlls += [-np.log(probability[t - 1, ids[t]]) for t in range(len(question), len(ids))]
   batch = sft.Batch(tokens, np.array(prompt), np.array(length))
-  found = sft.mean_loss(policy.config, 8, policy.params, batch)
-  assert float(found) == pytest.approx(float(np.mean(nlls)), rel=1e-5)
+  found = jax.jit(sft.mean_loss, static_argnums=(0, 1))(policy.config, 8, policy.params, batch)
+  assert float(found) == pytest.approx(np.mean(nlls), rel=1e-4)
 
 
 def test_rows_of_a_file_are_answered_by_their_answer(config, tmp_path):
@@ -116,8 +137,7 @@ def test_bad_input_is_named_before_the_first_step(config, tmp_path):
   assert not (tmp_path / "run").exists()
 
 
-def test_devices_share_the_batch_and_one_program_serves_every_step(config):
-  policy = models.load(config.policy)
+def test_devices_share_the_batch_and_one_program_serves_every_step(policy, config):
   dataset = data.load(config.data, policy.tokenizer, config.sampler.max_prompt)
   batch = sft.make_batches(config, dataset, policy.tokenizer)
   seen = []

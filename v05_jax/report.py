@@ -17,7 +17,7 @@ from v05_jax import config as configuration
 from v05_jax import metrics
 
 # The first of these that all runs have is compared.
-SCORES = ("eval/exact", "eval/accuracy", "accuracy", "reward")
+SCORES = ("eval/accuracy", "eval/exact", "accuracy", "reward")
 # Okabe and Ito's, told apart by colour-blind readers too.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555", "#b8a500")
 INK, GRID = "#333333", "#e5e5e5"
@@ -192,7 +192,7 @@ def table(rows: list[Row], score: str) -> str:
   optional = lambda cell: [cell] if several else []
   head = ["run", *optional("seeds"), "start", "end", "gain", "area", "rollouts", "prompts", "time"]
   lines = [
-    f"{score} up to {last:,.0f} rollouts"
+    f"{_title(score)}; up to {last:,.0f} rollouts"
     + (" (mean ± standard error over seeds)" if several else "")
     + "; area = mean height of the curve",
     "",
@@ -257,7 +257,7 @@ def _comparison(new_figure, rows: list[Row], score: str):
 def _title(score: str) -> str:
   return {
     "eval/exact": "exact success on held-out prompts",
-    "eval/accuracy": "success on held-out prompts",
+    "eval/accuracy": "success on held-out prompts: exact where the task allows it, else sampled",
     "accuracy": "success of the rollouts",
     "reward": "mean reward",
   }[score]
