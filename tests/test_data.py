@@ -82,7 +82,7 @@ def test_batches_are_padded_with_masked_rows(load, tokenizer):
   assert not prompts.tokens[0, 2:].any() and not prompts.tokens[2:].any()
   assert [row["answer"] for row in prompts.rows] == ["1", "2"]
   assert dataset.at(0, 2).mask.tolist() == [True, True]
-  with pytest.raises(ValueError, match="3 prompts .* batch of 2"):
+  with pytest.raises(ValueError, match=r"3 prompts .* batch of 2"):
     dataset.at(0, 3, pad_to=2)
 
 

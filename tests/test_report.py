@@ -80,7 +80,7 @@ def test_the_score_is_one_that_all_runs_have(tmp_path, capsys):
   )
   assert head(a, b).startswith("exact success")
   c = make(tmp_path / "c", [0.5, 0.6, 0.7], name="accuracy", k=16)
-  assert head(a, c).startswith("accuracy up to 200 rollouts")
+  assert head(a, c).startswith("success of the rollouts; up to 200 rollouts")
   d = make(tmp_path / "d", [0.5], name="grad/norm")
   with pytest.raises(ValueError, match="no metric is in all of"):
     report.report([a, d])

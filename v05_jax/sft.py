@@ -6,9 +6,10 @@ Built-in tasks are taught by fresh draws of their noisy demonstrator at every st
 answer; EOS follows either.
 """
 
+from collections.abc import Callable
 import functools
 from functools import partial
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 from etils import epath
 import jax
@@ -18,15 +19,17 @@ import numpy as np
 import optax
 
 from v05_jax import config as configuration
-from v05_jax import data
-from v05_jax import diagnostics
-from v05_jax import losses
-from v05_jax import metrics
-from v05_jax import models
-from v05_jax import policy_gradient
-from v05_jax import rng
-from v05_jax import sharding
-from v05_jax import tasks
+from v05_jax import (
+  data,
+  diagnostics,
+  losses,
+  metrics,
+  models,
+  policy_gradient,
+  rng,
+  sharding,
+  tasks,
+)
 from v05_jax.models import hf, transformer
 
 ROWS = PartitionSpec(("data", "fsdp"))
@@ -67,7 +70,7 @@ def sft(config, workdir: str) -> dict[str, float]:
     for i in range(total):
       params, opt_state, loss = step(params, opt_state, jax.device_put(batch(i), place))
       measured = {"sft/loss": (loss, 1)}
-      if i + 1 == total or config.eval.period and (i + 1) % config.eval.period == 0:
+      if i + 1 == total or (config.eval.period and (i + 1) % config.eval.period == 0):
         measured |= evaluate(params)
       log.write(i + 1, 0, measured)
       progress.update(i + 1, log.latest, ("sft/loss", "eval/exact"))

@@ -1,15 +1,20 @@
 """Six families of verifiable character tasks: prompt, answer, verifier, and a sloppy demonstrator.
 
-| family | prompt | answer | the sloppy demonstrator | levels 0..3 |
+| family | prompt | answer | the wrong method | what levels 0, 1, 2, 3 differ in |
 | --- | --- | --- | --- | --- |
-| add | `A047085=`, zero padded | sum, 4 digits, least significant first | forgets carries | larger operand < 10, 100, 400, 1000 |
-| sub | `B085047=`, a >= b | difference, 3 digits, least significant first | forgets borrows | a < 10, 100, 400, 1000 |
-| mod | `M477=`: a (2 digits), m | a mod m | gives the quotient | m in 2-3, 4-5, 6-7, 8-9 |
-| sort | `S50219=` | the digits in ascending order | sorts descending | 3, 4, 5, 6 digits |
-| lin | `L3517=`: a x + b = cc | x | ignores b: cc // a | a in 1-2, 3-4, 5-6, 7-9 |
-| chain | `C7+5*3=`, left to right, mod 10 | running values; only the last digit counts | reads * as + | 1, 2, 3 operations, 3 with two or more * |
+| add | `A740580=` | `2310` | forgets carries | larger operand 0-9, 10-99, 100-399, 400-999 |
+| sub | `B350940=` | `400` | forgets borrows | first operand, in the same ranges |
+| mod | `M477=` | `5` | gives the quotient | modulus 2-3, 4-5, 6-7, 8-9 |
+| sort | `S50219=` | `01259` | sorts descending | 3, 4, 5, 6 digits |
+| lin | `L3517=` | `4` | ignores b | a in 1-2, 3-4, 5-6, 7-9 |
+| chain | `C7+5*3=` | `26` | reads * as + | 1, 2, 3 operations, and 3 with two * or more |
 
-The ranges of the levels are disjoint, so family and level are functions of the prompt, and so is the
+add and sub write every number least significant digit first and zero padded: 047 + 085 = 0132 and
+053 - 049 = 004 above, so that each digit of the answer stands at a fixed distance from its operands'. mod is
+47 mod 7. lin solves a x + b = cc: 3 x + 5 = 17. chain works from left to right modulo 10; the response
+holds the running values and only the last one counts.
+
+The levels' ranges are disjoint, so family and level are functions of the prompt, and so is the
 probability of a sloppy demonstration. A policy trained on such demonstrations knows both ways of doing a
 task and picks the right one at a rate that varies from prompt to prompt and can be read from the prompt:
 a skill for reinforcement learning to elicit, and a spread for a value prior to predict.
