@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -90,7 +91,7 @@ def test_ones_own_reward_function(cache, tmp_path):
   "keys, message",
   [
     ({"sampler.temprature": 1}, r"did you mean --config.sampler.temperature"),
-    ({"budget.k_init": 8}, r"k_init.*k_max"),
+    ({"budget.k_init": 8}, r"budget.k_max: found 4, expected budget.k_init = 8"),
     ({"budget.cost": -1}, r"budget.cost"),
     ({"data.path": "nowhere.jsonl"}, r"nowhere.jsonl does not exist"),
     ({"sampler.max_prompt": 16}, r"problems.jsonl:1: the prompt has \d+ tokens, expected at most .*max_prompt = 16"),
@@ -102,6 +103,4 @@ def test_ones_own_reward_function(cache, tmp_path):
 def test_bad_input_is_one_clear_error(cache, tmp_path, keys, message):
   done = command(cache, f"--workdir={tmp_path / 'run'}", **(OWN_INPUT | keys))
   assert done.returncode not in (0, None) and "Traceback" not in done.stderr, done.stderr
-  import re
-
   assert re.search(message, done.stderr), done.stderr
