@@ -94,7 +94,6 @@ def get_config() -> ConfigDict:
   sft.batch = 256  # rows
   sft.learning_rate = 3e-3  # peak, cosine to zero
   sft.warmup_steps = 30
-  sft.clean_share = 0.0  # share of the steps over which the built-in demonstrator gets as sloppy as it is
 
   c.eval = evaluate = ConfigDict()
   evaluate.period = 8  # steps between evaluations; 0 = off

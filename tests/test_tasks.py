@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from v05_jax import tasks
+from v05_jax.models import hf, transformer
 from v05_jax.models import tokenizer as tokenizers
-from v05_jax.models import transformer
 
 ROWS = tasks.rows("train", 2400, seed=3)
 
@@ -136,7 +136,7 @@ def test_verifier_accepts_the_answer_and_rejects_near_misses():
 
 def test_chain_counts_its_last_digit_only():
   row = {"prompt": "C7+5*3=", "answer": "6", "family": "chain", "level": 1}
-  for text, score in [("26", 1), ("6", 1), ("96", 1), ("0000006", 1), ("62", 0), ("2=6", 0), ("x6", 0), ("２６", 0)]:
+  for text, score in [("26", 1), ("6", 1), ("96", 1), ("0000006", 1), ("62", 0), ("2=6", 0), ("x6", 0), ("２6", 0)]:
     assert tasks.verify(row["prompt"], text, row) == score
 
 
@@ -251,9 +251,18 @@ def test_exact_success_sums_the_response_alone():
 # The shipped policy.
 
 
-def test_warm_start_is_small_and_as_good_as_its_config_says():
+def test_warm_start_is_small_and_holds_the_built_in_tokenizer():
   files = list(tasks.WARM_START.iterdir())
   assert sum(f.stat().st_size for f in files) <= 300_000
   assert {"config.json", "model.safetensors", "tokenizer.json"} <= {f.name for f in files}
   vocabulary = json.loads((tasks.WARM_START / "tokenizer.json").read_text())["model"]["vocab"]
   assert list(vocabulary) == ["<pad>", "<eos>", *tasks.CHARACTERS]
+
+
+def test_warm_start_is_as_good_as_measured_and_its_success_rates_are_spread():
+  config, params = hf.load(tasks.WARM_START)
+  exact = tasks.make_exact(config, tokenizers.load(tasks.WARM_START), SAMPLER)
+  success = exact(params, tasks.rows("heldout", 360, seed=0, families=tasks.EXACT))
+  assert np.mean(success) == pytest.approx(0.43, abs=0.04)
+  shares = np.histogram(success, [0, 0.3, 0.7, 1])[0] / len(success)
+  assert (shares > 0.15).all()

@@ -33,7 +33,6 @@ from v05_jax.models import transformer
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, count)
 
 ROWS = PartitionSpec(None, ("data", "fsdp"))  # of a Batch [M, B, T]
-TABLES = ("embedding", "head")  # the parameters [V, D]
 
 
 class Update(NamedTuple):
@@ -189,11 +188,11 @@ def micro_loss(model_config, config, temperature, groups, params, batch: structs
   constrain = jax.lax.with_sharding_constraint
 
   def logprobs(params):
-    # Embedding and head are gathered along `fsdp`, like a layer's matrices in its turn: left alone,
-    # the compiler sums whole chunks of logits instead, and aborts on the lookup where data, fsdp
-    # and tensor are all used.
-    tables = {name: params[name] for name in TABLES if name in params}
-    params = params | jax.tree.map(lambda x: constrain(x, PartitionSpec("tensor")), tables)
+    # The head is gathered along `fsdp`, like a layer's matrices in its turn: left alone, the compiler
+    # sums whole chunks of logits instead. The embedding is gathered whole, as XLA aborts on the lookup
+    # in a split table where data, fsdp and tensor are all used.
+    matrix = constrain(transformer.unembed(model_config, params), PartitionSpec("tensor"))
+    params = params | {"embedding": constrain(params["embedding"], PartitionSpec())}
     hidden = transformer.forward(
       model_config, params, batch.tokens, batch.position, batch.segment
     )
@@ -203,7 +202,6 @@ def micro_loss(model_config, config, temperature, groups, params, batch: structs
       lambda x: constrain(x.reshape(groups, -1, *x.shape[1:]), PartitionSpec("fsdp")),
       (hidden, batch.target, mask),
     )
-    matrix = transformer.unembed(model_config, params)
     chunked = lambda hidden, target, mask: losses.token_logprobs(
       hidden, matrix, target, temperature, config.vocab_chunk, mask
     )

@@ -100,15 +100,13 @@ def make_batches(config, dataset: data.Dataset, tokenizer) -> Callable[[int], Ba
       f"{where} is longer than config.sampler.max_response = {config.sampler.max_response} tokens, EOS "
       f"included; the longest has {longest}"
     )
-  rise = config.sft.clean_share * config.sft.steps
   width = int(np.diff(dataset.start).max()) + longest
 
   def batch(step: int) -> Batch:
     prompts = dataset.at(step * n, n)
     if built_in:
       draw = np.random.default_rng([config.seed, rng.SFT, step])
-      sloppiness = min(1.0, step / rise) if rise else 1.0
-      responses = [encode_one(tasks.demonstration(row, draw, sloppiness)) for row in prompts.rows]
+      responses = [encode_one(tasks.demonstration(row, draw)) for row in prompts.rows]
     else:
       responses = [answers[i] for i in dataset.index(step * n, n)]
     tokens = np.zeros((n, width), np.int32)

@@ -244,15 +244,15 @@ def sloppy_probability(row: dict[str, Any]) -> float:
   return min(max(probability, SLOPPY_RANGE[0]), SLOPPY_RANGE[1])
 
 
-def demonstration(row: dict[str, Any], rng: np.random.Generator, sloppiness: float = 1.0) -> str:
+def demonstration(row: dict[str, Any], rng: np.random.Generator) -> str:
   """A response as the noisy demonstrator writes it, without EOS.
 
-  With probability `sloppiness * sloppy_probability(row)` it is careless: half of the time it uses the
+  With probability `sloppy_probability(row)` it is careless: half of the time it uses the
   family's wrong method, otherwise one digit slips. Slips spread over many strings while the right one is
   one, so that the most likely response is right more often than a sampled one.
   """
   family = FAMILIES[row["family"]]
-  draw, sloppy = rng.random(), sloppiness * sloppy_probability(row)
+  draw, sloppy = rng.random(), sloppy_probability(row)
   if draw < sloppy * METHOD_SHARE:
     return family.sloppy(row["prompt"])
   response = family.right(row["prompt"])
