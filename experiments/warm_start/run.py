@@ -8,6 +8,7 @@ steps, same schedule, other draws), measures both on held-out prompts, and write
 plateau.png. A continuation that is complete in --out is taken as it is.
 """
 
+import itertools
 import json
 from pathlib import Path
 import time
@@ -89,7 +90,7 @@ def table(results) -> str:
       values = results[when][kind].values()
       cells = " | ".join("-" if x != x else f"{x:.3f}" for x in values)
       lines.append(f"| {kind}, {when} | {cells} |")
-  lines += ["", "| exact success of a prompt | " + " | ".join(map(str, zip(BINS, BINS[1:]))) + " |",
+  lines += ["", "| exact success of a prompt | " + " | ".join(map(str, itertools.pairwise(BINS))) + " |",
             "| --- |" + " --- |" * 5]  # fmt: skip
   for when in ("before", "after"):
     cells = " | ".join(f"{x:.1%}" for x in results[when]["spread"])
