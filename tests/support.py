@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from configs import default
-from v05_jax import rollouts, sharding
+from v05_jax import models, rollouts, sharding
 from v05_jax.models import transformer
 from v05_jax.structs import Prompts
 
@@ -71,14 +71,25 @@ def mesh(devices=1):
   return sharding.make_mesh(default.get_config().mesh, jax.devices()[:devices])
 
 
+class Swap:
+  """Passes on to the verifier of the moment."""
+
+  def submit(self, *arguments):
+    return self.verifier.submit(*arguments)
+
+
+def policy(eos=EOS):
+  return models.Policy(MODEL, None, Tokenizer(eos), (eos,))
+
+
 _COLLECTORS = {}  # compiling takes seconds: tests share the programs of equal settings
 
 
 def collector(c, devices=1, verifier=None, eos=EOS):
   key = (c.to_json(), devices, eos)
   if key not in _COLLECTORS:
-    swap = Verifier()
-    _COLLECTORS[key] = swap, rollouts.make(MODEL, Tokenizer(eos), c, mesh(devices), swap)
+    swap = Swap()
+    _COLLECTORS[key] = swap, rollouts.make(policy(eos), c, mesh(devices), swap)
   swap, collect = _COLLECTORS[key]
-  swap.reward = (verifier or Verifier()).reward
+  swap.verifier = verifier or Verifier()
   return collect

@@ -1,12 +1,16 @@
 """The scheduler: rollouts depend on their key alone, slots stay full, adaptive groups are prefixes."""
 
+from concurrent import futures
 import time
+import types
+import zlib
 
+import jax
 import numpy as np
 import pytest
 
 from tests import support
-from v05_jax import rng, rollouts
+from v05_jax import budget, rng, rollouts, sharding, shrinkage
 
 FIXED = rollouts.Groups("fixed", 6, 6)
 FIELDS = ("tokens", "prompt", "index", "length", "reward", "ended", "mask")
@@ -91,17 +95,30 @@ def test_the_sequential_rule_stops_where_the_equation_says():
     assert len(rewards) == 16 or not more(rewards, value[p])
 
 
+class Late:
+  """Answers from threads, each after its own delay: verdicts come late and in another order than asked."""
+
+  def submit(self, prompts, responses, rows):
+    def answer(text):
+      time.sleep((zlib.crc32(text.encode()) % 7) * 0.004)
+      return types.SimpleNamespace(reward=float(len(text) % 2 == 0), failure="")
+
+    return [self.pool.submit(answer, text) for text in responses]
+
+  def __enter__(self):
+    self.pool = futures.ThreadPoolExecutor(8)
+    return self
+
+  def __exit__(self, *error):
+    self.pool.shutdown()
+
+
 def test_late_verdicts_change_nothing():
-  """Verdicts that take up to 20 ms, in an order of their own, give the same slots and samples."""
   value = np.zeros(14, np.float32)
   groups = rollouts.Groups("sequential", 4, 16, 1 / 256, 1)
   quick, stats = run(groups, value=value)
-
-  def slow(text):
-    time.sleep((hash(text) % 5) * 0.005)
-    return float(len(text) % 2 == 0)
-
-  late, late_stats = run(groups, value=value, verifier=support.Verifier(slow))
+  with Late() as verifier:
+    late, late_stats = run(groups, value=value, verifier=verifier)
   np.testing.assert_array_equal(late.logprob, quick.logprob)
   assert late_stats["sampler/decode_steps"] == stats["sampler/decode_steps"]
   assert late_stats["sampler/refills"] == stats["sampler/refills"]
@@ -109,13 +126,13 @@ def test_late_verdicts_change_nothing():
 
 def test_slots_are_refilled_and_steps_are_near_the_ideal():
   """256 rollouts of 16..48 tokens on 32 slots: at least 200 refills, at most 1.15x the ideal decode steps."""
-  limit = np.random.default_rng(0).integers(16, 49, 64)
+  limit = np.random.default_rng(0).integers(16, 49, (64, 4))
   c = support.config(slots=32, open_prompts=16, chunk=2, max_response=48)
   params = support.params()
   rolls, stats = support.collector(c, eos=-1)(  # never ends by itself: the limits make the lengths
     params, support.prompts(64), rng.at(0, 0), rollouts.Groups("fixed", 4, 4), limit=limit
   )
-  np.testing.assert_array_equal(rolls.length, np.repeat(limit[:, None], 4, 1))
+  np.testing.assert_array_equal(rolls.length, limit)
   ideal = rolls.length.sum() / 32
   assert stats["sampler/refills"][0] == 256 - 32 >= 200
   assert stats["sampler/decode_steps"][0] <= 1.15 * ideal
@@ -141,3 +158,25 @@ def test_a_failed_verdict_costs_one_rollout():
   rolls, stats = run(verifier=broken)
   assert 0 < stats["rewards/failed"][0] == np.isnan(rolls.reward).sum()
   np.testing.assert_array_equal(rolls.mask, np.isfinite(rolls.reward))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 2), (2, 2, 2)], ids=str)
+def test_rollouts_do_not_depend_on_how_the_model_is_split(reference, shape):
+  """Lanes whose rollouts end at different steps share collectives: they must leave the loop together."""
+  c = support.config()
+  c.mesh.data, c.mesh.fsdp, c.mesh.tensor = shape
+  mesh = sharding.make_mesh(c.mesh, jax.devices()[: int(np.prod(shape))])
+  params = sharding.place(mesh, support.params(), sharding.param_specs(mesh, support.params()))
+  collect = rollouts.make(support.policy(), c, mesh, support.Verifier())
+  rolls, _ = collect(params, support.prompts(14), rng.at(0, 0), FIXED)
+  np.testing.assert_array_equal(rolls.tokens, reference.tokens)
+  np.testing.assert_allclose(rolls.logprob, reference.logprob, atol=1e-4)
+
+
+def test_a_second_stage_is_the_last():
+  value = np.random.default_rng(0).uniform(-1, 1, 14).astype(np.float32)
+  rolls, _ = run(rollouts.Groups("two_stage", 4, 16, 1 / 256), value=value)
+  vbar = 2 * rolls.reward[:, :4].mean(1) - 1
+  expected = budget.final_k(shrinkage.fuse(vbar, 4, value).delta2, np.full(14, 4), 1 / 256, 16)
+  np.testing.assert_array_equal(rolls.mask.sum(1), expected)
+  assert len(set(np.asarray(expected).tolist())) > 2

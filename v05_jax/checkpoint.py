@@ -38,9 +38,13 @@ class Checkpoints:
     self._opened: ocp.CheckpointManager | None = None
     self._wrote = False
 
+  def steps(self) -> list[int]:
+    """The steps of the complete checkpoints, ascending."""
+    return sorted(self._manager().all_steps()) if self._path.exists() else []
+
   def latest(self) -> int | None:
     """The newest complete checkpoint's step; None if there is none."""
-    return self._manager().latest_step() if self._path.exists() else None
+    return max(self.steps(), default=None)
 
   def restore(self, step: int, example):
     """The state saved at `step`, on the shardings of `example`, a state of arrays.

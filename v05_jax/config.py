@@ -217,6 +217,15 @@ def _relations(config, wrong) -> list[str]:
   )
   context = f"at most prior.context = {config.prior.context}"
   need(config.prior.min_support <= config.prior.context, "prior.min_support", context)
+  own = {"data.path": config.data.path != "tasks", "eval.path": config.eval.path != "tasks"}
+  for key in (key for key, is_file in own.items() if is_file):
+    other = f'"math" or module:function, since {key} is a file: "task" knows the built-in tasks alone'
+    need(config.reward != "task", "reward", other)
+  if config.eval.period:
+    heldout = "a held-out file, as data.path is a file (or eval.period = 0: no evaluation)"
+    need(own["eval.path"] or not own["data.path"], "eval.path", heldout)
+    sampled = "at least 1, since eval.path is a file: only the built-in tasks have an exact success"
+    need(config.eval.samples > 0 or not own["eval.path"], "eval.samples", sampled)
   if len(axes) > 1:
     need(False, f"mesh.{axes[-1]}", f"-1 for one axis alone, not for {' and '.join(axes)}")
   return problems
@@ -225,7 +234,7 @@ def _relations(config, wrong) -> list[str]:
 def check_resume(saved: ConfigDict, config: ConfigDict, where: str) -> None:
   """Raises ValueError where `config` differs from the one that the run in `where` was started with.
 
-  `RESUMABLE` keys may differ: the length of a run and its periods.
+  `RESUMABLE` keys may differ: the periods of a run, and its length under a constant learning rate.
   """
   old, new = flatten(saved), flatten(config)
   problems = [
@@ -233,6 +242,10 @@ def check_resume(saved: ConfigDict, config: ConfigDict, where: str) -> None:
     for key in dict.fromkeys((*old, *new))
     if key not in RESUMABLE and old.get(key) != new.get(key)
   ]
+  longer, schedule = new.get("num_steps") != old.get("num_steps"), new.get("optimizer.schedule")
+  if longer and schedule != "constant":
+    why = f"the optimizer.schedule {schedule} of the run ends there"
+    problems.append(f"num_steps: found {new.get('num_steps')}, expected {old.get('num_steps')}: {why}")
   if problems:
     head = f"{where} holds a run of another config; take another workdir, or keep"
     raise ValueError("\n  ".join([head, *problems]))

@@ -17,7 +17,7 @@ from v05_jax import rng
 from v05_jax import rollouts
 from v05_jax import tasks
 from v05_jax.diagnostics import Pairs, pair
-from v05_jax.export import newest
+from v05_jax.export import parameters
 from v05_jax.step import setup
 
 
@@ -29,7 +29,6 @@ class Result(NamedTuple):
   mean: np.ndarray  # mean@n: share of n sampled responses that succeed
   best: np.ndarray  # pass@n: 1 where at least one of them does
   length: np.ndarray  # mean response tokens
-  generated: int  # responses sampled
 
 
 def make(policy, config, mesh, collect) -> Callable[..., Result]:
@@ -42,7 +41,11 @@ def make(policy, config, mesh, collect) -> Callable[..., Result]:
   options = config.eval
   source = data.eval_config(config)
   dataset = data.load(source, policy.tokenizer, config.sampler.max_prompt, seed=config.seed, shuffle=False)
-  exact = tasks.make_exact(policy.config, policy.tokenizer, config.sampler) if options.path == "tasks" else None
+  exact = None
+  if options.path == data.TASKS:
+    sampler = config.sampler.copy_and_resolve_references()
+    sampler.temperature = options.temperature
+    exact = tasks.make_exact(policy.config, policy.tokenizer, sampler)
   groups = rollouts.Groups("fixed", options.samples, options.samples)
 
   def evaluate(params, sample_all=False) -> Result:
@@ -51,7 +54,7 @@ def make(policy, config, mesh, collect) -> Callable[..., Result]:
     nothing = np.full(size, np.nan)
     probability = exact(params, prompts.rows) if exact else nothing
     wanted = np.full(size, bool(options.samples)) & (np.isnan(probability) | sample_all)
-    mean, best, length, generated = nothing.copy(), nothing.copy(), nothing.copy(), 0
+    mean, best, length = nothing.copy(), nothing.copy(), nothing.copy()
     if wanted.any():
       prompts = prompts.replace(mask=wanted)
       key = rng.at(config.seed, 0, rng.EVAL)
@@ -59,8 +62,8 @@ def make(policy, config, mesh, collect) -> Callable[..., Result]:
       span = config.rewards.high - config.rewards.low
       success = np.clip((np.nan_to_num(rolls.reward, nan=config.rewards.low) - config.rewards.low) / span, 0, 1)
       mean[wanted], best[wanted] = success.mean(1)[wanted], success.max(1)[wanted] >= 1
-      length[wanted], generated = rolls.length.mean(1)[wanted], len(rolls.prompt)
-    return Result(prompts.rows, probability, mean, best, length, generated)
+      length[wanted] = rolls.length.mean(1)[wanted]
+    return Result(prompts.rows, probability, mean, best, length)
 
   return evaluate
 
@@ -71,25 +74,28 @@ def summarise(result: Result) -> Pairs:
   families = np.array([row.get("family", "") for row in result.rows])
   values = {"accuracy": accuracy, "exact": result.exact, "mean": result.mean, "pass": result.best,
             "length": result.length}  # fmt: skip
-  metrics = {f"eval/{name}": pair(x) for name, x in values.items()}
+  found = {f"eval/{name}": pair(x) for name, x in values.items()}
   for family in sorted(set(families) - {""}):
     for name in ("accuracy", "mean", "pass"):
-      metrics[f"eval/{name}/{family}"] = pair(values[name], families == family)
-  return {name: p for name, p in metrics.items() if p[1]}
+      found[f"eval/{name}/{family}"] = pair(values[name], families == family)
+  # Sampled on some prompts only, mean@n and pass@n have a meaning by family, but not over all.
+  partly = [f"eval/{name}" for name in ("mean", "pass", "length") if found[f"eval/{name}"][1] < len(families)]
+  return {name: p for name, p in found.items() if p[1] and name not in partly}
 
 
-def evaluate_workdir(config, workdir: str) -> dict[str, float]:
+def evaluate_workdir(config, workdir: str, step: int | None = None) -> dict[str, float]:
   """`--mode=eval`: samples every prompt of `config.eval`, prints a table and writes WORKDIR/eval.json.
 
-  Evaluates the newest checkpoint in `workdir`, or, where there is none, the policy of the config itself.
+  Evaluates the checkpoint of `step` in `workdir`, by default the newest, or, where there is none, the policy of
+  the config itself.
   Raises ValueError where `config.eval.samples` is 0.
   """
   if not config.eval.samples:
     raise ValueError("config.eval.samples: found 0, expected at least 1 for --mode=eval")
   run = setup(config)
-  step, params = newest(run, workdir)
+  step, params = parameters(run, workdir, step)
   with rewards.load(config) as verifier:
-    collect = rollouts.make(run.policy.config, run.policy.tokenizer, config, run.mesh, verifier)
+    collect = rollouts.make(run.policy, config, run.mesh, verifier)
     result = make(run.policy, config, run.mesh, collect)(params, sample_all=True)
   values = metrics.means(summarise(result))
   folder = epath.Path(workdir)

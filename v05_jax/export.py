@@ -1,24 +1,30 @@
-"""Writes a run's newest checkpoint as a Hugging Face directory, which `transformers` and `config.policy.path` open."""
+"""Writes a run's checkpoint as a Hugging Face directory, which `transformers` and `config.policy.path` open."""
 
 from v05_jax import checkpoint
 from v05_jax.models import hf
 from v05_jax.step import Run, setup
 
 
-def export(config, workdir: str, out: str) -> int:
-  """-> the step that was written. Raises ValueError where `workdir` holds no checkpoint."""
+def export(config, workdir: str, out: str, step: int | None = None) -> int:
+  """-> the step that was written: `step`, or the newest. Raises ValueError where there is no such checkpoint."""
   run = setup(config)
-  step, params = newest(run, workdir)
-  if step is None:
+  found, params = parameters(run, workdir, step)
+  if found is None:
     raise ValueError(f"--workdir={workdir}: found no checkpoint, expected a run of --mode=train")
-  hf.save(out, run.policy.config, params, run.policy.tokenizer)
-  print(f"step {step} of {workdir} is in {out}")
-  return step
+  hf.save(out, run.policy.config, params, run.policy.tokenizer, stop=run.policy.stop)
+  print(f"step {found} of {workdir} is in {out}")
+  return found
 
 
-def newest(run: Run, workdir: str):
-  """(step, params) of the newest checkpoint in `workdir`; (None, the config's own policy) without one."""
+def parameters(run: Run, workdir: str, step: int | None = None):
+  """(step, params) of a checkpoint in `workdir`, the newest by default; (None, the config's policy) without one.
+
+  Raises ValueError where `step` is given and there is no checkpoint of it.
+  """
   with checkpoint.Checkpoints(workdir, run.config.checkpoint.keep) as saved:
-    step = saved.latest()
+    steps = saved.steps()
+    if step is not None and step not in steps:
+      raise ValueError(f"--step={step}: found checkpoints of steps {steps} in {workdir}, expected one of them")
     state = run.init()
+    step = max(steps, default=None) if step is None else step
     return step, (state if step is None else saved.restore(step, state)).params

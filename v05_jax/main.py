@@ -2,9 +2,11 @@
 
     --mode=train   runs the config, or resumes it in its workdir (the default)
     --mode=sft     trains the policy on demonstrations instead; writes WORKDIR/hf
-    --mode=eval    mean@n and pass@n of the newest checkpoint in WORKDIR, or of config.policy
-    --mode=export  writes the newest checkpoint in WORKDIR as a Hugging Face directory --out
-    --mode=report  compares the runs in --workdir=A,B,C: a table, and comparison.png in --out
+    --mode=eval    mean@n and pass@n of a checkpoint in WORKDIR, or, where there is none, of config.policy
+    --mode=export  writes a checkpoint in WORKDIR as a Hugging Face directory --out
+    --mode=report  compares the runs in --workdir=A,B,C: a table and a plot, comparison.md and .png in --out
+
+eval and export take the newest checkpoint, or that of --step=N.
 """
 
 import sys
@@ -18,18 +20,19 @@ MODES = ("train", "sft", "eval", "export", "report")
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("mode", "train", MODES, "what to do")
 flags.DEFINE_string("workdir", None, "folder of the run, local or gs://; for --mode=report several, with commas")
+flags.DEFINE_integer("step", None, "checkpoint that --mode=eval and --mode=export take; the newest by default")
 flags.DEFINE_string("out", None, "folder that --mode=export and --mode=report write to")
 
 
 def main(_):
   try:
-    run(FLAGS.mode, FLAGS.config, FLAGS.workdir, FLAGS.out)
+    run(FLAGS.mode, FLAGS.config, FLAGS.workdir, FLAGS.out, FLAGS.step)
   except (ValueError, OSError, FloatingPointError, InterruptedError) as e:
     # The message is for the user: it names the key, file or line, what was found and what was expected.
     sys.exit(f"error: {e}")
 
 
-def run(mode: str, config, workdir: str | None, out: str | None):
+def run(mode: str, config, workdir: str | None, out: str | None, step: int | None):
   """Imports what the mode needs and does it. Raises ValueError where a flag is missing."""
   if workdir is None:
     raise ValueError(f"--mode={mode} needs --workdir=FOLDER")
@@ -43,10 +46,10 @@ def run(mode: str, config, workdir: str | None, out: str | None):
     sft(config, workdir)
   elif mode == "eval":
     from v05_jax.evaluate import evaluate_workdir
-    evaluate_workdir(config, workdir)
+    evaluate_workdir(config, workdir, step)
   elif mode == "export":
     from v05_jax.export import export
-    export(config, workdir, out)
+    export(config, workdir, out, step)
   else:
     from v05_jax.report import report
     report(workdir.split(","), out)

@@ -71,14 +71,12 @@ METRICS = {
   "eval/pass/*": "the same for one task family",
   "eval/length": "response tokens in the evaluation",
   "sft/*": "a loss of the warm start, nats a token",
-  "time/step": "wall time of the step, evaluation and checkpoint included, s",
+  "time/step": "wall time of the step, the rest of the update before it included, s",
   "time/sample": "wall time of sampling, verdicts included, s",
   "time/verify": "time that the sampler waited for verdicts, s",
-  "time/update": "wall time of the update, s",
-  "time/eval": "wall time of the evaluation, s",
-  "time/checkpoint": "wall time of the previous checkpoint, s",
-  "time/tokens_per_second": "response tokens sampled per second of the step",
-  "time/compilations": "programs compiled since the process started",
+  "time/update": "host time of the update: advantages, packing, start of the program, s; the device may work on",
+  "time/tokens_per_second": "response tokens per second of sampling, verdicts included",
+  "time/compilations": "programs compiled since the run was started",
 }
 
 

@@ -85,7 +85,7 @@ class Row(NamedTuple):
 
 
 def report(workdirs: list[str], out: str | None = None, names=None) -> list[Row]:
-  """Compares runs: prints a Markdown table, draws comparison.png -> a row a method, in order.
+  """Compares runs: prints a Markdown table, writes it and a plot as comparison.md and .png -> a row a method, in order.
 
   Every score is taken on the rollouts that all runs have reached: `start`, `end` and `area`, the
   mean height of the curve (its integral divided by its length), so longer runs gain nothing from
@@ -101,8 +101,11 @@ def report(workdirs: list[str], out: str | None = None, names=None) -> list[Row]
     expected = ", ".join(SCORES)
     raise ValueError(f"no metric is in all of {', '.join(workdirs)}; expected one of {expected}")
   rows = compare(runs, score)
-  print(table(rows, score))
+  text = table(rows, score)
+  print(text)
   folder = metrics.folder(out) if out else metrics.folder(workdirs[0]).parent
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / "comparison.md").write_text(text + "\n")
   if (path := _draw(folder / "comparison.png", _comparison, rows, score)) is not None:
     print(f"\n{path}")
   return rows
@@ -174,7 +177,7 @@ def _standard_error(x: np.ndarray) -> np.ndarray:
 
 def _seconds(run: Run) -> float:
   whole = run.total("time/step")
-  return whole or run.total("time/sample", "time/update", "time/eval", "time/checkpoint")
+  return whole or run.total("time/sample", "time/update")
 
 
 def _name(group: list[Run]) -> str:

@@ -36,24 +36,25 @@ class Groups(NamedTuple):
   block: int = 1
 
 
-def make(model_config, tokenizer, config, mesh, verifier) -> Callable:
-  """Builds `collect` for a model, a run's config, a mesh and a verifier (`rewards.load`).
+def make(policy, config, mesh, verifier) -> Callable:
+  """Builds `collect` for a `models.Policy`, a run's config, a mesh and a verifier (`rewards.load`).
 
   `collect(params, prompts, step_key, groups, value=None, temperature=None, limit=None)` samples every
   prompt's rollouts and returns `(Rollouts, stats)`. `value [P]` is the prior, which an adaptive rule needs;
-  `limit [P]` caps a prompt's response tokens below `config.sampler.max_response`; stats are (sum, count)
-  pairs. The device buffers are kept between calls.
+  `limit [P, K]` caps the response tokens of each rollout below `config.sampler.max_response` (default: the
+  data row's `max_tokens`, where it has one); stats are (sum, count) pairs. The device buffers are kept
+  between calls. The policy's own parameters are not used.
   """
   options = config.sampler
-  stop = (tokenizer.eos_token_id,)
-  programs = sampler.make(model_config, options, stop, mesh)
+  tokenizer, stop = policy.tokenizer, policy.stop
+  programs = sampler.make(policy.config, options, stop, mesh)
   slots, store = programs.empty()
 
   def collect(params, prompts, step_key, groups, value=None, temperature=None, limit=None):
     nonlocal slots, store
     temperature = np.float32(options.temperature if temperature is None else temperature)
-    limit = np.clip(options.max_response if limit is None else limit, 1, options.max_response)
-    limit = np.broadcast_to(limit, prompts.mask.shape)
+    limit = row_limits(prompts, options.max_response) if limit is None else np.asarray(limit)
+    limit = np.broadcast_to(limit.clip(1, options.max_response), (len(prompts.mask), groups.k_max))
     schedule = Schedule(prompts, limit, options, mesh.shape["data"])
     ledger = _Ledger(prompts, groups, value, config, stop)
     ended, waited = [], 0.0
@@ -78,6 +79,14 @@ def make(model_config, tokenizer, config, mesh, verifier) -> Callable:
     return ledger.rollouts(options.max_response), _stats(schedule, ledger, options.slots, waited)
 
   return collect
+
+
+def row_limits(prompts: Prompts, max_response: int) -> np.ndarray:
+  """[P, 1] response tokens at most: the row's own `max_tokens` where its data has that field."""
+  limit = np.full((len(prompts.mask), 1), max_response)
+  for i, row in enumerate(prompts.rows):
+    limit[i] = row.get("max_tokens") or max_response
+  return limit
 
 
 class _Ledger:
@@ -156,7 +165,7 @@ def _submit(ended, prompts: Prompts, tokenizer, verifier, config, stop) -> list[
 
   judged = [r for r in ended if needs_verdict(r)]
   rows = [prompts.rows[r.prompt] for r in judged]
-  texts = [tokenizers.decode_response(tokenizer, np.concatenate(r.tokens)) for r in judged]
+  texts = [tokenizers.decode_response(tokenizer, np.concatenate(r.tokens), stop) for r in judged]
   handles = iter(verifier.submit([row["prompt"] for row in rows], texts, rows))
   fail = lambda: config.rewards.low
   return [(lambda h=next(handles): h.result().reward) if needs_verdict(r) else fail for r in ended]

@@ -130,8 +130,14 @@ def sample_token(key, logits, temperature, top_k: int, top_p: float):
 
 def prefill(config, params, store, tokens, length, entry):
   """Writes the keys and values of B prompts into the store; entries out of range are dropped (padding)."""
-  new = transformer.prefill(config, params, tokens, length)
+  new = transformer.prefill(config, _whole_embedding(params), tokens, length)
   return jax.tree.map(lambda old, x: old.at[entry].set(x.astype(old.dtype), mode="drop"), store, new)
+
+
+def _whole_embedding(params):
+  """A lookup in an embedding that is split over two axes inside a mapped program aborts XLA (jax 0.12)."""
+  whole = lax.with_sharding_constraint(params["embedding"], PartitionSpec())
+  return params | {"embedding": whole}
 
 
 def fill(slots: Slots, store, step_key, start: Start) -> Slots:
@@ -158,17 +164,20 @@ def fill(slots: Slots, store, step_key, start: Start) -> Slots:
   )
 
 
-def decode(config, params, slots: Slots, temperature, *, chunk, top_k, top_p, stop):
+def decode(config, params, slots: Slots, temperature, *, chunk, top_k, top_p, stop, together):
   """Samples up to `chunk` tokens for every active slot in one loop, which ends early when none is left.
 
-  A slot stops being active when it samples a token of `stop` or reaches its limit.
+  A slot stops being active when it samples a token of `stop` or reaches its limit. `together`: the lanes
+  leave the loop at the same step. They must where the model is split over further devices: its collectives
+  span all of them, and a lane that had left would be waited for.
   """
+  params = _whole_embedding(params)
   size = slots.token.shape[0]
   layers = transformer.unstack(config, params)
   fold = jax.vmap(lambda key, t: jax.random.fold_in(jax.random.wrap_key_data(key), t))
 
   def step(carry):
-    i, slots, tokens, logprobs, sampled = carry
+    i, _, slots, tokens, logprobs, sampled = carry
     hidden, cache = transformer.decode(config, params, layers, slots.cache, slots.token, slots.position)
     logits = transformer.logits(config, params, hidden)
     token, logprob, kept = sample_token(fold(slots.key, slots.count), logits, temperature, top_k, top_p)
@@ -183,13 +192,17 @@ def decode(config, params, slots: Slots, temperature, *, chunk, top_k, top_p, st
       count=count,
       active=slots.active & ~ended,
     )
-    return i + 1, slots, *buffers
+    return i + 1, some_active(slots), slots, *buffers
+
+  def some_active(slots):
+    active = jnp.any(slots.active)
+    return sharding.total(active.astype(jnp.int32)) > 0 if together else active
 
   # Buffers made from the slots, so that they vary over the mesh as what is written into them does.
   ints = jnp.zeros((size, chunk), jnp.int32) + 0 * slots.token[:, None]
   floats = ints.astype(jnp.float32)
-  start = (0 * slots.count[0], slots, ints, floats, floats)
-  steps, slots, *buffers = lax.while_loop(lambda c: (c[0] < chunk) & jnp.any(c[1].active), step, start)
+  start = (0 * slots.count[0], some_active(slots), slots, ints, floats, floats)
+  steps, _, slots, *buffers = lax.while_loop(lambda c: (c[0] < chunk) & c[1], step, start)
   return slots, Chunk(*buffers, active=slots.active, steps=steps[None])
 
 
@@ -218,8 +231,9 @@ def make(config, sampler, stop: tuple[int, ...], mesh) -> Programs:
     return slots, transformer.empty_cache(config, sampler.open_prompts // lanes, sampler.max_prompt)
 
   loop = partial(
-    decode, config, chunk=sampler.chunk, top_k=sampler.top_k, top_p=sampler.top_p, stop=tuple(stop)
-  )
+    decode, config, chunk=sampler.chunk, top_k=sampler.top_k, top_p=sampler.top_p, stop=tuple(stop),
+    together=mesh.shape["fsdp"] * mesh.shape["tensor"] > 1,
+  )  # fmt: skip
   mapped = partial(sharding.mapped, mesh)
   return Programs(
     empty=mapped(empty, in_specs=(), out_specs=split),

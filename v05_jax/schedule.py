@@ -30,7 +30,7 @@ class Schedule:
   """Slots, store entries and requests of one `collect` call."""
 
   def __init__(self, prompts: Prompts, limit: np.ndarray, options, lanes: int):
-    """`limit [P]`: response tokens at most; `options`: a `config.sampler`; `lanes`: size of the data axis."""
+    """`limit [P, K]`: response tokens at most; `options`: a `config.sampler`; `lanes`: size of the data axis."""
     self.prompts, self.limit = prompts, limit
     self.lane_slots = options.slots // lanes
     self.lane_entries = options.open_prompts // lanes
@@ -125,7 +125,7 @@ class Schedule:
       start.entry[slot] = self.home[prompt][1]
       start.prompt[slot], start.index[slot] = self.prompts.position[prompt], index
       start.token[slot], start.position[slot] = self.prompts.tokens[prompt, last], last
-      start.limit[slot] = self.limit[prompt]
+      start.limit[slot] = self.limit[prompt, index]
       self.queued[prompt] -= 1
       self._release(prompt)
     return start if (start.entry >= 0).any() else None
@@ -141,7 +141,7 @@ class Schedule:
       count = int(steps[slot])
       if not chunk.active[slot]:  # ended at its first stop token, or at its limit
         stops = np.flatnonzero(np.isin(chunk.tokens[slot, :count], stop))
-        rest = int(self.limit[rollout.prompt]) - rollout.length
+        rest = int(self.limit[rollout.prompt, rollout.index]) - rollout.length
         count = min(rest, *(stops[:1] + 1)) if len(stops) else rest
         ended.append(rollout)
         self.slots[slot] = None

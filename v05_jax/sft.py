@@ -54,6 +54,8 @@ def sft(config, workdir: str) -> dict[str, float]:
   Raises ValueError for bad input before anything expensive.
   """
   configuration.validate(config)
+  if (metrics.folder(workdir) / "checkpoints").exists():
+    raise ValueError(f"--workdir={workdir}: found the checkpoints of another run, expected a workdir of its own for --mode=sft")
   mesh = sharding.make_mesh(config.mesh)
   shards = mesh.shape["data"] * mesh.shape["fsdp"]
   if config.sft.batch % shards:
@@ -76,7 +78,7 @@ def sft(config, workdir: str) -> dict[str, float]:
       progress.update(i + 1, log.latest, ("sft/loss", "eval/exact"))
     log.flush()
     directory = epath.Path(workdir) / "hf"
-    hf.save(directory, policy.config, jax.device_get(params), policy.tokenizer)
+    hf.save(directory, policy.config, jax.device_get(params), policy.tokenizer, stop=policy.stop)
     return dict(log.latest)
 
 

@@ -24,6 +24,8 @@ from v05_jax.structs import Context, Prompts, Rollouts, TrainState
 from v05_jax.value_prior import context as contexts
 
 MEAN_K_DECAY = 0.8  # of the running mean of rollouts per prompt
+# Metrics that are numbers of a step and not means.
+TOTALS = ("k/hist/", "prompts", "rewards/failed", "sampler/decode_steps", "sampler/refills", "time/verify")
 
 
 class Run(NamedTuple):
@@ -112,7 +114,8 @@ def sample(run: Run, collect, state: TrainState, step: int) -> Draw:
     rolls, stats = collect(state.params, prompts, key, run.groups, value=value)
     success = success_share(run.config, rolls)
     context = contexts.remember(context, features, *first_success(success, rolls.mask, run.groups.k_init))
-    measured = metrics.merge(measured, stats)
+    found = diagnostics.rollout_metrics(prompts, rolls, success) | leave_one_out(run, rolls, value)
+    measured = metrics.merge(measured, stats | found)
     draws.append((prompts, rolls, value))
     keep = [dynamic_sampling.informative(rolls) for _, rolls, _ in draws]
     if sum(int(k.sum()) for k in keep) >= count:
@@ -120,6 +123,8 @@ def sample(run: Run, collect, state: TrainState, step: int) -> Draw:
   generated = sum(len(rolls.prompt) for _, rolls, _ in draws)
   if run.config.budget.max_resample:
     prompts, rolls, value = dynamic_sampling.select(draws, keep, count)
+  # Numbers of the step, not means over its draws.
+  measured |= {name: (p[0], 1) for name, p in measured.items() if name.startswith(TOTALS)}
   measured["rollouts_discarded"] = (generated - len(rolls.prompt), 1)
   measured["prior/support"] = (min(int(state.context.count), run.config.prior.context), 1)
   measured["data/epoch"] = (cursor / len(run.prompts), 1)
@@ -140,6 +145,15 @@ def first_success(success, mask, k_init: int):
   count = valid.sum(1)
   total = np.where(valid, first, 0.0).sum(1)
   return (total / np.maximum(count, 1)).astype(np.float32), count > 0
+
+
+def leave_one_out(run: Run, rolls: Rollouts, value) -> diagnostics.Pairs:
+  """The mean squared leave-one-out advantage of two baselines on every prompt's first `k_init` rollouts,
+  whose number was not chosen by their outcome."""
+  first, low, high = run.groups.k_init, run.config.rewards.low, run.config.rewards.high
+  reward = shrinkage.map_reward(rolls.reward[:, :first], low, high)
+  square = lambda kind: shrinkage.sq_loo(kind, reward, rolls.mask[:, :first], value)
+  return {f"loo/{kind}": diagnostics.pair(square(kind)) for kind in ("mean", "v05")}
 
 
 def learn(run: Run, state: TrainState, draw: Draw) -> tuple[TrainState, diagnostics.Pairs]:
@@ -163,12 +177,8 @@ def learn(run: Run, state: TrainState, draw: Draw) -> tuple[TrainState, diagnost
     updates = metrics.merge(updates, update) | {"loss/logprob_gap": gap}
 
   success = success_share(config, rolls)
-  measured = measured | updates | diagnostics.rollout_metrics(draw.prompts, rolls, success)
+  measured = measured | updates
   measured |= diagnostics.baseline_metrics(draw.value, fusion, advantage, success, rolls.mask, truth)
-  first = run.groups.k_init  # the number of these was not chosen by their outcome
-  for kind in ("mean", "v05"):
-    square = shrinkage.sq_loo(kind, reward[:, :first], rolls.mask[:, :first], draw.value)
-    measured[f"loo/{kind}"] = diagnostics.pair(square)
   prompts = int(draw.prompts.mask.sum())
   mean_k = state.mean_k
   if run.groups.rule != "fixed" and prompts:

@@ -3,6 +3,7 @@
 import time
 
 from v05_jax import checkpoint
+from v05_jax import config as configuration
 from v05_jax import evaluate as evaluation
 from v05_jax import metrics
 from v05_jax import report
@@ -20,16 +21,17 @@ def train(config, workdir: str) -> TrainState:
   FloatingPointError after more than `config.loss.max_skipped` non-finite updates in a row, and
   `checkpoint.Preempted` when a signal asked it to stop; the state is saved then.
   """
+  configuration.validate(config)
   metrics.prepare(workdir)
   checkpoint.check_config(workdir, config)
-  run = setup(config)
   with (
     metrics.CompilationCounter() as compilations,
     rewards.load(config) as verifier,
     checkpoint.Checkpoints(workdir, config.checkpoint.keep) as saved,
     checkpoint.Preemption() as preemption,
   ):
-    collect = rollouts.make(run.policy.config, run.policy.tokenizer, config, run.mesh, verifier)
+    run = setup(config)
+    collect = rollouts.make(run.policy, config, run.mesh, verifier)
     evaluate = evaluation.make(run.policy, config, run.mesh, collect)
     state, first = run.init(), saved.latest() or 0
     if first:
@@ -48,20 +50,26 @@ def train(config, workdir: str) -> TrainState:
         measured["time/step"] = (time.perf_counter() - began, 1)
         log.write(done, int(state.rollouts), measured)
         progress.update(done, log.latest)
-        failing = failed > config.loss.max_skipped
-        if last or failing or preemption.requested or due(done, config.checkpoint.period):
+        if failed > config.loss.max_skipped:
+          raise FloatingPointError(diverged(config, workdir, failed, saved.latest()))
+        # While updates fail, the checkpoints before them are kept.
+        if last or preemption.requested or (not failed and due(done, config.checkpoint.period)):
           log.flush()
           saved.save(done, state)
-        if failing:
-          raise FloatingPointError(
-            f"{failed} steps in a row had an update with a non-finite loss or gradient; all of them were skipped "
-            f"(config.loss.max_skipped={config.loss.max_skipped}). The last good parameters are saved in {workdir} "
-            f"at step {done}: resume with a smaller learning rate, or look at the rewards"
-          )
         if preemption.requested and not last:
           raise checkpoint.Preempted(f"stopped by a signal; saved at step {done}, the same command continues")
   report.summary(workdir)
   return state
+
+
+def diverged(config, workdir: str, failed: int, good: int | None) -> str:
+  """What a run says that stops because its updates keep failing."""
+  kept = "there is no checkpoint yet" if good is None else f"the last good checkpoint is of step {good}"
+  return (
+    f"{failed} steps in a row had an update with a non-finite loss or gradient, which were skipped "
+    f"(config.loss.max_skipped={config.loss.max_skipped}); {kept} in {workdir}. To go on from it with other "
+    "settings: --mode=export it, and start in a new workdir with --config.policy.path"
+  )
 
 
 def due(step: int, period: int) -> bool:

@@ -38,13 +38,13 @@ def main(_):
 
 
 def credit(rows) -> str:
-  """Splits V0.5's lead over GRPO (G=16) into what plain groups of 4 reach too, and the rest."""
-  gain = {method: 100 * row.gain for method, row in rows.items()}
-  lead, prompts = gain["v05"] - gain["grpo16"], gain["grpo4"] - gain["grpo16"]
+  """Splits V0.5's lead over GRPO (G=16) by what the methods between them change, one thing after the other."""
+  end = {method: 100 * row.end for method, row in rows.items()}
+  prompts, loss, prior = end["grpo4"] - end["grpo16"], end["rloo4"] - end["grpo4"], end["v05"] - end["rloo4"]
   return (
-    f"\nV0.5 gains {gain['v05']:.1f} points of accuracy, GRPO (G=16) {gain['grpo16']:.1f}. Of that difference of "
-    f"{lead:+.1f}, GRPO (G=4) has\n{prompts:+.1f}: that part comes from four times as many prompts for the same "
-    f"rollouts, {lead - prompts:+.1f} from the value prior and shrinkage."
+    f"\nV0.5 ends {end['v05'] - end['grpo16']:+.1f} points from GRPO (G=16). Of these {prompts:+.1f} come from four times "
+    f"as many prompts for the same\nrollouts (GRPO with G=4), {loss:+.1f} from the loss (RLOO: no division by the "
+    f"standard deviation, prompts weigh the same),\n{prior:+.1f} from the value prior and shrinkage."
   )
 
 

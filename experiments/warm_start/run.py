@@ -57,7 +57,7 @@ def measure(config, path: str) -> dict:
   policy = models.load(config.policy)
   mesh = sharding.make_mesh(config.mesh)
   with rewards.load(config) as verifier:
-    collect = rollouts.make(policy.config, policy.tokenizer, config, mesh, verifier)
+    collect = rollouts.make(policy, config, mesh, verifier)
     sampled = evaluation.make(policy, config, mesh, collect)(policy.params, sample_all=True)
     config.eval.update({"samples": 1, "temperature": GREEDY})
     greedy = evaluation.make(policy, config, mesh, collect)(policy.params, sample_all=True)

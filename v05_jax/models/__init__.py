@@ -18,6 +18,7 @@ class Policy(NamedTuple):
   config: transformer.ModelConfig
   params: Any  # float32 numpy arrays on host; the tree is described in models/transformer.py
   tokenizer: Any  # a transformers tokenizer with an EOS token
+  stop: tuple[int, ...]  # tokens that end a response, the tokenizer's EOS first
 
 
 def load(policy, seed: int = 0) -> Policy:
@@ -49,4 +50,4 @@ def load(policy, seed: int = 0) -> Policy:
   if params is None:
     draw = jax.jit(transformer.init, static_argnums=0)
     params = jax.device_get(draw(config, rng.at(seed, 0, rng.INIT)))
-  return Policy(config, params, tokenizer)
+  return Policy(config, params, tokenizer, tokenizers.stop_tokens(tokenizer, directory))

@@ -87,14 +87,18 @@ def load(directory, dtype: str = "float32") -> tuple[ModelConfig, dict]:
 
 
 def save(directory, config: ModelConfig, params, tokenizer=None, dtype: str = "float32",
-         shard_bytes: int = 4 << 30):
+         shard_bytes: int = 4 << 30, stop=()):
   """Writes `params` as a Hugging Face directory, stored in `dtype` (float32 or bfloat16).
 
   Weights beyond `shard_bytes` are split into shards of at most that size (or one tensor). The long
   part is written under temporary names; then an old model is replaced, config.json last: an
   interrupted save leaves the old model, or a directory without config.json, which is none. `params`
-  must be addressable from this process. Raises ValueError if they have not the shapes of `config`.
+  must be addressable from this process. `stop`: tokens that end a response, where it is not the
+  tokenizer's EOS alone. Raises ValueError for a remote directory, and if `params` have not the shapes
+  of `config`.
   """
+  if "://" in os.fspath(directory):
+    raise ValueError(f"{os.fspath(directory)}: found a remote folder, expected a local one: copy it from there")
   directory = Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   shapes = jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
@@ -127,7 +131,8 @@ def save(directory, config: ModelConfig, params, tokenizer=None, dtype: str = "f
     tokenizer.save_pretrained(str(directory))
   ends = {"eos_token_id": getattr(tokenizer, "eos_token_id", None),
           "pad_token_id": getattr(tokenizer, "pad_token_id", None)}
-  _write_json(directory / "generation_config.json", {"do_sample": True, **ends})
+  all_ends = ends | ({"eos_token_id": list(stop)} if len(stop) > 1 else {})
+  _write_json(directory / "generation_config.json", {"do_sample": True, **all_ends})
   _write_json(directory / "config.json", _config_json(config, dtype) | ends)
 
 

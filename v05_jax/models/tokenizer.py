@@ -1,6 +1,7 @@
 """Tokenizers, always through `transformers.AutoTokenizer`; the built-in tasks' character tokenizer too."""
 
 from collections.abc import Iterable, Sequence
+import json
 import os
 from pathlib import Path
 
@@ -64,15 +65,28 @@ def encode_prompt(tokenizer, text: str, chat_template: bool) -> list[int]:
   return [int(i) for i in ids]
 
 
-def decode_response(tokenizer, ids: Sequence[int]) -> str:
-  """Text of a response without its EOS and what follows it.
+def stop_tokens(tokenizer, directory) -> tuple[int, ...]:
+  """Tokens that end a response: the tokenizer's EOS, then those of the directory's generation_config.json."""
+  file = Path(directory) / "generation_config.json"
+  more = []
+  if file.is_file():
+    try:
+      more = json.loads(file.read_text()).get("eos_token_id") or []
+    except (ValueError, AttributeError) as error:
+      raise ValueError(f"{file}: cannot be read as a JSON object: {error}") from None
+  more = [more] if isinstance(more, int) else more
+  return tuple(dict.fromkeys([tokenizer.eos_token_id, *more]))
+
+
+def decode_response(tokenizer, ids: Sequence[int], stop: Sequence[int] = ()) -> str:
+  """Text of a response without its end (EOS, or a token of `stop`) and what follows it.
 
   Any other special token stays visible: a verifier that accepts one string then accepts one token
   sequence, and a response with a stray control token is not taken for one without.
   """
   ids = [int(i) for i in ids]
-  if tokenizer.eos_token_id in ids:
-    ids = ids[:ids.index(tokenizer.eos_token_id)]
+  end = next((i for i, token in enumerate(ids) if token in (tokenizer.eos_token_id, *stop)), len(ids))
+  ids = ids[:end]
   return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 

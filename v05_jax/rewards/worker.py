@@ -5,6 +5,7 @@ spawn (it imports the parent's main module again). Nothing here may import jax: 
 seconds to start and could claim the accelerator.
 """
 
+import contextlib
 import ctypes
 import importlib
 import json
@@ -31,7 +32,8 @@ def main(descriptor: int, target: str, memory: int):
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   _follow_parent()
   if memory:
-    resource.setrlimit(resource.RLIMIT_AS, (memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    with contextlib.suppress(ValueError, OSError):  # macOS knows no such limit
+      resource.setrlimit(resource.RLIMIT_AS, (memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
   connection = Connection(descriptor)
   try:
     function = resolve(target)

@@ -19,6 +19,9 @@ from v05_jax.models import transformer
 from v05_jax.tasks import families
 
 
+CHUNK = 4096  # tokens whose logits exist at once
+
+
 def exact_success(logprob: np.ndarray, mask: np.ndarray) -> np.ndarray:
   """Probability that the policy writes exactly one given response: exp(sum_t mask_t log p_t).
 
@@ -82,7 +85,7 @@ def _make_score(config, temperature: float):
     segments = (place < length[:, None]).astype(jnp.int32)
     hidden = transformer.forward(config, params, inputs, place, segments)
     matrix = transformer.unembed(config, params)
-    return losses.token_logprobs(hidden, matrix, targets, temperature, inputs.size)[0]
+    return losses.token_logprobs(hidden, matrix, targets, temperature, CHUNK)[0]
 
   return score
 
