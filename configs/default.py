@@ -10,7 +10,7 @@ def get_config() -> ConfigDict:
   c = ConfigDict()
   c.seed = 0
   c.num_steps = 64  # training steps
-  c.rollouts_per_step = 256  # rollouts a step on average (exactly, when the number per prompt is fixed)
+  c.rollouts_per_step = 256  # rollouts a step on average; rounded to whole prompts and equal minibatches
 
   c.policy = policy = ConfigDict()
   policy.path = "builtin"  # Hugging Face directory; "builtin" = the warm-started policy of the built-in tasks
@@ -80,7 +80,7 @@ def get_config() -> ConfigDict:
   loss.max_skipped = 5  # updates in a row skipped for a non-finite loss or gradient before the run stops
 
   c.optimizer = optimizer = ConfigDict()
-  optimizer.learning_rate = 1e-4
+  optimizer.learning_rate = 1.2e-3  # of the built-in tasks' small policy; a language model wants about 1e-6
   optimizer.schedule = "constant"  # constant | cosine | linear, after the warm-up
   optimizer.warmup_steps = 0  # updates
   optimizer.b1 = 0.9

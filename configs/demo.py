@@ -16,7 +16,6 @@ METHODS = {
 def get_config(method="v05"):
   c = default.get_config()
   c.num_steps, c.rollouts_per_step = 64, 256
-  c.optimizer.learning_rate = 1.5e-4
   c.eval.update({"period": 8, "size": 1024, "samples": 8})
   c.checkpoint.period = 64
   if method == "v05":

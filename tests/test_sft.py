@@ -138,10 +138,10 @@ def test_rows_of_a_file_are_answered_by_their_answer(config, tmp_path):
 
 def test_bad_input_is_named_before_the_first_step(config, tmp_path):
   rows = [{"prompt": "1", "answer": "1"}, {"prompt": "1", "answer": "12345678"}]
-  config.data.path = write(tmp_path / "rows.jsonl", rows)
+  config.data.path, config.reward, config.eval.period = write(tmp_path / "rows.jsonl", rows), "math", 0
   with pytest.raises(ValueError, match=r"row 2: the answer is longer than config.sampler.max_response = 8 .* has 9"):
     sft.sft(config, str(tmp_path / "run"))
-  config.data.path = "tasks"
+  config.data.path, config.reward = "tasks", "task"
   config.sampler.max_response = 5
   with pytest.raises(ValueError, match=r"an answer of the built-in tasks is longer than .*max_response = 5"):
     sft.sft(config, str(tmp_path / "run"))

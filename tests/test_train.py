@@ -84,15 +84,15 @@ def test_another_seed_is_another_run(unbroken, tmp_path):
 
 
 def test_a_workdir_of_another_config_is_refused(unbroken):
-  with pytest.raises(ValueError, match="optimizer.learning_rate: found 0.5, expected 0.0001"):
+  with pytest.raises(ValueError, match="optimizer.learning_rate: found 0.5, expected 0.0012"):
     train(small(**{"optimizer.learning_rate": 0.5}), str(unbroken[0]))
 
 
 @pytest.mark.parametrize("name", ["demo", "v05", "grpo", "dapo", "rloo"])
 def test_no_config_compiles_after_its_second_step(name, tmp_path):
   config = {"demo": demo, "v05": v05, "grpo": grpo, "dapo": dapo, "rloo": rloo}[name].get_config()
-  adaptive = {"rollouts_per_step": 96, "prior.min_support": 6} if name == "v05" else {}
-  config = small(config, num_steps=5, **adaptive)
+  more = {"v05": {"rollouts_per_step": 96, "prior.min_support": 6}, "dapo": {"budget.k_init": 4, "budget.k_max": 4}}
+  config = small(config, num_steps=5, **more.get(name, {}))
   train(config, str(tmp_path))
   written = metrics.read(tmp_path)
   compilations = [line["time/compilations"] for line in written[1:]]

@@ -84,20 +84,15 @@ def make(
   # Manual over data only: fsdp stands in the jit's shardings and is the compiler's inside.
   split, same = PartitionSpec(None, "data"), PartitionSpec()
   program = sharding.mapped(
-    mesh,
-    partial(update, optimizer, gradient),
+    mesh, partial(update, optimizer, gradient),
     in_specs=(same, same, split, same, same),
     out_specs=same,
     donate=(0, 1),
     in_shardings=(at_params, at_state, at_rows, whole, at_params if loss_config.kl_coef else None),
     out_shardings=(at_params, at_state, whole),
-  )
+  )  # fmt: skip
   only_gradient = sharding.mapped(
-    mesh,
-    gradient,
-    in_specs=(same, split, same, same),
-    out_specs=same,
-    out_shardings=(whole, at_params, whole),
+    mesh, gradient, (same, split, same, same), same, out_shardings=(whole, at_params, whole)
   )
   initialise = jax.jit(optimizer.init, out_shardings=at_state)
 

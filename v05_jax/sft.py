@@ -55,7 +55,9 @@ def sft(config, workdir: str) -> dict[str, float]:
   """
   configuration.validate(config)
   if (metrics.folder(workdir) / "checkpoints").exists():
-    raise ValueError(f"--workdir={workdir}: found the checkpoints of another run, expected a workdir of its own for --mode=sft")
+    raise ValueError(
+      f"--workdir={workdir}: found the checkpoints of another run, expected a workdir of its own for --mode=sft"
+    )
   mesh = sharding.make_mesh(config.mesh)
   shards = mesh.shape["data"] * mesh.shape["fsdp"]
   if config.sft.batch % shards:

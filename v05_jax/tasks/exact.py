@@ -18,7 +18,6 @@ from v05_jax.models import tokenizer as tokenizers
 from v05_jax.models import transformer
 from v05_jax.tasks import families
 
-
 CHUNK = 4096  # tokens whose logits exist at once
 
 
