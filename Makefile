@@ -42,7 +42,7 @@ demo: $(STAMP)
 	"$(RUN)" -m experiments.demo.run
 
 test: $(STAMP)
-	"$(RUN)" -m pytest --basetemp=.cache/pytest-tmp $(PYTEST_ARGS)
+	"$(RUN)" -m pytest -n 2 --dist worksteal --basetemp=.cache/pytest-tmp $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	"$(RUN)" -m ruff check .

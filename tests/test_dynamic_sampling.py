@@ -9,7 +9,8 @@ from v05_jax import dynamic_sampling, packing, rng, rollouts
 def draw(seed):
   prompts = support.prompts(6, seed=seed, capacity=8)
   prompts = prompts.replace(position=prompts.position + 10 * seed)
-  collect = support.collector(support.config(), verifier=support.Verifier(lambda text: float("b" in text or "d" in text)))
+  verifier = support.Verifier(lambda text: float("b" in text or "d" in text))
+  collect = support.collector(support.config(), verifier=verifier)
   rolls, _ = collect(support.params(), prompts, rng.at(0, 0), rollouts.Groups("fixed", 3, 3))
   return prompts, rolls, np.arange(8, dtype=np.float32) + 10 * seed
 

@@ -46,7 +46,8 @@ def test_another_order_of_work_at_the_same_shapes_is_equal_bit_for_bit(reference
   prompts = support.prompts(14)
   order = np.arange(14)[::-1]
   mirrored = prompts.replace(
-    tokens=prompts.tokens[order], length=prompts.length[order], position=prompts.position[order], rows=prompts.rows[::-1]
+    tokens=prompts.tokens[order], length=prompts.length[order], position=prompts.position[order],
+    rows=prompts.rows[::-1],
   )
   rolls, _ = support.collector(support.config())(support.params(), mirrored, rng.at(0, 0), FIXED)
   for row, p, k in zip(range(len(rolls.prompt)), rolls.prompt, rolls.index):

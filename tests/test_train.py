@@ -71,7 +71,8 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(unbroken, tmp_path):
   workdir, state = unbroken
   train(small(num_steps=2), str(tmp_path))
   with open(tmp_path / "metrics.jsonl", "a") as file:
-    file.write('{"step": 3, "rollouts": 96, "reward": 0.5}\n{"step": 4, "ro')  # written after the checkpoint, then killed
+    # Written after the checkpoint, then killed.
+    file.write('{"step": 3, "rollouts": 96, "reward": 0.5}\n{"step": 4, "ro')
   resumed = train(small(), str(tmp_path))
   assert lines(tmp_path) == lines(workdir)
   for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(state), strict=True):
@@ -84,7 +85,7 @@ def test_another_seed_is_another_run(unbroken, tmp_path):
 
 
 def test_a_workdir_of_another_config_is_refused(unbroken):
-  with pytest.raises(ValueError, match="optimizer.learning_rate: found 0.5, expected 0.0012"):
+  with pytest.raises(ValueError, match=r"optimizer\.learning_rate: found 0\.5, expected 0\.0012"):
     train(small(**{"optimizer.learning_rate": 0.5}), str(unbroken[0]))
 
 

@@ -378,7 +378,7 @@ def _check_names(argv, config, flag_values):
 
 
 def _nearest(name: str, known, prefix: str = "") -> str:
-  """", did you mean X?" with the known keys of the same last part, else the most similar name."""
+  """A suggestion to append: known keys of the same last part, else the most similar name, or ""."""
   known = list(known)
   last = lambda key: key.rsplit(".", 1)[-1]
   match = [key for key in known if last(key) == last(name)][:3] if "/" not in name else []

@@ -4,18 +4,14 @@ Evaluation has its own key stream and takes no part in training: the same parame
 any step of any run with the same seed.
 """
 
+from collections.abc import Callable
 import json
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 from etils import epath
 import numpy as np
 
-from v05_jax import data
-from v05_jax import metrics
-from v05_jax import rewards
-from v05_jax import rng
-from v05_jax import rollouts
-from v05_jax import tasks
+from v05_jax import data, metrics, rewards, rng, rollouts, tasks
 from v05_jax.diagnostics import Pairs, pair
 from v05_jax.export import parameters
 from v05_jax.step import setup
@@ -115,6 +111,7 @@ def table(values: dict[str, float], samples: int, step: int | None) -> str:
     "| --- | --- | --- | --- |",
   ]
   for family in [*families, ""]:
-    at = lambda name: values.get(f"eval/{name}/{family}".rstrip("/"), float("nan"))
-    lines.append(f"| {family or 'all'} | {at('mean'):.4f} | {at('pass'):.4f} | {at('accuracy'):.4f} |")
+    names = [f"eval/{name}/{family}".rstrip("/") for name in ("mean", "pass", "accuracy")]
+    cells = [f"{values.get(name, float('nan')):.4f}" for name in names]
+    lines.append(f"| {family or 'all'} | {' | '.join(cells)} |")
   return "\n".join(lines)

@@ -11,8 +11,7 @@ eval and export take the newest checkpoint, or that of --step=N.
 
 import sys
 
-from absl import app
-from absl import flags
+from absl import app, flags, logging
 
 from v05_jax import config as configuration
 
@@ -25,6 +24,7 @@ flags.DEFINE_string("out", None, "folder that --mode=export and --mode=report wr
 
 
 def main(_):
+  logging.set_verbosity(logging.WARNING)  # Orbax reports every checkpoint otherwise
   try:
     run(FLAGS.mode, FLAGS.config, FLAGS.workdir, FLAGS.out, FLAGS.step)
   except (ValueError, OSError, FloatingPointError, InterruptedError) as e:

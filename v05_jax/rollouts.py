@@ -12,15 +12,14 @@ A verdict is applied exactly one boundary after its rollout ended, so arrival ti
 samples.
 """
 
+from collections.abc import Callable
 import time
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from v05_jax import budget
-from v05_jax import sampler
-from v05_jax import shrinkage
+from v05_jax import budget, sampler, shrinkage
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.schedule import Sampled, Schedule
 from v05_jax.structs import Prompts, Rollouts

@@ -20,8 +20,7 @@ from jax import lax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from v05_jax import rng
-from v05_jax import sharding
+from v05_jax import rng, sharding
 from v05_jax.models import transformer
 
 

@@ -1,25 +1,28 @@
 """One training step in two halves: `sample` (prompts to rollouts) and `learn` (advantages to update)."""
 
+from collections.abc import Callable
 import time
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from v05_jax import config as configuration
-from v05_jax import data
-from v05_jax import diagnostics
-from v05_jax import dynamic_sampling
-from v05_jax import metrics
-from v05_jax import models
-from v05_jax import policy_gradient
-from v05_jax import rewards
-from v05_jax import rng
-from v05_jax import rollouts
-from v05_jax import sharding
-from v05_jax import shrinkage
-from v05_jax import tasks
-from v05_jax import value_prior
+from v05_jax import (
+  data,
+  diagnostics,
+  dynamic_sampling,
+  metrics,
+  models,
+  policy_gradient,
+  rewards,
+  rng,
+  rollouts,
+  sharding,
+  shrinkage,
+  tasks,
+  value_prior,
+)
 from v05_jax.structs import Context, Prompts, Rollouts, TrainState
 from v05_jax.value_prior import context as contexts
 

@@ -2,13 +2,9 @@
 
 import time
 
-from v05_jax import checkpoint
+from v05_jax import checkpoint, metrics, report, rewards, rollouts
 from v05_jax import config as configuration
 from v05_jax import evaluate as evaluation
-from v05_jax import metrics
-from v05_jax import report
-from v05_jax import rewards
-from v05_jax import rollouts
 from v05_jax.step import learn, sample, setup
 from v05_jax.structs import TrainState
 

@@ -10,8 +10,7 @@ owed to having more prompts.
 
 from pathlib import Path
 
-from absl import app
-from absl import flags
+from absl import app, flags, logging
 
 from configs import demo
 from v05_jax import report
@@ -22,6 +21,7 @@ OUT = flags.DEFINE_string("out", "runs/demo", "folder of the runs, the table and
 
 
 def main(_):
+  logging.set_verbosity(logging.WARNING)  # Orbax reports every checkpoint otherwise
   out, names, workdirs = Path(OUT.value), [], []
   for name, method in demo.METHODS.items():
     for seed in SEEDS.value:
@@ -42,9 +42,9 @@ def credit(rows) -> str:
   end = {method: 100 * row.end for method, row in rows.items()}
   prompts, loss, prior = end["grpo4"] - end["grpo16"], end["rloo4"] - end["grpo4"], end["v05"] - end["rloo4"]
   return (
-    f"\nV0.5 ends {end['v05'] - end['grpo16']:+.1f} points from GRPO (G=16). Of these {prompts:+.1f} come from four times "
-    f"as many prompts for the same\nrollouts (GRPO with G=4), {loss:+.1f} from the loss (RLOO: no division by the "
-    f"standard deviation, prompts weigh the same),\n{prior:+.1f} from the value prior and shrinkage."
+    f"\nV0.5 ends {end['v05'] - end['grpo16']:+.1f} points from GRPO (G=16). Of these {prompts:+.1f} come from four "
+    f"times as many prompts for the same\nrollouts (GRPO with G=4), {loss:+.1f} from the loss (RLOO: no division by "
+    f"the standard deviation, prompts weigh the same),\n{prior:+.1f} from the value prior and shrinkage."
   )
 
 

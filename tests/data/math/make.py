@@ -12,7 +12,7 @@ import json
 import pathlib
 import random
 
-from tokenizers import decoders, models, pre_tokenizers, Tokenizer, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
@@ -31,7 +31,8 @@ def problems(count=60):
     if kind == 0:
       text, answer = f"Compute ${a} \\cdot {b} - {c}$.", a * b - c
     elif kind == 1:
-      text, answer = f"Write $\\frac{{{a}}}{{{b}}} + \\frac{{1}}{{{c}}}$ as a fraction.", Fraction(a, b) + Fraction(1, c)
+      text = f"Write $\\frac{{{a}}}{{{b}}} + \\frac{{1}}{{{c}}}$ as a fraction."
+      answer = Fraction(a, b) + Fraction(1, c)
     elif kind == 2:
       text, answer = f"Solve ${b}x + {c} = {b * a + c}$ for $x$.", a
     elif kind == 3:
