@@ -61,7 +61,7 @@ def get_config() -> ConfigDict:
   budget.k_max = 4  # rollouts of a prompt at most
   budget.cost = 1 / 256  # a further rollout must lower the estimated MSE by more than this
   budget.block = 1  # rollouts issued at once by the sequential rule
-  budget.max_resample = 0  # further batches drawn to replace groups without signal (DAPO); 0 = off
+  budget.max_resample = 0  # times that groups without signal are replaced by further prompts (DAPO); 0 = off
 
   c.baseline = "v05"  # v05 | grpo | dr_grpo | rloo | value (the prior alone)
 

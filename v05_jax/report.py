@@ -251,7 +251,7 @@ def _comparison(new_figure, rows: list[Row], score: str):
       edges = mean - error, mean + error
       axes.fill_between(x, *edges, color=colours[id(row)], alpha=0.15, linewidth=0)
   band = "; band: standard error over seeds" if any(row.seeds > 1 for row in rows) else ""
-  axes.set_title(f"{_title(score)}{band}", pad=10)
+  axes.set_title(f"{_title(score).split(':')[0]}{band}", pad=10)
   _rollouts_axis(axes, AXES["rollouts"])
   axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), title="run, end", alignment="left")
   return figure

@@ -103,15 +103,16 @@ def prompts_per_step(run: Run, mean_k: float) -> int:
 def sample(run: Run, collect, state: TrainState, step: int) -> Draw:
   """Takes the step's prompts, asks the prior, samples and verifies their rollouts.
 
-  With `config.budget.max_resample`, groups without signal are replaced by those of further prompts.
+  With `config.budget.max_resample`, groups without signal are replaced by those of further prompts, as many
+  at a time as are missing.
   """
   began = time.perf_counter()
-  count = prompts_per_step(run, state.mean_k)
+  count = missing = prompts_per_step(run, state.mean_k)
   key = rng.at(run.config.seed, step)
   context, cursor, draws, measured = state.context, int(state.cursor), [], {}
   for _ in range(1 + run.config.budget.max_resample):
-    prompts = run.prompts.at(cursor, count, pad_to=run.capacity)
-    cursor += count
+    prompts = run.prompts.at(cursor, missing, pad_to=run.capacity)
+    cursor += missing
     features = run.prior.features(prompts)
     value = np.asarray(run.prior.predict(state.context, features))
     rolls, stats = collect(state.params, prompts, key, run.groups, value=value)
@@ -121,7 +122,8 @@ def sample(run: Run, collect, state: TrainState, step: int) -> Draw:
     measured = metrics.merge(measured, stats | found)
     draws.append((prompts, rolls, value))
     keep = [dynamic_sampling.informative(rolls) for _, rolls, _ in draws]
-    if sum(int(k.sum()) for k in keep) >= count:
+    missing = count - sum(int(chosen.sum()) for chosen in keep)
+    if not missing:
       break
   generated = sum(len(rolls.prompt) for _, rolls, _ in draws)
   if run.config.budget.max_resample:
