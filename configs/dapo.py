@@ -2,6 +2,9 @@
 sampling and the overlong penalty. Discarded rollouts count as generated.
 
     python -m v05_jax.main --config=configs/dapo.py --workdir=runs/dapo
+
+On 2 CPU cores 20 s (11 s of steps); success on 512 held-out prompts from .433 to .673 after 20,864 rollouts, of which
+4,480 were discarded, chain left out (eval.samples = 0); .652 after 15,462. One seed.
 """
 
 from configs import default

@@ -1,6 +1,9 @@
 """One of the demo's four runs on the built-in tasks, 16,384 rollouts each; `make demo` does all four.
 
     python -m v05_jax.main --config=configs/demo.py --workdir=runs/demo/v05
+
+On 2 CPU cores 16 to 20 s a run; success on 1,024 held-out prompts from .430 to .681 with V0.5, mean of 3 seeds: the
+table is in experiments/demo/README.md.
 """
 
 from configs import default

@@ -1,6 +1,11 @@
 """V0.5 with the paper's adaptive budget on the built-in tasks: 4 to 16 rollouts a prompt, c = 1/256.
 
     python -m v05_jax.main --config=configs/v05.py --workdir=runs/v05
+
+Blocks of 2 rollouts, where the paper's rule adds one at a time: half of the sampler calls, and up to one rollout more
+than the rule would take. On 2 CPU cores 34 s (22 s of steps); success on 512 held-out prompts from .433 to .654 after
+15,462 rollouts (8.2 a prompt), chain left out (eval.samples = 0); one seed. At equal rollouts that is above
+configs/grpo.py and below configs/rloo.py: the rollouts that the rule adds cost prompts.
 """
 
 from configs import default
