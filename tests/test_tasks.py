@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from v05_jax import tasks
+from v05_jax import models, tasks
 from v05_jax.models import hf, transformer
 from v05_jax.models import tokenizer as tokenizers
 
@@ -252,16 +252,16 @@ def test_exact_success_sums_the_response_alone():
 
 
 def test_warm_start_is_small_and_holds_the_built_in_tokenizer():
-  files = list(tasks.WARM_START.iterdir())
+  files = list(models.BUILTIN.iterdir())
   assert sum(f.stat().st_size for f in files) <= 300_000
   assert {"config.json", "model.safetensors", "tokenizer.json"} <= {f.name for f in files}
-  vocabulary = json.loads((tasks.WARM_START / "tokenizer.json").read_text())["model"]["vocab"]
+  vocabulary = json.loads((models.BUILTIN / "tokenizer.json").read_text())["model"]["vocab"]
   assert list(vocabulary) == ["<pad>", "<eos>", *tasks.CHARACTERS]
 
 
 def test_warm_start_is_as_good_as_measured_and_its_success_rates_are_spread():
-  config, params = hf.load(tasks.WARM_START)
-  exact = tasks.make_exact(config, tokenizers.load(tasks.WARM_START), SAMPLER)
+  config, params = hf.load(models.BUILTIN)
+  exact = tasks.make_exact(config, tokenizers.load(models.BUILTIN), SAMPLER)
   success = exact(params, tasks.rows("heldout", 360, seed=0, families=tasks.EXACT))
   assert np.mean(success) == pytest.approx(0.43, abs=0.04)
   shares = np.histogram(success, [0, 0.3, 0.7, 1])[0] / len(success)

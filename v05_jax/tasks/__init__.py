@@ -1,7 +1,5 @@
 """The built-in verifiable tasks, their exact success probability, and a policy warm-started on them."""
 
-import pathlib
-
 from v05_jax.tasks.exact import exact_success, make_exact
 from v05_jax.tasks.families import (
   CHARACTERS,
@@ -27,7 +25,6 @@ __all__ = [
   "MAX_PROMPT",
   "MAX_RESPONSE",
   "SPLITS",
-  "WARM_START",
   "canonical",
   "demonstration",
   "exact_success",
@@ -37,6 +34,3 @@ __all__ = [
   "split_of",
   "verify",
 ]
-
-# Hugging Face directory of the shipped policy; configs/warm_start.py makes it.
-WARM_START = pathlib.Path(__file__).parent / "warm_start"
