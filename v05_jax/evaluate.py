@@ -14,7 +14,7 @@ import numpy as np
 from v05_jax import data, metrics, rewards, rng, rollouts, tasks
 from v05_jax.diagnostics import Pairs, pair
 from v05_jax.export import parameters
-from v05_jax.step import setup
+from v05_jax.step import setup, success_share
 
 
 class Result(NamedTuple):
@@ -43,20 +43,19 @@ def make(policy, config, mesh, collect) -> Callable[..., Result]:
     sampler.temperature = options.temperature
     exact = tasks.make_exact(policy.config, policy.tokenizer, sampler)
   groups = rollouts.Groups("fixed", options.samples, options.samples)
+  size = len(dataset)
+  prompts = dataset.at(0, size)
 
   def evaluate(params, sample_all=False) -> Result:
-    prompts = dataset.at(0, len(dataset), pad_to=len(dataset))
-    size = len(dataset)
     nothing = np.full(size, np.nan)
     probability = exact(params, prompts.rows) if exact else nothing
     wanted = np.full(size, bool(options.samples)) & (np.isnan(probability) | sample_all)
     mean, best, length = nothing.copy(), nothing.copy(), nothing.copy()
     if wanted.any():
-      prompts = prompts.replace(mask=wanted)
       key = rng.at(config.seed, 0, rng.EVAL)
-      rolls, _ = collect(params, prompts, key, groups, temperature=options.temperature)
-      span = config.rewards.high - config.rewards.low
-      success = np.clip((np.nan_to_num(rolls.reward, nan=config.rewards.low) - config.rewards.low) / span, 0, 1)
+      asked = prompts.replace(mask=wanted)
+      rolls, _ = collect(params, asked, key, groups, temperature=options.temperature)
+      success = np.nan_to_num(success_share(config, rolls), nan=0.0)  # a verdict that failed is no success
       mean[wanted], best[wanted] = success.mean(1)[wanted], success.max(1)[wanted] >= 1
       length[wanted] = rolls.length.mean(1)[wanted]
     return Result(prompts.rows, probability, mean, best, length)
