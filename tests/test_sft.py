@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import default
+from configs import default, warm_start
 from v05_jax import data, metrics, models, sft, tasks
 from v05_jax.models import tokenizer as tokenizers
 
@@ -157,3 +157,13 @@ def test_the_loss_of_eight_devices_is_that_of_one(run, policy, config):
   batch = sft.make_batches(config, dataset, policy.tokenizer)(0)
   one = jax.jit(sft.mean_loss, static_argnums=(0, 1))(policy.config, 1024, policy.params, batch)
   assert metrics.read(run[0])[1]["sft/loss"] == pytest.approx(float(one), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+  "workdir, found", [("gs://bucket/run", "a remote folder"), ("", "the checkpoints of another run")]
+)
+def test_a_workdir_that_cannot_take_the_model_is_refused_before_training(tmp_path, workdir, found):
+  (tmp_path / "checkpoints").mkdir()
+  with pytest.raises(ValueError, match=f"--workdir=.*: found {found}"):
+    sft.sft(warm_start.get_config(), workdir or str(tmp_path))
+  assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]

@@ -54,6 +54,10 @@ def sft(config, workdir: str) -> dict[str, float]:
   Raises ValueError for bad input before anything expensive.
   """
   configuration.validate(config)
+  if metrics.is_remote(metrics.folder(workdir)):
+    raise ValueError(
+      f"--workdir={workdir}: found a remote folder, expected a local one: the model is written there"
+    )
   if (metrics.folder(workdir) / "checkpoints").exists():
     raise ValueError(
       f"--workdir={workdir}: found the checkpoints of another run, expected a workdir of its own for --mode=sft"
