@@ -18,7 +18,7 @@ PACKAGE = ROOT / "v05_jax"
 # A module imports from its own row and the rows above it, and the whole graph has no cycle. A
 # package (models, tasks, ...) counts as one module. A new module must be added here.
 LAYERS = (
-  "structs rng config",
+  "structs rng config ewa",
   "shrinkage budget losses data rewards tasks models metrics diagnostics dynamic_sampling",
   "sharding packing sampler schedule value_prior checkpoint",
   "policy_gradient rollouts step evaluate export",
@@ -32,8 +32,9 @@ ONLY = {
   "structs": "",
   "rng": "",
   "config": "",
-  "shrinkage": "rng structs",
-  "budget": "rng shrinkage structs",
+  "ewa": "",
+  "shrinkage": "ewa rng structs",
+  "budget": "ewa rng shrinkage structs",
   "losses": "rng structs",
   "models": "rng structs",
   "rewards": "structs tasks",
@@ -41,7 +42,7 @@ ONLY = {
 FLAX = ("models/", "value_prior/", "structs.py")
 # No file, clock or terminal; a module that does not exist yet is skipped.
 PURE = (
-  "structs rng shrinkage budget losses policy_gradient sampler packing diagnostics dynamic_sampling"
+  "structs rng ewa shrinkage budget losses policy_gradient sampler packing diagnostics dynamic_sampling"
   " models/transformer value_prior/prior value_prior/context value_prior/adapter value_prior/tabpfn"
 ).split()
 IMPURE_MODULES = (

@@ -1,7 +1,9 @@
-"""How many rollouts a prompt is worth: one-step look-ahead on the estimated MSE of the fused baseline.
+"""How many rollouts a prompt is worth.
 
-`delta2` is the estimated squared bias of the prior (`shrinkage.fuse`), `k` the rollouts so far. All
-functions are elementwise, for scalars and arrays alike. Source: V0.5 (arXiv 2603.10848).
+The paper's rule is a one-step look-ahead on the estimated MSE of the fused baseline: `mse`, `gain`,
+`should_continue` and `final_k`, elementwise, where `delta2` is the estimated squared bias of the prior
+(`shrinkage.fuse`) and `k` the rollouts so far. Source: V0.5 (arXiv 2603.10848). `neyman` instead divides a fixed
+number of rollouts among the prompts of a batch, and `extra` is the one interface of all rules.
 """
 
 import functools
@@ -10,8 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from v05_jax import shrinkage
+from v05_jax.ewa import floats
 
-RULES = ("fixed", "sequential", "two_stage")
+RULES = ("fixed", "sequential", "two_stage", "neyman", "value")
+# Rules that divide a known total among the prompts of a batch.
+BATCH_RULES = ("neyman", "value")
+HALVINGS = 60  # of the interval that holds the Lagrange multiplier
+MIN_SIGMA, MAX_NU = 1e-6, 1e4
 
 
 @jax.jit
@@ -62,21 +69,70 @@ def final_k(delta2, k, cost, k_max):
   return jnp.where(biased, jnp.maximum(wanted, k), k).astype(jnp.int32)
 
 
-@functools.partial(jax.jit, static_argnames=("rule",))
-def extra(rule, value, s, k, undecided, *, k_max, cost, block):
-  """Further rollouts to issue for prompts whose issued rollouts all have verdicts.
+@jax.jit
+def neyman(sigma2, var, k0, total, k_min, k_max):
+  """Divides `total` rollouts among P prompts so that the sum of the baselines' squared errors is least.
 
-    "fixed"       0
-    "sequential"  min(block, k_max - k) while should_continue, else 0
-    "two_stage"   final_k - k; the caller asks once a prompt
+  After k rollouts the squared error of prompt i is about sigma2_i / (nu_i + k), nu_i = sigma2_i / var_i - k0_i:
+
+    k_i = clip(k0_i + sigma_i / lambda - sigma2_i / var_i, k_min_i, k_max),  lambda such that sum k_i = total
+
+  rounded by largest remainders, ties in the order of the prompts. A total that the bounds do not allow is clipped:
+  every prompt then has its k_min, or its k_max. Source: Neyman's allocation (1934).
+
+  Args:
+    sigma2: [P] variance of one reward; 0 = nothing to learn.
+    var: [P] squared error of the baseline after k0 rollouts; inf = nothing is known.
+    k0: [P] rollouts so far. k_min, k_max: bounds, [P] or scalars, k_min <= k_max.
+    total: rollouts of the batch, those so far included.
+
+  Returns:
+    int32 [P].
+  """
+  sigma2, var, k0, k_min, k_max = floats(sigma2, var, k0, k_min, k_max)
+  # The floor and the cap let every prompt reach k_max at some lambda, so that each feasible total is met.
+  sigma = jnp.maximum(jnp.sqrt(jnp.maximum(sigma2, 0.0)), MIN_SIGMA)
+  nu = jnp.minimum(sigma2 / jnp.maximum(var, sigma2 / MAX_NU + MIN_SIGMA**2), MAX_NU)
+  share = lambda x: jnp.clip(k0 + sigma * x - nu, k_min, k_max)  # x = 1 / lambda
+
+  def halve(_, bounds):
+    low, high = bounds
+    middle = (low + high) / 2.0
+    enough = jnp.sum(share(middle)) > total
+    return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
+
+  low, _ = jax.lax.fori_loop(0, HALVINGS, halve, (jnp.zeros_like(sigma[0]), jnp.max((k_max - k0 + nu) / sigma)))
+  k = share(low)
+  whole = jnp.floor(k)
+  left = total - jnp.sum(whole)
+  room = whole < k_max
+  order = jnp.argsort(jnp.where(room, whole - k, 1.0), stable=True)  # largest remainder first
+  rank = jnp.zeros(len(k), jnp.int32).at[order].set(jnp.arange(len(k), dtype=jnp.int32))
+  return (whole + (room & (rank < left))).astype(jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnames=("rule",))
+def extra(rule, state, value, s, k, ended, total, *, k_max, cost=0.0, block=1, real=True):
+  """Further rollouts to issue to each of P prompts, now that some of their rollouts have verdicts.
+
+    "fixed"       0: the same number for every prompt (uniform)
+    "sequential"  min(block, k_max - k) while `should_continue`, else 0
+    "two_stage"   `final_k` - k; the caller asks once a prompt
+    "neyman"      `neyman` - k with EWA-Beta's sigma2 and var; 0 until every prompt's rollouts have ended; the caller
+                  asks once a batch
+    "value"       the allocation k_i ~ sqrt(1 - V_i^2) - k: known before any rollout, so it biases nothing
 
   Args:
     rule: one of RULES (static).
+    state: EWA (`shrinkage.ewa_init`), for "neyman"; its own rollouts must not have been learnt yet.
     value: [P] the prior V; NaN = none.
-    s: [P] sum of (r + 1) / 2 over the k valid rollouts, r in [-1, 1].
+    s: [P] successes: sum of (r + 1) / 2 over the k valid rollouts, r in [-1, 1].
     k: int [P] valid rollouts. A rollout without a verdict is not in k: the caller caps what it issues.
-    undecided: bool [P]; elsewhere the answer is 0.
-    k_max, block: rollouts. cost: of a rollout, in units of the MSE.
+    ended: bool [P] all issued rollouts of the prompt have verdicts; elsewhere the answer is 0.
+    total: rollouts of the whole batch, those in k included, for the rules in BATCH_RULES.
+    k_max: rollouts of a prompt at most, [P] or a scalar.
+    cost: of a rollout, in units of the MSE. block: rollouts at once.
+    real: bool [P], the prompt is not padding.
 
   Returns:
     int32 [P].
@@ -86,12 +142,22 @@ def extra(rule, value, s, k, undecided, *, k_max, cost, block):
   """
   if rule not in RULES:
     raise ValueError(f"budget.rule: found {rule!r}, expected one of {', '.join(RULES)}")
+  k = jnp.asarray(k)
+  real = jnp.broadcast_to(real, k.shape)
+  k_max = jnp.where(real, k_max, k)
   vbar = 2.0 * s / jnp.maximum(k, 1) - 1.0
   delta2 = shrinkage.fuse(vbar, k, value).delta2
   if rule == "fixed":
-    more = jnp.zeros_like(delta2)
+    more = jnp.zeros_like(k)
   elif rule == "sequential":
     more = jnp.where(should_continue(delta2, k, cost, k_max), jnp.minimum(block, k_max - k), 0)
-  else:
+  elif rule == "two_stage":
     more = final_k(delta2, k, cost, k_max) - k
-  return jnp.where(undecided, more, 0).astype(jnp.int32)
+  elif rule == "neyman":
+    _, sigma2, var = shrinkage.ewa_baseline(state, value, s, k)
+    more = neyman(sigma2, var, k, total, k, k_max) - k
+    ended = ended & jnp.all(ended | ~real)
+  else:
+    sigma2 = jnp.where(jnp.isfinite(value), 1.0 - jnp.clip(value, -1.0, 1.0) ** 2, 1.0)
+    more = neyman(sigma2, jnp.inf, jnp.zeros_like(k), total, k, k_max) - k
+  return jnp.where(ended & real, more, 0).astype(jnp.int32)

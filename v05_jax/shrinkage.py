@@ -1,7 +1,9 @@
 """Baselines and advantages: the test of the prior, the shrinkage toward it, and the baselines to compare with.
 
-Rewards are in [-1, 1]. For one prompt, `k` valid rollouts have the mean reward `vbar` and the value prior
-says `V`. Source: V0.5 (arXiv 2603.10848); the fusion is the positive-part James-Stein rule toward `V`.
+Rewards are in [-1, 1]. For one prompt, `k` valid rollouts have the mean reward `vbar`, and the value prior
+says `V`; `s` is the number of successes, the sum of (r + 1) / 2, so that vbar = 2 s / k - 1. Source of the test
+and the fusion: V0.5 (arXiv 2603.10848); it is the positive-part James-Stein rule toward `V`. EWA-Beta, the
+baseline that learns how far to trust the prior, has a file of its own (`ewa.py`) and is used from here.
 """
 
 import functools
@@ -10,23 +12,33 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# With k = 1 the group kinds (grpo, dr_grpo, rloo) give advantage 0: nothing is left to compare with.
-KINDS = ("v05", "grpo", "dr_grpo", "rloo", "value")
+from v05_jax.ewa import EWA, clean, ewa_baseline, ewa_init, ewa_update, floats
 
-STD_EPSILON = 1e-6  # added to the group's standard deviation (GRPO)
+__all__ = [
+  "ESTIMATORS", "KINDS", "EWA", "Fit", "Fusion", "advantage", "baseline", "beta_fit", "beta_shrink", "ewa_baseline",
+  "ewa_init", "ewa_update", "fuse", "james_stein", "map_reward", "sq_loo", "tracked",
+]  # fmt: skip
+
+# What a baseline may be: of the k - 1 other rollouts in `sq_loo`, and in the advantages that leave one out.
+ESTIMATORS = ("mean", "value", "v05", "ewa", "beta_shrink", "batch_shrink", "james_stein", "tracker")
+# Kinds of advantage -> the estimator behind it.
+KINDS = {
+  "v05": "v05", "v05_loo": "v05", "ewa": "ewa", "beta_shrink": "beta_shrink", "batch_shrink": "batch_shrink",
+  "james_stein": "james_stein", "spo": "tracker", "grpo": "mean", "dr_grpo": "mean", "rloo": "mean", "value": "value",
+}  # fmt: skip
+
+STD_EPSILON = 1e-6  # added to standard deviations that divide (GRPO, SPO)
+MAX_PRIOR = 0.99  # |V'| in BetaShrink
+MIN_SPREAD = 1e-3  # variance of the prior's error, or of the prompts, at least
 
 
 class Fusion(NamedTuple):
   """A baseline and the test behind it; float arrays of one shape."""
 
   baseline: jax.Array  # in [-1, 1]
-  weight: jax.Array  # of the group mean, in [0, 1]; 0 = the prior alone
-  delta2: (
-    jax.Array
-  )  # estimated squared bias of the prior; 0 = not contradicted, inf = there is no prior
-  statistic: (
-    jax.Array
-  )  # k (vbar - V)^2; the prior is rejected where it exceeds 1; inf = there is no prior
+  weight: jax.Array  # of the group mean, in [0, 1]; 0 = the prior alone; NaN = no such number exists (EWA)
+  delta2: jax.Array  # estimated squared bias of the prior; 0 = not contradicted, inf = there is no prior
+  statistic: jax.Array  # k (vbar - V)^2; the prior is rejected where it exceeds 1; inf = there is no prior
 
 
 @functools.partial(jax.jit, static_argnames=("low", "high"))
@@ -57,11 +69,9 @@ def fuse(vbar, k, value) -> Fusion:
     k: number of rollouts.
     value: the prior V.
   """
-  dtype = jnp.result_type(vbar, value, jnp.float32)
-  vbar, k, value = jnp.broadcast_arrays(*(jnp.asarray(x).astype(dtype) for x in (vbar, k, value)))
-  spoken, sampled = jnp.isfinite(value), k > 0
+  vbar, k, value = floats(vbar, k, value)
   # Every branch not taken gets harmless inputs, so that its gradient is 0 and not NaN.
-  prior = jnp.clip(jnp.where(spoken, value, 0.0), -1.0, 1.0)
+  (spoken, prior), sampled = clean(value), k > 0
   vbar = jnp.where(sampled, vbar, prior)
   d = vbar - prior
   statistic = k * d * d
@@ -77,18 +87,149 @@ def fuse(vbar, k, value) -> Fusion:
   )
 
 
+class Fit(NamedTuple):
+  """What the other prompts of a batch say, for the empirical-Bayes baselines; float arrays of one shape."""
+
+  count: jax.Array  # rollouts that the prior is worth: n0 of BetaShrink
+  offset: jax.Array  # mean reward minus A times the mean prior: the prior is V' = offset + A V
+  center: jax.Array  # mean reward
+  noise: jax.Array  # mean v / k: the variance of a group mean around its prompt's true mean
+  spread: jax.Array  # variance of the group means around `center`
+
+
+@functools.partial(jax.jit, static_argnames=("leave_out",))
+def beta_fit(value, s, k, scale=1.0, leave_out=False) -> Fit:
+  """Moments of a batch of P prompts: how much its priors (A = `scale`), or its mean (A = 0), are worth.
+
+    v = (1 - vbar^2) k / (k - 1);  d = vbar - A V;  tau2 = max(var d - mean(v / k), 1e-3);  n0 = mean v / tau2
+
+  Taken over the prompts with k >= 2, and with a prior unless A = 0. With none of them n0 = 1 and the means are 0.
+
+  Args:
+    value, s, k: [P].
+    leave_out: a prompt's fit leaves itself out, so that no baseline depends on the rollout it judges.
+
+  Returns:
+    Fit of scalars, or of [P] with `leave_out`.
+  """
+  value, s, k = floats(value, s, k)
+  spoken, prior = clean(value)
+  counted = (k >= 2) & (spoken | (jnp.asarray(scale) == 0.0))
+  group = jnp.where(counted, k, 2.0)
+  vbar = 2.0 * s / group - 1.0
+  variance = (1.0 - vbar**2) * group / (group - 1.0)
+  d = vbar - scale * prior
+
+  def mean(x):
+    own = jnp.where(counted, x, 0.0)
+    number = jnp.sum(counted) - (counted if leave_out else 0)
+    return (jnp.sum(own) - (own if leave_out else 0.0)) / jnp.maximum(number, 1)
+
+  def var(x):
+    return jnp.maximum(mean(x**2) - mean(x) ** 2, 0.0)
+
+  noise = mean(variance / group)
+  n0 = mean(variance) / jnp.maximum(var(d) - noise, MIN_SPREAD)
+  known = mean(jnp.ones_like(d)) > 0
+  return Fit(jnp.where(known, n0, 1.0), mean(d), mean(vbar), noise, var(vbar))
+
+
+def beta_shrink(value, s, k, fit: Fit, scale=1.0):
+  """BetaShrink, elementwise: (n0 V' + sum r) / (n0 + k), V' = clip(offset + A V, -.99, .99).
+
+  A prompt without a prior has V' = the batch's mean reward, and so has every prompt with A = 0 (shrinkage to the
+  batch mean). `fit` is to be made with the same A. At fixed n0 the advantages with and without the rollout itself are proportional:
+  A_full = (n0 + k - 1) / (n0 + k) A_loo.
+  """
+  value, s, k = floats(value, s, k)
+  spoken, prior = clean(value)
+  prior = jnp.where(spoken, fit.offset + scale * prior, fit.center)
+  n0 = jnp.maximum(fit.count, 1e-6)  # k = 0 must not divide by 0
+  return (n0 * jnp.clip(prior, -MAX_PRIOR, MAX_PRIOR) + 2.0 * s - k) / (n0 + k)
+
+
+def james_stein(s, k, fit: Fit):
+  """The James-Stein baseline of arXiv 2511.03710, elementwise: group mean and batch mean by the batch's moments.
+
+    lambda = noise / (noise + spread);  baseline = (1 - lambda) vbar + lambda center
+
+  With `fit` of the other prompts and s, k of the other rollouts it is the paper's leave-one-out form. With k = 0,
+  or where the fit knows no prompt, only one of the two means is left.
+  """
+  s, k = floats(s, k)
+  total = fit.noise + fit.spread
+  weight = jnp.where(total > 0, fit.noise / jnp.where(total > 0, total, 1.0), 0.0)
+  weight = jnp.where(k > 0, weight, 1.0)
+  vbar = 2.0 * s / jnp.where(k > 0, k, 1.0) - 1.0
+  return (1.0 - weight) * vbar + weight * fit.center
+
+
+def tracked(value, s, k, history):
+  """A per-prompt Beta tracker (SPO, arXiv 2509.13232), elementwise: the posterior mean, mapped to [-1, 1].
+
+  `history`: (successes, rollouts), discounted, of the prompt's earlier visits (`value_prior/history.py`). The
+  Beta prior behind it is worth one rollout, of value V or, without one, 0; SPO samples eight to start with.
+  """
+  successes, rollouts = history
+  _, prior = clean(jnp.asarray(value))
+  return (prior + 2.0 * (successes + s) - (rollouts + k)) / (1.0 + rollouts + k)
+
+
+def baseline(estimator, value, s, k, fits=None, state=None, history=None):
+  """One of ESTIMATORS after s successes in k rollouts, elementwise, in [-1, 1]; k may be 0.
+
+  Without rollouts "mean" is 0 and the others say what their prior says; "value" and "v05" without a prior are the
+  group mean.
+
+  Args:
+    estimator: one of ESTIMATORS (static).
+    value, s, k: broadcast.
+    fits: {"beta_shrink": Fit with A = 1, "batch_shrink": Fit with A = 0}; "james_stein" takes the latter.
+    state: EWA, for "ewa".
+    history: for "tracker", as in `tracked`.
+  """
+  value, s, k = floats(value, s, k)
+  vbar = jnp.where(k > 0, 2.0 * s / jnp.where(k > 0, k, 1.0) - 1.0, 0.0)
+  if estimator == "mean":
+    return vbar
+  if estimator == "value":
+    spoken, prior = clean(value)
+    return jnp.where(spoken, prior, vbar)
+  if estimator == "v05":
+    return fuse(vbar, k, value).baseline
+  if estimator == "ewa":
+    return ewa_baseline(state, value, s, k)[0]
+  if estimator == "tracker":
+    return tracked(value, s, k, history)
+  if estimator == "james_stein":
+    return james_stein(s, k, fits["batch_shrink"])
+  if estimator not in ESTIMATORS:
+    raise ValueError(f"estimator: found {estimator!r}, expected one of {', '.join(ESTIMATORS)}")
+  return beta_shrink(value, s, k, fits[estimator], scale=float(estimator == "beta_shrink"))
+
+
 @functools.partial(jax.jit, static_argnames=("kind",))
-def advantage(kind, reward, mask, value, shaping=0.0):
+def advantage(kind, reward, mask, value, shaping=0.0, state=None, history=None):
   """Advantages of the rollouts of P prompts, and the baseline behind them.
 
   With the reward r, shaping f, x = r + f, and means over a prompt's k valid rollouts:
 
-    "v05"      x - fuse(mean r, k, V).baseline             V0.5, no division by a standard deviation
-    "grpo"     (x - mean x) / (std x + 1e-6), std ddof 1   GRPO, and DAPO with other loss settings
-    "dr_grpo"  x - mean x                                  Dr.GRPO: the group mean
-    "rloo"     x - mean of the others' x                   RLOO: leave-one-out
-    "value"    x - V, clipped to [-1, 1]                   the prior alone; with the constant prior this is
-                                                           the running mean. Without V: x - mean r
+    "v05"           x - fuse(mean r, k, V).baseline             V0.5, no division by a standard deviation
+    "v05_loo"       x - fuse of the k - 1 others                the same without its bias
+    "ewa"           x - ewa_baseline of the others              EWA-Beta
+    "beta_shrink"   x - beta_shrink of the others               empirical Bayes toward V
+    "batch_shrink"  x - beta_shrink of the others with A = 0    the same toward the batch's mean: no prior
+    "james_stein"   x - james_stein of the others               arXiv 2511.03710
+    "spo"           (x - tracked, of the others) / std          SPO: centred and scaled over the whole batch
+    "grpo"          (x - mean x) / (std x + 1e-6), std ddof 1   GRPO, and DAPO with other loss settings
+    "dr_grpo"       x - mean x                                  Dr.GRPO: the group mean
+    "rloo"          x - mean of the others' x                   RLOO: leave-one-out
+    "value"         x - V, clipped to [-1, 1]                   the prior alone; with the constant prior this is
+                                                                the running mean. Without V: x - mean r
+
+  Of the others' baselines, the batch's moments leave the whole prompt out, and `state` and `history` are to be
+  those of the step before: then no baseline depends on the rollout that it judges, and at a fixed k the policy
+  gradient is unbiased.
 
   Shaping (the overlong penalty) is a property of a rollout, not of the prompt's difficulty: it is added to
   the reward after mapping and not clipped, and the group kinds compare shaped rewards (DAPO, arXiv
@@ -104,10 +245,11 @@ def advantage(kind, reward, mask, value, shaping=0.0):
     mask: bool [P, K], the rollout exists and counts.
     value: [P] the prior V; NaN = it does not speak.
     shaping: [P, K] or a scalar, in units of the mapped reward.
+    state: EWA, for "ewa". history: ([P] successes, [P] rollouts), for "spo".
 
   Returns:
-    (advantage [P, K], 0 where masked; Fusion of [P]). `baseline` and `weight` are those of the kind (the
-    group kinds: mean r and 1; "value": V and 0); `delta2` and `statistic` always are the test of V.
+    (advantage [P, K], 0 where masked; Fusion of [P]). `baseline` and `weight` are those of the kind, with all k
+    rollouts (the group kinds: mean r and 1; "value": V and 0); `delta2` and `statistic` always are the test of V.
 
   Raises:
     ValueError: unknown kind.
@@ -117,52 +259,71 @@ def advantage(kind, reward, mask, value, shaping=0.0):
   reward, mask, k, vbar = _group(reward, mask)
   shaped = jnp.where(mask, reward + shaping, 0.0)
   fusion = fuse(vbar, k, value)
+  estimator = KINDS[kind]
+  if estimator == "mean":
+    fusion = fusion._replace(baseline=vbar, weight=jnp.ones_like(vbar))
+    return _group_advantage(kind, shaped, mask, k), fusion
 
+  full, others = _both(estimator, reward, k, vbar, value, state, history)
   if kind in ("v05", "value"):
-    if kind == "value":
-      spoken = jnp.isfinite(value)
-      prior = jnp.clip(jnp.where(spoken, value, 0.0), -1.0, 1.0)
-      fusion = fusion._replace(
-        baseline=jnp.where(spoken, prior, vbar), weight=jnp.where(spoken, 0.0, 1.0)
-      )
-    return jnp.where(mask, shaped - fusion.baseline[:, None], 0.0), fusion
+    others = full[:, None]
+  spoken = jnp.isfinite(value)
+  weight = {"v05": fusion.weight, "value": jnp.where(spoken, 0.0, 1.0)}.get(estimator, jnp.full_like(vbar, jnp.nan))
+  result = jnp.where(mask, shaped - others, 0.0)
+  if kind == "spo":
+    total = jnp.maximum(jnp.sum(mask), 1)
+    result = jnp.where(mask, result - jnp.sum(result) / total, 0.0)
+    result = result / (jnp.sqrt(jnp.sum(result**2) / total) + STD_EPSILON)
+  return result, fusion._replace(baseline=full, weight=weight)
 
-  fusion = fusion._replace(baseline=vbar, weight=jnp.ones_like(vbar))
+
+def _group_advantage(kind, shaped, mask, k):
+  """Advantages that compare a prompt's rollouts with each other alone, [P, K]."""
   count, others = jnp.maximum(k, 1.0)[:, None], jnp.maximum(k - 1.0, 1.0)[:, None]
   # Measured from the group's best, so that equal rewards give exactly 0: grpo divides by almost 0 there.
   best = jnp.max(jnp.where(mask, shaped, -jnp.inf), axis=1, keepdims=True)
   shaped = jnp.where(mask, shaped - best, 0.0)
   centred = jnp.where(mask, shaped - jnp.sum(shaped, axis=1, keepdims=True) / count, 0.0)
   if kind == "dr_grpo":
-    return centred, fusion
+    return centred
   if kind == "rloo":
-    return centred * (k[:, None] / others), fusion
+    return centred * (k[:, None] / others)
   variance = jnp.sum(centred**2, axis=1, keepdims=True) / others
   spread = variance > 0
   std = jnp.where(spread, jnp.sqrt(jnp.where(spread, variance, 1.0)), 0.0)
-  return centred / (std + STD_EPSILON), fusion
+  return centred / (std + STD_EPSILON)
 
 
-@functools.partial(jax.jit, static_argnames=("kind",))
-def sq_loo(kind, reward, mask, value):
+def _both(estimator, reward, k, vbar, value, state, history):
+  """The baseline of all k rollouts [P], and for each rollout that of the k - 1 others [P, K]."""
+  s = (vbar + 1.0) / 2.0 * k
+  fits = {}
+  if estimator in ("beta_shrink", "batch_shrink", "james_stein"):
+    scale = float(estimator == "beta_shrink")
+    fits = {"beta_shrink" if scale else "batch_shrink": beta_fit(value, s, k, scale, leave_out=True)}
+  full = baseline(estimator, value, s, k, fits, state, history)
+  column = functools.partial(jax.tree.map, lambda x: x[:, None])
+  k_others = jnp.maximum(k - 1.0, 0.0)[:, None]
+  s_others = jnp.clip(s[:, None] - (reward + 1.0) / 2.0, 0.0, k_others)
+  return full, baseline(estimator, column(value), s_others, k_others, column(fits), state, column(history))
+
+
+@functools.partial(jax.jit, static_argnames=("estimator",))
+def sq_loo(estimator, reward, mask, value, state=None, history=None):
   """Mean over a prompt's rollouts of (r_i - baseline of the k - 1 others)^2, [P]; NaN where k < 2.
 
   For rewards in {-1, 1} and a k fixed in advance its expectation is E[1 - mu^2] + MSE of the baseline at
   k - 1, so it ranks baselines on real rollouts without knowing the true mean mu. Give the first `k_init`
   rollouts of every prompt: a group that was stopped by its outcome is biased.
 
-  kind: "mean" (the group mean) | "v05". reward, mask [P, K] and value [P] as in `advantage`.
+  estimator: one of ESTIMATORS; the other arguments as in `advantage`.
   """
-  if kind not in ("mean", "v05"):
-    raise ValueError(f"sq_loo: found kind {kind!r}, expected mean or v05")
+  if estimator not in ESTIMATORS:
+    raise ValueError(f"sq_loo: found {estimator!r}, expected one of {', '.join(ESTIMATORS)}")
   reward, mask, k, vbar = _group(reward, mask)
-  enough = k >= 2
-  k_others = jnp.where(enough, k - 1.0, 1.0)[:, None]
-  baseline = ((k * vbar)[:, None] - reward) / k_others
-  if kind == "v05":
-    baseline = fuse(baseline, k_others, jnp.asarray(value)[:, None]).baseline
-  total = jnp.sum(jnp.where(mask, (reward - baseline) ** 2, 0.0), axis=1)
-  return jnp.where(enough, total / jnp.maximum(k, 1.0), jnp.nan)
+  _, others = _both(estimator, reward, k, vbar, value, state, history)
+  total = jnp.sum(jnp.where(mask, (reward - others) ** 2, 0.0), axis=1)
+  return jnp.where(k >= 2, total / jnp.maximum(k, 1.0), jnp.nan)
 
 
 def _group(reward, mask):
