@@ -42,6 +42,12 @@ def get_config() -> ConfigDict:
   prior.context = 256  # (prompt, success) pairs kept
   prior.min_support = 32  # pairs before the prior speaks; until then the group mean serves
   prior.bandwidth = 0.25  # of the kernel, as a share of the context's typical distance (neighbours)
+  prior.history = False  # fuse a prompt's own earlier outcomes into its prior: for data seen more than once
+  prior.half_life = 16.0  # training steps in which a prompt's earlier outcomes lose half of their weight
+
+  c.selection = selection = ConfigDict()  # of prompts by their prior, before any rollout
+  selection.pool = 1  # prompts looked at for each one taken; 1 = off
+  selection.weighted = True  # weigh a prompt by 1 / its chance: the gradient's expectation is that of all prompts
 
   c.sampler = sampler = ConfigDict()
   sampler.slots = 256  # rollouts decoded at once, over all devices
@@ -56,14 +62,18 @@ def get_config() -> ConfigDict:
   sampler.truncated = "fail"  # a rollout without EOS at the limit: score | fail | mask
 
   c.budget = budget = ConfigDict()
-  budget.rule = "fixed"  # fixed | sequential | two_stage
+  budget.rule = "fixed"  # fixed | sequential | two_stage | neyman | value
   budget.k_init = 4  # rollouts of every prompt
   budget.k_max = 4  # rollouts of a prompt at most
+  budget.k_mean = 4.0  # rollouts of a prompt on average, which the rules neyman and value divide
   budget.cost = 1 / 256  # a further rollout must lower the estimated MSE by more than this
   budget.block = 1  # rollouts issued at once by the sequential rule
   budget.max_resample = 0  # times that groups without signal are replaced by further prompts (DAPO); 0 = off
 
-  c.baseline = "v05"  # v05 | grpo | dr_grpo | rloo | value (the prior alone)
+  # The advantage's baseline (`shrinkage.advantage` has the equations), of one of these kinds:
+  # v05 | v05_loo | ewa | beta_shrink | batch_shrink | james_stein | spo | grpo | dr_grpo | rloo | value
+  c.baseline = "v05"
+  c.ewa_update = "after"  # after | before: when EWA-Beta learns from a step's rollouts; after leaves no bias
 
   c.loss = loss = ConfigDict()
   loss.clip_low = 0.2

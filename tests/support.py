@@ -63,6 +63,7 @@ def prompts(count, seed=0, capacity=None, width=10):
     length=np.pad(length, (0, padding), constant_values=1).astype(np.int32),
     position=np.arange(100, 100 + count + padding, dtype=np.int32),
     mask=np.arange(count + padding) < count,
+    row=np.arange(count + padding, dtype=np.int32),
     rows=tuple({"prompt": str(i), "answer": ""} for i in range(count)),
   )
 

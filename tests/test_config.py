@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 import pytest
 
 from configs import default
-from v05_jax import budget, config
+from v05_jax import budget, command_line, config
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,7 +37,7 @@ def parse(*argv):
   values = flags.FlagValues()
   flags.DEFINE_string("workdir", None, "", flag_values=values)
   flags.DEFINE_enum("mode", "train", ["train", "eval"], "", flag_values=values)
-  config.parse(["main", *map(str, argv)], values)
+  command_line.parse(["main", *map(str, argv)], values)
   return values
 
 
@@ -70,12 +70,13 @@ def test_every_key_has_a_rule_and_every_rule_a_key():
 
 
 def test_choices_are_those_that_the_comments_of_the_default_config_name():
-  comments, section = {}, {"c": ""}
+  comments, section, above = {}, {"c": ""}, ""
   for line in (ROOT / "configs" / "default.py").read_text().splitlines():
     if match := re.match(r"  c\.(\w+) = (\w+) = ConfigDict", line):
       section[match[2]] = match[1] + "."
-    elif match := re.match(r"  (\w+)\.(\w+) = .*?  # (.*)", line):
-      comments[section[match[1]] + match[2]] = match[3]
+    elif match := re.match(r"  (\w+)\.(\w+) = .*?(?:  # (.*))?$", line):
+      comments[section[match[1]] + match[2]] = match[3] or above
+    above = line  # a long list of choices stands above its key
   word = r"\w+(?::\w+)?"
   found = {
     key: tuple(re.split(r" \| ", choices[0]))

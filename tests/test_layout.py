@@ -19,10 +19,10 @@ PACKAGE = ROOT / "v05_jax"
 # package (models, tasks, ...) counts as one module. A new module must be added here.
 LAYERS = (
   "structs rng config ewa",
-  "shrinkage budget losses data rewards tasks models metrics diagnostics dynamic_sampling",
-  "sharding packing sampler schedule value_prior checkpoint",
+  "shrinkage budget losses data rewards tasks models metrics diagnostics dynamic_sampling scoreboard selection",
+  "sharding packing sampler schedule value_prior checkpoint estimator",
   "policy_gradient rollouts step evaluate export",
-  "train sft report compile",
+  "train sft report compile command_line",
   "main",
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names.split()}
@@ -42,8 +42,8 @@ ONLY = {
 FLAX = ("models/", "value_prior/", "structs.py")
 # No file, clock or terminal; a module that does not exist yet is skipped.
 PURE = (
-  "structs rng ewa shrinkage budget losses policy_gradient sampler packing diagnostics dynamic_sampling"
-  " models/transformer value_prior/prior value_prior/context value_prior/adapter value_prior/tabpfn"
+  "structs rng ewa shrinkage budget losses policy_gradient sampler packing diagnostics dynamic_sampling scoreboard selection estimator"
+  " models/transformer value_prior/prior value_prior/context value_prior/history value_prior/adapter value_prior/tabpfn"
 ).split()
 IMPURE_MODULES = (
   "absl datetime etils io logging multiprocessing os pathlib random shutil socket subprocess sys"

@@ -26,6 +26,7 @@ def make(seed, P=7, K=4, T=6, R=5, real=6, share=0.8, vocab=50):
     length=rng.integers(1, T + 1, P).astype(np.int32),
     position=np.arange(P, dtype=np.int32),
     mask=np.arange(P) < real,
+    row=np.arange(P, dtype=np.int32),
     rows=(),
   )
   rollouts = structs.Rollouts(

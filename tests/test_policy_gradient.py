@@ -61,6 +61,7 @@ def sample(seed=0, real=5, share=0.8):
     length=rng.integers(1, T + 1, P).astype(np.int32),
     position=np.arange(P, dtype=np.int32),
     mask=np.arange(P) < real,
+    row=np.arange(P, dtype=np.int32),
     rows=(),
   )
   rollouts = structs.Rollouts(

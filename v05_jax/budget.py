@@ -142,9 +142,8 @@ def extra(rule, state, value, s, k, ended, total, *, k_max, cost=0.0, block=1, r
   """
   if rule not in RULES:
     raise ValueError(f"budget.rule: found {rule!r}, expected one of {', '.join(RULES)}")
-  k = jnp.asarray(k)
-  real = jnp.broadcast_to(real, k.shape)
-  k_max = jnp.where(real, k_max, k)
+  real = jnp.broadcast_to(real, jnp.shape(k))
+  k, k_max = jnp.where(real, k, 0), jnp.where(real, k_max, 0)  # padding gets nothing of the total
   vbar = 2.0 * s / jnp.maximum(k, 1) - 1.0
   delta2 = shrinkage.fuse(vbar, k, value).delta2
   if rule == "fixed":

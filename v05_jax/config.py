@@ -1,8 +1,7 @@
-"""A run's config: read from a file, overridden by flags, checked, saved and read back.
+"""A run's config: read from a file, checked, saved and read back.
 
 configs/default.py declares every key once; this module knows what each key may be (`RULES`).
-Nothing here touches a device, so a typing error costs seconds: `parse` is the flags parser of
-`main`, it prints one line a problem and exits with code 2.
+Nothing here touches a device, so a typing error costs seconds. `command_line` overrides keys by flags.
 """
 
 from collections.abc import Callable
@@ -10,14 +9,13 @@ import difflib
 import json
 import math
 import re
-import sys
 import traceback
 import types
 from typing import Any, NamedTuple
 
 from absl import flags
 from etils import epath
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from configs import default
 
@@ -50,10 +48,15 @@ _REWARD = Rule(
   "task, math or module:function",
   ("task", "math", "module:function"),
 )
+_BASELINES = (
+  *("v05", "v05_loo", "ewa", "beta_shrink", "batch_shrink", "james_stein", "spo"),
+  *("grpo", "dr_grpo", "rloo", "value"),
+)
 _RANGES = (
   (_at_least(1), "rollouts_per_step data.size rewards.workers prior.context prior.min_support"),
   (_at_least(1), "sampler.slots sampler.chunk sampler.open_prompts sampler.prefill"),
   (_at_least(1), "sampler.max_prompt sampler.max_response budget.k_init budget.k_max budget.block"),
+  (_at_least(1), "budget.k_mean selection.pool"),
   (_at_least(1), "loss.minibatches loss.epochs loss.micro_rows loss.vocab_chunk"),
   (_at_least(1), "sft.batch eval.size checkpoint.keep"),
   (_at_least(0), "num_steps data.seed rewards.overlong_buffer sampler.top_k"),
@@ -63,7 +66,7 @@ _RANGES = (
   (_at_least(0), "optimizer.clip_norm sft.steps sft.learning_rate sft.warmup_steps"),
   (_at_least(0), "eval.period eval.samples checkpoint.period"),
   (Rule(lambda x: 0 <= x < 2**32, "at least 0 and below 2**32"), "seed"),
-  (Rule(lambda x: x > 0, "above 0"), "rewards.timeout prior.bandwidth optimizer.eps"),
+  (Rule(lambda x: x > 0, "above 0"), "rewards.timeout prior.bandwidth prior.half_life optimizer.eps"),
   (Rule(lambda x: x > 0, "above 0"), "sampler.temperature eval.temperature"),
   (Rule(lambda x: 0 < x <= 1, "above 0 and at most 1"), "sampler.top_p"),
   (Rule(lambda x: 0 <= x <= 1, "at least 0 and at most 1"), "loss.clip_low"),
@@ -78,12 +81,13 @@ _RANGES = (
   (_one_of("train", "validation", "heldout"), "data.split eval.split"),
   (_one_of("none", "constant", "neighbours"), "prior.kind"),
   (_one_of("score", "fail", "mask"), "sampler.truncated"),
-  (_one_of("fixed", "sequential", "two_stage"), "budget.rule"),
-  (_one_of("v05", "grpo", "dr_grpo", "rloo", "value"), "baseline"),
+  (_one_of("fixed", "sequential", "two_stage", "neyman", "value"), "budget.rule"),
+  (_one_of(*_BASELINES), "baseline"),
+  (_one_of("after", "before"), "ewa_update"),
   (_one_of("token", "rollout", "prompt", "constant"), "loss.aggregate"),
   (_one_of("constant", "cosine", "linear"), "optimizer.schedule"),
   (Rule(lambda x: True, "anything"), "policy.preset policy.remat data.prompt_key data.answer_key"),
-  (Rule(lambda x: True, "anything"), "data.chat_template rewards.low rewards.high"),
+  (Rule(lambda x: True, "anything"), "data.chat_template rewards.low rewards.high prior.history selection.weighted"),
 )
 RULES = {key: rule for rule, keys in _RANGES for key in keys.split()}
 
@@ -139,7 +143,7 @@ def from_json(text: str, name: str = "config.json") -> ConfigDict:
 
 def validate(config: ConfigDict) -> None:
   """Raises one ValueError that lists every problem: the key, what was found, what was expected."""
-  problems = _structure(config)
+  problems = structure(config)
   if not problems:  # the rules below need every key, at its type
     flat = flatten(config)
     wrong = [key for key, value in flat.items() if key in RULES and not RULES[key].holds(value)]
@@ -150,7 +154,7 @@ def validate(config: ConfigDict) -> None:
     raise ValueError("\n  ".join([head, *problems]))
 
 
-def _structure(config) -> list[str]:
+def structure(config) -> list[str]:
   """Missing keys, unknown keys and wrong types, against configs/default.py."""
   known, given = flatten(default.get_config()), flatten(config)
   sections = {key.rsplit(".", 1)[0] for key in known if "." in key}
@@ -159,7 +163,7 @@ def _structure(config) -> list[str]:
     if key in sections:
       problems.append(f"{key}: found {_show(value)}, expected a section of keys")
     elif key not in known:
-      problems.append(f"{key}: found an unknown key{_nearest(key, known)}")
+      problems.append(f"{key}: found an unknown key{nearest(key, known)}")
     elif not _same_type(value, known[key]):
       problems.append(f"{key}: found {_show(value)}, expected {_type(known[key])}")
   whole = {key for key in sections if key in given}
@@ -200,13 +204,20 @@ def _relations(config, wrong) -> list[str]:
     need(budget.k_max == budget.k_init, "budget.k_max", equal)
   else:
     need(budget.k_init <= budget.k_max, "budget.k_init", f"at most budget.k_max = {budget.k_max}")
+  if budget.rule in ("neyman", "value"):
+    between = f"between budget.k_init = {budget.k_init} and budget.k_max = {budget.k_max}"
+    need(budget.k_init <= budget.k_mean <= budget.k_max, "budget.k_mean", between)
   one_prompt = f"at least budget.k_init = {budget.k_init}, what one prompt takes"
   need(config.rollouts_per_step >= budget.k_init, "rollouts_per_step", one_prompt)
-  compares = config.baseline in ("grpo", "dr_grpo", "rloo")
+  compares = config.baseline in ("grpo", "dr_grpo", "rloo", "james_stein")
   group = f"at least 2, since baseline {config.baseline} compares a prompt's rollouts"
   need(budget.k_init >= 2 or not compares, "budget.k_init", group)
   prompts = f"at most {fewest_prompts}, the prompts of a step (rollouts_per_step / budget.k_max)"
   need(config.loss.minibatches <= fewest_prompts, "loss.minibatches", prompts)
+  alone = "1, since budget.max_resample replaces prompts by others"
+  need(config.selection.pool == 1 or not budget.max_resample, "selection.pool", alone)
+  twice = "False, since the baseline spo counts the history itself"
+  need(not config.prior.history or config.baseline != "spo", "prior.history", twice)
   row = f"0, or at least {longest} = sampler.max_prompt + sampler.max_response - 1"
   need(config.loss.row_length == 0 or config.loss.row_length >= longest, "loss.row_length", row)
   high = f"less than rewards.high = {config.rewards.high}"
@@ -262,7 +273,7 @@ def load(path: str) -> ConfigDict:
   file = epath.Path(path)
   if not file.exists():
     siblings = [str(p) for p in file.parent.glob("*.py")] if file.parent.is_dir() else []
-    raise ValueError(f"{path}: found no such config file{_nearest(str(file), siblings)}")
+    raise ValueError(f"{path}: found no such config file{nearest(str(file), siblings)}")
   if file.suffix not in (".py", ".json") or file.is_dir():
     raise ValueError(f"{path}: expected a config file, .py or .json")
   try:
@@ -283,7 +294,7 @@ def _execute(text: str, path: str) -> ConfigDict:
   except Exception as e:
     frames = traceback.extract_tb(e.__traceback__)
     lines = [f", line {frame.lineno}" for frame in frames if frame.filename == path]
-    raise ValueError(f"{path}{''.join(lines[-1:])}: {_one_line(e)}") from e
+    raise ValueError(f"{path}{''.join(lines[-1:])}: {one_line(e)}") from e
   if not hasattr(module, "get_config"):
     raise ValueError(f"{path}: found no function get_config()")
   if not isinstance(config, ConfigDict):
@@ -291,93 +302,10 @@ def _execute(text: str, path: str) -> ConfigDict:
   return config
 
 
-# --- The command line
-
-
-def parse(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
-  """Flags parser for `absl.app.run(main, flags_parser=config.parse)`; it defines the flag `config`.
-
-  `--config=FILE` names the config, a .py or a saved .json; without it, the config.json in
-  `--workdir` is taken, so that a run continues by naming its workdir, and without that
-  configs/default.py. Every `--config.KEY=VALUE` changes a key. Problems go to stderr, a line each,
-  and the exit code is 2.
-  """
-  try:
-    return _parse(list(argv), flag_values)
-  except ValueError as e:
-    for line in str(e).splitlines():
-      print(f"error: {line}" if not line.startswith(" ") else line, file=sys.stderr)
-    sys.exit(2)
-
-
-def _parse(argv, flag_values):
-  argv = flag_values.read_flags_from_files(argv, force_gnu=False)  # --flagfile
-  path, argv = _take(argv, "config")
-  if path is None:
-    workdir = _take(argv, "workdir")[0]
-    saved = epath.Path(workdir) / "config.json" if workdir else None
-    path = str(saved) if saved is not None and saved.exists() else None
-  config = default.get_config() if path is None else load(path)
-  problems = _structure(config)
-  if problems:
-    raise ValueError("\n  ".join([f"{path}: not a config of this version", *problems]))
-  typed = default.get_config()  # a file may hold 1 where a key takes 0.5
-  typed.update_from_flattened_dict(flatten(config))
-  _check_names(argv, typed, flag_values)
-  config_flags.DEFINE_config_dict(
-    "config", typed, "config file, .py or .json", flag_values=flag_values, sys_argv=argv
-  )
-  try:
-    rest = flag_values(argv)
-  except (flags.Error, TypeError, KeyError, AttributeError) as e:  # the last are config_flags'
-    raise ValueError(_one_line(e)) from e
-  if len(rest) > 1:
-    raise ValueError(f"found the argument {rest[1]!r}, expected flags alone: --name=value")
-  validate(flag_values.config)
-  return rest
-
-
-def _take(argv: list[str], name: str) -> tuple[str | None, list[str]]:
-  """The last value of a flag, and the arguments without it."""
-  value, rest, words = None, argv[:1], iter(argv[1:])
-  for word in words:
-    if word == "--":
-      rest += [word, *words]
-    elif match := re.fullmatch(rf"--?{name}=(.*)", word, re.DOTALL):
-      value = match[1]
-    elif re.fullmatch(rf"--?{name}", word):
-      value = next(words, None)
-      if value is None:
-        raise ValueError(f"--{name}: found no value, expected --{name}=...")
-    else:
-      rest.append(word)
-  return value, rest
-
-
-def _check_names(argv, config, flag_values):
-  """Every flag is known, config keys too, before absl and config_flags fail in their own words."""
-  keys = list(flatten(config))
-  sections = {key.rsplit(".", 1)[0] for key in keys if "." in key}
-  for word in argv[1:]:
-    if word == "--":
-      break
-    match = re.match(r"--?([^=\s]+)", word)
-    if not word.startswith("-") or match is None or re.fullmatch(r"-[\d.].*", word):
-      continue  # a value, perhaps a negative number, of the flag before it
-    name = match[1]
-    if re.match(r"(no)?config\.", name):
-      key = name.split(".", 1)[1]
-      if key not in keys and key not in sections:
-        near = _nearest(key, [*keys, *sections], "--config.")
-        raise ValueError(f"--{name}: found an unknown config key{near}")
-    elif name not in flag_values and name.removeprefix("no") not in flag_values:
-      raise ValueError(f"--{name}: found an unknown flag{_nearest(name, flag_values, '--')}")
-
-
 # --- Wording
 
 
-def _nearest(name: str, known, prefix: str = "") -> str:
+def nearest(name: str, known, prefix: str = "") -> str:
   """A suggestion to append: known keys of the same last part, else the most similar name, or ""."""
   known = list(known)
   last = lambda key: key.rsplit(".", 1)[-1]
@@ -391,6 +319,6 @@ def _show(value) -> str:
   return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
   kind = "" if isinstance(error, (ValueError, flags.Error)) else f"{type(error).__name__}: "
   return kind + " ".join(str(error).split())

@@ -66,7 +66,18 @@ class Dataset:
       tokens[i, :size] = self.tokens[first : first + size]
     position = np.arange(cursor, cursor + pad_to, dtype=np.int32)
     rows = tuple(self.rows[i] for i in index)
-    return Prompts(tokens, length, position, np.arange(pad_to) < n, rows)
+    row = np.pad(index, (0, pad_to - n)).astype(np.int32)
+    return Prompts(tokens, length, position, np.arange(pad_to) < n, row, rows)
+
+
+def take(prompts: Prompts, index: np.ndarray, pad_to: int) -> Prompts:
+  """The prompts at `index` [n], padded with masked rows to `pad_to`."""
+  padded = np.pad(index, (0, pad_to - len(index)))
+  mask = np.arange(pad_to) < len(index)
+  return Prompts(
+    tokens=prompts.tokens[padded], length=np.where(mask, prompts.length[padded], 1), position=prompts.position[padded],
+    mask=mask, row=prompts.row[padded], rows=tuple(prompts.rows[i] for i in index),
+  )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=4)

@@ -39,6 +39,7 @@ def select(draws: list[tuple[Prompts, Rollouts, np.ndarray]], keep: list[np.ndar
     length=stack(lambda p, r, v: p.length, 1),
     position=stack(lambda p, r, v: p.position, 0),
     mask=np.arange(capacity) < total,
+    row=stack(lambda p, r, v: p.row, 0),
     rows=tuple(p.rows[i] for (p, _, _), r in zip(draws, rows) for i in r),
   )
   flat, place = [], 0

@@ -13,7 +13,7 @@ import sys
 
 from absl import app, flags, logging
 
-from v05_jax import config as configuration
+from v05_jax import command_line
 
 MODES = ("train", "sft", "eval", "export", "report")
 FLAGS = flags.FLAGS
@@ -56,4 +56,4 @@ def run(mode: str, config, workdir: str | None, out: str | None, step: int | Non
 
 
 if __name__ == "__main__":
-  app.run(main, flags_parser=configuration.parse)
+  app.run(main, flags_parser=command_line.parse)

@@ -9,6 +9,7 @@ differ from an unbroken one.
 """
 
 import collections
+import fnmatch
 import json
 import math
 import os
@@ -25,7 +26,7 @@ from v05_jax import config as configuration
 
 Pairs = dict[str, tuple[float, float]]  # name -> (sum, count); the metric is sum / count
 
-# Every metric: name, or prefix/* for a family of names -> meaning, unit. The writer refuses others.
+# Every metric: name, or a pattern for a family of names -> meaning, unit. The writer refuses others.
 # "Value units" are those of rewards mapped to [-1, 1].
 METRICS = {
   "reward": "mean reward, in the verifier's own units",
@@ -43,8 +44,13 @@ METRICS = {
   "shrinkage/estimated_mse": "the rule's own estimate of the baseline's MSE, value units squared",
   "shrinkage/true_mse": "(baseline - mu)^2 where mu is exact, value units squared",
   "shrinkage/true_mse_mean": "(vbar - mu)^2 where mu is exact: the group mean's, for comparison",
-  "loo/*": "mean squared leave-one-out advantage of a baseline on the first k_init rollouts: "
-  "E[1 - mu^2] plus its MSE at k_init - 1, so differences between baselines are differences of MSE",
+  "prior/history": "weight of a prompt's own history in the prior",
+  "selection/chance": "chance with which the prompts taken were selected from the pool",
+  "scoreboard/*/sq_adv": "mean squared leave-one-out advantage of an estimator on rollouts whose number was fixed in "
+  "advance: E[1 - mu^2] plus its MSE at one rollout less, so differences between estimators are differences of MSE",
+  "scoreboard/*/difference": "the same minus that of the run's own baseline, over all prompts so far: negative = the "
+  "estimator fits this run better",
+  "scoreboard/*/standard_error": "of the difference, over prompts",
   "advantage/mean_square": "mean squared advantage",
   "advantage/zero_share": "share of rollouts whose advantage is 0",
   "loss/total": "the loss that was minimised",
@@ -95,9 +101,8 @@ def means(pairs: Pairs) -> dict[str, float]:
 
 
 def meaning(name: str) -> str | None:
-  """What `METRICS` says of a name, by itself or by its prefix; None if it says nothing."""
-  prefixes = (name[:i] + "/*" for i in range(len(name) - 1, 0, -1) if name[i] == "/")
-  return next((METRICS[n] for n in (name, *prefixes) if n in METRICS), None)
+  """What `METRICS` says of a name, by itself or by a pattern; None if it says nothing."""
+  return METRICS.get(name) or next((text for x, text in METRICS.items() if fnmatch.fnmatchcase(name, x)), None)
 
 
 def table() -> str:

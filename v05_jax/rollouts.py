@@ -33,33 +33,39 @@ class Groups(NamedTuple):
   k_max: int
   cost: float = 0.0
   block: int = 1
+  k_mean: float = 0.0  # of a batch, for the rules that divide a total
+
+  @property
+  def unconditional(self) -> int:
+    """A prompt's first rollouts, whose number no outcome has chosen: what may be learnt from without bias."""
+    return self.k_max if self.rule in ("fixed", "value") else self.k_init
 
 
 def make(policy, config, mesh, verifier) -> Callable:
   """Builds `collect` for a `models.Policy`, a run's config, a mesh and a verifier (`rewards.load`).
 
-  `collect(params, prompts, step_key, groups, value=None, temperature=None, limit=None)` samples every
-  prompt's rollouts and returns `(Rollouts, stats)`. `value [P]` is the prior, which an adaptive rule needs;
-  `limit [P, K]` caps the response tokens of each rollout below `config.sampler.max_response` (default: the
-  data row's `max_tokens`, where it has one); stats are (sum, count) pairs. The device buffers are kept
-  between calls. The policy's own parameters are not used.
+  `collect(params, prompts, step_key, groups, value=None, temperature=None, limit=None, ewa=None)` samples every
+  prompt's rollouts and returns `(Rollouts, stats)`. `value [P]` is the prior, which an adaptive rule needs, and
+  `ewa` what EWA-Beta has learnt, which the rule "neyman" needs; `limit [P, K]` caps the response tokens of each
+  rollout below `config.sampler.max_response` (default: the data row's `max_tokens`, where it has one); stats are
+  (sum, count) pairs. The device buffers are kept between calls. The policy's own parameters are not used.
   """
   options = config.sampler
   tokenizer, stop = policy.tokenizer, policy.stop
   programs = sampler.make(policy.config, options, stop, mesh)
   slots, store = programs.empty()
 
-  def collect(params, prompts, step_key, groups, value=None, temperature=None, limit=None):
+  def collect(params, prompts, step_key, groups, value=None, temperature=None, limit=None, ewa=None):
     nonlocal slots, store
     temperature = np.float32(options.temperature if temperature is None else temperature)
     limit = row_limits(prompts, options.max_response) if limit is None else np.asarray(limit)
     limit = np.broadcast_to(limit.clip(1, options.max_response), (len(prompts.mask), groups.k_max))
-    schedule = Schedule(prompts, limit, options, mesh.shape["data"])
-    ledger = _Ledger(prompts, groups, value, config, stop)
+    ledger = _Ledger(prompts, groups, value, ewa, config, stop)
+    schedule = Schedule(prompts, limit, ledger.first(), options, mesh.shape["data"])
     ended, waited = [], 0.0
     while ended or not schedule.finished:
       verdicts = _submit(ended, prompts, tokenizer, verifier, config, stop)
-      while (batch := schedule.open(groups.k_init, final=groups.rule == "fixed")) is not None:
+      while (batch := schedule.open(final=groups.rule in ("fixed", *budget.BATCH_RULES))) is not None:
         store = programs.prefill(params, store, *batch)
       start = schedule.start()
       if start is not None:
@@ -91,9 +97,11 @@ def row_limits(prompts: Prompts, max_response: int) -> np.ndarray:
 class _Ledger:
   """Results by `[P, K]` as the verdicts come in, and what the budget makes of them."""
 
-  def __init__(self, prompts: Prompts, groups: Groups, value, config, stop):
+  def __init__(self, prompts: Prompts, groups: Groups, value, ewa, config, stop):
     shape = (len(prompts.mask), groups.k_max)
-    self.groups, self.stop = groups, stop
+    self.groups, self.stop, self.ewa, self.real = groups, stop, ewa, np.asarray(prompts.mask)
+    self.total = round(groups.k_mean * self.real.sum())  # of a rule that divides one
+    self.divided = False  # it has been
     self.value = np.full(shape[0], np.nan, np.float32) if value is None else np.asarray(value)
     self.low, self.high, self.truncated = config.rewards.low, config.rewards.high, config.sampler.truncated
     self.done: list[Sampled] = []
@@ -115,27 +123,45 @@ class _Ledger:
     self.mask[at] = np.isfinite(reward) and (self.ended[at] or self.truncated != "mask")
     self.changed.add(rollout.prompt)
 
+  def first(self) -> np.ndarray:
+    """int [P]: rollouts to begin with, `k_init` but for the rule that knows every number beforehand."""
+    first = np.full(len(self.real), self.groups.k_init)
+    return first + self._extra(self.real) if self.groups.rule == "value" else first
+
   def decide(self, schedule: Schedule) -> list[tuple[int, int]]:
     """(prompt, further rollouts) for each open prompt that has all its verdicts; 0 = it is done."""
-    judged = (self.length > 0).sum(1)
-    ready = [p for p in sorted(self.changed) if judged[p] == schedule.asked[p] and not schedule.closed[p]]
+    rule, judged = self.groups.rule, (self.length > 0).sum(1)
+    ended = self.real & (judged == schedule.asked)
+    if rule == "neyman":  # one decision for all, over prompts that are closed meanwhile
+      if self.divided or not ended[self.real].all():
+        return []
+      self.divided, ready = True, np.flatnonzero(self.real).tolist()
+    else:
+      ready = [p for p in sorted(self.changed) if ended[p] and not schedule.closed[p]]
     self.changed.clear()
     if not ready:
       return []
+    more = self._extra(np.isin(np.arange(len(judged)), ready))
+    if rule == "two_stage":  # the second stage is the last
+      more = np.where(judged > self.groups.k_init, 0, more)
+    return [(p, int(more[p])) for p in ready if more[p] or rule != "neyman"]
+
+  def _extra(self, ready: np.ndarray) -> np.ndarray:
+    """`budget.extra` for the prompts that are `ready` [P]."""
+    groups, judged = self.groups, (self.length > 0).sum(1)
     reward = np.where(self.mask, shrinkage.map_reward(self.reward, self.low, self.high), 0.0)
     k = self.mask.sum(1)
     s = np.where(self.mask, (reward + 1) / 2, 0.0).sum(1)
-    waiting = np.isin(np.arange(len(k)), ready)
-    groups = self.groups
+    if groups.rule == "value":
+      k = np.full(len(judged), groups.k_init)
+    # Rollouts without a verdict count towards k_max and the total, though not towards k.
+    lost = np.maximum(judged - k, 0)
     more = budget.extra(
-      groups.rule, self.value, s.astype(np.float32), k.astype(np.int32), waiting,
-      k_max=groups.k_max, cost=groups.cost, block=groups.block,
+      groups.rule, self.ewa, self.value, s.astype(np.float32), k.astype(np.int32), ready,
+      np.int32(self.total - lost.sum()), k_max=(groups.k_max - lost).astype(np.int32), cost=groups.cost,
+      block=groups.block, real=self.real,
     )  # fmt: skip
-    # Rollouts without a verdict count towards k_max, though not towards k; a second stage is the last.
-    more = np.minimum(np.asarray(more), groups.k_max - judged)
-    if groups.rule == "two_stage":
-      more = np.where(judged > groups.k_init, 0, more)
-    return [(p, int(more[p])) for p in ready]
+    return np.asarray(more)
 
   def rollouts(self, max_response: int) -> Rollouts:
     """Flat rows in the order of (prompt, index), whatever the order in which they ended."""

@@ -29,8 +29,9 @@ class Sampled:
 class Schedule:
   """Slots, store entries and requests of one `collect` call."""
 
-  def __init__(self, prompts: Prompts, limit: np.ndarray, options, lanes: int):
-    """`limit [P, K]`: response tokens at most; `options`: a `config.sampler`; `lanes`: size of the data axis."""
+  def __init__(self, prompts: Prompts, limit: np.ndarray, first: np.ndarray, options, lanes: int):
+    """`limit [P, K]`: response tokens at most; `first [P]`: rollouts to begin with; `options`: a `config.sampler`;
+    `lanes`: size of the data axis."""
     self.prompts, self.limit = prompts, limit
     self.lane_slots = options.slots // lanes
     self.lane_entries = options.open_prompts // lanes
@@ -40,10 +41,12 @@ class Schedule:
     self.entries = [deque(range(self.lane_entries)) for _ in range(lanes)]  # free ones of each lane
     self.requests = [deque() for _ in range(lanes)]  # (prompt, index) to start
     self.home: dict[int, tuple[int, int]] = {}  # open prompt -> (lane, entry)
-    self.unopened = deque(np.flatnonzero(prompts.mask).tolist())
+    self.unopened = deque()  # (prompt, indices of its rollouts)
     self.asked = np.zeros(len(prompts.mask), np.int32)  # rollouts requested
     self.queued = np.zeros(len(prompts.mask), np.int32)  # of them not yet started
     self.closed = np.zeros(len(prompts.mask), bool)
+    for prompt in np.flatnonzero(prompts.mask).tolist():
+      self.request(prompt, int(first[prompt]))
     self.refills = self.steps = self.sampled = 0
 
   @property
@@ -55,10 +58,14 @@ class Schedule:
     return not (self.active or self.unopened or any(self.requests))
 
   def request(self, prompt: int, count: int):
-    """Asks for `count` more rollouts of an open prompt, ahead of the prompts that wait to begin."""
-    lane, _ = self.home[prompt]
+    """Asks for `count` more rollouts of a prompt. Those of an open prompt come before the prompts that wait to begin;
+    a prompt whose entry is gone, or was never there, waits with them."""
     first = int(self.asked[prompt])
-    self.requests[lane].extendleft((prompt, i) for i in reversed(range(first, first + count)))
+    if prompt in self.home:
+      lane, _ = self.home[prompt]
+      self.requests[lane].extendleft((prompt, i) for i in reversed(range(first, first + count)))
+    else:
+      self.unopened.append((prompt, range(first, first + count)))
     self.asked[prompt] += count
     self.queued[prompt] += count
 
@@ -72,8 +79,8 @@ class Schedule:
       lane, entry = self.home.pop(prompt)
       self.entries[lane].append(entry)
 
-  def open(self, count: int, final: bool):
-    """Opens waiting prompts where slots have nothing to do, `count` rollouts each; `final` closes them too.
+  def open(self, final: bool):
+    """Opens waiting prompts where slots have nothing to do; `final` closes them too.
 
     Returns the next prefill call's (tokens [B, T], length [B], entry [B]), padding with entries out of
     range, or None when there is nothing to open. Call until None.
@@ -84,14 +91,13 @@ class Schedule:
     entry = np.full(size, self.lane_entries, np.int32)
     taken = [0] * len(self.entries)
     while self.unopened and (lane := self._roomiest(taken)) is not None:
-      prompt = self.unopened.popleft()
+      prompt, indices = self.unopened.popleft()
       row = lane * self.lane_prefill + taken[lane]
       taken[lane] += 1
       self.home[prompt] = lane, self.entries[lane].popleft()
       tokens[row], length[row] = self.prompts.tokens[prompt], self.prompts.length[prompt]
       entry[row] = self.home[prompt][1]
-      self.asked[prompt] = self.queued[prompt] = count
-      self.requests[lane].extend((prompt, i) for i in range(count))
+      self.requests[lane].extend((prompt, i) for i in indices)
       self.closed[prompt] = final
     return (tokens, length, entry) if any(taken) else None
 

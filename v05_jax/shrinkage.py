@@ -12,12 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from v05_jax.ewa import EWA, clean, ewa_baseline, ewa_init, ewa_update, floats
-
-__all__ = [
-  "ESTIMATORS", "KINDS", "EWA", "Fit", "Fusion", "advantage", "baseline", "beta_fit", "beta_shrink", "ewa_baseline",
-  "ewa_init", "ewa_update", "fuse", "james_stein", "map_reward", "sq_loo", "tracked",
-]  # fmt: skip
+# What EWA-Beta offers is part of this module's interface.
+from v05_jax.ewa import EWA, clean, ewa_baseline, ewa_init, ewa_update, floats  # noqa: F401
 
 # What a baseline may be: of the k - 1 other rollouts in `sq_loo`, and in the advantages that leave one out.
 ESTIMATORS = ("mean", "value", "v05", "ewa", "beta_shrink", "batch_shrink", "james_stein", "tracker")
@@ -138,7 +134,8 @@ def beta_shrink(value, s, k, fit: Fit, scale=1.0):
   """BetaShrink, elementwise: (n0 V' + sum r) / (n0 + k), V' = clip(offset + A V, -.99, .99).
 
   A prompt without a prior has V' = the batch's mean reward, and so has every prompt with A = 0 (shrinkage to the
-  batch mean). `fit` is to be made with the same A. At fixed n0 the advantages with and without the rollout itself are proportional:
+  batch mean). `fit` is to be made with the same A. At fixed n0 the advantages with and without the rollout itself
+  are proportional:
   A_full = (n0 + k - 1) / (n0 + k) A_loo.
   """
   value, s, k = floats(value, s, k)

@@ -4,27 +4,33 @@ from collections.abc import Callable
 import time
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from v05_jax import config as configuration
 from v05_jax import (
+  budget,
   data,
   diagnostics,
   dynamic_sampling,
+  estimator,
   metrics,
   models,
   policy_gradient,
   rewards,
   rng,
   rollouts,
+  scoreboard,
+  selection,
   sharding,
   shrinkage,
   tasks,
   value_prior,
 )
+from v05_jax import config as configuration
 from v05_jax.structs import Context, Prompts, Rollouts, TrainState
 from v05_jax.value_prior import context as contexts
+from v05_jax.value_prior import history as histories
 
 MEAN_K_DECAY = 0.8  # of the running mean of rollouts per prompt
 # Metrics that are numbers of a step and not means.
@@ -49,11 +55,13 @@ class Run(NamedTuple):
     """The state before the first step."""
     params = self.update.place(self.policy.params)
     zero = np.zeros((), np.int32)
-    # An adaptive rule has no prior to lean on at first and uses up to k_max rollouts a prompt.
-    first_k = self.groups.k_init if self.groups.rule == "fixed" else self.groups.k_max
+    groups = self.groups
+    # A rule that stops by the outcome has no prior to lean on at first and uses up to k_max rollouts a prompt.
+    first_k = {"fixed": groups.k_init} | dict.fromkeys(budget.BATCH_RULES, groups.k_mean)
     return TrainState(
       params=params, opt_state=self.update.init(params), step=zero, cursor=zero, rollouts=zero, skipped=zero,
-      mean_k=np.float32(first_k), context=contexts.empty(self.config.prior.context, self.prior.width),
+      mean_k=np.float32(first_k.get(groups.rule, groups.k_max)), estimator=estimator.init(len(self.prompts)),
+      context=contexts.empty(self.config.prior.context, self.prior.width),
     )  # fmt: skip
 
 
@@ -63,7 +71,9 @@ class Draw(NamedTuple):
   prompts: Prompts
   rolls: Rollouts
   value: np.ndarray  # float32 [P]  the prior that the rollouts were judged with; NaN = it did not speak
+  weight: np.ndarray  # float32 [P]  of a prompt in the loss: 1, or 1 / its chance of having been selected
   context: Context
+  estimator: estimator.Estimator
   cursor: int
   generated: int  # rollouts, discarded ones included
   metrics: diagnostics.Pairs
@@ -109,16 +119,19 @@ def sample(run: Run, collect, state: TrainState, step: int) -> Draw:
   began = time.perf_counter()
   count = missing = prompts_per_step(run, state.mean_k)
   key = rng.at(run.config.seed, step)
-  context, cursor, draws, measured = state.context, int(state.cursor), [], {}
+  context, learnt, cursor, draws, measured = state.context, state.estimator, int(state.cursor), [], {}
   for _ in range(1 + run.config.budget.max_resample):
-    prompts = run.prompts.at(cursor, missing, pad_to=run.capacity)
-    cursor += missing
-    features = run.prior.features(prompts)
-    value = np.asarray(run.prior.predict(state.context, features))
-    rolls, stats = collect(state.params, prompts, key, run.groups, value=value)
+    asked = ask(run, state, cursor, missing, step)
+    prompts, value, cursor = asked.prompts, asked.value, asked.cursor
+    rolls, stats = collect(state.params, prompts, key, run.groups, value=value, ewa=state.estimator.ewa)
     success = success_share(run.config, rolls)
-    context = contexts.remember(context, features, *first_success(success, rolls.mask, run.groups.k_init))
-    found = diagnostics.rollout_metrics(prompts, rolls, success) | leave_one_out(run, rolls, value)
+    first = slice(run.groups.unconditional)  # rollouts whose number was not chosen by their outcome
+    context = contexts.remember(context, asked.features, *mean_success(success[:, first], rolls.mask[:, first]))
+    learnt, squares = estimator.learn(
+      learnt, prompts.row, np.int32(step), 2 * success[:, first] - 1, rolls.mask[:, first], value, asked.prior,
+      shrinkage.KINDS[run.config.baseline], run.config.prior.half_life,
+    )  # fmt: skip
+    found = diagnostics.rollout_metrics(prompts, rolls, success) | scored(squares) | asked.metrics
     measured = metrics.merge(measured, stats | found)
     draws.append((prompts, rolls, value))
     keep = [dynamic_sampling.informative(rolls) for _, rolls, _ in draws]
@@ -130,12 +143,67 @@ def sample(run: Run, collect, state: TrainState, step: int) -> Draw:
     prompts, rolls, value = dynamic_sampling.select(draws, keep, count)
   # Numbers of the step, not means over its draws.
   measured |= {name: (p[0], 1) for name, p in measured.items() if name.startswith(TOTALS)}
+  measured |= standings(learnt.board, shrinkage.KINDS[run.config.baseline])
   measured["rollouts_discarded"] = (generated - len(rolls.prompt), 1)
   measured["prior/support"] = (min(int(state.context.count), run.config.prior.context), 1)
   measured["data/epoch"] = (cursor / len(run.prompts), 1)
   measured["time/sample"] = (seconds := time.perf_counter() - began, 1)
   measured["time/tokens_per_second"] = (measured["response/length"][0], seconds)
-  return Draw(prompts, rolls, value, context, cursor, generated, measured)
+  return Draw(prompts, rolls, value, asked.weight, context, learnt, cursor, generated, measured)
+
+
+class Asked(NamedTuple):
+  """The prompts of a draw and what the prior says of them."""
+
+  prompts: Prompts
+  features: np.ndarray  # [P, F]
+  prior: np.ndarray  # float32 [P]  V
+  value: np.ndarray  # float32 [P]  V, with the prompt's own history where `config.prior.history` says so
+  weight: np.ndarray  # float32 [P]
+  cursor: int  # behind the prompts that were taken or passed over
+  metrics: diagnostics.Pairs
+
+
+def ask(run: Run, state: TrainState, cursor: int, count: int, step: int) -> Asked:
+  """The next `count` prompts with their prior, or the `count` that are worth most of a pool several times as large."""
+  options, size = run.config.selection, count * run.config.selection.pool
+  prompts = run.prompts.at(cursor, size, pad_to=run.capacity * options.pool)
+  features = run.prior.features(prompts)
+  prior = value = run.prior.predict(state.context, features)
+  known = {}
+  if run.config.prior.history:
+    past = histories.read(state.estimator.history, prompts.row, np.int32(step), run.config.prior.half_life)
+    value, weight = histories.fuse(state.estimator.history.moments, prior, past)
+    known["prior/history"] = diagnostics.pair(weight, prompts.mask)
+  prior, value = np.asarray(prior), np.asarray(value)
+  weight = np.ones(run.capacity, np.float32)
+  if options.pool > 1:
+    chance = selection.inclusion(value[:size], count)
+    uniform = jax.random.uniform(rng.at(run.config.seed, step, rng.SELECT))
+    index = selection.systematic(chance, float(uniform))
+    if options.weighted:
+      weight[:count] = count / size / chance[index]
+    known["selection/chance"] = diagnostics.pair(chance[index])
+    padded = np.pad(index, (0, run.capacity - count))
+    prompts = data.take(prompts, index, run.capacity)
+    features, prior, value = features[padded], prior[padded], value[padded]
+  return Asked(prompts, features, prior, value, weight, cursor + size, known)
+
+
+def scored(squares) -> diagnostics.Pairs:
+  """The scoreboard of one draw; `squares` [E, P]."""
+  rows = zip(shrinkage.ESTIMATORS, np.asarray(squares))
+  return {f"scoreboard/{name}/sq_adv": diagnostics.pair(row) for name, row in rows}
+
+
+def standings(board: scoreboard.Board, own: str) -> diagnostics.Pairs:
+  """The scoreboard of the run so far: each estimator's lead or lag against the run's own, and its standard error."""
+  found, error = {}, np.asarray(scoreboard.standard_error(board))
+  difference = np.where(board.count > 0, board.mean, np.nan)
+  for name, mean, spread in zip(shrinkage.ESTIMATORS, difference, error):
+    if name != own:
+      found |= {f"scoreboard/{name}/difference": (mean, 1), f"scoreboard/{name}/standard_error": (spread, 1)}
+  return found
 
 
 def success_share(config, rolls: Rollouts) -> np.ndarray:
@@ -143,22 +211,11 @@ def success_share(config, rolls: Rollouts) -> np.ndarray:
   return (np.asarray(shrinkage.map_reward(rolls.reward, config.rewards.low, config.rewards.high)) + 1) / 2
 
 
-def first_success(success, mask, k_init: int):
-  """(success [P], valid [P]): the mean over a prompt's first `k_init` rollouts, whose number was not chosen
-  by their outcome; groups that stopped early would be biased."""
-  first, valid = success[:, :k_init], mask[:, :k_init]
-  count = valid.sum(1)
-  total = np.where(valid, first, 0.0).sum(1)
+def mean_success(success, mask):
+  """(success [P], valid [P]): the mean over a prompt's valid rollouts [P, K]."""
+  count = mask.sum(1)
+  total = np.where(mask, success, 0.0).sum(1)
   return (total / np.maximum(count, 1)).astype(np.float32), count > 0
-
-
-def leave_one_out(run: Run, rolls: Rollouts, value) -> diagnostics.Pairs:
-  """The mean squared leave-one-out advantage of two baselines on every prompt's first `k_init` rollouts,
-  whose number was not chosen by their outcome."""
-  first, low, high = run.groups.k_init, run.config.rewards.low, run.config.rewards.high
-  reward = shrinkage.map_reward(rolls.reward[:, :first], low, high)
-  square = lambda kind: shrinkage.sq_loo(kind, reward, rolls.mask[:, :first], value)
-  return {f"loo/{kind}": diagnostics.pair(square(kind)) for kind in ("mean", "v05")}
 
 
 def learn(run: Run, state: TrainState, draw: Draw) -> tuple[TrainState, diagnostics.Pairs]:
@@ -168,12 +225,16 @@ def learn(run: Run, state: TrainState, draw: Draw) -> tuple[TrainState, diagnost
   low, high = config.rewards.low, config.rewards.high
   shaping = rewards.overlong_penalty(rolls.length, config.sampler.max_response, config.rewards.overlong_buffer)
   reward = shrinkage.map_reward(rolls.reward, low, high)
-  advantage, fusion = shrinkage.advantage(config.baseline, reward, rolls.mask, draw.value, shaping)
+  learnt, before = draw.estimator, state.estimator
+  past = histories.read(before.history, draw.prompts.row, state.step, config.prior.half_life)
+  ewa = learnt.ewa if config.ewa_update == "before" else before.ewa
+  advantage, fusion = shrinkage.advantage(config.baseline, reward, rolls.mask, draw.value, shaping, ewa, past)
   truth = exact_truth(run, state.params, draw.prompts)
 
   params, opt_state, measured, updates = state.params, state.opt_state, draw.metrics, {}
+  advantage = np.asarray(advantage)
   minibatches = policy_gradient.minibatches(
-    draw.prompts, rolls, np.asarray(advantage), config.loss, config.sampler.max_response, run.mesh
+    draw.prompts, rolls, advantage * draw.weight[:, None], config.loss, config.sampler.max_response, run.mesh
   )
   for batch, used in minibatches * config.loss.epochs:
     params, opt_state, update = run.update.step(params, opt_state, batch, used, run.reference)
@@ -186,12 +247,13 @@ def learn(run: Run, state: TrainState, draw: Draw) -> tuple[TrainState, diagnost
   measured |= diagnostics.baseline_metrics(draw.value, fusion, advantage, success, rolls.mask, truth)
   prompts = int(draw.prompts.mask.sum())
   mean_k = state.mean_k
-  if run.groups.rule != "fixed" and prompts:
+  if run.groups.rule not in ("fixed", *budget.BATCH_RULES) and prompts:
     mean_k = np.float32(MEAN_K_DECAY * mean_k + (1 - MEAN_K_DECAY) * draw.generated / prompts)
   measured["time/update"] = (time.perf_counter() - began, 1)
   state = state.replace(
     params=params, opt_state=opt_state, step=state.step + np.int32(1), cursor=np.int32(draw.cursor),
     rollouts=state.rollouts + np.int32(draw.generated), mean_k=mean_k, context=draw.context,
+    estimator=learnt,
     skipped=jnp.where(updates["grad/skipped"][0] > 0, state.skipped + 1, 0) if updates else state.skipped,
   )  # fmt: skip
   return state, measured

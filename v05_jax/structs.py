@@ -22,6 +22,7 @@ class Prompts:
   length: Array  # int32 [P]     tokens of the prompt; 1 for padding
   position: Array  # int32 [P]   place in the data stream: names the rollouts' keys
   mask: Array  # bool  [P]       a real prompt
+  row: Array  # int32 [P]        row of the dataset: the same prompt in every epoch
   rows: tuple[dict[str, Any], ...] = struct.field(pytree_node=False)  # the data rows of the real prompts
 
 
@@ -76,5 +77,6 @@ class TrainState:
   cursor: Array  # int32 []      prompts taken from the data stream
   rollouts: Array  # int32 []    rollouts generated so far, discarded ones included
   mean_k: Array  # float32 []    running mean of rollouts per prompt
+  estimator: Any  # estimator.Estimator: EWA-Beta, every prompt's history, the scoreboard
   skipped: Array  # int32 []     updates skipped in a row for a non-finite loss or gradient
   context: Context

@@ -1,0 +1,94 @@
+"""Flags: `--config=FILE` and `--config.KEY=VALUE`, with answers that a person can act on.
+
+`parse` is the flags parser of `main`; it prints one line a problem and exits with code 2.
+"""
+
+import re
+import sys
+
+from absl import flags
+from etils import epath
+from ml_collections import config_flags
+
+from configs import default
+from v05_jax import config as configuration
+
+
+def parse(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
+  """Flags parser for `absl.app.run(main, flags_parser=config.parse)`; it defines the flag `config`.
+
+  `--config=FILE` names the config, a .py or a saved .json; without it, the config.json in
+  `--workdir` is taken, so that a run continues by naming its workdir, and without that
+  configs/default.py. Every `--config.KEY=VALUE` changes a key. Problems go to stderr, a line each,
+  and the exit code is 2.
+  """
+  try:
+    return _parse(list(argv), flag_values)
+  except ValueError as e:
+    for line in str(e).splitlines():
+      print(f"error: {line}" if not line.startswith(" ") else line, file=sys.stderr)
+    sys.exit(2)
+
+
+def _parse(argv, flag_values):
+  argv = flag_values.read_flags_from_files(argv, force_gnu=False)  # --flagfile
+  path, argv = _take(argv, "config")
+  if path is None:
+    workdir = _take(argv, "workdir")[0]
+    saved = epath.Path(workdir) / "config.json" if workdir else None
+    path = str(saved) if saved is not None and saved.exists() else None
+  config = default.get_config() if path is None else configuration.load(path)
+  problems = configuration.structure(config)
+  if problems:
+    raise ValueError("\n  ".join([f"{path}: not a config of this version", *problems]))
+  typed = default.get_config()  # a file may hold 1 where a key takes 0.5
+  typed.update_from_flattened_dict(configuration.flatten(config))
+  _check_names(argv, typed, flag_values)
+  config_flags.DEFINE_config_dict(
+    "config", typed, "config file, .py or .json", flag_values=flag_values, sys_argv=argv
+  )
+  try:
+    rest = flag_values(argv)
+  except (flags.Error, TypeError, KeyError, AttributeError) as e:  # the last are config_flags'
+    raise ValueError(configuration.one_line(e)) from e
+  if len(rest) > 1:
+    raise ValueError(f"found the argument {rest[1]!r}, expected flags alone: --name=value")
+  configuration.validate(flag_values.config)
+  return rest
+
+
+def _take(argv: list[str], name: str) -> tuple[str | None, list[str]]:
+  """The last value of a flag, and the arguments without it."""
+  value, rest, words = None, argv[:1], iter(argv[1:])
+  for word in words:
+    if word == "--":
+      rest += [word, *words]
+    elif match := re.fullmatch(rf"--?{name}=(.*)", word, re.DOTALL):
+      value = match[1]
+    elif re.fullmatch(rf"--?{name}", word):
+      value = next(words, None)
+      if value is None:
+        raise ValueError(f"--{name}: found no value, expected --{name}=...")
+    else:
+      rest.append(word)
+  return value, rest
+
+
+def _check_names(argv, config, flag_values):
+  """Every flag is known, config keys too, before absl and config_flags fail in their own words."""
+  keys = list(configuration.flatten(config))
+  sections = {key.rsplit(".", 1)[0] for key in keys if "." in key}
+  for word in argv[1:]:
+    if word == "--":
+      break
+    match = re.match(r"--?([^=\s]+)", word)
+    if not word.startswith("-") or match is None or re.fullmatch(r"-[\d.].*", word):
+      continue  # a value, perhaps a negative number, of the flag before it
+    name = match[1]
+    if re.match(r"(no)?config\.", name):
+      key = name.split(".", 1)[1]
+      if key not in keys and key not in sections:
+        near = configuration.nearest(key, [*keys, *sections], "--config.")
+        raise ValueError(f"--{name}: found an unknown config key{near}")
+    elif name not in flag_values and name.removeprefix("no") not in flag_values:
+      raise ValueError(f"--{name}: found an unknown flag{configuration.nearest(name, flag_values, '--')}")

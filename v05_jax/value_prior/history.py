@@ -1,0 +1,105 @@
+"""A prompt's own past as a second prior: a discounted Beta count for every row of the data, and its fusion with V.
+
+The tracker is SPO's (arXiv 2509.13232) with one change: evidence fades with the training steps since the prompt was
+last seen, where SPO fades it with the KL divergence between the policies of the two visits, which would cost another
+forward pass. Values are in [-1, 1].
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from v05_jax.ewa import clean
+
+MOST_KEPT = 0.96  # of the evidence from one visit to the next, as in SPO: at most 25 visits count
+DISCOUNT = 0.95  # of the moments, a step
+MIN_PROMPTS = 8  # discounted prompts before the moments are believed; until then:
+FIRST_ERROR = 0.16  # squared error of V
+MIN_ERROR = 1e-3
+
+
+class History(NamedTuple):
+  """Discounted outcomes of every row of the data, and how well V and they have predicted; zeros at first."""
+
+  successes: jax.Array  # float32 [D]
+  rollouts: jax.Array  # float32 [D]
+  seen: jax.Array  # int32 [D]  the step of the last visit
+  moments: jax.Array  # float32 [5]  discounted sums of [1, (V - r)(V - H), (H - r)(H - V), 1 / rollouts, 1 - r H]
+
+
+def empty(size: int) -> History:
+  """Nothing seen yet of `size` rows."""
+  zeros = jnp.zeros(size, jnp.float32)
+  return History(zeros, zeros, jnp.zeros(size, jnp.int32), jnp.zeros(5, jnp.float32))
+
+
+@jax.jit
+def read(history: History, row, step, half_life):
+  """(successes [P], rollouts [P]) of earlier visits to the rows [P], faded to `step`.
+
+  A visit keeps min(2^(-age / half_life), .96) of the evidence before it; `half_life` in training steps.
+  """
+  age = (step - history.seen[row]).astype(jnp.float32)
+  kept = jnp.minimum(jnp.exp2(-age / half_life), MOST_KEPT)
+  return kept * history.successes[row], kept * history.rollouts[row]
+
+
+@jax.jit
+def remember(history: History, row, value, s, k, mask, step, half_life) -> History:
+  """Adds s successes of k rollouts to the rows [P] where `mask`; a row may stand there twice.
+
+  `value [P]` is the prior before fusion: how it and the history agree with the new outcomes is what `fuse` goes by.
+  The numbers of rollouts are to have been fixed in advance.
+  """
+  past, rollouts = read(history, row, step, half_life)
+  mask = jnp.asarray(mask, bool) & (k > 0)
+  where = jnp.where(mask, row, len(history.seen))  # out of range = nowhere
+  put = lambda x, new: x.at[where].set(new, mode="drop")
+  spoken, prior = clean(value)
+  known = mask & spoken & (rollouts > 0)
+  count = jnp.where(rollouts > 0, rollouts, 1.0)
+  own, reward = 2.0 * past / count - 1.0, 2.0 * s / jnp.where(mask, k, 1.0) - 1.0
+  terms = (jnp.ones_like(own), (prior - reward) * (prior - own), (own - reward) * (own - prior), 1.0 / count,
+           1.0 - reward * own)  # fmt: skip
+  batch = jnp.stack([jnp.sum(jnp.where(known, x, 0.0)) for x in terms])
+  return History(
+    put(history.successes, past).at[where].add(s, mode="drop"),
+    put(history.rollouts, rollouts).at[where].add(k, mode="drop"),
+    put(history.seen, jnp.full(mask.shape, step, jnp.int32)),
+    DISCOUNT * history.moments + batch,
+  )
+
+
+@jax.jit
+def fuse(moments, value, past):
+  """V and a prompt's own history H, weighted by the precisions that both have shown online.
+
+    squared error of V   mean (V - r)(V - H)
+    squared error of H   drift + sigma2 / rollouts;  drift = mean (H - r)(H - V) - sigma2 mean(1 / rollouts)
+    sigma2               mean 1 - r H: the variance of one reward, for E[r H] = E[mu^2]
+
+  r is the mean reward of a later visit. The three err independently, so that the products leave one error each
+  (the three-cornered hat), at any number of rollouts a visit.
+
+  Args:
+    moments: [5] of a `History`.
+    value: [P] the prior V; not finite = none. Then H speaks, with one rollout of reward 0 added.
+    past: (successes [P], rollouts [P]) from `read`; without rollouts V stays what it is.
+
+  Returns:
+    (value [P] in [-1, 1] or NaN, weight of the history [P] in [0, 1]).
+  """
+  successes, rollouts = past
+  count, prior_error, own_error, inverse, sigma2 = moments
+  enough = count >= MIN_PROMPTS
+  mean = lambda x, first: jnp.where(enough, x / jnp.where(enough, count, 1.0), first)
+  prior_error = jnp.maximum(mean(prior_error, FIRST_ERROR), MIN_ERROR)
+  sigma2 = jnp.clip(mean(sigma2, 1.0), MIN_ERROR, 1.0)
+  drift = jnp.maximum(mean(own_error, 0.0) - sigma2 * mean(inverse, 0.0), MIN_ERROR)
+  (spoken, prior), seen = clean(value), rollouts > 0
+  number = jnp.where(seen, rollouts, 1.0)
+  own = 2.0 * successes / number - 1.0
+  weight = jnp.where(seen, prior_error / (prior_error + drift + sigma2 / number), 0.0)
+  alone = jnp.where(seen, (2.0 * successes - rollouts) / (1.0 + rollouts), jnp.nan)
+  return jnp.where(spoken, (1.0 - weight) * prior + weight * own, alone), jnp.where(spoken, weight, seen * 1.0)
