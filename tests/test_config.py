@@ -123,6 +123,8 @@ def test_no_number_but_a_reward_may_be_below_minus_one():
     ("reward", "my module:f", "module:function"),
     ("rewards__low", 1.0, "less than rewards.high"),
     ("rewards__overlong_buffer", 9, "at most sampler.max_response = 8"),
+    ("selection__pool", 0, "at least 1"),
+    ("ewa_update", "now", "one of after, before"),
     ("prior__min_support", 257, "at most prior.context = 256"),
     ("data__template", "{question}", "{prompt}"),
     ("data__families", ("add", "add"), "each once"),
@@ -154,7 +156,19 @@ def test_k_init_above_k_max_with_an_adaptive_rule():
   assert "budget.k_init: found 8, expected at most budget.k_max = 4" in text
 
 
-@pytest.mark.parametrize("baseline", ["grpo", "dr_grpo", "rloo"])
+def test_a_divided_budget_has_its_mean_between_its_bounds():
+  config.validate(changed(budget__rule="neyman", budget__k_init=2, budget__k_max=8))
+  for mean in (1.5, 9.0):
+    text = problems(budget__rule="value", budget__k_init=2, budget__k_max=8, budget__k_mean=mean)
+    assert f"budget.k_mean: found {mean}, expected between budget.k_init = 2 and budget.k_max = 8" in text
+
+
+def test_what_excludes_each_other():
+  assert "selection.pool: found 2, expected 1" in problems(selection__pool=2, budget__max_resample=3)
+  assert "prior.history: found True, expected False" in problems(prior__history=True, baseline="spo")
+
+
+@pytest.mark.parametrize("baseline", ["grpo", "dr_grpo", "rloo", "james_stein"])
 def test_a_group_baseline_needs_two_rollouts(baseline):
   config.validate(changed(budget__k_init=1, budget__k_max=1))  # v05 has its prior
   text = problems(budget__k_init=1, budget__k_max=1, baseline=baseline)

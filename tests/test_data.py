@@ -208,3 +208,18 @@ def test_bad_files_are_named(load, tmp_path, monkeypatch):
   monkeypatch.setattr(data, "_read_jsonl", refuse)
   with pytest.raises(ValueError, match=r"rows.jsonl: cannot be read \(Permission denied\)"):
     load(path=str(tmp_path / "rows.jsonl"))
+
+
+def test_a_selection_keeps_positions_and_rows(load):
+  """What names a prompt's rollouts (its position) and its past (its row) goes with it; the rest is padding."""
+  dataset = load(numbered(40))
+  pool = dataset.at(37, 8)  # over the end of an epoch
+  np.testing.assert_array_equal(pool.row, ids(pool))
+  taken = data.take(pool, np.array([1, 6]), 4)
+  np.testing.assert_array_equal(taken.mask, [True, True, False, False])
+  np.testing.assert_array_equal(taken.position[:2], [38, 43])
+  np.testing.assert_array_equal(taken.row[:2], pool.row[[1, 6]])
+  np.testing.assert_array_equal(taken.tokens[:2], pool.tokens[[1, 6]])
+  np.testing.assert_array_equal(taken.length, [pool.length[1], pool.length[6], 1, 1])
+  assert taken.rows == (pool.rows[1], pool.rows[6])
+  assert dataset.rows[taken.row[1]] is taken.rows[1]

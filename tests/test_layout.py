@@ -42,7 +42,8 @@ ONLY = {
 FLAX = ("models/", "value_prior/", "structs.py")
 # No file, clock or terminal; a module that does not exist yet is skipped.
 PURE = (
-  "structs rng ewa shrinkage budget losses policy_gradient sampler packing diagnostics dynamic_sampling scoreboard selection estimator"
+  "structs rng ewa shrinkage budget losses policy_gradient sampler packing diagnostics dynamic_sampling scoreboard"
+  " selection estimator"
   " models/transformer value_prior/prior value_prior/context value_prior/history value_prior/adapter value_prior/tabpfn"
 ).split()
 IMPURE_MODULES = (

@@ -141,3 +141,14 @@ def test_without_matplotlib_the_table_remains(tmp_path, monkeypatch, capsys):
   assert report.report([a])[0].end == 0.2 and report.summary(a) is None
   said = capsys.readouterr()
   assert "| a |" in said.out and "without matplotlib" in said.err
+
+
+def test_the_scoreboard_is_ranked_with_the_runs_own_baseline_at_zero(tmp_path):
+  line = {"scoreboard/v05/sq_adv": 0.5}
+  for name, difference in (("ewa", -0.02), ("mean", 0.03)):
+    values = {"sq_adv": 0.5, "difference": difference, "standard_error": 0.01}
+    line |= {f"scoreboard/{name}/{x}": y for x, y in values.items()}
+  run = report.load(make(tmp_path / "v05", [0.1, 0.2], **line))
+  assert report.standings(run) == [("ewa", -0.02, 0.01), ("v05 (own)", 0.0, 0.0), ("mean", 0.03, 0.01)]
+  assert pathlib.Path(report.summary(str(tmp_path / "v05"))).stat().st_size > 10_000
+  assert report.standings(report.load(make(tmp_path / "none", [0.1, 0.2]))) == []

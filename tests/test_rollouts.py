@@ -16,11 +16,11 @@ FIXED = rollouts.Groups("fixed", 6, 6)
 FIELDS = ("tokens", "prompt", "index", "length", "reward", "ended", "mask")
 
 
-def run(groups=FIXED, devices=1, count=14, value=None, seed=0, verifier=None, limit=None, capacity=None, **sampler):
+def run(groups=FIXED, devices=1, count=14, value=None, seed=0, verifier=None, limit=None, capacity=None, ewa=None,
+        **sampler):  # fmt: skip
   collect = support.collector(support.config(**sampler), devices, verifier)
-  return collect(
-    support.params(), support.prompts(count, capacity=capacity), rng.at(0, seed), groups, value, limit=limit
-  )
+  prompts = support.prompts(count, capacity=capacity)
+  return collect(support.params(), prompts, rng.at(0, seed), groups, value, limit=limit, ewa=ewa)
 
 
 @pytest.fixture(scope="module")
@@ -181,3 +181,48 @@ def test_a_second_stage_is_the_last():
   expected = budget.final_k(shrinkage.fuse(vbar, 4, value).delta2, np.full(14, 4), 1 / 256, 16)
   np.testing.assert_array_equal(rolls.mask.sum(1), expected)
   assert len(set(np.asarray(expected).tolist())) > 2
+
+
+EWA = shrinkage.ewa_update(
+  shrinkage.ewa_init(), np.linspace(-1, 1, 64), np.random.default_rng(0).binomial(4, 0.5, 64), np.full(64, 4)
+)
+
+
+@pytest.mark.parametrize("store", [{}, {"slots": 8, "open_prompts": 2, "prefill": 2}], ids=str)
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_divided_budget_is_met_exactly_and_extends_the_first_stage(store, devices):
+  """Also where fewer prompts can be open at once than wait for the decision: they are opened again."""
+  if devices == 2 and store:
+    store = {key: 2 * size for key, size in store.items()}
+  full, _ = run(rollouts.Groups("fixed", 16, 16))
+  value = np.random.default_rng(0).uniform(-1, 1, 20).astype(np.float32)
+  groups = rollouts.Groups("neyman", 3, 16, k_mean=5.5)
+  rolls, _ = run(groups, value=value, capacity=20, devices=devices, ewa=EWA, **store)
+  k = rolls.mask.sum(1)
+  assert k.sum() == len(rolls.prompt) == 77 and k[:14].min() >= 3 and len(set(k[:14])) > 2 and not k[14:].any()
+  for p in range(14):
+    np.testing.assert_array_equal(rolls.mask[p], np.arange(16) < k[p])
+    np.testing.assert_array_equal(rolls.reward[p, : k[p]], full.reward[p, : k[p]])
+  s = rolls.reward[:14, :3].sum(1)
+  _, sigma2, var = shrinkage.ewa_baseline(EWA, value[:14], s, np.full(14, 3))
+  np.testing.assert_array_equal(k[:14], budget.neyman(sigma2, var, np.full(14, 3), 77, 3, 16))
+
+
+def test_a_divided_budget_stays_exact_when_verdicts_fail():
+  broken = support.Verifier(lambda text: float("nan") if text.startswith("b") else float("c" in text))
+  value = np.zeros(14, np.float32)
+  rolls, _ = run(rollouts.Groups("neyman", 4, 12, k_mean=6.0), value=value, ewa=EWA, verifier=broken)
+  assert np.isnan(rolls.reward[rolls.length > 0]).any()
+  assert (rolls.length > 0).sum() == len(rolls.prompt) == 84 and (rolls.length > 0).sum(1).max() <= 12
+
+
+def test_an_allocation_by_value_is_known_beforehand():
+  """The same numbers whatever the rollouts say, all of them asked at once: no second prefill, no waiting."""
+  value = np.linspace(-1, 1, 14).astype(np.float32)
+  groups = rollouts.Groups("value", 2, 16, k_mean=6.0)
+  one, stats = run(groups, value=value, slots=128, open_prompts=16)
+  other, _ = run(groups, value=value, slots=128, open_prompts=16, verifier=support.Verifier(lambda text: 0.0))
+  k = one.mask.sum(1)
+  np.testing.assert_array_equal(k, other.mask.sum(1))
+  assert k.sum() == 84 and k[0] == k[-1] == 2 and k[6] == k.max() > 6
+  assert stats["sampler/refills"][0] == 0

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import dapo, default, demo, grpo, rloo, v05
+from configs import dapo, default, demo, ewa, grpo, rloo, spo, v05
 from v05_jax import checkpoint, metrics, models
 from v05_jax import config as configuration
 from v05_jax.models import hf
@@ -54,7 +54,8 @@ def test_a_run_writes_its_metrics_config_checkpoint_and_plot(unbroken):
   assert [line["rollouts"] for line in written] == [0, 32, 64, 96, 128]
   assert int(state.step) == 4 and int(state.cursor) == 32 and int(state.context.count) == 32
   train_names = {"reward", "accuracy", "k/mean", "prior/accepted", "prior/abs_error", "shrinkage/weight",
-                 "shrinkage/estimated_mse", "shrinkage/true_mse", "loo/mean", "loo/v05", "grad/norm", "loss/entropy",
+                 "shrinkage/estimated_mse", "shrinkage/true_mse", "scoreboard/ewa/sq_adv",
+                 "scoreboard/mean/difference", "scoreboard/mean/standard_error", "grad/norm", "loss/entropy",
                  "loss/logprob_gap", "loss/clip_fraction", "sampler/utilisation", "time/tokens_per_second",
                  "time/compilations"}  # fmt: skip
   assert all(train_names <= line.keys() for line in written[1:])
@@ -89,9 +90,10 @@ def test_a_workdir_of_another_config_is_refused(unbroken):
     train(small(**{"optimizer.learning_rate": 0.5}), str(unbroken[0]))
 
 
-@pytest.mark.parametrize("name", ["demo", "v05", "grpo", "dapo", "rloo"])
+@pytest.mark.parametrize("name", ["demo", "v05", "grpo", "dapo", "rloo", "ewa", "spo"])
 def test_no_config_compiles_after_its_second_step(name, tmp_path):
-  config = {"demo": demo, "v05": v05, "grpo": grpo, "dapo": dapo, "rloo": rloo}[name].get_config()
+  modules = {"demo": demo, "v05": v05, "grpo": grpo, "dapo": dapo, "rloo": rloo, "ewa": ewa, "spo": spo}
+  config = modules[name].get_config()
   more = {"v05": {"rollouts_per_step": 96, "prior.min_support": 6}, "dapo": {"budget.k_init": 4, "budget.k_max": 4}}
   config = small(config, num_steps=5, **more.get(name, {}))
   train(config, str(tmp_path))
@@ -102,6 +104,12 @@ def test_no_config_compiles_after_its_second_step(name, tmp_path):
   if name == "v05":
     assert len({line["prompts"] for line in written[1:]}) > 1  # the number of prompts adapts
     assert max(line["k/mean"] for line in written[1:]) > 4
+  if name == "ewa":  # two stages, and the number of rollouts of a step is always the same
+    assert [line["rollouts"] for line in written] == [0, 32, 64, 96, 128, 160]
+    assert max(len([key for key in line if key.startswith("k/hist/")]) for line in written[1:]) > 1
+  if name == "spo":  # 32 of 128 prompts a step, of 256: the second step is of the second half, then all are known
+    assert [line["data/epoch"] for line in written[1:]] == [0.5, 1, 1.5, 2, 2.5]
+    assert all(0.24 < line["selection/chance"] < 1 for line in written[1:])
   if name == "dapo":
     assert sum(line["rollouts_discarded"] for line in written[1:]) > 0
 

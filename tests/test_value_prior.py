@@ -56,7 +56,8 @@ def make_prompts(count, capacity=None, behind=0):
     tokens[i] = rng.integers(2, 12, WIDTH)
   tokens = np.where(np.arange(WIDTH) < length[:, None], tokens, behind).astype(np.int32)
   mask = np.arange(len(length)) < count
-  return Prompts(tokens=tokens, length=length, position=np.arange(len(length)), mask=mask, row=np.arange(len(length)), rows=())
+  place = np.arange(len(length))
+  return Prompts(tokens=tokens, length=length, position=place, mask=mask, row=place, rows=())
 
 
 def filled(features, success, size=None):

@@ -76,8 +76,8 @@ def ewa_update(state: EWA, value, s, k) -> EWA:
   # Each rollout is predicted from the k - 1 others: all s successes alike, and all k - s failures.
   others = jnp.maximum(k - 1.0, 0.0)
   population = _population(moments)
-  after_success = _experts(population, value, jnp.clip(s - 1.0, 0.0, others), others)[0]
-  after_failure = _experts(population, value, jnp.minimum(s, others), others)[0]
+  before = jnp.stack([jnp.clip(s - 1.0, 0.0, others), jnp.minimum(s, others)])  # successes among them
+  after_success, after_failure = jnp.moveaxis(_experts(population, value, before, others)[0], 1, 0)
   error = s * (2.0 - 2.0 * after_success) ** 2 + (k - s) * (2.0 * after_failure) ** 2
   losses = DISCOUNT * state.losses + jnp.sum(jnp.where(k > 0, error, 0.0), axis=1)
   return EWA(moments, losses)
@@ -118,28 +118,23 @@ def _population(moments) -> _Population:
 
 def _experts(population: _Population, value, s, k):
   """First and second posterior moments of the success probability, each [30, ...]."""
+  value, s, k = jnp.broadcast_arrays(value, s, k)
   spoken, prior = clean(value)
-  a0, b0 = population.a, population.b
   # Experts come first: the long axis is the last one, along which processors work.
   scale, n = (jnp.asarray(x, s.dtype).reshape(-1, *(1,) * s.ndim) for x in (_A, _N))
   q = jnp.clip((1.0 + population.reward + scale * (prior - population.value)) / 2.0, 0.005, 0.995)
-  a, b = n * q, n * (1.0 - q)  # [10, ...]
-  ratio = _evidence(a, b, n, s, k) - _evidence(a0, b0, a0 + b0, s, k)
-  g = jnp.stack([_trust(ratio, spoken, eps) for eps in DOUBTS], axis=1)  # [10, 3, ...]
+  beside = lambda x, last: jnp.concatenate([x, jnp.full((1, *s.shape), last, s.dtype)])
+  a, b = beside(n * q, population.a), beside(n * (1.0 - q), population.b)  # [11, ...], the population at the end
+  # log of B(a + s, b + k - s) / B(a, b): the outcomes' probability under Beta(a, b).
+  after, before = gammaln(jnp.stack([a + s, b + k - s, a + b])), gammaln(jnp.stack([a, b, a + b + k]))
+  evidence = jnp.sum(after - before, axis=0)
+  g = jnp.stack([_trust(evidence[:-1] - evidence[-1], spoken, eps) for eps in DOUBTS], axis=1)  # [10, 3, ...]
 
-  def mixture(mean, mean0):
-    return (mean0 + g * (mean - mean0)[:, None]).reshape(-1, *s.shape)
+  def mixture(mean):
+    return (mean[-1] + g * (mean[:-1] - mean[-1])[:, None]).reshape(-1, *s.shape)
 
-  first, first0 = (a + s) / (n + k), (a0 + s) / (a0 + b0 + k)
-  second = first * (a + s + 1.0) / (n + k + 1.0)
-  second0 = first0 * (a0 + s + 1.0) / (a0 + b0 + k + 1.0)
-  return mixture(first, first0), mixture(second, second0)
-
-
-def _evidence(a, b, n, s, k):
-  """log of B(a + s, b + k - s) / B(a, b), n = a + b: the outcomes' probability under Beta(a, b)."""
-  rise = lambda x, steps: gammaln(x + steps) - gammaln(x)
-  return rise(a, s) + rise(b, k - s) - rise(n, k)
+  first = (a + s) / (a + b + k)
+  return mixture(first), mixture(first * (a + s + 1.0) / (a + b + k + 1.0))
 
 
 def _trust(ratio, spoken, eps: float):

@@ -267,9 +267,10 @@ def _title(score: str) -> str:
 
 
 def _summary(new_figure, run: Run):
-  panels = _panels(run)
-  columns = 3 if len(panels) <= 9 else 4
-  rows = -(-max(len(panels), 1) // columns)
+  panels, board = _panels(run), standings(run)
+  number = len(panels) + bool(board)
+  columns = 3 if number <= 9 else 4
+  rows = -(-max(number, 1) // columns)
   figure = new_figure(figsize=(3.4 * columns, 2.3 * rows + 0.3), layout="constrained")
   figure.suptitle(run.name, x=0.01, ha="left", fontsize=11, fontweight="bold")
   grid = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -288,9 +289,32 @@ def _summary(new_figure, run: Run):
         loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=len(curves), fontsize=7,
         handlelength=1.0, borderpad=0.0, borderaxespad=0.3, columnspacing=1.0, handletextpad=0.4,
       )  # fmt: skip
-  for axes in grid[len(panels) :]:
+  if board:
+    _draw_board(grid[len(panels)], board)
+  for axes in grid[number:]:
     axes.set_axis_off()
   return figure
+
+
+def standings(run: Run) -> list[tuple[str, float, float]]:
+  """(estimator, difference, standard error) of the scoreboard's last line, best first; [] without one."""
+  last = run.lines[-1]
+  names = {name.split("/")[1] for name in last if name.startswith("scoreboard/")}
+  own = {name for name in names if f"scoreboard/{name}/difference" not in last}
+  rows = [(x, last[f"scoreboard/{x}/difference"], last[f"scoreboard/{x}/standard_error"]) for x in names - own]
+  if any(None in row for row in rows):  # nothing was judged
+    return []
+  return sorted([*rows, *((f"{name} (own)", 0.0, 0.0) for name in own)], key=lambda row: row[1])
+
+
+def _draw_board(axes, board):
+  """Horizontal bars of one standard error to each side, the best estimator on top."""
+  labels, difference, error = zip(*board)
+  axes.axvline(0.0, color=INK, linewidth=0.6)
+  axes.errorbar(difference, range(len(board)), xerr=error, fmt="o", color=COLOURS[0], markersize=3, linewidth=1)
+  axes.set_yticks(range(len(board)), labels)
+  axes.invert_yaxis()
+  axes.set_title("baseline MSE minus that of the run's own", pad=16)
 
 
 def _panels(run: Run) -> list[tuple[str, dict]]:

@@ -76,8 +76,10 @@ def fuse(moments, value, past):
   """V and a prompt's own history H, weighted by the precisions that both have shown online.
 
     squared error of V   mean (V - r)(V - H)
-    squared error of H   drift + sigma2 / rollouts;  drift = mean (H - r)(H - V) - sigma2 mean(1 / rollouts)
-    sigma2               mean 1 - r H: the variance of one reward, for E[r H] = E[mu^2]
+    squared error of H   drift + sigma2 / rollouts, on average mean (H - r)(H - V)
+    sigma2               mean 1 - r H, the variance of one reward, for E[r H] = E[mu^2]; less where the average says so,
+                         for faded rollouts are worth more than their number
+    drift                what is left of the average: the policy has moved on
 
   r is the mean reward of a later visit. The three err independently, so that the products leave one error each
   (the three-cornered hat), at any number of rollouts a visit.
@@ -95,8 +97,9 @@ def fuse(moments, value, past):
   enough = count >= MIN_PROMPTS
   mean = lambda x, first: jnp.where(enough, x / jnp.where(enough, count, 1.0), first)
   prior_error = jnp.maximum(mean(prior_error, FIRST_ERROR), MIN_ERROR)
-  sigma2 = jnp.clip(mean(sigma2, 1.0), MIN_ERROR, 1.0)
-  drift = jnp.maximum(mean(own_error, 0.0) - sigma2 * mean(inverse, 0.0), MIN_ERROR)
+  own_error, inverse = jnp.maximum(mean(own_error, 1.0), MIN_ERROR), mean(inverse, 1.0)
+  sigma2 = jnp.minimum(jnp.clip(mean(sigma2, 1.0), MIN_ERROR, 1.0), own_error / inverse)
+  drift = own_error - sigma2 * inverse
   (spoken, prior), seen = clean(value), rollouts > 0
   number = jnp.where(seen, rollouts, 1.0)
   own = 2.0 * successes / number - 1.0

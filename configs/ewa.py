@@ -1,0 +1,16 @@
+"""EWA-Beta with the Neyman budget on the built-in tasks: 2 rollouts of every prompt, then 2 more a prompt on average.
+
+    python -m v05_jax.main --config=configs/ewa.py --workdir=runs/ewa
+
+The baseline learns online how far to trust the prior, and the second half of a step's rollouts goes where it expects
+the largest error. The number of rollouts a step is always the same, in two calls of the sampler.
+"""
+
+from configs import default
+
+
+def get_config():
+  c = default.get_config()
+  c.baseline = "ewa"
+  c.budget.update({"rule": "neyman", "k_init": 2, "k_mean": 4.0, "k_max": 16})
+  return c

@@ -1,0 +1,21 @@
+"""SPO (arXiv 2509.13232) on the built-in tasks: one rollout a prompt, every prompt's own past as the baseline.
+
+    python -m v05_jax.main --config=configs/spo.py --workdir=runs/spo
+
+Advantages are centred and scaled over the batch, and prompts are taken from a pool four times as large by the spread
+that their value promises, without weights. Two things differ from the paper: a prompt not seen before has the running
+mean as its value, where SPO samples eight rollouts of every prompt beforehand, and a past fades with the training
+steps since, where SPO measures the KL divergence.
+"""
+
+from configs import default
+
+
+def get_config():
+  c = default.get_config()
+  c.baseline = "spo"
+  c.prior.kind = "constant"
+  c.budget.update({"k_init": 1, "k_max": 1})
+  c.selection.update({"pool": 4, "weighted": False})
+  c.loss.aggregate = "rollout"
+  return c
