@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import properties
 from v05_jax import budget, shrinkage
 
 GOLDEN = json.loads((pathlib.Path(__file__).parent / "data" / "estimator.json").read_text())
@@ -49,10 +50,10 @@ def test_decisions_through_fuse_equal_the_reference(x64):
       column("k").astype(np.int32),
     )
     options = dict(k_max=16, cost=COST, block=1)
-    ask = np.ones(len(k), bool)
-    more = budget.extra("sequential", value, s, k, ask, **options)
+    ended = np.ones(len(k), bool)
+    more = budget.extra("sequential", None, value, s, k, ended, 0, **options)
     np.testing.assert_array_equal(more, column("more"))
-    two = budget.extra("two_stage", value, s, k, ask, **options)
+    two = budget.extra("two_stage", None, value, s, k, ended, 0, **options)
     np.testing.assert_array_equal(k + two, column("k_next"))
     assert more.dtype == two.dtype == jnp.int32
 
@@ -118,19 +119,95 @@ def test_gradients_are_finite():
     assert np.isfinite(slope).all()
 
 
-def test_extra_in_blocks_within_k_max_and_only_where_undecided():
+def test_extra_in_blocks_within_k_max_and_only_where_ended():
   value, s = np.array([-1.0, -1.0, -1.0, -1.0, 1.0, np.nan]), np.array([4.0, 15, 14, 4, 4, 0])
-  k, ask = np.array([4, 15, 14, 4, 4, 0]), np.array([1, 1, 1, 0, 1, 1], bool)
+  k, ended = np.array([4, 15, 14, 4, 4, 0]), np.array([1, 1, 1, 0, 1, 1], bool)
   options = dict(k_max=16, cost=COST, block=4)
-  np.testing.assert_array_equal(
-    budget.extra("sequential", value, s, k, ask, **options), [4, 1, 2, 0, 0, 4]
-  )
-  np.testing.assert_array_equal(
-    budget.extra("two_stage", value, s, k, ask, **options), [12, 1, 2, 0, 0, 16]
-  )
-  np.testing.assert_array_equal(budget.extra("fixed", value, s, k, ask, **options), np.zeros(6))
+  extra = lambda rule, **more: budget.extra(rule, None, value, s, k, ended, 0, **(options | more))
+  np.testing.assert_array_equal(extra("sequential"), [4, 1, 2, 0, 0, 4])
+  np.testing.assert_array_equal(extra("two_stage"), [12, 1, 2, 0, 0, 16])
+  np.testing.assert_array_equal(extra("fixed"), np.zeros(6))
+  real = np.array([0, 1, 1, 1, 1, 0], bool)
+  np.testing.assert_array_equal(extra("sequential", real=real), [0, 1, 2, 0, 0, 0])
+  np.testing.assert_array_equal(extra("two_stage", real=real), [0, 1, 2, 0, 0, 0])
+  k_max = np.array([6, 15, 16, 16, 16, 3])  # a bound of each prompt
+  np.testing.assert_array_equal(extra("two_stage", k_max=k_max), [2, 0, 2, 0, 0, 3])
   with pytest.raises(ValueError, match=r"budget\.rule.*'osla'"):
-    budget.extra("osla", value, s, k, ask, **options)
+    extra("osla")
+
+
+@pytest.mark.parametrize("x64", [True, False])
+def test_neyman_equals_the_reference_allocation(x64):
+  case = GOLDEN["ewa"]
+  with jax.enable_x64(x64):
+    sigma2, var, k = (np.array(case[name]) for name in ("sigma2", "var", "k"))
+    got = budget.neyman(sigma2, var, k, 72, np.maximum(k, 1), 16)
+    np.testing.assert_array_equal(got, case["neyman72"])
+    assert got.dtype == jnp.int32
+
+
+@pytest.mark.parametrize("x64", [True, False])
+def test_neyman_through_extra_equals_the_reference_allocation(x64):
+  """From successes to rollouts, with the state that the batch itself has taught, as the reference has it."""
+  case = GOLDEN["ewa"]
+  with jax.enable_x64(x64):
+    value = np.array([np.nan if v is None else v for v in case["V"]])
+    s, k = np.array(case["s"]), np.array(case["k"], np.int32)
+    state = shrinkage.ewa_update(shrinkage.ewa_init(), value, s, k)
+    ended = np.ones(12, bool)
+    got = budget.extra("neyman", state, value, s, k, ended, 72, k_max=16, real=ended)
+    np.testing.assert_array_equal(k + got, case["neyman72"])
+    assert got.dtype == jnp.int32
+
+
+@pytest.mark.parametrize("rule", budget.BATCH_RULES)
+def test_padding_gets_nothing_and_does_not_count(rule):
+  rng = np.random.default_rng(1)
+  state, value, s, k = properties.taught(shrinkage), rng.uniform(-1, 1, 9), 1.0 * rng.integers(0, 5, 9), np.full(9, 4)
+  ended = np.ones(9, bool)
+  want = np.asarray(budget.extra(rule, state, value, s, k, ended, 85, k_max=16, real=True))
+  assert np.sum(k + want) == 85 and len(set(want)) > 2
+  padding = lambda x, fill: np.insert(x, [0, 5, 9], fill)
+  got = np.asarray(budget.extra(
+    rule, state, padding(value, 0.1), padding(s, 2), padding(k, 3), padding(ended, False), 85, k_max=16,
+    real=padding(ended, False),
+  ))  # fmt: skip
+  np.testing.assert_array_equal(got, padding(want, 0))
+
+
+def test_the_value_rule_depends_on_the_prior_alone():
+  rng = np.random.default_rng(2)
+  value = np.array([np.nan, 0.0, 0.5, -0.5, 0.9, -0.9, 1.0, 3.0])
+  ended, k = np.ones(8, bool), np.zeros(8, int)
+  first = np.asarray(budget.extra("value", None, value, k, k, ended, 48, k_max=16))
+  assert first.sum() == 48 and first[6] == first[7] == 0
+  assert first[0] == first[1] and first[2] == first[3] and first[4] == first[5]  # 1 - V^2; no prior = 0
+  assert first[1] > first[2] > first[4]
+  later = np.asarray(budget.extra("value", None, value, rng.integers(0, first + 1), first, ended, 48, k_max=16))
+  assert not later.any()  # whatever came out, nothing is added
+  for k in (np.full(8, 2), np.minimum(first, 4)):
+    answers = {
+      tuple(k + np.asarray(budget.extra("value", None, value, rng.integers(0, k + 1), k, ended, 48, k_max=16)))
+      for _ in range(8)
+    }
+    assert len(answers) == 1 and sum(*answers) == 48
+  # One prompt that has not ended gets nothing for now, and the others are not held up.
+  got = budget.extra("value", None, value, k * 0, k * 0, ended & (np.arange(8) != 1), 48, k_max=16)
+  np.testing.assert_array_equal(got, np.where(np.arange(8) == 1, 0, first))
+
+
+@pytest.mark.parametrize("rule", budget.RULES)
+def test_rules_give_whole_numbers_within_bounds_for_any_input(rule):
+  """NaN, infinite and out-of-range priors; k = 0, 1 and k_max; all-equal groups."""
+  value = np.repeat([np.nan, np.inf, -np.inf, -5.0, 5.0, 0.0, -1.0, 0.3], 6)
+  k = np.tile([0, 1, 1, 4, 4, 16], 8)
+  s = np.tile([0.0, 0, 1, 0, 4, 7.3], 8)
+  state, ended = properties.taught(shrinkage), np.ones(48, bool)
+  for total in (0, int(k.sum()), 500, 10_000):
+    got = np.asarray(budget.extra(rule, state, value, s, k, ended, total, k_max=16, cost=COST, block=3))
+    assert got.dtype == np.int32 and np.all(got >= 0) and np.all(k + got <= 16)
+    if rule in budget.BATCH_RULES:
+      assert np.sum(k + got) == np.clip(total, k.sum(), 16 * 48)
 
 
 def population(sd, h):
@@ -163,14 +240,12 @@ def decisions(rule, value, k):
   """`budget.extra` at every s, [..., 17]."""
   shape = (*value.shape, len(S))
   s, v = np.broadcast_to(S.astype(float), shape), np.broadcast_to(value[..., None], shape)
-  more = budget.extra(
-    rule, v, s, np.full(shape, k), np.ones(shape, bool), k_max=16, cost=COST, block=1
-  )
+  more = budget.extra(rule, None, v, s, np.full(shape, k), np.ones(shape, bool), 0, k_max=16, cost=COST)
   return np.asarray(more)
 
 
 @pytest.mark.parametrize("row", GOLDEN["accept"], ids=lambda row: f"sd{row['sd']}h{row['h']}")
-def test_acceptance_table_by_exact_enumeration(row):
+def test_acceptance_table_by_exact_enumeration(row, monkeypatch):
   """No randomness: every outcome of up to 16 rollouts, weighted by its probability."""
   with jax.enable_x64(True):
     mu, value, mass = population(row["sd"], row["h"])
@@ -206,5 +281,22 @@ def test_acceptance_table_by_exact_enumeration(row):
     got["a2_v05"] = np.sum(
       mass * np.sum(start[..., :5] * np.asarray(a2).reshape(*value.shape, 5), -1)
     )
+
+    # BetaShrink, with the strength that the whole population, known exactly, gives its prior. The reference lets V
+    # reach 1 here.
+    monkeypatch.setattr(shrinkage, "MAX_PRIOR", 1.0)
+    error2 = np.sum(mass * (value - mu) ** 2)
+    got |= {"rmse": np.sqrt(error2), "n0": np.sum(mass * (1 - mu**2)) / error2}
+    fit = shrinkage.Fit(got["n0"], 0.0, 0.0, 0.0, 0.0)
+    bb = lambda s, k: np.asarray(shrinkage.beta_shrink(value[..., None], s, k, fit))
+    for k in (4, 16):
+      got[f"bb{k}"] = np.sum(mass * np.sum(binomial(k, mu) * (bb(S, k) - mu[..., None]) ** 2, -1))
+    a2 = (S * (1 - bb(S - 1, 3)) ** 2 + (4 - S) * (-1 - bb(S, 3)) ** 2) / 4
+    got["a2_bb"] = np.sum(mass * np.sum(start * a2, -1))
+    got["a2true"] = np.sum(mass * (1 - mu**2))
+    for k in (4, 16):
+      mean = 2 * S / k - 1
+      got[f"mean{k}"] = np.sum(mass * np.sum(binomial(k, mu) * (mean - mu[..., None]) ** 2, -1))
+  assert set(got) == set(row) - {"sd", "h"}
   for name, x in got.items():
     assert x == pytest.approx(row[name], abs=1e-9), name

@@ -83,13 +83,14 @@ def neyman(sigma2, var, k0, total, k_min, k_max):
   Args:
     sigma2: [P] variance of one reward; 0 = nothing to learn.
     var: [P] squared error of the baseline after k0 rollouts; inf = nothing is known.
-    k0: [P] rollouts so far. k_min, k_max: bounds, [P] or scalars, k_min <= k_max.
+    k0: [P] rollouts so far. k_min, k_max: bounds, [P] or scalars, k_min <= k_max; never less than k0.
     total: rollouts of the batch, those so far included.
 
   Returns:
     int32 [P].
   """
   sigma2, var, k0, k_min, k_max = floats(sigma2, var, k0, k_min, k_max)
+  k_min, k_max = jnp.maximum(k_min, k0), jnp.maximum(k_max, k0)
   # The floor and the cap let every prompt reach k_max at some lambda, so that each feasible total is met.
   sigma = jnp.maximum(jnp.sqrt(jnp.maximum(sigma2, 0.0)), MIN_SIGMA)
   nu = jnp.minimum(sigma2 / jnp.maximum(var, sigma2 / MAX_NU + MIN_SIGMA**2), MAX_NU)

@@ -27,7 +27,7 @@ def empty() -> Board:
 
 
 def judge(reward, mask, value, state, history):
-  """[E, P] squared leave-one-out advantages by estimator and prompt; NaN where a prompt has fewer than two rollouts.
+  """[E, P] squared leave-one-out advantages by estimator and prompt; NaN where a prompt has no rollout.
 
   Give rollouts whose number was fixed in advance, and the `state` and `history` of the step before; the arguments
   are those of `shrinkage.advantage`.

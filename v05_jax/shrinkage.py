@@ -155,7 +155,8 @@ def james_stein(s, k, fit: Fit):
   """
   s, k = floats(s, k)
   total = fit.noise + fit.spread
-  weight = jnp.where(total > 0, fit.noise / jnp.where(total > 0, total, 1.0), 0.0)
+  varies = total > 1e-6  # more than rounding errors, of which no weight could be made
+  weight = jnp.where(varies, fit.noise / jnp.where(varies, total, 1.0), 0.0)
   weight = jnp.where(k > 0, weight, 1.0)
   vbar = 2.0 * s / jnp.where(k > 0, k, 1.0) - 1.0
   return (1.0 - weight) * vbar + weight * fit.center
@@ -307,11 +308,12 @@ def _both(estimator, reward, k, vbar, value, state, history):
 
 @functools.partial(jax.jit, static_argnames=("estimator",))
 def sq_loo(estimator, reward, mask, value, state=None, history=None):
-  """Mean over a prompt's rollouts of (r_i - baseline of the k - 1 others)^2, [P]; NaN where k < 2.
+  """Mean over a prompt's rollouts of (r_i - baseline of the k - 1 others)^2, [P]; NaN where there is no rollout.
 
   For rewards in {-1, 1} and a k fixed in advance its expectation is E[1 - mu^2] + MSE of the baseline at
   k - 1, so it ranks baselines on real rollouts without knowing the true mean mu. Give the first `k_init`
-  rollouts of every prompt: a group that was stopped by its outcome is biased.
+  rollouts of every prompt: a group that was stopped by its outcome is biased. With k = 1 nothing but the
+  priors is judged ("mean" is 0 then).
 
   estimator: one of ESTIMATORS; the other arguments as in `advantage`.
   """
@@ -320,7 +322,7 @@ def sq_loo(estimator, reward, mask, value, state=None, history=None):
   reward, mask, k, vbar = _group(reward, mask)
   _, others = _both(estimator, reward, k, vbar, value, state, history)
   total = jnp.sum(jnp.where(mask, (reward - others) ** 2, 0.0), axis=1)
-  return jnp.where(k >= 2, total / jnp.maximum(k, 1.0), jnp.nan)
+  return jnp.where(k > 0, total / jnp.maximum(k, 1.0), jnp.nan)
 
 
 def _group(reward, mask):
