@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
   prior.half_life = 16.0  # training steps in which a prompt's earlier outcomes lose half of their weight
 
   c.selection = selection = ConfigDict()  # of prompts by their prior, before any rollout
-  selection.pool = 1  # prompts looked at for each one taken; 1 = off
+  selection.pool = 1  # prompts looked at for each one taken; 1 = off. Metrics are of the prompts taken
   selection.weighted = True  # weigh a prompt by 1 / its chance: the gradient's expectation is that of all prompts
 
   c.sampler = sampler = ConfigDict()
@@ -73,7 +73,7 @@ def get_config() -> ConfigDict:
   # The advantage's baseline (`shrinkage.advantage` has the equations), of one of these kinds:
   # v05 | v05_loo | ewa | beta_shrink | batch_shrink | james_stein | spo | grpo | dr_grpo | rloo | value
   c.baseline = "v05"
-  c.ewa_update = "after"  # after | before: when EWA-Beta learns from a step's rollouts; after leaves no bias
+  c.ewa_update = "after"  # after | before: when EWA-Beta learns from a step's rollouts; after keeps them unseen
 
   c.loss = loss = ConfigDict()
   loss.clip_low = 0.2

@@ -3,7 +3,8 @@
     python -m v05_jax.main --config=configs/ewa.py --workdir=runs/ewa
 
 The baseline learns online how far to trust the prior, and the second half of a step's rollouts goes where it expects
-the largest error. The number of rollouts a step is always the same, in two calls of the sampler.
+the largest error. The number of rollouts a step is always the same, in two calls of the sampler. As with the paper's
+rule, a number that depends on a prompt's first outcomes biases the gradient, mostly its size (estimator lab).
 """
 
 from configs import default

@@ -3,9 +3,10 @@
     python -m v05_jax.main --config=configs/spo.py --workdir=runs/spo
 
 Advantages are centred and scaled over the batch, and prompts are taken from a pool four times as large by the spread
-that their value promises, without weights. Two things differ from the paper: a prompt not seen before has the running
-mean as its value, where SPO samples eight rollouts of every prompt beforehand, and a past fades with the training
-steps since, where SPO measures the KL divergence.
+that their past promises, without weights. A past needs prompts that come back: 1,024 of them, all looked at in every
+step, a quarter taken. Two things differ from the paper: a prompt not seen before has the running mean as its value,
+where SPO samples eight rollouts of every prompt beforehand, and a past fades with the training steps since, where SPO
+measures the KL divergence; with these numbers a visit keeps about .92 of it, within SPO's .875 to .96.
 """
 
 from configs import default
@@ -14,7 +15,8 @@ from configs import default
 def get_config():
   c = default.get_config()
   c.baseline = "spo"
-  c.prior.kind = "constant"
+  c.data.size = 1024
+  c.prior.update({"kind": "constant", "half_life": 32.0})
   c.budget.update({"k_init": 1, "k_max": 1})
   c.selection.update({"pool": 4, "weighted": False})
   c.loss.aggregate = "rollout"

@@ -161,11 +161,18 @@ def test_a_divided_budget_has_its_mean_between_its_bounds():
   for mean in (1.5, 9.0):
     text = problems(budget__rule="value", budget__k_init=2, budget__k_max=8, budget__k_mean=mean)
     assert f"budget.k_mean: found {mean}, expected between budget.k_init = 2 and budget.k_max = 8" in text
+  divided = dict(budget__rule="neyman", budget__k_init=2, budget__k_max=16, rollouts_per_step=32)
+  config.validate(changed(**divided, loss__minibatches=8))
+  text = problems(**divided, loss__minibatches=9)
+  assert "at most 8, the prompts of a step (rollouts_per_step / budget.k_mean)" in text
 
 
 def test_what_excludes_each_other():
   assert "selection.pool: found 2, expected 1" in problems(selection__pool=2, budget__max_resample=3)
   assert "prior.history: found True, expected False" in problems(prior__history=True, baseline="spo")
+  text = problems(selection__pool=2, loss__aggregate="token")
+  assert "loss.aggregate: found 'token', expected rollout, prompt or constant" in text
+  config.validate(changed(selection__pool=2, selection__weighted=False, loss__aggregate="token"))
 
 
 @pytest.mark.parametrize("baseline", ["grpo", "dr_grpo", "rloo", "james_stein"])

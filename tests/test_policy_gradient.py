@@ -247,6 +247,13 @@ def test_minibatches_split_the_prompts_and_weigh_each_part_alone():
   first = rows[1].mask & (np.arange(P) < 3)[:, None]
   assert (parts[0][0].weight > 0).sum() == rows[1].length[first].sum()
 
+  importance = np.array([0.0, 0.5, 3.0] + [1.0] * (P - 3), np.float32)
+  weighed = policy_gradient.minibatches(*rows, c.loss, R, mesh_of(), importance=importance)
+  each = losses.rollout_weights(c.loss.aggregate, rows[1].length, first, R) * rows[1].length
+  np.testing.assert_allclose(weighed[0][0].weight.sum(), np.sum(each * importance[:, None]), rtol=1e-5)
+  np.testing.assert_array_equal(weighed[1][0].weight, parts[1][0].weight)
+  np.testing.assert_array_equal(weighed[0][0].advantage, parts[0][0].advantage)
+
   only = policy_gradient.minibatches(*rows, c.loss, R, mesh_of(), members=np.arange(P) == 1)
   assert len(only) == 1  # the part without prompts is left out
   with pytest.raises(ValueError, match="row_length=9: expected at least 10"):

@@ -37,8 +37,8 @@ def test_the_advantage_hook():
     tokens[:, 4] = success
     mask = np.arange(5) < rng.integers(1, 6, 24)[:, None]
     index = np.array([f"uid-{p}" for p in prompt], object)
-    prior = value[prompt].view(Tensor)
-    got, returns = registry["ewa"](tokens.view(Tensor), mask, index, values=prior, config=None)
+    prior = ((value[prompt] + 1) / 2).view(Tensor)
+    got, returns = registry["ewa"](tokens.view(Tensor), mask, index, reward_baselines=prior, config=None)
     assert returns is got and got.shape == (24, 5) and not got[~mask].any()
     reward = np.stack([2.0 * success[prompt == p] - 1 for p in range(6)])
     want, _ = shrinkage.advantage("ewa", reward, np.ones((6, 4), bool), value, state=state)
@@ -46,3 +46,10 @@ def test_the_advantage_hook():
       np.testing.assert_allclose(got[prompt == p], np.asarray(want[p])[:, None] * mask[prompt == p], rtol=1e-5)
     state = shrinkage.ewa_update(state, value, (reward + 1).sum(1) / 2, np.full(6, 4))
   np.testing.assert_allclose(names["state"].losses, state.losses, rtol=1e-6)
+  names["state"] = shrinkage.ewa_init()
+  plain, _ = registry["ewa"](tokens.view(Tensor), mask, index)  # without a prior: toward the population
+  assert np.isfinite(plain).all() and not np.allclose(plain, got)
+  (line,) = (line for line in text.splitlines() if line.startswith("`budget.extra("))
+  k = np.full(6, 4)
+  more = eval(line.split("`")[1], names | {"V": value, "s": (reward + 1).sum(1) / 2, "k": k})
+  assert more.sum() == 12 and more.min() >= 0

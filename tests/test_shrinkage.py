@@ -156,15 +156,18 @@ def test_kinds_by_hand(kind):
 
 
 def moments(value, s, k, scale):
-  """Of the prompts that count: (n0, offset, center, noise, spread), as the specification writes them."""
-  rows = [i for i in range(len(k)) if k[i] >= 2 and (np.isfinite(value[i]) or not scale)]
-  if not rows:
-    return 1.0, 0.0, 0.0, 0.0, 0.0
-  k, vbar = k[rows], 2 * s[rows] / k[rows] - 1
-  v = (1 - vbar**2) * k / (k - 1)
-  d = vbar - scale * np.clip(np.nan_to_num(value[rows]), -1, 1)
-  tau2 = max(np.var(d) - np.mean(v / k), 1e-3)
-  return np.mean(v) / tau2, np.mean(d), np.mean(vbar), np.mean(v / k), np.var(vbar)
+  """(n0, offset, center, noise, spread): means over all prompts, or those with a prior; variances over k >= 2."""
+  value, s, k = (x[k > 0] for x in (value, s, k))
+  mean = lambda x: np.mean(x) if len(x) else 0.0
+  vbar, spoken = 2 * s / k - 1, np.isfinite(value) | (not scale)
+  d = vbar - scale * np.clip(np.where(np.isfinite(value), value, 0.0), -1, 1)
+  several = (k >= 2) & spoken
+  n0, noise, spread = 1.0, 0.0, 0.0
+  if several.any():
+    v = (1 - vbar[several] ** 2) * k[several] / (k[several] - 1)
+    noise, spread = np.mean(v / k[several]), np.var(vbar[several])
+    n0 = np.mean(v) / max(np.var(d[several]) - noise, 1e-3)
+  return n0, mean(d[spoken]), mean(vbar), noise, spread
 
 
 def expected_baseline(estimator, value, s, k, fit, known, p):
@@ -220,7 +223,9 @@ def test_beta_fit_of_the_whole_batch():
   for scale in (0.0, 0.5, 1.0):
     with jax.enable_x64(True):
       np.testing.assert_allclose(shrinkage.beta_fit(value, s, k, scale), moments(value, s, k, scale), atol=1e-12)
-  np.testing.assert_array_equal(shrinkage.beta_fit(value, s, np.minimum(k, 1)), [1, 0, 0, 0, 0])
+  np.testing.assert_array_equal(shrinkage.beta_fit(value, 0 * s, 0 * k), [1, 0, 0, 0, 0])
+  alone = shrinkage.beta_fit(value, s > 2, np.ones(9))  # one rollout a prompt: no variance, but the means
+  np.testing.assert_allclose([alone.count, alone.center, alone.noise], [1, np.mean(2 * (s > 2) - 1), 0], atol=1e-6)
 
 
 def test_value_kind_falls_back_to_the_group_mean_and_clips():
@@ -376,3 +381,27 @@ def test_sq_loo_by_hand():
   got = shrinkage.sq_loo("v05", reward, mask, np.full(3, 0.5))
   np.testing.assert_allclose(got, [2.75 / 3, 0.25, 2.75 / 3], rtol=1e-6)
   assert np.isnan(shrinkage.sq_loo("mean", reward, ~mask, np.zeros(3))).tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("kind", ["beta_shrink", "batch_shrink"])
+def test_without_any_prior_both_shrink_to_the_mean_of_the_others(kind):
+  """Before the context is large enough, say; one rollout a prompt knows the mean too."""
+  scale = float(kind == "beta_shrink")
+  for k in (4.0, 1.0):
+    s = np.array([0.75, 0.75, 0.75, 0.25]) * k
+    fit = shrinkage.beta_fit(np.full(4, np.nan), s, np.full(4, k), scale, leave_out=True)
+    got = shrinkage.beta_shrink(np.full(4, np.nan), 0.0, 0.0, fit, scale)
+    np.testing.assert_allclose(got, [1 / 6, 1 / 6, 1 / 6, 0.5], rtol=1e-6)
+
+
+def test_a_prompt_without_a_prior_shrinks_to_the_mean_of_all():
+  value = np.array([np.nan, 0.5, np.nan, -0.5])
+  fit = shrinkage.beta_fit(value, np.array([4.0, 4, 0, 0]), np.full(4, 4.0))
+  assert fit.center == 0 and fit.offset == 0
+  fit = shrinkage.beta_fit(value, np.array([4.0, 4, 4, 0]), np.full(4, 4.0))
+  assert fit.center == 0.5 and fit.offset == 0 and shrinkage.beta_shrink(np.nan, 0.0, 0.0, fit) == 0.5
+
+
+def test_outcomes():
+  s, k = shrinkage.outcomes(np.array([[1, -1, np.nan, 0], [1, 1, 1, 1]]), np.array([[1, 1, 1, 1], [1, 0, 0, 0]], bool))
+  np.testing.assert_allclose([s, k], [[1.5, 1], [3, 1]])

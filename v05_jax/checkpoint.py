@@ -61,7 +61,7 @@ class Checkpoints:
       raise self._unreadable(step, where, error) from error
     if problems := _differences(stored, tensors):
       more = [f"and {len(problems) - 6} more"] if len(problems) > 6 else []
-      head = f"{where} does not fit this config's model and optimizer:"
+      head = f"{where} does not fit this config's model, optimizer and number of prompts:"
       raise ValueError("\n  ".join([head, *problems[:6], *more]))
     abstract = _without_empty(jax.tree.map(_abstract, example))
     try:

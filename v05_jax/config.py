@@ -190,8 +190,9 @@ def _relations(config, wrong) -> list[str]:
   """Problems between keys, beyond those of the keys that are `wrong` already."""
   flat, problems = flatten(config), []
   budget, sampler = config.budget, config.sampler
-  # With an adaptive rule a step may take as few prompts as if every one got k_max rollouts.
-  fewest_prompts = max(1, round(config.rollouts_per_step / max(1, budget.k_max)))
+  # A rule that stops by the outcome may take as few prompts as if every one got k_max rollouts.
+  most = "k_mean" if budget.rule in ("neyman", "value") else "k_max"
+  fewest_prompts = max(1, round(config.rollouts_per_step / max(1, budget[most])))
   longest = sampler.max_prompt + sampler.max_response - 1
   axes = [axis for axis, size in config.mesh.items() if size == -1]
 
@@ -212,10 +213,13 @@ def _relations(config, wrong) -> list[str]:
   compares = config.baseline in ("grpo", "dr_grpo", "rloo", "james_stein")
   group = f"at least 2, since baseline {config.baseline} compares a prompt's rollouts"
   need(budget.k_init >= 2 or not compares, "budget.k_init", group)
-  prompts = f"at most {fewest_prompts}, the prompts of a step (rollouts_per_step / budget.k_max)"
+  prompts = f"at most {fewest_prompts}, the prompts of a step (rollouts_per_step / budget.{most})"
   need(config.loss.minibatches <= fewest_prompts, "loss.minibatches", prompts)
   alone = "1, since budget.max_resample replaces prompts by others"
   need(config.selection.pool == 1 or not budget.max_resample, "selection.pool", alone)
+  weighted = config.selection.weighted and config.selection.pool > 1
+  unbiased = "rollout, prompt or constant, since selection.weighted divides by no random number of tokens"
+  need(not weighted or config.loss.aggregate != "token", "loss.aggregate", unbiased)
   twice = "False, since the baseline spo counts the history itself"
   need(not config.prior.history or config.baseline != "spo", "prior.history", twice)
   row = f"0, or at least {longest} = sampler.max_prompt + sampler.max_response - 1"

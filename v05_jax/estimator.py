@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 
-from v05_jax import scoreboard
+from v05_jax import scoreboard, shrinkage
 from v05_jax.ewa import EWA, ewa_init, ewa_update
 from v05_jax.value_prior import history as histories
 
@@ -38,10 +38,8 @@ def learn(estimator: Estimator, row, step, reward, mask, value, prior, own, half
     (Estimator, squares [E, P] from `scoreboard.judge`).
   """
   past = histories.read(estimator.history, row, step, half_life)
-  squares = scoreboard.judge(reward, mask, value, estimator.ewa, past)
-  mask = mask & (reward == reward)
-  k = mask.sum(axis=1).astype(value.dtype)
-  s = jax.numpy.where(mask, (reward + 1.0) / 2.0, 0.0).sum(axis=1)
+  squares = scoreboard.judge(reward, mask, value, prior, estimator.ewa, past)
+  s, k = shrinkage.outcomes(reward, mask)
   return Estimator(
     ewa_update(estimator.ewa, value, s, k),
     histories.remember(estimator.history, row, prior, s, k, k > 0, step, half_life),

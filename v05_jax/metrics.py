@@ -30,7 +30,7 @@ Pairs = dict[str, tuple[float, float]]  # name -> (sum, count); the metric is su
 # "Value units" are those of rewards mapped to [-1, 1].
 METRICS = {
   "reward": "mean reward, in the verifier's own units",
-  "accuracy": "mean success of the step's rollouts, in [0, 1]",
+  "accuracy": "mean success of the step's rollouts, in [0, 1]; with selection, of the prompts that were taken",
   "accuracy/*": "the same for one task family",
   "prompts": "prompts finished in the step",
   "rollouts_discarded": "rollouts of the step that dynamic sampling discarded",
@@ -40,14 +40,15 @@ METRICS = {
   "prior/abs_error": "|V - vbar|, mean over prompts, value units",
   "prior/true_mse": "(V - mu)^2 where the true mean reward mu is exact, value units squared",
   "prior/support": "pairs in the context that the prior saw",
-  "shrinkage/weight": "weight w of the group mean in the fused baseline",
-  "shrinkage/estimated_mse": "the rule's own estimate of the baseline's MSE, value units squared",
+  "shrinkage/weight": "weight w of the group mean in the fused baseline (v05, value and the group baselines)",
+  "shrinkage/estimated_mse": "the rule's own estimate of the baseline's MSE, value units squared (those and ewa)",
   "shrinkage/true_mse": "(baseline - mu)^2 where mu is exact, value units squared",
   "shrinkage/true_mse_mean": "(vbar - mu)^2 where mu is exact: the group mean's, for comparison",
   "prior/history": "weight of a prompt's own history in the prior",
   "selection/chance": "chance with which the prompts taken were selected from the pool",
   "scoreboard/*/sq_adv": "mean squared leave-one-out advantage of an estimator on rollouts whose number was fixed in "
-  "advance: E[1 - mu^2] plus its MSE at one rollout less, so differences between estimators are differences of MSE",
+  "advance: E[1 - mu^2] plus its MSE at one rollout less, so differences between estimators are differences of MSE. Of "
+  "prompts with one rollout the priors alone are judged, and the group mean is 0",
   "scoreboard/*/difference": "the same minus that of the run's own baseline, over all prompts so far: negative = the "
   "estimator fits this run better",
   "scoreboard/*/standard_error": "of the difference, over prompts",

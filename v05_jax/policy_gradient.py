@@ -270,12 +270,14 @@ def minibatches(
   max_response: int,
   mesh,
   members: np.ndarray | None = None,
+  importance: np.ndarray | None = None,
 ) -> list[tuple[structs.Batch, int]]:
   """One epoch: (Batch `[M, B, T]` of numpy arrays, micro-batches in use) for each minibatch.
 
   The prompts of `members` bool [P] (default: `prompts.mask`) are cut into `config.loss.minibatches`
   contiguous parts; a part without any rollout that counts is left out. advantage float [P, K];
-  `max_response` in tokens is the denominator of `aggregate = constant`.
+  importance float [P] multiplies all of a prompt's loss (default: 1); `max_response` in tokens is the
+  denominator of `aggregate = constant`.
 
   M, B and T depend on the capacities P and K and the widths of the token arrays alone: T is
   `row_length`, B is `micro_rows` for each device along `data` and `fsdp`, and M is what rollouts of
@@ -299,10 +301,10 @@ def minibatches(
   for part in np.array_split(np.flatnonzero(members), loss_config.minibatches):
     chosen = np.isin(np.arange(members.size), part)
     mask = np.asarray(rollouts.mask) & chosen[:, None]
-    weight = losses.rollout_weights(loss_config.aggregate, rollouts.length, mask, max_response)
-    batch, used = packing.pack(
-      prompts, rollouts, advantage, np.asarray(weight), length, micros * micro, chosen
-    )
+    weight = np.asarray(losses.rollout_weights(loss_config.aggregate, rollouts.length, mask, max_response))
+    if importance is not None:
+      weight = weight * importance[:, None]
+    batch, used = packing.pack(prompts, rollouts, advantage, weight, length, micros * micro, chosen)
     if used:
       batch = jax.tree.map(lambda x: x.reshape(micros, micro, length), batch)
       out.append((batch, math.ceil(used / micro)))

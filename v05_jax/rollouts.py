@@ -149,15 +149,12 @@ class _Ledger:
   def _extra(self, ready: np.ndarray) -> np.ndarray:
     """`budget.extra` for the prompts that are `ready` [P]."""
     groups, judged = self.groups, (self.length > 0).sum(1)
-    reward = np.where(self.mask, shrinkage.map_reward(self.reward, self.low, self.high), 0.0)
-    k = self.mask.sum(1)
-    s = np.where(self.mask, (reward + 1) / 2, 0.0).sum(1)
-    if groups.rule == "value":
-      k = np.full(len(judged), groups.k_init)
+    s, k = shrinkage.outcomes(shrinkage.map_reward(self.reward, self.low, self.high), self.mask)
+    k = np.full(len(judged), groups.k_init) if groups.rule == "value" else np.asarray(k).astype(np.int32)
     # Rollouts without a verdict count towards k_max and the total, though not towards k.
     lost = np.maximum(judged - k, 0)
     more = budget.extra(
-      groups.rule, self.ewa, self.value, s.astype(np.float32), k.astype(np.int32), ready,
+      groups.rule, self.ewa, self.value, s, k.astype(np.int32), ready,
       np.int32(self.total - lost.sum()), k_max=(groups.k_max - lost).astype(np.int32), cost=groups.cost,
       block=groups.block, real=self.real,
     )  # fmt: skip

@@ -26,19 +26,21 @@ def empty() -> Board:
   return Board(jnp.zeros((), jnp.float32), zeros, zeros)
 
 
-def judge(reward, mask, value, state, history):
+def judge(reward, mask, value, prior, state, history):
   """[E, P] squared leave-one-out advantages by estimator and prompt; NaN where a prompt has no rollout.
 
   Give rollouts whose number was fixed in advance, and the `state` and `history` of the step before; the arguments
-  are those of `shrinkage.advantage`.
+  are those of `shrinkage.advantage`. `prior [P]` is the value before the history was fused in: the tracker counts
+  the history itself.
   """
-  return jnp.stack([shrinkage.sq_loo(e, reward, mask, value, state, history) for e in shrinkage.ESTIMATORS])
+  values = {name: prior if name == "tracker" else value for name in shrinkage.ESTIMATORS}
+  return jnp.stack([shrinkage.sq_loo(name, reward, mask, v, state, history) for name, v in values.items()])
 
 
 def update(board: Board, squares, own: str) -> Board:
   """Adds the prompts of a step; `squares` from `judge`, `own`: the estimator behind the run's advantages."""
   difference = squares - squares[shrinkage.ESTIMATORS.index(own)]
-  where = jnp.isfinite(difference[0])
+  where = jnp.all(jnp.isfinite(difference), axis=0)
   number = jnp.sum(where)
   total = board.count + number
   average = lambda x: jnp.sum(jnp.where(where, x, 0.0), axis=1) / jnp.maximum(number, 1)

@@ -15,12 +15,13 @@ def inclusion(value, count: int) -> np.ndarray:
     pi = min(1, c (sqrt(1 - V^2) + .1)),  c such that sum pi = count
 
   Args:
-    value: [M] the prior V, clipped to [-1, 1]; NaN = no prior: as if V = 0.
+    value: [M] the prior V, clipped to [-1, 1]; not finite = no prior: as if V = 0.
     count: prompts to take, at most M.
 
   Raises ValueError if count exceeds M.
   """
-  value = np.clip(np.nan_to_num(np.asarray(value, np.float64), nan=0.0), -1.0, 1.0)
+  value = np.asarray(value, np.float64)
+  value = np.clip(np.where(np.isfinite(value), value, 0.0), -1.0, 1.0)
   if count > len(value):
     raise ValueError(f"selection: {count} prompts were asked for out of a pool of {len(value)}")
   spread = np.sqrt(1.0 - value**2) + LEAST

@@ -99,7 +99,8 @@ def beta_fit(value, s, k, scale=1.0, leave_out=False) -> Fit:
 
     v = (1 - vbar^2) k / (k - 1);  d = vbar - A V;  tau2 = max(var d - mean(v / k), 1e-3);  n0 = mean v / tau2
 
-  Taken over the prompts with k >= 2, and with a prior unless A = 0. With none of them n0 = 1 and the means are 0.
+  d is taken over the prompts with a prior, or all with A = 0 in its place where no prompt has one; variances over
+  those with k >= 2. With none of them n0 = 1, and means of nothing are 0.
 
   Args:
     value, s, k: [P].
@@ -110,24 +111,25 @@ def beta_fit(value, s, k, scale=1.0, leave_out=False) -> Fit:
   """
   value, s, k = floats(value, s, k)
   spoken, prior = clean(value)
-  counted = (k >= 2) & (spoken | (jnp.asarray(scale) == 0.0))
-  group = jnp.where(counted, k, 2.0)
-  vbar = 2.0 * s / group - 1.0
+  spoken = spoken | (jnp.asarray(scale) == 0.0) | ~jnp.any(spoken & (k > 0))
+  vbar = 2.0 * s / jnp.where(k > 0, k, 1.0) - 1.0
+  group = jnp.where(k >= 2, k, 2.0)
   variance = (1.0 - vbar**2) * group / (group - 1.0)
   d = vbar - scale * prior
 
-  def mean(x):
-    own = jnp.where(counted, x, 0.0)
-    number = jnp.sum(counted) - (counted if leave_out else 0)
+  def mean(x, where):
+    own = jnp.where(where, x, 0.0)
+    number = jnp.sum(where) - (where if leave_out else 0)
     return (jnp.sum(own) - (own if leave_out else 0.0)) / jnp.maximum(number, 1)
 
-  def var(x):
-    return jnp.maximum(mean(x**2) - mean(x) ** 2, 0.0)
+  def var(x, where):
+    return jnp.maximum(mean(x**2, where) - mean(x, where) ** 2, 0.0)
 
-  noise = mean(variance / group)
-  n0 = mean(variance) / jnp.maximum(var(d) - noise, MIN_SPREAD)
-  known = mean(jnp.ones_like(d)) > 0
-  return Fit(jnp.where(known, n0, 1.0), mean(d), mean(vbar), noise, var(vbar))
+  pairs = spoken & (k >= 2)
+  noise = mean(variance / group, pairs)
+  n0 = mean(variance, pairs) / jnp.maximum(var(d, pairs) - noise, MIN_SPREAD)
+  known = mean(jnp.ones_like(d), pairs) > 0
+  return Fit(jnp.where(known, n0, 1.0), mean(d, spoken & (k > 0)), mean(vbar, k > 0), noise, var(vbar, pairs))
 
 
 def beta_shrink(value, s, k, fit: Fit, scale=1.0):
@@ -150,8 +152,9 @@ def james_stein(s, k, fit: Fit):
 
     lambda = noise / (noise + spread);  baseline = (1 - lambda) vbar + lambda center
 
-  With `fit` of the other prompts and s, k of the other rollouts it is the paper's leave-one-out form. With k = 0,
-  or where the fit knows no prompt, only one of the two means is left.
+  With `fit` of the other prompts and s, k of the other rollouts it is the leave-one-out form of the authors' code
+  (guanning03/JSPO-Official): `spread` is the variance of the observed means, noise included, and lambda that of all
+  k rollouts. With k = 0, or where the fit knows no prompt, only one of the two means is left.
   """
   s, k = floats(s, k)
   total = fit.noise + fit.spread
@@ -323,6 +326,12 @@ def sq_loo(estimator, reward, mask, value, state=None, history=None):
   _, others = _both(estimator, reward, k, vbar, value, state, history)
   total = jnp.sum(jnp.where(mask, (reward - others) ** 2, 0.0), axis=1)
   return jnp.where(k > 0, total / jnp.maximum(k, 1.0), jnp.nan)
+
+
+def outcomes(reward, mask):
+  """Rewards [P, K] in [-1, 1] and their mask -> (successes s [P], rollouts k [P]); a NaN reward does not count."""
+  _, _, k, vbar = _group(reward, mask)
+  return (vbar + 1.0) / 2.0 * k, k
 
 
 def _group(reward, mask):

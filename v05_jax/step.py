@@ -1,6 +1,7 @@
 """One training step in two halves: `sample` (prompts to rollouts) and `learn` (advantages to update)."""
 
 from collections.abc import Callable
+import math
 import time
 from typing import Any, NamedTuple
 
@@ -86,7 +87,8 @@ def setup(config) -> Run:
   policy = models.load(config.policy, config.seed)
   prompts = data.load(config.data, policy.tokenizer, config.sampler.max_prompt, seed=config.seed)
   groups = rollouts.Groups(**{name: config.budget[name] for name in rollouts.Groups._fields})
-  capacity = -(-config.rollouts_per_step // groups.k_init)
+  fewest = groups.k_mean if groups.rule in budget.BATCH_RULES else groups.k_init  # rollouts of a prompt
+  capacity = math.ceil(config.rollouts_per_step / fewest)
   capacity += -capacity % config.loss.minibatches
   update = policy_gradient.make(
     policy.config, config.loss, config.optimizer, mesh, temperature=config.sampler.temperature,
@@ -169,16 +171,18 @@ def ask(run: Run, state: TrainState, cursor: int, count: int, step: int) -> Aske
   options, size = run.config.selection, count * run.config.selection.pool
   prompts = run.prompts.at(cursor, size, pad_to=run.capacity * options.pool)
   features = run.prior.features(prompts)
-  prior = value = run.prior.predict(state.context, features)
+  prior = value = best = run.prior.predict(state.context, features)
+  past = histories.read(state.estimator.history, prompts.row, np.int32(step), run.config.prior.half_life)
   known = {}
   if run.config.prior.history:
-    past = histories.read(state.estimator.history, prompts.row, np.int32(step), run.config.prior.half_life)
     value, weight = histories.fuse(state.estimator.history.moments, prior, past)
-    known["prior/history"] = diagnostics.pair(weight, prompts.mask)
+    best, known["prior/history"] = value, diagnostics.pair(weight, prompts.mask)
+  elif run.config.baseline == "spo":
+    best = shrinkage.tracked(prior, 0.0, 0.0, past)
   prior, value = np.asarray(prior), np.asarray(value)
   weight = np.ones(run.capacity, np.float32)
   if options.pool > 1:
-    chance = selection.inclusion(value[:size], count)
+    chance = selection.inclusion(np.asarray(best)[:size], count)
     uniform = jax.random.uniform(rng.at(run.config.seed, step, rng.SELECT))
     index = selection.systematic(chance, float(uniform))
     if options.weighted:
@@ -232,10 +236,10 @@ def learn(run: Run, state: TrainState, draw: Draw) -> tuple[TrainState, diagnost
   truth = exact_truth(run, state.params, draw.prompts)
 
   params, opt_state, measured, updates = state.params, state.opt_state, draw.metrics, {}
-  advantage = np.asarray(advantage)
   minibatches = policy_gradient.minibatches(
-    draw.prompts, rolls, advantage * draw.weight[:, None], config.loss, config.sampler.max_response, run.mesh
-  )
+    draw.prompts, rolls, np.asarray(advantage), config.loss, config.sampler.max_response, run.mesh,
+    importance=draw.weight,
+  )  # fmt: skip
   for batch, used in minibatches * config.loss.epochs:
     params, opt_state, update = run.update.step(params, opt_state, batch, used, run.reference)
     # The sampler's log-probs are of the parameters before the step's first update.
@@ -245,6 +249,9 @@ def learn(run: Run, state: TrainState, draw: Draw) -> tuple[TrainState, diagnost
   success = success_share(config, rolls)
   measured = measured | updates
   measured |= diagnostics.baseline_metrics(draw.value, fusion, advantage, success, rolls.mask, truth)
+  if config.baseline == "ewa":
+    expected = shrinkage.ewa_baseline(ewa, draw.value, *shrinkage.outcomes(reward, rolls.mask))[2]
+    measured["shrinkage/estimated_mse"] = diagnostics.pair(expected, rolls.mask.any(1))
   prompts = int(draw.prompts.mask.sum())
   mean_k = state.mean_k
   if run.groups.rule not in ("fixed", *budget.BATCH_RULES) and prompts:

@@ -15,7 +15,7 @@ from absl import app, flags
 import jax
 import numpy as np
 
-from experiments.estimator_lab import exact, gradient, plots, simulate, tables
+from experiments.estimator_lab import adaptive, exact, gradient, plots, simulate, tables
 from experiments.estimator_lab.population import ROWS, TABLE_ROWS, cells, counts, rmse
 
 HERE = Path(__file__).parent
@@ -42,6 +42,10 @@ EWA_BARS = {(0.2, 0.0): 0.55, (0.4, 0.0): 0.70, (0.4, 0.1): 0.80}
 NEYMAN_BARS = {(0.2, 0.0): 0.85, (0.4, 0.1): 0.72, (0.6, 0.1): 0.60}
 BUDGETS = (("neyman", 2), ("neyman", 3), ("neyman", 4), ("value", 1), ("value", 4), ("uniform", 0))
 GRADIENT_ROWS, GRADIENT_KS = ((0.2, 0.0), (0.4, 0.1)), (2, 4, 8, 16)
+# Rules that choose k by the outcome: name, estimator, rollouts first, rollouts a prompt of Neyman's budget.
+ADAPTIVE = (
+  ("sequential, 4 first", "v05", 4, 0.0), ("Neyman, 2 first", "ewa", 2, 4.0), ("Neyman, 4 first", "ewa", 4, 6.0),
+)  # fmt: skip
 
 
 def main(_):
@@ -161,8 +165,14 @@ def gradients(number, states) -> dict:
         rows.append({"sd": sd, "h": h, "k": k, "kind": kind, **got})
         if kind in ("rloo", "v05_loo"):
           off.append(abs(gradient.identity(c, k, kind, got["a2"])))
+  chosen = []
+  for sd, h in GRADIENT_ROWS:
+    for rule, estimator, first, k_mean in ADAPTIVE:
+      state = jax.tree.map(lambda x: np.asarray(x, float), states[sd, h, first])
+      got = adaptive.measure(cells(sd, h, number), rule, estimator, state, k_mean)
+      chosen.append({"sd": sd, "h": h, "rule": rule, "estimator": estimator, **got})
   unbiased = [abs(x - 1) for row in rows if row["kind"] in gradient.UNBIASED for x in (row["least"], row["most"])]
-  return {"gradient": rows, "identity_off": max(off), "leave_one_out_bias": max(unbiased)}
+  return {"gradient": rows, "adaptive": chosen, "identity_off": max(off), "leave_one_out_bias": max(unbiased)}
 
 
 def bars(results) -> list:

@@ -13,8 +13,8 @@ RULES = {"neyman": "Neyman", "value": "from V alone", "uniform": "uniform"}
 
 
 def everything(results) -> str:
-  parts = [f(results) for f in (acceptance, estimators, ratios, budgets, spending, calibration, gradient, test, bars)]
-  return "\n\n".join(parts)
+  parts = (acceptance, estimators, ratios, budgets, spending, calibration, gradient, adaptive, test, bars)
+  return "\n\n".join(f(results) for f in parts)
 
 
 def table(head, rows) -> str:
@@ -137,6 +137,15 @@ def gradient_by_k(results) -> str:
     head = ["advantage", *(f"drawn, k={k}" for k in ks), *(f"given, k={k}" for k in ks)]
     parts.append(f"Gradient variance at equal rollouts, sd {sd}, h {h}\n\n" + table(head, rows))
   return "\n\n".join(parts)
+
+
+def adaptive(results) -> str:
+  """What a number of rollouts chosen by the outcome does to the gradient."""
+  head = ["sd", "h", "rule", "mean k", "gradient / true", "of one prompt", "cosine", "cosine, rollouts added up"]
+  rows = [[*where(x), f"{x['rule']}, {NAMES[x['estimator']]}", number(x["k"], 2), number(x["gradient"], 3),
+           f"{number(x['least'], 2)} to {number(x['most'], 2)}", number(x["cosine"], 3), number(x["cosine_sum"], 3)]
+          for x in results["adaptive"]]  # fmt: skip
+  return "Numbers of rollouts that depend on the outcome\n\n" + table(head, rows)
 
 
 def test(results) -> str:

@@ -1,8 +1,8 @@
 """A prompt's own past as a second prior: a discounted Beta count for every row of the data, and its fusion with V.
 
-The tracker is SPO's (arXiv 2509.13232) with one change: evidence fades with the training steps since the prompt was
-last seen, where SPO fades it with the KL divergence between the policies of the two visits, which would cost another
-forward pass. Values are in [-1, 1].
+The tracker is SPO's (arXiv 2509.13232) but for how evidence fades: with the training steps since the prompt was last
+seen, where SPO takes the KL divergence between the policies of the two visits (another forward pass), and without
+SPO's lower bound, for a prompt not seen for long is to be forgotten. Values are in [-1, 1].
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from v05_jax.ewa import clean
 
 MOST_KEPT = 0.96  # of the evidence from one visit to the next, as in SPO: at most 25 visits count
 DISCOUNT = 0.95  # of the moments, a step
-MIN_PROMPTS = 8  # discounted prompts before the moments are believed; until then:
+MIN_PROMPTS = 64  # discounted prompts before the moments are believed; until then:
 FIRST_ERROR = 0.16  # squared error of V
 MIN_ERROR = 1e-3
 
@@ -82,7 +82,8 @@ def fuse(moments, value, past):
     drift                what is left of the average: the policy has moved on
 
   r is the mean reward of a later visit. The three err independently, so that the products leave one error each
-  (the three-cornered hat), at any number of rollouts a visit.
+  (the three-cornered hat), at any number of rollouts a visit. A prior whose context still holds the same prompt's
+  earlier outcomes is not independent of them, and is trusted too much.
 
   Args:
     moments: [5] of a `History`.

@@ -1,0 +1,84 @@
+"""What makes the estimators of the TabPFN head differ, and its constant table: deterministic numbers made on host.
+
+Source: the specification of V0 on tabpfn 6.2.0, sections 4.1 - 4.4; no code of it. n support rows, m query rows, F
+features, F' of them in use, C = F' + 1 columns, e estimators, G groups, E embedding width.
+"""
+
+import hashlib
+
+import numpy as np
+from numpy.random import default_rng  # seeded generators alone, never numpy's global one
+
+SEED = 42  # of the column table
+
+
+def randomness(estimators: int, columns: int):
+  """(salts int [e], permutations int [e, C]) of an ensemble with random_state 0, deterministic (4.2).
+
+  The order of the draws is the library's; what is drawn and dropped belongs to options that V0 switches off.
+  """
+  most = 2**31 - 1
+  rng = default_rng(0)
+  rng.integers(0, most)
+  shift = rng.integers(0, 1000)
+  rng.choice(np.arange(shift, shift + estimators), size=estimators, replace=False)
+  rng.integers(0, most)
+  seeds = rng.integers(0, most, estimators)
+  salts = [default_rng(seed).integers(0, 2**16) for seed in seeds]
+  return np.array(salts), np.stack([default_rng(seed).permutation(columns) for seed in seeds])
+
+
+def keep_columns(x_support):
+  """Indices [F'] of the features [n, F] that differ from support row 0 somewhere; ValueError if none does (4.1)."""
+  x = np.asarray(x_support)
+  keep = np.flatnonzero(np.any(x != x[:1], axis=0))
+  if not len(keep):
+    raise ValueError(f"x_support: all {x.shape[1]} features are constant over {len(x)} rows, expected one that varies")
+  return keep
+
+
+def fingerprints(z_support, z_query, salt: int):
+  """One estimator's fingerprint columns (support [n], query [m]) in [0, 1), float32, from z-scored features (4.3).
+
+  A hash of a row's float32 bytes: noise, which one ulp anywhere turns over. Support rows that repeat an earlier hash
+  are moved on until theirs is unused; query rows are salted twice instead.
+  """
+  salt, seen, support = np.float32(salt), set(), []
+  for row in np.asarray(z_support, np.float32) + salt:
+    value, shift = _hash(row), 0
+    while value in seen and not np.all(np.isnan(row)):
+      shift += 1
+      value = _hash(row + np.float32(shift))
+    seen.add(value)
+    support.append(value)
+  query = [_hash(row) for row in np.asarray(z_query, np.float32) + salt + salt]
+  return np.array(support, np.float32), np.array(query, np.float32)
+
+
+def _hash(row):
+  digest = hashlib.sha256(np.ascontiguousarray(row, "<f4").tobytes()).hexdigest()
+  return int(digest, 16) % 10**12 / 10**12
+
+
+def column_table(groups: int, width: int = 48):
+  """The constant table of standard normals float32 [G, E/4], E/4 = `width` (4.4); rows do not depend on `groups`.
+
+  At width 48 (E = 192) it is the table of the released v2.5 model, to 2.4e-6. Official tables of other widths come
+  from torch's generator and must be given; for own models this one serves at any width.
+  """
+  number = np.arange(groups * width, dtype=np.uint64)
+  zeros = np.zeros_like(number)
+  radius, angle = (x * 2.0**-32 + 2.0**-33 for x in philox((zeros, zeros, number, zeros), (SEED, 0))[:2])
+  normal = np.sqrt(-2.0 * np.log(radius)) * np.sin(2.0 * np.pi * angle)
+  return normal.astype(np.float32).reshape(groups, width)
+
+
+def philox(counter, key):
+  """Philox4x32-10 (Salmon et al. 2011): 4 words of 32 bits for `counter` (4 uint64 arrays) and `key` (2 integers)."""
+  a, b, c, d = counter
+  low = np.uint64(2**32 - 1)
+  for i in range(10):
+    k0, k1 = np.uint64((key[0] + i * 0x9E3779B9) % 2**32), np.uint64((key[1] + i * 0xBB67AE85) % 2**32)
+    p, q = np.uint64(0xD2511F53) * a, np.uint64(0xCD9E8D57) * c
+    a, b, c, d = (q >> np.uint64(32)) ^ b ^ k0, q & low, (p >> np.uint64(32)) ^ d ^ k1, p & low
+  return a, b, c, d
