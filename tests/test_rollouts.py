@@ -211,9 +211,9 @@ def test_a_divided_budget_is_met_exactly_and_extends_the_first_stage(store, devi
 def test_a_divided_budget_stays_exact_when_verdicts_fail():
   broken = support.Verifier(lambda text: float("nan") if text.startswith("b") else float("c" in text))
   value = np.zeros(14, np.float32)
-  rolls, _ = run(rollouts.Groups("neyman", 4, 12, k_mean=6.0), value=value, ewa=EWA, verifier=broken)
+  rolls, _ = run(rollouts.Groups("neyman", 4, 7, k_mean=6.0), value=value, ewa=EWA, verifier=broken)
   assert np.isnan(rolls.reward[rolls.length > 0]).any()
-  assert (rolls.length > 0).sum() == len(rolls.prompt) == 84 and (rolls.length > 0).sum(1).max() <= 12
+  assert (rolls.length > 0).sum() == len(rolls.prompt) == 84 and (rolls.length > 0).sum(1).max() <= 7
 
 
 def test_an_allocation_by_value_is_known_beforehand():
