@@ -17,7 +17,7 @@ import optax
 import pytest
 
 from configs import default
-from v05_jax import checkpoint
+from v05_jax import checkpoint, estimator
 from v05_jax import config as configuration
 from v05_jax.structs import Context, TrainState
 
@@ -34,7 +34,7 @@ def new_state(width=16, features=8, seed=0):
   zero = np.zeros((), np.int32)
   return TrainState(
     params=params, opt_state=OPTIMIZER.init(params), step=zero, cursor=zero, rollouts=zero,
-    mean_k=np.float32(4), skipped=zero,
+    mean_k=np.float32(4), skipped=zero, estimator=jax.tree.map(lambda x: x + 1, estimator.init(5)),
     context=Context(features=draw(64, features), success=draw(64), count=jnp.int32(7)),
   )  # fmt: skip
 
