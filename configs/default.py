@@ -38,7 +38,8 @@ def get_config() -> ConfigDict:
   rewards.overlong_buffer = 0  # tokens before the limit over which a penalty falls from 0 to -1 (DAPO); 0 = off
 
   c.prior = prior = ConfigDict()
-  prior.kind = "neighbours"  # none | constant | neighbours
+  prior.kind = "neighbours"  # none | constant | neighbours | v0
+  prior.path = ""  # of a V0 made by value_prior.convert (v0)
   prior.context = 256  # (prompt, success) pairs kept
   prior.min_support = 32  # pairs before the prior speaks; until then the group mean serves
   prior.bandwidth = 0.25  # of the kernel, as a share of the context's typical distance (neighbours)

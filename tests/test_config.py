@@ -167,6 +167,10 @@ def test_a_divided_budget_has_its_mean_between_its_bounds():
   assert "at most 8, the prompts of a step (rollouts_per_step / budget.k_mean)" in text
 
 
+def test_a_v0_needs_its_directory():
+  assert "prior.path: found '', expected a directory made by value_prior.convert" in problems(prior__kind="v0")
+
+
 def test_what_excludes_each_other():
   assert "selection.pool: found 2, expected 1" in problems(selection__pool=2, budget__max_resample=3)
   assert "prior.history: found True, expected False" in problems(prior__history=True, baseline="spo")

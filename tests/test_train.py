@@ -18,6 +18,7 @@ from v05_jax import checkpoint, metrics, models
 from v05_jax import config as configuration
 from v05_jax.models import hf
 from v05_jax.train import train
+from v05_jax.value_prior import convert
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -78,6 +79,21 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(unbroken, tmp_path):
   assert lines(tmp_path) == lines(workdir)
   for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(state), strict=True):
     np.testing.assert_array_equal(a, b)
+
+
+def test_a_run_with_v0_as_its_prior_resumes_bit_for_bit(tmp_path):
+  """The prior in full, with random weights: text to features, the run's own context, the head's judgement."""
+  data, v0 = ROOT / "tests" / "data" / "v0", str(tmp_path / "v0")
+  convert.convert(str(data / "v0_checkpoint.pt"), str(data / "tabpfn-v2.5-tiny.ckpt"), str(data / "backbone"), v0)
+  keys = {"prior.kind": "v0", "prior.path": v0, "data.size": 24, "eval.period": 0}
+  config = small(**keys)
+  train(config, str(tmp_path / "whole"))
+  train(small(num_steps=2, **keys), str(tmp_path / "parts"))
+  train(config, str(tmp_path / "parts"))
+  written = metrics.read(tmp_path / "whole")
+  assert written[0]["prior/accepted"] is None and 0 <= written[3]["prior/accepted"] <= 1
+  assert written[-1]["data/epoch"] > 1  # prompts seen before, whose features are kept
+  assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
 
 
 def test_another_seed_is_another_run(unbroken, tmp_path):

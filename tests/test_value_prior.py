@@ -105,7 +105,7 @@ def test_constant_is_the_mean_of_the_valid_pairs():
 
 @pytest.mark.parametrize("kind", ["constant", "neighbours"])
 def test_no_value_before_min_support(kind):
-  loaded = value_prior.load(settings(kind=kind, min_support=3, context=4), policy(), mesh(), WIDTH)
+  loaded = value_prior.make(settings(kind=kind, min_support=3, context=4), policy(), mesh(), WIDTH)
   features, predict = np.eye(3, loaded.width, dtype=np.float32), loaded.predict
   two, three = (filled(features[:n], [1.0, 0.0, 1.0][:n], size=4) for n in (2, 3))
   assert np.isnan(predict(two, features)).all() and np.isfinite(predict(three, features)).all()
@@ -173,7 +173,7 @@ def test_neighbours_are_finite_for_degenerate_features(features):
 def test_features_are_last_and_mean_hidden_state_without_padding():
   forward = jax.jit(functools.partial(transformer.forward, MODEL))
   frozen, prompts = policy(), make_prompts(5)
-  loaded = value_prior.load(settings(), frozen, mesh(), WIDTH)
+  loaded = value_prior.make(settings(), frozen, mesh(), WIDTH)
   got = loaded.features(prompts)
   assert got.shape == (5, loaded.width) == (5, 32) and got.dtype == np.float32
   for i in (1, 2):
@@ -185,10 +185,10 @@ def test_features_are_last_and_mean_hidden_state_without_padding():
 
 def test_padding_does_not_matter(monkeypatch):
   """Tokens behind a prompt, padding rows, the size of the blocks and the mesh leave the features alone."""
-  want = value_prior.load(settings(), policy(), mesh(), WIDTH).features(make_prompts(5))
+  want = value_prior.make(settings(), policy(), mesh(), WIDTH).features(make_prompts(5))
   assert np.abs(want[0] - want[1]).max() > 0.1
   monkeypatch.setattr(value_prior, "TOKENS_PER_CALL", WIDTH)  # a row at a time on each device
-  loaded = value_prior.load(settings(), policy(), mesh(4), WIDTH)
+  loaded = value_prior.make(settings(), policy(), mesh(4), WIDTH)
   got = loaded.features(make_prompts(5, capacity=11, behind=11))
   assert got.shape == (11, 32)
   np.testing.assert_allclose(got[:5], want, atol=2e-5)
@@ -198,7 +198,7 @@ def test_features_stay_those_of_the_first_policy():
   """An update donates the parameters that it is given: the prior must not read them."""
   frozen, prompts = policy(), make_prompts(3)
   frozen.params = jax.device_put(frozen.params)  # as a caller may have placed them
-  loaded = value_prior.load(settings(), frozen, mesh(), WIDTH)
+  loaded = value_prior.make(settings(), frozen, mesh(), WIDTH)
   before = loaded.features(prompts)
   jax.tree.map(lambda x: x.delete(), frozen.params)
   np.testing.assert_array_equal(loaded.features(prompts), before)
@@ -206,7 +206,7 @@ def test_features_stay_those_of_the_first_policy():
 
 @pytest.mark.parametrize("kind", ["none", "constant"])
 def test_priors_without_features(kind):
-  loaded = value_prior.load(settings(kind=kind), None, None, WIDTH)
+  loaded = value_prior.make(settings(kind=kind), None, None, WIDTH)
   features = loaded.features(make_prompts(2, capacity=6))
   assert features.shape == (6, loaded.width) == (6, 1)
   value = loaded.predict(filled(np.zeros((9, 1)), np.ones(9)), features)
@@ -223,4 +223,4 @@ def test_priors_without_features(kind):
 )
 def test_bad_settings(changes, message):
   with pytest.raises(ValueError, match=message):
-    value_prior.load(settings(**changes), None, None, WIDTH)
+    value_prior.make(settings(**changes), None, None, WIDTH)

@@ -79,14 +79,14 @@ _RANGES = (
   (_REWARD, "reward"),
   (_one_of("float32", "bfloat16"), "policy.dtype"),
   (_one_of("train", "validation", "heldout"), "data.split eval.split"),
-  (_one_of("none", "constant", "neighbours"), "prior.kind"),
+  (_one_of("none", "constant", "neighbours", "v0"), "prior.kind"),
   (_one_of("score", "fail", "mask"), "sampler.truncated"),
   (_one_of("fixed", "sequential", "two_stage", "neyman", "value"), "budget.rule"),
   (_one_of(*_BASELINES), "baseline"),
   (_one_of("after", "before"), "ewa_update"),
   (_one_of("token", "rollout", "prompt", "constant"), "loss.aggregate"),
   (_one_of("constant", "cosine", "linear"), "optimizer.schedule"),
-  (Rule(lambda x: True, "anything"), "policy.preset policy.remat data.prompt_key data.answer_key"),
+  (Rule(lambda x: True, "anything"), "policy.preset policy.remat data.prompt_key data.answer_key prior.path"),
   (Rule(lambda x: True, "anything"), "data.chat_template rewards.low rewards.high prior.history selection.weighted"),
 )
 RULES = {key: rule for rule, keys in _RANGES for key in keys.split()}
@@ -230,6 +230,8 @@ def _relations(config, wrong) -> list[str]:
   need(
     config.rewards.overlong_buffer <= sampler.max_response, "rewards.overlong_buffer", response
   )
+  directory = "a directory made by value_prior.convert, since prior.kind is v0"
+  need(config.prior.path.strip() != "" or config.prior.kind != "v0", "prior.path", directory)
   context = f"at most prior.context = {config.prior.context}"
   need(config.prior.min_support <= config.prior.context, "prior.min_support", context)
   own = {"data.path": config.data.path != "tasks", "eval.path": config.eval.path != "tasks"}

@@ -97,7 +97,7 @@ def setup(config) -> Run:
   built_in = config.data.path == data.TASKS
   return Run(
     config, mesh, policy, prompts,
-    prior=value_prior.load(config.prior, policy, mesh, config.sampler.max_prompt),
+    prior=value_prior.make(config.prior, policy, mesh, config.sampler.max_prompt),
     update=update,
     exact=tasks.make_exact(policy.config, policy.tokenizer, config.sampler) if built_in else None,
     reference=update.freeze(policy.params) if config.loss.kl_coef else None,

@@ -12,8 +12,12 @@ import numpy as np
 from v05_jax import sharding
 from v05_jax.models import transformer
 from v05_jax.value_prior import prior as priors
+from v05_jax.value_prior.v0 import ValuePrior, fingerprints, load
 
-KINDS = ("none", "constant", "neighbours")
+__all__ = ("KINDS", "Prior", "ValuePrior", "embed_prompts", "load", "make", "make_features", "make_v0")
+
+KINDS = ("none", "constant", "neighbours", "v0")
+ROWS = 16  # prompts embedded at once by V0, always as many: a resumed run computes what the unbroken one did
 TOKENS_PER_CALL = 8192  # of prompts embedded at once on a device: bounds the memory of attention
 
 
@@ -25,12 +29,13 @@ class Prior(NamedTuple):
   predict: Callable  # (Context, features [P, F]) -> V [P] in [-1, 1]; NaN = it does not speak
 
 
-def load(config, policy, mesh, max_prompt: int) -> Prior:
+def make(config, policy, mesh, max_prompt: int) -> Prior:
   """The prior that `config.prior` names.
 
     none        V is NaN: the group mean serves
     constant    the mean success of the context
     neighbours  kernel regression over the context, on features of the frozen first policy
+    v0          the generalist value model in the directory `path`, made by `value_prior.convert`
 
   Args:
     config: a `config.prior`.
@@ -54,6 +59,8 @@ def load(config, policy, mesh, max_prompt: int) -> Prior:
     return Prior(
       1, _no_features, functools.partial(priors.constant, min_support=config.min_support)
     )
+  if config.kind == "v0":
+    return make_v0(load(config.path), config.min_support)
   if not config.bandwidth > 0:
     raise ValueError(f"prior.bandwidth: found {config.bandwidth}, expected a number above 0")
   predict = functools.partial(
@@ -61,6 +68,37 @@ def load(config, policy, mesh, max_prompt: int) -> Prior:
   )
   features = make_features(policy.config, policy.params, mesh, max_prompt)
   return Prior(2 * policy.config.hidden_size, features, predict)
+
+
+def make_v0(model: ValuePrior, min_support: int) -> Prior:
+  """The prior of a V0: a prompt's features are computed once, and kept on host by its row of the dataset.
+
+  Its fingerprint column is noise by design; here it goes by the place in the context and in the batch, so that no
+  rounding error of a feature can turn it over.
+  """
+  known: dict[int, np.ndarray] = {}
+
+  def features(prompts) -> np.ndarray:
+    new = {int(i): row["prompt"] for i, row in zip(prompts.row, prompts.rows) if int(i) not in known}
+    known.update(zip(new, model.features(list(new.values()), ROWS)))
+    found = np.zeros((len(prompts.length), model.width), np.float32)
+    for place, i in enumerate(prompts.row[: len(prompts.rows)]):
+      found[place] = known[int(i)]
+    return found
+
+  def predict(context, queries) -> np.ndarray:
+    count = min(int(context.count), len(context.success))
+    if count < min_support:
+      return np.full(len(queries), np.nan, np.float32)
+    support, success = np.asarray(context.features[:count]), np.asarray(context.success[:count])
+    places = {kind: [str(i) for i in range(n)] for kind, n in (("support", count), ("query", len(queries)))}
+    marks = [
+      tuple(fingerprints(f"{kind} {i}", texts) for kind, texts in places.items())
+      for i in range(model.settings["estimators"])
+    ]
+    return 2.0 * model.judge(support, success, np.asarray(queries), fingerprints=marks) - 1.0
+
+  return Prior(model.width, features, predict)
 
 
 def _no_features(prompts):

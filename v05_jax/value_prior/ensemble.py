@@ -1,11 +1,14 @@
-"""What makes the estimators of the TabPFN head differ, and its constant table: deterministic numbers made on host.
+"""What comes before the TabPFN head: each estimator's own table of the features, and the constant column table.
 
-Source: the specification of V0 on tabpfn 6.2.0, sections 4.1 - 4.4; no code of it. n support rows, m query rows, F
-features, F' of them in use, C = F' + 1 columns, e estimators, G groups, E embedding width.
+First what is made on host, deterministic numbers by numpy, then what is differentiated. Source: the specification of V0
+on tabpfn 6.2.0, sections 4.1 - 4.4; no code of it. n support rows, m query rows, F features, F' of them in use,
+C = F' + 1 columns, e estimators, G groups, E embedding width.
 """
 
 import hashlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.random import default_rng  # seeded generators alone, never numpy's global one
 
@@ -82,3 +85,57 @@ def philox(counter, key):
     p, q = np.uint64(0xD2511F53) * a, np.uint64(0xCD9E8D57) * c
     a, b, c, d = (q >> np.uint64(32)) ^ b ^ k0, q & low, (p >> np.uint64(32)) ^ d ^ k1, p & low
   return a, b, c, d
+
+
+# --- The table of one estimator
+
+
+def full_mask(x, mask=None):
+  """bool [R] for rows x [R, ...]: all of them where there is no mask."""
+  return jnp.ones(x.shape[0], bool) if mask is None else jnp.asarray(mask, bool)
+
+
+def moments(x, mask=None):
+  """(mean, sample standard deviation) [...] of x [n, ...] over the rows where mask, bool [n] or of x's shape.
+
+  Of fewer than two rows the deviation is 0. Its gradient at 0 is 0, not NaN.
+  """
+  mask = full_mask(x, mask)
+  mask = jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x.shape)
+  count = jnp.sum(mask, axis=0)
+  mean = jnp.sum(jnp.where(mask, x, 0.0), axis=0) / jnp.maximum(count, 1)
+  square = jnp.sum(jnp.where(mask, x - mean, 0.0) ** 2, axis=0) / jnp.maximum(count - 1, 1)
+  varies = square != 0  # true of NaN too
+  return mean, jnp.where(varies, jnp.sqrt(jnp.where(varies, square, 1.0)), 0.0)
+
+
+def standardize(x, statistics):
+  """(x - mean) / std with a std of 0 taken as 1, for x [..., F] and `statistics` = (mean [F], std [F])."""
+  mean, std = statistics
+  return (x - mean) / jnp.where(std == 0, 1.0, std)
+
+
+def make_columns(features, statistics, fingerprint, permutation, keep=None):
+  """Rows of one estimator's table [R, C] from features [R, F]: z-scored, fingerprinted [R], permuted [C] (4.1)."""
+  features = features if keep is None else features[:, keep]
+  fingerprint = jax.lax.stop_gradient(jnp.asarray(fingerprint, jnp.float32))
+  return jnp.concatenate([standardize(features, statistics), fingerprint[:, None]], axis=1)[:, permutation]
+
+
+def preprocess(features_support, labels, features_query, fingerprints, permutation, keep=None, support_mask=None):
+  """One estimator's table (x_support [n, C], y [n], x_query [m, C]), fitted on the support alone (4.1).
+
+  Args:
+    features_support, features_query: [n, F], [m, F].
+    labels: [n], scores in [0, 1] or their 0/1 labels; y = 1 at and above .5.
+    fingerprints: (support [n], query [m]); no gradient passes.
+    permutation: int [C]; new column j is old column permutation[j], the last old one being the fingerprint.
+    keep: int [F'], the features in use, of `keep_columns`; None = all of them.
+    support_mask: bool [n]; None = all rows are real.
+  """
+  used = features_support if keep is None else features_support[:, keep]
+  used = used if support_mask is None else jnp.where(support_mask[:, None], used, 0.0)
+  statistics = moments(used, support_mask)
+  x_support = make_columns(used, statistics, fingerprints[0], permutation)
+  x_query = make_columns(features_query, statistics, fingerprints[1], permutation, keep)
+  return x_support, (jnp.asarray(labels) >= 0.5).astype(jnp.float32), x_query

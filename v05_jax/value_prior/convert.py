@@ -1,0 +1,400 @@
+"""The official V0 value model as one directory of safetensors:
+
+    python -m v05_jax.value_prior.convert --checkpoint=v0.pt --tabpfn=tabpfn-v2.5.ckpt --backbone=DIR --out=DIR
+
+The adapter comes from a V0 checkpoint, the head from a TabPFN-v2.5 one, the backbone from a Qwen3(-Embedding)
+directory, or, where the V0 checkpoint holds its weights, from there. torch is not needed, and no pickled code is run:
+the unpickler knows tensors and plain data alone. Every tensor is accounted for before anything is written, and --out
+appears as a whole or not at all:
+
+    adapter.safetensors, head.safetensors   official names without prefix, float32
+    backbone/                               config, weights and tokenizer, as `v05_jax.models.hf.load` opens them
+    v0.json                                 sizes and settings, see `load_converted`
+"""
+
+import functools
+import json
+import math
+import os
+from pathlib import Path
+import pickle
+import shutil
+import sys
+import zipfile
+
+from absl import app, flags
+import jax
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from v05_jax.models import hf, presets, tokenizer, transformer
+from v05_jax.value_prior import adapter
+
+FORMAT = 1  # of v0.json
+FLOATS = ("float32", "bfloat16", "float16", "float64")
+STORED = FLOATS[:3]  # what `hf.load` reads
+STORAGES = dict(
+  FloatStorage=np.float32, HalfStorage=np.float16, BFloat16Storage=ml_dtypes.bfloat16, DoubleStorage=np.float64,
+  LongStorage=np.int64, IntStorage=np.int32, ShortStorage=np.int16, CharStorage=np.int8, ByteStorage=np.uint8,
+  BoolStorage=np.bool_,
+)  # fmt: skip
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # how files of torch before 1.6 begin
+FILES = ("tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt "
+         "tokenizer.model chat_template.jinja generation_config.json")  # fmt: skip
+LAYERS = "transformer_encoder.layers."
+LINEAR, MLP = "encoder.5.layer.weight", ("encoder.5.mlp.0.weight", "encoder.5.mlp.2.weight")
+ADAPTER = ("queries", "width", "heads", "bottleneck", "hidden_size", "pooling")
+HEAD = ("E", "heads", "group", "thinking", "layers", "factor", "outputs", "encoder", "encoder_hidden")
+# Keys of a TabPFN checkpoint's config: those that must agree with the shapes, and the model that is implemented.
+CONFIG = dict(emsize="E", nhead="heads", features_per_group="group", num_thinking_rows="thinking", nlayers="layers",
+              nhid_factor="factor", max_num_classes="outputs", encoder_type="encoder")  # fmt: skip
+FIXED = {
+  "feature_positional_embedding": "subspace", "item_attention_type": "full", "feature_attention_type": "full",
+  "multiquery_item_attention": False, "multiquery_item_attention_for_test_set": True, "encoder_use_bias": False,
+  "nan_handling_enabled": True, "nan_handling_y_encoder": True, "normalize_x": True, "normalize_to_ranking": False,
+  "normalize_on_train_only": True, "normalize_by_used_features": True, "remove_empty_features": True, "seed": 42,
+}  # fmt: skip
+LICENCES = (
+  "TabPFN-2.5 weights (head.safetensors) are under Prior Labs' own non-commercial licence, whatever file they are of. "
+  "This project ships none of them and grants no right to them. Whoever distributes them, or a model made with them, "
+  'must include that licence, display "Built with PriorLabs-TabPFN" and name the model "TabPFN...". '
+  "The V0 repository and Qwen3-Embedding are under Apache-2.0."
+)
+float32 = functools.partial(np.ascontiguousarray, dtype=np.float32)
+
+
+def main(_):
+  args = flags.FLAGS
+  try:
+    print(convert(args.checkpoint, args.tabpfn, args.backbone, args.out, args.heads))
+  except (ValueError, OSError) as error:
+    sys.exit(f"error: {error}")
+
+
+def convert(checkpoint, tabpfn, backbone, out, heads: int = 3) -> str:
+  """Writes the directory `out`; returns a text on what was found and the licences.
+
+  Args:
+    checkpoint, tabpfn: files of torch.save, see `read_v0` and `read_tabpfn`.
+    backbone: a Hugging Face Qwen3 directory; of its weights nothing is read where the checkpoint holds them.
+    out: a folder that does not exist, or an empty one.
+    heads: of the adapter's attention, which no shape tells.
+
+  Raises ValueError naming the file, what was found and what was expected; `out` is then as it was.
+  """
+  if "://" in os.fspath(out):
+    raise ValueError(f"{os.fspath(out)}: found a remote folder, expected a local one")
+  out = Path(out).absolute()
+  if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    raise ValueError(f"{out}: found a {'folder with files' if out.is_dir() else 'file'}, expected a new folder")
+  sizes, adapter_params, weights = read_v0(checkpoint, heads)
+  head, head_params = read_tabpfn(tabpfn)
+  work = next(x for x in out.parents if x.is_dir()) / f".{out.name}.{os.getpid()}.tmp"
+  work.mkdir()
+  try:
+    config = write_backbone(checkpoint, weights, Path(backbone), work / "backbone", sizes["hidden_size"])
+    save_converted(work, sizes, head, adapter_params, head_params)
+    load_converted(work)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work.rename(out)
+  except ValueError as error:  # of `hf` and `tokenizer`, on what was copied
+    raise ValueError(str(error).replace(str(work / "backbone"), os.fspath(backbone))) from error
+  finally:
+    shutil.rmtree(work, ignore_errors=True)
+  note = "" if head["E"] == 192 else " (the column table of the released model is for E 192: this head needs its own)"
+  return "\n".join([
+    f"adapter: {sizes}, {sum(x.size for x in adapter_params.values()):,} parameters",
+    f"head: {head}, {sum(x.size for x in head_params.values()):,} parameters{note}",
+    f"backbone: {config.num_layers} layers, hidden size {config.hidden_size}, vocabulary {config.vocab_size}, "
+    f"{presets.num_params(config):,} parameters of {checkpoint if weights else backbone}",
+    f"wrote {out}", "", LICENCES,
+  ])  # fmt: skip
+
+
+class _Dict(dict):
+  """Stands for OrderedDict, without its attributes, and for argparse.Namespace, whose attributes become items."""
+
+  def __setstate__(self, state):
+    self.update({} if self else state)
+
+
+class _Unpickler(pickle.Unpickler):
+  """Reads data.pkl of an open torch file: tensors become read-only numpy arrays, anything unknown an error.
+
+  The callables it hands out are bound methods and classes that a pickle's BUILD cannot change.
+  """
+
+  def __init__(self, records: zipfile.ZipFile):
+    prefixes = [name.removesuffix("data.pkl") for name in records.namelist() if name.endswith("/data.pkl")]
+    if len(prefixes) != 1:
+      raise ValueError(f"found {len(prefixes)} data.pkl in the zip file, expected one, as torch.save writes it")
+    super().__init__(records.open(f"{prefixes[0]}data.pkl"))
+    self.records, self.prefix, self.bytes = records, prefixes[0], {}
+    if f"{self.prefix}byteorder" in records.namelist() and self.record("byteorder") != b"little":
+      raise ValueError("byteorder: found another one, expected little")
+    self.known = {
+      "torch._utils._rebuild_tensor_v2": self.tensor,
+      "torch._utils._rebuild_parameter": self.parameter,
+      "torch.Size": tuple,
+      "collections.OrderedDict": _Dict,
+      "argparse.Namespace": _Dict,
+      "__builtin__.set": set,
+    } | {f"torch.{name}": name for name in STORAGES}
+
+  def find_class(self, module, name):
+    if f"{module}.{name}" not in self.known:
+      raise ValueError(f"found the callable {module}.{name}, expected tensors and plain data alone; nothing was run")
+    return self.known[f"{module}.{name}"]
+
+  def persistent_load(self, reference):
+    """The storage, one axis, that ("storage", type, key, device, length) names."""
+    match reference:
+      case ("storage", str(kind), str(key), _, int(length)) if kind in STORAGES:
+        name, dtype = f"data/{key}", np.dtype(STORAGES[kind])
+      case _:
+        raise ValueError(f"found the reference {reference!r:.80}, expected one to a storage")
+    if name not in self.bytes:
+      self.bytes[name] = self.record(name)
+    size = len(self.bytes[name])
+    if size != length * dtype.itemsize:
+      raise ValueError(f"{name}: found {size} bytes, expected {length * dtype.itemsize}, {length} of {dtype}")
+    return np.frombuffer(self.bytes[name], dtype)
+
+  def tensor(self, storage, offset, size, stride, requires_grad=False, hooks=None, metadata=None):
+    """A view of a storage; each of its values stands in one place at most."""
+    fits = all(type(x) is int and x >= 0 for x in (offset, *size, *stride)) and len(size) == len(stride)
+    if fits and 0 not in size:
+      last = offset + sum((n - 1) * step for n, step in zip(size, stride))
+      fits = max(last, math.prod(size) - 1) < len(storage)
+    if not fits or metadata:
+      raise ValueError(f"found a tensor of size {size}, stride {stride}, offset {offset} and metadata {metadata} in a "
+                       f"storage of {len(storage)} values, expected one that fits in it")  # fmt: skip
+    steps = [step * storage.itemsize for step in stride]
+    return np.lib.stride_tricks.as_strided(storage[offset:], size, steps, writeable=False)
+
+  def parameter(self, data, requires_grad=False, hooks=None):
+    return data
+
+  def record(self, name) -> bytes:
+    name = self.prefix + name
+    if name not in self.records.namelist() or self.records.getinfo(name).compress_type != zipfile.ZIP_STORED:
+      raise ValueError(f"{name}: found no such record, or one that is compressed, expected what torch.save stores")
+    return self.records.read(name)  # checks its CRC
+
+
+def read_checkpoint(path) -> dict:
+  """What torch.save wrote to a file, as dictionaries and read-only numpy arrays (bfloat16: of ml_dtypes).
+
+  Raises ValueError for a file that is not whole, not of torch, in torch's format before 1.6, or that holds anything
+  but tensors and plain data; no code of it is run.
+  """
+  try:
+    with open(path, "rb") as file:
+      if file.read(len(LEGACY)) == LEGACY:
+        raise ValueError("found torch's format before 1.6, expected its zip format: read it with torch.load(path, "
+                         "map_location='cpu', weights_only=True) and save that with torch.save")  # fmt: skip
+      with zipfile.ZipFile(file) as records:
+        found = _Unpickler(records).load()
+    if not isinstance(found, dict):
+      raise ValueError(f"found {type(found).__name__}, expected a dictionary")
+  except Exception as error:  # a wrong pickle can raise anything; none of it is more than data
+    text = str(error) if type(error) is ValueError else f"found no readable file ({type(error).__name__}: {error})"
+    more = "" if "expected" in text else ", expected a whole zip file of torch.save: copy or download it again"
+    raise ValueError(f"{path}: {text}{more}") from error
+  return found
+
+
+def read_v0(file, heads: int):
+  """(sizes, adapter parameters, backbone weights or {}) of a V0 checkpoint; names without `module.`."""
+  found = _section(file, read_checkpoint(file), "model_state_dict")
+  if found and all(name.startswith("module.") for name in found):
+    found = {name.removeprefix("module."): x for name, x in found.items()}
+  backbone = {name: x for name, x in found.items() if name.startswith("backbone.")}
+  found = {name: x for name, x in found.items() if name not in backbone}
+  sizes = adapter_sizes(file, found, heads, "adapter_layer.")
+  return sizes, {name.removeprefix("adapter_layer."): float32(x) for name, x in found.items()}, backbone
+
+
+def adapter_sizes(file, found: dict, heads: int, prefix: str = "", pooling: str = "dynamic") -> dict:
+  """v0.json's "adapter", read off the parameters, which must be complete and fit each other."""
+  queries, width = _shape(file, found, f"{prefix}static_queries", "1 Q d")[1:]
+  hidden_size = _shape(file, found, f"{prefix}proj_kv.weight", "d D")[1]
+  bottleneck = _shape(file, found, f"{prefix}generator.0.weight", "B D")[0]
+  shapes = jax.eval_shape(lambda: adapter.init(jax.random.key(0), hidden_size, queries, width, bottleneck))
+  account(file, found, {prefix + name: x.shape for name, x in shapes.items()})
+  if type(heads) is not int or heads < 1 or width % heads:
+    raise ValueError(f"{file}: heads: found {heads}, expected a divisor of the adapter's width {width}")
+  return dict(zip(ADAPTER, (queries, width, heads, bottleneck, hidden_size, pooling)))
+
+
+def read_tabpfn(file):
+  """(sizes, parameters) of the head in a TabPFN-v2.5 checkpoint, its sizes compared with its config."""
+  checkpoint = read_checkpoint(file)
+  found, config = _section(file, checkpoint, "state_dict"), _section(file, checkpoint, "config")
+  if checkpoint.get("architecture_name") != "base":
+    raise ValueError(f"{file}: architecture_name: found {checkpoint.get('architecture_name')!r}, expected 'base'")
+  sizes = head_sizes(file, found)
+  expected = FIXED | {key: sizes[ours] for key, ours in CONFIG.items()}
+  expected |= {"encoder_mlp_hidden_dim": sizes["encoder_hidden"]} if sizes["encoder"] == "mlp" else {}
+  _refuse([f"{file}: config.{key}: found {config[key]!r}, expected {value!r}"
+           for key, value in expected.items() if key in config and config[key] != value])  # fmt: skip
+  return sizes, {name: float32(x) for name, x in found.items()}
+
+
+def head_sizes(file, found: dict) -> dict:
+  """v0.json's "head", read off the parameters, which must be complete and fit each other."""
+  thinking, E = _shape(file, found, "add_thinking_tokens.row_token_values", "T E")
+  heads = _shape(file, found, f"{LAYERS}0.self_attn_between_features._w_qkv", "3 h E/h E")[1]
+  F = _shape(file, found, f"{LAYERS}0.mlp.linear1.weight", "f*E E")[0]
+  name, letters = (MLP[0], "H 2*g") if MLP[0] in found else (LINEAR, "E 2*g")
+  H, cells = _shape(file, found, name, letters)
+  outputs = _shape(file, found, "decoder_dict.standard.2.weight", "10 f*E")[0]
+  layers = len({name.removeprefix(LAYERS).partition(".")[0] for name in found if name.startswith(LAYERS)})
+  if E % heads or E % 4 or F % E or outputs < 2:
+    raise ValueError(f"{file}: found E {E}, {heads} heads, MLP width {F} and {outputs} outputs, expected E to divide "
+                     "that width and to be a multiple of 4 and of the heads, and 2 outputs or more")  # fmt: skip
+  encoder = ("linear", 0) if name == LINEAR else ("mlp", H)
+  sizes = dict(zip(HEAD, (E, heads, cells // 2, thinking, layers, F // E, outputs, *encoder)))
+  account(file, found, head_shapes(*sizes.values()))
+  return sizes
+
+
+def head_shapes(E, heads, group, thinking, layers, factor, outputs, encoder, H) -> dict[str, tuple]:
+  """Shapes of the head's parameters, for sizes in the order of `HEAD`."""
+  F = factor * E
+  shapes = {LINEAR: (E, 2 * group)} if encoder == "linear" else {MLP[0]: (H, 2 * group), MLP[1]: (E, H)}
+  layer = {"mlp.linear1.weight": (F, E), "mlp.linear2.weight": (E, F)}
+  for attention in ("self_attn_between_features", "self_attn_between_items"):
+    layer |= {f"{attention}._w_qkv": (3, heads, E // heads, E), f"{attention}._w_out": (heads, E // heads, E)}
+  return shapes | {f"{LAYERS}{i}.{name}": shape for i in range(layers) for name, shape in layer.items()} | {
+    "y_encoder.2.layer.weight": (E, 2), "y_encoder.2.layer.bias": (E,),
+    "add_thinking_tokens.row_token_values": (thinking, E),
+    "feature_positional_embedding_embeddings.weight": (E, E // 4), "feature_positional_embedding_embeddings.bias": (E,),
+    "decoder_dict.standard.0.weight": (F, E), "decoder_dict.standard.0.bias": (F,),
+    "decoder_dict.standard.2.weight": (outputs, F), "decoder_dict.standard.2.bias": (outputs,),
+  }  # fmt: skip
+
+
+def write_backbone(checkpoint, weights, source: Path, target: Path, hidden_size: int):
+  """Copies a backbone to `target` as `hf.load` wants it, checks that it opens there, and returns its config.
+
+  `weights` are those of the checkpoint, where it has any. Names in the directory may begin with `model.` or, as in
+  Qwen3-Embedding, not; a language model's output layer is left out.
+  """
+  target.mkdir()
+  for name in ("config.json", *FILES.split()):
+    if (source / name).is_file():
+      shutil.copyfile(source / name, target / name)
+  written = hf._read_json(target / "config.json") | {"tie_word_embeddings": True}
+  written |= {"architectures": list(hf.ARCHITECTURES[:1])} if written.get("architectures") == ["Qwen3Model"] else {}
+  hf._write_json(target / "config.json", written)
+  config = hf.read_config(target)
+  if config.hidden_size != hidden_size:
+    raise ValueError(f"{source}: hidden_size: found {config.hidden_size}, expected {hidden_size}, as the adapter in "
+                     f"{checkpoint} reads it")  # fmt: skip
+  found, prefix, origin = weights, "backbone.", checkpoint
+  if not weights:
+    found, origin = {}, source
+    for file in hf._weight_files(source):
+      with hf._open(file) as tensors:
+        found |= {name: tensors.get_tensor(name) for name in tensors.keys() if name != hf.HEAD}
+    prefix = "model." if any(name.startswith("model.") for name in found) else ""
+  shapes = jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
+  shapes = {name.removeprefix("model."): hf._stored_shape(shapes, *where) for name, *where in hf._names(config)}
+  account(origin, found, {prefix + name: shape for name, shape in shapes.items()}, STORED)
+  save_file({f"model.{name.removeprefix(prefix)}": np.ascontiguousarray(x) for name, x in found.items()},
+            target / hf.WEIGHTS, metadata={"format": "pt"})  # fmt: skip
+  (target / hf.WEIGHTS).chmod(0o644)
+  hf.load(target)
+  tokenizer.check(tokenizer.load(target), config.vocab_size)
+  return config
+
+
+def account(file, found: dict, expected: dict[str, tuple], types=FLOATS):
+  """Raises ValueError unless the arrays have the expected names and shapes, a known type and finite values."""
+  problems = []
+  for name in dict.fromkeys([*expected, *found]):
+    x, wanted = found.get(name), list(expected[name]) if name in expected else "no such tensor"
+    shape = list(x.shape) if isinstance(x, np.ndarray) else f"a {type(x).__name__}" if name in found else "none"
+    if shape != wanted:
+      problems.append(f"{file}: {name}: found {shape}, expected {wanted}")
+    elif str(x.dtype) not in types:
+      problems.append(f"{file}: {name}: found type {x.dtype}, expected one of {', '.join(types)}")
+    elif not np.all(np.isfinite(x)):
+      problems.append(f"{file}: {name}: found {np.sum(~np.isfinite(x))} values that are not finite, expected none")
+  _refuse(problems)
+
+
+def _refuse(problems: list[str], most: int = 6):
+  if problems:
+    raise ValueError("\n".join(problems[:most] + [f"... and {len(problems) - most} more"] * (len(problems) > most)))
+
+
+def _section(file, checkpoint: dict, key: str) -> dict:
+  found = checkpoint.get(key)
+  if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+    raise ValueError(f"{file}: {key}: found {type(found).__name__} among the keys {[*checkpoint][:8]}, expected a "
+                     "dictionary of names")  # fmt: skip
+  return found
+
+
+def _shape(file, found: dict, name: str, letters: str) -> tuple:
+  """Shape of a tensor that sizes are read off."""
+  shape = getattr(found.get(name), "shape", ())
+  if len(shape) != len(letters.split()) or 0 in shape:
+    what = list(shape) if name in found else "no such tensor"
+    raise ValueError(f"{file}: {name}: found {what}, expected [{', '.join(letters.split())}]")
+  return shape
+
+
+def save_converted(directory, sizes: dict, head: dict, adapter_params: dict, head_params: dict, licences=LICENCES):
+  """Writes adapter.safetensors, head.safetensors and v0.json; sizes as of `read_v0` and `read_tabpfn`."""
+  directory = Path(directory)
+  for name, params in (("adapter", adapter_params), ("head", head_params)):
+    file = directory / f"{name}.safetensors"
+    save_file({name: float32(x) for name, x in params.items()}, file)
+    file.chmod(0o644)  # safetensors makes files that only their owner can read
+  settings = {"format": FORMAT, "adapter": sizes, "head": head, "temperature": 0.9, "estimators": 4, "max_tokens": 2048}
+  (directory / "v0.json").write_text(json.dumps(settings | {"licences": licences}, indent=2) + "\n", encoding="utf-8")
+
+
+def load_converted(directory) -> tuple[dict, dict, dict]:
+  """(settings, adapter parameters, head parameters), numpy float32, of a directory that `convert` wrote.
+
+  Settings are v0.json's: "adapter" {queries, width, heads, bottleneck, hidden_size, pooling}, "head" {E, heads, group,
+  thinking, layers, factor (MLP width / E), outputs, encoder (linear or mlp), encoder_hidden (0 = linear)},
+  "temperature", "estimators", "max_tokens". Raises ValueError where names or shapes do not fit them.
+  """
+  directory = Path(directory)
+  file, (a, h) = directory / "v0.json", (directory / f"{x}.safetensors" for x in ("adapter", "head"))
+  try:
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    adapter_params, head_params = ({name: float32(x) for name, x in load_file(x).items()} for x in (a, h))
+  except Exception as error:  # safetensors raises its own kinds
+    raise ValueError(f"{directory}: found a missing or damaged file ({error}), expected {file.name}, {a.name} and "
+                     f"{h.name} as value_prior.convert writes them") from error  # fmt: skip
+  settings = settings if isinstance(settings, dict) else {}
+  rules = {
+    "format": (lambda x: x == FORMAT, FORMAT),
+    "adapter": (lambda x: isinstance(x, dict) and x.get("pooling") in adapter.POOLINGS, "one with a known pooling"),
+    "temperature": (lambda x: type(x) in (int, float) and x > 0, "a number above 0"),
+    "estimators": (lambda x: type(x) is int and x > 0, "an integer above 0"),
+    "max_tokens": (lambda x: type(x) is int and x > 0, "an integer above 0"),
+  }
+  _refuse([f"{file}: {key}: found {settings.get(key)!r}, expected {what}"
+           for key, (holds, what) in rules.items() if not holds(settings.get(key))])  # fmt: skip
+  sizes = settings["adapter"].get("heads"), "", settings["adapter"]["pooling"]
+  sizes = {"adapter": adapter_sizes(a, adapter_params, *sizes), "head": head_sizes(h, head_params)}
+  _refuse([f"{file}: {key}: found {settings.get(key)}, expected {found}, the sizes of the parameters"
+           for key, found in sizes.items() if settings.get(key) != found])  # fmt: skip
+  return settings, adapter_params, head_params
+
+
+if __name__ == "__main__":  # flags are defined here alone: v05_jax.main has its own --out
+  flags.DEFINE_string("checkpoint", None, "V0 checkpoint, a .pt file", required=True)
+  flags.DEFINE_string("tabpfn", None, "TabPFN-v2.5 classifier checkpoint, a .ckpt file", required=True)
+  flags.DEFINE_string("backbone", None, "Qwen3-Embedding directory: config, tokenizer, weights", required=True)
+  flags.DEFINE_string("out", None, "folder to write", required=True)
+  flags.DEFINE_integer("heads", 3, "attention heads of the adapter")
+  app.run(main)

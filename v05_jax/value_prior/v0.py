@@ -1,0 +1,169 @@
+"""V0 as its users call it: prompts with scores as context, prompts to judge -> probabilities of success.
+
+    prior = value_prior.load("v0-converted")             # made by `python -m v05_jax.value_prior.convert`
+    p = prior.predict(context_prompts, context_scores, target_prompts)
+
+Frozen backbone -> adapter -> TabPFN head. Texts are read raw, without instruction or chat template. Source: the
+specification of V0 (arXiv 2602.03584; released code Now-Join-Us/V0). Two things are as intended and not as released:
+the adapter is used (the released helper pools the last token), and a context that the head was never made for, with
+one class or fewer than four rows, has a defined answer, the smoothed success rate.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+import hashlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from v05_jax.models import hf, transformer
+from v05_jax.models import tokenizer as tokenizers
+from v05_jax.value_prior import adapter, prior, tabpfn
+
+TOKENS_PER_CALL = 16384  # of prompts embedded at once: bounds the memory of attention
+QUERIES_PER_CALL = 256  # rows that the head judges at once
+SMALLEST = 16  # of the buckets that rows and tokens are padded to: powers of two
+
+
+@dataclasses.dataclass(frozen=True)
+class ValuePrior:
+  """A converted V0 on one device."""
+
+  settings: dict[str, Any]  # v0.json
+  config: transformer.ModelConfig  # of the backbone
+  params: Any
+  tokenizer: Any
+  adapter: dict[str, jax.Array]
+  head: dict[str, jax.Array]  # of `tabpfn.stack`
+
+  def predict(self, context_prompts: Sequence[str], context_scores, target_prompts: Sequence[str]) -> np.ndarray:
+    """Probability of success of each target prompt, float32 [n].
+
+    Args:
+      context_prompts, context_scores: prompts that the policy has tried, and its mean success in [0, 1].
+      target_prompts: prompts to judge.
+
+    Raises:
+      ValueError: numbers of prompts and scores that differ, or a score outside [0, 1].
+    """
+    scores = np.asarray(context_scores, np.float32)
+    if scores.shape != (len(context_prompts),):
+      raise ValueError(f"context_scores: found shape {scores.shape}, expected ({len(context_prompts)},), one a prompt")
+    if not np.all((scores >= 0) & (scores <= 1)):
+      raise ValueError(f"context_scores: found {scores[~((scores >= 0) & (scores <= 1))][0]}, expected 0 to 1")
+    texts = list(dict.fromkeys([*context_prompts, *target_prompts]))  # every text once
+    place = {text: i for i, text in enumerate(texts)}
+    features = self.features(texts)
+    rows = lambda prompts: features[[place[text] for text in prompts]]
+    marks = [
+      (fingerprints(f"support {i}", context_prompts), fingerprints(f"query {i}", target_prompts))
+      for i in range(self.settings["estimators"])
+    ]
+    return self.judge(rows(context_prompts), scores, rows(target_prompts), fingerprints=marks)
+
+  def features(self, prompts: Sequence[str], rows: int | None = None) -> np.ndarray:
+    """What the head sees of each text, float32 [N, F]; texts longer than the backbone was trained for are cut.
+
+    `rows` at once, by default as many as fit and are needed. A fixed number gives the same bits for a text whatever
+    stands beside it, as far as the compiler keeps rows apart.
+    """
+    most = self.settings["max_tokens"]
+    encoded = [tokenizers.encode_prompt(self.tokenizer, text, chat_template=False) for text in prompts]
+    # The end token stays: V0's tokenizer appends it after cutting.
+    encoded = [ids if len(ids) <= most else [*ids[: most - 1], ids[-1]] for ids in encoded]
+    found = np.zeros((len(prompts), self.width), np.float32)
+    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))  # alike lengths together
+    while order:
+      width = bucket(len(encoded[order[0]]))
+      size = rows or max(TOKENS_PER_CALL // width, 1)
+      batch = [i for i in order if len(encoded[i]) <= width][:size]
+      order = order[len(batch) :]
+      tokens, mask = np.zeros((2, rows or min(bucket(len(batch)), size), width), np.int32)
+      mask[:, 0] = 1  # of padding rows
+      for row, i in enumerate(batch):
+        tokens[row, : len(encoded[i])], mask[row, : len(encoded[i])] = encoded[i], 1
+      heads, pooling = self.settings["adapter"]["heads"], self.settings["adapter"]["pooling"]
+      out = embed(self.config, heads, pooling, self.params, self.adapter, tokens, mask)
+      found[batch] = np.asarray(out)[: len(batch)]
+    return found
+
+  @property
+  def width(self) -> int:
+    """F, the features of a prompt."""
+    options = self.settings["adapter"]
+    return options["hidden_size"] if options["pooling"] == "last" else options["queries"] * options["width"]
+
+  def judge(self, support, scores, query, tables=None, fingerprints=None) -> np.ndarray:
+    """Probabilities of success [m] of query features [m, F], given support features [n, F] with scores [n] in [0, 1].
+
+    Args:
+      tables: column table [>= G, E/4]; default `tabpfn.column_table`, the released model's where E = 192.
+      fingerprints: per estimator (support [n], query [m]) in [0, 1); default the released ones, hashes of the
+        features, which one ulp of difference turns over. `predict` hashes the texts instead.
+    """
+    labels = np.asarray(scores) >= 0.5
+    usual = prior.smoothed(scores, labels)
+    if usual is not None or not len(query):
+      return np.full(len(query), usual if usual is not None else 0.0, np.float32)
+    keep = tabpfn.keep_columns(support)
+    moments = support[:, keep].mean(0), support[:, keep].std(0, ddof=1)
+    z_support, z_query = ((x[:, keep] - moments[0]) / moments[1] for x in (support, query))
+    salts, permutations = tabpfn.randomness(self.settings["estimators"], len(keep) + 1)
+    columns = self.head["encoder.5.layer.weight" if "encoder.5.layer.weight" in self.head else "encoder.5.mlp.0.weight"]
+    groups = -(-(len(keep) + 1) // (columns.shape[1] // 2))
+    width = self.head["feature_positional_embedding_embeddings.weight"].shape[1]
+    tables = jnp.asarray(tabpfn.column_table(groups, width) if tables is None else tables)
+    raw = []
+    for i, (salt, permutation) in enumerate(zip(salts, permutations)):
+      marks = tabpfn.fingerprints(z_support, z_query, salt) if fingerprints is None else fingerprints[i]
+      x, rows = (np.c_[z, mark][:, permutation].astype(np.float32) for z, mark in zip((z_support, z_query), marks))
+      raw.append(self._stream(x, labels, rows, tables))
+    return np.asarray(tabpfn.average(jnp.stack(raw), self.settings["temperature"])[1])
+
+  def _stream(self, x, labels, rows, tables):
+    """One estimator's raw logits [m, 2]: the support once, the queries in chunks; all padded to buckets."""
+    size = bucket(len(x))
+    mask = np.arange(size) < len(x)
+    pad = lambda values, count: np.pad(values, [(0, count - len(values))] + [(0, 0)] * (values.ndim - 1))
+    cache = tabpfn.context(self.head, pad(x, size), pad(labels.astype(np.float32), size), tables, mask)
+    parts = []
+    for start in range(0, len(rows), QUERIES_PER_CALL):
+      part = rows[start : start + QUERIES_PER_CALL]
+      parts.append(tabpfn.query(self.head, cache, pad(part, bucket(len(part))), tables)[: len(part)])
+    return jnp.concatenate(parts)
+
+
+def fingerprints(salt: str, texts: Sequence[str]) -> np.ndarray:
+  """A number in [0, 1) for each text, float32: the same whatever it is computed with, another for every salt."""
+  hashes = (hashlib.sha256(f"{salt}\n{text}".encode()).digest() for text in texts)
+  return np.array([int.from_bytes(x[:3], "big") / 2**24 for x in hashes], np.float32)
+
+
+def bucket(count: int) -> int:
+  """The power of two, at least SMALLEST, that `count` rows or tokens are padded to: few shapes are compiled."""
+  return max(SMALLEST, 1 << (count - 1).bit_length())
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def embed(config, heads, pooling, params, adapter_params, tokens, mask):
+  """Features float32 [N, F] of right-padded tokens int32 [N, L] where mask int [N, L]."""
+  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+  hidden = transformer.forward(config, params, tokens, positions, mask)
+  return adapter.features(adapter_params, hidden, mask, heads, pooling=pooling)
+
+
+def load(directory: str) -> ValuePrior:
+  """The V0 in a directory made by `value_prior.convert`. Raises ValueError that names what is missing or wrong."""
+  from v05_jax.value_prior import (
+    convert,  # it is a program too, which is not to be imported before it runs
+  )
+
+  settings, adapter_params, head = convert.load_converted(directory)
+  config, params = hf.load(f"{directory}/backbone")
+  tokenizer = tokenizers.load(f"{directory}/backbone")
+  tokenizers.check(tokenizer, config.vocab_size)
+  place = functools.partial(jax.tree.map, jnp.asarray)
+  return ValuePrior(settings, config, place(params), tokenizer, place(adapter_params), tabpfn.stack(head))
