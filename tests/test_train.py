@@ -110,7 +110,8 @@ def test_a_workdir_of_another_config_is_refused(unbroken):
 def test_no_config_compiles_after_its_second_step(name, tmp_path):
   modules = {"demo": demo, "v05": v05, "grpo": grpo, "dapo": dapo, "rloo": rloo, "ewa": ewa, "spo": spo}
   config = modules[name].get_config()
-  more = {"v05": {"rollouts_per_step": 96, "prior.min_support": 6}, "dapo": {"budget.k_init": 4, "budget.k_max": 4}}
+  more = {"v05": {"rollouts_per_step": 96, "prior.min_support": 6}, "dapo": {"budget.k_init": 4, "budget.k_max": 4},
+          "ewa": {"prior.history": True, "data.size": 16}}  # fmt: skip
   config = small(config, num_steps=5, **more.get(name, {}))
   train(config, str(tmp_path))
   written = metrics.read(tmp_path)
@@ -122,6 +123,8 @@ def test_no_config_compiles_after_its_second_step(name, tmp_path):
     assert max(line["k/mean"] for line in written[1:]) > 4
   if name == "ewa":  # two stages, and the number of rollouts of a step is always the same
     assert [line["rollouts"] for line in written] == [0, 32, 64, 96, 128, 160]
+    shares = [line["prior/history"] for line in written[1:]]  # every prompt comes back in each second step
+    assert shares[:2] == [0, 0] and all(0 < share <= 1 for share in shares[2:])
     assert max(len([key for key in line if key.startswith("k/hist/")]) for line in written[1:]) > 1
   if name == "spo":  # 32 of 128 prompts a step, of 256: the second step is of the second half, then all are known
     assert [line["data/epoch"] for line in written[1:]] == [0.5, 1, 1.5, 2, 2.5]
