@@ -113,7 +113,7 @@ def neyman(sigma2, var, k0, total, k_min, k_max):
 
 
 @functools.partial(jax.jit, static_argnames=("rule",))
-def extra(rule, state, value, s, k, ended, total, *, k_max, cost=0.0, block=1, real=True):
+def extra(rule, state, value, s, k, ended, total, *, k_max=16, cost=1 / 256, block=1, real=True):
   """Further rollouts to issue to each of P prompts, now that some of their rollouts have verdicts.
 
     "fixed"       0: the same number for every prompt (uniform)
@@ -131,8 +131,9 @@ def extra(rule, state, value, s, k, ended, total, *, k_max, cost=0.0, block=1, r
     k: int [P] valid rollouts. A rollout without a verdict is not in k: the caller caps what it issues.
     ended: bool [P] all issued rollouts of the prompt have verdicts; elsewhere the answer is 0.
     total: rollouts of the whole batch, those in k included, for the rules in BATCH_RULES.
-    k_max: rollouts of a prompt at most, [P] or a scalar.
-    cost: of a rollout, in units of the MSE. block: rollouts at once.
+    k_max: rollouts of a prompt at most, [P] or a scalar. cost: of a rollout, in units of the MSE. The defaults are
+      the paper's.
+    block: rollouts at once.
     real: bool [P], the prompt is not padding.
 
   Returns:
