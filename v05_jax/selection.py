@@ -44,6 +44,5 @@ def systematic(pi, uniform: float) -> np.ndarray:
   pi = np.asarray(pi, np.float64)
   count = round(float(pi.sum()))
   upper = np.cumsum(pi)
-  upper[upper > count - 1e-9] = count  # rounding must not lose the last one
-  taken = np.ceil(upper - uniform).astype(int)
-  return np.flatnonzero(np.diff(taken, prepend=0))
+  upper[-1] = max(count, upper[-1])  # rounding must not lose the last one
+  return np.searchsorted(upper, uniform + np.arange(count), side="right")
