@@ -121,7 +121,8 @@ def extra(rule, state, value, s, k, ended, total, *, k_max=16, cost=1 / 256, blo
     "two_stage"   `final_k` - k; the caller asks once a prompt
     "neyman"      `neyman` - k with EWA-Beta's sigma2 and var; 0 until every prompt's rollouts have ended; the caller
                   asks once a batch
-    "value"       the allocation k_i ~ sqrt(1 - V_i^2) - k: known before any rollout, so it biases nothing
+    "value"       the allocation k_i ~ sqrt(1 - V_i^2) - k: known before any rollout; where
+                  prompts weigh the same (`loss.aggregate=prompt`) it biases nothing
 
   Args:
     rule: one of RULES (static).

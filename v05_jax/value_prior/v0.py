@@ -112,8 +112,7 @@ class ValuePrior:
     moments = support[:, keep].mean(0), support[:, keep].std(0, ddof=1)
     z_support, z_query = ((x[:, keep] - moments[0]) / moments[1] for x in (support, query))
     salts, permutations = tabpfn.randomness(self.settings["estimators"], len(keep) + 1)
-    columns = self.head["encoder.5.layer.weight" if "encoder.5.layer.weight" in self.head else "encoder.5.mlp.0.weight"]
-    groups = -(-(len(keep) + 1) // (columns.shape[1] // 2))
+    groups = -(-(len(keep) + 1) // tabpfn.group_size(self.head))
     width = self.head["feature_positional_embedding_embeddings.weight"].shape[1]
     tables = jnp.asarray(tabpfn.column_table(groups, width) if tables is None else tables)
     raw = []
@@ -157,9 +156,8 @@ def embed(config, heads, pooling, params, adapter_params, tokens, mask):
 
 def load(directory: str) -> ValuePrior:
   """The V0 in a directory made by `value_prior.convert`. Raises ValueError that names what is missing or wrong."""
-  from v05_jax.value_prior import (
-    convert,  # it is a program too, which is not to be imported before it runs
-  )
+  # Imported here, for it is a program too, which is not to be imported before it runs.
+  from v05_jax.value_prior import convert
 
   settings, adapter_params, head = convert.load_converted(directory)
   config, params = hf.load(f"{directory}/backbone")
