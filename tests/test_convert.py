@@ -23,7 +23,8 @@ from safetensors.numpy import load_file, save_file
 
 from v05_jax.models import hf, tokenizer
 from v05_jax.value_prior import convert as module
-from v05_jax.value_prior.convert import convert, load_converted, read_checkpoint
+from v05_jax.value_prior import directory
+from v05_jax.value_prior.convert import convert, read_checkpoint
 
 DATA = Path(__file__).parent / "data" / "v0"
 V0, TABPFN, BACKBONE = DATA / "v0_checkpoint.pt", DATA / "tabpfn-v2.5-tiny.ckpt", DATA / "backbone"
@@ -278,11 +279,11 @@ def test_golden_files_convert(tmp_path, prefix, weights):
   assert sorted(os.listdir(out)) == ["adapter.safetensors", "backbone", "head.safetensors", "v0.json"]
   assert os.listdir(out.parent) == ["out"] and sorted(os.listdir(tmp_path)) == ["new", "v0.pt"]
   check_output(out, backbone)
-  settings, adapter, head = load_converted(out)
+  settings, adapter, head = directory.load(out)
   licences = settings.pop("licences")
   assert "Built with PriorLabs-TabPFN" in licences
   assert settings == {
-    "format": 1, "temperature": 0.9, "estimators": 4, "max_tokens": 2048,
+    "format": 1, "temperature": 0.9, "estimators": 4, "max_tokens": 2048, "backbone": "backbone",
     "adapter": {"queries": 8, "width": 6, "heads": 3, "bottleneck": 16, "hidden_size": 64, "pooling": "dynamic"},
     "head": {"E": 48, "heads": 3, "group": 3, "thinking": 4, "layers": 3, "factor": 2, "outputs": 10,
              "encoder": "linear", "encoder_hidden": 0},
@@ -336,7 +337,7 @@ def test_other_stored_types_and_sizes_convert(tmp_path):
   files = write(tmp_path / "v0.pt", content), write(tmp_path / "head.ckpt", head)
   (tmp_path / "out").mkdir()  # an empty folder is as good as none
   convert(*files, BACKBONE, tmp_path / "out", heads=2)
-  settings, adapter, params = load_converted(tmp_path / "out")
+  settings, adapter, params = directory.load(tmp_path / "out")
   assert settings["adapter"]["heads"] == 2
   assert settings["head"] == {"E": 48, "heads": 3, "group": 2, "thinking": 4, "layers": 1, "factor": 2, "outputs": 10,
                               "encoder": "mlp", "encoder_hidden": 20}  # fmt: skip
@@ -507,6 +508,7 @@ def settings_with(change):
    (settings_with(lambda x: x.pop("head")), "head: found None, expected"),
    (settings_with(lambda x: x.update(temperature=0)), "temperature: found 0, expected a number above 0"),
    (settings_with(lambda x: x.update(estimators=True)), "estimators: found True, expected an integer above 0"),
+   (settings_with(lambda x: x.update(backbone="/etc")), "backbone: found '/etc', expected backbone or builtin"),
    (parameters_with("adapter", lambda x: x.pop("ln_q.bias")), "adapter.safetensors: ln_q.bias: found none"),
    (parameters_with("head", lambda x: x.update(new=ONES)), "head.safetensors: new: found .7., expected no such tensor"),
    (lambda x: (x / "head.safetensors").write_bytes(b"1"), "found a missing or damaged file"),
@@ -518,7 +520,7 @@ def test_a_changed_directory_is_refused(tmp_path, converted, change, message):
   shutil.copytree(converted, folder)
   change(folder)
   with pytest.raises(ValueError, match=message):
-    load_converted(folder)
+    directory.load(folder)
 
 
 def test_the_command_line_reports_an_error():

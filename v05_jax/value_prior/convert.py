@@ -9,11 +9,9 @@ appears as a whole or not at all:
 
     adapter.safetensors, head.safetensors   official names without prefix, float32
     backbone/                               config, weights and tokenizer, as `v05_jax.models.hf.load` opens them
-    v0.json                                 sizes and settings, see `load_converted`
+    v0.json                                 sizes and settings, see `directory.load`
 """
 
-import functools
-import json
 import math
 import os
 from pathlib import Path
@@ -26,13 +24,22 @@ from absl import app, flags
 import jax
 import ml_dtypes
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from v05_jax.models import hf, presets, tokenizer, transformer
-from v05_jax.value_prior import adapter
+from v05_jax.value_prior import directory
+from v05_jax.value_prior.directory import (
+  FLOATS,
+  LICENCES,
+  account,
+  adapter_sizes,
+  float32,
+  head_sizes,
+  refuse,
+)
 
-FORMAT = 1  # of v0.json
-FLOATS = ("float32", "bfloat16", "float16", "float64")
+# Of the released model, which no file tells.
+SETTINGS = {"temperature": 0.9, "estimators": 4, "max_tokens": 2048, "backbone": directory.FOLDER, "licences": LICENCES}
 STORED = FLOATS[:3]  # what `hf.load` reads
 STORAGES = dict(
   FloatStorage=np.float32, HalfStorage=np.float16, BFloat16Storage=ml_dtypes.bfloat16, DoubleStorage=np.float64,
@@ -42,10 +49,6 @@ STORAGES = dict(
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # how files of torch before 1.6 begin
 FILES = ("tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt "
          "tokenizer.model chat_template.jinja generation_config.json")  # fmt: skip
-LAYERS = "transformer_encoder.layers."
-LINEAR, MLP = "encoder.5.layer.weight", ("encoder.5.mlp.0.weight", "encoder.5.mlp.2.weight")
-ADAPTER = ("queries", "width", "heads", "bottleneck", "hidden_size", "pooling")
-HEAD = ("E", "heads", "group", "thinking", "layers", "factor", "outputs", "encoder", "encoder_hidden")
 # Keys of a TabPFN checkpoint's config: those that must agree with the shapes, and the model that is implemented.
 CONFIG = dict(emsize="E", nhead="heads", features_per_group="group", num_thinking_rows="thinking", nlayers="layers",
               nhid_factor="factor", max_num_classes="outputs", encoder_type="encoder")  # fmt: skip
@@ -55,13 +58,6 @@ FIXED = {
   "nan_handling_enabled": True, "nan_handling_y_encoder": True, "normalize_x": True, "normalize_to_ranking": False,
   "normalize_on_train_only": True, "normalize_by_used_features": True, "remove_empty_features": True, "seed": 42,
 }  # fmt: skip
-LICENCES = (
-  "TabPFN-2.5 weights (head.safetensors) are under Prior Labs' own non-commercial licence, whatever file they are of. "
-  "This project ships none of them and grants no right to them. Whoever distributes them, or a model made with them, "
-  'must include that licence, display "Built with PriorLabs-TabPFN" and name the model "TabPFN...". '
-  "The V0 repository and Qwen3-Embedding are under Apache-2.0."
-)
-float32 = functools.partial(np.ascontiguousarray, dtype=np.float32)
 
 
 def main(_):
@@ -94,8 +90,8 @@ def convert(checkpoint, tabpfn, backbone, out, heads: int = 3) -> str:
   work.mkdir()
   try:
     config = write_backbone(checkpoint, weights, Path(backbone), work / "backbone", sizes["hidden_size"])
-    save_converted(work, sizes, head, adapter_params, head_params)
-    load_converted(work)
+    directory.save(work, {"adapter": sizes, "head": head} | SETTINGS, adapter_params, head_params)
+    directory.load(work)
     out.parent.mkdir(parents=True, exist_ok=True)
     work.rename(out)
   except ValueError as error:  # of `hf` and `tokenizer`, on what was copied
@@ -216,18 +212,6 @@ def read_v0(file, heads: int):
   return sizes, {name.removeprefix("adapter_layer."): float32(x) for name, x in found.items()}, backbone
 
 
-def adapter_sizes(file, found: dict, heads: int, prefix: str = "", pooling: str = "dynamic") -> dict:
-  """v0.json's "adapter", read off the parameters, which must be complete and fit each other."""
-  queries, width = _shape(file, found, f"{prefix}static_queries", "1 Q d")[1:]
-  hidden_size = _shape(file, found, f"{prefix}proj_kv.weight", "d D")[1]
-  bottleneck = _shape(file, found, f"{prefix}generator.0.weight", "B D")[0]
-  shapes = jax.eval_shape(lambda: adapter.init(jax.random.key(0), hidden_size, queries, width, bottleneck))
-  account(file, found, {prefix + name: x.shape for name, x in shapes.items()})
-  if type(heads) is not int or heads < 1 or width % heads:
-    raise ValueError(f"{file}: heads: found {heads}, expected a divisor of the adapter's width {width}")
-  return dict(zip(ADAPTER, (queries, width, heads, bottleneck, hidden_size, pooling)))
-
-
 def read_tabpfn(file):
   """(sizes, parameters) of the head in a TabPFN-v2.5 checkpoint, its sizes compared with its config."""
   checkpoint = read_checkpoint(file)
@@ -237,43 +221,9 @@ def read_tabpfn(file):
   sizes = head_sizes(file, found)
   expected = FIXED | {key: sizes[ours] for key, ours in CONFIG.items()}
   expected |= {"encoder_mlp_hidden_dim": sizes["encoder_hidden"]} if sizes["encoder"] == "mlp" else {}
-  _refuse([f"{file}: config.{key}: found {config[key]!r}, expected {value!r}"
+  refuse([f"{file}: config.{key}: found {config[key]!r}, expected {value!r}"
            for key, value in expected.items() if key in config and config[key] != value])  # fmt: skip
   return sizes, {name: float32(x) for name, x in found.items()}
-
-
-def head_sizes(file, found: dict) -> dict:
-  """v0.json's "head", read off the parameters, which must be complete and fit each other."""
-  thinking, E = _shape(file, found, "add_thinking_tokens.row_token_values", "T E")
-  heads = _shape(file, found, f"{LAYERS}0.self_attn_between_features._w_qkv", "3 h E/h E")[1]
-  F = _shape(file, found, f"{LAYERS}0.mlp.linear1.weight", "f*E E")[0]
-  name, letters = (MLP[0], "H 2*g") if MLP[0] in found else (LINEAR, "E 2*g")
-  H, cells = _shape(file, found, name, letters)
-  outputs = _shape(file, found, "decoder_dict.standard.2.weight", "10 f*E")[0]
-  layers = len({name.removeprefix(LAYERS).partition(".")[0] for name in found if name.startswith(LAYERS)})
-  if E % heads or E % 4 or F % E or outputs < 2:
-    raise ValueError(f"{file}: found E {E}, {heads} heads, MLP width {F} and {outputs} outputs, expected E to divide "
-                     "that width and to be a multiple of 4 and of the heads, and 2 outputs or more")  # fmt: skip
-  encoder = ("linear", 0) if name == LINEAR else ("mlp", H)
-  sizes = dict(zip(HEAD, (E, heads, cells // 2, thinking, layers, F // E, outputs, *encoder)))
-  account(file, found, head_shapes(*sizes.values()))
-  return sizes
-
-
-def head_shapes(E, heads, group, thinking, layers, factor, outputs, encoder, H) -> dict[str, tuple]:
-  """Shapes of the head's parameters, for sizes in the order of `HEAD`."""
-  F = factor * E
-  shapes = {LINEAR: (E, 2 * group)} if encoder == "linear" else {MLP[0]: (H, 2 * group), MLP[1]: (E, H)}
-  layer = {"mlp.linear1.weight": (F, E), "mlp.linear2.weight": (E, F)}
-  for attention in ("self_attn_between_features", "self_attn_between_items"):
-    layer |= {f"{attention}._w_qkv": (3, heads, E // heads, E), f"{attention}._w_out": (heads, E // heads, E)}
-  return shapes | {f"{LAYERS}{i}.{name}": shape for i in range(layers) for name, shape in layer.items()} | {
-    "y_encoder.2.layer.weight": (E, 2), "y_encoder.2.layer.bias": (E,),
-    "add_thinking_tokens.row_token_values": (thinking, E),
-    "feature_positional_embedding_embeddings.weight": (E, E // 4), "feature_positional_embedding_embeddings.bias": (E,),
-    "decoder_dict.standard.0.weight": (F, E), "decoder_dict.standard.0.bias": (F,),
-    "decoder_dict.standard.2.weight": (outputs, F), "decoder_dict.standard.2.bias": (outputs,),
-  }  # fmt: skip
 
 
 def write_backbone(checkpoint, weights, source: Path, target: Path, hidden_size: int):
@@ -311,84 +261,12 @@ def write_backbone(checkpoint, weights, source: Path, target: Path, hidden_size:
   return config
 
 
-def account(file, found: dict, expected: dict[str, tuple], types=FLOATS):
-  """Raises ValueError unless the arrays have the expected names and shapes, a known type and finite values."""
-  problems = []
-  for name in dict.fromkeys([*expected, *found]):
-    x, wanted = found.get(name), list(expected[name]) if name in expected else "no such tensor"
-    shape = list(x.shape) if isinstance(x, np.ndarray) else f"a {type(x).__name__}" if name in found else "none"
-    if shape != wanted:
-      problems.append(f"{file}: {name}: found {shape}, expected {wanted}")
-    elif str(x.dtype) not in types:
-      problems.append(f"{file}: {name}: found type {x.dtype}, expected one of {', '.join(types)}")
-    elif not np.all(np.isfinite(x)):
-      problems.append(f"{file}: {name}: found {np.sum(~np.isfinite(x))} values that are not finite, expected none")
-  _refuse(problems)
-
-
-def _refuse(problems: list[str], most: int = 6):
-  if problems:
-    raise ValueError("\n".join(problems[:most] + [f"... and {len(problems) - most} more"] * (len(problems) > most)))
-
-
 def _section(file, checkpoint: dict, key: str) -> dict:
   found = checkpoint.get(key)
   if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
     raise ValueError(f"{file}: {key}: found {type(found).__name__} among the keys {[*checkpoint][:8]}, expected a "
                      "dictionary of names")  # fmt: skip
   return found
-
-
-def _shape(file, found: dict, name: str, letters: str) -> tuple:
-  """Shape of a tensor that sizes are read off."""
-  shape = getattr(found.get(name), "shape", ())
-  if len(shape) != len(letters.split()) or 0 in shape:
-    what = list(shape) if name in found else "no such tensor"
-    raise ValueError(f"{file}: {name}: found {what}, expected [{', '.join(letters.split())}]")
-  return shape
-
-
-def save_converted(directory, sizes: dict, head: dict, adapter_params: dict, head_params: dict, licences=LICENCES):
-  """Writes adapter.safetensors, head.safetensors and v0.json; sizes as of `read_v0` and `read_tabpfn`."""
-  directory = Path(directory)
-  for name, params in (("adapter", adapter_params), ("head", head_params)):
-    file = directory / f"{name}.safetensors"
-    save_file({name: float32(x) for name, x in params.items()}, file)
-    file.chmod(0o644)  # safetensors makes files that only their owner can read
-  settings = {"format": FORMAT, "adapter": sizes, "head": head, "temperature": 0.9, "estimators": 4, "max_tokens": 2048}
-  (directory / "v0.json").write_text(json.dumps(settings | {"licences": licences}, indent=2) + "\n", encoding="utf-8")
-
-
-def load_converted(directory) -> tuple[dict, dict, dict]:
-  """(settings, adapter parameters, head parameters), numpy float32, of a directory that `convert` wrote.
-
-  Settings are v0.json's: "adapter" {queries, width, heads, bottleneck, hidden_size, pooling}, "head" {E, heads, group,
-  thinking, layers, factor (MLP width / E), outputs, encoder (linear or mlp), encoder_hidden (0 = linear)},
-  "temperature", "estimators", "max_tokens". Raises ValueError where names or shapes do not fit them.
-  """
-  directory = Path(directory)
-  file, (a, h) = directory / "v0.json", (directory / f"{x}.safetensors" for x in ("adapter", "head"))
-  try:
-    settings = json.loads(file.read_text(encoding="utf-8"))
-    adapter_params, head_params = ({name: float32(x) for name, x in load_file(x).items()} for x in (a, h))
-  except Exception as error:  # safetensors raises its own kinds
-    raise ValueError(f"{directory}: found a missing or damaged file ({error}), expected {file.name}, {a.name} and "
-                     f"{h.name} as value_prior.convert writes them") from error  # fmt: skip
-  settings = settings if isinstance(settings, dict) else {}
-  rules = {
-    "format": (lambda x: x == FORMAT, FORMAT),
-    "adapter": (lambda x: isinstance(x, dict) and x.get("pooling") in adapter.POOLINGS, "one with a known pooling"),
-    "temperature": (lambda x: type(x) in (int, float) and x > 0, "a number above 0"),
-    "estimators": (lambda x: type(x) is int and x > 0, "an integer above 0"),
-    "max_tokens": (lambda x: type(x) is int and x > 0, "an integer above 0"),
-  }
-  _refuse([f"{file}: {key}: found {settings.get(key)!r}, expected {what}"
-           for key, (holds, what) in rules.items() if not holds(settings.get(key))])  # fmt: skip
-  sizes = settings["adapter"].get("heads"), "", settings["adapter"]["pooling"]
-  sizes = {"adapter": adapter_sizes(a, adapter_params, *sizes), "head": head_sizes(h, head_params)}
-  _refuse([f"{file}: {key}: found {settings.get(key)}, expected {found}, the sizes of the parameters"
-           for key, found in sizes.items() if settings.get(key) != found])  # fmt: skip
-  return settings, adapter_params, head_params
 
 
 if __name__ == "__main__":  # flags are defined here alone: v05_jax.main has its own --out

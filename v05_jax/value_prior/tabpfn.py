@@ -94,6 +94,15 @@ def stack(state_dict):
   return params
 
 
+def unstack(params):
+  """The `state_dict` that `stack` takes: {official name: numpy array}."""
+  found = {name: np.asarray(x) for name, x in params.items() if not name.startswith("layers.")}
+  for name, stacked in params.items():
+    if name.startswith("layers."):
+      found |= {f"{LAYER}{i}.{name.removeprefix('layers.')}": x for i, x in enumerate(np.asarray(stacked))}
+  return found
+
+
 # --- Cells to tokens
 
 

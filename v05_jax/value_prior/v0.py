@@ -13,16 +13,20 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 import hashlib
+import os
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from v05_jax import models
 from v05_jax.models import hf, transformer
 from v05_jax.models import tokenizer as tokenizers
-from v05_jax.value_prior import adapter, prior, tabpfn
+from v05_jax.value_prior import adapter, directory, prior, tabpfn
 
+BUILTIN = Path(__file__).parent.parent / "tasks" / "value_model"  # made by experiments/value_model
 TOKENS_PER_CALL = 16384  # of prompts embedded at once: bounds the memory of attention
 QUERIES_PER_CALL = 256  # rows that the head judges at once
 SMALLEST = 16  # of the buckets that rows and tokens are padded to: powers of two
@@ -154,14 +158,16 @@ def embed(config, heads, pooling, params, adapter_params, tokens, mask):
   return adapter.features(adapter_params, hidden, mask, heads, pooling=pooling)
 
 
-def load(directory: str) -> ValuePrior:
-  """The V0 in a directory made by `value_prior.convert`. Raises ValueError that names what is missing or wrong."""
-  # Imported here, for it is a program too, which is not to be imported before it runs.
-  from v05_jax.value_prior import convert
+def load(path: str) -> ValuePrior:
+  """The V0 in a directory made by `value_prior.convert` or `--mode=value`; "builtin" is that of the built-in tasks.
 
-  settings, adapter_params, head = convert.load_converted(directory)
-  config, params = hf.load(f"{directory}/backbone")
-  tokenizer = tokenizers.load(f"{directory}/backbone")
+  Raises ValueError that names what is missing or wrong.
+  """
+  path = BUILTIN if os.fspath(path) == directory.BUILTIN else path
+  settings, adapter_params, head = directory.load(path)
+  backbone = models.BUILTIN if settings["backbone"] == directory.BUILTIN else f"{path}/{directory.FOLDER}"
+  config, params = hf.load(backbone)
+  tokenizer = tokenizers.load(backbone)
   tokenizers.check(tokenizer, config.vocab_size)
   place = functools.partial(jax.tree.map, jnp.asarray)
   return ValuePrior(settings, config, place(params), tokenizer, place(adapter_params), tabpfn.stack(head))
