@@ -12,6 +12,8 @@ def get_config() -> ConfigDict:
   c.num_steps = 64  # training steps
   c.rollouts_per_step = 256  # rollouts a step on average; rounded to whole prompts and equal minibatches
 
+  c.collect = False  # write every step's (prompt, score) pairs to WORKDIR/pairs, which --mode=value learns from
+
   c.policy = policy = ConfigDict()
   policy.path = "builtin"  # Hugging Face directory; "builtin" = the warm-started policy of the built-in tasks
   policy.preset = ""  # a name of models/presets.py: random weights instead of `path` (tokenizer still from `path`)

@@ -86,7 +86,7 @@ _RANGES = (
   (_one_of("after", "before"), "ewa_update"),
   (_one_of("token", "rollout", "prompt", "constant"), "loss.aggregate"),
   (_one_of("constant", "cosine", "linear"), "optimizer.schedule"),
-  (Rule(lambda x: True, "anything"), "policy.preset policy.remat data.prompt_key data.answer_key prior.path"),
+  (Rule(lambda x: True, "anything"), "collect policy.preset policy.remat data.prompt_key data.answer_key prior.path"),
   (Rule(lambda x: True, "anything"), "data.chat_template rewards.low rewards.high prior.history selection.weighted"),
 )
 RULES = {key: rule for rule, keys in _RANGES for key in keys.split()}

@@ -160,12 +160,39 @@ def prepare(workdir) -> epath.Path:
   return path
 
 
+class Lines:
+  """A file of JSON lines that grows, from the lines `kept` on. In an object store, where files cannot be appended to,
+  the lines are kept and written as a whole by `flush`."""
+
+  def __init__(self, path: epath.Path, kept=()):
+    self._path, self._text = path, "".join(json.dumps(line) + "\n" for line in kept)
+    replace(path, self._text)
+    self._file = None if is_remote(path) else open(path, "a", encoding="utf-8")
+
+  def append(self, line: dict):
+    if self._file is None:
+      self._text += json.dumps(line) + "\n"
+    else:
+      self._file.write(json.dumps(line) + "\n")
+      self._file.flush()  # enough for a killed process; `flush` is for a machine that ends
+
+  def flush(self):
+    if self._file is None:
+      self._path.write_text(self._text)
+    else:
+      os.fsync(self._file.fileno())
+
+  def close(self):
+    self.flush()
+    if self._file is not None:
+      self._file.close()
+
+
 class Writer:
   """Writes a run's config.json, metrics.jsonl and TensorBoard events; a context manager.
 
   `done` is the number of steps of the restored state: lines after step `done` are cut off, since
-  the run will write them again; 0 is a fresh run, which keeps none. In a remote workdir (gs://...),
-  where files cannot be appended to, the lines are kept and written as a whole by `flush`.
+  the run will write them again; 0 is a fresh run, which keeps none.
   """
 
   def __init__(self, workdir, config, done: int = 0):
@@ -174,10 +201,8 @@ class Writer:
     self._path = prepare(workdir)
     self._remote = is_remote(self._path)
     kept = [line for line in read(workdir) if line["step"] <= done] if done else []
-    self._text = "".join(json.dumps(line) + "\n" for line in kept)  # remote: all so far
-    _replace(self._path / "config.json", configuration.to_json(config))
-    _replace(self._path / "metrics.jsonl", self._text)
-    self._file = None if self._remote else open(self._path / "metrics.jsonl", "a", encoding="utf-8")
+    replace(self._path / "config.json", configuration.to_json(config))
+    self._lines = Lines(self._path / "metrics.jsonl", kept)
     self._events = tempfile.mkdtemp() if self._remote else os.fspath(self._path / "tensorboard")
     suffix = f".{time.time_ns()}"  # else a restart within a second would overwrite the file
     first = done + 1 if done else 0
@@ -201,12 +226,7 @@ class Writer:
     step, rollouts, pairs = self._pending
     self._pending = None
     values = {name: v if math.isfinite(v) else None for name, v in sorted(means(pairs).items())}
-    text = json.dumps({"step": int(step), "rollouts": int(rollouts), **values}) + "\n"
-    if self._remote:
-      self._text += text
-    else:
-      self._file.write(text)
-      self._file.flush()  # enough for a killed process; `flush` is for a machine that ends
+    self._lines.append({"step": int(step), "rollouts": int(rollouts), **values})
     finite = {name: value for name, value in values.items() if value is not None}
     self.latest |= finite
     for name, value in finite.items():
@@ -216,22 +236,19 @@ class Writer:
     """Makes sure that every line so far survives; call it before each checkpoint."""
     self._settle()
     self._board.flush()
+    self._lines.flush()
     if self._remote:
-      (self._path / "metrics.jsonl").write_text(self._text)
       board = self._path / "tensorboard"
       board.mkdir(parents=True, exist_ok=True)
       for file in pathlib.Path(self._events).iterdir():
         (board / file.name).write_bytes(file.read_bytes())
-    else:
-      os.fsync(self._file.fileno())
 
   def close(self):
     self.flush()
     self._board.close()
+    self._lines.close()
     if self._remote:
       shutil.rmtree(self._events)
-    else:
-      self._file.close()
 
   def __enter__(self):
     return self
@@ -240,7 +257,7 @@ class Writer:
     self.close()
 
 
-def _replace(path: epath.Path, text: str):
+def replace(path: epath.Path, text: str):
   """Writes a file as a whole or not at all (a remote object is written so in any case)."""
   if is_remote(path):
     path.write_text(text)

@@ -77,6 +77,7 @@ class Draw(NamedTuple):
   estimator: estimator.Estimator
   cursor: int
   generated: int  # rollouts, discarded ones included
+  pairs: tuple[np.ndarray, np.ndarray, np.ndarray]  # row of the dataset, mean reward in [-1, 1], rollouts: see `sample`
   metrics: diagnostics.Pairs
 
 
@@ -122,13 +123,17 @@ def sample(run: Run, collect, state: TrainState, step: int) -> Draw:
   count = missing = prompts_per_step(run, state.mean_k)
   key = rng.at(run.config.seed, step)
   context, learnt, cursor, draws, measured = state.context, state.estimator, int(state.cursor), [], {}
+  pairs = []  # of every prompt asked, with the rollouts whose number was fixed in advance
   for _ in range(1 + run.config.budget.max_resample):
     asked = ask(run, state, cursor, missing, step)
     prompts, value, cursor = asked.prompts, asked.value, asked.cursor
     rolls, stats = collect(state.params, prompts, key, run.groups, value=value, ewa=state.estimator.ewa)
     success = success_share(run.config, rolls)
     first = slice(run.groups.unconditional)  # rollouts whose number was not chosen by their outcome
-    context = contexts.remember(context, asked.features, *mean_success(success[:, first], rolls.mask[:, first]))
+    mean, valid = mean_success(success[:, first], rolls.mask[:, first])
+    context = contexts.remember(context, asked.features, mean, valid)
+    seen = valid & np.isfinite(mean)
+    pairs.append((prompts.row[seen], 2 * mean[seen] - 1, rolls.mask[:, first].sum(1)[seen]))
     learnt, squares = estimator.learn(
       learnt, prompts.row, np.int32(step), 2 * success[:, first] - 1, rolls.mask[:, first], value, asked.prior,
       shrinkage.KINDS[run.config.baseline], run.config.prior.half_life,
@@ -151,7 +156,8 @@ def sample(run: Run, collect, state: TrainState, step: int) -> Draw:
   measured["data/epoch"] = (cursor / len(run.prompts), 1)
   measured["time/sample"] = (seconds := time.perf_counter() - began, 1)
   measured["time/tokens_per_second"] = (measured["response/length"][0], seconds)
-  return Draw(prompts, rolls, value, asked.weight, context, learnt, cursor, generated, measured)
+  pairs = tuple(np.concatenate(x) for x in zip(*pairs))
+  return Draw(prompts, rolls, value, asked.weight, context, learnt, cursor, generated, pairs, measured)
 
 
 class Asked(NamedTuple):

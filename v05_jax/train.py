@@ -1,18 +1,22 @@
 """The one training loop: prompts -> prior -> rollouts -> test and fusion -> advantage -> update -> context."""
 
+import contextlib
+import pathlib
 import time
 
-from v05_jax import checkpoint, metrics, report, rewards, rollouts
+from v05_jax import checkpoint, data, metrics, report, rewards, rollouts
 from v05_jax import config as configuration
 from v05_jax import evaluate as evaluation
 from v05_jax.step import learn, sample, setup
 from v05_jax.structs import TrainState
+from v05_jax.value_prior import pairs
 
 
 def train(config, workdir: str) -> TrainState:
   """Runs `config` in `workdir`, or resumes it there, and returns the final state.
 
-  Writes config.json, metrics.jsonl, TensorBoard events, checkpoints and summary.png. A line of the metrics
+  Writes config.json, metrics.jsonl, TensorBoard events, checkpoints and summary.png, and with `config.collect` the
+  step's (prompt, score) pairs. A line of the metrics
   with `step` n describes the state after n steps. Raises ValueError for bad input before anything expensive,
   FloatingPointError after more than `config.loss.max_skipped` non-finite updates in a row, and
   `checkpoint.Preempted` when a signal asked it to stop; the state is saved then.
@@ -32,12 +36,18 @@ def train(config, workdir: str) -> TrainState:
     state, first = run.init(), saved.latest() or 0
     if first:
       state = saved.restore(first, state)
-    with metrics.Writer(workdir, config, first) as log, metrics.Progress(config.num_steps, first) as progress:
+    with (
+      metrics.Writer(workdir, config, first) as log,
+      metrics.Progress(config.num_steps, first) as progress,
+      collector(config, workdir, run, first) as collected,
+    ):
       if not first and config.eval.period:
         log.write(0, 0, evaluation.summarise(evaluate(state.params)))
       for step in range(first, config.num_steps):
         began, failed = time.perf_counter(), int(state.skipped)  # of the updates before, which have ended
         draw = sample(run, collect, state, step)
+        if collected:
+          collected.write(step, *draw.pairs)
         state, measured = learn(run, state, draw)
         done, last = step + 1, step + 1 == config.num_steps
         if config.eval.period and (last or due(done, config.eval.period)):
@@ -51,11 +61,21 @@ def train(config, workdir: str) -> TrainState:
         # While updates fail, the checkpoints before them are kept.
         if last or preemption.requested or (not failed and due(done, config.checkpoint.period)):
           log.flush()
+          if collected:
+            collected.flush()
           saved.save(done, state)
         if preemption.requested and not last:
           raise checkpoint.Preempted(f"stopped by a signal; saved at step {done}, the same command continues")
   report.summary(workdir)
   return state
+
+
+def collector(config, workdir: str, run, first: int):
+  """What writes the step's (prompt, score) pairs where `config.collect` says so; a context manager."""
+  if not config.collect:
+    return contextlib.nullcontext()
+  name = config.data.path if config.data.path == data.TASKS else pathlib.PurePath(config.data.path).stem
+  return pairs.Collector(workdir, name, [row["prompt"] for row in run.prompts.rows], first)
 
 
 def diverged(config, workdir: str, failed: int, good: int | None) -> str:

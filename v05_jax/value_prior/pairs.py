@@ -1,0 +1,136 @@
+"""(prompt, score) pairs of a policy in V0's own format: what `config.collect` writes and `--mode=value` reads.
+
+A folder holds prompts.json, "{dataset}_{id}" -> text, and one or more .jsonl files with a pair a line:
+
+    {"id": 7, "dataset": "tasks", "model": "v05-seed1", "step": 12, "score": 0.5, "type": "context"}
+
+`score` is the mean reward of some rollouts in [-1, 1], `step` the training steps that the policy `model` had behind it.
+The types context, train_query and test_query are V0's: a run writes context, and training divides those itself.
+Source: the specification of V0 (arXiv 2602.03584), section 8.
+"""
+
+from collections.abc import Sequence
+import json
+from typing import NamedTuple
+
+from etils import epath
+import numpy as np
+
+from v05_jax import metrics
+
+FOLDER, FILE, PROMPTS = "pairs", "pairs.jsonl", "prompts.json"
+TYPES = ("context", "train_query", "test_query")
+FIELDS = {"id": int, "dataset": str, "model": str, "step": int, "score": (int, float)}
+
+
+class Collector:
+  """Writes the pairs of a run to WORKDIR/pairs as it goes; a context manager.
+
+  `done` steps stand in the restored state: pairs of later ones are cut off, since the run will write them again.
+  """
+
+  def __init__(self, workdir, dataset: str, texts: Sequence[str], done: int = 0):
+    self._folder, self._dataset = metrics.folder(workdir) / FOLDER, dataset
+    self._model = metrics.folder(workdir).name
+    self._folder.mkdir(parents=True, exist_ok=True)
+    kept = [row for _, row in _lines(self._folder / FILE) if row["step"] < done] if done else []
+    self._lines = metrics.Lines(self._folder / FILE, kept)
+    prompts = {f"{dataset}_{i}": text for i, text in enumerate(texts)}
+    metrics.replace(self._folder / PROMPTS, json.dumps(prompts, ensure_ascii=False, indent=0) + "\n")
+
+  def write(self, step: int, row, score, rollouts):
+    """The pairs of a step: row of the dataset [n], mean reward in [-1, 1] [n], number of its rollouts [n]."""
+    for i, mean, k in zip(row, score, rollouts, strict=True):
+      self._lines.append({
+        "id": int(i), "dataset": self._dataset, "model": self._model, "step": int(step), "score": round(float(mean), 6),
+        "type": TYPES[0], "rollouts": int(k),
+      })  # fmt: skip
+
+  def flush(self):
+    """Makes sure that every pair so far survives; call it before each checkpoint."""
+    self._lines.flush()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    self._lines.close()
+
+
+class Context(NamedTuple):
+  """The pairs of one policy at one time: what can stand in one context."""
+
+  key: tuple[str, str, str, int]  # folder, dataset, model, step
+  prompt: np.ndarray  # int32 [n]  index of the text
+  score: np.ndarray  # float32 [n]  in [0, 1]
+  query: np.ndarray  # bool [n]  of a type that is to be judged, and never to be conditioned on
+
+
+def read(folders: Sequence[str], window: int = 1) -> tuple[list[str], list[Context]]:
+  """(texts, contexts) of folders in the format above; pairs of one (dataset, model) whose steps fall into the same
+  `window` steps share a context, whose step is the first of them.
+
+  Raises ValueError that names the folder, file or line: what was found and what was expected.
+  """
+  place: dict[str, int] = {}  # text -> index
+  rows: dict[tuple, list] = {}
+  for folder in folders:
+    path = metrics.folder(folder)
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else []
+    if not files or not (path / PROMPTS).exists():
+      raise ValueError(f"{path}: found no pairs, expected a folder with {PROMPTS} and .jsonl files, as config.collect "
+                       "makes WORKDIR/pairs")  # fmt: skip
+    texts = _prompts(path / PROMPTS)
+    for where, row in (line for file in files for line in _lines(file)):
+      name = f"{row['dataset']}_{row['id']}"
+      if name not in texts:
+        raise ValueError(f"{where}: found the prompt {name}, expected one that {path / PROMPTS} holds")
+      key = (str(path), row["dataset"], row["model"], row["step"] // window * window)
+      prompt = place.setdefault(texts[name], len(place))
+      rows.setdefault(key, []).append((prompt, (row["score"] + 1) / 2, row["type"] != TYPES[0]))
+  contexts = [
+    Context(key, *(np.array(x, kind) for x, kind in zip(zip(*found), (np.int32, np.float32, bool))))
+    for key, found in rows.items()
+  ]
+  return list(place), contexts
+
+
+def _prompts(file: epath.Path) -> dict[str, str]:
+  try:
+    found = json.loads(file.read_text())
+  except ValueError as error:
+    raise ValueError(f"{file}: found no JSON ({error}), expected one") from None
+  if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+    raise ValueError(f'{file}: found another thing, expected an object of "dataset_id": text')
+  return found
+
+
+def _lines(file: epath.Path):
+  """Yields (where, row) of a .jsonl file of pairs; a last line that is torn (the writer was killed) is left out."""
+  lines = file.read_text().split("\n") if file.exists() else []
+  for number, line in enumerate(lines, 1):
+    where = f"{file}, line {number}"
+    if not line.strip():
+      continue
+    try:
+      row = json.loads(line)
+    except ValueError:
+      if number == len(lines):
+        return
+      raise ValueError(f"{where}: found {line[:80]!r}, expected a JSON object") from None
+    yield where, _check(row, where)
+
+
+def _check(row, where: str) -> dict:
+  row = {"type": TYPES[0]} | row if isinstance(row, dict) else {}
+  for key, kind in FIELDS.items():
+    if isinstance(row.get(key), bool) or not isinstance(row.get(key), kind):
+      raise ValueError(f"{where}: {key}: found {row.get(key)!r}, expected {_KINDS[kind]}")
+  if not -1 <= row["score"] <= 1:
+    raise ValueError(f"{where}: score: found {row['score']}, expected a mean reward in [-1, 1]")
+  if row["type"] not in TYPES:
+    raise ValueError(f"{where}: type: found {row['type']!r}, expected one of {', '.join(TYPES)}")
+  return row
+
+
+_KINDS = {int: "a whole number", str: "a text", (int, float): "a number"}
