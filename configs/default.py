@@ -108,6 +108,35 @@ def get_config() -> ConfigDict:
   sft.learning_rate = 3e-3  # peak, cosine to zero
   sft.warmup_steps = 30
 
+  c.value = value = ConfigDict()  # --mode=value trains a V0
+  value.data = ""  # folders of pairs with commas between, see `collect`; "synthetic" = drawn tasks, for a head alone
+  value.heldout = ""  # folders of pairs to evaluate on, every eval.period steps
+  value.start = ""  # V0 to begin from; "" = a new adapter on the policy, which stays frozen, and a new head
+  value.head = ""  # V0 whose head is taken instead
+  value.train = "both"  # adapter | head | both
+  value.steps = 1000
+  value.tasks = 8  # contexts a step
+  value.support = 256  # pairs in a context
+  value.pairs = 32  # a success and a failure each to judge in a context
+  value.window = 1  # training steps of the policy that share a context
+  value.pair_weight = 0.25  # of the ranking loss; the rest is soft cross-entropy
+  value.natural = True  # weigh the queries of a task so that successes have their context's own share
+  value.learning_rate = 1e-3  # peak, cosine to zero
+  value.warmup = 0.05  # share of the steps
+  value.weight_decay = 0.01
+  value.clip_norm = 1.0
+  value.dropout = True  # of 0.2 in the adapter's generator
+  value.queries = 16  # of a new adapter: queries, their width, attention heads, bottleneck
+  value.width = 4
+  value.heads = 2
+  value.bottleneck = 32
+  value.estimators = 1  # of a new model, which the head's logits are averaged over
+  value.layers = 3  # of a new head: layers, width, attention heads, columns a group, thinking rows
+  value.embed = 64
+  value.attention_heads = 4
+  value.group = 32
+  value.thinking = 8
+
   c.eval = evaluate = ConfigDict()
   evaluate.period = 8  # steps between evaluations; 0 = off
   evaluate.path = "tasks"  # as data.path

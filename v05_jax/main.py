@@ -2,6 +2,7 @@
 
     --mode=train   runs the config, or resumes it in its workdir (the default)
     --mode=sft     trains the policy on demonstrations instead; writes WORKDIR/hf
+    --mode=value   trains a V0, the value prior, on the pairs of earlier runs; writes WORKDIR/v0
     --mode=eval    mean@n and pass@n of a checkpoint in WORKDIR, or, where there is none, of config.policy
     --mode=export  writes a checkpoint in WORKDIR as a Hugging Face directory --out
     --mode=report  compares the runs in --workdir=A,B,C: a table and a plot, comparison.md and .png in --out
@@ -15,7 +16,7 @@ from absl import app, flags, logging
 
 from v05_jax import command_line
 
-MODES = ("train", "sft", "eval", "export", "report")
+MODES = ("train", "sft", "value", "eval", "export", "report")
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("mode", "train", MODES, "what to do")
 flags.DEFINE_string("workdir", None, "folder of the run, local or gs://; for --mode=report several, with commas")
@@ -44,6 +45,9 @@ def run(mode: str, config, workdir: str | None, out: str | None, step: int | Non
   elif mode == "sft":
     from v05_jax.sft import sft
     sft(config, workdir)
+  elif mode == "value":
+    from v05_jax.value_prior.train import train_value
+    train_value(config, workdir)
   elif mode == "eval":
     from v05_jax.evaluate import evaluate_workdir
     evaluate_workdir(config, workdir, step)

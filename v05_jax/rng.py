@@ -8,7 +8,7 @@ resumed run repeats nothing and skips nothing.
 import jax
 
 # One stream a purpose. The numbers are part of what a seed means: append, never renumber.
-TRAIN, EVAL, SFT, INIT, SELECT = range(5)
+TRAIN, EVAL, SFT, INIT, SELECT, VALUE = range(6)
 
 
 def at(seed: int, step, stream: int = TRAIN) -> jax.Array:

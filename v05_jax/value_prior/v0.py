@@ -62,10 +62,7 @@ class ValuePrior:
     place = {text: i for i, text in enumerate(texts)}
     features = self.features(texts)
     rows = lambda prompts: features[[place[text] for text in prompts]]
-    marks = [
-      (fingerprints(f"support {i}", context_prompts), fingerprints(f"query {i}", target_prompts))
-      for i in range(self.settings["estimators"])
-    ]
+    marks = self.marks(context_prompts, target_prompts)
     return self.judge(rows(context_prompts), scores, rows(target_prompts), fingerprints=marks)
 
   def features(self, prompts: Sequence[str], rows: int | None = None) -> np.ndarray:
@@ -74,10 +71,7 @@ class ValuePrior:
     `rows` at once, by default as many as fit and are needed. A fixed number gives the same bits for a text whatever
     stands beside it, as far as the compiler keeps rows apart.
     """
-    most = self.settings["max_tokens"]
-    encoded = [tokenizers.encode_prompt(self.tokenizer, text, chat_template=False) for text in prompts]
-    # The end token stays: V0's tokenizer appends it after cutting.
-    encoded = [ids if len(ids) <= most else [*ids[: most - 1], ids[-1]] for ids in encoded]
+    encoded = self.encode(prompts)
     found = np.zeros((len(prompts), self.width), np.float32)
     order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))  # alike lengths together
     while order:
@@ -93,6 +87,20 @@ class ValuePrior:
       out = embed(self.config, heads, pooling, self.params, self.adapter, tokens, mask)
       found[batch] = np.asarray(out)[: len(batch)]
     return found
+
+  def encode(self, prompts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, read raw; texts longer than the backbone was trained for are cut."""
+    most = self.settings["max_tokens"]
+    encoded = [tokenizers.encode_prompt(self.tokenizer, text, chat_template=False) for text in prompts]
+    # The end token stays: V0's tokenizer appends it after cutting.
+    return [ids if len(ids) <= most else [*ids[: most - 1], ids[-1]] for ids in encoded]
+
+  def marks(self, support: Sequence[str], query: Sequence[str]):
+    """The fingerprint columns of texts, per estimator (support [n], query [m]): see `judge`."""
+    return [
+      (fingerprints(f"support {i}", support), fingerprints(f"query {i}", query))
+      for i in range(self.settings["estimators"])
+    ]
 
   @property
   def width(self) -> int:
@@ -153,9 +161,13 @@ def bucket(count: int) -> int:
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def embed(config, heads, pooling, params, adapter_params, tokens, mask):
   """Features float32 [N, F] of right-padded tokens int32 [N, L] where mask int [N, L]."""
+  return adapter.features(adapter_params, hidden(config, params, tokens, mask), mask, heads, pooling=pooling)
+
+
+def hidden(config, params, tokens, mask):
+  """The backbone's hidden states float32 [N, L, D] of right-padded tokens [N, L] where mask [N, L]."""
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-  hidden = transformer.forward(config, params, tokens, positions, mask)
-  return adapter.features(adapter_params, hidden, mask, heads, pooling=pooling)
+  return transformer.forward(config, params, tokens, positions, mask).astype(jnp.float32)
 
 
 def load(path: str) -> ValuePrior:

@@ -1,0 +1,73 @@
+"""A V0 judged on collected pairs: each context's prompts from other pairs of the same context; on host."""
+
+from collections.abc import Sequence
+import sys
+from typing import NamedTuple
+
+import numpy as np
+
+from v05_jax.value_prior import scores
+from v05_jax.value_prior.batches import judged
+from v05_jax.value_prior.pairs import Context
+
+
+class Judged(NamedTuple):
+  """Every judged pair of some contexts, [n] each."""
+
+  p: np.ndarray  # float32  predicted probability of success
+  t: np.ndarray  # float32  mean success seen
+  context: np.ndarray  # int32  number of the context
+  prompt: np.ndarray  # int32  index of the text
+
+
+def judge(model, texts: Sequence[str], contexts: Sequence[Context], support: int, seed: int = 0) -> Judged:
+  """What `model`, a `ValuePrior`, says of each context's queries from at most `support` of its other pairs.
+
+  Where no row is marked as a query, half of the prompts, drawn by `seed`, at least as many as leave `support`, are
+  judged from the others.
+  """
+  used = np.unique(np.concatenate([c.prompt for c in contexts]))
+  features = np.zeros((len(texts), model.width), np.float32)
+  features[used] = model.features([texts[i] for i in used])
+  parts = []
+  for number, context in enumerate(contexts):
+    rng = np.random.default_rng([seed, number])
+    asked, given = judged(context), np.flatnonzero(~context.query)
+    if not context.query.any():
+      prompts = rng.permutation(np.unique(context.prompt))
+      inside = np.isin(context.prompt, prompts[: max(len(prompts) // 2, len(prompts) - support)])
+      asked, given = np.flatnonzero(inside), np.flatnonzero(~inside)
+    given = rng.choice(given, min(support, len(given)), replace=False)
+    marks = model.marks([texts[i] for i in context.prompt[given]], [texts[i] for i in context.prompt[asked]])
+    p = model.judge(features[context.prompt[given]], context.score[given], features[context.prompt[asked]],
+                    fingerprints=marks)  # fmt: skip
+    parts.append((p, context.score[asked], np.full(len(asked), number, np.int32), context.prompt[asked]))
+  return Judged(*(np.concatenate(x) for x in zip(*parts)))
+
+
+def summary(found: Judged) -> dict[str, float]:
+  """The measures of `scores` over all pairs: gauc is inside a context, pairs are of one prompt in two contexts."""
+  positive = found.t >= 0.5
+  strict, ranking, _ = scores.pair_accuracy(found.p, positive, found.prompt.tolist())
+  return {
+    "auc": scores.auc(found.p, positive), "gauc": scores.grouped_auc(found.p, positive, found.context.tolist()),
+    "rmse": scores.rmse(found.p, found.t), "ece": scores.ece(found.p, found.t), "pair_strict": strict,
+    "pair_ranking": ranking,
+  }  # fmt: skip
+
+
+def plot(found: Judged, path):
+  """Draws the reliability of the probabilities and their distribution to an image."""
+  try:
+    from matplotlib.figure import Figure
+  except ImportError:
+    print(f"{path.name}: not drawn without matplotlib (pip install matplotlib)", file=sys.stderr)
+    return
+  share, predicted, seen = scores.reliability(found.p, found.t).T
+  figure = Figure(figsize=(4.5, 4.5), layout="constrained")
+  axes = figure.add_subplot(xlabel="predicted probability of success", ylabel="mean success", xlim=(0, 1), ylim=(0, 1))
+  axes.plot([0, 1], [0, 1], color="gray", linewidth=1)
+  axes.bar((np.arange(len(share)) + 0.5) / len(share), share, 1 / len(share), color="tab:blue", alpha=0.2)
+  axes.plot(predicted, seen, "o-", color="tab:blue")
+  axes.set_title(f"{len(found.p):,} prompts: ECE {scores.ece(found.p, found.t):.3f}; bars: their share", fontsize=9)
+  figure.savefig(path, dpi=120)

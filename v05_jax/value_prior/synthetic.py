@@ -1,0 +1,32 @@
+"""Classification tasks drawn from a prior, from which a head learns to condition on a context without any data.
+
+A task has 8 hidden causes z. Features are random mixtures of them, some bent, some rounded, some pure noise; the
+probability of success is sigmoid(strength f(z) + bias), where f is linear, a small network or a product of two causes.
+In the spirit of prior-fitted networks (arXiv 2112.10510, 2207.01848), small.
+"""
+
+import jax
+import jax.numpy as jnp
+
+CAUSES, HIDDEN = 8, 16
+LABELS = (1, 2, 4, 10)  # rollouts behind a label
+
+
+def draw(key, rows: int, width: int):
+  """(features [rows, width], mean success [rows] of a few rollouts, its true probability [rows]) of one task."""
+  keys = iter(jax.random.split(key, 16))
+  normal = lambda *shape: jax.random.normal(next(keys), shape)
+  z = normal(rows, CAUSES)
+  x = z @ normal(CAUSES, width) + 0.3 * normal(rows, width)
+  kind = jax.random.uniform(next(keys), (3, width))
+  x = jnp.where(kind[0] < 0.3, jnp.tanh(x), x)
+  x = jnp.where(kind[1] < 0.2, jnp.round(x / CAUSES**0.5), x)
+  x = jnp.where(kind[2] < jax.random.uniform(next(keys)), normal(rows, width), x)
+  net = jnp.tanh(1.5 * z @ normal(CAUSES, HIDDEN)) @ normal(HIDDEN)
+  shapes = jnp.stack([z @ normal(CAUSES), net, z[:, 0] * z[:, 1]])
+  score = shapes[jax.random.randint(next(keys), (), 0, len(shapes))]
+  score = (score - jnp.mean(score)) / jnp.std(score)
+  probability = jax.nn.sigmoid(jnp.exp(1.0 + 0.7 * normal()) * score + 1.2 * normal())
+  k = jax.random.choice(next(keys), jnp.array(LABELS))
+  success = jax.random.uniform(next(keys), (rows, max(LABELS))) < probability[:, None]
+  return x, jnp.sum(success & (jnp.arange(max(LABELS)) < k), axis=1) / k, probability

@@ -1,0 +1,325 @@
+"""Training of a V0: `--mode=value`.
+
+The backbone is frozen; the adapter learns, and the head with it where none was trained before. Meant as V0's paper says
+(arXiv 2602.03584) and not as its released trainer does: the gradient reaches every feature (there: 4 of 1,008, since
+padding columns detach the others), the loss is the pairwise and soft one (`losses`), the intra-context AUC groups by
+policy too, and what is saved is what `value_prior.load` predicts with, adapter included.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import os
+import shutil
+import time
+from typing import Any, NamedTuple
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+import optax
+
+from v05_jax import checkpoint, metrics, models, rng, sharding
+from v05_jax import config as configuration
+from v05_jax.models import hf
+from v05_jax.value_prior import (
+  adapter,
+  batches,
+  directory,
+  losses,
+  measure,
+  pairs,
+  synthetic,
+  tabpfn,
+  v0,
+)
+
+SYNTHETIC = "synthetic"  # value.data of a head alone
+TABLE_BYTES = 2**31  # up to this much, the hidden states of all prompts are computed once and kept on the device
+ROWS = 64  # prompts that go through the backbone at once
+TASKS = PartitionSpec(("data", "fsdp"))  # of a batch's first axis
+
+
+@struct.dataclass
+class State:
+  """Everything that the training needs to continue."""
+
+  params: Any  # {"adapter": ..., "head": ...}, one of them alone where the other is frozen
+  opt_state: Any
+  step: Any  # int32 []
+
+
+class Trainer(NamedTuple):
+  """What a config stands for."""
+
+  model: v0.ValuePrior
+  state: State  # the first one
+  step: Callable  # (State, step) -> (State, {name: []})
+  evaluate: Callable  # ValuePrior -> measure.Judged, or None
+
+
+def train_value(config, workdir: str) -> v0.ValuePrior:
+  """Trains a V0 as `config.value` says, or resumes it in `workdir`, and returns it.
+
+  Writes config.json, metrics.jsonl, TensorBoard events, checkpoints, the model as WORKDIR/v0, which
+  `value_prior.load` and `config.prior.path` open, and, with `config.value.heldout`, reliability.png. Raises ValueError
+  for bad input before anything expensive, and `checkpoint.Preempted` when a signal asked it to stop.
+  """
+  configuration.validate(config)
+  if metrics.is_remote(metrics.folder(workdir)):
+    raise ValueError(f"--workdir={workdir}: found a remote folder, expected a local one: the model is written there")
+  metrics.prepare(workdir)
+  checkpoint.check_config(workdir, config)
+  with (
+    checkpoint.Checkpoints(workdir, config.checkpoint.keep) as saved,
+    checkpoint.Preemption() as preemption,
+  ):
+    trainer, total = make(config), config.value.steps
+    state, first = trainer.state, saved.latest() or 0
+    if first:
+      state = saved.restore(first, state)
+    with metrics.Writer(workdir, config, first) as log, metrics.Progress(total, first) as progress:
+      for number in range(first, total):
+        began = time.perf_counter()
+        state, measured = trainer.step(state, number)
+        done, last = number + 1, number + 1 == total
+        found = {f"value/{name}": (x, 1) for name, x in measured.items()}
+        if last or (config.eval.period and done % config.eval.period == 0):
+          judged = trainer.evaluate(with_params(trainer.model, state.params))
+          found |= {f"value/heldout/{name}": (x, 1) for name, x in measure.summary(judged).items()} if judged else {}
+        log.write(done, 0, found | {"time/step": (time.perf_counter() - began, 1)})
+        progress.update(done, log.latest, ("value/loss", "value/heldout/gauc", "value/heldout/rmse"))
+        if last or preemption.requested or (config.checkpoint.period and done % config.checkpoint.period == 0):
+          log.flush()
+          saved.save(done, state)
+        if preemption.requested and not last:
+          raise checkpoint.Preempted(f"stopped by a signal; saved at step {done}, the same command continues")
+  model = with_params(trainer.model, state.params)
+  folder = metrics.folder(workdir)
+  save(model, folder / "v0")
+  judged = trainer.evaluate(model)
+  if judged:
+    measure.plot(judged, folder / "reliability.png")
+    print("  ".join(f"{name} {x:.3f}" for name, x in measure.summary(judged).items()))
+  print(f"the model is in {folder / 'v0'}")
+  return model
+
+
+def make(config) -> Trainer:
+  """Reads the pairs, builds the model and the step. Raises ValueError that names the key or file at fault."""
+  options = config.value
+  mesh = sharding.make_mesh(config.mesh)
+  shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  if options.tasks % shards:
+    raise ValueError(f"config.value.tasks: found {options.tasks}, expected a multiple of {shards} devices")
+  model = begin(config)
+  both = {"adapter": model.adapter, "head": model.head}
+  learnt = {"adapter": ("adapter",), "head": ("head",), "both": ("adapter", "head")}[options.train]
+  frozen = {name: x for name, x in both.items() if name not in learnt}
+  if options.data == SYNTHETIC:
+    loss, batch = synthetic_loss(model, options), lambda step: ()
+    texts, lookup = [], ()
+  else:
+    texts, contexts = pairs.read(options.data.split(","), options.window)
+    tasks = batches.Tasks(contexts, options.support, options.pairs, config.seed)
+    lookup = make_lookup(model, texts, mesh)
+    loss = pairs_loss(model, options)
+    batch = lambda step: tasks.batch(step * options.tasks, options.tasks)
+  optimizer = make_optimizer(options)
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def update(state, frozen, lookup, batch, key):
+    value_and_grad = jax.value_and_grad(lambda params: loss(params | frozen, lookup, batch, key), has_aux=True)
+    (value, measured), gradient = value_and_grad(state.params)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    measured |= {"loss": value, "grad_norm": optax.global_norm(gradient)}
+    return State(params, opt_state, state.step + 1), measured
+
+  def step(state, number: int):
+    place = NamedSharding(mesh, TASKS)
+    return update(state, frozen, lookup, jax.device_put(batch(number), place), rng.at(config.seed, number, rng.VALUE))
+
+  everywhere = sharding.replicated(mesh)
+  frozen = jax.device_put(frozen, everywhere)
+  # Copies, since a step overwrites them.
+  params = {name: jax.tree.map(jnp.copy, jax.device_put(both[name], everywhere)) for name in learnt}
+  state = State(params, optimizer.init(params), jax.device_put(jnp.zeros((), jnp.int32), everywhere))
+  return Trainer(model, state, step, make_evaluation(config))
+
+
+def begin(config) -> v0.ValuePrior:
+  """The model before training: that in `value.start`, or else a new adapter on `config.policy` and a new head, or the
+  head of `value.head`."""
+  options = config.value
+  key = rng.at(config.seed, 0, rng.VALUE)
+  if options.start:
+    model = v0.load(options.start)
+  else:
+    policy = models.load(config.policy, config.seed)
+    sizes = (policy.config.hidden_size, options.queries, options.width, options.bottleneck)
+    built_in = config.policy.path == "builtin" and not config.policy.preset
+    settings = {
+      "adapter": dict(zip(directory.ADAPTER, (*sizes[1:3], options.heads, sizes[3], sizes[0], "dynamic"))),
+      "head": new_head(options), "temperature": 0.9, "estimators": options.estimators,
+      "max_tokens": policy.config.max_positions, "backbone": directory.BUILTIN if built_in else directory.FOLDER,
+    }  # fmt: skip
+    head = init_head(jax.random.fold_in(key, 0), settings["head"])
+    first = adapter.init(jax.random.fold_in(key, 1), *sizes)
+    params = jax.tree.map(jnp.asarray, policy.params)
+    model = v0.ValuePrior(settings, policy.config, params, policy.tokenizer, first, head)
+  if options.head:
+    other = v0.load(options.head)
+    model = dataclasses.replace(model, head=other.head, settings=model.settings | {"head": other.settings["head"]})
+  return model
+
+
+def new_head(options) -> dict[str, Any]:
+  """v0.json's "head" for a new one."""
+  sizes = (options.embed, options.attention_heads, options.group, options.thinking, options.layers, 2, 2, "linear", 0)
+  return dict(zip(directory.HEAD, sizes))
+
+
+def init_head(key, sizes: dict[str, Any]):
+  """A new head, stacked: matrices N(0, 1 / fan-in), those that end a sublayer 0, so that a layer changes nothing at
+  first, biases 0, thinking rows N(0, 1)."""
+  found = {}
+  for number, (name, shape) in enumerate(directory.head_shapes(*sizes.values()).items()):
+    last = name.endswith(("_w_out", "linear2.weight", "bias"))
+    scale = 0.0 if last else 1.0 if "thinking" in name else shape[-1] ** -0.5
+    found[name] = scale * jax.random.normal(jax.random.fold_in(key, number), shape)
+  return tabpfn.stack(found)
+
+
+def make_optimizer(options) -> optax.GradientTransformation:
+  """V0's: AdamW behind clipping, a linear warm-up and then a cosine to 0; biases and the LayerNorm weights of queries
+  and keys do not decay."""
+  warmup = max(round(options.warmup * options.steps), 1)
+  rate = optax.warmup_cosine_decay_schedule(0.0, options.learning_rate, warmup, max(options.steps, warmup + 1))
+  kept = ("bias", "ln_q.weight", "ln_kv.weight")
+  decays = functools.partial(jax.tree_util.tree_map_with_path, lambda path, _: not path[-1].key.endswith(kept))
+  adamw = optax.adamw(rate, 0.9, 0.999, 1e-8, weight_decay=options.weight_decay, mask=decays)
+  return optax.chain(optax.clip_by_global_norm(options.clip_norm), adamw)
+
+
+# --- The loss
+
+
+def make_lookup(model: v0.ValuePrior, texts, mesh) -> dict[str, Any]:
+  """What `hidden` takes: tokens [N, L] and mask [N, L] of all texts, and either the hidden states of all,
+  [N, L, D], or the backbone's parameters."""
+  encoded = model.encode(texts)
+  longest = max(map(len, encoded))
+  tokens, mask = np.zeros((2, len(encoded), longest), np.int32)
+  for row, ids in enumerate(encoded):
+    tokens[row, : len(ids)], mask[row, : len(ids)] = ids, 1
+  where = sharding.replicated(mesh)
+  params = jax.device_put(model.params, sharding.param_shardings(mesh, model.params))
+  table = None
+  if 4 * tokens.size * model.config.hidden_size <= TABLE_BYTES:
+    size = len(tokens) + -len(tokens) % ROWS
+    padded = (np.pad(x, ((0, size - len(x)), (0, 0))).reshape(-1, ROWS, longest) for x in (tokens, mask))
+    forward = jax.jit(functools.partial(v0.hidden, model.config))
+    table = np.concatenate([np.asarray(forward(params, *part)) for part in zip(*padded)])[: len(tokens)]
+  put = lambda x: None if x is None else jax.device_put(x, where)
+  params = params if table is None else None
+  return {"tokens": put(tokens), "mask": put(mask), "table": put(table), "params": params}
+
+
+def hidden(config, lookup, prompt):
+  """(hidden states [R, L, D], mask [R, L]) of the texts `prompt` [R]; no gradient passes."""
+  mask = lookup["mask"][prompt]
+  if lookup["table"] is not None:
+    return lookup["table"][prompt], mask
+  padding = -len(prompt) % ROWS
+  parts = jnp.pad(prompt, (0, padding)).reshape(-1, ROWS)
+  forward = lambda part: v0.hidden(config, lookup["params"], lookup["tokens"][part], lookup["mask"][part])
+  found = jax.lax.map(forward, parts)
+  return jax.lax.stop_gradient(found.reshape(-1, *found.shape[2:])[: len(prompt)]), mask
+
+
+def logits(head, settings, x, labels, masks, key):
+  """Logits [m, 2] of features x [n + m, F] whose first n rows are the support with `labels` [n]; fresh fingerprints."""
+  n, estimators = len(labels), settings["estimators"]
+  columns = x.shape[1] + 1
+  permutations = tabpfn.randomness(estimators, columns)[1]
+  groups = -(-columns // tabpfn.group_size(head))
+  table = tabpfn.column_table(groups, settings["head"]["E"] // 4)
+  marks = jax.random.uniform(key, (estimators, len(x)))
+  raw = tabpfn.raw_logits(head, x[:n], labels, x[n:], table, marks[:, :n], marks[:, n:], permutations, None, *masks)
+  return jnp.mean(raw / settings["temperature"], axis=0)
+
+
+def pairs_loss(model: v0.ValuePrior, options) -> Callable:
+  """Builds `loss(params, lookup, Batch, key) -> (mean over the tasks, {name: []})`."""
+  settings, sizes = model.settings, model.settings["adapter"]
+
+  def one(head, x, batch, key):
+    n = len(batch.support)
+    z = logits(head, settings, x, batch.score[:n], (batch.support, batch.query), key)
+    target = batch.score[n:]
+    weight = batch.query * 1.0
+    if options.natural:
+      weight = losses.natural_weights(target >= 0.5, batch.share, batch.query)
+    return losses.total(z, target, weight, batch.query, options.pair_weight)
+
+  def loss(params, lookup, batch, key):
+    size, rows = batch.prompt.shape
+    states, mask = hidden(model.config, lookup, batch.prompt.reshape(-1))
+    dropout, marks = jax.random.split(key)
+    dropout = dropout if options.dropout else None
+    x = adapter.features(params["adapter"], states, mask, sizes["heads"], dropout, sizes["pooling"])
+    each = jax.vmap(functools.partial(one, params["head"]))
+    found = each(x.reshape(size, rows, -1), batch, jax.random.split(marks, size))
+    return jax.tree.map(jnp.mean, found)
+
+  return loss
+
+
+def synthetic_loss(model: v0.ValuePrior, options) -> Callable:
+  """The same for tasks of `synthetic.draw`, whose true probabilities are the targets: soft cross-entropy alone."""
+
+  def one(head, key):
+    task, marks = jax.random.split(key)
+    n, m = options.support, 2 * options.pairs
+    x, success, probability = synthetic.draw(task, n + m, model.width)
+    z = logits(head, model.settings, x, success[:n], (None, None), marks)
+    return losses.soft_cross_entropy(z, probability[n:], jnp.ones(m))
+
+  def loss(params, lookup, batch, key):
+    value = jnp.mean(jax.vmap(functools.partial(one, params["head"]))(jax.random.split(key, options.tasks)))
+    return value, {"soft": value}
+
+  return loss
+
+
+# --- Around it
+
+
+def make_evaluation(config) -> Callable:
+  """Builds `evaluate(model) -> measure.Judged` on the pairs of `value.heldout`, None without."""
+  options = config.value
+  if not options.heldout:
+    return lambda model: None
+  texts, contexts = pairs.read(options.heldout.split(","), options.window)
+  return lambda model: measure.judge(model, texts, contexts, options.support, config.seed)
+
+
+def with_params(model: v0.ValuePrior, params) -> v0.ValuePrior:
+  """The model with the trained parameters."""
+  return dataclasses.replace(model, **jax.tree.map(jnp.asarray, jax.device_get(params)))
+
+
+def save(model: v0.ValuePrior, folder):
+  """Writes the directory that `value_prior.load` opens, as a whole."""
+  work = f"{os.fspath(folder)}.new"
+  shutil.rmtree(work, ignore_errors=True)
+  os.makedirs(work)
+  head = tabpfn.unstack(model.head)
+  directory.save(work, model.settings, model.adapter, head)
+  if model.settings["backbone"] == directory.FOLDER:
+    hf.save(f"{work}/{directory.FOLDER}", model.config, jax.device_get(model.params), model.tokenizer)
+  shutil.rmtree(folder, ignore_errors=True)
+  os.replace(work, folder)
