@@ -237,6 +237,12 @@ def _relations(config, wrong) -> list[str]:
   need(
     config.rewards.overlong_buffer <= sampler.max_response, "rewards.overlong_buffer", response
   )
+  value = config.value
+  need(value.width % value.heads == 0, "value.heads", f"a divisor of value.width = {value.width}")
+  divisor = f"a divisor of value.embed = {value.embed}"
+  need(value.embed % value.attention_heads == 0, "value.attention_heads", divisor)
+  need(value.embed % 4 == 0, "value.embed", "a multiple of 4")
+  need(value.data != "synthetic" or value.train == "head", "value.train", "head, since value.data is synthetic")
   directory = "a directory made by value_prior.convert, since prior.kind is v0"
   need(config.prior.path.strip() != "" or config.prior.kind != "v0", "prior.path", directory)
   context = f"at most prior.context = {config.prior.context}"

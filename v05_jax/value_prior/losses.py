@@ -37,6 +37,7 @@ def natural_weights(positive, share, mask):
 
 def total(logits, target, weight, mask, pair_weight):
   """(total, {"pair": [], "soft": []}) of one task: `pair_weight` pair + (1 - pair_weight) soft."""
+  logits = jnp.where(mask[:, None], logits, 0.0)  # padding may hold anything
   pair, soft = pair_loss(logits, mask), soft_cross_entropy(logits, target, weight)
   return pair_weight * pair + (1.0 - pair_weight) * soft, {"pair": pair, "soft": soft}
 

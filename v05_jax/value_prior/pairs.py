@@ -122,7 +122,8 @@ def _lines(file: epath.Path):
 
 
 def _check(row, where: str) -> dict:
-  row = {"type": TYPES[0]} | row if isinstance(row, dict) else {}
+  row = dict(row) if isinstance(row, dict) else {}
+  row.setdefault("type", TYPES[0])
   for key, kind in FIELDS.items():
     if isinstance(row.get(key), bool) or not isinstance(row.get(key), kind):
       raise ValueError(f"{where}: {key}: found {row.get(key)!r}, expected {_KINDS[kind]}")

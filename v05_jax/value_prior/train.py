@@ -110,6 +110,9 @@ def train_value(config, workdir: str) -> v0.ValuePrior:
 def make(config) -> Trainer:
   """Reads the pairs, builds the model and the step. Raises ValueError that names the key or file at fault."""
   options = config.value
+  if not options.data:
+    raise ValueError(f"config.value.data: found '', expected folders of pairs, which runs with --config.collect=True "
+                     f"write, or {SYNTHETIC}")  # fmt: skip
   mesh = sharding.make_mesh(config.mesh)
   shards = mesh.shape["data"] * mesh.shape["fsdp"]
   if options.tasks % shards:
@@ -135,7 +138,7 @@ def make(config) -> Trainer:
     (value, measured), gradient = value_and_grad(state.params)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    measured |= {"loss": value, "grad_norm": optax.global_norm(gradient)}
+    measured |= {"loss": value, "grad_norm": optax.tree.norm(gradient)}
     return State(params, opt_state, state.step + 1), measured
 
   def step(state, number: int):

@@ -1,0 +1,202 @@
+"""Training of a V0 (`--mode=value`): it learns to use its context, resumes bit for bit, and touches what it should."""
+
+import json
+from pathlib import Path
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from configs import default
+from v05_jax import metrics, tasks, value_prior
+from v05_jax.value_prior import convert, measure, pairs, train
+
+DATA = Path(__file__).parent / "data" / "v0"
+
+
+def write_pairs(path, seeds, count=120):
+  """Contexts in which one half of the families succeeds and the other fails, as a coin of the context says: only who
+  reads the context can know. Four rollouts a prompt."""
+  lines, prompts = [], {}
+  for seed in seeds:
+    rng = np.random.default_rng(seed)
+    good = set(rng.permutation(["add", "sub", "mod", "sort"])[:2])
+    rows = tasks.rows("train", count, seed, ("add", "sub", "mod", "sort"))
+    for i, row in enumerate(rows):
+      success = rng.binomial(4, 0.9 if row["family"] in good else 0.1) / 4
+      prompts[f"tasks{seed}_{i}"] = row["prompt"]
+      lines.append({"id": i, "dataset": f"tasks{seed}", "model": "m", "step": seed, "score": 2 * success - 1})
+  path.mkdir(parents=True, exist_ok=True)
+  (path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  (path / "prompts.json").write_text(json.dumps(prompts))
+  return str(path)
+
+
+def make_config(**options):
+  c = default.get_config()
+  c.value.update({
+    "steps": 6, "tasks": 4, "support": 40, "pairs": 16, "queries": 5, "width": 3, "heads": 1, "bottleneck": 8,
+    "embed": 16, "layers": 2, "attention_heads": 2, "group": 16, "thinking": 2, "learning_rate": 1e-2, **options,
+  })  # fmt: skip
+  c.eval.period, c.checkpoint.period = 0, 3
+  c.mesh.data = 1
+  return c
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("pairs")
+  return {"train": write_pairs(folder / "train", range(40)), "heldout": write_pairs(folder / "heldout", range(50, 58))}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+  """A mesh of the first device: the others would only wait."""
+  make = train.sharding.make_mesh
+  with pytest.MonkeyPatch.context() as patch:
+    one = lambda config: make(config, jax.devices()[: config.data] if config.data > 0 else None)
+    patch.setattr(train.sharding, "make_mesh", one)
+    yield
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+  """(workdir, model) of a run of six steps with a checkpoint in the middle."""
+  workdir = tmp_path_factory.mktemp("value")
+  return workdir, train.train_value(make_config(data=data["train"], heldout=data["heldout"]), str(workdir))
+
+
+def equal(a, b):
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
+
+
+def test_it_learns_to_read_its_context(data):
+  """Which families succeed differs from context to context; shuffled labels leave nothing to know."""
+  config = make_config(data=data["train"], heldout=data["heldout"], steps=150)
+  trainer = train.make(config)
+  state, losses = trainer.state, []
+  for number in range(config.value.steps):
+    state, measured = trainer.step(state, number)
+    losses.append(float(measured["loss"]))
+  model = train.with_params(trainer.model, state.params)
+  found = measure.summary(trainer.evaluate(model))
+  assert np.mean(losses[-10:]) < 0.75 * losses[0]
+  assert found["gauc"] > 0.85 and found["rmse"] < 0.7 and found["ece"] < 0.12
+  texts, contexts = pairs.read([data["heldout"]])
+  rng = np.random.default_rng(0)
+  guesses = measure.judge(model, texts, [c._replace(score=rng.permutation(c.score)) for c in contexts], 40)
+  truth = np.concatenate([np.full(1, np.nan)])
+  seen = {(n, p): s for n, c in enumerate(contexts) for p, s in zip(c.prompt, c.score)}
+  truth = np.array([seen[n, p] for n, p in zip(guesses.context, guesses.prompt)])
+  assert abs(measure.summary(guesses._replace(t=truth))["gauc"] - 0.5) < 0.12
+
+
+def test_a_run_resumes_bit_for_bit(run, tmp_path):
+  workdir, model = run
+  again = tmp_path / workdir.name
+  shutil.copytree(workdir, again)
+  shutil.rmtree(again / "checkpoints" / "6")
+  lines = (again / "metrics.jsonl").read_text().splitlines(True)
+  (again / "metrics.jsonl").write_text("".join(lines[:4]) + '{"torn')
+  config = json.loads((workdir / "config.json").read_text())["value"]
+  resumed = train.train_value(make_config(data=config["data"], heldout=config["heldout"]), str(again))
+  equal(model.adapter, resumed.adapter)
+  equal(model.head, resumed.head)
+  timeless = lambda path: [{k: v for k, v in x.items() if not k.startswith("time/")} for x in metrics.read(path)]
+  assert timeless(again) == timeless(workdir)
+  assert [x["step"] for x in metrics.read(again)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_it_writes_opens_and_predicts(run, data):
+  workdir, model = run
+  assert sorted(p.name for p in (workdir / "v0").iterdir()) == ["adapter.safetensors", "head.safetensors", "v0.json"]
+  loaded = value_prior.load(str(workdir / "v0"))
+  texts, contexts = pairs.read([data["heldout"]])
+  given = [texts[i] for i in contexts[0].prompt[:40]], contexts[0].score[:40], texts[:30]
+  p = loaded.predict(*given)
+  np.testing.assert_array_equal(p, model.predict(*given))
+  assert np.all((p > 0) & (p < 1)) and p.std() > 0
+  line = metrics.read(workdir)[-1]
+  assert 0 <= line["value/heldout/gauc"] <= 1 and line["value/heldout/rmse"] > 0
+  assert (workdir / "reliability.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("part, other", [("adapter", "head"), ("head", "adapter")])
+def test_what_is_frozen_stays(data, part, other):
+  trainer = train.make(make_config(data=data["train"], train=part))
+  state = trainer.state
+  assert list(state.params) == [part]
+  for number in range(3):
+    state, _ = trainer.step(state, number)
+  model = train.with_params(trainer.model, state.params)
+  equal(getattr(model, other), getattr(trainer.model, other))
+  equal(model.params, trainer.model.params)
+  assert all(np.any(x != y) for x, y in zip(
+    jax.tree.leaves(getattr(model, part)), jax.tree.leaves(getattr(trainer.model, part))))  # fmt: skip
+
+
+def test_an_official_model_learns_in_all_of_its_features(data, tmp_path):
+  """Adapter alone, pre-trained head and four estimators: the released code's gradient reaches 1 of 49 columns each."""
+  convert.convert(str(DATA / "v0_checkpoint.pt"), str(DATA / "tabpfn-v2.5-tiny.ckpt"), str(DATA / "backbone"),
+                  str(tmp_path / "official"))  # fmt: skip
+  config = make_config(data=data["train"], start=str(tmp_path / "official"), train="adapter", tasks=1, support=20,
+                       pairs=4, steps=2, warmup=0.0)  # fmt: skip
+  trainer = train.make(config)
+  state, measured = trainer.step(trainer.state, 0)  # the rate is 0 at the first step, the moments are not
+  first = state.opt_state[1][0].mu["adapter"]["generator.4.weight"]
+  assert np.all(np.any(np.asarray(first) != 0, axis=1)) and measured["grad_norm"] > 0
+  train.save(train.with_params(trainer.model, state.params), tmp_path / "trained")
+  found = value_prior.load(str(tmp_path / "trained"))
+  assert found.settings["estimators"] == 4 and (tmp_path / "trained" / "backbone" / "model.safetensors").exists()
+  equal(found.head, trainer.model.head)
+  equal(found.params, trainer.model.params)
+
+
+def test_hidden_states_kept_or_computed_again_are_the_same(data, monkeypatch):
+  config = make_config(data=data["train"])
+  kept = train.make(config)
+  monkeypatch.setattr(train, "TABLE_BYTES", 0)
+  again = train.make(config)
+  (a, x), (b, y) = kept.step(kept.state, 0), again.step(again.state, 0)
+  np.testing.assert_allclose(x["loss"], y["loss"], rtol=1e-5)
+  np.testing.assert_allclose(x["grad_norm"], y["grad_norm"], rtol=1e-4)
+
+
+def test_two_devices_do_what_one_does(data):
+  config = make_config(data=data["train"])
+  one = train.make(config)
+  config.mesh.data = 2
+  two = train.make(config)
+  x, y = one.step(one.state, 0)[1], two.step(two.state, 0)[1]
+  np.testing.assert_allclose(x["loss"], y["loss"], rtol=1e-5)
+  np.testing.assert_allclose(x["grad_norm"], y["grad_norm"], rtol=1e-4)
+
+
+def test_a_head_from_synthetic_tasks_serves_an_adapter(data, tmp_path):
+  config = make_config(data="synthetic", train="head", steps=40, tasks=8)
+  config.checkpoint.period = 0
+  train.train_value(config, str(tmp_path))
+  losses = [line["value/soft"] for line in metrics.read(tmp_path)]
+  assert np.mean(losses[-8:]) < np.mean(losses[:8]) - 0.02
+  trainer = train.make(make_config(data=data["train"], head=str(tmp_path / "v0"), train="adapter"))
+  head = load_file(tmp_path / "v0" / "head.safetensors")
+  equal(trainer.model.head["y_encoder.2.layer.weight"], head["y_encoder.2.layer.weight"])
+
+
+@pytest.mark.parametrize(
+  "options, message",
+  [({"data": ""}, "config.value.data: found '', expected folders of pairs"),
+   ({"data": "/nonexistent"}, "/nonexistent: found no pairs"),
+   ({"start": "/nonexistent"}, "/nonexistent: found a missing or damaged file"),
+   ({"heads": 2}, "value.heads: found 2, expected a divisor of value.width = 3"),
+   ({"attention_heads": 3}, "value.attention_heads: found 3, expected a divisor of value.embed = 16"),
+   ({"embed": 18}, "value.embed: found 18, expected a multiple of 4"),
+   ({"data": "synthetic", "train": "both"}, "value.train: found 'both', expected head, since value.data is synthetic"),
+   ({"train": "none"}, "value.train: found 'none', expected one of adapter, head, both")],
+)  # fmt: skip
+def test_bad_input_is_named_at_once(data, tmp_path, options, message):
+  with pytest.raises(ValueError, match=message):
+    train.train_value(make_config(**{"data": data["train"], **options}), str(tmp_path))
+  assert not (tmp_path / "metrics.jsonl").exists()
