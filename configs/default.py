@@ -47,6 +47,10 @@ def get_config() -> ConfigDict:
   prior.bandwidth = 0.25  # of the kernel, as a share of the context's typical distance (neighbours)
   prior.history = False  # fuse a prompt's own earlier outcomes into its prior: for data seen more than once
   prior.half_life = 16.0  # training steps in which a prompt's earlier outcomes lose half of their weight
+  prior.recalibrate = False  # fit V to the context's outcomes by an affine map
+  # Steps in a row that V must be worse than the context's mean before that takes its place (and better before it
+  # returns); 0 = never.
+  prior.fallback = 8
 
   c.selection = selection = ConfigDict()  # of prompts by their prior, before any rollout
   selection.pool = 1  # prompts looked at for each one taken; 1 = off. Metrics are of the prompts taken

@@ -20,6 +20,7 @@ from configs import default
 from v05_jax import checkpoint, estimator
 from v05_jax import config as configuration
 from v05_jax.structs import Context, TrainState
+from v05_jax.value_prior import drift
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCHEDULE = optax.linear_schedule(1e-3, 0.0, 100)
@@ -35,7 +36,8 @@ def new_state(width=16, features=8, seed=0):
   return TrainState(
     params=params, opt_state=OPTIMIZER.init(params), step=zero, cursor=zero, rollouts=zero,
     mean_k=np.float32(4), skipped=zero, estimator=jax.tree.map(lambda x: x + 1, estimator.init(5)),
-    context=Context(features=draw(64, features), success=draw(64), count=jnp.int32(7)),
+    context=Context(features=draw(64, features), value=draw(64), success=draw(64), count=jnp.int32(7)),
+    drift=drift.Drift(np.int32(3), np.bool_(True)),
   )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ FLAX = ("models/", "value_prior/", "structs.py")
 PURE = (
   "structs rng ewa shrinkage budget losses policy_gradient sampler packing diagnostics dynamic_sampling scoreboard"
   " selection estimator"
-  " models/transformer value_prior/prior value_prior/context value_prior/history value_prior/adapter"
+  " models/transformer value_prior/prior value_prior/context value_prior/history value_prior/drift value_prior/adapter"
   " value_prior/tabpfn value_prior/ensemble"
 ).split()
 IMPURE_MODULES = (

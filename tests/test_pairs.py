@@ -10,7 +10,10 @@ from v05_jax.value_prior import pairs
 ROW = {"id": 1, "dataset": "d", "model": "m", "step": 16, "score": 0.5, "type": "context"}
 
 
-def folder(path, rows=(ROW,), prompts={"d_1": "one", "d_2": "two"}, name="context.jsonl"):
+TEXTS = {"d_1": "one", "d_2": "two"}
+
+
+def folder(path, rows=(ROW,), prompts=TEXTS, name="context.jsonl"):
   path.mkdir(exist_ok=True)
   (path / "prompts.json").write_text(json.dumps(prompts))
   (path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -73,18 +76,18 @@ def test_a_bad_line_is_named(tmp_path, row, message):
 
 
 def test_bad_folders_are_named(tmp_path):
-  with pytest.raises(ValueError, match="nowhere: found no pairs, expected a folder with prompts.json"):
+  with pytest.raises(ValueError, match=r"nowhere: found no pairs, expected a folder with prompts\.json"):
     pairs.read([tmp_path / "nowhere"])
   path = tmp_path / "x"
   folder(path)
   (path / "context.jsonl").write_text("{\n" + json.dumps(ROW))
-  with pytest.raises(ValueError, match="context.jsonl, line 1: found '{', expected a JSON object"):
+  with pytest.raises(ValueError, match=r"context\.jsonl, line 1: found '\{', expected a JSON object"):
     pairs.read([path])
   (path / "context.jsonl").write_text(json.dumps(ROW))  # no newline at the end: a whole line all the same
   assert len(pairs.read([path])[1]) == 1
   (path / "prompts.json").write_text("[")
-  with pytest.raises(ValueError, match="prompts.json: found no JSON"):
+  with pytest.raises(ValueError, match=r"prompts\.json: found no JSON"):
     pairs.read([path])
   (path / "prompts.json").write_text('{"d_1": 3}')
-  with pytest.raises(ValueError, match="prompts.json: .*expected an object"):
+  with pytest.raises(ValueError, match=r"prompts\.json: .*expected an object"):
     pairs.read([path])

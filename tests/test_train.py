@@ -92,6 +92,8 @@ def test_a_run_with_v0_as_its_prior_resumes_bit_for_bit(tmp_path):
   train(config, str(tmp_path / "parts"))
   written = metrics.read(tmp_path / "whole")
   assert written[0]["prior/accepted"] is None and 0 <= written[3]["prior/accepted"] <= 1
+  smoothed = [line["prior/smoothed"] for line in written]
+  assert smoothed[0] == 0 and set(smoothed) <= {0, 1}
   assert written[-1]["data/epoch"] > 1  # prompts seen before, whose features are kept
   assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
 

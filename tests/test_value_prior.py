@@ -63,7 +63,7 @@ def make_prompts(count, capacity=None, behind=0):
 def filled(features, success, size=None):
   features, success = np.asarray(features, np.float32), np.asarray(success, np.float32)
   empty = contexts.empty(size or len(success), features.shape[1])
-  return contexts.remember(empty, features, success, np.ones(len(success), bool))
+  return contexts.remember(empty, features, np.full_like(success, np.nan), success, np.ones(len(success), bool))
 
 
 # --- The ring buffer
@@ -76,20 +76,23 @@ def test_remember_keeps_the_last_pairs_in_order():
   for size in (4, 4, 4, 13, 4):
     features = rng.normal(size=(size, 3)).astype(np.float32)
     success, mask = rng.random(size).astype(np.float32), rng.random(size) < 0.6
+    value = np.where(np.arange(size) % 3, features[:, 0], np.nan)
     success[rng.random(size) < 0.2] = np.nan
-    pairs += [(f, s) for f, s, m in zip(features, success, mask) if m and np.isfinite(s)]
-    context = contexts.remember(context, features, success, mask)
+    pairs += [(f, v, s) for f, v, s, m in zip(features, value, success, mask) if m and np.isfinite(s)]
+    context = contexts.remember(context, features, value, success, mask)
     assert context.count == len(pairs) and context.count.dtype == jnp.int32
     np.testing.assert_array_equal(contexts.valid(context), np.arange(5) < len(pairs))
     for i in range(max(0, len(pairs) - 5), len(pairs)):
       np.testing.assert_array_equal(context.features[i % 5], pairs[i][0])
-      assert context.success[i % 5] == pairs[i][1]
+      np.testing.assert_array_equal(context.value[i % 5], pairs[i][1])
+      assert context.success[i % 5] == pairs[i][2]
+    assert np.isnan(np.asarray(context.value)[len(pairs) :]).all()
   assert len(pairs) > 12
 
 
 def test_remember_nothing():
   before = filled(np.ones((2, 3)), [0.5, 1.0], size=4)
-  after = contexts.remember(before, np.full((3, 3), 7.0), np.ones(3), np.zeros(3, bool))
+  after = contexts.remember(before, np.full((3, 3), 7.0), np.ones(3), np.ones(3), np.zeros(3, bool))
   jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
@@ -99,7 +102,7 @@ def test_remember_nothing():
 def test_constant_is_the_mean_of_the_valid_pairs():
   context = filled(np.zeros((3, 1)), [1.0, 0.5, 0.0], size=8)
   np.testing.assert_allclose(prior.constant(context, np.zeros((4, 1)), 3), np.zeros(4), atol=1e-7)
-  context = contexts.remember(context, np.zeros((1, 1)), np.ones(1), np.ones(1, bool))
+  context = contexts.remember(context, np.zeros((1, 1)), np.zeros(1), np.ones(1), np.ones(1, bool))
   np.testing.assert_allclose(prior.constant(context, np.zeros((2, 1)), 3), [0.25, 0.25], rtol=1e-6)
 
 
@@ -211,6 +214,18 @@ def test_priors_without_features(kind):
   assert features.shape == (6, loaded.width) == (6, 1)
   value = loaded.predict(filled(np.zeros((9, 1)), np.ones(9)), features)
   np.testing.assert_array_equal(value, np.full(6, np.nan if kind == "none" else 1.0))
+
+
+def test_v0_says_whether_the_success_rate_had_to_serve():
+  model = types.SimpleNamespace(width=1)
+  smoothed = lambda success, size=8: value_prior.make_v0(model, 2).smoothed(
+    filled(np.zeros((len(success), 1)), success, size)
+  )
+  assert not smoothed([1.0])  # it does not speak yet
+  assert smoothed([1.0, 0.0, 1.0]) and smoothed([0.5, 1.0, 0.75, 0.5])  # too few rows, and one class
+  assert not smoothed([0.4, 1.0, 0.75, 0.5])
+  assert smoothed([0.0, 1.0, 1.0, 1.0, 1.0], size=4)  # the only failure has left the ring
+  assert value_prior.make(settings(kind="constant"), None, None, WIDTH).smoothed(None) is False
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ _RANGES = (
   (_at_least(0), "loss.row_length loss.max_skipped"),
   (_at_least(0), "optimizer.learning_rate optimizer.warmup_steps optimizer.weight_decay"),
   (_at_least(0), "optimizer.clip_norm sft.steps sft.learning_rate sft.warmup_steps"),
-  (_at_least(0), "eval.period eval.samples checkpoint.period"),
+  (_at_least(0), "eval.period eval.samples checkpoint.period prior.fallback"),
   (_at_least(1), "value.steps value.tasks value.support value.pairs value.window value.queries value.width"),
   (_at_least(1), "value.heads value.bottleneck value.estimators value.layers value.embed value.attention_heads"),
   (_at_least(1), "value.group value.thinking"),
@@ -95,6 +95,7 @@ _RANGES = (
   (Rule(lambda x: True, "anything"), "value.data value.heldout value.start value.head value.natural value.dropout"),
   (Rule(lambda x: True, "anything"), "collect policy.preset policy.remat data.prompt_key data.answer_key prior.path"),
   (Rule(lambda x: True, "anything"), "data.chat_template rewards.low rewards.high prior.history selection.weighted"),
+  (Rule(lambda x: True, "anything"), "prior.recalibrate"),
 )
 RULES = {key: rule for rule, keys in _RANGES for key in keys.split()}
 

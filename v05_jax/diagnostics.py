@@ -37,6 +37,18 @@ def rollout_metrics(prompts: Prompts, rolls: Rollouts, success: np.ndarray) -> P
   return metrics
 
 
+def rival_metrics(rivals, success, valid) -> Pairs:
+  """Squared errors of two priors where both speak, against the mean of rollouts whose number was fixed in advance.
+
+  Args:
+    rivals: [2, P], V and the context's mean.
+    success: [P] in [0, 1], of those rollouts; valid: bool [P], prompts that have any.
+  """
+  both = valid & np.isfinite(rivals).all(0)
+  own, mean = np.square(rivals - (2 * success - 1))
+  return {"prior/mse": pair(own, both), "prior/constant_mse": pair(mean, both)}
+
+
 def baseline_metrics(value, fusion, advantage, success, mask, truth=None) -> Pairs:
   """The test, the fusion and the baseline of a step; `truth [P]`: the true success probability or NaN.
 

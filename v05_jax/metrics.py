@@ -40,6 +40,14 @@ METRICS = {
   "prior/abs_error": "|V - vbar|, mean over prompts, value units",
   "prior/true_mse": "(V - mu)^2 where the true mean reward mu is exact, value units squared",
   "prior/support": "pairs in the context that the prior saw",
+  "prior/rmse": "root mean square of V - reward over the context, each pair's V as it was asked before its rollouts; "
+  "their noise is part of it; value units",
+  "prior/bias": "mean of V - reward over the same pairs, above 0 = V is too optimistic; value units",
+  "prior/mse": "(V - vbar)^2, mean over the step's prompts and of rollouts whose number was fixed in advance: V as "
+  "recalibrated, without history, in use or not; value units squared",
+  "prior/constant_mse": "the same of the context's mean, which takes over where it is less for prior.fallback steps",
+  "prior/fallback": "1 where the context's mean stood in for V in this step",
+  "prior/smoothed": "1 where the context was none that the head is made for: V was the smoothed success rate (v0)",
   "shrinkage/weight": "weight w of the group mean in the fused baseline (v05, value and the group baselines)",
   "shrinkage/estimated_mse": "the rule's own estimate of the baseline's MSE, value units squared (those and ewa)",
   "shrinkage/true_mse": "(baseline - mu)^2 where mu is exact, value units squared",

@@ -5,6 +5,7 @@ import math
 import time
 from typing import Any, NamedTuple
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,9 +32,12 @@ from v05_jax import (
 from v05_jax import config as configuration
 from v05_jax.structs import Context, Prompts, Rollouts, TrainState
 from v05_jax.value_prior import context as contexts
+from v05_jax.value_prior import drift as drifts
 from v05_jax.value_prior import history as histories
+from v05_jax.value_prior import prior as priors
 
 MEAN_K_DECAY = 0.8  # of the running mean of rollouts per prompt
+LEARNED = ("neighbours", "v0")  # priors that can be wrong about single prompts: what drift is about
 # Metrics that are numbers of a step and not means.
 TOTALS = ("k/hist/", "prompts", "rewards/failed", "sampler/decode_steps", "sampler/refills", "time/verify")
 
@@ -62,7 +66,7 @@ class Run(NamedTuple):
     return TrainState(
       params=params, opt_state=self.update.init(params), step=zero, cursor=zero, rollouts=zero, skipped=zero,
       mean_k=np.float32(first_k.get(groups.rule, groups.k_max)), estimator=estimator.init(len(self.prompts)),
-      context=contexts.empty(self.config.prior.context, self.prior.width),
+      context=contexts.empty(self.config.prior.context, self.prior.width), drift=drifts.init(),
     )  # fmt: skip
 
 
@@ -75,6 +79,7 @@ class Draw(NamedTuple):
   weight: np.ndarray  # float32 [P]  of a prompt in the loss: 1, or 1 / its chance of having been selected
   context: Context
   estimator: estimator.Estimator
+  drift: drifts.Drift
   cursor: int
   generated: int  # rollouts, discarded ones included
   pairs: tuple[np.ndarray, np.ndarray, np.ndarray]  # row of the dataset, mean reward in [-1, 1], rollouts: see `sample`
@@ -131,7 +136,7 @@ def sample(run: Run, collect, state: TrainState, step: int) -> Draw:
     success = success_share(run.config, rolls)
     first = slice(run.groups.unconditional)  # rollouts whose number was not chosen by their outcome
     mean, valid = mean_success(success[:, first], rolls.mask[:, first])
-    context = contexts.remember(context, asked.features, mean, valid)
+    context = contexts.remember(context, asked.features, asked.raw, mean, valid)
     seen = valid & np.isfinite(mean)
     pairs.append((prompts.row[seen], 2 * mean[seen] - 1, rolls.mask[:, first].sum(1)[seen]))
     learnt, squares = estimator.learn(
@@ -139,6 +144,8 @@ def sample(run: Run, collect, state: TrainState, step: int) -> Draw:
       shrinkage.KINDS[run.config.baseline], run.config.prior.half_life,
     )  # fmt: skip
     found = diagnostics.rollout_metrics(prompts, rolls, success) | scored(squares) | asked.metrics
+    if len(asked.rivals) > 1:
+      found |= diagnostics.rival_metrics(asked.rivals, mean, valid)
     measured = metrics.merge(measured, stats | found)
     draws.append((prompts, rolls, value))
     keep = [dynamic_sampling.informative(rolls) for _, rolls, _ in draws]
@@ -151,13 +158,15 @@ def sample(run: Run, collect, state: TrainState, step: int) -> Draw:
   # Numbers of the step, not means over its draws.
   measured |= {name: (p[0], 1) for name, p in measured.items() if name.startswith(TOTALS)}
   measured |= standings(learnt.board, shrinkage.KINDS[run.config.baseline])
+  measured |= record(run, state, context)
   measured["rollouts_discarded"] = (generated - len(rolls.prompt), 1)
   measured["prior/support"] = (min(int(state.context.count), run.config.prior.context), 1)
   measured["data/epoch"] = (cursor / len(run.prompts), 1)
   measured["time/sample"] = (seconds := time.perf_counter() - began, 1)
   measured["time/tokens_per_second"] = (measured["response/length"][0], seconds)
+  drift = watch(state.drift, measured, run.config.prior.fallback, step)
   pairs = tuple(np.concatenate(x) for x in zip(*pairs))
-  return Draw(prompts, rolls, value, asked.weight, context, learnt, cursor, generated, pairs, measured)
+  return Draw(prompts, rolls, value, asked.weight, context, learnt, drift, cursor, generated, pairs, measured)
 
 
 class Asked(NamedTuple):
@@ -165,7 +174,9 @@ class Asked(NamedTuple):
 
   prompts: Prompts
   features: np.ndarray  # [P, F]
-  prior: np.ndarray  # float32 [P]  V
+  raw: np.ndarray  # float32 [P]  the prior's own V, which the context is to remember
+  rivals: np.ndarray  # float32 [1 or 2, P]  of `predict`
+  prior: np.ndarray  # float32 [P]  the V in use: one of the rivals
   value: np.ndarray  # float32 [P]  V, with the prompt's own history where `config.prior.history` says so
   weight: np.ndarray  # float32 [P]
   cursor: int  # behind the prompts that were taken or passed over
@@ -177,7 +188,8 @@ def ask(run: Run, state: TrainState, cursor: int, count: int, step: int) -> Aske
   options, size = run.config.selection, count * run.config.selection.pool
   prompts = run.prompts.at(cursor, size, pad_to=run.capacity * options.pool)
   features = run.prior.features(prompts)
-  prior = value = best = run.prior.predict(state.context, features)
+  raw, rivals = predict(run, state.context, features)
+  prior = value = best = rivals[int(state.drift.fallen)]
   past = histories.read(state.estimator.history, prompts.row, np.int32(step), run.config.prior.half_life)
   known = {}
   if run.config.prior.history:
@@ -185,7 +197,7 @@ def ask(run: Run, state: TrainState, cursor: int, count: int, step: int) -> Aske
     best, known["prior/history"] = value, diagnostics.pair(weight, prompts.mask)
   elif run.config.baseline == "spo":
     best = shrinkage.tracked(prior, 0.0, 0.0, past)
-  prior, value = np.asarray(prior), np.asarray(value)
+  value = np.asarray(value)
   weight = np.ones(run.capacity, np.float32)
   if options.pool > 1:
     chance = selection.inclusion(np.asarray(best)[:size], count)
@@ -196,8 +208,50 @@ def ask(run: Run, state: TrainState, cursor: int, count: int, step: int) -> Aske
     known["selection/chance"] = diagnostics.pair(chance[index])
     padded = np.pad(index, (0, run.capacity - count))
     prompts = data.take(prompts, index, run.capacity)
-    features, prior, value = features[padded], prior[padded], value[padded]
-  return Asked(prompts, features, prior, value, weight, cursor + size, known)
+    features, raw, rivals, prior, value = features[padded], raw[padded], rivals[:, padded], prior[padded], value[padded]
+  return Asked(prompts, features, raw, rivals, prior, value, weight, cursor + size, known)
+
+
+def predict(run: Run, context: Context, features) -> tuple[np.ndarray, np.ndarray]:
+  """(the prior's own V [P], rivals [1 or 2, P]): V, recalibrated where the config says so; with a fallback, the
+  context's mean as well."""
+  options = run.config.prior
+  raw = value = run.prior.predict(context, features)
+  rivals = []
+  if options.kind in LEARNED and options.recalibrate:
+    value = drifts.recalibrate(context, raw)
+  if options.kind in LEARNED and options.fallback:
+    rivals = [priors.constant(context, features, options.min_support)]
+  return np.asarray(raw), np.stack([np.asarray(value), *rivals])
+
+
+def record(run: Run, state: TrainState, context: Context) -> diagnostics.Pairs:
+  """How V has fared over the `context` that the step leaves behind, and whether V was what the step used."""
+  rmse, bias = drifts.errors(context)
+  found = {"prior/rmse": (rmse, 1), "prior/bias": (bias, 1)}
+  if run.config.prior.kind in LEARNED and run.config.prior.fallback:
+    found["prior/fallback"] = (float(state.drift.fallen), 1)
+  if run.config.prior.kind == "v0":
+    found["prior/smoothed"] = (float(run.prior.smoothed(state.context)), 1)
+  return found
+
+
+def watch(drift: drifts.Drift, measured: diagnostics.Pairs, patience: int, step: int) -> drifts.Drift:
+  """Which of V and the context's mean the next step is to use; a change is logged.
+
+  A step that cannot tell, for want of a prompt where both speak, changes nothing.
+  """
+  (own, count), (mean, _) = (measured.get(name, (0.0, 0)) for name in ("prior/mse", "prior/constant_mse"))
+  if not count:
+    return drift
+  after = drifts.update(drift, own < mean if drift.fallen else own > mean, patience)
+  if after.fallen != drift.fallen:
+    left, used = ("the prior", "the context's mean") if after.fallen else ("the context's mean", "the prior")
+    logging.warning(
+      "step %d: %s was worse than %s for %d steps in a row (mean squared error of the prior %.4f, of the context's mean"
+      " %.4f); from now on %s is used", step + 1, left, used, patience, own / count, mean / count, used,
+    )  # fmt: skip
+  return after
 
 
 def scored(squares) -> diagnostics.Pairs:
@@ -266,7 +320,7 @@ def learn(run: Run, state: TrainState, draw: Draw) -> tuple[TrainState, diagnost
   state = state.replace(
     params=params, opt_state=opt_state, step=state.step + np.int32(1), cursor=np.int32(draw.cursor),
     rollouts=state.rollouts + np.int32(draw.generated), mean_k=mean_k, context=draw.context,
-    estimator=learnt,
+    estimator=learnt, drift=draw.drift,
     skipped=jnp.where(updates["grad/skipped"][0] > 0, state.skipped + 1, 0) if updates else state.skipped,
   )  # fmt: skip
   return state, measured

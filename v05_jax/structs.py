@@ -63,6 +63,7 @@ class Context:
   """Ring buffer of the policy's own last (prompt, success) pairs: what the value prior conditions on."""
 
   features: Array  # float32 [M, F]  frozen features of the prompt
+  value: Array  # float32 [M]        the prior's raw V of the prompt, asked before its outcome was seen; NaN = none
   success: Array  # float32 [M]      mean success in [0, 1] of its first k_init rollouts
   count: Array  # int32 []           pairs ever written; row `i % M` was written by pair i
 
@@ -78,5 +79,6 @@ class TrainState:
   rollouts: Array  # int32 []    rollouts generated so far, discarded ones included
   mean_k: Array  # float32 []    running mean of rollouts per prompt
   estimator: Any  # estimator.Estimator: EWA-Beta, every prompt's history, the scoreboard
+  drift: Any  # value_prior.drift.Drift: whether the prior or the context's mean is in use
   skipped: Array  # int32 []     updates skipped in a row for a non-finite loss or gradient
   context: Context

@@ -118,7 +118,8 @@ def constant(features, t, given, asked):
 def neighbours(features, t, given, asked, bandwidth=0.5):
   x = features["components"]
   context = contexts.remember(
-    contexts.empty(int(given.sum()), x.shape[1]), x[given], t[given].astype(np.float32), np.ones(given.sum(), bool)
+    contexts.empty(int(given.sum()), x.shape[1]), x[given], np.full(given.sum(), np.nan, np.float32),
+    t[given].astype(np.float32), np.ones(given.sum(), bool),
   )
   return (1 + np.asarray(priors.neighbours(context, x[asked], bandwidth, 1))) / 2
 

@@ -27,6 +27,7 @@ class Prior(NamedTuple):
   width: int  # F
   features: Callable  # Prompts -> float32 [P, F] on host; frozen for the whole run
   predict: Callable  # (Context, features [P, F]) -> V [P] in [-1, 1]; NaN = it does not speak
+  smoothed: Callable = lambda context: False  # whether V is a smoothed success rate, for want of a better context
 
 
 def make(config, policy, mesh, max_prompt: int) -> Prior:
@@ -98,7 +99,12 @@ def make_v0(model: ValuePrior, min_support: int) -> Prior:
     ]
     return 2.0 * model.judge(support, success, np.asarray(queries), fingerprints=marks) - 1.0
 
-  return Prior(model.width, features, predict)
+  def smoothed(context) -> bool:
+    count = min(int(context.count), len(context.success))
+    success = np.asarray(context.success[:count])
+    return count >= min_support and priors.smoothed(success, success >= 0.5) is not None
+
+  return Prior(model.width, features, predict, smoothed)
 
 
 def _no_features(prompts):

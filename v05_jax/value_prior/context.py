@@ -10,13 +10,14 @@ def empty(size: int, width: int) -> Context:
   """A context of `size` pairs with `width` features, none of them written."""
   return Context(
     features=jnp.zeros((size, width), jnp.float32),
+    value=jnp.full(size, jnp.nan, jnp.float32),
     success=jnp.zeros(size, jnp.float32),
     count=jnp.zeros((), jnp.int32),
   )
 
 
 @jax.jit
-def remember(context: Context, features, success, mask) -> Context:
+def remember(context: Context, features, value, success, mask) -> Context:
   """Appends the pairs of P prompts where `mask`, in order; pair i goes to row i % M, over the oldest.
 
   A pair is one prompt with the mean success, in [0, 1], of its first `k_init` rollouts: their number was
@@ -26,6 +27,8 @@ def remember(context: Context, features, success, mask) -> Context:
   Args:
     context: M pairs.
     features: float [P, F].
+    value: float [P], the prior's own V, not recalibrated and without history, of the context before this one: the
+      record of V against outcomes that had no part in it. NaN = the prior did not speak.
     success: float [P].
     mask: bool [P].
   """
@@ -37,6 +40,7 @@ def remember(context: Context, features, success, mask) -> Context:
   row = jnp.where(mask & (number >= count - size), number % size, size)  # `size` = nowhere
   return Context(
     features=context.features.at[row].set(features, mode="drop"),
+    value=context.value.at[row].set(value, mode="drop"),
     success=context.success.at[row].set(success, mode="drop"),
     count=count,
   )
