@@ -1,14 +1,14 @@
 """Classification tasks drawn from a prior, from which a head learns to condition on a context without any data.
 
 A task has 8 hidden causes z. Features are random mixtures of them, some bent, some rounded, some pure noise; the
-probability of success is sigmoid(strength f(z) + bias), where f is linear, a small network or a product of two causes.
-In the spirit of prior-fitted networks (arXiv 2112.10510, 2207.01848), small.
+probability of success is sigmoid(strength f(z) + bias), where f is linear, a small network, a product of two causes, or
+a level for each of 6 kinds of row. In the spirit of prior-fitted networks (arXiv 2112.10510, 2207.01848), small.
 """
 
 import jax
 import jax.numpy as jnp
 
-CAUSES, HIDDEN = 8, 16
+CAUSES, HIDDEN, CLUSTERS = 8, 16, 6
 LABELS = (1, 2, 4, 10)  # rollouts behind a label
 
 
@@ -23,7 +23,8 @@ def draw(key, rows: int, width: int):
   x = jnp.where(kind[1] < 0.2, jnp.round(x / CAUSES**0.5), x)
   x = jnp.where(kind[2] < jax.random.uniform(next(keys)), normal(rows, width), x)
   net = jnp.tanh(1.5 * z @ normal(CAUSES, HIDDEN)) @ normal(HIDDEN)
-  shapes = jnp.stack([z @ normal(CAUSES), net, z[:, 0] * z[:, 1]])
+  kinds = normal(CLUSTERS)[jnp.argmax(z @ normal(CAUSES, CLUSTERS), axis=1)]
+  shapes = jnp.stack([z @ normal(CAUSES), net, z[:, 0] * z[:, 1], kinds])
   score = shapes[jax.random.randint(next(keys), (), 0, len(shapes))]
   score = (score - jnp.mean(score)) / jnp.std(score)
   probability = jax.nn.sigmoid(jnp.exp(1.0 + 0.7 * normal()) * score + 1.2 * normal())
