@@ -86,8 +86,9 @@ METRICS = {
   "eval/pass/*": "the same for one task family",
   "eval/length": "response tokens in the evaluation",
   "sft/*": "a loss of the warm start, nats a token",
-  "value/*": "of --mode=value: the loss and its parts `pair` and `soft`, grad_norm; on the held-out pairs auc, gauc "
-  "(inside a context), rmse of V (value units), ece, pair_strict and pair_ranking (one prompt in two contexts)",
+  "value/*": "of --mode=value: the loss and its parts `pair` and `soft`, grad_norm; `excess` = soft less what the true "
+  "probabilities have (synthetic tasks); on the held-out pairs auc, gauc (inside a context), rmse of V (value units), "
+  "ece, pair_strict and pair_ranking (one prompt in two contexts)",
   "time/step": "wall time of the step, the rest of the update before it included, s",
   "time/sample": "wall time of sampling, verdicts included, s",
   "time/verify": "time that the sampler waited for verdicts, s",

@@ -1,6 +1,6 @@
 """Classification tasks drawn from a prior, from which a head learns to condition on a context without any data.
 
-A task has 8 hidden causes z. Features are random mixtures of them, some bent, some rounded, some pure noise; the
+A task has 1 to 8 hidden causes z. Features are random mixtures of them, some bent, some rounded, some pure noise; the
 probability of success is sigmoid(strength f(z) + bias), where f is linear, a small network, a product of two causes, or
 a level for each of 6 kinds of row. In the spirit of prior-fitted networks (arXiv 2112.10510, 2207.01848), small.
 """
@@ -14,9 +14,10 @@ LABELS = (1, 2, 4, 10)  # rollouts behind a label
 
 def draw(key, rows: int, width: int):
   """(features [rows, width], mean success [rows] of a few rollouts, its true probability [rows]) of one task."""
-  keys = iter(jax.random.split(key, 16))
+  keys = iter(jax.random.split(key, 20))
   normal = lambda *shape: jax.random.normal(next(keys), shape)
-  z = normal(rows, CAUSES)
+  # The fewer causes, the easier: without easy tasks it takes long until a head learns from a context at all.
+  z = normal(rows, CAUSES) * (jnp.arange(CAUSES) < jax.random.randint(next(keys), (), 1, CAUSES + 1))
   x = z @ normal(CAUSES, width) + 0.3 * normal(rows, width)
   kind = jax.random.uniform(next(keys), (3, width))
   x = jnp.where(kind[0] < 0.3, jnp.tanh(x), x)
@@ -24,9 +25,9 @@ def draw(key, rows: int, width: int):
   x = jnp.where(kind[2] < jax.random.uniform(next(keys)), normal(rows, width), x)
   net = jnp.tanh(1.5 * z @ normal(CAUSES, HIDDEN)) @ normal(HIDDEN)
   kinds = normal(CLUSTERS)[jnp.argmax(z @ normal(CAUSES, CLUSTERS), axis=1)]
-  shapes = jnp.stack([z @ normal(CAUSES), net, z[:, 0] * z[:, 1], kinds])
+  shapes = jnp.stack([z @ normal(CAUSES), net, z[:, 0] * (z[:, 1] + normal()), kinds])
   score = shapes[jax.random.randint(next(keys), (), 0, len(shapes))]
-  score = (score - jnp.mean(score)) / jnp.std(score)
+  score = (score - jnp.mean(score)) / jnp.maximum(jnp.std(score), 1e-3)
   probability = jax.nn.sigmoid(jnp.exp(1.0 + 0.7 * normal()) * score + 1.2 * normal())
   k = jax.random.choice(next(keys), jnp.array(LABELS))
   success = jax.random.uniform(next(keys), (rows, max(LABELS))) < probability[:, None]

@@ -288,12 +288,13 @@ def synthetic_loss(model: v0.ValuePrior, options) -> Callable:
     task, marks = jax.random.split(key)
     n, m = options.support, 2 * options.pairs
     x, success, probability = synthetic.draw(task, n + m, model.width)
-    z = logits(head, model.settings, x, success[:n], (None, None), marks)
-    return losses.soft_cross_entropy(z, probability[n:], jnp.ones(m))
+    z, true = logits(head, model.settings, x, success[:n], (None, None), marks), probability[n:]
+    best = jnp.log(jnp.stack([1.0 - true, true], 1).clip(1e-6))
+    return tuple(losses.soft_cross_entropy(z, true, jnp.ones(m)) for z in (z, best))
 
   def loss(params, lookup, batch, key):
-    value = jnp.mean(jax.vmap(functools.partial(one, params["head"]))(jax.random.split(key, options.tasks)))
-    return value, {"soft": value}
+    soft, best = jax.vmap(functools.partial(one, params["head"]))(jax.random.split(key, options.tasks))
+    return jnp.mean(soft), {"soft": jnp.mean(soft), "excess": jnp.mean(soft - best)}
 
   return loss
 

@@ -1,0 +1,112 @@
+"""V0 beside what it must beat, and beside what nobody could know."""
+
+from collections.abc import Callable
+import functools
+
+import jax
+import numpy as np
+
+from configs import default
+from experiments.value_model.checkpoints import Moment
+from v05_jax import models, tasks, value_prior
+from v05_jax.value_prior import ValuePrior, context, prior, scores
+
+COLUMNS = ("intra-context AUC", "RMSE of V", "RMSE against 10 rollouts", "ECE")
+
+
+def measure(model: ValuePrior, tested: dict[str, list[Moment]], others: list[Moment]) -> dict:
+  """The tables over the moments: method -> mean and standard error over contexts of each of `COLUMNS`.
+
+  AUC and ECE are against the mean of ten rollouts of all six families (positive from a half on), RMSE of V = 2 p - 1
+  against the true mean reward of the five families where it is exact.
+  """
+  rng = np.random.default_rng(0)
+  average = np.mean([m.exact for m in others], 0)
+  methods = {
+    "V0": lambda m: model.predict(m.texts, m.scores, m.prompts),
+    "V0, labels of the context shuffled": lambda m: model.predict(m.texts, rng.permutation(m.scores), m.prompts),
+    "V0, another policy's context": lambda m: model.predict(others[0].texts, others[0].scores, m.prompts),
+    "constant: the context's mean": lambda m: np.full(len(m.prompts), m.scores.mean()),
+    "the context's mean by family": family_mean,
+    "kernel regression on the same features": lambda m: neighbours(m),
+    "the mean truth of six other runs": lambda m: np.where(np.isfinite(average), average, m.mean),
+    "the truth": lambda m: np.where(np.isfinite(m.exact), m.exact, m.mean),
+  }
+  kinds = {"another warm start": "test", "the shipped warm start, another seed": "same"}
+  tables, reliability = {}, {}
+  for kind, prefix in kinds.items():
+    chosen = [m for name, found in tested.items() if name.startswith(prefix) for m in found]
+    tables[kind] = {name: standard_error(method, chosen) for name, method in methods.items()}
+    p = np.concatenate([methods["V0"](m) for m in chosen])
+    t = np.concatenate([m.mean for m in chosen])
+    reliability[kind] = np.nan_to_num(scores.reliability(p, t)).tolist() + [[scores.ece(p, t)]]
+  truth = np.stack([m.exact for m in others])
+  spread = 2 * np.sqrt(np.nanmean(truth.var(0, ddof=1)))
+  facts = {name: [float(2 * np.nanstd(m.exact)) for m in found] for name, found in tested.items()}
+  return {"tables": tables, "reliability": reliability, "spread_between_runs": float(spread), "sd_of_truth": facts}
+
+
+def standard_error(method: Callable, chosen: list[Moment]) -> list[tuple[float, float]]:
+  """(mean, standard error) of each column over the contexts."""
+  rows = []
+  for m in chosen:
+    p, known = np.asarray(method(m)), np.isfinite(m.exact)
+    rows.append((scores.auc(p, m.mean >= 0.5), scores.rmse(p[known], m.exact[known]), scores.rmse(p, m.mean),
+                 scores.ece(p, m.mean)))  # fmt: skip
+  rows = np.array(rows)
+  return list(zip(rows.mean(0).tolist(), (rows.std(0, ddof=1) / len(rows) ** 0.5).tolist()))
+
+
+def family_mean(m: Moment):
+  """The mean of the context's prompts of the same family: its letter tells."""
+  letters = np.array([text[0] for text in m.texts])
+  return np.array([m.scores[letters == text[0]].mean() for text in m.prompts])
+
+
+@functools.cache
+def embedder():
+  """`features(texts) -> [n, 2 D]` of the shipped policy, as `prior.kind=neighbours` sees them."""
+  policy = models.load(default.get_config().policy)
+  embed = jax.jit(functools.partial(value_prior.embed_prompts, policy.config))
+
+  def features(texts):
+    encoded = [policy.tokenizer(text)["input_ids"] for text in texts]
+    length = np.array([len(ids) for ids in encoded], np.int32)
+    tokens = np.zeros((len(texts), tasks.MAX_PROMPT), np.int32)
+    for row, ids in enumerate(encoded):
+      tokens[row, : len(ids)] = ids
+    return embed(policy.params, tokens, length)
+
+  return features
+
+
+def neighbours(m: Moment):
+  """The package's prior without any training, with its default bandwidth."""
+  features = embedder()
+  found = context.remember(context.empty(len(m.texts), features(m.texts).shape[1]), features(m.texts),
+                           np.full(len(m.texts), np.nan), m.scores, np.ones(len(m.texts), bool))  # fmt: skip
+  return (1 + np.asarray(prior.neighbours(found, features(m.prompts), default.get_config().prior.bandwidth, 1))) / 2
+
+
+def plot(results: dict, path):
+  """Reliability on both kinds of runs, and the RMSE of each method beside the spread between runs."""
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(10, 4), layout="constrained")
+  left, right = figure.subplots(1, 2, width_ratios=(1, 1.6))
+  left.plot([0, 1], [0, 1], color="gray", linewidth=1)
+  for kind, (*rows, error) in results["reliability"].items():
+    share, predicted, seen = np.array(rows).T
+    left.plot(predicted[share > 0], seen[share > 0], "o-", label=f"{kind}: ECE {error[0]:.3f}")
+  left.set(xlabel="predicted probability of success", ylabel="mean success of ten rollouts", xlim=(0, 1), ylim=(0, 1))
+  left.legend(fontsize=8)
+  methods = [name for name in next(iter(results["tables"].values())) if name != "the truth"]
+  for number, (kind, rows) in enumerate(results["tables"].items()):
+    mean, error = np.array([rows[name][1] for name in methods]).T
+    right.barh(np.arange(len(methods)) + 0.2 - 0.4 * number, mean, 0.38, xerr=error, label=kind)
+  right.axvline(results["spread_between_runs"], color="gray", linestyle="--", linewidth=1)
+  right.set_yticks(np.arange(len(methods)), methods)
+  right.set_xlabel("RMSE of V against the true mean reward; dashed: spread of the truth between runs")
+  right.invert_yaxis()
+  right.legend(fontsize=8)
+  figure.savefig(path, dpi=120)
