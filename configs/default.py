@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
 
   c.prior = prior = ConfigDict()
   prior.kind = "neighbours"  # none | constant | neighbours | v0
-  prior.path = ""  # of a V0 made by value_prior.convert (v0)
+  prior.path = ""  # V0 directory (v0): of value_prior.convert or --mode=value; "builtin" = that of the built-in tasks
   prior.context = 256  # (prompt, success) pairs kept
   prior.min_support = 32  # pairs before the prior speaks; until then the group mean serves
   prior.bandwidth = 0.25  # of the kernel, as a share of the context's typical distance (neighbours)
@@ -118,7 +118,7 @@ def get_config() -> ConfigDict:
   value.start = ""  # V0 to begin from; "" = a new adapter on the policy, which stays frozen, and a new head
   value.head = ""  # V0 whose head is taken instead
   value.train = "both"  # adapter | head | both
-  value.steps = 1000
+  value.steps = 1000  # updates
   value.tasks = 8  # contexts a step
   value.support = 256  # pairs in a context
   value.pairs = 32  # a success and a failure each to judge in a context

@@ -22,6 +22,7 @@ def get_config(method="v05"):
   c.eval.update({"period": 8, "size": 1024, "samples": 8})
   c.checkpoint.period = 64
   if method == "v05":
+    c.prior.update({"kind": "v0", "path": "builtin"})
     return c
   c.prior.kind = "none"
   c.baseline = method.rstrip("0123456789")

@@ -14,6 +14,7 @@ from configs import default
 def get_config():
   c = default.get_config()
   c.baseline = "v05"
+  c.prior.update({"kind": "v0", "path": "builtin"})
   c.budget.update({"rule": "sequential", "k_init": 4, "k_max": 16, "cost": 1 / 256, "block": 2})
   c.sampler.slots = 128  # the late rollouts of an adaptive step come in small blocks
   return c

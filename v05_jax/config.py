@@ -238,16 +238,7 @@ def _relations(config, wrong) -> list[str]:
   need(
     config.rewards.overlong_buffer <= sampler.max_response, "rewards.overlong_buffer", response
   )
-  value = config.value
-  need(value.width % value.heads == 0, "value.heads", f"a divisor of value.width = {value.width}")
-  divisor = f"a divisor of value.embed = {value.embed}"
-  need(value.embed % value.attention_heads == 0, "value.attention_heads", divisor)
-  need(value.embed % 4 == 0, "value.embed", "a multiple of 4")
-  need(value.data != "synthetic" or value.train == "head", "value.train", "head, since value.data is synthetic")
-  directory = "a directory made by value_prior.convert, since prior.kind is v0"
-  need(config.prior.path.strip() != "" or config.prior.kind != "v0", "prior.path", directory)
-  context = f"at most prior.context = {config.prior.context}"
-  need(config.prior.min_support <= config.prior.context, "prior.min_support", context)
+  _prior_relations(config, need)
   own = {"data.path": config.data.path != "tasks", "eval.path": config.eval.path != "tasks"}
   for key in (key for key, is_file in own.items() if is_file):
     other = f'"math" or module:function, since {key} is a file: "task" knows the built-in tasks alone'
@@ -260,6 +251,23 @@ def _relations(config, wrong) -> list[str]:
   if len(axes) > 1:
     need(False, f"mesh.{axes[-1]}", f"-1 for one axis alone, not for {' and '.join(axes)}")
   return problems
+
+
+def _prior_relations(config, need) -> None:
+  """The same for the value prior and its training; `need(holds, key, expected)` takes a rule."""
+  value = config.value
+  need(value.width % value.heads == 0, "value.heads", f"a divisor of value.width = {value.width}")
+  divisor = f"a divisor of value.embed = {value.embed}"
+  need(value.embed % value.attention_heads == 0, "value.attention_heads", divisor)
+  need(value.embed % 4 == 0, "value.embed", "a multiple of 4")
+  need(value.data != "synthetic" or value.train == "head", "value.train", "head, since value.data is synthetic")
+  v0 = config.prior.kind == "v0"
+  directory = '"builtin", or a directory of value_prior.convert or --mode=value, since prior.kind is v0'
+  need(config.prior.path.strip() != "" or not v0, "prior.path", directory)
+  yours = "a directory of your own, since builtin knows the built-in tasks alone and data.path is a file"
+  need(not v0 or config.prior.path != "builtin" or config.data.path == "tasks", "prior.path", yours)
+  context = f"at most prior.context = {config.prior.context}"
+  need(config.prior.min_support <= config.prior.context, "prior.min_support", context)
 
 
 def check_resume(saved: ConfigDict, config: ConfigDict, where: str) -> None:

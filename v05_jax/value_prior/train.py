@@ -132,7 +132,9 @@ def make(config) -> Trainer:
     batch = lambda step: tasks.batch(step * options.tasks, options.tasks)
   optimizer = make_optimizer(options)
 
-  @functools.partial(jax.jit, donate_argnums=0)
+  everywhere = sharding.replicated(mesh)
+
+  @functools.partial(jax.jit, donate_argnums=0, out_shardings=everywhere)
   def update(state, frozen, lookup, batch, key):
     value_and_grad = jax.value_and_grad(lambda params: loss(params | frozen, lookup, batch, key), has_aux=True)
     (value, measured), gradient = value_and_grad(state.params)
@@ -145,11 +147,11 @@ def make(config) -> Trainer:
     place = NamedSharding(mesh, TASKS)
     return update(state, frozen, lookup, jax.device_put(batch(number), place), rng.at(config.seed, number, rng.VALUE))
 
-  everywhere = sharding.replicated(mesh)
-  frozen = jax.device_put(frozen, everywhere)
-  # Copies, since a step overwrites them.
-  params = {name: jax.tree.map(jnp.copy, jax.device_put(both[name], everywhere)) for name in learnt}
-  state = State(params, optimizer.init(params), jax.device_put(jnp.zeros((), jnp.int32), everywhere))
+  @functools.partial(jax.jit, out_shardings=everywhere)
+  def first(params):  # copies, since a step overwrites them
+    return State(jax.tree.map(jnp.copy, params), optimizer.init(params), jnp.zeros((), jnp.int32))
+
+  frozen, state = jax.device_put(frozen, everywhere), first({name: both[name] for name in learnt})
   return Trainer(model, state, step, make_evaluation(config))
 
 
@@ -170,7 +172,7 @@ def begin(config) -> v0.ValuePrior:
       "max_tokens": policy.config.max_positions, "backbone": directory.BUILTIN if built_in else directory.FOLDER,
     }  # fmt: skip
     head = init_head(jax.random.fold_in(key, 0), settings["head"])
-    first = adapter.init(jax.random.fold_in(key, 1), *sizes)
+    first = jax.jit(lambda key: adapter.init(key, *sizes))(jax.random.fold_in(key, 1))
     params = jax.tree.map(jnp.asarray, policy.params)
     model = v0.ValuePrior(settings, policy.config, params, policy.tokenizer, first, head)
   if options.head:
@@ -188,12 +190,16 @@ def new_head(options) -> dict[str, Any]:
 def init_head(key, sizes: dict[str, Any]):
   """A new head, stacked: matrices N(0, 1 / fan-in), those that end a sublayer 0, so that a layer changes nothing at
   first, biases 0, thinking rows N(0, 1)."""
-  found = {}
-  for number, (name, shape) in enumerate(directory.head_shapes(*sizes.values()).items()):
-    last = name.endswith(("_w_out", "linear2.weight", "bias"))
-    scale = 0.0 if last else 1.0 if "thinking" in name else shape[-1] ** -0.5
-    found[name] = scale * jax.random.normal(jax.random.fold_in(key, number), shape)
-  return tabpfn.stack(found)
+
+  def draw(key):
+    found = {}
+    for number, (name, shape) in enumerate(directory.head_shapes(*sizes.values()).items()):
+      last = name.endswith(("_w_out", "linear2.weight", "bias"))
+      scale = 0.0 if last else 1.0 if "thinking" in name else shape[-1] ** -0.5
+      found[name] = scale * jax.random.normal(jax.random.fold_in(key, number), shape)
+    return found
+
+  return tabpfn.stack(jax.jit(draw)(key))
 
 
 def make_optimizer(options) -> optax.GradientTransformation:
