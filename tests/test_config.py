@@ -168,7 +168,11 @@ def test_a_divided_budget_has_its_mean_between_its_bounds():
 
 
 def test_a_v0_needs_its_directory():
-  assert "prior.path: found '', expected a directory made by value_prior.convert" in problems(prior__kind="v0")
+  found = problems(prior__kind="v0")
+  assert "prior.path: found '', expected \"builtin\", or a directory of value_prior.convert or --mode=value" in found
+  file = {"prior__kind": "v0", "prior__path": "builtin", "data__path": "x.jsonl", "eval__path": "x.jsonl"}
+  found = problems(**file, reward="math", eval__samples=1)
+  assert "prior.path: found 'builtin', expected a directory of your own" in found and "1 problem" in found
 
 
 def test_what_excludes_each_other():
