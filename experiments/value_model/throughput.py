@@ -1,0 +1,63 @@
+"""What the value model of the built-in tasks costs.
+
+    python -m experiments.value_model.throughput [--runs=9]
+
+Medians over --runs, warm, on all cores: features and values of 1,024 new prompts from 256 support rows; the same with
+the features known; the prior's share of a step of configs/v05.py; and programs compiled while rows vary in a bucket.
+"""
+
+import os
+import tempfile
+import time
+
+from absl import app, flags, logging
+import numpy as np
+
+from configs import v05
+from v05_jax import metrics, tasks, value_prior
+from v05_jax.train import train
+
+RUNS = flags.DEFINE_integer("runs", 9, "repetitions")
+
+
+def main(_):
+  logging.set_verbosity(logging.WARNING)
+  model = value_prior.load("builtin")
+  texts = [row["prompt"] for row in tasks.rows("train", 1280, 0)]
+  success = np.arange(256) % 5 / 4
+  given, asked = model.features(texts[:256]), model.features(texts[256:])
+  marks = lambda n, m: model.marks(texts[:n], texts[256 : 256 + m])
+  judge = lambda n, m: model.judge(given[:n], success[:n], asked[:m], fingerprints=marks(n, m))
+  both = lambda: (model.features(texts[256:]), judge(256, 1024))
+  print(f"{os.cpu_count()} CPU cores, median of {RUNS.value}")
+  print(f"features and values of 1,024 prompts, 256 support rows: {median(both):.3f} s")
+  print(f"values of 1,024 prompts, features known: {median(lambda: judge(256, 1024)):.3f} s")
+  values = median(lambda: judge(256, 64))
+  print(f"values of 64 prompts, features known: {values:.4f} s")
+  judge(200, 100)
+  with metrics.CompilationCounter() as compilations:
+    for n, m in ((129, 128), (150, 65), (256, 99), (200, 70)):
+      judge(n, m)
+    print(f"programs compiled while 129 to 256 support rows and 65 to 128 queries vary: {compilations()}")
+  config = v05.get_config()
+  config.num_steps, config.eval.period = 24, 0
+  with tempfile.TemporaryDirectory() as workdir:
+    train(config, workdir)
+    lines = metrics.read(workdir)[8:]
+  step, prompts = (np.median([line[name] for line in lines]) for name in ("time/step", "prompts"))
+  print(f"a step of configs/v05.py ({prompts:.0f} prompts): {step:.3f} s; of it the prior {100 * values / step:.1f} %")
+
+
+def median(function) -> float:
+  """Seconds of a call, after a first one that compiles."""
+  function()
+  times = []
+  for _ in range(RUNS.value):
+    began = time.perf_counter()
+    function()
+    times.append(time.perf_counter() - began)
+  return float(np.median(times))
+
+
+if __name__ == "__main__":
+  app.run(main)
