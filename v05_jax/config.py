@@ -261,6 +261,8 @@ def _prior_relations(config, need) -> None:
   need(value.embed % value.attention_heads == 0, "value.attention_heads", divisor)
   need(value.embed % 4 == 0, "value.embed", "a multiple of 4")
   need(value.data != "synthetic" or value.train == "head", "value.train", "head, since value.data is synthetic")
+  trained = value.start or value.head or value.train != "adapter"
+  need(trained, "value.train", "both, or a trained head in value.start or value.head: a new one passes no gradient on")
   v0 = config.prior.kind == "v0"
   directory = '"builtin", or a directory of value_prior.convert or --mode=value, since prior.kind is v0'
   need(config.prior.path.strip() != "" or not v0, "prior.path", directory)

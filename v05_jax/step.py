@@ -164,7 +164,9 @@ def sample(run: Run, collect, state: TrainState, step: int) -> Draw:
   measured["data/epoch"] = (cursor / len(run.prompts), 1)
   measured["time/sample"] = (seconds := time.perf_counter() - began, 1)
   measured["time/tokens_per_second"] = (measured["response/length"][0], seconds)
-  drift = watch(state.drift, measured, run.config.prior.fallback, step)
+  drift = state.drift
+  if not run.prior.smoothed(state.context):  # a rate that stood in for V does not speak against it
+    drift = watch(drift, measured, run.config.prior.fallback, step)
   pairs = tuple(np.concatenate(x) for x in zip(*pairs))
   return Draw(prompts, rolls, value, asked.weight, context, learnt, drift, cursor, generated, pairs, measured)
 

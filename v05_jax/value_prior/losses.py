@@ -5,8 +5,8 @@
     total = .25 pair + .75 soft
 
 z are logits, p their softmax, t the mean success. This is what V0's paper describes (arXiv 2602.03584); the released
-trainer loses the flag that says which tasks are of pairs, and minimises hard cross-entropy instead. m queries stand in
-the order positive, negative, positive, negative, ...
+trainer loses the flag that says which tasks are of pairs, and minimises hard cross-entropy instead. The weights of
+`natural_weights` are ours. m queries stand in the order positive, negative, positive, negative, ...
 """
 
 import jax

@@ -7,8 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from v05_jax.value_prior import scores
-from v05_jax.value_prior.batches import judged
-from v05_jax.value_prior.pairs import Context
+from v05_jax.value_prior.pairs import TYPES, Context, split
 
 
 class Judged(NamedTuple):
@@ -23,8 +22,8 @@ class Judged(NamedTuple):
 def judge(model, texts: Sequence[str], contexts: Sequence[Context], support: int, seed: int = 0) -> Judged:
   """What `model`, a `ValuePrior`, says of each context's queries from at most `support` of its other pairs.
 
-  Where no row is marked as a query, half of the prompts, drawn by `seed`, at least as many as leave `support`, are
-  judged from the others.
+  Rows to judge are those of type test_query, or, in a context without marked queries, a half of its prompts, drawn by
+  `seed`; contexts without any are left out.
   """
   used = np.unique(np.concatenate([c.prompt for c in contexts]))
   features = np.zeros((len(texts), model.width), np.float32)
@@ -32,11 +31,7 @@ def judge(model, texts: Sequence[str], contexts: Sequence[Context], support: int
   parts = []
   for number, context in enumerate(contexts):
     rng = np.random.default_rng([seed, number])
-    asked, given = judged(context), np.flatnonzero(~context.query)
-    if not context.query.any():
-      prompts = rng.permutation(np.unique(context.prompt))
-      inside = np.isin(context.prompt, prompts[: max(len(prompts) // 2, len(prompts) - support)])
-      asked, given = np.flatnonzero(inside), np.flatnonzero(~inside)
+    asked, given = split(context, TYPES.index("test_query"), rng)
     given = rng.choice(given, min(support, len(given)), replace=False)
     marks = model.marks([texts[i] for i in context.prompt[given]], [texts[i] for i in context.prompt[asked]])
     p = model.judge(features[context.prompt[given]], context.score[given], features[context.prompt[asked]],

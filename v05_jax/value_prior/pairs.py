@@ -5,7 +5,7 @@ A folder holds prompts.json, "{dataset}_{id}" -> text, and one or more .jsonl fi
     {"id": 7, "dataset": "tasks", "model": "v05-seed1", "step": 12, "score": 0.5, "type": "context"}
 
 `score` is the mean reward of some rollouts in [-1, 1], `step` the training steps that the policy `model` had behind it.
-The types context, train_query and test_query are V0's: a run writes context, and training divides those itself.
+The types context, train_query and test_query are V0's; a run writes context alone, which `split` divides.
 Source: the specification of V0 (arXiv 2602.03584), section 8.
 """
 
@@ -63,12 +63,29 @@ class Context(NamedTuple):
   key: tuple[str, str, str, int]  # folder, dataset, model, step
   prompt: np.ndarray  # int32 [n]  index of the text
   score: np.ndarray  # float32 [n]  in [0, 1]
-  query: np.ndarray  # bool [n]  of a type that is to be judged, and never to be conditioned on
+  type: np.ndarray  # int8 [n]  number of the type in `TYPES`
+
+
+def split(context: Context, asked: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+  """(rows to judge, rows to judge them from) of a context, no prompt in both.
+
+  Where rows are marked as queries, those of the type `asked` are judged, from the rows of type context. Else a random
+  half of the prompts is judged from the other half: what is given has the successes of the whole context then, which
+  it would not have once a balanced choice of queries were taken out of it.
+  """
+  if context.type.any():
+    rows, given = context.type == asked, context.type == 0
+  else:
+    prompts = rng.permutation(np.unique(context.prompt))
+    rows = np.isin(context.prompt, prompts[: len(prompts) // 2])
+    given = ~rows
+  given &= ~np.isin(context.prompt, context.prompt[rows])
+  return np.flatnonzero(rows), np.flatnonzero(given)
 
 
 def read(folders: Sequence[str], window: int = 1) -> tuple[list[str], list[Context]]:
   """(texts, contexts) of folders in the format above; pairs of one (dataset, model) whose steps fall into the same
-  `window` steps share a context, whose step is the first of them.
+  `window` steps share a context.
 
   Raises ValueError that names the folder, file or line: what was found and what was expected.
   """
@@ -87,9 +104,9 @@ def read(folders: Sequence[str], window: int = 1) -> tuple[list[str], list[Conte
         raise ValueError(f"{where}: found the prompt {name}, expected one that {path / PROMPTS} holds")
       key = (str(path), row["dataset"], row["model"], row["step"] // window * window)
       prompt = place.setdefault(texts[name], len(place))
-      rows.setdefault(key, []).append((prompt, (row["score"] + 1) / 2, row["type"] != TYPES[0]))
+      rows.setdefault(key, []).append((prompt, (row["score"] + 1) / 2, TYPES.index(row["type"])))
   contexts = [
-    Context(key, *(np.array(x, kind) for x, kind in zip(zip(*found), (np.int32, np.float32, bool))))
+    Context(key, *(np.array(x, kind) for x, kind in zip(zip(*found), (np.int32, np.float32, np.int8))))
     for key, found in rows.items()
   ]
   return list(place), contexts

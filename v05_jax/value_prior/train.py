@@ -4,6 +4,10 @@ The backbone is frozen; the adapter learns, and the head with it where none was 
 (arXiv 2602.03584) and not as its released trainer does: the gradient reaches every feature (there: 4 of 1,008, since
 padding columns detach the others), the loss is the pairwise and soft one (`losses`), the intra-context AUC groups by
 policy too, and what is saved is what `value_prior.load` predicts with, adapter included.
+
+Where it differs from V0's recipe by default: queries weigh as their context's own share of successes (`value.natural`);
+a run's pairs are split anew into asked and given ones in every epoch, where V0 has fixed rows for either; a context
+never borrows rows of another. V0's own values are learning_rate 2e-4, tasks 4, pairs 4, natural False.
 """
 
 from collections.abc import Callable
@@ -13,6 +17,7 @@ import os
 import shutil
 import time
 from typing import Any, NamedTuple
+import zlib
 
 from flax import struct
 import jax
@@ -48,7 +53,8 @@ class State:
 
   params: Any  # {"adapter": ..., "head": ...}, one of them alone where the other is frozen
   opt_state: Any
-  step: Any  # int32 []
+  skipped: Any  # int32 []  updates skipped in a row for a non-finite loss or gradient
+  digest: Any  # uint32 []  of the pairs that it learns from
 
 
 class Trainer(NamedTuple):
@@ -65,7 +71,8 @@ def train_value(config, workdir: str) -> v0.ValuePrior:
 
   Writes config.json, metrics.jsonl, TensorBoard events, checkpoints, the model as WORKDIR/v0, which
   `value_prior.load` and `config.prior.path` open, and, with `config.value.heldout`, reliability.png. Raises ValueError
-  for bad input before anything expensive, and `checkpoint.Preempted` when a signal asked it to stop.
+  for bad input before anything expensive, FloatingPointError after more than `config.loss.max_skipped` non-finite
+  updates in a row, and `checkpoint.Preempted` when a signal asked it to stop.
   """
   configuration.validate(config)
   if metrics.is_remote(metrics.folder(workdir)):
@@ -76,13 +83,16 @@ def train_value(config, workdir: str) -> v0.ValuePrior:
     checkpoint.Checkpoints(workdir, config.checkpoint.keep) as saved,
     checkpoint.Preemption() as preemption,
   ):
-    trainer, total = make(config), config.value.steps
+    trainer, total, judged = make(config), config.value.steps, None
     state, first = trainer.state, saved.latest() or 0
     if first:
       state = saved.restore(first, state)
+      if state.digest != trainer.state.digest:
+        raise ValueError("config.value.data: found other pairs than those that the run has learned from so far, "
+                         "expected the same: take another workdir")  # fmt: skip
     with metrics.Writer(workdir, config, first) as log, metrics.Progress(total, first) as progress:
       for number in range(first, total):
-        began = time.perf_counter()
+        began, failed = time.perf_counter(), int(state.skipped)  # of the updates before, which have ended
         state, measured = trainer.step(state, number)
         done, last = number + 1, number + 1 == total
         found = {f"value/{name}": (x, 1) for name, x in measured.items()}
@@ -91,7 +101,12 @@ def train_value(config, workdir: str) -> v0.ValuePrior:
           found |= {f"value/heldout/{name}": (x, 1) for name, x in measure.summary(judged).items()} if judged else {}
         log.write(done, 0, found | {"time/step": (time.perf_counter() - began, 1)})
         progress.update(done, log.latest, ("value/loss", "value/heldout/gauc", "value/heldout/rmse"))
-        if last or preemption.requested or (config.checkpoint.period and done % config.checkpoint.period == 0):
+        if failed > config.loss.max_skipped:
+          raise FloatingPointError(f"{failed} updates in a row had a non-finite loss or gradient and were skipped, the "
+                                   f"last one at step {done - 1}; the checkpoints before them are kept")  # fmt: skip
+        # While updates fail, the checkpoints before them are kept.
+        regular = config.checkpoint.period and done % config.checkpoint.period == 0
+        if last or preemption.requested or (regular and not failed):
           log.flush()
           saved.save(done, state)
         if preemption.requested and not last:
@@ -99,7 +114,7 @@ def train_value(config, workdir: str) -> v0.ValuePrior:
   model = with_params(trainer.model, state.params)
   folder = metrics.folder(workdir)
   save(model, folder / "v0")
-  judged = trainer.evaluate(model)
+  judged = judged if first < total else trainer.evaluate(model)
   if judged:
     measure.plot(judged, folder / "reliability.png")
     print("  ".join(f"{name} {x:.3f}" for name, x in measure.summary(judged).items()))
@@ -117,16 +132,18 @@ def make(config) -> Trainer:
   shards = mesh.shape["data"] * mesh.shape["fsdp"]
   if options.tasks % shards:
     raise ValueError(f"config.value.tasks: found {options.tasks}, expected a multiple of {shards} devices")
-  model = begin(config)
+  model, evaluate = begin(config), make_evaluation(config)
   both = {"adapter": model.adapter, "head": model.head}
   learnt = {"adapter": ("adapter",), "head": ("head",), "both": ("adapter", "head")}[options.train]
   frozen = {name: x for name, x in both.items() if name not in learnt}
+  digest, lookup = 0, ()
   if options.data == SYNTHETIC:
-    loss, batch = synthetic_loss(model, options), lambda step: ()
-    texts, lookup = [], ()
+    loss = synthetic_loss(model, options)
+    batch = lambda step: jax.random.split(rng.at(config.seed, step, rng.VALUE), options.tasks)
   else:
-    texts, contexts = pairs.read(options.data.split(","), options.window)
+    texts, contexts = read(options.data, options.window)
     tasks = batches.Tasks(contexts, options.support, options.pairs, config.seed)
+    digest = functools.reduce(lambda crc, x: zlib.crc32(x.tobytes(), crc), (x for c in contexts for x in c[1:]), 0)
     lookup = make_lookup(model, texts, mesh)
     loss = pairs_loss(model, options)
     batch = lambda step: tasks.batch(step * options.tasks, options.tasks)
@@ -138,10 +155,13 @@ def make(config) -> Trainer:
   def update(state, frozen, lookup, batch, key):
     value_and_grad = jax.value_and_grad(lambda params: loss(params | frozen, lookup, batch, key), has_aux=True)
     (value, measured), gradient = value_and_grad(state.params)
+    norm = optax.tree.norm(gradient)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    measured |= {"loss": value, "grad_norm": optax.tree.norm(gradient)}
-    return State(params, opt_state, state.step + 1), measured
+    after = optax.apply_updates(state.params, updates), opt_state
+    fine = jnp.isfinite(value) & jnp.isfinite(norm)
+    params, opt_state = jax.tree.map(lambda x, y: jnp.where(fine, x, y), after, (state.params, state.opt_state))
+    skipped = jnp.where(fine, 0, state.skipped + 1)
+    return State(params, opt_state, skipped, state.digest), measured | {"loss": value, "grad_norm": norm}
 
   def step(state, number: int):
     place = NamedSharding(mesh, TASKS)
@@ -149,21 +169,25 @@ def make(config) -> Trainer:
 
   @functools.partial(jax.jit, out_shardings=everywhere)
   def first(params):  # copies, since a step overwrites them
-    return State(jax.tree.map(jnp.copy, params), optimizer.init(params), jnp.zeros((), jnp.int32))
+    return State(jax.tree.map(jnp.copy, params), optimizer.init(params), jnp.zeros((), jnp.int32), jnp.uint32(digest))
 
   frozen, state = jax.device_put(frozen, everywhere), first({name: both[name] for name in learnt})
-  return Trainer(model, state, step, make_evaluation(config))
+  return Trainer(model, state, step, evaluate)
 
 
 def begin(config) -> v0.ValuePrior:
   """The model before training: that in `value.start`, or else a new adapter on `config.policy` and a new head, or the
   head of `value.head`."""
   options = config.value
-  key = rng.at(config.seed, 0, rng.VALUE)
+  key = jax.random.fold_in(rng.at(config.seed, 0, rng.INIT), rng.VALUE)
   if options.start:
     model = v0.load(options.start)
+    if options.train == "adapter" and model.settings["adapter"]["pooling"] == "last":
+      raise ValueError(f"config.value.train: found 'adapter', expected head: {options.start} pools the last token")
   else:
     policy = models.load(config.policy, config.seed)
+    # As `v0.load` opens it again.
+    policy = policy._replace(config=dataclasses.replace(policy.config, dtype="float32"))
     sizes = (policy.config.hidden_size, options.queries, options.width, options.bottleneck)
     built_in = config.policy.path == "builtin" and not config.policy.preset
     settings = {
@@ -177,7 +201,8 @@ def begin(config) -> v0.ValuePrior:
     model = v0.ValuePrior(settings, policy.config, params, policy.tokenizer, first, head)
   if options.head:
     other = v0.load(options.head)
-    model = dataclasses.replace(model, head=other.head, settings=model.settings | {"head": other.settings["head"]})
+    taken = {key: other.settings[key] for key in ("head", "temperature", "licences") if key in other.settings}
+    model = dataclasses.replace(model, head=other.head, settings=model.settings | taken)
   return model
 
 
@@ -203,10 +228,13 @@ def init_head(key, sizes: dict[str, Any]):
 
 
 def make_optimizer(options) -> optax.GradientTransformation:
-  """V0's: AdamW behind clipping, a linear warm-up and then a cosine to 0; biases and the LayerNorm weights of queries
-  and keys do not decay."""
-  warmup = max(round(options.warmup * options.steps), 1)
-  rate = optax.warmup_cosine_decay_schedule(0.0, options.learning_rate, warmup, max(options.steps, warmup + 1))
+  """V0's: AdamW behind clipping, a linear warm-up, whose first update is not 0, and then a cosine to 0; biases and the
+  LayerNorm weights of queries and keys do not decay."""
+  warmup = round(options.warmup * options.steps)
+  rate = optax.cosine_decay_schedule(options.learning_rate, max(options.steps - warmup, 1))
+  if warmup:
+    rise = optax.linear_schedule(options.learning_rate / (warmup + 1), options.learning_rate, warmup)
+    rate = optax.join_schedules([rise, rate], [warmup])
   kept = ("bias", "ln_q.weight", "ln_kv.weight")
   decays = functools.partial(jax.tree_util.tree_map_with_path, lambda path, _: not path[-1].key.endswith(kept))
   adamw = optax.adamw(rate, 0.9, 0.999, 1e-8, weight_decay=options.weight_decay, mask=decays)
@@ -237,16 +265,25 @@ def make_lookup(model: v0.ValuePrior, texts, mesh) -> dict[str, Any]:
   return {"tokens": put(tokens), "mask": put(mask), "table": put(table), "params": params}
 
 
-def hidden(config, lookup, prompt):
-  """(hidden states [R, L, D], mask [R, L]) of the texts `prompt` [R]; no gradient passes."""
-  mask = lookup["mask"][prompt]
+def features(model: v0.ValuePrior, params, lookup, prompt, dropout_key=None):
+  """Features [R, F] of the texts `prompt` [R] by the adapter `params`, in blocks of ROWS; the backward pass computes a
+  block's hidden states once more where they are not kept, so that those of one block exist at once."""
+  options = model.settings["adapter"]
+
+  def block(prompt, number):
+    mask = lookup["mask"][prompt]
+    if lookup["table"] is not None:
+      states = lookup["table"][prompt]
+    else:
+      states = jax.lax.stop_gradient(v0.hidden(model.config, lookup["params"], lookup["tokens"][prompt], mask))
+    key = None if dropout_key is None else jax.random.fold_in(dropout_key, number)
+    return adapter.features(params, states, mask, options["heads"], key, options["pooling"])
+
   if lookup["table"] is not None:
-    return lookup["table"][prompt], mask
-  padding = -len(prompt) % ROWS
-  parts = jnp.pad(prompt, (0, padding)).reshape(-1, ROWS)
-  forward = lambda part: v0.hidden(config, lookup["params"], lookup["tokens"][part], lookup["mask"][part])
-  found = jax.lax.map(forward, parts)
-  return jax.lax.stop_gradient(found.reshape(-1, *found.shape[2:])[: len(prompt)]), mask
+    return block(prompt, 0)
+  parts = jnp.pad(prompt, (0, -len(prompt) % ROWS)).reshape(-1, ROWS)
+  found = jax.lax.map(lambda part: jax.checkpoint(block)(*part), (parts, jnp.arange(len(parts))))
+  return found.reshape(-1, found.shape[-1])[: len(prompt)]
 
 
 def logits(head, settings, x, labels, masks, key):
@@ -263,7 +300,7 @@ def logits(head, settings, x, labels, masks, key):
 
 def pairs_loss(model: v0.ValuePrior, options) -> Callable:
   """Builds `loss(params, lookup, Batch, key) -> (mean over the tasks, {name: []})`."""
-  settings, sizes = model.settings, model.settings["adapter"]
+  settings = model.settings
 
   def one(head, x, batch, key):
     n = len(batch.support)
@@ -276,10 +313,9 @@ def pairs_loss(model: v0.ValuePrior, options) -> Callable:
 
   def loss(params, lookup, batch, key):
     size, rows = batch.prompt.shape
-    states, mask = hidden(model.config, lookup, batch.prompt.reshape(-1))
     dropout, marks = jax.random.split(key)
     dropout = dropout if options.dropout else None
-    x = adapter.features(params["adapter"], states, mask, sizes["heads"], dropout, sizes["pooling"])
+    x = features(model, params["adapter"], lookup, batch.prompt.reshape(-1), dropout)
     each = jax.vmap(functools.partial(one, params["head"]))
     found = each(x.reshape(size, rows, -1), batch, jax.random.split(marks, size))
     return jax.tree.map(jnp.mean, found)
@@ -298,8 +334,8 @@ def synthetic_loss(model: v0.ValuePrior, options) -> Callable:
     best = jnp.log(jnp.stack([1.0 - true, true], 1).clip(1e-6))
     return tuple(losses.soft_cross_entropy(z, true, jnp.ones(m)) for z in (z, best))
 
-  def loss(params, lookup, batch, key):
-    soft, best = jax.vmap(functools.partial(one, params["head"]))(jax.random.split(key, options.tasks))
+  def loss(params, lookup, keys, key):
+    soft, best = jax.vmap(functools.partial(one, params["head"]))(keys)
     return jnp.mean(soft), {"soft": jnp.mean(soft), "excess": jnp.mean(soft - best)}
 
   return loss
@@ -313,8 +349,18 @@ def make_evaluation(config) -> Callable:
   options = config.value
   if not options.heldout:
     return lambda model: None
-  texts, contexts = pairs.read(options.heldout.split(","), options.window)
+  texts, contexts = read(options.heldout, options.window)
+  asked = pairs.TYPES.index("test_query")
+  contexts = [c for c in contexts if all(map(len, pairs.split(c, asked, np.random.default_rng(0))))]
+  if not contexts:
+    raise ValueError(f"config.value.heldout: found no context in {options.heldout} with pairs to judge and others to "
+                     "judge them from")  # fmt: skip
   return lambda model: measure.judge(model, texts, contexts, options.support, config.seed)
+
+
+def read(folders: str, window: int):
+  """`pairs.read` of folders with commas between."""
+  return pairs.read([folder.strip() for folder in folders.split(",")], window)
 
 
 def with_params(model: v0.ValuePrior, params) -> v0.ValuePrior:

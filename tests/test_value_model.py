@@ -1,0 +1,43 @@
+"""The value model that the built-in tasks ship with: it opens, is small, and knows what it is there for."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import default, v05
+from v05_jax import models, tasks, value_prior
+from v05_jax.value_prior import scores, v0
+
+
+@pytest.fixture(scope="module")
+def known():
+  """(texts and success of 256 training prompts, held-out texts, their true success) of the shipped policy."""
+  config = default.get_config()
+  policy = models.load(config.policy)
+  exact = tasks.make_exact(policy.config, policy.tokenizer, config.sampler)
+  given, asked = tasks.rows("train", 256, 7, tasks.EXACT), tasks.rows("heldout", 400, 0, tasks.EXACT)
+  params = jax.device_put(policy.params)
+  success = np.random.default_rng(0).binomial(4, exact(params, given)) / 4
+  return [row["prompt"] for row in given], success, [row["prompt"] for row in asked], exact(params, asked)
+
+
+def test_it_is_small_and_of_the_sizes_of_its_config():
+  files = sorted(path.name for path in v0.BUILTIN.iterdir())
+  assert files == ["adapter.safetensors", "head.safetensors", "v0.json"]
+  assert sum(path.stat().st_size for path in v0.BUILTIN.iterdir()) < 2e6
+  assert v05.get_config().prior.path == "builtin" and v05.get_config().prior.kind == "v0"
+
+
+def test_it_knows_which_prompts_are_hard_and_for_whom(known):
+  """On the warm start: better than the context's mean, and worse where the context's labels are shuffled."""
+  texts, success, asked, truth = known
+  model = value_prior.load("builtin")
+  p = model.predict(texts, success, asked)
+  constant = scores.rmse(np.full(len(truth), success.mean()), truth)
+  assert scores.rmse(p, truth) < 0.8 * constant
+  assert scores.auc(p, truth >= 0.5) > 0.8
+  assert abs(p.mean() - truth.mean()) < 0.08
+  shuffled = model.predict(texts, np.random.default_rng(1).permutation(success), asked)
+  assert scores.rmse(shuffled, truth) > scores.rmse(p, truth) + 0.01
+  better = model.predict(texts, np.minimum(success + 0.5, 1), asked)
+  assert better.mean() > p.mean() + 0.1
