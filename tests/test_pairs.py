@@ -30,7 +30,7 @@ def test_written_pairs_are_read_back(tmp_path):
   assert [c.key[1:] for c in contexts] == [("tasks", "run", 0), ("tasks", "run", 3)]
   assert contexts[0].prompt.tolist() == [0, 1] and contexts[0].score.tolist() == [0.75, 0.0]
   np.testing.assert_allclose(contexts[1].score, [2 / 3], atol=1e-6)
-  assert not contexts[0].query.any()
+  assert not contexts[0].type.any()
   assert len(pairs.read([tmp_path / "run" / "pairs"], window=4)[1]) == 1
   line = json.loads((tmp_path / "run" / "pairs" / "pairs.jsonl").read_text().split("\n")[0])
   assert line == ROW | {"id": 2, "dataset": "tasks", "model": "run", "step": 0, "rollouts": 4}
@@ -57,7 +57,7 @@ def test_the_public_format_with_marked_queries_and_two_folders(tmp_path):
   a, b = folder(tmp_path / "a", rows), folder(tmp_path / "b", [ROW], {"d_1": "two"})
   texts, contexts = pairs.read([a, b])
   assert texts == ["one", "two"] and len(contexts) == 3  # the same names in another folder are another context
-  assert contexts[0].query.tolist() == [False, True] and contexts[0].score.tolist() == [0.75, 0.0]
+  assert contexts[0].type.tolist() == [0, 1] and contexts[0].score.tolist() == [0.75, 0.0]
   assert [c.prompt.tolist() for c in contexts] == [[0, 1], [0], [1]]
 
 

@@ -1,17 +1,19 @@
 """Training of a V0 (`--mode=value`): it learns to use its context, resumes bit for bit, and touches what it should."""
 
+import dataclasses
 import json
 from pathlib import Path
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from configs import default
 from v05_jax import metrics, tasks, value_prior
-from v05_jax.value_prior import convert, measure, pairs, tabpfn, train
+from v05_jax.value_prior import batches, convert, measure, pairs, tabpfn, train
 
 DATA = Path(__file__).parent / "data" / "v0"
 
@@ -129,11 +131,16 @@ def test_an_official_model_learns_in_all_of_its_features(data, tmp_path):
   convert.convert(str(DATA / "v0_checkpoint.pt"), str(DATA / "tabpfn-v2.5-tiny.ckpt"), str(DATA / "backbone"),
                   str(tmp_path / "official"))  # fmt: skip
   config = make_config(data=data["train"], start=str(tmp_path / "official"), train="adapter", tasks=1, support=20,
-                       pairs=4, steps=2, warmup=0.0)  # fmt: skip
+                       pairs=4)  # fmt: skip
   trainer = train.make(config)
-  state, measured = trainer.step(trainer.state, 0)  # the rate is 0 at the first step, the moments are not
-  first = state.opt_state[1][0].mu["adapter"]["generator.4.weight"]
-  assert np.all(np.any(np.asarray(first) != 0, axis=1)) and measured["grad_norm"] > 0
+  x = np.random.default_rng(0).normal(size=(28, 48)).astype(np.float32)
+  parts = trainer.model.head, trainer.model.settings
+  labels, key = np.arange(20.0) % 2, jax.random.key(0)
+  gradient = jax.grad(lambda x: train.logits(*parts, x, labels, (None, None), key)[:, 1].sum())(x)
+  assert np.all(np.any(np.abs(gradient) > 1e-7, axis=0))
+  state, measured = trainer.step(trainer.state, 0)
+  assert measured["grad_norm"] > 0
+  assert all(np.any(x != y) for x, y in zip(state.params["adapter"].values(), trainer.model.adapter.values()))
   assert list(state.params) == ["adapter"]
   train.save(train.with_params(trainer.model, state.params), tmp_path / "trained")
   found = value_prior.load(str(tmp_path / "trained"))
@@ -145,13 +152,96 @@ def test_an_official_model_learns_in_all_of_its_features(data, tmp_path):
 def test_hidden_states_kept_or_computed_again_are_the_same(data, monkeypatch):
   config = make_config(data=data["train"])
   model, mesh = train.begin(config), train.sharding.make_mesh(config.mesh)
-  texts, prompt = pairs.read([data["train"]])[0], np.array([3, 70, 0, 3])
+  texts, prompt = pairs.read([data["train"]])[0], np.arange(150) % 97
   kept = train.make_lookup(model, texts, mesh)
   monkeypatch.setattr(train, "TABLE_BYTES", 0)
   again = train.make_lookup(model, texts, mesh)
   assert again["table"] is None and kept["params"] is None
-  for x, y in zip(train.hidden(model.config, kept, prompt), train.hidden(model.config, again, prompt)):
-    np.testing.assert_allclose(x, y, atol=1e-5)
+  value = lambda params, lookup: jnp.sum(train.features(model, params, lookup, prompt) ** 2)
+  (x, dx), (y, dy) = (jax.jit(jax.value_and_grad(value))(model.adapter, lookup) for lookup in (kept, again))
+  np.testing.assert_allclose(x, y, rtol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), dx, dy)
+
+
+def test_the_loss_is_put_together_from_its_options(data):
+  """Against its parts by hand, one task; every option that shapes the loss changes it."""
+  config = make_config(data=data["train"], tasks=1, support=20, pairs=4, dropout=False, pair_weight=0.4)
+  model = train.begin(config)
+  model = dataclasses.replace(model, head=jax.tree.map(lambda x: x + 0.05, model.head))  # so that no part is 0
+  texts, contexts = pairs.read([data["train"]])
+  batch = batches.Tasks(contexts, 20, 4, 0).batch(0, 1)
+  lookup = train.make_lookup(model, texts, train.sharding.make_mesh(config.mesh))
+  params, key = {"adapter": model.adapter, "head": model.head}, jax.random.key(3)
+
+  def value(**options):
+    changed = config.value.copy_and_resolve_references()
+    changed.update(options)
+    return train.pairs_loss(model, changed)(params, lookup, batch, key)
+
+  found, parts = value()
+  x = model.features([texts[i] for i in batch.prompt[0]])
+  marks = jax.random.split(jax.random.split(key)[1], 1)[0]
+  z = train.logits(model.head, model.settings, x, batch.score[0, :20], (None, None), marks)
+  target = batch.score[0, 20:]
+  weight = np.where(target >= 0.5, batch.share[0], 1 - batch.share[0])
+  p = jax.nn.softmax(z)[:, 1]
+  soft = -np.sum(weight * (target * np.log(p) + (1 - target) * np.log(1 - p))) / weight.sum()
+  s = np.asarray(z[:, 1] - z[:, 0])
+  pair = np.mean(np.log1p(np.exp(s[1::2] - s[::2])))
+  np.testing.assert_allclose([found, parts["pair"], parts["soft"]], [0.4 * pair + 0.6 * soft, pair, soft], rtol=1e-4)
+  for options in ({"pair_weight": 0.3}, {"natural": False}):
+    assert abs(value(**options)[0] - found) > 1e-5, options
+  adapter = model.adapter | {"generator.4.weight": jnp.ones_like(model.adapter["generator.4.weight"])}
+  params["adapter"] = adapter  # a new generator says 0 whatever is dropped
+  assert abs(value(dropout=True)[0] - value()[0]) > 1e-6
+
+
+def test_what_decays_and_how_the_rate_goes():
+  options = make_config(steps=10, warmup=0.2, learning_rate=1.0, weight_decay=0.5, clip_norm=1e9).value
+  params = {name: jnp.ones(2) for name in ("a.weight", "a.bias", "ln_q.weight", "ln_kv.weight", "generator.1.weight")}
+  optimizer = train.make_optimizer(options)
+  state, changes = optimizer.init(params), []
+  for _ in range(10):
+    updates, state = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
+    changes.append({name: float(x[0]) for name, x in updates.items()})
+  assert all(x[name] == 0 for x in changes for name in ("a.bias", "ln_q.weight", "ln_kv.weight"))
+  rates = np.array([-x["a.weight"] / 0.5 for x in changes])
+  np.testing.assert_allclose(rates[:3], [1 / 3, 2 / 3, 1.0], rtol=1e-5)
+  assert np.all(np.diff(rates[2:]) < 0) and rates[-1] < 0.1 and changes[0]["generator.1.weight"] < 0
+  options.warmup = 0.0
+  first = train.make_optimizer(options)
+  np.testing.assert_allclose(first.update(params, first.init(params), params)[0]["a.bias"], -1.0, rtol=1e-3)
+
+
+def test_a_failing_update_changes_nothing_and_many_stop_the_run(run, data, tmp_path, monkeypatch):
+  make = train.pairs_loss
+  broken = lambda model, options: lambda *args: jax.tree.map(lambda x: x + jnp.inf, make(model, options)(*args))
+  monkeypatch.setattr(train, "pairs_loss", broken)
+  config = make_config(data=data["train"], steps=30)
+  config.loss.max_skipped = 2
+  with pytest.raises(FloatingPointError, match="3 updates in a row had a non-finite loss or gradient"):
+    train.train_value(config, str(tmp_path))
+  assert not (tmp_path / "v0").exists() and not (tmp_path / "checkpoints" / "3").exists()
+  trainer = train.make(config)
+  before = jax.device_get(trainer.state.params)
+  state, _ = trainer.step(trainer.state, 0)
+  equal(before, state.params)
+  assert state.skipped == 1
+
+
+def test_other_pairs_are_no_continuation(run, data, tmp_path):
+  workdir, _ = run
+  again = tmp_path / "again"
+  shutil.copytree(workdir, again)
+  shutil.rmtree(again / "checkpoints" / "6")
+  folder = shutil.copytree(data["train"], tmp_path / "pairs")
+  config = json.loads((again / "config.json").read_text())
+  config["value"]["data"] = str(folder)
+  (again / "config.json").write_text(json.dumps(config))
+  lines = (folder / "pairs.jsonl").read_text().splitlines(True)
+  (folder / "pairs.jsonl").write_text("".join(lines[:-1]))
+  with pytest.raises(ValueError, match=r"config\.value\.data: found other pairs than those"):
+    train.train_value(make_config(data=str(folder), heldout=data["heldout"]), str(again))
 
 
 def test_two_devices_do_what_one_does(data):
@@ -182,6 +272,8 @@ def test_a_head_from_synthetic_tasks_serves_an_adapter(data, tmp_path):
    ({"heads": 2}, "value.heads: found 2, expected a divisor of value.width = 3"),
    ({"attention_heads": 3}, "value.attention_heads: found 3, expected a divisor of value.embed = 16"),
    ({"embed": 18}, "value.embed: found 18, expected a multiple of 4"),
+   ({"train": "adapter"}, "value.train: found 'adapter', expected both, or a trained head in value.start"),
+   ({"heldout": "/nonexistent"}, "/nonexistent: found no pairs"),
    ({"data": "synthetic", "train": "both"}, "value.train: found 'both', expected head, since value.data is synthetic"),
    ({"train": "none"}, "value.train: found 'none', expected one of adapter, head, both")],
 )  # fmt: skip

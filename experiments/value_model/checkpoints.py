@@ -27,11 +27,11 @@ class Moment(NamedTuple):
 
 
 def moments(workdir: Path, steps, prompts: int = 512) -> list[Moment]:
-  """The moments of a run that collected its pairs; kept in WORKDIR/moments.npz."""
+  """The moments of a run that collected its pairs; kept in WORKDIR/moments-PROMPTS-SAMPLES.npz."""
   run_config = config.load(str(workdir / "config.json"))
   run_config.eval.update({"size": prompts, "samples": SAMPLES, "period": 0})
   texts, contexts = pairs.read([str(workdir / "pairs")])
-  kept = workdir / f"moments-{prompts}.npz"
+  kept = workdir / f"moments-{prompts}-{SAMPLES}.npz"
   known = dict(np.load(kept)) if kept.exists() else {}
   missing = [step for step in steps if f"exact{step}" not in known]
   if missing:

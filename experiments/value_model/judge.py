@@ -15,30 +15,32 @@ COLUMNS = ("intra-context AUC", "RMSE of V", "RMSE against 10 rollouts", "ECE")
 
 
 def measure(model: ValuePrior, tested: dict[str, list[Moment]], others: list[Moment]) -> dict:
-  """The tables over the moments: method -> mean and standard error over contexts of each of `COLUMNS`.
+  """The tables over the moments: method -> mean and standard error over runs of each of `COLUMNS`.
 
-  AUC and ECE are against the mean of ten rollouts of all six families (positive from a half on), RMSE of V = 2 p - 1
-  against the true mean reward of the five families where it is exact.
+  All are of the five families whose true success is known. AUC and ECE are against the mean of ten rollouts (positive
+  from a half on), RMSE of V = 2 p - 1 against the true mean reward and against that of the rollouts. A run's moments
+  are averaged first.
   """
   rng = np.random.default_rng(0)
   average = np.mean([m.exact for m in others], 0)
+  foreign = [model.predict(m.texts, m.scores, others[0].prompts) for m in others]
   methods = {
     "V0": lambda m: model.predict(m.texts, m.scores, m.prompts),
     "V0, labels of the context shuffled": lambda m: model.predict(m.texts, rng.permutation(m.scores), m.prompts),
-    "V0, another policy's context": lambda m: model.predict(others[0].texts, others[0].scores, m.prompts),
+    "V0 without a context: the mean of six other policies' contexts": lambda m: np.mean(foreign, 0),
     "constant: the context's mean": lambda m: np.full(len(m.prompts), m.scores.mean()),
     "the context's mean by family": family_mean,
     "kernel regression on the same features": lambda m: neighbours(m),
-    "the mean truth of six other runs": lambda m: np.where(np.isfinite(average), average, m.mean),
-    "the truth": lambda m: np.where(np.isfinite(m.exact), m.exact, m.mean),
+    "the mean truth of six other policies": lambda m: average,
+    "the truth": lambda m: m.exact,
   }
   kinds = {"another warm start": "test", "the shipped warm start, another seed": "same"}
   tables, reliability = {}, {}
   for kind, prefix in kinds.items():
-    chosen = [m for name, found in tested.items() if name.startswith(prefix) for m in found]
-    tables[kind] = {name: standard_error(method, chosen) for name, method in methods.items()}
-    p = np.concatenate([methods["V0"](m) for m in chosen])
-    t = np.concatenate([m.mean for m in chosen])
+    runs = [found for name, found in tested.items() if name.startswith(prefix)]
+    tables[kind] = {name: standard_error(method, runs) for name, method in methods.items()}
+    known = np.isfinite(average)
+    p, t = (np.concatenate([x(m)[known] for found in runs for m in found]) for x in (methods["V0"], lambda m: m.mean))
     reliability[kind] = np.nan_to_num(scores.reliability(p, t)).tolist() + [[scores.ece(p, t)]]
   truth = np.stack([m.exact for m in others])
   spread = 2 * np.sqrt(np.nanmean(truth.var(0, ddof=1)))
@@ -46,14 +48,15 @@ def measure(model: ValuePrior, tested: dict[str, list[Moment]], others: list[Mom
   return {"tables": tables, "reliability": reliability, "spread_between_runs": float(spread), "sd_of_truth": facts}
 
 
-def standard_error(method: Callable, chosen: list[Moment]) -> list[tuple[float, float]]:
-  """(mean, standard error) of each column over the contexts."""
-  rows = []
-  for m in chosen:
-    p, known = np.asarray(method(m)), np.isfinite(m.exact)
-    rows.append((scores.auc(p, m.mean >= 0.5), scores.rmse(p[known], m.exact[known]), scores.rmse(p, m.mean),
-                 scores.ece(p, m.mean)))  # fmt: skip
-  rows = np.array(rows)
+def standard_error(method: Callable, runs: list[list[Moment]]) -> list[tuple[float, float]]:
+  """(mean, standard error) of each column over the runs."""
+
+  def row(m: Moment):
+    known = np.isfinite(m.exact)
+    p, seen = np.asarray(method(m))[known], m.mean[known]
+    return scores.auc(p, seen >= 0.5), scores.rmse(p, m.exact[known]), scores.rmse(p, seen), scores.ece(p, seen)
+
+  rows = np.array([np.mean([row(m) for m in found], 0) for found in runs])
   return list(zip(rows.mean(0).tolist(), (rows.std(0, ddof=1) / len(rows) ** 0.5).tolist()))
 
 

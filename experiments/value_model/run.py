@@ -3,7 +3,7 @@
     python -m experiments.value_model.run [--out=runs/value_model] [--install]
 
 Warm starts are fine-tuned with other seeds than the shipped one and trained by reinforcement learning, which collects
-(prompt, success) pairs; a V0 learns from the pairs of four of them and of the shipped one; the last two test it, later
+(prompt, success) pairs; a V0 learns from the pairs of five of them and of the shipped one; the last two test it, later
 in training than any policy that it learned from. Every command is one that README.md describes; what is complete in
 --out is taken as it is. Writes results.json, reliability.png and model.png beside this file; with --install the model
 goes to v05_jax/tasks/value_model, which `prior.path=builtin` opens.
@@ -35,7 +35,7 @@ INSTALL = flags.DEFINE_bool("install", False, "make the model the one that the p
 LEARNT = {0: 0, 1: 4800, 2: 4800, 5: 2400, 6: 2400, 7: 2400}
 TESTED = {3: 4800, 4: 4800}
 SEEDS, STEPS = (1, 2, 3), 48  # of the runs whose pairs it learns from
-LATER = (48, 56, 64)  # steps of the checkpoints that test it
+LATER = (56, 64)  # steps of the checkpoints that test it
 RUN = ["--config=configs/demo.py", "--config.prior.kind=neighbours", "--config.collect=True",
        "--config.rollouts_per_step=512", "--config.eval.period=0", "--config.checkpoint.period=8",
        "--config.checkpoint.keep=20"]  # fmt: skip
@@ -48,8 +48,8 @@ def main(_):
                      f"--config.sft.steps={steps}", f"--config.eval.period={steps}"]
         for w, steps in (LEARNT | TESTED).items() if w}, out, "hf/model.safetensors")  # fmt: skip
   runs = {f"learn{w}-{s}": run(out, w, 10 * w + s, STEPS) for w in LEARNT for s in SEEDS}
-  runs |= {f"test{w}-{s}": run(out, w, 10 * w + s, max(LATER)) for w in TESTED for s in SEEDS[:2]}
-  runs |= {f"same{s}": run(out, 0, 100 + s, max(LATER)) for s in SEEDS[:2]}
+  runs |= {f"test{w}-{s}": run(out, w, 10 * w + s, max(LATER)) for w in TESTED for s in SEEDS}
+  runs |= {f"same{s}": run(out, 0, 100 + s, max(LATER)) for s in SEEDS}
   each(runs, out, "summary.png")
   data = ",".join(str(out / name / "pairs") for name in runs if name.startswith("learn"))
   heldout = ",".join(str(out / name / "pairs") for name in runs if name.startswith("same"))

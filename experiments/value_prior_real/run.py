@@ -1,6 +1,6 @@
 """What can cheap features say of a prompt's difficulty? Real policies on real competition mathematics.
 
-    python -m experiments.value_prior_real.run --data=FOLDER [--quick]
+    python -m experiments.value_prior_real.run --data=FOLDER [--quick] [--head=runs/value_model/head/v0]
 
 FOLDER holds context.jsonl and prompts.json of V0's public sample (github.com/Now-Join-Us/V0, folder data/, Apache-2.0):
 mean rewards of ten rollouts for 512 prompts in each of six contexts, a policy at a training step. In five folds
@@ -17,17 +17,19 @@ import zlib
 from absl import app, flags
 import numpy as np
 
+from v05_jax import value_prior
 from v05_jax.value_prior import context as contexts
 from v05_jax.value_prior import prior as priors
 from v05_jax.value_prior import scores
 
 HERE = Path(__file__).parent
 DATA = flags.DEFINE_string("data", "data/v0_rollouts", "folder with context.jsonl and prompts.json")
+HEAD = flags.DEFINE_string("head", "", "V0 directory whose head is judged too, such as runs/value_model/head/v0")
 QUICK = flags.DEFINE_bool("quick", False, "one division into folds instead of eight; nothing is written")
 
 FOLDS, REPEATS = 5, 8
 BUCKETS, GRAMS = 4096, (2, 3, 4)  # of hashed character n-grams
-COMPONENTS = 32  # of them, for the neighbours
+COMPONENTS, FEW = 32, 8  # of them, for the neighbours and for our head
 RIDGE = 3.0  # on kernels whose diagonal is 1
 
 
@@ -38,19 +40,23 @@ def main(_):
   place = {text: i for i, text in enumerate(texts)}
   grams = ngrams(texts)
   known = {"length": lengths(texts), "n-grams": grams, "components": components(grams)}
-  found = {name: [] for name in METHODS}  # a list over contexts of the means over repeats
+  methods = METHODS
+  if HEAD.value:
+    methods = METHODS | {"our head": head(value_prior.load(HEAD.value))}
+    known["few components"] = known["components"][:, :FEW]
+  found = {name: [] for name in methods}  # a list over contexts of the means over repeats
   for key, rows in groups.items():
     index, t = np.array([place[text] for text, _ in rows]), np.array([(score + 1) / 2 for _, score in rows])
     features = {name: x[index] for name, x in known.items()}
-    each = {name: [] for name in METHODS}
+    each = {name: [] for name in methods}
     for repeat in range(1 if QUICK.value else REPEATS):
       fold = np.random.default_rng(repeat).permutation(len(t)) % FOLDS
-      for name, method in METHODS.items():
+      for name, method in methods.items():
         p = np.zeros(len(t))
         for i in range(FOLDS):
           p[fold == i] = method(features, t, fold != i, fold == i)
         each[name].append(measure(np.clip(p, 0, 1), t, fold))
-    for name in METHODS:
+    for name in methods:
       found[name].append(np.mean(each[name], 0))
     print(f"[{time.perf_counter() - began:3.0f} s] {' '.join(map(str, key))}: {len(t)} prompts", flush=True)
   table = {name: summary(np.array(x)) for name, x in found.items()}
@@ -133,6 +139,16 @@ def ridge(name, scale=1.0):
     mean = t[given].mean()
     weight = np.linalg.solve(kernel[given] + RIDGE * np.eye(given.sum()), t[given] - mean)
     return mean + kernel[asked] @ weight
+
+  return method
+
+
+def head(model):
+  """A head trained on synthetic tasks alone, on few components: it learns from the given rows by reading them."""
+
+  def method(features, t, given, asked):
+    x = features["few components"]
+    return model.judge(x[given], t[given], x[asked])
 
   return method
 
