@@ -14,7 +14,7 @@ def get_config():
   c.eval.period = 250
   c.checkpoint.period = 250
   c.value.update({
-    "steps": 1500, "tasks": 8, "pairs": 64, "window": 4, "learning_rate": 2e-3,
+    "steps": 2000, "tasks": 8, "pairs": 64, "window": 4, "learning_rate": 2e-3,
     "queries": 8, "width": 16, "heads": 4, "bottleneck": 32, "layers": 4, "embed": 64, "group": 129,
   })  # fmt: skip
   return c

@@ -5,7 +5,7 @@
 Warm starts are fine-tuned with other seeds than the shipped one and trained by reinforcement learning, which collects
 (prompt, success) pairs; a V0 learns from the pairs of five of them and of the shipped one; the last two test it, later
 in training than any policy that it learned from. Every command is one that README.md describes; what is complete in
---out is taken as it is. Writes results.json, reliability.png and model.png beside this file; with --install the model
+--out is taken as it is. Writes results.json and model.png beside this file; with --install the model
 goes to v05_jax/tasks/value_model, which `prior.path=builtin` opens.
 """
 
@@ -52,9 +52,7 @@ def main(_):
   runs |= {f"same{s}": run(out, 0, 100 + s, max(LATER)) for s in SEEDS}
   each(runs, out, "summary.png")
   data = ",".join(str(out / name / "pairs") for name in runs if name.startswith("learn"))
-  heldout = ",".join(str(out / name / "pairs") for name in runs if name.startswith("same"))
-  each({"value": ["--mode=value", "--config=configs/value.py", f"--config.value.data={data}",
-                  f"--config.value.heldout={heldout}"]}, out, "v0/v0.json")  # fmt: skip
+  each({"value": ["--mode=value", "--config=configs/value.py", f"--config.value.data={data}"]}, out, "v0/v0.json")
   seconds = time.time() - began
   tested = {name: moments(out / name, LATER) for name in runs if not name.startswith("learn")}
   others = [moments(out / f"learn{w}-{SEEDS[0]}", (STEPS,))[0] for w in LEARNT]
@@ -62,7 +60,6 @@ def main(_):
   results |= {"cpus": os.cpu_count(), "seconds": round(seconds), "line": metrics.read(out / "value")[-1]}
   (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
   judge.plot(results, HERE / "model.png")
-  shutil.copyfile(out / "value" / "reliability.png", HERE / "reliability.png")
   for name, rows in results["tables"].items():
     cells = [[method, *(f"{mean:.3f} ± {error:.3f}" for mean, error in found)] for method, found in rows.items()]
     print(f"\n{name}\n" + table(["", *judge.COLUMNS], cells))
