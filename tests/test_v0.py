@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from v05_jax import value_prior
+from v05_jax import metrics, value_prior
 from v05_jax.value_prior import convert, prior, tabpfn, v0
 
 DATA = Path(__file__).parent / "data" / "v0"
@@ -79,10 +79,10 @@ def test_few_shapes_are_compiled(loaded):
   rows = lambda n: rng.normal(size=(n, 48)).astype(np.float32)
   judge = lambda n, m: loaded.judge(rows(n), np.arange(n) % 2, rows(m), table(17))
   judge(17, 20)
-  before = tabpfn.context._cache_size(), tabpfn.query._cache_size()
-  for n, m in ((18, 17), (25, 32), (32, 31)):
-    assert judge(n, m).shape == (m,)
-  assert (tabpfn.context._cache_size(), tabpfn.query._cache_size()) == before
+  with metrics.CompilationCounter() as compilations:
+    for n, m in ((18, 17), (25, 32), (32, 31)):
+      assert judge(n, m).shape == (m,)
+    assert compilations() == 0
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def main(_):
   print(f"values of 64 prompts, features known: {values:.4f} s")
   judge(200, 100)
   with metrics.CompilationCounter() as compilations:
-    for n, m in ((129, 128), (150, 65), (256, 99), (200, 70)):
+    for n, m in ((129, 128), (150, 65), (256, 99), (199, 70)):
       judge(n, m)
     print(f"programs compiled while 129 to 256 support rows and 65 to 128 queries vary: {compilations()}")
   config = v05.get_config()

@@ -127,24 +127,26 @@ class ValuePrior:
     groups = -(-(len(keep) + 1) // tabpfn.group_size(self.head))
     width = self.head["feature_positional_embedding_embeddings.weight"].shape[1]
     tables = jnp.asarray(tabpfn.column_table(groups, width) if tables is None else tables)
-    raw = []
+    asked, caches = [], []  # of each estimator
     for i, (salt, permutation) in enumerate(zip(salts, permutations)):
       marks = tabpfn.fingerprints(z_support, z_query, salt) if fingerprints is None else fingerprints[i]
       x, rows = (np.c_[z, mark][:, permutation].astype(np.float32) for z, mark in zip((z_support, z_query), marks))
-      raw.append(self._stream(x, labels, rows, tables))
-    return np.asarray(tabpfn.average(jnp.stack(raw), self.settings["temperature"])[1])
+      size = bucket(len(x))
+      x, y, mask = pad(x, size), pad(labels.astype(np.float32), size), np.arange(size) < len(x)
+      caches.append(tabpfn.context(self.head, x, y, tables, mask))
+      asked.append(rows)
+    found = []
+    for start in range(0, len(query), QUERIES_PER_CALL):
+      parts = [rows[start : start + QUERIES_PER_CALL] for rows in asked]
+      size, count = bucket(len(parts[0])), len(parts[0])
+      raw = [tabpfn.query(self.head, cache, pad(part, size), tables) for cache, part in zip(caches, parts)]
+      found.append(np.asarray(tabpfn.average(jnp.stack(raw), self.settings["temperature"])[1])[:count])
+    return np.concatenate(found)
 
-  def _stream(self, x, labels, rows, tables):
-    """One estimator's raw logits [m, 2]: the support once, the queries in chunks; all padded to buckets."""
-    size = bucket(len(x))
-    mask = np.arange(size) < len(x)
-    pad = lambda values, count: np.pad(values, [(0, count - len(values))] + [(0, 0)] * (values.ndim - 1))
-    cache = tabpfn.context(self.head, pad(x, size), pad(labels.astype(np.float32), size), tables, mask)
-    parts = []
-    for start in range(0, len(rows), QUERIES_PER_CALL):
-      part = rows[start : start + QUERIES_PER_CALL]
-      parts.append(tabpfn.query(self.head, cache, pad(part, bucket(len(part))), tables)[: len(part)])
-    return jnp.concatenate(parts)
+
+def pad(x, count: int):
+  """x [n, ...] with rows of zeros behind, `count` in all."""
+  return np.pad(x, [(0, count - len(x))] + [(0, 0)] * (x.ndim - 1))
 
 
 def fingerprints(salt: str, texts: Sequence[str]) -> np.ndarray:
