@@ -45,7 +45,7 @@ PURE = (
   "structs rng ewa shrinkage budget losses policy_gradient sampler packing diagnostics dynamic_sampling scoreboard"
   " selection estimator"
   " models/transformer value_prior/prior value_prior/context value_prior/history value_prior/drift value_prior/adapter"
-  " value_prior/tabpfn value_prior/ensemble"
+  " value_prior/tabpfn value_prior/losses value_prior/synthetic value_prior/ensemble"
 ).split()
 IMPURE_MODULES = (
   "absl datetime etils io logging multiprocessing os pathlib random shutil socket subprocess sys"

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from v05_jax import metrics, value_prior
-from v05_jax.value_prior import convert, prior, tabpfn, v0
+from v05_jax.value_prior import convert, prior, v0
 
 DATA = Path(__file__).parent / "data" / "v0"
 PROMPTS = json.loads((DATA / "prompts.json").read_text())

@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "seeds of the runs")
 OUT = flags.DEFINE_string("out", "runs/estimator_lab", "folder of the runs")
 
-# Name -> what differs from the demo's V0.5 with 4 rollouts a prompt.
+# Name -> what differs from the demo's V0.5 with 4 rollouts a prompt, here with the kernel regression as its prior.
 NEYMAN = {"budget.rule": "neyman", "budget.k_init": 2, "budget.k_mean": 4.0, "budget.k_max": 16}
 RUNS = {
   "v05": {},
@@ -44,7 +44,7 @@ def main(_):
   for name, changes in RUNS.items():
     for seed in SEEDS.value:
       config = demo.get_config()
-      config.update_from_flattened_dict({**changes, "seed": int(seed)})
+      config.update_from_flattened_dict({"prior.kind": "neighbours", **changes, "seed": int(seed)})
       names.append(name)
       workdirs.append(f"{OUT.value}/{name.replace(', ', '-').replace(' ', '-')}/{seed}")
       print(f"{name}, seed {seed} -> {workdirs[-1]}", flush=True)

@@ -21,17 +21,18 @@ def measure(model: ValuePrior, tested: dict[str, list[Moment]], others: list[Mom
   from a half on), RMSE of V = 2 p - 1 against the true mean reward and against that of the rollouts. A run's moments
   are averaged first.
   """
+  # What V0 knows of prompts in general: its mean over the contexts of other policies.
   rng = np.random.default_rng(0)
   average = np.mean([m.exact for m in others], 0)
   foreign = [model.predict(m.texts, m.scores, others[0].prompts) for m in others]
   methods = {
     "V0": lambda m: model.predict(m.texts, m.scores, m.prompts),
-    "V0, labels of the context shuffled": lambda m: model.predict(m.texts, rng.permutation(m.scores), m.prompts),
-    "V0 without a context: the mean of six other policies' contexts": lambda m: np.mean(foreign, 0),
-    "constant: the context's mean": lambda m: np.full(len(m.prompts), m.scores.mean()),
-    "the context's mean by family": family_mean,
-    "kernel regression on the same features": lambda m: neighbours(m),
-    "the mean truth of six other policies": lambda m: average,
+    "V0, context's labels shuffled": lambda m: model.predict(m.texts, rng.permutation(m.scores), m.prompts),
+    "V0, no context of its own": lambda m: np.mean(foreign, 0),
+    "mean of the context": lambda m: np.full(len(m.prompts), m.scores.mean()),
+    "the same by family": family_mean,
+    "kernel regression": lambda m: neighbours(m),
+    "mean truth of 6 others": lambda m: average,
     "the truth": lambda m: m.exact,
   }
   kinds = {"another warm start": "test", "the shipped warm start, another seed": "same"}
@@ -95,21 +96,21 @@ def plot(results: dict, path):
   """Reliability on both kinds of runs, and the RMSE of each method beside the spread between runs."""
   from matplotlib.figure import Figure
 
-  figure = Figure(figsize=(10, 4), layout="constrained")
-  left, right = figure.subplots(1, 2, width_ratios=(1, 1.6))
+  figure = Figure(figsize=(9, 3.8), layout="constrained")
+  left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
   left.plot([0, 1], [0, 1], color="gray", linewidth=1)
   for kind, (*rows, error) in results["reliability"].items():
     share, predicted, seen = np.array(rows).T
-    left.plot(predicted[share > 0], seen[share > 0], "o-", label=f"{kind}: ECE {error[0]:.3f}")
+    left.plot(predicted[share > 0], seen[share > 0], "o-", label=f"{kind}:\nECE {error[0]:.3f}, all together")
   left.set(xlabel="predicted probability of success", ylabel="mean success of ten rollouts", xlim=(0, 1), ylim=(0, 1))
-  left.legend(fontsize=8)
+  left.legend(fontsize=7, loc="upper left", frameon=False)
   methods = [name for name in next(iter(results["tables"].values())) if name != "the truth"]
   for number, (kind, rows) in enumerate(results["tables"].items()):
     mean, error = np.array([rows[name][1] for name in methods]).T
     right.barh(np.arange(len(methods)) + 0.2 - 0.4 * number, mean, 0.38, xerr=error, label=kind)
   right.axvline(results["spread_between_runs"], color="gray", linestyle="--", linewidth=1)
   right.set_yticks(np.arange(len(methods)), methods)
-  right.set_xlabel("RMSE of V against the true mean reward; dashed: spread of the truth between runs")
+  right.set_xlabel("RMSE of V; dashed: spread between policies", fontsize=9)
   right.invert_yaxis()
-  right.legend(fontsize=8)
+  right.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, frameon=False)
   figure.savefig(path, dpi=120)

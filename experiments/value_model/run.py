@@ -23,7 +23,6 @@ from absl import app, flags
 from experiments.estimator_lab.tables import table
 from experiments.value_model import judge
 from experiments.value_model.checkpoints import moments
-from v05_jax import metrics
 from v05_jax.value_prior import v0
 
 HERE = Path(__file__).parent
@@ -43,7 +42,6 @@ RUN = ["--config=configs/demo.py", "--config.prior.kind=neighbours", "--config.c
 
 def main(_):
   out = Path(OUT.value)
-  began = time.time()
   each({f"warm{w}": ["--mode=sft", "--config=configs/warm_start.py", f"--config.seed={w}", f"--config.data.seed={w}",
                      f"--config.sft.steps={steps}", f"--config.eval.period={steps}"]
         for w, steps in (LEARNT | TESTED).items() if w}, out, "hf/model.safetensors")  # fmt: skip
@@ -53,11 +51,10 @@ def main(_):
   each(runs, out, "summary.png")
   data = ",".join(str(out / name / "pairs") for name in runs if name.startswith("learn"))
   each({"value": ["--mode=value", "--config=configs/value.py", f"--config.value.data={data}"]}, out, "v0/v0.json")
-  seconds = time.time() - began
   tested = {name: moments(out / name, LATER) for name in runs if not name.startswith("learn")}
   others = [moments(out / f"learn{w}-{SEEDS[0]}", (STEPS,))[0] for w in LEARNT]
   results = judge.measure(v0.load(str(out / "value" / "v0")), tested, others)
-  results |= {"cpus": os.cpu_count(), "seconds": round(seconds), "line": metrics.read(out / "value")[-1]}
+  results["cpus"] = os.cpu_count()
   (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
   judge.plot(results, HERE / "model.png")
   for name, rows in results["tables"].items():
