@@ -1,6 +1,6 @@
 """What can cheap features say of a prompt's difficulty? Real policies on real competition mathematics.
 
-    python -m experiments.value_prior_real.run --data=FOLDER [--quick] [--head=runs/value_model/head/v0]
+    python -m experiments.value_prior_real.run --data=FOLDER [--quick] [--head=runs/head/v0]
 
 FOLDER holds context.jsonl and prompts.json of V0's public sample (github.com/Now-Join-Us/V0, folder data/, Apache-2.0):
 mean rewards of ten rollouts for 512 prompts in each of six contexts, a policy at a training step. In five folds
@@ -24,7 +24,7 @@ from v05_jax.value_prior import scores
 
 HERE = Path(__file__).parent
 DATA = flags.DEFINE_string("data", "data/v0_rollouts", "folder with context.jsonl and prompts.json")
-HEAD = flags.DEFINE_string("head", "", "V0 directory whose head is judged too, such as runs/value_model/head/v0")
+HEAD = flags.DEFINE_string("head", "", "V0 directory whose head is judged too, see README.md")
 QUICK = flags.DEFINE_bool("quick", False, "one division into folds instead of eight; nothing is written")
 
 FOLDS, REPEATS = 5, 8

@@ -47,7 +47,9 @@ class Tasks:
   def __init__(self, contexts: Sequence[Context], support: int, pairs: int, seed: int):
     self._contexts, self._support, self._pairs, self._seed = contexts, support, pairs, seed
     self._latest: tuple[int, list[Task]] = (-1, [])  # the epoch made last
-    self.per_epoch = len(self._epoch(0))
+    self._first: list[Task] = []  # instead of an epoch whose splits leave nothing
+    self._first = self._epoch(0)
+    self.per_epoch = len(self._first)
     if not self.per_epoch:
       raise ValueError(f"config.value.data: found {len(contexts)} contexts, none with successes and failures both "
                        "among the rows to judge and the rest: raise config.value.window, or collect more")  # fmt: skip
@@ -60,7 +62,7 @@ class Tasks:
   def _task(self, number: int):
     epoch, place = divmod(number, self.per_epoch)
     tasks = self._epoch(epoch)
-    context, query, given, share = tasks[place % len(tasks)]  # an epoch may have a few tasks less than the first one
+    context, query, given, share = tasks[place % len(tasks)]  # an epoch may have a few tasks less than the first
     n, m = self._support, 2 * self._pairs
     support = np.random.default_rng([self._seed, 1, number]).choice(given, min(n, len(given)), replace=False)
     rows = np.zeros(n + m, np.int64)
@@ -74,7 +76,7 @@ class Tasks:
       rng, tasks = np.random.default_rng([self._seed, 0, epoch]), []
       for context in self._contexts:
         tasks += self._cut(context, rng)
-      self._latest = epoch, [tasks[i] for i in rng.permutation(len(tasks))] or self._latest[1]
+      self._latest = epoch, [tasks[i] for i in rng.permutation(len(tasks))] or self._first
     return self._latest[1]
 
   def _cut(self, context: Context, rng) -> list[Task]:
