@@ -2,7 +2,7 @@
 
     python -m v05_jax.main --config=configs/demo.py --workdir=runs/demo/v05
 
-On 2 CPU cores 16 to 20 s a run; success on 1,024 held-out prompts from .430 to .681 with V0.5, mean of 3 seeds: the
+On 2 CPU cores 14 to 17 s a run; success on 1,024 held-out prompts from .430 to .688 with V0.5, mean of 3 seeds: the
 table is in experiments/demo/README.md.
 """
 
