@@ -91,17 +91,18 @@ def make_v0(model: ValuePrior, min_support: int) -> Prior:
     count = min(int(context.count), len(context.success))
     if count < min_support:
       return np.full(len(queries), np.nan, np.float32)
-    support, success = np.asarray(context.features[:count]), np.asarray(context.success[:count])
+    support, success = np.asarray(context.features)[:count], np.asarray(context.success)[:count]
     places = {kind: [str(i) for i in range(n)] for kind, n in (("support", count), ("query", len(queries)))}
     marks = [
       tuple(fingerprints(f"{kind} {i}", texts) for kind, texts in places.items())
       for i in range(model.settings["estimators"])
     ]
-    return 2.0 * model.judge(support, success, np.asarray(queries), fingerprints=marks) - 1.0
+    capacity = len(context.success)
+    return 2.0 * model.judge(support, success, np.asarray(queries), fingerprints=marks, capacity=capacity) - 1.0
 
   def smoothed(context) -> bool:
     count = min(int(context.count), len(context.success))
-    success = np.asarray(context.success[:count])
+    success = np.asarray(context.success)[:count]
     return count >= min_support and priors.smoothed(success, success >= 0.5) is not None
 
   return Prior(model.width, features, predict, smoothed)

@@ -108,13 +108,14 @@ class ValuePrior:
     options = self.settings["adapter"]
     return options["hidden_size"] if options["pooling"] == "last" else options["queries"] * options["width"]
 
-  def judge(self, support, scores, query, tables=None, fingerprints=None) -> np.ndarray:
+  def judge(self, support, scores, query, tables=None, fingerprints=None, capacity: int = 0) -> np.ndarray:
     """Probabilities of success [m] of query features [m, F], given support features [n, F] with scores [n] in [0, 1].
 
     Args:
       tables: column table [>= G, E/4]; default `tabpfn.column_table`, the released model's where E = 192.
       fingerprints: per estimator (support [n], query [m]) in [0, 1); default the released ones, hashes of the
         features, which one ulp of difference turns over. `predict` hashes the texts instead.
+      capacity: support rows to prepare for, so that a context that grows to it compiles nothing anew.
     """
     labels = np.asarray(scores) >= 0.5
     usual = prior.smoothed(scores, labels)
@@ -131,7 +132,7 @@ class ValuePrior:
     for i, (salt, permutation) in enumerate(zip(salts, permutations)):
       marks = tabpfn.fingerprints(z_support, z_query, salt) if fingerprints is None else fingerprints[i]
       x, rows = (np.c_[z, mark][:, permutation].astype(np.float32) for z, mark in zip((z_support, z_query), marks))
-      size = bucket(len(x))
+      size = bucket(max(len(x), capacity))
       x, y, mask = pad(x, size), pad(labels.astype(np.float32), size), np.arange(size) < len(x)
       caches.append(tabpfn.context(self.head, x, y, tables, mask))
       asked.append(rows)
