@@ -21,7 +21,6 @@ class Moment(NamedTuple):
   texts: list[str]  # [256] of the context
   scores: np.ndarray  # [256] mean success of the context's prompts, in [0, 1]
   prompts: list[str]  # [n] held out
-  families: np.ndarray  # [n]
   exact: np.ndarray  # [n] true probability of success; NaN for chain
   mean: np.ndarray  # [n] mean success of 10 rollouts
 
@@ -51,6 +50,6 @@ def moments(workdir: Path, steps, prompts: int = 512) -> list[Moment]:
     prompt, score = (np.concatenate([getattr(c, x) for c in before])[-SUPPORT:] for x in ("prompt", "score"))
     result.append(Moment(
       workdir.name, step, [texts[i] for i in prompt], score, [row["prompt"] for row in rows],
-      np.array([row["family"] for row in rows]), known[f"exact{step}"], known[f"mean{step}"],
+      known[f"exact{step}"], known[f"mean{step}"],
     ))  # fmt: skip
   return result

@@ -31,7 +31,7 @@ def measure(model: ValuePrior, tested: dict[str, list[Moment]], others: list[Mom
     "V0, no context of its own": lambda m: np.mean(foreign, 0),
     "mean of the context": lambda m: np.full(len(m.prompts), m.scores.mean()),
     "the same by family": family_mean,
-    "kernel regression": lambda m: neighbours(m),
+    "kernel regression": neighbours,
     "mean truth of 6 others": lambda m: average,
     "the truth": lambda m: m.exact,
   }
@@ -86,10 +86,10 @@ def embedder():
 
 def neighbours(m: Moment):
   """The package's prior without any training, with its default bandwidth."""
-  features = embedder()
-  found = context.remember(context.empty(len(m.texts), features(m.texts).shape[1]), features(m.texts),
-                           np.full(len(m.texts), np.nan), m.scores, np.ones(len(m.texts), bool))  # fmt: skip
-  return (1 + np.asarray(prior.neighbours(found, features(m.prompts), default.get_config().prior.bandwidth, 1))) / 2
+  given, asked = map(embedder(), (m.texts, m.prompts))
+  none, every = np.full(len(given), np.nan), np.ones(len(given), bool)
+  found = context.remember(context.empty(*given.shape), given, none, m.scores, every)
+  return (1 + np.asarray(prior.neighbours(found, asked, default.get_config().prior.bandwidth, 1))) / 2
 
 
 def plot(results: dict, path):

@@ -12,7 +12,7 @@ import numpy as np
 from v05_jax import sharding
 from v05_jax.models import transformer
 from v05_jax.value_prior import prior as priors
-from v05_jax.value_prior.v0 import ValuePrior, fingerprints, load
+from v05_jax.value_prior.v0 import ValuePrior, load
 
 __all__ = ("KINDS", "Prior", "ValuePrior", "embed_prompts", "load", "make", "make_features", "make_v0")
 
@@ -36,7 +36,7 @@ def make(config, policy, mesh, max_prompt: int) -> Prior:
     none        V is NaN: the group mean serves
     constant    the mean success of the context
     neighbours  kernel regression over the context, on features of the frozen first policy
-    v0          the generalist value model in the directory `path`, made by `value_prior.convert`
+    v0          the generalist value model in the directory `path`, of `value_prior.convert` or `--mode=value`
 
   Args:
     config: a `config.prior`.
@@ -92,11 +92,7 @@ def make_v0(model: ValuePrior, min_support: int) -> Prior:
     if count < min_support:
       return np.full(len(queries), np.nan, np.float32)
     support, success = np.asarray(context.features)[:count], np.asarray(context.success)[:count]
-    places = {kind: [str(i) for i in range(n)] for kind, n in (("support", count), ("query", len(queries)))}
-    marks = [
-      tuple(fingerprints(f"{kind} {i}", texts) for kind, texts in places.items())
-      for i in range(model.settings["estimators"])
-    ]
+    marks = model.marks(*([str(i) for i in range(n)] for n in (count, len(queries))))
     capacity = len(context.success)
     return 2.0 * model.judge(support, success, np.asarray(queries), fingerprints=marks, capacity=capacity) - 1.0
 

@@ -245,7 +245,7 @@ def make_optimizer(options) -> optax.GradientTransformation:
 
 
 def make_lookup(model: v0.ValuePrior, texts, mesh) -> dict[str, Any]:
-  """What `hidden` takes: tokens [N, L] and mask [N, L] of all texts, and either the hidden states of all,
+  """What `features` takes: tokens [N, L] and mask [N, L] of all texts, and either the hidden states of all,
   [N, L, D], or the backbone's parameters."""
   encoded = model.encode(texts)
   longest = max(map(len, encoded))
@@ -257,7 +257,7 @@ def make_lookup(model: v0.ValuePrior, texts, mesh) -> dict[str, Any]:
   table = None
   if 4 * tokens.size * model.config.hidden_size <= TABLE_BYTES:
     size = len(tokens) + -len(tokens) % ROWS
-    padded = (np.pad(x, ((0, size - len(x)), (0, 0))).reshape(-1, ROWS, longest) for x in (tokens, mask))
+    padded = (v0.pad(x, size).reshape(-1, ROWS, longest) for x in (tokens, mask))
     forward = jax.jit(functools.partial(v0.hidden, model.config))
     table = np.concatenate([np.asarray(forward(params, *part)) for part in zip(*padded)])[: len(tokens)]
   put = lambda x: None if x is None else jax.device_put(x, where)
@@ -295,7 +295,7 @@ def logits(head, settings, x, labels, masks, key):
   table = tabpfn.column_table(groups, settings["head"]["E"] // 4)
   marks = jax.random.uniform(key, (estimators, len(x)))
   raw = tabpfn.raw_logits(head, x[:n], labels, x[n:], table, marks[:, :n], marks[:, n:], permutations, None, *masks)
-  return jnp.mean(raw / settings["temperature"], axis=0)
+  return tabpfn.average(raw, settings["temperature"])[0]
 
 
 def pairs_loss(model: v0.ValuePrior, options) -> Callable:
