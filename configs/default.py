@@ -61,6 +61,8 @@ def get_config() -> ConfigDict:
   sampler.chunk = 8  # decode steps between two looks of the host
   sampler.open_prompts = 64  # prompts whose prefix is kept on the device at once, over all devices
   sampler.prefill = 64  # prompts prefilled by one call, over all devices
+  sampler.row_sizes = 1  # decode programs for all, a half, a quarter ... of the slots, for when few rollouts are left
+  sampler.column_sizes = 1  # decode programs for equal parts of the cache's columns, for when no rollout is long yet
   sampler.max_prompt = 16  # tokens
   sampler.max_response = 8  # tokens, EOS included
   sampler.temperature = 1.0

@@ -6,7 +6,7 @@ front of a fixed number of slots. Between two decode chunks the host
     1. applies the verdicts of the rollouts that ended one boundary ago (waiting for late ones),
     2. hands the rollouts that have just ended to the verifier,
     3. asks `budget.extra` about prompts all of whose rollouts have verdicts,
-    4. opens further prompts (prefill) and starts requests in free slots (fill).
+    4. opens further prompts (prefill) and starts requests in free slots.
 
 A verdict is applied exactly one boundary after its rollout ended, so arrival time changes neither slots nor
 samples.
@@ -53,10 +53,11 @@ def make(policy, config, mesh, verifier) -> Callable:
   options = config.sampler
   tokenizer, stop = policy.tokenizer, policy.stop
   programs = sampler.make(policy.config, options, stop, mesh)
-  slots, store = programs.empty()
+  cache, store = programs.empty()
 
   def collect(params, prompts, step_key, groups, value=None, temperature=None, limit=None, ewa=None):
-    nonlocal slots, store
+    nonlocal cache, store
+    weights = programs.weights(params)
     temperature = np.float32(options.temperature if temperature is None else temperature)
     limit = row_limits(prompts, options.max_response) if limit is None else np.asarray(limit)
     limit = np.broadcast_to(limit.clip(1, options.max_response), (len(prompts.mask), groups.k_max))
@@ -67,12 +68,11 @@ def make(policy, config, mesh, verifier) -> Callable:
       verdicts = _submit(ended, prompts, tokenizer, verifier, config, stop)
       while (batch := schedule.open(final=groups.rule in ("fixed", *budget.BATCH_RULES))) is not None:
         store = programs.prefill(params, store, *batch)
-      start = schedule.start()
-      if start is not None:
-        slots = programs.fill(slots, store, step_key, start)
+      schedule.start()
       just_ended = []
       if schedule.active:
-        slots, chunk = programs.decode(params, slots, temperature)
+        shape, rows = schedule.rows()
+        cache, chunk = programs.decode[shape](weights, cache, store, rows, step_key, temperature)
         just_ended = schedule.read(jax.device_get(chunk), stop)
       began = time.perf_counter()
       for rollout, verdict in zip(ended, verdicts):

@@ -1,15 +1,18 @@
-"""The sampler's device side: prefill, fill and decode, one jitted program each, over a fixed set of slots.
+"""The sampler's device side: prefill and decode, over a fixed set of slots.
 
-Invariant. A slot holds one rollout. Its token at position p lives in cache column p; columns `< position`
-are valid, the last token (`token`, at `position`) is not yet in the cache. A rollout starts with the last
-prompt token as `token`, so every decode step of an active slot samples exactly one response token. What an
-inactive slot holds is never read.
+Invariant. A slot of the cache holds one rollout: the keys and values of its token at position p lie in column p.
+The last token is not yet in the cache; a rollout starts with the last prompt token as its last token, so that
+every decode step of an active row samples exactly one response token.
 
 Prompts are prefilled once into the store; a rollout starts by a copy of its prompt's columns. Token t of a
 rollout is drawn with `fold_in(rollout_key, t)`: a rollout depends on neither its slot nor its neighbours.
 
+A decode call works on R rows, each a slot, and on the first columns of the cache, for a few pairs (R, columns)
+compiled beforehand: ended rollouts and columns that nothing has reached yet cost nothing then. Its loop only reads
+the cache; what it computes goes into a small cache of its own, whose columns are moved to the slots behind it.
+
 Slots and store are split over the mesh's data axis; each shard ("lane") owns its own and never looks at
-another's. Everything here is pure; `rollouts.py` is the host that decides what goes where.
+another's. Everything here is pure; `schedule.py` decides on the host what goes where.
 """
 
 from functools import partial
@@ -19,51 +22,49 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+import numpy as np
 
 from v05_jax import rng, sharding
 from v05_jax.models import transformer
 
 
-class Slots(NamedTuple):
-  """The rollouts in flight, `S` slots."""
+class Rows(NamedTuple):
+  """What one decode call works on, [lanes * R] each; padding rows come last in their lane, with `limit` 0."""
 
-  cache: tuple  # L x (k [S, KV, Dh, C], v [S, KV, C, Dh])
-  key: jax.Array  # uint32 [S, 2]  data of the rollout's key
-  token: jax.Array  # int32 [S]    last token, not yet in the cache
-  position: jax.Array  # int32 [S] its position
-  count: jax.Array  # int32 [S]    response tokens sampled
-  limit: jax.Array  # int32 [S]    response tokens at most
-  active: jax.Array  # bool [S]
+  slot: np.ndarray  # int32    of this lane's cache; every slot in order where R is their number
+  entry: np.ndarray  # int32   the prompt's place in this lane's store, for a rollout that starts; -1 = it goes on
+  prompt: np.ndarray  # int32  position in the data stream, for the key
+  index: np.ndarray  # int32   number of the rollout within its prompt
+  token: np.ndarray  # int32   last token, not yet in the cache
+  position: np.ndarray  # int32  its position
+  count: np.ndarray  # int32   response tokens sampled so far
+  limit: np.ndarray  # int32   response tokens at most
 
 
 class Chunk(NamedTuple):
-  """What one decode call sampled; column i of an inactive slot means nothing."""
+  """What one decode call sampled; a row's columns behind its last token mean nothing."""
 
-  tokens: jax.Array  # int32 [S, n]
-  logprob: jax.Array  # float32 [S, n]          log-softmax(logits / temperature)
-  sampled_logprob: jax.Array  # float32 [S, n]  after top-k and top-p
-  active: jax.Array  # bool [S]                 still active afterwards
+  tokens: jax.Array  # int32 [R, n]
+  logprob: jax.Array  # float32 [R, n]          log-softmax(logits / temperature)
+  sampled_logprob: jax.Array  # float32 [R, n]  after top-k and top-p
+  active: jax.Array  # bool [R]                 still active afterwards
   steps: jax.Array  # int32 [lanes]             decode steps done
 
 
-class Start(NamedTuple):
-  """What `fill` puts into each slot; `entry < 0` leaves the slot as it is."""
+class Shape(NamedTuple):
+  """Of a decode call in each lane."""
 
-  entry: jax.Array  # int32 [S]     the prompt's place in this lane's store
-  prompt: jax.Array  # int32 [S]    position in the data stream, for the key
-  index: jax.Array  # int32 [S]     number of the rollout within its prompt
-  token: jax.Array  # int32 [S]     last prompt token
-  position: jax.Array  # int32 [S]  its position
-  limit: jax.Array  # int32 [S]     response tokens at most
+  rows: int
+  columns: int
 
 
 class Programs(NamedTuple):
-  """The compiled sampler. Every function is jitted at one fixed shape and donates what it replaces."""
+  """The compiled sampler. Every function has fixed shapes and donates what it replaces."""
 
-  empty: callable  # () -> (slots, store)
+  empty: callable  # () -> (cache, store)
+  weights: callable  # params -> the parameters as decode wants them, whole along `fsdp`
   prefill: callable  # (params, store, tokens [B, T], length [B], entry [B]) -> store
-  fill: callable  # (slots, store, step_key, Start) -> slots
-  decode: callable  # (params, slots, temperature) -> (slots, Chunk)
+  decode: dict  # Shape -> (weights, cache, store, Rows, step_key, temperature) -> (cache, Chunk)
 
 
 def truncate(logprob: jax.Array, top_k: int, top_p: float) -> jax.Array:
@@ -127,6 +128,13 @@ def sample_token(key, logits, temperature, top_k: int, top_p: float):
   return token, _pick(logprob, token), _pick(sampled, token)
 
 
+def weights(config, mesh, params):
+  """The parameters for decode, cast and gathered along `fsdp` once, where a loop would do it at every step."""
+  whole = lambda where: where.update(spec=PartitionSpec(*(None if a == "fsdp" else a for a in where.spec)))
+  at = jax.tree.map(whole, sharding.param_shardings(mesh, params))
+  return transformer.decode_weights(config, lax.with_sharding_constraint(params, at))
+
+
 def prefill(config, params, store, tokens, length, entry):
   """Writes the keys and values of B prompts into the store; entries out of range are dropped (padding)."""
   new = transformer.prefill(config, _whole_embedding(params), tokens, length)
@@ -139,70 +147,102 @@ def _whole_embedding(params):
   return params | {"embedding": whole}
 
 
-def fill(slots: Slots, store, step_key, start: Start) -> Slots:
-  """Starts a rollout in every slot with `start.entry >= 0`: copies its prompt's columns, sets its key."""
-  fresh = start.entry >= 0
-  entry = jnp.maximum(start.entry, 0)
-  keys = jax.vmap(lambda p, i: rng.rollout_key(step_key, p, i))(start.prompt, start.index)
+def admit(cache, store, rows: Rows, together: bool):
+  """Copies the prompts' columns into the slots of the rollouts that start."""
+  starts = rows.entry >= 0
 
-  def copy(cache, kept, axis):
-    old = lax.slice_in_dim(cache, 0, kept.shape[axis], axis=axis)
-    new = jnp.where(fresh[:, None, None, None], kept[entry], old)
-    return lax.dynamic_update_slice_in_dim(cache, new, 0, axis)
+  def copy(cache, row):
+    take = lambda kept: lax.dynamic_slice_in_dim(kept, jnp.maximum(rows.entry[row], 0), 1)
+    return jax.tree.map(lambda x, kept: _put(x, take(kept), rows.slot[row], (0, 0), starts[row]), cache, store)
 
-  cache = tuple((copy(k, pk, 3), copy(v, pv, 2)) for (k, v), (pk, pv) in zip(slots.cache, store))
-  choose = lambda new, old: jnp.where(fresh.reshape((-1,) + (1,) * (old.ndim - 1)), new, old)
-  return Slots(
-    cache=cache,
-    key=choose(jax.random.key_data(keys), slots.key),
-    token=choose(start.token, slots.token),
-    position=choose(start.position, slots.position),
-    count=choose(jnp.zeros_like(slots.count), slots.count),
-    limit=choose(start.limit, slots.limit),
-    active=fresh | slots.active,
-  )
+  return _each(starts, together, copy, cache)
 
 
-def decode(config, params, slots: Slots, temperature, *, chunk, top_k, top_p, stop, together):
-  """Samples up to `chunk` tokens for every active slot in one loop, which ends early when none is left.
+def commit(cache, fresh, rows: Rows, together: bool):
+  """Moves the columns of a decode call into its rows' slots, to where the rows stood."""
+  real = rows.limit > 0
 
-  A slot stops being active when it samples a token of `stop` or reaches its limit. `together`: the lanes
-  leave the loop at the same step. They must where the model is split over further devices: its collectives
-  span all of them, and a lane that had left would be waited for.
+  def move(cache, row):
+    slot, at = rows.slot[row], rows.position[row]
+    put = lambda x, piece, start: _put(x, lax.dynamic_slice_in_dim(piece, row, 1), slot, start, real[row])
+    return tuple((put(k, nk, (0, at)), put(v, nv, (at, 0))) for (k, v), (nk, nv) in zip(cache, fresh))
+
+  return _each(real, together, move, cache)
+
+
+def _each(chosen, together: bool, change, cache):
+  """`cache = change(cache, row)` for every row of `chosen` [R]; `together`: for the others too, as lanes must."""
+  order = jnp.argsort(~chosen, stable=True)
+  count = len(chosen) if together else jnp.sum(chosen)
+  return lax.fori_loop(0, count, lambda i, cache: change(cache, order[i]), cache)
+
+
+def _put(cache, piece, slot, start, wanted):
+  """Writes a slot's `piece` [1, KV, a, b] at (slot, 0, *start) where `wanted`."""
+  at = (slot, 0, *start)
+  old = lax.dynamic_slice(cache, at, piece.shape)
+  return lax.dynamic_update_slice(cache, jnp.where(wanted, piece, old), at)
+
+
+def working_set(cache, rows: Rows, shape: Shape):
+  """The rows' first columns: the cache itself where that is all of it, else a copy for this call."""
+  def view(x, axis):
+    if shape.rows < x.shape[0]:
+      x = x.at[rows.slot].get(mode="promise_in_bounds")
+    return lax.slice_in_dim(x, 0, shape.columns, axis=axis)
+
+  return tuple((view(k, 3), view(v, 2)) for k, v in cache)
+
+
+def decode(
+  config, weights, cache, store, rows: Rows, step_key, temperature,
+  *, shape: Shape, chunk: int, top_k: int, top_p: float, stop: tuple[int, ...], together: bool,
+):  # fmt: skip
+  """Starts the rollouts that are to start, then samples up to `chunk` tokens for every row -> (cache, Chunk).
+
+  A row is active until it samples a token of `stop` or reaches its limit; the loop ends when none is.
+  `together`: the lanes leave their loops at the same step. They must where the model is split over further
+  devices: its collectives span all of them, and a lane that had left would be waited for.
   """
-  params = _whole_embedding(params)
-  size = slots.token.shape[0]
-  layers = transformer.unstack(config, params)
-  fold = jax.vmap(lambda key, t: jax.random.fold_in(jax.random.wrap_key_data(key), t))
+  cache = admit(cache, store, rows, together)
+  past = working_set(cache, rows, shape)
+  keys = jax.vmap(lambda p, i: rng.rollout_key(step_key, p, i))(rows.prompt, rows.index)
 
   def step(carry):
-    i, _, slots, tokens, logprobs, sampled = carry
-    hidden, cache = transformer.decode(config, params, layers, slots.cache, slots.token, slots.position)
-    logits = transformer.logits(config, params, hidden)
-    token, logprob, kept = sample_token(fold(slots.key, slots.count), logits, temperature, top_k, top_p)
-    write = lambda buffer, x: lax.dynamic_update_slice_in_dim(buffer, x[:, None], i, 1)
-    buffers = write(tokens, token), write(logprobs, logprob), write(sampled, kept)
-    count = slots.count + slots.active
-    ended = jnp.isin(token, jnp.asarray(stop)) | (count >= slots.limit)
-    slots = slots._replace(
-      cache=cache,
-      token=jnp.where(slots.active, token, slots.token),
-      position=slots.position + slots.active,
-      count=count,
-      active=slots.active & ~ended,
-    )
-    return i + 1, some_active(slots), slots, *buffers
+    i, _, fresh, token, active, *buffers = carry
+    hidden, fresh = transformer.decode(config, weights, past, fresh, token, rows.position, i)
+    logits = transformer.logits(config, weights, hidden)
+    key = jax.vmap(jax.random.fold_in)(keys, rows.count + i)
+    drawn = sample_token(key, logits, temperature, top_k, top_p)
+    buffers = [lax.dynamic_update_slice_in_dim(b, x[:, None], i, 1) for b, x in zip(buffers, drawn)]
+    ended = jnp.isin(drawn[0], jnp.asarray(stop)) | (rows.count + i + 1 >= rows.limit)
+    active &= ~ended
+    return i + 1, some(active), fresh, drawn[0], active, *buffers
 
-  def some_active(slots):
-    active = jnp.any(slots.active)
-    return sharding.total(active.astype(jnp.int32)) > 0 if together else active
+  def some(active):
+    found = jnp.any(active)
+    return sharding.total(found.astype(jnp.int32)) > 0 if together else found
 
-  # Buffers made from the slots, so that they vary over the mesh as what is written into them does.
-  ints = jnp.zeros((size, chunk), jnp.int32) + 0 * slots.token[:, None]
+  # Made from the rows, so that they vary over the mesh as what is written into them does.
+  zero = 0 * rows.token
+  ints = jnp.zeros((shape.rows, chunk), jnp.int32) + zero[:, None]
   floats = ints.astype(jnp.float32)
-  start = (0 * slots.count[0], some_active(slots), slots, ints, floats, floats)
-  steps, _, slots, *buffers = lax.while_loop(lambda c: (c[0] < chunk) & c[1], step, start)
-  return slots, Chunk(*buffers, active=slots.active, steps=steps[None])
+  fresh = jax.tree.map(
+    lambda x: x + zero[:, None, None, None].astype(x.dtype), transformer.empty_cache(config, shape.rows, chunk)
+  )
+  active = rows.count < rows.limit
+  start = (zero[0], some(active), fresh, rows.token, active, ints, floats, floats)
+  steps, _, fresh, _, active, *buffers = lax.while_loop(lambda c: (c[0] < chunk) & c[1], step, start)
+  return commit(cache, fresh, rows, together), Chunk(*buffers, active=active, steps=steps[None])
+
+
+def shapes(sampler, lanes: int) -> list[Shape]:
+  """The decode calls' shapes, the cheapest first: all columns for a half, a quarter ... of the rows, and all rows for
+  equal parts of the columns."""
+  rows, columns = sampler.slots // lanes, sampler.max_prompt + sampler.max_response + sampler.chunk
+  fewer = [Shape(-(-rows // 2**i), columns) for i in range(1, sampler.row_sizes)]
+  shorter = [Shape(rows, -(-columns * i // sampler.column_sizes)) for i in range(1, sampler.column_sizes)]
+  return sorted({Shape(rows, columns), *fewer, *shorter}, key=lambda shape: shape.rows * shape.columns)
 
 
 def make(config, sampler, stop: tuple[int, ...], mesh) -> Programs:
@@ -216,18 +256,14 @@ def make(config, sampler, stop: tuple[int, ...], mesh) -> Programs:
       raise ValueError(
         f"config.sampler.{name}={sampler[name]} does not divide by the mesh's data axis ({lanes} devices)"
       )
-  columns = sampler.max_prompt + sampler.max_response
+  columns = sampler.max_prompt + sampler.max_response + sampler.chunk  # a chunk is moved there as a whole
   split, whole = PartitionSpec("data"), PartitionSpec()
 
   def empty():
-    size = sampler.slots // lanes
-    zeros = jnp.zeros((size,), jnp.int32)
-    slots = Slots(
-      cache=transformer.empty_cache(config, size, columns),
-      key=jnp.zeros((size, 2), jnp.uint32),
-      token=zeros, position=zeros, count=zeros, limit=zeros, active=zeros > 0,
-    )  # fmt: skip
-    return slots, transformer.empty_cache(config, sampler.open_prompts // lanes, sampler.max_prompt)
+    return (
+      transformer.empty_cache(config, sampler.slots // lanes, columns),
+      transformer.empty_cache(config, sampler.open_prompts // lanes, sampler.max_prompt),
+    )
 
   loop = partial(
     decode, config, chunk=sampler.chunk, top_k=sampler.top_k, top_p=sampler.top_p, stop=tuple(stop),
@@ -236,9 +272,14 @@ def make(config, sampler, stop: tuple[int, ...], mesh) -> Programs:
   mapped = partial(sharding.mapped, mesh)
   return Programs(
     empty=mapped(empty, in_specs=(), out_specs=split),
+    weights=jax.jit(partial(weights, config, mesh)),
     prefill=mapped(
       partial(prefill, config), in_specs=(whole, split, split, split, split), out_specs=split, donate=(1,)
     ),
-    fill=mapped(fill, in_specs=(split, split, whole, split), out_specs=split, donate=(0,)),
-    decode=mapped(loop, in_specs=(whole, split, whole), out_specs=split, donate=(1,)),
-  )
+    decode={
+      shape: mapped(
+        partial(loop, shape=shape), in_specs=(whole, split, split, split, whole, whole), out_specs=split, donate=(1,)
+      )
+      for shape in shapes(sampler, lanes)
+    },
+  )  # fmt: skip

@@ -36,7 +36,10 @@ class Schedule:
     self.lane_slots = options.slots // lanes
     self.lane_entries = options.open_prompts // lanes
     self.lane_prefill = options.prefill // lanes
+    self.shapes = sampler.shapes(options, lanes)
     self.slots: list[Sampled | None] = [None] * options.slots
+    self.now = sampler.Rows(*(np.zeros(options.slots, np.int32) for _ in sampler.Rows._fields))  # `slot` is not used
+    self.working = np.zeros(0, np.int32)  # slot of every row of the decode call in progress; -1 = padding
     self.used = np.zeros(options.slots, bool)  # has held a rollout of this call
     self.entries = [deque(range(self.lane_entries)) for _ in range(lanes)]  # free ones of each lane
     self.requests = [deque() for _ in range(lanes)]  # (prompt, index) to start
@@ -47,7 +50,7 @@ class Schedule:
     self.closed = np.zeros(len(prompts.mask), bool)
     for prompt in np.flatnonzero(prompts.mask).tolist():
       self.request(prompt, int(first[prompt]))
-    self.refills = self.steps = self.sampled = 0
+    self.refills = self.steps = self.sampled = self.computed = 0
 
   @property
   def active(self) -> bool:
@@ -82,8 +85,9 @@ class Schedule:
   def open(self, final: bool):
     """Opens waiting prompts where slots have nothing to do; `final` closes them too.
 
-    Returns the next prefill call's (tokens [B, T], length [B], entry [B]), padding with entries out of
-    range, or None when there is nothing to open. Call until None.
+    What room is left in the call is given to the prompts that come next: it is computed anyway. Returns the next
+    prefill call's (tokens [B, T], length [B], entry [B]), padding with entries out of range, or None when there is
+    nothing to open. Call until None.
     """
     size = self.lane_prefill * len(self.entries)
     tokens = np.zeros((size, self.prompts.tokens.shape[1]), np.int32)
@@ -103,57 +107,73 @@ class Schedule:
 
   def _roomiest(self, taken) -> int | None:
     """The lane with the most idle slots beyond its requests, among those with an entry and a prefill row."""
-    free = [
-      self.slots[lane * self.lane_slots : (lane + 1) * self.lane_slots].count(None) - len(queue)
-      for lane, queue in enumerate(self.requests)
-    ]
-    able = [
-      lane
-      for lane in range(len(free))
-      if free[lane] > 0 and self.entries[lane] and taken[lane] < self.lane_prefill
-    ]
+    held = lambda lane: self.slots[lane * self.lane_slots : (lane + 1) * self.lane_slots]
+    free = [held(lane).count(None) - len(queue) for lane, queue in enumerate(self.requests)]
+    able = [lane for lane in range(len(free)) if self.entries[lane] and taken[lane] < self.lane_prefill]
+    able = able if any(taken) else [lane for lane in able if free[lane] > 0]
     return max(able, key=lambda lane: free[lane]) if able else None
 
-  def start(self) -> sampler.Start | None:
-    """Puts requests into free slots -> what `sampler.fill` needs, or None when no slot changes."""
-    size = len(self.slots)
-    start = sampler.Start(*(np.zeros(size, np.int32) for _ in sampler.Start._fields))
-    start.entry[:] = -1
-    for slot in range(size):
+  def lane(self, lane: int) -> list:
+    """The slots of a lane."""
+    return self.slots[lane * self.lane_slots : (lane + 1) * self.lane_slots]
+
+  def start(self):
+    """Puts requests into free slots."""
+    for slot, held in enumerate(self.slots):
       queue = self.requests[slot // self.lane_slots]
-      if self.slots[slot] is not None or not queue:
+      if held is not None or not queue:
         continue
       prompt, index = queue.popleft()
+      last = int(self.prompts.length[prompt]) - 1
       self.slots[slot] = Sampled(prompt, index)
+      self.now.entry[slot] = self.home[prompt][1]
+      self.now.prompt[slot], self.now.index[slot] = self.prompts.position[prompt], index
+      self.now.token[slot], self.now.position[slot] = self.prompts.tokens[prompt, last], last
+      self.now.count[slot], self.now.limit[slot] = 0, self.limit[prompt, index]
       self.refills += int(self.used[slot])
       self.used[slot] = True
-      last = self.prompts.length[prompt] - 1
-      start.entry[slot] = self.home[prompt][1]
-      start.prompt[slot], start.index[slot] = self.prompts.position[prompt], index
-      start.token[slot], start.position[slot] = self.prompts.tokens[prompt, last], last
-      start.limit[slot] = self.limit[prompt, index]
       self.queued[prompt] -= 1
       self._release(prompt)
-    return start if (start.entry >= 0).any() else None
+
+  def rows(self) -> tuple[sampler.Shape, sampler.Rows]:
+    """The next decode call: the cheapest shape that holds every rollout in flight, and its rows."""
+    busy = np.array([held is not None for held in self.slots])
+    lanes = busy.reshape(len(self.entries), self.lane_slots)
+    most, behind = lanes.sum(1).max(), self.now.position[busy].max()
+    shape = next(s for s in self.shapes if most <= s.rows and behind <= s.columns)
+    if shape.rows == self.lane_slots:
+      chosen = np.arange(len(busy)).reshape(lanes.shape)
+    else:  # the busy ones of each lane first
+      chosen = np.argsort(~lanes, axis=1, kind="stable")[:, : shape.rows]
+      chosen += np.arange(len(lanes))[:, None] * self.lane_slots
+    chosen = chosen.reshape(-1)
+    real = busy[chosen]
+    self.working = np.where(real, chosen, -1)
+    rows = sampler.Rows(*(np.where(real, x[chosen], 0) for x in self.now))
+    self.now.entry[:] = -1
+    return shape, rows._replace(slot=chosen % self.lane_slots, entry=np.where(real, rows.entry, -1))
 
   def read(self, chunk: sampler.Chunk, stop: tuple[int, ...]) -> list[Sampled]:
-    """Takes what a decode call sampled (on host) -> the rollouts that ended in it; their slots are free."""
+    """Takes what the decode call sampled (on host) -> the rollouts that ended in it; their slots are free."""
     ended = []
-    steps = np.repeat(chunk.steps, self.lane_slots)
+    steps = np.repeat(chunk.steps, len(self.working) // len(self.entries))
     self.steps += int(chunk.steps.max())
-    for slot, rollout in enumerate(self.slots):
-      if rollout is None:
-        continue
-      count = int(steps[slot])
-      if not chunk.active[slot]:  # ended at its first stop token, or at its limit
-        stops = np.flatnonzero(np.isin(chunk.tokens[slot, :count], stop))
-        rest = int(self.limit[rollout.prompt, rollout.index]) - rollout.length
+    self.computed += int(steps.sum())
+    for row in np.flatnonzero(self.working >= 0).tolist():
+      slot, count = self.working[row], int(steps[row])
+      rollout = self.slots[slot]
+      if not chunk.active[row]:  # ended at its first stop token, or at its limit
+        stops = np.flatnonzero(np.isin(chunk.tokens[row, :count], stop))
+        rest = int(self.now.limit[slot]) - rollout.length
         count = min(rest, *(stops[:1] + 1)) if len(stops) else rest
         ended.append(rollout)
         self.slots[slot] = None
-      rollout.tokens.append(chunk.tokens[slot, :count])
-      rollout.logprob.append(chunk.logprob[slot, :count])
-      rollout.sampled_logprob.append(chunk.sampled_logprob[slot, :count])
+      rollout.tokens.append(chunk.tokens[row, :count])
+      rollout.logprob.append(chunk.logprob[row, :count])
+      rollout.sampled_logprob.append(chunk.sampled_logprob[row, :count])
       rollout.length += count
       self.sampled += count
+      self.now.token[slot] = chunk.tokens[row, count - 1]
+      self.now.position[slot] += count
+      self.now.count[slot] += count
     return ended
