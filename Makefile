@@ -30,12 +30,13 @@ ifneq ($(CURDIR) $(or $(WANTED),$(FOUND)),$(shell cat $(STAMP) 2>/dev/null) $(FO
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint peers throughput clean
 
 help:
 	@echo "make demo    four methods learn the built-in tasks; table and plot in runs/demo"
 	@echo "make test    the tests; PYTEST_ARGS='-k budget' passes arguments to pytest"
 	@echo "make lint    the linter"
+	@echo "make throughput  rollouts and updates, timed in under a minute; make peers: what they are compared with"
 	@echo "make clean   removes $(VENV), caches and build products; never runs/"
 
 demo: $(STAMP)
@@ -46,6 +47,20 @@ test: $(STAMP)
 
 lint: $(STAMP)
 	"$(RUN)" -m ruff check .
+
+throughput: $(STAMP)
+	"$(RUN)" -m experiments.throughput.run --quick
+
+# Environments of their own: what the peers need does not go together with what this package needs, nor with each other.
+PEERS := .cache/peers
+peers: $(PEERS)/torch/.installed $(PEERS)/tunix/.installed
+
+$(PEERS)/%/.installed: experiments/throughput/peers/%.txt
+	rm -rf "$(PEERS)/$*"
+	@if "$(PYTHON)" -c 'import ensurepip' 2>/dev/null; \
+	  then "$(PYTHON)" -m venv "$(PEERS)/$*"; else "$(PYTHON)" -m venv --without-pip "$(PEERS)/$*"; fi
+	"$(PYTHON)" -m pip --python "$(PEERS)/$*/bin/python" install -q -r "$<"
+	@touch "$@"
 
 clean:
 	rm -rf "$(VENV)" .cache build dist v05_jax.egg-info

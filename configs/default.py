@@ -61,8 +61,9 @@ def get_config() -> ConfigDict:
   sampler.chunk = 8  # decode steps between two looks of the host
   sampler.open_prompts = 64  # prompts whose prefix is kept on the device at once, over all devices
   sampler.prefill = 64  # prompts prefilled by one call, over all devices
-  sampler.row_sizes = 1  # decode programs for all, a half, a quarter ... of the slots, for when few rollouts are left
-  sampler.column_sizes = 1  # decode programs for equal parts of the cache's columns, for when no rollout is long yet
+  sampler.share = 4  # rollouts of a prompt decoded at once, which read its keys and values once for all
+  sampler.slot_sizes = 1  # sizes of the cache: all, a half, a quarter ... of the slots, for when few rollouts are left
+  sampler.column_sizes = 1  # and equal parts of the columns, for while no response is long (a program each)
   sampler.max_prompt = 16  # tokens
   sampler.max_response = 8  # tokens, EOS included
   sampler.temperature = 1.0
@@ -93,7 +94,10 @@ def get_config() -> ConfigDict:
   loss.aggregate = "prompt"  # token | rollout | prompt | constant: what every member of it weighs equally
   loss.minibatches = 2  # updates an epoch: the prompts are split among them
   loss.epochs = 1  # passes over a step's rollouts
-  loss.micro_rows = 64  # packed rows a device handles at once
+  # Whose log-probs of the parameters that sampled the ratio is taken to: those of the sampler, or of one more
+  # forward pass before the step's first update, for a sampler whose numerics differ (see loss/logprob_gap).
+  loss.old_logprob = "sampler"  # sampler | recompute
+  loss.micro_rows = 64  # packed rows a device handles at once; about 1,500 tokens are fastest on a CPU
   loss.row_length = 0  # tokens of a packed row; 0 = the longest rollout possible
   loss.vocab_chunk = 1024  # tokens whose logits exist at once
   loss.max_skipped = 5  # updates in a row skipped for a non-finite loss or gradient before the run stops

@@ -313,12 +313,12 @@ def policy_config(**changes):
 def test_load_policy(stored):
   tokenizers.build_character_tokenizer("0123456789", 64).save_pretrained(stored)
   found = models.load(policy_config(path=str(stored), dtype="bfloat16", remat=True))
-  assert (found.config.dtype, found.config.remat, found.config.onehot_embedding) == ("bfloat16", True, True)
+  assert (found.config.dtype, found.config.remat, found.config.backend) == ("bfloat16", True, "cpu")
   assert_equal(found.params, hf.load(stored)[1])
   assert found.tokenizer.eos_token_id == 1
   first, again, other = (models.load(policy_config(path=str(stored), preset="tiny"), seed)
                          for seed in (3, 3, 4))
-  assert first.config == dataclasses.replace(presets.PRESETS["tiny"], onehot_embedding=True)
+  assert first.config == dataclasses.replace(presets.PRESETS["tiny"], backend="cpu")
   assert_equal(first.params, again.params)
   assert (first.params["embedding"] != other.params["embedding"]).any()
   assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(first.params))

@@ -37,6 +37,9 @@ def parameters(seed=0):
   return jax.tree.map(lambda x: 2 * x, params)  # sharper than at the start, so that losses differ
 
 
+HOST = dataclasses.replace(MODEL, backend="cpu")
+
+
 def built(data=1, fsdp=1, tensor=1, **loss):
   return _built((data, fsdp, tensor), tuple(loss.items()))
 
@@ -214,6 +217,40 @@ def test_kl_and_entropy_enter_loss_and_gradient():
     update.loss_and_grad(parameters(), batch, used)
   with pytest.raises(ValueError, match=r"kl_coef=0.0 takes no reference"):
     built().loss_and_grad(parameters(), batch, used, parameters(1))
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 1, 1), (2, 2, 2)])
+def test_the_pass_for_a_cpu_has_the_same_loss_gradient_and_metrics(sizes, monkeypatch):
+  monkeypatch.setattr(policy_gradient, "CPU_CHUNK", 4)  # so that chunks without counted tokens exist
+  rows, c = sample(), config(row_length=LONG)
+  ((batch, used),) = batches(rows, c, *sizes)
+  expected = built(*sizes).loss_and_grad(parameters(), batch, used)
+  host = policy_gradient.make(
+    HOST, c.loss, c.optimizer, mesh_of(*sizes), temperature=TEMPERATURE, total_updates=10
+  )
+  found = host.loss_and_grad(parameters(), batch, used)
+  np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+  assert distance(found[1], expected[1]) < 1e-5
+  for name, pair in expected[2].items():
+    np.testing.assert_allclose(found[2][name], pair, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2)])
+def test_recomputed_logprobs_make_the_first_ratio_one_and_keep_the_gap(sizes):
+  rows = sample()
+  update = built(*sizes)
+  given = batches(rows, config(minibatches=2), *sizes)
+  again, gap = update.recompute(parameters(), given)
+  totals = np.zeros(2)
+  for (batch, used), (old, count) in zip(again, given, strict=True):
+    assert used == count and np.abs(batch.old_logprob - old.old_logprob).max() > 0.01
+    metrics = update.loss_and_grad(parameters(), batch, used)[2]
+    assert mean(metrics, "loss/logprob_gap") < 1e-6 and mean(metrics, "loss/clip_fraction") == 0
+    totals += np.array(update.loss_and_grad(parameters(), old, used)[2]["loss/logprob_gap"])
+    outside = old.weight == 0
+    np.testing.assert_array_equal(np.asarray(batch.old_logprob)[outside], old.old_logprob[outside])
+  np.testing.assert_allclose(gap, totals, rtol=1e-5)
+  assert gap[0] / gap[1] > 0.1
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 4, 2)])

@@ -172,7 +172,7 @@ def test_sloppiness_varies_within_a_level_with_one_digit_of_the_prompt():
 # Exact success. A vocabulary of three digits, responses of at most two tokens: everything can be enumerated.
 
 SAMPLER = types.SimpleNamespace(max_prompt=10, max_response=8, temperature=1.0, top_k=0, top_p=1.0)
-MODEL = transformer.ModelConfig(32, 16, 1, 2, 1, 8, 24, rope_theta=100.0, onehot_embedding=True)
+MODEL = transformer.ModelConfig(32, 16, 1, 2, 1, 8, 24, rope_theta=100.0, backend="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 import numpy as np
 import pytest
 
-from v05_jax.models import presets, transformer
+from v05_jax.models import cpu, presets, transformer
 
 CONFIG = presets.PRESETS["tiny"]
 UNTIED = dataclasses.replace(CONFIG, tie_embeddings=False)
@@ -130,16 +130,31 @@ def test_a_position_outside_the_cache_writes_nothing(params, position):
     assert (old[0] != new[0]).any()
 
 
-def test_remat_and_onehot_embedding_change_no_value_and_no_gradient(params):
-  onehot = dataclasses.replace(CONFIG, onehot_embedding=True)
-  both = dataclasses.replace(onehot, remat=True)
-  assert_equal(transformer.embed(onehot, params["embedding"], TOKENS),
-               transformer.embed(CONFIG, params["embedding"], TOKENS))
-  assert_close(gradient(CONFIG, params, TOKENS, ONES), gradient(both, params, TOKENS, ONES), 1e-6)
-  plain, less, remat = (gradient.lower(c, params, TOKENS, ONES).as_text()
-                        for c in (CONFIG, onehot, both))
-  assert "scatter" in plain and "scatter" not in less and "gather" not in less
-  assert remat.count("dot_general") > less.count("dot_general")  # it does compute again
+def test_remat_changes_no_value_and_no_gradient(params):
+  remat = dataclasses.replace(CONFIG, remat=True)
+  assert_close(gradient(CONFIG, params, TOKENS, ONES), gradient(remat, params, TOKENS, ONES), 1e-6)
+  less, more = (gradient.lower(c, params, TOKENS, ONES).as_text() for c in (CONFIG, remat))
+  assert more.count("dot_general") > less.count("dot_general")  # it does compute again
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_the_pass_for_a_cpu_has_the_same_values_and_gradients(params, remat, monkeypatch):
+  """Packed rows with padding, several blocks of queries of unequal size, rows handled one and all at a time."""
+  host = dataclasses.replace(CONFIG, backend="cpu", remat=remat)
+  segments = np.array([[1] * 10, [1] * 3 + [2] * 5 + [0] * 2, [1] + [2] * 9], np.int32)
+  expected = jax.jit(partial(jax.value_and_grad(loss, 1), CONFIG))(params, TOKENS, segments)
+  monkeypatch.setattr(cpu, "QUERIES", 4)
+  for scores in (1, 1 << 18):
+    monkeypatch.setattr(cpu, "SCORES", scores)
+    found = jax.jit(partial(jax.value_and_grad(loss, 1), host))
+    assert_close(found(params, TOKENS, segments), expected, 2e-6)
+  text = found.lower(params, TOKENS, segments).as_text()
+  assert "scatter" not in text and "scatter" in gradient.lower(CONFIG, params, TOKENS, segments).as_text()
+  monkeypatch.setattr(cpu, "ONEHOT_VOCAB", 1)
+  scattered = jax.jit(partial(jax.value_and_grad(loss, 1), host))
+  assert_close(scattered(params, TOKENS, segments), expected, 2e-6)
+  cached = [jax.tree.leaves(prefill(c, params, TOKENS, np.full(N, T, np.int32))) for c in (host, CONFIG)]
+  assert_close(*cached)
 
 
 def test_bfloat16_computes_norms_and_logits_in_float32(params):

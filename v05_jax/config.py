@@ -55,7 +55,7 @@ _BASELINES = (
 _RANGES = (
   (_at_least(1), "rollouts_per_step data.size rewards.workers prior.context prior.min_support"),
   (_at_least(1), "sampler.slots sampler.chunk sampler.open_prompts sampler.prefill"),
-  (_at_least(1), "sampler.row_sizes sampler.column_sizes"),
+  (_at_least(1), "sampler.share sampler.slot_sizes sampler.column_sizes"),
   (_at_least(1), "sampler.max_prompt sampler.max_response budget.k_init budget.k_max budget.block"),
   (_at_least(1), "budget.k_mean selection.pool"),
   (_at_least(1), "loss.minibatches loss.epochs loss.micro_rows loss.vocab_chunk"),
@@ -92,6 +92,7 @@ _RANGES = (
   (_one_of(*_BASELINES), "baseline"),
   (_one_of("after", "before"), "ewa_update"),
   (_one_of("token", "rollout", "prompt", "constant"), "loss.aggregate"),
+  (_one_of("sampler", "recompute"), "loss.old_logprob"),
   (_one_of("constant", "cosine", "linear"), "optimizer.schedule"),
   (Rule(lambda x: True, "anything"), "value.data value.heldout value.start value.head value.natural value.dropout"),
   (Rule(lambda x: True, "anything"), "collect policy.preset policy.remat data.prompt_key data.answer_key prior.path"),

@@ -36,6 +36,45 @@ def _chunk_logprobs(hidden, unembed, targets, temperature):
   return logprob, entropy
 
 
+@jax.custom_vjp
+def _reorder(x, order, inverse):
+  """x[order] for a permutation: its gradient is read in the inverse order instead of scattered."""
+  return x[order]
+
+
+_reorder.defvjp(
+  lambda x, order, inverse: (x[order], (order, inverse)),
+  lambda orders, g: (g[orders[1]], None, None),
+)
+
+
+def counted_logprobs(hidden, unembed, targets, temperature, chunk, mask):
+  """`token_logprobs` that computes logits of the tokens of `mask` only: log-prob and entropy elsewhere are 0.
+
+  The tokens are sorted, those of `mask` first, and chunks without any are passed over by a branch. That pays
+  where a branch is cheap, which is on a CPU; under `jax.vmap` both sides of it are computed.
+  """
+  order = jnp.argsort(~mask.reshape(-1), stable=True)
+  inverse = jnp.argsort(order)
+  flat = lambda x: x.reshape(mask.size, *x.shape[mask.ndim :])
+  chunk = min(chunk, mask.size)
+  padding = -mask.size % chunk
+  cut = lambda x: jnp.pad(x, ((0, padding), *((0, 0),) * (x.ndim - 1))).reshape(-1, chunk, *x.shape[1:])
+  counted = flat(mask)[order]
+  hidden = jnp.where(counted[:, None], _reorder(flat(hidden), order, inverse), 0)
+  unembed = _varying_like(unembed.astype(hidden.dtype), hidden)
+
+  def step(x):
+    hidden, targets, some = x
+    zeros = jnp.zeros_like(hidden[:, 0], jnp.float32)
+    compute = jax.checkpoint(lambda h: _chunk_logprobs(h, unembed, targets, temperature), prevent_cse=False)
+    return jax.lax.cond(some, compute, lambda h: (zeros, zeros), hidden)
+
+  out = jax.lax.map(step, (cut(hidden), cut(flat(targets)[order]), cut(counted).any(1)))
+  back = lambda x: _reorder(x.reshape(-1)[: mask.size], inverse, order).reshape(mask.shape)
+  return tuple(jnp.where(mask, back(x), 0.0) for x in out)
+
+
 def token_logprobs(hidden, unembed, targets, temperature, chunk, mask=None):
   """Log-prob of each target and entropy under log-softmax(hidden @ unembed^T / temperature).
 

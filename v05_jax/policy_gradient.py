@@ -32,6 +32,8 @@ from v05_jax.models import transformer
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, count)
 
+CPU_CHUNK = 256  # tokens whose logits exist at once on a CPU, at most: they stay in cache
+
 ROWS = PartitionSpec(None, ("data", "fsdp"))  # of a Batch [M, B, T]
 
 
@@ -47,6 +49,7 @@ class Update(NamedTuple):
   init: Callable  # params -> opt_state on the mesh
   step: Callable  # (params, opt_state, batch, used, reference=None) -> (params, opt_state, Metrics)
   loss_and_grad: Callable  # (params, batch, used, reference=None) -> (loss, gradient, Metrics)
+  recompute: Callable  # (params, [(batch, used)]) -> ([(batch, used)], (sum, count)): see `recompute` below
   program: Any  # the jitted step, (params, opt_state, batch, used, reference): to compile ahead
 
 
@@ -68,8 +71,11 @@ def make(
 
   Metrics are (sum, count): `loss/total`, `grad/norm` (before clipping) and `grad/skipped` over
   updates; `loss/entropy`, `loss/clip_fraction`, `loss/kl` (with `kl_coef` only) and
-  `loss/logprob_gap` (mean |log-prob - the sampler's|: the sampler-trainer gap, as long as the
-  parameters are those that sampled) over response tokens.
+  `loss/logprob_gap` (mean |log-prob - old log-prob|: the sampler-trainer gap, as long as the
+  parameters are those that sampled and the old log-probs the sampler's) over response tokens.
+
+  `recompute` replaces the sampler's log-probs in batches by those of the given parameters, with the
+  sampler-trainer gap as a metric: see `config.loss.old_logprob`.
 
   Raises ValueError for a schedule that does not exist; `step` for a `used` outside 1..M and for a
   reference that is missing or not wanted.
@@ -78,8 +84,8 @@ def make(
   specs, at_params, at_state = layout(model_config, optimizer, mesh)
   at_rows, whole = sharding.shardings(mesh, ROWS), sharding.replicated(mesh)
   pin = lambda params: jax.tree.map(jax.lax.with_sharding_constraint, params, specs)
-  token_loss = partial(micro_loss, model_config, loss_config, temperature, mesh.shape["fsdp"])
-  gradient = partial(accumulate, token_loss, pin)
+  logprobs = partial(token_logprobs, model_config, loss_config, temperature, mesh.shape["fsdp"])
+  gradient = partial(accumulate, partial(micro_loss, loss_config, logprobs), pin)
 
   # Manual over data only: fsdp stands in the jit's shardings and is the compiler's inside.
   split, same = PartitionSpec(None, "data"), PartitionSpec()
@@ -94,6 +100,9 @@ def make(
   only_gradient = sharding.mapped(
     mesh, gradient, (same, split, same, same), same, out_shardings=(whole, at_params, whole)
   )
+  again = sharding.mapped(
+    mesh, partial(recompute, logprobs), (same, split, same), (split, same), out_shardings=(at_rows, whole)
+  )
   initialise = jax.jit(optimizer.init, out_shardings=at_state)
 
   # Everything is placed before the call, so that the program sees one kind of argument and compiles
@@ -101,15 +110,11 @@ def make(
   def place(params):
     return jax.device_put(jax.tree.map(_as_float32, params), at_params)
 
+  feed = partial(_feed, at_rows, whole)
+
   def others(batch, used, reference):
-    micros, kl_coef = batch.tokens.shape[0], loss_config.kl_coef
-    if not 1 <= used <= micros:
-      raise ValueError(f"used={used}: expected 1 to {micros}, the micro-batches of the batch")
-    if (reference is not None) != bool(kl_coef):
-      verb = "needs" if kl_coef else "takes no"
-      raise ValueError(f"config.loss.kl_coef={kl_coef} {verb} reference parameters")
-    reference = None if reference is None else place(reference)
-    return jax.device_put(batch, at_rows), jax.device_put(np.int32(used), whole), reference
+    _check_reference(loss_config.kl_coef, reference)
+    return *feed(batch, used), None if reference is None else place(reference)
 
   def step(params, opt_state, batch, used, reference=None):
     opt_state = jax.device_put(opt_state, at_state)
@@ -123,8 +128,22 @@ def make(
     loss_and_grad=lambda params, batch, used, reference=None: only_gradient(
       place(params), *others(batch, used, reference)
     ),
+    recompute=lambda params, batches: recompute_all(again, feed, place(params), batches),
     program=program,
   )
+
+
+def _feed(at_rows, whole, batch, used):
+  micros = batch.tokens.shape[0]
+  if not 1 <= used <= micros:
+    raise ValueError(f"used={used}: expected 1 to {micros}, the micro-batches of the batch")
+  return jax.device_put(batch, at_rows), jax.device_put(np.int32(used), whole)
+
+
+def _check_reference(kl_coef, reference):
+  if (reference is not None) != bool(kl_coef):
+    verb = "needs" if kl_coef else "takes no"
+    raise ValueError(f"config.loss.kl_coef={kl_coef} {verb} reference parameters")
 
 
 def layout(model_config, optimizer, mesh):
@@ -177,32 +196,39 @@ def make_optimizer(config, total_updates: int) -> optax.GradientTransformation:
   return optax.chain(clip, adamw)
 
 
-def micro_loss(model_config, config, temperature, groups, params, batch: structs.Batch, reference):
-  """-> (loss, sums of the token metrics) of one micro-batch `[B, T]`. groups: devices of `fsdp`."""
+def token_logprobs(model_config, config, temperature, groups, params, batch: structs.Batch):
+  """-> (log-prob of each target, entropy), float32 [B, T], of one micro-batch; meaningless where its weight is 0.
+
+  groups: devices of `fsdp`.
+  """
   mask = batch.weight > 0
   constrain = jax.lax.with_sharding_constraint
+  # The head is gathered along `fsdp`, like a layer's matrices in its turn: left alone, the compiler
+  # sums whole chunks of logits instead. The embedding is gathered whole, as XLA aborts on the lookup
+  # in a split table where data, fsdp and tensor are all used.
+  matrix = constrain(transformer.unembed(model_config, params), PartitionSpec("tensor"))
+  params = params | {"embedding": constrain(params["embedding"], PartitionSpec())}
+  hidden = transformer.forward(model_config, params, batch.tokens, batch.position, batch.segment)
+  if model_config.backend == "cpu" and groups == 1:
+    chunk = min(config.vocab_chunk, CPU_CHUNK)
+    return losses.counted_logprobs(hidden, matrix, batch.target, temperature, chunk, mask)
+  # A chunk of tokens from several devices along `fsdp` would make each of them compute all of its
+  # log-probs, so each group of rows, one device's, is cut into chunks of its own.
+  grouped = jax.tree.map(
+    lambda x: constrain(x.reshape(groups, -1, *x.shape[1:]), PartitionSpec("fsdp")),
+    (hidden, batch.target, mask),
+  )
+  chunked = lambda hidden, target, mask: losses.token_logprobs(
+    hidden, matrix, target, temperature, config.vocab_chunk, mask
+  )
+  return jax.tree.map(lambda x: x.reshape(mask.shape), jax.vmap(chunked)(*grouped))
 
-  def logprobs(params):
-    # The head is gathered along `fsdp`, like a layer's matrices in its turn: left alone, the compiler
-    # sums whole chunks of logits instead. The embedding is gathered whole, as XLA aborts on the lookup
-    # in a split table where data, fsdp and tensor are all used.
-    matrix = constrain(transformer.unembed(model_config, params), PartitionSpec("tensor"))
-    params = params | {"embedding": constrain(params["embedding"], PartitionSpec())}
-    hidden = transformer.forward(
-      model_config, params, batch.tokens, batch.position, batch.segment
-    )
-    # A chunk of tokens from several devices along `fsdp` would make each of them compute all of its
-    # log-probs, so each group of rows, one device's, is cut into chunks of its own.
-    grouped = jax.tree.map(
-      lambda x: constrain(x.reshape(groups, -1, *x.shape[1:]), PartitionSpec("fsdp")),
-      (hidden, batch.target, mask),
-    )
-    chunked = lambda hidden, target, mask: losses.token_logprobs(
-      hidden, matrix, target, temperature, config.vocab_chunk, mask
-    )
-    return jax.tree.map(lambda x: x.reshape(mask.shape), jax.vmap(chunked)(*grouped))
 
-  logprob, entropy = logprobs(params)
+def micro_loss(config, logprobs, params, batch: structs.Batch, reference):
+  """-> (loss, sums of the token metrics) of one micro-batch `[B, T]`. logprobs: `token_logprobs` of
+  (params, batch)."""
+  mask = batch.weight > 0
+  logprob, entropy = logprobs(params, batch)
   loss, clipped = losses.surrogate(
     logprob, batch.old_logprob, batch.advantage,
     config.clip_low, config.clip_high, config.clip_dual, mask,
@@ -213,7 +239,7 @@ def micro_loss(model_config, config, temperature, groups, params, batch: structs
     "loss/logprob_gap": jnp.abs(logprob - batch.old_logprob),
   }
   if config.kl_coef:
-    kl = losses.kl(logprob, logprobs(reference)[0], mask)
+    kl = losses.kl(logprob, logprobs(reference, batch)[0], mask)
     loss += config.kl_coef * kl
     tokens["loss/kl"] = kl
   if config.entropy_coef:
@@ -245,6 +271,39 @@ def accumulate(token_loss, pin, params, batch: structs.Batch, used, reference):
   loss, grads, sums = sharding.total((loss, grads, sums))
   tokens = sums.pop("tokens")
   return loss, pin(grads), {name: (x, tokens) for name, x in sums.items()}
+
+
+def recompute(logprobs, params, batch: structs.Batch, used):
+  """Inside `sharding.mapped` -> (log-probs [M, B, T] under `params`, gap (sum, count)).
+
+  Of the first `used` micro-batches, in a batch that holds the sampler's `old_logprob`; these stay in the
+  others. The gap is |log-prob - the sampler's| over response tokens.
+  """
+
+  def part(i, carry):
+    found, gap, count = carry
+    take = lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
+    split = lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec("fsdp"))
+    rows = jax.tree.map(lambda x: split(take(x)), batch)
+    mask = rows.weight > 0
+    logprob = jnp.where(mask, logprobs(params, rows)[0], rows.old_logprob)
+    gap += jnp.sum(jnp.abs(logprob - rows.old_logprob))
+    return found.at[i].set(logprob), gap, count + jnp.sum(mask, dtype=jnp.float32)
+
+  zero = sharding.vary(jnp.float32(0))
+  found, *gap = jax.lax.fori_loop(0, used, part, (batch.old_logprob, zero, zero))
+  return found, tuple(sharding.total(gap))
+
+
+def recompute_all(again, feed, params, batches):
+  """-> (`batches` with the log-probs under `params`, (sum, count) of the gap); `again` is `recompute`, mapped."""
+  out, gaps = [], []
+  for batch, used in batches:
+    batch, count = feed(batch, used)
+    old_logprob, gap = again(params, batch, count)
+    out.append((batch.replace(old_logprob=old_logprob), used))
+    gaps.append(gap)
+  return out, jax.tree.map(lambda *x: sum(x), *gaps) if gaps else (0.0, 0)
 
 
 def update(optimizer, gradient, params, opt_state, batch, used, reference):

@@ -53,10 +53,10 @@ def make(policy, config, mesh, verifier) -> Callable:
   options = config.sampler
   tokenizer, stop = policy.tokenizer, policy.stop
   programs = sampler.make(policy.config, options, stop, mesh)
-  cache, store = programs.empty()
+  store, cache, shape = programs.store(), None, None
 
   def collect(params, prompts, step_key, groups, value=None, temperature=None, limit=None, ewa=None):
-    nonlocal cache, store
+    nonlocal store, cache, shape
     weights = programs.weights(params)
     temperature = np.float32(options.temperature if temperature is None else temperature)
     limit = row_limits(prompts, options.max_response) if limit is None else np.asarray(limit)
@@ -68,11 +68,16 @@ def make(policy, config, mesh, verifier) -> Callable:
       verdicts = _submit(ended, prompts, tokenizer, verifier, config, stop)
       while (batch := schedule.open(final=groups.rule in ("fixed", *budget.BATCH_RULES))) is not None:
         store = programs.prefill(params, store, *batch)
+      if (change := schedule.fit()) is not None:
+        if schedule.active:
+          cache = programs.resize(cache, *change)
+        elif shape != change[1]:
+          cache = programs.cache(change[1])
+        shape = change[1]
       schedule.start()
       just_ended = []
       if schedule.active:
-        shape, rows = schedule.rows()
-        cache, chunk = programs.decode[shape](weights, cache, store, rows, step_key, temperature)
+        cache, chunk = programs.decode(weights, cache, store, *schedule.rows(), step_key, temperature)
         just_ended = schedule.read(jax.device_get(chunk), stop)
       began = time.perf_counter()
       for rollout, verdict in zip(ended, verdicts):
@@ -196,9 +201,10 @@ def _submit(ended, prompts: Prompts, tokenizer, verifier, config, stop) -> list[
 def _stats(schedule: Schedule, ledger: _Ledger, slots: int, waited: float) -> dict[str, tuple[float, float]]:
   count = len(ledger.done)
   return {
-    "sampler/utilisation": (schedule.sampled, slots * schedule.steps),
+    "sampler/utilisation": (schedule.sampled, schedule.computed),
+    "sampler/utilisation_filled": schedule.filled,
     "sampler/decode_steps": (schedule.steps, 1),
-    "sampler/refills": (schedule.refills, 1),
+    "sampler/refills": (max(schedule.started - slots, 0), 1),
     "response/truncated": (count - int(ledger.ended.sum()), count),
     "response/length": (int(schedule.sampled), count),
     "rewards/failed": (ledger.failed, 1),

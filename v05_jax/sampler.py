@@ -1,21 +1,20 @@
 """The sampler's device side: prefill and decode, over a fixed set of slots.
 
-Invariant. A slot of the cache holds one rollout: the keys and values of its token at position p lie in column p.
-The last token is not yet in the cache; a rollout starts with the last prompt token as its last token, so that
-every decode step of an active row samples exactly one response token.
+Invariant. A slot holds one rollout. The keys and values of its prompt lie in the store, once for all of the
+prompt's rollouts, except those of the last prompt token: it is the rollout's first input, so that every decode
+step of an active slot samples exactly one response token. What the rollout has put in so far lies in the first
+`count` columns of its slot's cache; its last token is not yet there.
 
-Prompts are prefilled once into the store; a rollout starts by a copy of its prompt's columns. Token t of a
-rollout is drawn with `fold_in(rollout_key, t)`: a rollout depends on neither its slot nor its neighbours.
+Decoding only reads the store and the cache; what it computes goes into a small cache of its own, whose columns are
+moved to the slots behind the loop. The cache has one of a few shapes (slots, columns), compiled beforehand: ended
+rollouts and columns that nothing has reached yet then cost nothing.
 
-A decode call works on R rows, each a slot, and on the first columns of the cache, for a few pairs (R, columns)
-compiled beforehand: ended rollouts and columns that nothing has reached yet cost nothing then. Its loop only reads
-the cache; what it computes goes into a small cache of its own, whose columns are moved to the slots behind it.
-
-Slots and store are split over the mesh's data axis; each shard ("lane") owns its own and never looks at
+Token t of a rollout is drawn with `fold_in(rollout_key, t)`: a rollout depends on neither its slot nor its
+neighbours. Slots and store are split over the mesh's data axis; each shard ("lane") owns its own and never looks at
 another's. Everything here is pure; `schedule.py` decides on the host what goes where.
 """
 
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -29,42 +28,43 @@ from v05_jax.models import transformer
 
 
 class Rows(NamedTuple):
-  """What one decode call works on, [lanes * R] each; padding rows come last in their lane, with `limit` 0."""
+  """What one decode call is told of every slot, [lanes * S] each; an idle slot has `limit` 0."""
 
-  slot: np.ndarray  # int32    of this lane's cache; every slot in order where R is their number
-  entry: np.ndarray  # int32   the prompt's place in this lane's store, for a rollout that starts; -1 = it goes on
+  place: np.ndarray  # int32  entry * share + a number below `share`, which no other rollout in flight has
   prompt: np.ndarray  # int32  position in the data stream, for the key
-  index: np.ndarray  # int32   number of the rollout within its prompt
-  token: np.ndarray  # int32   last token, not yet in the cache
+  index: np.ndarray  # int32  number of the rollout within its prompt
+  token: np.ndarray  # int32  last token, not yet in the cache
   position: np.ndarray  # int32  its position
-  count: np.ndarray  # int32   response tokens sampled so far
-  limit: np.ndarray  # int32   response tokens at most
+  count: np.ndarray  # int32  response tokens sampled so far
+  limit: np.ndarray  # int32  response tokens at most
 
 
 class Chunk(NamedTuple):
-  """What one decode call sampled; a row's columns behind its last token mean nothing."""
+  """What one decode call sampled; a slot's columns behind its last token mean nothing."""
 
-  tokens: jax.Array  # int32 [R, n]
-  logprob: jax.Array  # float32 [R, n]          log-softmax(logits / temperature)
-  sampled_logprob: jax.Array  # float32 [R, n]  after top-k and top-p
-  active: jax.Array  # bool [R]                 still active afterwards
+  tokens: jax.Array  # int32 [S, n]
+  logprob: jax.Array  # float32 [S, n]          log-softmax(logits / temperature)
+  sampled_logprob: jax.Array  # float32 [S, n]  after top-k and top-p
+  active: jax.Array  # bool [S]                 still active afterwards
   steps: jax.Array  # int32 [lanes]             decode steps done
 
 
 class Shape(NamedTuple):
-  """Of a decode call in each lane."""
+  """Of the cache, in each lane."""
 
-  rows: int
+  slots: int
   columns: int
 
 
 class Programs(NamedTuple):
   """The compiled sampler. Every function has fixed shapes and donates what it replaces."""
 
-  empty: callable  # () -> (cache, store)
+  store: callable  # () -> store
+  cache: callable  # Shape -> cache
+  resize: callable  # (cache, slots [lanes * S], Shape) -> cache: slots, of the lane's old ones, in the order of the new
   weights: callable  # params -> the parameters as decode wants them, whole along `fsdp`
   prefill: callable  # (params, store, tokens [B, T], length [B], entry [B]) -> store
-  decode: dict  # Shape -> (weights, cache, store, Rows, step_key, temperature) -> (cache, Chunk)
+  decode: callable  # (weights, cache, store, length [lanes * E], Rows, step_key, temperature) -> (cache, Chunk)
 
 
 def truncate(logprob: jax.Array, top_k: int, top_p: float) -> jax.Array:
@@ -147,70 +147,58 @@ def _whole_embedding(params):
   return params | {"embedding": whole}
 
 
-def admit(cache, store, rows: Rows, together: bool):
-  """Copies the prompts' columns into the slots of the rollouts that start."""
-  starts = rows.entry >= 0
+def resize(cache, slots, shape: Shape):
+  """Takes these slots, in this order, with as many columns as the new shape has; new columns mean nothing."""
+  def change(x, axis):
+    x = x.at[slots].get(mode="clip")
+    missing = [(0, 0)] * 4
+    missing[axis] = (0, max(shape.columns - x.shape[axis], 0))
+    return lax.slice_in_dim(jnp.pad(x, missing), 0, shape.columns, axis=axis)
 
-  def copy(cache, row):
-    take = lambda kept: lax.dynamic_slice_in_dim(kept, jnp.maximum(rows.entry[row], 0), 1)
-    return jax.tree.map(lambda x, kept: _put(x, take(kept), rows.slot[row], (0, 0), starts[row]), cache, store)
-
-  return _each(starts, together, copy, cache)
+  return tuple((change(k, 3), change(v, 2)) for k, v in cache)
 
 
 def commit(cache, fresh, rows: Rows, together: bool):
-  """Moves the columns of a decode call into its rows' slots, to where the rows stood."""
+  """Moves the columns of a decode call into their slots, behind those that are there."""
   real = rows.limit > 0
+  order = jnp.argsort(~real, stable=True)
 
-  def move(cache, row):
-    slot, at = rows.slot[row], rows.position[row]
-    put = lambda x, piece, start: _put(x, lax.dynamic_slice_in_dim(piece, row, 1), slot, start, real[row])
+  def move(i, cache):
+    slot = order[i]
+
+    def put(x, new, start):
+      piece = lax.dynamic_slice_in_dim(new, slot, 1)
+      old = lax.dynamic_slice(x, (slot, 0, *start), piece.shape)
+      return lax.dynamic_update_slice(x, jnp.where(real[slot], piece, old), (slot, 0, *start))
+
+    at = rows.count[slot]
     return tuple((put(k, nk, (0, at)), put(v, nv, (at, 0))) for (k, v), (nk, nv) in zip(cache, fresh))
 
-  return _each(real, together, move, cache)
-
-
-def _each(chosen, together: bool, change, cache):
-  """`cache = change(cache, row)` for every row of `chosen` [R]; `together`: for the others too, as lanes must."""
-  order = jnp.argsort(~chosen, stable=True)
-  count = len(chosen) if together else jnp.sum(chosen)
-  return lax.fori_loop(0, count, lambda i, cache: change(cache, order[i]), cache)
-
-
-def _put(cache, piece, slot, start, wanted):
-  """Writes a slot's `piece` [1, KV, a, b] at (slot, 0, *start) where `wanted`."""
-  at = (slot, 0, *start)
-  old = lax.dynamic_slice(cache, at, piece.shape)
-  return lax.dynamic_update_slice(cache, jnp.where(wanted, piece, old), at)
-
-
-def working_set(cache, rows: Rows, shape: Shape):
-  """The rows' first columns: the cache itself where that is all of it, else a copy for this call."""
-  def view(x, axis):
-    if shape.rows < x.shape[0]:
-      x = x.at[rows.slot].get(mode="promise_in_bounds")
-    return lax.slice_in_dim(x, 0, shape.columns, axis=axis)
-
-  return tuple((view(k, 3), view(v, 2)) for k, v in cache)
+  return lax.fori_loop(0, len(real) if together else jnp.sum(real), move, cache)
 
 
 def decode(
-  config, weights, cache, store, rows: Rows, step_key, temperature,
-  *, shape: Shape, chunk: int, top_k: int, top_p: float, stop: tuple[int, ...], together: bool,
+  config, weights, cache, store, length, rows: Rows, step_key, temperature,
+  *, share: int, chunk: int, top_k: int, top_p: float, stop: tuple[int, ...], together: bool,
 ):  # fmt: skip
-  """Starts the rollouts that are to start, then samples up to `chunk` tokens for every row -> (cache, Chunk).
+  """Samples up to `chunk` tokens for every active slot -> (cache, Chunk).
 
-  A row is active until it samples a token of `stop` or reaches its limit; the loop ends when none is.
-  `together`: the lanes leave their loops at the same step. They must where the model is split over further
-  devices: its collectives span all of them, and a lane that had left would be waited for.
+  A slot is active until it samples a token of `stop` or reaches its limit; the loop ends when none is.
+  `length` [E]: columns of each prompt, `share`: its rollouts in flight at most. `together`: the lanes leave
+  their loops at the same step. They must where the model is split over further devices: its collectives span
+  all of them, and a lane that had left would be waited for.
   """
-  cache = admit(cache, store, rows, together)
-  past = working_set(cache, rows, shape)
+  size, entries = len(rows.token), len(length)
   keys = jax.vmap(lambda p, i: rng.rollout_key(step_key, p, i))(rows.prompt, rows.index)
+  place = jnp.where(rows.limit > 0, rows.place, entries * share)
+  table = jnp.full((entries * share,), size).at[place].set(jnp.arange(size), mode="drop").reshape(entries, share)
+  shared = transformer.Shared(table, place, length)
 
   def step(carry):
     i, _, fresh, token, active, *buffers = carry
-    hidden, fresh = transformer.decode(config, weights, past, fresh, token, rows.position, i)
+    hidden, fresh = transformer.decode(
+      config, weights, (store, cache, fresh), shared, token, rows.position + i, rows.count, i
+    )
     logits = transformer.logits(config, weights, hidden)
     key = jax.vmap(jax.random.fold_in)(keys, rows.count + i)
     drawn = sample_token(key, logits, temperature, top_k, top_p)
@@ -225,10 +213,10 @@ def decode(
 
   # Made from the rows, so that they vary over the mesh as what is written into them does.
   zero = 0 * rows.token
-  ints = jnp.zeros((shape.rows, chunk), jnp.int32) + zero[:, None]
+  ints = jnp.zeros((size, chunk), jnp.int32) + zero[:, None]
   floats = ints.astype(jnp.float32)
   fresh = jax.tree.map(
-    lambda x: x + zero[:, None, None, None].astype(x.dtype), transformer.empty_cache(config, shape.rows, chunk)
+    lambda x: x + zero[:, None, None, None].astype(x.dtype), transformer.empty_cache(config, size, chunk)
   )
   active = rows.count < rows.limit
   start = (zero[0], some(active), fresh, rows.token, active, ints, floats, floats)
@@ -237,12 +225,13 @@ def decode(
 
 
 def shapes(sampler, lanes: int) -> list[Shape]:
-  """The decode calls' shapes, the cheapest first: all columns for a half, a quarter ... of the rows, and all rows for
+  """The cache's shapes, the cheapest first: all columns for a half, a quarter ... of the slots, and all slots for
   equal parts of the columns."""
-  rows, columns = sampler.slots // lanes, sampler.max_prompt + sampler.max_response + sampler.chunk
-  fewer = [Shape(-(-rows // 2**i), columns) for i in range(1, sampler.row_sizes)]
-  shorter = [Shape(rows, -(-columns * i // sampler.column_sizes)) for i in range(1, sampler.column_sizes)]
-  return sorted({Shape(rows, columns), *fewer, *shorter}, key=lambda shape: shape.rows * shape.columns)
+  slots, columns = sampler.slots // lanes, sampler.max_response
+  fewer = [(max(slots // 2**i, 1), columns) for i in range(1, sampler.slot_sizes)]
+  shorter = [(slots, -(-columns * i // sampler.column_sizes)) for i in range(1, sampler.column_sizes)]
+  found = {Shape(n, c + sampler.chunk) for n, c in [(slots, columns), *fewer, *shorter]}  # a chunk is moved as a whole
+  return sorted(found, key=lambda shape: shape.slots * shape.columns)
 
 
 def make(config, sampler, stop: tuple[int, ...], mesh) -> Programs:
@@ -256,30 +245,28 @@ def make(config, sampler, stop: tuple[int, ...], mesh) -> Programs:
       raise ValueError(
         f"config.sampler.{name}={sampler[name]} does not divide by the mesh's data axis ({lanes} devices)"
       )
-  columns = sampler.max_prompt + sampler.max_response + sampler.chunk  # a chunk is moved there as a whole
   split, whole = PartitionSpec("data"), PartitionSpec()
-
-  def empty():
-    return (
-      transformer.empty_cache(config, sampler.slots // lanes, columns),
-      transformer.empty_cache(config, sampler.open_prompts // lanes, sampler.max_prompt),
-    )
-
-  loop = partial(
-    decode, config, chunk=sampler.chunk, top_k=sampler.top_k, top_p=sampler.top_p, stop=tuple(stop),
-    together=mesh.shape["fsdp"] * mesh.shape["tensor"] > 1,
-  )  # fmt: skip
   mapped = partial(sharding.mapped, mesh)
+  loop = partial(
+    decode, config, share=sampler.share, chunk=sampler.chunk, top_k=sampler.top_k, top_p=sampler.top_p,
+    stop=tuple(stop), together=mesh.shape["fsdp"] * mesh.shape["tensor"] > 1,
+  )  # fmt: skip
+
+  @cache
+  def empty(size, columns):
+    return mapped(lambda: transformer.empty_cache(config, size, columns), in_specs=(), out_specs=split)
+
+  @cache
+  def resized(shape):
+    return mapped(partial(resize, shape=shape), in_specs=(split, split), out_specs=split)
+
   return Programs(
-    empty=mapped(empty, in_specs=(), out_specs=split),
+    store=empty(sampler.open_prompts // lanes, sampler.max_prompt),
+    cache=lambda shape: empty(*shape)(),
+    resize=lambda cache, slots, shape: resized(shape)(cache, slots),
     weights=jax.jit(partial(weights, config, mesh)),
     prefill=mapped(
       partial(prefill, config), in_specs=(whole, split, split, split, split), out_specs=split, donate=(1,)
     ),
-    decode={
-      shape: mapped(
-        partial(loop, shape=shape), in_specs=(whole, split, split, split, whole, whole), out_specs=split, donate=(1,)
-      )
-      for shape in shapes(sampler, lanes)
-    },
-  )  # fmt: skip
+    decode=mapped(loop, in_specs=(whole, split, split, split, split, whole, whole), out_specs=split, donate=(1,)),
+  )

@@ -2,7 +2,7 @@
 
 Slots and store entries are split into lanes, one a shard of the mesh's data axis. A prompt is opened on the
 lane with the most room, holds a store entry (its prefilled prefix) there, and all its rollouts run there.
-The entry is free again once the prompt is closed (gets no further rollouts) and all of them have started.
+The entry is free again once the prompt is closed (gets no further rollouts) and all of them have ended.
 """
 
 from collections import deque
@@ -33,28 +33,31 @@ class Schedule:
     """`limit [P, K]`: response tokens at most; `first [P]`: rollouts to begin with; `options`: a `config.sampler`;
     `lanes`: size of the data axis."""
     self.prompts, self.limit = prompts, limit
+    self.lanes, self.share, self.chunk = lanes, options.share, options.chunk
     self.lane_slots = options.slots // lanes
     self.lane_entries = options.open_prompts // lanes
     self.lane_prefill = options.prefill // lanes
     self.shapes = sampler.shapes(options, lanes)
-    self.slots: list[Sampled | None] = [None] * options.slots
-    self.now = sampler.Rows(*(np.zeros(options.slots, np.int32) for _ in sampler.Rows._fields))  # `slot` is not used
-    self.working = np.zeros(0, np.int32)  # slot of every row of the decode call in progress; -1 = padding
-    self.used = np.zeros(options.slots, bool)  # has held a rollout of this call
+    self.shape = sampler.Shape(0, 0)  # of the cache, see `fit`
+    self.slots: list[list[Sampled | None]] = [[] for _ in range(lanes)]  # of the present shape
+    self.now = sampler.Rows(*(np.zeros((lanes, 0), np.int32) for _ in sampler.Rows._fields))
+    self.length = np.zeros((lanes, self.lane_entries), np.int32)  # columns of each entry
     self.entries = [deque(range(self.lane_entries)) for _ in range(lanes)]  # free ones of each lane
     self.requests = [deque() for _ in range(lanes)]  # (prompt, index) to start
     self.home: dict[int, tuple[int, int]] = {}  # open prompt -> (lane, entry)
+    self.places: dict[int, list[int]] = {}  # open prompt -> `Rows.place` of further rollouts at once
     self.unopened = deque()  # (prompt, indices of its rollouts)
     self.asked = np.zeros(len(prompts.mask), np.int32)  # rollouts requested
-    self.queued = np.zeros(len(prompts.mask), np.int32)  # of them not yet started
+    self.unfinished = np.zeros(len(prompts.mask), np.int32)  # of them not yet ended
     self.closed = np.zeros(len(prompts.mask), bool)
     for prompt in np.flatnonzero(prompts.mask).tolist():
       self.request(prompt, int(first[prompt]))
-    self.refills = self.steps = self.sampled = self.computed = 0
+    self.started = self.steps = self.sampled = self.computed = 0
+    self.filled = (0, 0)  # tokens sampled, and slots times steps, while requests were waiting
 
   @property
   def active(self) -> bool:
-    return any(slot is not None for slot in self.slots)
+    return any(held is not None for lane in self.slots for held in lane)
 
   @property
   def finished(self) -> bool:
@@ -70,15 +73,15 @@ class Schedule:
     else:
       self.unopened.append((prompt, range(first, first + count)))
     self.asked[prompt] += count
-    self.queued[prompt] += count
+    self.unfinished[prompt] += count
 
   def close(self, prompt: int):
-    """No further rollouts for this prompt: its entry is free once the queued ones have started."""
+    """No further rollouts for this prompt: its entry is free once they have ended."""
     self.closed[prompt] = True
     self._release(prompt)
 
   def _release(self, prompt: int):
-    if self.closed[prompt] and not self.queued[prompt] and prompt in self.home:
+    if self.closed[prompt] and not self.unfinished[prompt] and prompt in self.home:
       lane, entry = self.home.pop(prompt)
       self.entries[lane].append(entry)
 
@@ -98,82 +101,110 @@ class Schedule:
       prompt, indices = self.unopened.popleft()
       row = lane * self.lane_prefill + taken[lane]
       taken[lane] += 1
-      self.home[prompt] = lane, self.entries[lane].popleft()
+      entry[row] = self.entries[lane].popleft()
+      self.home[prompt] = lane, int(entry[row])
+      self.places[prompt] = list(range(entry[row] * self.share, (entry[row] + 1) * self.share))
       tokens[row], length[row] = self.prompts.tokens[prompt], self.prompts.length[prompt]
-      entry[row] = self.home[prompt][1]
+      self.length[lane, entry[row]] = length[row] - 1  # the last token is the rollouts' first input
       self.requests[lane].extend((prompt, i) for i in indices)
       self.closed[prompt] = final
     return (tokens, length, entry) if any(taken) else None
 
   def _roomiest(self, taken) -> int | None:
     """The lane with the most idle slots beyond its requests, among those with an entry and a prefill row."""
-    held = lambda lane: self.slots[lane * self.lane_slots : (lane + 1) * self.lane_slots]
-    free = [held(lane).count(None) - len(queue) for lane, queue in enumerate(self.requests)]
-    able = [lane for lane in range(len(free)) if self.entries[lane] and taken[lane] < self.lane_prefill]
+    free = [self.lane_slots - busy - len(queue) for busy, queue in zip(self._busy(), self.requests)]
+    able = [lane for lane in range(self.lanes) if self.entries[lane] and taken[lane] < self.lane_prefill]
     able = able if any(taken) else [lane for lane in able if free[lane] > 0]
     return max(able, key=lambda lane: free[lane]) if able else None
 
-  def lane(self, lane: int) -> list:
-    """The slots of a lane."""
-    return self.slots[lane * self.lane_slots : (lane + 1) * self.lane_slots]
+  def _busy(self) -> list[int]:
+    return [sum(held is not None for held in lane) for lane in self.slots]
+
+  def fit(self) -> tuple[np.ndarray, sampler.Shape] | None:
+    """-> (which of its lane's slots each new slot is [lanes * S], shape) where the cache must change, or should.
+
+    It takes the cheapest shape that holds what is in flight and waits to start, and does not move for a small gain.
+    """
+    wanted = max(min(busy + len(queue), self.lane_slots) for busy, queue in zip(self._busy(), self.requests))
+    columns = self.chunk + (int(self.now.count[self.now.limit > 0].max()) if self.active else 0)
+    best = next(s for s in self.shapes if wanted <= s.slots and columns <= s.columns)
+    fits = wanted <= self.shape.slots and columns <= self.shape.columns
+    if fits and best.slots * best.columns > 0.6 * self.shape.slots * self.shape.columns:
+      return None
+    idle = np.array([[held is None for held in lane] for lane in self.slots], bool).reshape(self.lanes, -1)
+    order = np.argsort(idle, axis=1, kind="stable")[:, : best.slots]
+    self.now = sampler.Rows(*(_resized(np.take_along_axis(x, order, 1), best.slots) for x in self.now))
+    self.slots = [[lane[i] for i in chosen] for lane, chosen in zip(self.slots, order.tolist())]
+    self.slots = [lane + [None] * (best.slots - len(lane)) for lane in self.slots]
+    self.shape = best
+    return _resized(order, best.slots).reshape(-1).astype(np.int32), best
 
   def start(self):
-    """Puts requests into free slots."""
-    for slot, held in enumerate(self.slots):
-      queue = self.requests[slot // self.lane_slots]
-      if held is not None or not queue:
-        continue
-      prompt, index = queue.popleft()
-      last = int(self.prompts.length[prompt]) - 1
-      self.slots[slot] = Sampled(prompt, index)
-      self.now.entry[slot] = self.home[prompt][1]
-      self.now.prompt[slot], self.now.index[slot] = self.prompts.position[prompt], index
-      self.now.token[slot], self.now.position[slot] = self.prompts.tokens[prompt, last], last
-      self.now.count[slot], self.now.limit[slot] = 0, self.limit[prompt, index]
-      self.refills += int(self.used[slot])
-      self.used[slot] = True
-      self.queued[prompt] -= 1
-      self._release(prompt)
+    """Puts requests into free slots, of a prompt up to `share` at once."""
+    for lane, slots in enumerate(self.slots):
+      queue = self.requests[lane]
+      for slot, held in enumerate(slots):
+        if held is not None:
+          continue
+        number = next((i for i, (prompt, _) in enumerate(queue) if self.places[prompt]), None)
+        if number is None:
+          break
+        prompt, index = queue[number]
+        del queue[number]
+        slots[slot] = Sampled(prompt, index)
+        last = int(self.prompts.length[prompt]) - 1
+        row = sampler.Rows(
+          place=self.places[prompt].pop(), prompt=self.prompts.position[prompt], index=index,
+          token=self.prompts.tokens[prompt, last], position=last, count=0, limit=self.limit[prompt, index],
+        )  # fmt: skip
+        for table, value in zip(self.now, row):
+          table[lane, slot] = value
+        self.started += 1
 
-  def rows(self) -> tuple[sampler.Shape, sampler.Rows]:
-    """The next decode call: the cheapest shape that holds every rollout in flight, and its rows."""
-    busy = np.array([held is not None for held in self.slots])
-    lanes = busy.reshape(len(self.entries), self.lane_slots)
-    most, behind = lanes.sum(1).max(), self.now.position[busy].max()
-    shape = next(s for s in self.shapes if most <= s.rows and behind <= s.columns)
-    if shape.rows == self.lane_slots:
-      chosen = np.arange(len(busy)).reshape(lanes.shape)
-    else:  # the busy ones of each lane first
-      chosen = np.argsort(~lanes, axis=1, kind="stable")[:, : shape.rows]
-      chosen += np.arange(len(lanes))[:, None] * self.lane_slots
-    chosen = chosen.reshape(-1)
-    real = busy[chosen]
-    self.working = np.where(real, chosen, -1)
-    rows = sampler.Rows(*(np.where(real, x[chosen], 0) for x in self.now))
-    self.now.entry[:] = -1
-    return shape, rows._replace(slot=chosen % self.lane_slots, entry=np.where(real, rows.entry, -1))
+  def rows(self) -> tuple[np.ndarray, sampler.Rows]:
+    """What the next decode call is told: the columns of every entry, and of every slot its rollout."""
+    return self.length.reshape(-1).copy(), sampler.Rows(*(x.reshape(-1).copy() for x in self.now))
 
   def read(self, chunk: sampler.Chunk, stop: tuple[int, ...]) -> list[Sampled]:
     """Takes what the decode call sampled (on host) -> the rollouts that ended in it; their slots are free."""
-    ended = []
-    steps = np.repeat(chunk.steps, len(self.working) // len(self.entries))
+    ended, before, waiting = [], self.sampled, any(self.requests) or bool(self.unopened)
     self.steps += int(chunk.steps.max())
-    self.computed += int(steps.sum())
-    for row in np.flatnonzero(self.working >= 0).tolist():
-      slot, count = self.working[row], int(steps[row])
-      rollout = self.slots[slot]
-      if not chunk.active[row]:  # ended at its first stop token, or at its limit
-        stops = np.flatnonzero(np.isin(chunk.tokens[row, :count], stop))
-        rest = int(self.now.limit[slot]) - rollout.length
-        count = min(rest, *(stops[:1] + 1)) if len(stops) else rest
-        ended.append(rollout)
-        self.slots[slot] = None
-      rollout.tokens.append(chunk.tokens[row, :count])
-      rollout.logprob.append(chunk.logprob[row, :count])
-      rollout.sampled_logprob.append(chunk.sampled_logprob[row, :count])
-      rollout.length += count
-      self.sampled += count
-      self.now.token[slot] = chunk.tokens[row, count - 1]
-      self.now.position[slot] += count
-      self.now.count[slot] += count
+    self.computed += int(chunk.steps.sum()) * self.shape.slots
+    split = lambda x: np.asarray(x).reshape(self.lanes, self.shape.slots, *x.shape[1:])
+    pieces = split(chunk.tokens), split(chunk.logprob), split(chunk.sampled_logprob)
+    active = split(chunk.active)
+    for lane, slots in enumerate(self.slots):
+      for slot, rollout in enumerate(slots):
+        if rollout is None:
+          continue
+        at, count = (lane, slot), int(chunk.steps[lane])
+        if not active[at]:  # ended at its first stop token, or at its limit
+          stops = np.flatnonzero(np.isin(pieces[0][at][:count], stop))
+          rest = int(self.now.limit[at]) - rollout.length
+          count = min(rest, *(stops[:1] + 1)) if len(stops) else rest
+          ended.append(rollout)
+          self._end(at, rollout)
+        for kept, piece in zip((rollout.tokens, rollout.logprob, rollout.sampled_logprob), pieces):
+          kept.append(piece[at][:count])
+        rollout.length += count
+        self.sampled += count
+        self.now.token[at] = rollout.tokens[-1][-1]
+        self.now.position[at] += count
+        self.now.count[at] += count
+    if waiting:
+      offered = int(chunk.steps.max()) * self.lane_slots * self.lanes
+      self.filled = self.filled[0] + self.sampled - before, self.filled[1] + offered
     return ended
+
+  def _end(self, at: tuple[int, int], rollout: Sampled):
+    lane, slot = at
+    self.slots[lane][slot] = None
+    self.now.limit[at] = 0
+    self.places[rollout.prompt].append(int(self.now.place[at]))
+    self.unfinished[rollout.prompt] -= 1
+    self._release(rollout.prompt)
+
+
+def _resized(x: np.ndarray, size: int) -> np.ndarray:
+  """x [lanes, S] with `size` columns, zeros where there was none."""
+  return np.pad(x[:, :size], ((0, 0), (0, max(size - x.shape[1], 0))))

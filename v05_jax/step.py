@@ -302,9 +302,11 @@ def learn(run: Run, state: TrainState, draw: Draw) -> tuple[TrainState, diagnost
     draw.prompts, rolls, np.asarray(advantage), config.loss, config.sampler.max_response, run.mesh,
     importance=draw.weight,
   )  # fmt: skip
+  if config.loss.old_logprob == "recompute" and minibatches:
+    minibatches, updates["loss/logprob_gap"] = run.update.recompute(params, minibatches)
   for batch, used in minibatches * config.loss.epochs:
     params, opt_state, update = run.update.step(params, opt_state, batch, used, run.reference)
-    # The sampler's log-probs are of the parameters before the step's first update.
+    # The sampler's log-probs are of the parameters before the step's first update: only there is it a gap.
     gap = updates.get("loss/logprob_gap", update.get("loss/logprob_gap"))
     updates = metrics.merge(updates, update) | {"loss/logprob_gap": gap}
 

@@ -11,7 +11,6 @@ from v05_jax.models import hf, presets, transformer
 from v05_jax.models import tokenizer as tokenizers
 
 BUILTIN = Path(__file__).parent.parent / "tasks" / "warm_start"
-ONEHOT_VOCAB = 4096  # up to this many tokens a one-hot matmul beats XLA's scatter on CPU
 
 
 class Policy(NamedTuple):
@@ -44,9 +43,8 @@ def load(policy, seed: int = 0) -> Policy:
   else:
     config, params = hf.load(directory)
   tokenizers.check(tokenizer, config.vocab_size)
-  onehot = jax.default_backend() == "cpu" and config.vocab_size <= ONEHOT_VOCAB
-  config = dataclasses.replace(config, dtype=policy.dtype, remat=bool(policy.remat),
-                               onehot_embedding=onehot)
+  backend = "cpu" if jax.default_backend() == "cpu" else "accelerator"
+  config = dataclasses.replace(config, dtype=policy.dtype, remat=bool(policy.remat), backend=backend)
   if params is None:
     draw = jax.jit(transformer.init, static_argnums=0)
     params = jax.device_get(draw(config, rng.at(seed, 0, rng.INIT)))

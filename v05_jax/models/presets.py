@@ -1,4 +1,4 @@
-"""Named model shapes: two for the built-in tasks, one for tests, and the published Qwen3 sizes.
+"""Named model shapes: two for the built-in tasks, one for tests, two for measurements, and the published Qwen3 sizes.
 
 The Qwen3 numbers are those of the config.json files that the Qwen team published with the models
 (`Qwen/Qwen3-0.6B` and so on); `num_params` of each equals the published model's parameter count.
@@ -18,6 +18,11 @@ PRESETS: dict[str, ModelConfig] = {
                            **_TASKS),
   "tasks-150k": ModelConfig(hidden_size=64, num_layers=3, head_dim=16, intermediate_size=192,
                             **_TASKS),
+  # The policies of experiments/throughput: 4.8M and 62M parameters.
+  "throughput-s": ModelConfig(vocab_size=512, hidden_size=256, num_layers=6, num_heads=8, num_kv_heads=4, head_dim=32,
+                              intermediate_size=768),
+  "throughput-l": ModelConfig(vocab_size=512, hidden_size=768, num_layers=9, num_heads=12, num_kv_heads=4,
+                              head_dim=64, intermediate_size=2304),
   "qwen3-0.6b": ModelConfig(hidden_size=1024, num_layers=28, num_heads=16, intermediate_size=3072,
                             **_QWEN3),
   "qwen3-1.7b": ModelConfig(hidden_size=2048, num_layers=28, num_heads=16, intermediate_size=6144,

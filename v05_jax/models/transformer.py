@@ -20,13 +20,18 @@ Parameters (`F` the MLP width, matrices are `[in, out]`):
 """
 
 import dataclasses
+import functools
+from typing import NamedTuple
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from v05_jax.models import cpu
+
 DTYPES = ("float32", "bfloat16")
+BACKENDS = ("accelerator", "cpu")
 MASKED = -1e30  # a score that softmax turns into 0, finite so that no row can become NaN
 
 
@@ -47,7 +52,7 @@ class ModelConfig:
   max_positions: int = 40960  # recorded in config.json; the rotary embedding itself has no limit
   dtype: str = "float32"  # of the computation; parameters are float32
   remat: bool = False  # recompute each layer in the backward pass
-  onehot_embedding: bool = False  # look tokens up by a matmul: its gradient needs no scatter
+  backend: str = "accelerator"  # what XLA compiles for: "cpu" takes the training pass of models/cpu.py
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
@@ -62,6 +67,8 @@ class ModelConfig:
                        "(the rotary embedding turns pairs)")
     if self.dtype not in DTYPES:
       raise ValueError(f"ModelConfig.dtype: found {self.dtype!r}, expected one of {DTYPES}")
+    if self.backend not in BACKENDS:
+      raise ValueError(f"ModelConfig.backend: found {self.backend!r}, expected one of {BACKENDS}")
 
 
 class RMSNorm(nn.Module):
@@ -85,10 +92,11 @@ class Layer(nn.Module):
   def setup(self):
     c = self.config
     residual = 1.0 / (2 * c.num_layers)  # so that the residual stream's variance ignores depth
+    product = cpu.dot_general if c.backend == "cpu" else None
 
     def dense(features, scale=1.0):
       init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
-      return nn.Dense(features, use_bias=False, dtype=c.dtype, kernel_init=init)
+      return nn.Dense(features, use_bias=False, dtype=c.dtype, kernel_init=init, dot_general=product)
 
     self.attention_norm = RMSNorm(c.rms_norm_eps)
     self.q = dense(c.num_heads * c.head_dim)
@@ -103,25 +111,28 @@ class Layer(nn.Module):
     self.down = dense(c.hidden_size, residual)
 
   def __call__(self, x, rotation, mask):
-    """x [N, T, D], rotation 2 x [N, T, Dh/2], mask bool [N, T, T] -> x, (k, v) or None.
+    """x [N, T, D], rotation 2 x [N, T, Dh/2], mask bool [N, T, T] (`cpu.bias` of it on a CPU)
+    -> x, (k, v) or None.
 
     k [N, KV, Dh, T] has the rotary embedding applied; v [N, KV, T, Dh].
     """
     q, k, v = self._qkv(x, rotation)
-    q = jnp.moveaxis(q, 1, 3)  # [N, KV, G, T, Dh]
-    k = k.transpose(0, 2, 3, 1)
-    v = v.transpose(0, 2, 1, 3)
-    out = jnp.moveaxis(attend(q, k, v, mask), 3, 1)  # [N, T, KV, G, Dh]
+    columns = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+    if self.config.backend == "cpu":
+      out = cpu.attend(q, k, v, mask)  # [N, T, KV, G, Dh]
+    else:
+      out = jnp.moveaxis(attend(jnp.moveaxis(q, 1, 3), *columns, mask), 3, 1)
     x = self._mlp(x + self.o(out.reshape(*x.shape[:2], -1)))
-    return x, ((k, v) if self.keep_kv else None)
+    return x, (columns if self.keep_kv else None)
 
-  def decode(self, x, rotation, past, fresh, seen, step):
-    """x [S, D], rotation 2 x [S, Dh/2], this layer's caches, masks [S, C] and [1, n] -> x, fresh."""
+  def decode(self, x, rotation, caches, shared, seen, step):
+    """x [S, D], rotation 2 x [S, Dh/2], this layer's three caches, their masks -> x, the last cache."""
     q, k, v = self._qkv(x, rotation)
-    fresh = (jax.lax.dynamic_update_slice_in_dim(fresh[0], k[..., None], step, 3),
-             jax.lax.dynamic_update_slice_in_dim(fresh[1], v[:, :, None], step, 2))
-    out = attend_cached(q, (past, fresh), seen)
-    return self._mlp(x + self.o(out.reshape(x.shape[0], -1))), fresh
+    prompt, past, (keys, values) = caches
+    fresh = (jax.lax.dynamic_update_slice_in_dim(keys, k[..., None], step, 3),
+             jax.lax.dynamic_update_slice_in_dim(values, v[:, :, None], step, 2))
+    out = join(attend_shared(q, prompt, shared, seen[0]), attend_part(q, past, seen[1]), attend_part(q, fresh, seen[2]))
+    return self._mlp(x + self.o(out.astype(q.dtype).reshape(x.shape[0], -1))), fresh
 
   def _qkv(self, x, rotation):
     """x [..., D] -> q [..., KV, G, Dh], k and v [..., KV, Dh]."""
@@ -152,7 +163,11 @@ class Decoder(nn.Module):
     embedding = self.param("embedding", init, (c.vocab_size, c.hidden_size))
     if not c.tie_embeddings:
       self.param("head", init, (c.vocab_size, c.hidden_size))
-    layer = nn.remat(Layer, prevent_cse=False) if c.remat else Layer
+    layer = Layer
+    if c.backend == "cpu":
+      mask = cpu.bias(mask)
+    if c.remat or c.backend == "cpu":
+      layer = nn.remat(Layer, prevent_cse=False, policy=None if c.remat else cpu.saved)
     layers = nn.scan(layer, variable_axes={"params": 0}, split_rngs={"params": True},
                      in_axes=(nn.broadcast, nn.broadcast), length=c.num_layers)
     x = embed(c, embedding, tokens)
@@ -163,10 +178,7 @@ class Decoder(nn.Module):
 def embed(config, embedding, tokens):
   """Embeddings [..., D] of tokens [...], in the compute dtype."""
   embedding = embedding.astype(config.dtype)
-  if not config.onehot_embedding:
-    return jnp.take(embedding, tokens, axis=0)
-  onehot = jax.nn.one_hot(tokens, config.vocab_size, dtype=config.dtype)
-  return jnp.matmul(onehot, embedding, precision="highest")  # exact: one product is not zero
+  return cpu.lookup(embedding, tokens) if config.backend == "cpu" else jnp.take(embedding, tokens, axis=0)
 
 
 def rotation(config, positions):
@@ -199,20 +211,48 @@ def attend(q, k, v, mask):
   return jnp.matmul(weights, v).reshape(shape)
 
 
-def attend_cached(q, caches, seen):
-  """The attention of one token a row over several caches, whose columns are never joined.
+class Shared(NamedTuple):
+  """Which of the prompts `[E]` in a cache each of S rows goes on from, up to m rows of a prompt."""
 
-  q [S, KV, G, Dh]; caches: pairs k [S, KV, Dh, C], v [S, KV, C, Dh]; seen: for each a mask bool [S or 1, C].
-  A row must see a column of the last cache. -> [S, KV, G, Dh].
+  rows: jax.Array  # int32 [E, m]  the rows of a prompt; S = none
+  place: jax.Array  # int32 [S]    where `rows`, as one list, has this row; anything for a row that is not there
+  length: jax.Array  # int32 [E]   columns of the prompt
+
+
+def attend_part(q, cache, mask):
+  """Attention over a part of the columns: q [B, KV, Q, Dh], k [B, KV, Dh, C], v [B, KV, C, Dh], mask [B or 1, C].
+
+  -> (sum of exp(score - most) v [B, KV, Q, Dh], sum of exp(score - most), most [B, KV, Q, 1]), float32.
   """
-  scores = [jnp.matmul(q, k, preferred_element_type=jnp.float32) * q.shape[-1]**-0.5 for k, _ in caches]
-  scores = [jnp.where(mask[:, None, None], s, MASKED) for s, mask in zip(scores, seen, strict=True)]
-  highest = jnp.maximum(*(jnp.max(s, -1, keepdims=True) for s in scores))
-  scores = [jnp.exp(s - highest) for s in scores]
-  total = sum(jnp.sum(s, -1, keepdims=True) for s in scores)
-  parts = [jnp.matmul(s.astype(v.dtype), v, preferred_element_type=jnp.float32)
-           for s, (_, v) in zip(scores, caches, strict=True)]
-  return (sum(parts) / total).astype(q.dtype)
+  k, v = cache
+  scores = jnp.matmul(q, k, preferred_element_type=jnp.float32) * q.shape[-1]**-0.5
+  scores = jnp.where(mask[:, None, None], scores, MASKED)
+  most = jnp.max(scores, -1, keepdims=True)
+  weights = jnp.exp(scores - most)
+  out = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+  return out, jnp.sum(weights, -1, keepdims=True), most
+
+
+def attend_shared(q, cache, shared, mask):
+  """`attend_part` of q [S, KV, G, Dh] over the prompts: each is read once for all rows that go on from it."""
+  count, most = shared.rows.shape
+  _, heads, group, width = q.shape
+  q = q.at[shared.rows].get(mode="fill", fill_value=0)  # [E, m, KV, G, Dh]
+  parts = attend_part(q.swapaxes(1, 2).reshape(count, heads, most * group, width), cache, mask)
+
+  def back(x):
+    x = x.reshape(count, heads, most, group, -1).swapaxes(1, 2)
+    return x.reshape(count * most, heads, group, -1).at[shared.place].get(mode="clip")
+
+  return tuple(map(back, parts))
+
+
+def join(*parts):
+  """The attention over all columns from those over parts of them; one part at least must not be masked whole."""
+  highest = functools.reduce(jnp.maximum, (most for *_, most in parts))
+  scales = [jnp.exp(most - highest) for *_, most in parts]
+  out = sum(out * scale for (out, *_), scale in zip(parts, scales))
+  return out / sum(total * scale for (_, total, _), scale in zip(parts, scales))
 
 
 def init(config: ModelConfig, key):
@@ -278,24 +318,26 @@ def prefill(config: ModelConfig, params, tokens, length):
   return tuple((k[i], v[i]) for i in range(config.num_layers))
 
 
-def decode(config: ModelConfig, weights, past, fresh, token, start, step):
-  """One token for every row: (hidden [S, D] after the final norm, `fresh` with this token's k and v).
+def decode(config: ModelConfig, weights, caches, shared: Shared, token, position, count, step):
+  """One token for every row: (hidden [S, D] after the final norm, the last cache with this token's k and v).
 
-  A row's columns lie in two caches: those before `start` in `past`, which is only read; the token at
-  position `start + step` in column `step` of `fresh`, where it sees columns 0..step.
+  What a row attends to lies in three caches, L pairs (k [., KV, Dh, C], v [., KV, C, Dh]) each:
 
-  Args:
-    weights: `decode_weights(config, params)`.
-    past, fresh: L pairs (k [S, KV, Dh, C], v [S, KV, C, Dh]) of C columns, and of as many as there are steps.
-    token, start: int32 [S].
-    step: int32 [], the same for all rows.
+      the prompts [E], read once for all rows of a prompt: the columns `< shared.length`;
+      its own past [S], which a loop only reads: the columns `< count`;
+      its newest tokens [S], one column a step, which this call writes: the columns `<= step`.
+
+  weights: `decode_weights(config, params)`; token, position (of the token, for the rotary embedding),
+  count int32 [S]; step int32 [], the same for all rows. Rows do not touch each other.
   """
+  prompts, past, fresh = caches
+  columns = lambda cache: jnp.arange(cache[0][0].shape[-1])
+  seen = (columns(prompts) < shared.length[:, None], columns(past) < count[:, None], columns(fresh)[None] <= step)
   x = jnp.take(weights["embedding"], token, axis=0)
-  turn = rotation(config, start + step)
-  seen = (jnp.arange(past[0][0].shape[-1]) < start[:, None], (jnp.arange(fresh[0][0].shape[-1]) <= step)[None])
+  turn = rotation(config, position)
   new = []
-  for layer, old, kv in zip(weights["layers"], past, fresh, strict=True):
-    x, kv = Layer(config).apply({"params": layer}, x, turn, old, kv, seen, step, method="decode")
+  for layer, *cache in zip(weights["layers"], prompts, past, fresh, strict=True):
+    x, kv = Layer(config).apply({"params": layer}, x, turn, cache, shared, seen, step, method="decode")
     new.append(kv)
   x = RMSNorm(config.rms_norm_eps).apply({"params": weights["norm"]}, x)
   return x.astype(config.dtype), tuple(new)
