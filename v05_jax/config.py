@@ -55,6 +55,7 @@ _BASELINES = (
 _RANGES = (
   (_at_least(1), "rollouts_per_step data.size rewards.workers prior.context prior.min_support"),
   (_at_least(1), "sampler.slots sampler.chunk sampler.open_prompts sampler.prefill"),
+  (_at_least(0), "cpu_devices"),
   (_at_least(1), "sampler.share sampler.slot_sizes sampler.column_sizes"),
   (_at_least(1), "sampler.max_prompt sampler.max_response budget.k_init budget.k_max budget.block"),
   (_at_least(1), "budget.k_mean selection.pool"),

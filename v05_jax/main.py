@@ -14,7 +14,7 @@ import sys
 
 from absl import app, flags, logging
 
-from v05_jax import command_line
+from v05_jax import backend, command_line
 
 MODES = ("train", "sft", "value", "eval", "export", "report")
 FLAGS = flags.FLAGS
@@ -39,6 +39,8 @@ def run(mode: str, config, workdir: str | None, out: str | None, step: int | Non
     raise ValueError(f"--mode={mode} needs --workdir=FOLDER")
   if mode == "export" and out is None:
     raise ValueError("--mode=export needs --out=FOLDER")
+  if mode != "report":
+    backend.start(config)
   if mode == "train":
     from v05_jax.train import train
     train(config, workdir)

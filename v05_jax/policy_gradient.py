@@ -17,6 +17,7 @@ own, and the sum over the `data` axis is taken once, behind the loop.
 """
 
 from collections.abc import Callable
+import dataclasses
 from functools import partial
 import math
 from typing import Any, NamedTuple
@@ -50,7 +51,8 @@ class Update(NamedTuple):
   step: Callable  # (params, opt_state, batch, used, reference=None) -> (params, opt_state, Metrics)
   loss_and_grad: Callable  # (params, batch, used, reference=None) -> (loss, gradient, Metrics)
   recompute: Callable  # (params, [(batch, used)]) -> ([(batch, used)], (sum, count)): see `recompute` below
-  program: Any  # the jitted step, (params, opt_state, batch, used, reference): to compile ahead
+  program: Any  # the jitted step, (params, opt_state, batch, used, reference)
+  compile: Callable  # (M, B, T) -> None: compiles the step ahead for a Batch of this shape
 
 
 def make(
@@ -120,6 +122,7 @@ def make(
     opt_state = jax.device_put(opt_state, at_state)
     return program(place(params), opt_state, *others(batch, used, reference))
 
+  places = at_params, at_state, at_rows, whole
   return Update(
     place=place,
     freeze=lambda params: jax.tree.map(jnp.copy, place(params)),
@@ -130,7 +133,23 @@ def make(
     ),
     recompute=lambda params, batches: recompute_all(again, feed, place(params), batches),
     program=program,
+    compile=partial(compile_ahead, program, model_config, optimizer, loss_config, places),
   )
+
+
+def compile_ahead(program, model_config, optimizer, loss_config, places, shape: tuple[int, int, int]):
+  """Compiles the step for a Batch of shape (M, B, T), without data: the first call of that shape finds it done."""
+  params = jax.eval_shape(partial(transformer.init, model_config), jax.random.key(0))
+  dtypes = {"tokens": np.int32, "target": np.int32, "segment": np.int32, "position": np.int32}
+  fields = (field.name for field in dataclasses.fields(structs.Batch))
+  batch = structs.Batch(**{name: jax.ShapeDtypeStruct(shape, dtypes.get(name, np.float32)) for name in fields})
+  at_params, at_state, at_rows, whole = places
+  at = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+  args = (
+    jax.tree.map(at, params, at_params), jax.tree.map(at, jax.eval_shape(optimizer.init, params), at_state),
+    jax.tree.map(lambda x: at(x, at_rows), batch), at(np.zeros((), np.int32), whole),
+  )  # fmt: skip
+  program.lower(*args, args[0] if loss_config.kl_coef else None).compile()
 
 
 def _feed(at_rows, whole, batch, used):
@@ -321,6 +340,26 @@ def update(optimizer, gradient, params, opt_state, batch, used, reference):
   return keep(new_params, params), keep(new_state, opt_state), metrics
 
 
+def batch_shape(loss_config, prompts: int, most: int, longest: int, mesh) -> tuple[int, int, int]:
+  """(M, B, T) of a minibatch, whatever its rollouts are: T is `row_length`, B is `micro_rows` for each device along
+  `data` and `fsdp`, and M is what rollouts of full length would need.
+
+  prompts: of a step, at most; most: rollouts of a prompt; longest: tokens of a prompt and a response, less one.
+
+  Raises ValueError for a `row_length` that the longest possible rollout does not fit.
+  """
+  length = loss_config.row_length or longest
+  if length < longest:
+    raise ValueError(
+      f"config.loss.row_length={length}: expected at least {longest} (longest prompt + longest"
+      " response - 1), or 0 for just that"
+    )
+  micro = loss_config.micro_rows * mesh.shape["data"] * mesh.shape["fsdp"]
+  rollouts = math.ceil(prompts / loss_config.minibatches) * most
+  rows = math.ceil(rollouts / (length // longest))  # so many fit in every row: see packing.fit
+  return math.ceil(rows / micro), micro, length
+
+
 def minibatches(
   prompts: structs.Prompts,
   rollouts: structs.Rollouts,
@@ -338,24 +377,11 @@ def minibatches(
   importance float [P] multiplies all of a prompt's loss (default: 1); `max_response` in tokens is the
   denominator of `aggregate = constant`.
 
-  M, B and T depend on the capacities P and K and the widths of the token arrays alone: T is
-  `row_length`, B is `micro_rows` for each device along `data` and `fsdp`, and M is what rollouts of
-  full length would need.
-
-  Raises ValueError for a `row_length` that the longest possible rollout does not fit.
+  M, B and T are those of `batch_shape`, which raises ValueError for a `row_length` that is too short.
   """
   members = np.asarray(prompts.mask if members is None else members, bool)
   longest = prompts.tokens.shape[1] + rollouts.tokens.shape[1] - 1
-  length = loss_config.row_length or longest
-  if length < longest:
-    raise ValueError(
-      f"config.loss.row_length={length}: expected at least {longest} (longest prompt + longest"
-      " response - 1), or 0 for just that"
-    )
-  micro = loss_config.micro_rows * mesh.shape["data"] * mesh.shape["fsdp"]
-  most = math.ceil(members.size / loss_config.minibatches) * rollouts.mask.shape[1]  # rollouts
-  rows = math.ceil(most / (length // longest))  # so many fit in every row: see packing.fit
-  micros = math.ceil(rows / micro)
+  micros, micro, length = batch_shape(loss_config, *rollouts.mask.shape, longest, mesh)
   out = []
   for part in np.array_split(np.flatnonzero(members), loss_config.minibatches):
     chosen = np.isin(np.arange(members.size), part)

@@ -5,12 +5,15 @@ neighbours or the order of work. So an adaptively stopped group is the prefix of
 resumed run repeats nothing and skips nothing.
 """
 
+from functools import partial
+
 import jax
 
 # One stream a purpose. The numbers are part of what a seed means: append, never renumber.
 TRAIN, EVAL, SFT, INIT, SELECT, VALUE = range(6)
 
 
+@partial(jax.jit, static_argnames=("seed", "stream"))
 def at(seed: int, step, stream: int = TRAIN) -> jax.Array:
   """The key of one step of one stream; `step` may be traced."""
   return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), step)

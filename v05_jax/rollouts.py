@@ -58,6 +58,8 @@ def make(policy, config, mesh, verifier) -> Callable:
   def collect(params, prompts, step_key, groups, value=None, temperature=None, limit=None, ewa=None):
     nonlocal store, cache, shape
     weights = programs.weights(params)
+    if cache is None:
+      _compile(programs, weights, store, step_key, options, mesh.shape["data"])
     temperature = np.float32(options.temperature if temperature is None else temperature)
     limit = row_limits(prompts, options.max_response) if limit is None else np.asarray(limit)
     limit = np.broadcast_to(limit.clip(1, options.max_response), (len(prompts.mask), groups.k_max))
@@ -89,6 +91,18 @@ def make(policy, config, mesh, verifier) -> Callable:
     return ledger.rollouts(options.max_response), _stats(schedule, ledger, options.slots, waited)
 
   return collect
+
+
+def _compile(programs: sampler.Programs, weights, store, step_key, options, lanes: int):
+  """Where the cache has several shapes, compiles decode for each by a call without rollouts, and the changes from a
+  shape to the next as a run meets them: afterwards nothing is compiled in the middle of a run."""
+  shapes = sorted(sampler.shapes(options, lanes), key=lambda shape: (-shape.slots, shape.columns))
+  cache = None
+  for shape in shapes if len(shapes) > 1 else ():
+    slots = np.zeros(lanes * shape.slots, np.int32)
+    cache = programs.cache(shape) if cache is None else programs.resize(cache, slots, shape)
+    length, idle = np.zeros(options.open_prompts, np.int32), sampler.Rows(*(slots for _ in sampler.Rows._fields))
+    cache, _ = programs.decode(weights, cache, store, length, idle, step_key, np.float32(1))
 
 
 def row_limits(prompts: Prompts, max_response: int) -> np.ndarray:

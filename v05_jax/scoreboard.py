@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from v05_jax import shrinkage
 
@@ -22,8 +23,8 @@ class Board(NamedTuple):
 
 def empty() -> Board:
   """Nothing judged yet."""
-  zeros = jnp.zeros(len(shrinkage.ESTIMATORS), jnp.float32)
-  return Board(jnp.zeros((), jnp.float32), zeros, zeros)
+  zeros = np.zeros(len(shrinkage.ESTIMATORS), np.float32)
+  return Board(np.zeros((), np.float32), zeros, zeros)
 
 
 def judge(reward, mask, value, prior, state, history):
@@ -51,6 +52,7 @@ def update(board: Board, squares, own: str) -> Board:
   return Board(total, board.mean + shift * share, board.square + square + shift**2 * board.count * share)
 
 
+@jax.jit
 def standard_error(board: Board):
   """[E] of the differences' means; NaN before there are two prompts."""
   count = jnp.where(board.count >= 2, board.count, jnp.nan)

@@ -64,10 +64,16 @@ class Run(NamedTuple):
     # A rule that stops by the outcome has no prior to lean on at first and uses up to k_max rollouts a prompt.
     first_k = {"fixed": groups.k_init} | dict.fromkeys(budget.BATCH_RULES, groups.k_mean)
     return TrainState(
-      params=params, opt_state=self.update.init(params), step=zero, cursor=zero, rollouts=zero, skipped=zero,
+      params=params, opt_state=self.update.init(params), step=zero, cursor=zero, rollouts=zero,
+      skipped=jax.device_put(zero, sharding.replicated(self.mesh)),
       mean_k=np.float32(first_k.get(groups.rule, groups.k_max)), estimator=estimator.init(len(self.prompts)),
       context=contexts.empty(self.config.prior.context, self.prior.width), drift=drifts.init(),
     )  # fmt: skip
+
+  def batch_shape(self) -> tuple[int, int, int]:
+    """(M, B, T) of an update's batch."""
+    longest = self.config.sampler.max_prompt + self.config.sampler.max_response - 1
+    return policy_gradient.batch_shape(self.config.loss, self.capacity, self.groups.k_max, longest, self.mesh)
 
 
 class Draw(NamedTuple):
@@ -265,7 +271,7 @@ def scored(squares) -> diagnostics.Pairs:
 def standings(board: scoreboard.Board, own: str) -> diagnostics.Pairs:
   """The scoreboard of the run so far: each estimator's lead or lag against the run's own, and its standard error."""
   found, error = {}, np.asarray(scoreboard.standard_error(board))
-  difference = np.where(board.count > 0, board.mean, np.nan)
+  difference = np.where(np.asarray(board.count) > 0, np.asarray(board.mean), np.nan)
   for name, mean, spread in zip(shrinkage.ESTIMATORS, difference, error):
     if name != own:
       found |= {f"scoreboard/{name}/difference": (mean, 1), f"scoreboard/{name}/standard_error": (spread, 1)}
@@ -325,9 +331,15 @@ def learn(run: Run, state: TrainState, draw: Draw) -> tuple[TrainState, diagnost
     params=params, opt_state=opt_state, step=state.step + np.int32(1), cursor=np.int32(draw.cursor),
     rollouts=state.rollouts + np.int32(draw.generated), mean_k=mean_k, context=draw.context,
     estimator=learnt, drift=draw.drift,
-    skipped=jnp.where(updates["grad/skipped"][0] > 0, state.skipped + 1, 0) if updates else state.skipped,
+    skipped=in_a_row(state.skipped, updates["grad/skipped"][0]) if updates else state.skipped,
   )  # fmt: skip
   return state, measured
+
+
+@jax.jit
+def in_a_row(before, skipped):
+  """Steps in a row with a skipped update, an int32 that stays on the device; `skipped`: updates of this step."""
+  return jnp.where(skipped > 0, before + 1, 0)
 
 
 def exact_truth(run: Run, params, prompts: Prompts) -> np.ndarray | None:

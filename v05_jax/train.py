@@ -1,5 +1,6 @@
 """The one training loop: prompts -> prior -> rollouts -> test and fusion -> advantage -> update -> context."""
 
+from concurrent import futures
 import contextlib
 import pathlib
 import time
@@ -29,8 +30,10 @@ def train(config, workdir: str) -> TrainState:
     rewards.load(config) as verifier,
     checkpoint.Checkpoints(workdir, config.checkpoint.keep) as saved,
     checkpoint.Preemption() as preemption,
+    futures.ThreadPoolExecutor(1) as background,
   ):
     run = setup(config)
+    ahead = background.submit(run.update.compile, run.batch_shape())  # while the first rollouts are sampled
     collect = rollouts.make(run.policy, config, run.mesh, verifier)
     evaluate = evaluation.make(run.policy, config, run.mesh, collect)
     state, first = run.init(), saved.latest() or 0
@@ -48,6 +51,7 @@ def train(config, workdir: str) -> TrainState:
         draw = sample(run, collect, state, step)
         if collected:
           collected.write(step, *draw.pairs)
+        ahead.result()
         state, measured = learn(run, state, draw)
         done, last = step + 1, step + 1 == config.num_steps
         if config.eval.period and (last or due(done, config.eval.period)):

@@ -34,7 +34,7 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}  # nats; bfloat16 rounds logits o
 CHECKED = 16  # sequences recomputed at once
 FEWEST, MOST = 4, 16  # rollouts of a prompt, adaptive
 # Of the adaptive program: slots as many as the fixed ones have, and prompts enough to refill them several times.
-ADAPTIVE = ("sampler.slots=64", "sampler.open_prompts=32", "sampler.prefill=8")
+ADAPTIVE = ("sampler.slots=64", "sampler.open_prompts=64", "sampler.prefill=8")
 
 
 class Late:
@@ -94,7 +94,7 @@ def logprobs(b: setting.Bench, params, prompts, rolls: Rollouts) -> np.ndarray:
 
 def used(stats) -> dict:
   """Fields of the sampler's own (sum, count) pairs."""
-  share = lambda name: round(float(stats[name][0]) / float(stats[name][1]), 4) if name in stats else None
+  share = lambda name: round(float(stats[name][0]) / float(stats[name][1]), 4) if stats[name][1] else None
   whole = share("sampler/utilisation")
   return {
     "decode_steps": int(stats["sampler/decode_steps"][0]), "utilisation": whole, "useful_over_computed": whole,

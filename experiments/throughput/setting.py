@@ -49,8 +49,8 @@ def config(folder, args, overrides=()):
   c.prior.kind, c.baseline = "none", "grpo"
   c.budget.update({"rule": "fixed", "k_init": args.group, "k_max": args.group})
   c.sampler.update({
-    "slots": n, "open_prompts": args.groups, "prefill": args.groups, "chunk": 16, "max_prompt": args.prompt,
-    "max_response": args.response, "truncated": "score",
+    "slots": n, "open_prompts": args.groups, "prefill": args.groups, "chunk": 8, "max_prompt": args.prompt,
+    "max_response": args.response, "truncated": "score", "share": args.group, "slot_sizes": 3, "column_sizes": 2,
   })  # fmt: skip
   c.loss.update({"minibatches": 1, "micro_rows": args.micro or (8 if args.size in SMALL else 2)})
   c.policy.remat = args.size not in SMALL

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from v05_jax.structs import Context
 
@@ -9,10 +10,10 @@ from v05_jax.structs import Context
 def empty(size: int, width: int) -> Context:
   """A context of `size` pairs with `width` features, none of them written."""
   return Context(
-    features=jnp.zeros((size, width), jnp.float32),
-    value=jnp.full(size, jnp.nan, jnp.float32),
-    success=jnp.zeros(size, jnp.float32),
-    count=jnp.zeros((), jnp.int32),
+    features=np.zeros((size, width), np.float32),
+    value=np.full(size, np.nan, np.float32),
+    success=np.zeros(size, np.float32),
+    count=np.zeros((), np.int32),
   )
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from v05_jax.ewa import clean
 
@@ -30,8 +31,8 @@ class History(NamedTuple):
 
 def empty(size: int) -> History:
   """Nothing seen yet of `size` rows."""
-  zeros = jnp.zeros(size, jnp.float32)
-  return History(zeros, zeros, jnp.zeros(size, jnp.int32), jnp.zeros(5, jnp.float32))
+  zeros = np.zeros(size, np.float32)
+  return History(zeros, zeros, np.zeros(size, np.int32), np.zeros(5, np.float32))
 
 
 @jax.jit

@@ -1,0 +1,31 @@
+"""What must be said to JAX before its backend starts: the devices of a CPU, and where compiled programs are kept."""
+
+import os
+import pathlib
+
+import jax
+
+
+def start(config):
+  """Applies `config.cpu_devices`, and keeps compiled programs between runs where the user has not said where.
+
+  They lie in `$XDG_CACHE_HOME/v05_jax/xla` (~/.cache by default); JAX_COMPILATION_CACHE_DIR names another place and
+  JAX_ENABLE_COMPILATION_CACHE=false keeps nothing. Call it before anything else touches a device.
+
+  Raises ValueError where the backend has started already with another number of devices.
+  """
+  if jax.config.jax_compilation_cache_dir is None:
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "v05_jax" / "xla"))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  if config.cpu_devices != 1:
+    count = config.cpu_devices or cores()
+    try:
+      jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError as e:
+      raise ValueError(f"config.cpu_devices={config.cpu_devices}: {e}") from e
+
+
+def cores() -> int:
+  """Processor cores that this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
