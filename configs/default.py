@@ -59,7 +59,7 @@ def get_config() -> ConfigDict:
   c.sampler = sampler = ConfigDict()
   sampler.slots = 256  # rollouts decoded at once, over all devices
   sampler.chunk = 8  # decode steps between two looks of the host
-  sampler.open_prompts = 64  # prompts whose prefix is kept on the device at once, over all devices
+  sampler.open_prompts = 128  # prompts whose prefix is kept on the device at once, over all devices
   sampler.prefill = 64  # prompts prefilled by one call, over all devices
   sampler.share = 4  # rollouts of a prompt decoded at once, which read its keys and values once for all
   sampler.slot_sizes = 1  # sizes of the cache: all, a half, a quarter ... of the slots, for when few rollouts are left

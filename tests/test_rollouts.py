@@ -11,9 +11,14 @@ import pytest
 
 from tests import support
 from v05_jax import budget, rng, rollouts, sharding, shrinkage
+from v05_jax.schedule import Schedule
 
 FIXED = rollouts.Groups("fixed", 6, 6)
 FIELDS = ("tokens", "prompt", "index", "length", "reward", "ended", "mask")
+
+EWA = shrinkage.ewa_update(
+  shrinkage.ewa_init(), np.linspace(-1, 1, 64), np.random.default_rng(0).binomial(4, 0.5, 64), np.full(64, 4)
+)
 
 
 def run(groups=FIXED, devices=1, count=14, value=None, seed=0, verifier=None, limit=None, capacity=None, ewa=None,
@@ -28,10 +33,21 @@ def reference():
   return run()[0]
 
 
+@pytest.fixture(scope="module")
+def full():
+  return run(rollouts.Groups("fixed", 16, 16))[0]
+
+
+# The cache in several sizes, a prompt's keys read once for one, two or four of its rollouts.
+SIZES = {"slots": 8, "chunk": 1, "share": 1, "slot_sizes": 3, "prefill": 2}, {
+  "share": 2, "chunk": 3, "column_sizes": 3, "open_prompts": 4, "prefill": 4}, {
+  "devices": 2, "slots": 8, "chunk": 3, "slot_sizes": 2, "column_sizes": 2}  # fmt: skip
+
+
 @pytest.mark.parametrize(
   "change",
-  [{"slots": 64, "open_prompts": 32}, {"slots": 8, "chunk": 1}, {"chunk": 12, "open_prompts": 2, "prefill": 2},
-   {"devices": 8}, {"devices": 2, "chunk": 3}, {"capacity": 20}],
+  [{"slots": 64, "open_prompts": 32}, {"chunk": 12, "open_prompts": 2, "prefill": 2},
+   {"devices": 8}, {"capacity": 20}, *SIZES],
   ids=str,
 )  # fmt: skip
 def test_rollouts_do_not_depend_on_slots_chunks_or_devices(reference, change):
@@ -66,8 +82,7 @@ def test_keys_name_rollouts(reference):
 
 
 @pytest.mark.parametrize("block", [1, 2, 3])
-def test_an_adaptive_group_is_the_prefix_of_the_fixed_one(block):
-  full, _ = run(rollouts.Groups("fixed", 16, 16))
+def test_an_adaptive_group_is_the_prefix_of_the_fixed_one(full, block):
   value = np.random.default_rng(0).uniform(-1, 1, 14).astype(np.float32)
   rolls, stats = run(rollouts.Groups("sequential", 4, 16, 1 / 256, block), value=value)
   k = rolls.mask.sum(1)
@@ -94,6 +109,34 @@ def test_the_sequential_rule_stops_where_the_equation_says():
     rewards = rolls.reward[p][rolls.mask[p]]
     assert all(more(rewards[:k], value[p]) for k in range(4, len(rewards)))
     assert len(rewards) == 16 or not more(rewards, value[p])
+
+
+@pytest.mark.parametrize("change", SIZES, ids=str)
+def test_the_cache_moves_under_adaptive_groups_and_changes_nothing(full, change, monkeypatch):
+  """Sequential and divided groups: the cache grows and shrinks under rollouts in flight, in each of its directions."""
+  moves = []
+
+  class Spy(Schedule):
+    def fit(self):
+      before, change = self.shape, super().fit()
+      if change is not None and self.active:
+        moves.append((before, change[1]))
+      return change
+
+  monkeypatch.setattr(rollouts, "Schedule", Spy)
+  value = np.random.default_rng(0).uniform(-1, 1, 14).astype(np.float32)
+  sequential, _ = run(rollouts.Groups("sequential", 4, 16, 1 / 256, 2), value=value, **change)
+  divided, _ = run(rollouts.Groups("neyman", 3, 16, k_mean=5.5), value=value, ewa=EWA, **change)
+  for rolls in (sequential, divided):
+    assert len(set(rolls.mask.sum(1))) > 2
+    for row, (p, k) in enumerate(zip(rolls.prompt, rolls.index)):
+      same = np.flatnonzero((full.prompt == p) & (full.index == k))[0]
+      np.testing.assert_array_equal(rolls.tokens[row], full.tokens[same])
+      np.testing.assert_allclose(rolls.logprob[row], full.logprob[same], atol=1e-4)
+      assert rolls.reward[p, k] == full.reward[p, k] and rolls.ended[p, k] == full.ended[p, k]
+  slots, columns = ({np.sign(b[i] - a[i]) for a, b in moves} for i in (0, 1))
+  assert "column_sizes" not in change or {-1, 1} <= columns
+  assert "slot_sizes" not in change or {-1, 1} <= slots
 
 
 class Late:
@@ -125,20 +168,39 @@ def test_late_verdicts_change_nothing():
   assert late_stats["sampler/refills"] == stats["sampler/refills"]
 
 
-def test_slots_are_refilled_and_steps_are_near_the_ideal():
-  """256 rollouts of 16..48 tokens on 32 slots: at least 200 refills, at most 1.15x the ideal decode steps."""
-  limit = np.random.default_rng(0).integers(16, 49, (64, 4))
-  c = support.config(slots=32, open_prompts=16, chunk=2, max_response=48)
-  params = support.params()
-  rolls, stats = support.collector(c, eos=-1)(  # never ends by itself: the limits make the lengths
-    params, support.prompts(64), rng.at(0, 0), rollouts.Groups("fixed", 4, 4), limit=limit
-  )
-  np.testing.assert_array_equal(rolls.length, limit)
-  ideal = rolls.length.sum() / 32
-  assert stats["sampler/refills"][0] == 256 - 32 >= 200
-  assert stats["sampler/decode_steps"][0] <= 1.15 * ideal
+NEVER = {"slots": 32, "open_prompts": 32, "prefill": 8, "chunk": 2, "max_response": 48, "truncated": "score"}
+
+
+def by_limits(groups, count, value=None):
+  """Rollouts of 16..48 tokens on 32 slots: none ends by itself, the limits make the lengths."""
+  limit = np.random.default_rng(0).integers(16, 49, (count, groups.k_max))
+  collect = support.collector(support.config(**NEVER), eos=-1)
+  rolls, stats = collect(support.params(), support.prompts(count), rng.at(0, 0), groups, value, limit=limit)
+  np.testing.assert_array_equal(rolls.length, np.where(rolls.length, limit, 0))
   used, offered = stats["sampler/utilisation"]
   assert used == rolls.length.sum() and offered == 32 * stats["sampler/decode_steps"][0]
+  return rolls, stats
+
+
+def test_slots_are_refilled_and_steps_are_near_the_ideal():
+  """256 rollouts of 16..48 tokens on 32 slots: at least 200 refills, at most 1.15x the ideal decode steps."""
+  rolls, stats = by_limits(rollouts.Groups("fixed", 4, 4), 64)
+  assert rolls.length.all() and stats["sampler/refills"][0] == 256 - 32 >= 200
+  assert stats["sampler/decode_steps"][0] <= 1.15 * rolls.length.sum() / 32
+
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_adaptive_groups_keep_the_slots_as_full_as_fixed_ones(block):
+  """Until nothing waits any more; and with the end of the step, which is long where a prompt's rollouts are asked for
+  one after another, within 10 % of the fixed groups' useful tokens a decode step."""
+  value = np.random.default_rng(1).uniform(-1, 1, 256).astype(np.float32)
+  rolls, stats = by_limits(rollouts.Groups("sequential", 4, 8, 1 / 256, block), 256, value)
+  assert 4 < rolls.mask.sum(1).mean() < 8
+  used, offered = stats["sampler/utilisation_filled"]
+  assert used >= 0.95 * offered and offered > 0.5 * stats["sampler/utilisation"][1]
+  _, fixed = by_limits(rollouts.Groups("fixed", 4, 4), 256)
+  each = [s["response/length"][0] / s["sampler/decode_steps"][0] for s in (stats, fixed)]
+  assert each[0] >= 0.9 * each[1]
 
 
 @pytest.mark.parametrize("truncated", ["score", "fail", "mask"])
@@ -183,18 +245,12 @@ def test_a_second_stage_is_the_last():
   assert len(set(np.asarray(expected).tolist())) > 2
 
 
-EWA = shrinkage.ewa_update(
-  shrinkage.ewa_init(), np.linspace(-1, 1, 64), np.random.default_rng(0).binomial(4, 0.5, 64), np.full(64, 4)
-)
-
-
 @pytest.mark.parametrize("store", [{}, {"slots": 8, "open_prompts": 2, "prefill": 2}], ids=str)
 @pytest.mark.parametrize("devices", [1, 2])
-def test_a_divided_budget_is_met_exactly_and_extends_the_first_stage(store, devices):
+def test_a_divided_budget_is_met_exactly_and_extends_the_first_stage(full, store, devices):
   """Also where fewer prompts can be open at once than wait for the decision: they are opened again."""
   if devices == 2 and store:
     store = {key: 2 * size for key, size in store.items()}
-  full, _ = run(rollouts.Groups("fixed", 16, 16))
   value = np.random.default_rng(0).uniform(-1, 1, 20).astype(np.float32)
   groups = rollouts.Groups("neyman", 3, 16, k_mean=5.5)
   rolls, _ = run(groups, value=value, capacity=20, devices=devices, ewa=EWA, **store)

@@ -86,3 +86,39 @@ def test_sampled_logprobs_equal_teacher_forced_ones():
 def test_slots_that_do_not_divide_by_the_mesh_are_named():
   with pytest.raises(ValueError, match=r"config.sampler.slots=15 .*2 devices"):
     sampler.make(support.MODEL, support.config(slots=15).sampler, (1,), support.mesh(2))
+
+
+def test_shapes_of_the_cache():
+  """All columns for fewer slots, all slots for fewer columns; a chunk fits behind the last column."""
+  options = support.config(slots=32, slot_sizes=3, column_sizes=3, chunk=4, max_response=10).sampler
+  assert sampler.shapes(options, 2) == [(4, 14), (8, 14), (16, 8), (16, 11), (16, 14)]
+  assert sampler.shapes(support.config(slots=2, slot_sizes=4).sampler, 2) == [(1, 16)]
+
+
+def cache(slots, columns, seed=0):
+  draw = np.random.default_rng(seed).normal
+  return tuple((draw(size=(slots, 2, 3, columns)), draw(size=(slots, 2, columns, 3))) for _ in range(2))
+
+
+@pytest.mark.parametrize("columns", [5, 9])
+def test_resize_takes_slots_in_order_with_their_columns(columns):
+  before = cache(4, 7)
+  after = sampler.resize(jax.tree.map(jnp.asarray, before), np.array([2, 0, 3, 0, 0]), sampler.Shape(5, columns))
+  kept = min(columns, 7)
+  for (k, v), (new_k, new_v) in zip(before, after, strict=True):
+    assert new_k.shape == (5, 2, 3, columns) and new_v.shape == (5, 2, columns, 3)
+    np.testing.assert_array_equal(new_k[:3, ..., :kept], np.float32(k[[2, 0, 3], ..., :kept]))
+    np.testing.assert_array_equal(new_v[:3, :, :kept], np.float32(v[[2, 0, 3], :, :kept]))
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_commit_moves_a_chunk_behind_what_is_there_and_leaves_idle_slots(together):
+  before, fresh = cache(4, 9), cache(4, 3, seed=1)
+  zero = np.zeros(4, np.int32)
+  rows = sampler.Rows(*[zero] * 5, count=np.array([6, 2, 0, 1], np.int32), limit=np.array([9, 0, 5, 5], np.int32))
+  after = jax.jit(sampler.commit, static_argnums=3)(*jax.tree.map(jnp.asarray, (before, fresh)), rows, together)
+  for (k, v), (new_k, new_v), (out_k, out_v) in zip(before, fresh, after, strict=True):
+    for row, at in ((0, 6), (2, 0), (3, 1)):
+      k[row, ..., at : at + 3], v[row, :, at : at + 3] = new_k[row], new_v[row]
+    np.testing.assert_array_equal(out_k, np.float32(k))
+    np.testing.assert_array_equal(out_v, np.float32(v))

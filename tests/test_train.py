@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from configs import dapo, default, demo, ewa, grpo, rloo, spo, v05
-from v05_jax import checkpoint, metrics, models
+from v05_jax import checkpoint, metrics, models, step
 from v05_jax import config as configuration
 from v05_jax.models import hf
 from v05_jax.train import train
@@ -96,6 +96,22 @@ def test_a_run_with_v0_as_its_prior_resumes_bit_for_bit(tmp_path):
   assert smoothed[0] == 0 and set(smoothed) <= {0, 1}
   assert written[-1]["data/epoch"] > 1  # prompts seen before, whose features are kept
   assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("old", ["sampler", "recompute"])
+def test_recomputed_logprobs_take_the_place_of_a_sampler_that_is_off(old, monkeypatch, tmp_path):
+  """A sampler whose log-probs are too low by 0.5: the gap is seen either way, the ratio is right where recomputed."""
+  def off(*arguments):
+    draw = sample(*arguments)
+    return draw._replace(rolls=draw.rolls.replace(logprob=draw.rolls.logprob - np.float32(0.5)))
+
+  sample = step.sample
+  monkeypatch.setattr("v05_jax.train.sample", off)
+  train(small(num_steps=1, **{"loss.old_logprob": old, "loss.minibatches": 1, "eval.period": 0}), str(tmp_path))
+  (line,) = metrics.read(tmp_path)
+  assert line["loss/logprob_gap"] == pytest.approx(0.5, abs=1e-3)
+  assert line["loss/clip_fraction"] == 0 if old == "recompute" else line["loss/clip_fraction"] > 0.1
+  assert line["grad/norm"] > 0
 
 
 def test_another_seed_is_another_run(unbroken, tmp_path):

@@ -25,9 +25,31 @@ prefill = jax.jit(transformer.prefill, static_argnums=0)
 
 
 @partial(jax.jit, static_argnames="config")
-def decode(params, cache, token, position, config=CONFIG):
-  layers = transformer.unstack(config, params)
-  return transformer.decode(config, params, layers, cache, token, position)
+def decode(params, caches, shared, token, position, count, step, config=CONFIG):
+  weights = transformer.decode_weights(config, params)
+  return transformer.decode(config, weights, caches, shared, token, position, count, step)
+
+
+NO_PROMPT = transformer.Shared(np.full((1, 1), N, np.int32), np.zeros(N, np.int32), np.zeros(1, np.int32))
+ZERO = np.zeros(N, np.int32)
+
+
+def empty(rows, columns, config=CONFIG):
+  return transformer.empty_cache(config, rows, columns)
+
+
+def moved(past, given, start, count, steps):
+  """`past` with columns `start` to `start + steps` of `given` at each row's `count`, and noise behind them."""
+  noise, rows = np.random.default_rng(5), range(len(count))
+
+  def put(old, new, axis):
+    old, new = (np.moveaxis(np.array(x), axis, 1) for x in (old, new))
+    for row, at, here, n in zip(rows, np.broadcast_to(start, len(count)), count, np.broadcast_to(steps, len(count))):
+      old[row, here : here + n] = new[row, at : at + n]
+      old[row, here + n :] = noise.normal(size=old[row, here + n :].shape)
+    return np.moveaxis(old, 1, axis)
+
+  return tuple((put(k, new_k, 3), put(v, new_v, 2)) for (k, v), (new_k, new_v) in zip(past, given))
 
 
 @pytest.fixture(scope="module")
@@ -58,33 +80,71 @@ def assert_equal(a, b):
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_decode_step_by_step_equals_forward(params):
+@pytest.mark.parametrize("chunk", [T, 4])
+def test_decode_step_by_step_equals_forward(params, chunk):
+  """All tokens in the newest cache, or moved to the past after every `chunk` of them."""
   hidden = forward(CONFIG, params, TOKENS, POSITIONS, ONES)
-  cache = transformer.empty_cache(CONFIG, N, T + 3)
+  past, fresh = empty(N, T + 3), empty(N, chunk + 1)
   for t in range(T):
-    step, cache = decode(params, cache, TOKENS[:, t], np.full(N, t, np.int32))
-    assert_close(step, hidden[:, t])
+    count, step = np.full(N, t - t % chunk, np.int32), np.int32(t % chunk)
+    caches = empty(1, 2), past, fresh
+    found, fresh = decode(params, caches, NO_PROMPT, TOKENS[:, t], np.full(N, t, np.int32), count, step)
+    assert_close(found, hidden[:, t])
+    if step == chunk - 1:
+      past = moved(past, fresh, 0, count, chunk)
 
 
-def test_rows_at_their_own_positions_after_prefill(params):
-  hidden = forward(CONFIG, params, TOKENS, POSITIONS, ONES)
-  length = np.array([2, 5, 7], np.int32)
-  padded = np.where(POSITIONS < length[:, None], TOKENS, 0)
-  cache = prefill(CONFIG, params, padded, length)
-  for step in range(3):
-    position = length + step
-    found, cache = decode(params, cache, TOKENS[np.arange(N), position], position)
-    assert_close(found, hidden[np.arange(N), position])
+def test_rows_of_shared_prompts_at_their_own_counts(params):
+  """Four prompts in the store, of which one goes on in three rows, one in none and one has a single token.
+
+  Each rollout has come to another length, which lies in the past; the last slot is idle.
+  """
+  text = np.random.default_rng(2).integers(0, CONFIG.vocab_size, (6, 14)).astype(np.int32)
+  prompt, length = np.array([2, 2, 0, 3, 2, 1]), np.array([4, 1, 7, 1])
+  text[:, :7] = np.where(np.arange(7) < length[prompt][:, None], text[prompt, :7], text[:, :7])
+  positions = np.broadcast_to(np.arange(14, dtype=np.int32), text.shape)
+  hidden = np.asarray(forward(CONFIG, params, text, positions, np.ones_like(text)))
+  store = prefill(CONFIG, params, text[[2, 5, 0, 3], :7], length.astype(np.int32))
+  rows, place = np.array([[6, 2, 6], [6, 6, 6], [0, 4, 1], [3, 6, 6]], np.int32), np.array([6, 8, 1, 9, 7, 0], np.int32)
+  shared = transformer.Shared(rows, place, (length - 1).astype(np.int32))  # a rollout's first input is the last token
+  first, count = length[prompt] - 1, np.array([0, 3, 2, 5, 1, 0], np.int32)
+  whole = prefill(CONFIG, params, text, np.full(6, 14, np.int32))
+  past, fresh = moved(empty(6, 8), whole, first, 0 * count, count), empty(6, 3)
+  for step in range(2):
+    position = (first + count + step).astype(np.int32)
+    token = text[np.arange(6), position]
+    found, fresh = decode(params, (store, past, fresh), shared, token, position, count, np.int32(step))
+    assert_close(found[:5], hidden[np.arange(5), position[:5]])
+    assert np.isfinite(found[5]).all()
 
 
-def test_prefill_gives_the_columns_that_decode_writes(params):
-  length = np.full(N, T, np.int32)
-  expected = transformer.empty_cache(CONFIG, N, T)
+def test_decode_writes_one_column_of_the_newest_cache_as_prefill_does(params):
+  expected = prefill(CONFIG, params, TOKENS, np.full(N, T, np.int32))
+  fresh = jax.tree.map(lambda x: x + 7, empty(N, T))
   for t in range(T):
-    _, expected = decode(params, expected, TOKENS[:, t], np.full(N, t, np.int32))
-  found = prefill(CONFIG, params, TOKENS, length)
-  assert [x.shape for x in jax.tree.leaves(found)] == [x.shape for x in jax.tree.leaves(expected)]
-  assert_close(found, expected)
+    _, fresh = decode(params, (empty(1, 2), empty(N, 2), fresh), NO_PROMPT, TOKENS[:, t], ZERO + t, ZERO, np.int32(t))
+    for (k, v), (new_k, new_v) in zip(expected, fresh):
+      assert_close((new_k[..., : t + 1], new_v[:, :, : t + 1]), (k[..., : t + 1], v[:, :, : t + 1]))
+      assert (new_k[..., t + 1 :] == 7).all() and (new_v[:, :, t + 1 :] == 7).all()
+
+
+def test_join_of_parts_is_softmax_over_all_columns():
+  """Of four parts one is masked whole, and one has scores that are far below the others'."""
+  rng = np.random.default_rng(0)
+  q = rng.normal(size=(2, 2, 3, 4)).astype(np.float32)
+  k, v = rng.normal(size=(2, 2, 4, 12)).astype(np.float32), rng.normal(size=(2, 2, 12, 4)).astype(np.float32)
+  k[0, :, :, :3] *= 60
+  mask = rng.random((2, 12)) < 0.6
+  mask[0, 3:6], mask[1, 6:9], mask[:, 0] = False, False, True
+  scores = np.where(mask[:, None, None], q @ k / 2, -np.inf).astype(np.float64)
+  weights = np.exp(scores - scores.max(-1, keepdims=True))
+  expected = weights / weights.sum(-1, keepdims=True) @ v
+  cuts = [slice(i, i + 3) for i in (0, 3, 6, 9)]
+  parts = [transformer.attend_part(q, (k[..., cut], v[:, :, cut]), mask[:, cut]) for cut in cuts]
+  for order in ([0, 1, 2, 3], [2, 3, 1, 0]):
+    np.testing.assert_allclose(transformer.join(*(parts[i] for i in order)), expected, rtol=1e-5, atol=1e-6)
+  whole = transformer.attend(q[:, :, None], k, v, np.broadcast_to(mask[:, None], (2, 3, 12)))[:, :, 0]
+  np.testing.assert_allclose(transformer.join(transformer.attend_part(q, (k, v), mask)), whole, rtol=1e-5, atol=1e-6)
 
 
 def test_packed_segments_equal_rows_of_their_own(params):
@@ -112,22 +172,21 @@ def test_a_row_does_not_depend_on_other_rows_bit_for_bit(params):
   others[1:] = (others[1:] + 11) % CONFIG.vocab_size
   a, b = (forward(CONFIG, params, t, POSITIONS, ONES)[0] for t in (TOKENS, others))
   assert_equal(a, b)
-  cache = prefill(CONFIG, params, TOKENS, np.array([3, 4, 5], np.int32))
-  changed = prefill(CONFIG, params, others, np.array([3, 9, 1], np.int32))
-  a, first = decode(params, cache, TOKENS[:, 3], np.array([3, 4, 5], np.int32))
-  b, second = decode(params, changed, others[:, 3], np.array([3, 9, 1], np.int32))
-  assert_equal((a[0], [x[0] for x in jax.tree.leaves(first)]),
-               (b[0], [x[0] for x in jax.tree.leaves(second)]))
+  rows = np.array([[0, N], [2, 1]], np.int32)
+  place, length = np.array([0, 3, 2], np.int32), np.array([4, 6], np.int32)
 
+  def step(tokens, rows, place, length, count):
+    store = prefill(CONFIG, params, tokens[:2], length)
+    past = prefill(CONFIG, params, tokens, count)
+    shared = transformer.Shared(rows, place, length)
+    hidden, fresh = decode(params, (store, past, empty(N, 2)), shared, tokens[:, 3], ZERO + 8, count, np.int32(0))
+    return hidden[0], [x[0] for x in jax.tree.leaves(fresh)]
 
-@pytest.mark.parametrize("position", [-1, T, 99])
-def test_a_position_outside_the_cache_writes_nothing(params, position):
-  cache = prefill(CONFIG, params, TOKENS, np.full(N, T, np.int32))
-  hidden, after = decode(params, cache, TOKENS[:, 0], np.array([3, position, 4], np.int32))
-  assert np.isfinite(hidden).all()
-  for old, new in zip(jax.tree.leaves(cache), jax.tree.leaves(after)):
-    assert_equal(old[1], new[1])
-    assert (old[0] != new[0]).any()
+  a = step(TOKENS, rows, place, length, np.array([2, 3, 4], np.int32))
+  assert_equal(a, step(others, rows, place, np.array([4, 2], np.int32), np.array([2, 0, 9], np.int32)))
+  rows = np.array([[1, 0], [N, 2]], np.int32)  # another place beside another row
+  place = np.array([1, 0, 3], np.int32)
+  assert_equal(a, step(others, rows, place, length, np.array([2, 5, 1], np.int32)))
 
 
 def test_remat_changes_no_value_and_no_gradient(params):
@@ -165,11 +224,13 @@ def test_bfloat16_computes_norms_and_logits_in_float32(params):
                      for c in (half, CONFIG))
   assert found.dtype == jnp.float32
   assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
-  layers = transformer.unstack(half, params)
-  assert layers[0]["q"]["kernel"].dtype == jnp.bfloat16
-  assert layers[0]["q_norm"]["scale"].dtype == jnp.float32
-  step, cache = decode(params, transformer.empty_cache(half, N, T), TOKENS[:, 0],
-                       np.zeros(N, np.int32), config=half)
+  weights = transformer.decode_weights(half, params)
+  assert len(weights["layers"]) == half.num_layers
+  for path, x in jax.tree_util.tree_leaves_with_path(weights):
+    assert x.dtype == (jnp.float32 if path[-1].key == "scale" else jnp.bfloat16), path
+  caches = empty(1, 2, half), empty(N, 2, half), empty(N, T, half)
+  step, cache = decode(params, caches, NO_PROMPT, TOKENS[:, 0], ZERO, ZERO, np.int32(0), config=half)
+  assert np.abs(np.float32(step) - np.float32(hidden[:, 0])).max() < 0.05 * np.abs(np.float32(hidden)).max()
   assert {x.dtype for x in jax.tree.leaves((step, cache))} == {jnp.dtype("bfloat16")}
   big = 300.0 * jnp.ones((1, 4), jnp.bfloat16)
   norm = transformer.RMSNorm(1e-6).apply({"params": {"scale": jnp.ones(4)}}, big)
@@ -183,17 +244,19 @@ def test_runs_inside_shard_map_and_while_loop(params):
   tokens = np.concatenate([TOKENS, TOKENS[::-1] // 2])
   data, everywhere = PartitionSpec("data"), PartitionSpec()
 
-  def sample(params, cache, token):
-    layers = transformer.unstack(CONFIG, params)
+  def sample(params, store, past, fresh, shared, token):
+    weights = transformer.decode_weights(CONFIG, params)
 
     def body(state):
-      token, position, cache = state
-      hidden, cache = transformer.decode(CONFIG, params, layers, cache, token, position)
-      token = jnp.argmax(transformer.logits(CONFIG, params, hidden), -1).astype(jnp.int32)
-      return token, position + 1, cache
+      token, step, fresh = state
+      position = 3 + step + jnp.zeros_like(token)
+      hidden, fresh = transformer.decode(
+        CONFIG, weights, (store, past, fresh), shared, token, position, jnp.zeros_like(token), step
+      )
+      return jnp.argmax(transformer.logits(CONFIG, weights, hidden), -1).astype(jnp.int32), step + 1, fresh
 
-    state = token, jnp.zeros_like(token), cache
-    return jax.lax.while_loop(lambda s: s[1][0] < 6, body, state)
+    token, _, fresh = jax.lax.while_loop(lambda s: s[1] < 6, body, (token, 0 * token[0], fresh))
+    return token, fresh
 
   def update(params, tokens):
     length = jnp.full_like(tokens[:, 0], 4)
@@ -202,9 +265,18 @@ def test_runs_inside_shard_map_and_while_loop(params):
     return jax.lax.psum(value, "data"), grads, kv
 
   mapped = partial(jax.shard_map, mesh=mesh, check_vma=True)
-  cache = transformer.empty_cache(CONFIG, 2 * N, 8)
-  found = jax.jit(mapped(sample, in_specs=(everywhere, data, data), out_specs=data))
-  assert_close(found(params, cache, tokens[:, 0]), jax.jit(sample)(params, cache, tokens[:, 0]))
+  store = prefill(CONFIG, params, tokens[:4], np.full(4, 3, np.int32))
+  rows = np.array([[0, 2], [1, N]], np.int32)  # of its device's own rows, two entries each
+  here = transformer.Shared(np.tile(rows, (2, 1)), np.tile([0, 2, 1], 2).astype(np.int32), np.full(4, 3, np.int32))
+  apart = np.where(rows < N, rows + N, 2 * N)
+  there = transformer.Shared(
+    np.concatenate([np.where(rows < N, rows, 2 * N), apart]).astype(np.int32),
+    np.array([0, 2, 1, 4, 6, 5], np.int32), np.full(4, 3, np.int32),
+  )
+  arguments = params, store, empty(2 * N, 2), empty(2 * N, 6)
+  found = jax.jit(mapped(sample, in_specs=(everywhere, data, data, data, data, data), out_specs=data))
+  token, fresh = found(*arguments, here, tokens[:, 0])
+  assert_close((token, fresh), jax.jit(sample)(*arguments, there, tokens[:, 0]))
   two = jax.jit(mapped(update, in_specs=(everywhere, data), out_specs=(everywhere, everywhere, data)))
   value, grads, _ = two(params, tokens)
   halves = [gradient(CONFIG, params, t, np.ones_like(t)) for t in (tokens[:N], tokens[N:])]

@@ -128,9 +128,7 @@ def make(
     freeze=lambda params: jax.tree.map(jnp.copy, place(params)),
     init=lambda params: initialise(place(params)),
     step=step,
-    loss_and_grad=lambda params, batch, used, reference=None: only_gradient(
-      place(params), *others(batch, used, reference)
-    ),
+    loss_and_grad=lambda params, batch, used, ref=None: only_gradient(place(params), *others(batch, used, ref)),
     recompute=lambda params, batches: recompute_all(again, feed, place(params), batches),
     program=program,
     compile=partial(compile_ahead, program, model_config, optimizer, loss_config, places),

@@ -5,7 +5,7 @@ lane with the most room, holds a store entry (its prefilled prefix) there, and a
 The entry is free again once the prompt is closed (gets no further rollouts) and all of them have ended.
 """
 
-from collections import deque
+from collections import Counter, deque
 import dataclasses
 
 import numpy as np
@@ -112,7 +112,7 @@ class Schedule:
 
   def _roomiest(self, taken) -> int | None:
     """The lane with the most idle slots beyond its requests, among those with an entry and a prefill row."""
-    free = [self.lane_slots - busy - len(queue) for busy, queue in zip(self._busy(), self.requests)]
+    free = [self.lane_slots - busy - self._startable(queue) for busy, queue in zip(self._busy(), self.requests)]
     able = [lane for lane in range(self.lanes) if self.entries[lane] and taken[lane] < self.lane_prefill]
     able = able if any(taken) else [lane for lane in able if free[lane] > 0]
     return max(able, key=lambda lane: free[lane]) if able else None
@@ -120,12 +120,19 @@ class Schedule:
   def _busy(self) -> list[int]:
     return [sum(held is not None for held in lane) for lane in self.slots]
 
+  def _startable(self, queue) -> int:
+    """How many of a lane's requests could start now, `share` allowing."""
+    return sum(min(count, len(self.places[p])) for p, count in Counter(p for p, _ in queue).items())
+
   def fit(self) -> tuple[np.ndarray, sampler.Shape] | None:
     """-> (which of its lane's slots each new slot is [lanes * S], shape) where the cache must change, or should.
 
     It takes the cheapest shape that holds what is in flight and waits to start, and does not move for a small gain.
     """
-    wanted = max(min(busy + len(queue), self.lane_slots) for busy, queue in zip(self._busy(), self.requests))
+    asked = [busy + self._startable(queue) for busy, queue in zip(self._busy(), self.requests)]
+    wanted = min(max(asked), self.lane_slots)
+    if not wanted:
+      return None
     columns = self.chunk + (int(self.now.count[self.now.limit > 0].max()) if self.active else 0)
     best = next(s for s in self.shapes if wanted <= s.slots and columns <= s.columns)
     fits = wanted <= self.shape.slots and columns <= self.shape.columns
