@@ -13,7 +13,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
-MASKED = -1e30  # added to a score: softmax turns it into 0, and no row can become NaN
+MASKED = -1e30  # a score, or what is added to one: softmax turns it into 0, and no row can become NaN
 QUERIES = 96  # queries a block of attention has, about: blocks skip the keys behind their last query
 BLOCKS = 8  # of queries at most, as each is compiled by itself
 SCORES = 1 << 18  # scores of a block that are handled together: 1 MB of float32

@@ -32,7 +32,7 @@ from v05_jax.models import cpu
 
 DTYPES = ("float32", "bfloat16")
 BACKENDS = ("accelerator", "cpu")
-MASKED = -1e30  # a score that softmax turns into 0, finite so that no row can become NaN
+MASKED = cpu.MASKED
 
 
 @dataclasses.dataclass(frozen=True)
