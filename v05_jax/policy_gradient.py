@@ -276,9 +276,7 @@ def accumulate(token_loss, pin, params, batch: structs.Batch, used, reference):
   differentiate = jax.value_and_grad(token_loss, has_aux=True)
 
   def part(i):
-    take = lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
-    split = lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec("fsdp"))
-    rows = jax.tree.map(lambda x: split(take(x)), batch)
+    rows = _micro(batch, i)
     (loss, sums), grads = differentiate(local, rows, reference)
     return loss, pin(jax.tree.map(_as_float32, grads)), sums
 
@@ -290,6 +288,12 @@ def accumulate(token_loss, pin, params, batch: structs.Batch, used, reference):
   return loss, pin(grads), {name: (x, tokens) for name, x in sums.items()}
 
 
+def _micro(batch: structs.Batch, i) -> structs.Batch:
+  """The i-th micro-batch `[B, T]`, its rows split along `fsdp`."""
+  take = lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
+  return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(take(x), PartitionSpec("fsdp")), batch)
+
+
 def recompute(logprobs, params, batch: structs.Batch, used):
   """Inside `sharding.mapped` -> (log-probs [M, B, T] under `params`, gap (sum, count)).
 
@@ -299,9 +303,7 @@ def recompute(logprobs, params, batch: structs.Batch, used):
 
   def part(i, carry):
     found, gap, count = carry
-    take = lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
-    split = lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec("fsdp"))
-    rows = jax.tree.map(lambda x: split(take(x)), batch)
+    rows = _micro(batch, i)
     mask = rows.weight > 0
     logprob = jnp.where(mask, logprobs(params, rows)[0], rows.old_logprob)
     gap += jnp.sum(jnp.abs(logprob - rows.old_logprob))

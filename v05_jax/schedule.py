@@ -92,11 +92,11 @@ class Schedule:
     prefill call's (tokens [B, T], length [B], entry [B]), padding with entries out of range, or None when there is
     nothing to open. Call until None.
     """
-    size = self.lane_prefill * len(self.entries)
+    size = self.lane_prefill * self.lanes
     tokens = np.zeros((size, self.prompts.tokens.shape[1]), np.int32)
     length = np.ones(size, np.int32)
     entry = np.full(size, self.lane_entries, np.int32)
-    taken = [0] * len(self.entries)
+    taken = [0] * self.lanes
     while self.unopened and (lane := self._roomiest(taken)) is not None:
       prompt, indices = self.unopened.popleft()
       row = lane * self.lane_prefill + taken[lane]

@@ -33,12 +33,13 @@ def train(config, workdir: str) -> TrainState:
     futures.ThreadPoolExecutor(1) as background,
   ):
     run = setup(config)
-    ahead = background.submit(run.update.compile, run.batch_shape())  # while the first rollouts are sampled
     collect = rollouts.make(run.policy, config, run.mesh, verifier)
     evaluate = evaluation.make(run.policy, config, run.mesh, collect)
     state, first = run.init(), saved.latest() or 0
     if first:
       state = saved.restore(first, state)
+    if first < config.num_steps:
+      ahead = background.submit(run.update.compile, run.batch_shape())  # while the first rollouts are sampled
     with (
       metrics.Writer(workdir, config, first) as log,
       metrics.Progress(config.num_steps, first) as progress,

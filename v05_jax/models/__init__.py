@@ -20,6 +20,11 @@ class Policy(NamedTuple):
   stop: tuple[int, ...]  # tokens that end a response, the tokenizer's EOS first
 
 
+def backend() -> str:
+  """`ModelConfig.backend` for the machine that this runs on."""
+  return "cpu" if jax.default_backend() == "cpu" else "accelerator"
+
+
 def load(policy, seed: int = 0) -> Policy:
   """The policy that `config.policy` names. `path` is a Hugging Face directory, or "builtin" for the
   warm start of the built-in tasks; with `preset` the shape is that preset's, the weights are drawn
@@ -43,8 +48,7 @@ def load(policy, seed: int = 0) -> Policy:
   else:
     config, params = hf.load(directory)
   tokenizers.check(tokenizer, config.vocab_size)
-  backend = "cpu" if jax.default_backend() == "cpu" else "accelerator"
-  config = dataclasses.replace(config, dtype=policy.dtype, remat=bool(policy.remat), backend=backend)
+  config = dataclasses.replace(config, dtype=policy.dtype, remat=bool(policy.remat), backend=backend())
   if params is None:
     draw = jax.jit(transformer.init, static_argnums=0)
     params = jax.device_get(draw(config, rng.at(seed, 0, rng.INIT)))

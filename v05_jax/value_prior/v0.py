@@ -182,6 +182,7 @@ def load(path: str) -> ValuePrior:
   settings, adapter_params, head = directory.load(path)
   backbone = models.BUILTIN if settings["backbone"] == directory.BUILTIN else f"{path}/{directory.FOLDER}"
   config, params = hf.load(backbone)
+  config = dataclasses.replace(config, backend=models.backend())
   tokenizer = tokenizers.load(backbone)
   tokenizers.check(tokenizer, config.vocab_size)
   place = functools.partial(jax.tree.map, jnp.asarray)
