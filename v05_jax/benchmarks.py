@@ -77,7 +77,7 @@ def names(path: str) -> list[str]:
 
 def label(name: str) -> str:
   """What a benchmark or file is called in metrics: its name without folders and ending."""
-  return name if name in BENCHMARKS else re.split(r"[/\\]", name)[-1].rpartition(".")[0]
+  return name if name == TASKS or name in BENCHMARKS else re.split(r"[/\\]", name)[-1].rpartition(".")[0]
 
 
 def is_path(path: str) -> bool:

@@ -27,7 +27,6 @@ flags.DEFINE_string("out", None, "folder that --mode=export and --mode=report wr
 
 def main(_):
   logging.set_verbosity(logging.WARNING)  # Orbax reports every checkpoint otherwise
-  backend.without_torch()
   try:
     run(FLAGS.mode, FLAGS.config, FLAGS.workdir, FLAGS.out, FLAGS.step)
   except (ValueError, OSError, FloatingPointError, InterruptedError) as e:
@@ -43,6 +42,7 @@ def run(mode: str, config, workdir: str | None, out: str | None, step: int | Non
     raise ValueError("--mode=export needs --out=FOLDER")
   if mode != "report":
     backend.start(config)
+    backend.without_torch()
   if mode == "train":
     from v05_jax.train import train
     train(config, workdir)

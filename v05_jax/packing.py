@@ -50,25 +50,32 @@ def pack(
     raise ValueError(
       f"{len(size)} rollouts of {np.sum(before + size)} places need {used} rows of {row_length}, found {rows}"
     )
+  return _fill(prompts, rollouts, advantage, weight, source, at, (rows, row_length)), used
 
+
+def _fill(prompts, rollouts, advantage, weight, source, at: "Fit", shape: tuple[int, int]) -> structs.Batch:
+  """The Batch of `shape` with the flat rows `source` [n] where `at` says."""
+  prompt, index = np.asarray(rollouts.prompt)[source], np.asarray(rollouts.index)[source]
+  before = np.asarray(prompts.length)[prompt] - 1
+  size = np.asarray(rollouts.length)[prompt, index]
   # From here on one entry a place: of the prompts where they stand first, then of all responses.
   asked, said = _places(np.where(at.first, before, 0)), _places(size)
   owner = np.concatenate([asked[0], said[0]])  # of [n] rollouts
   start = np.concatenate([at.prompt[asked[0]], at.response[said[0]]])
   index_within = np.concatenate([asked[1], said[1]])
-  place = at.row[owner] * row_length + start + index_within
+  place = at.row[owner] * shape[1] + start + index_within
 
   def scatter(of_prompts, of_responses, dtype):
-    flat = np.zeros(rows * row_length, dtype)
+    flat = np.zeros(shape[0] * shape[1], dtype)
     flat[place[: len(asked[0])]] = of_prompts
     flat[place[len(asked[0]) :]] = of_responses
-    return flat.reshape(rows, row_length)
+    return flat.reshape(shape)
 
   owner, j = said
   flat, dense = source[owner], (prompt[owner], index[owner])
   of = lambda name: np.asarray(getattr(rollouts, name))
   last = np.asarray(prompts.tokens)[prompt, before][owner]
-  batch = structs.Batch(
+  return structs.Batch(
     tokens=scatter(
       np.asarray(prompts.tokens)[prompt[asked[0]], asked[1]],
       np.where(j, of("tokens")[flat, np.maximum(j - 1, 0)], last), np.int32,
@@ -81,7 +88,6 @@ def pack(
     advantage=scatter(0, np.asarray(advantage)[dense], np.float32),
     old_logprob=scatter(0, of("logprob")[flat, j], np.float32),
   )  # fmt: skip
-  return batch, used
 
 
 class Fit(NamedTuple):

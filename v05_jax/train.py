@@ -78,8 +78,7 @@ def collector(config, workdir: str, run, first: int):
   """What writes the step's (prompt, score) pairs where `config.collect` says so; a context manager."""
   if not config.collect:
     return contextlib.nullcontext()
-  name = config.data.path if config.data.path == data.TASKS else data.label(config.data.path)
-  return pairs.Collector(workdir, name, [row["prompt"] for row in run.prompts.rows], first)
+  return pairs.Collector(workdir, data.label(config.data.path), [row["prompt"] for row in run.prompts.rows], first)
 
 
 def diverged(config, workdir: str, failed: int, good: int | None) -> str:

@@ -26,7 +26,6 @@ import numpy as np
 
 from experiments.throughput import process, reward, setting, start, work
 from v05_jax import backend, losses, policy_gradient, rng, step
-from v05_jax.ahead import Ahead
 from v05_jax.models import transformer
 from v05_jax.structs import Rollouts
 
@@ -243,8 +242,8 @@ def arguments(argv=None):
 
 def compile_update(b: setting.Bench):
   """Before the first call, as train.py does: the compiler's memory is given back when the update begins."""
-  with Ahead() as ahead:
-    ahead.later(lambda: b.run.update.compile(b.run.batch_shape()))
+  b.run.update.compile(b.run.batch_shape())
+  backend.release_memory()
 
 
 def main():

@@ -3,6 +3,8 @@
 import sys
 from typing import NamedTuple
 
+from experiments.throughput import work
+
 OURS = "experiments.throughput.programs"
 PEERS = {name: f"experiments.throughput.peers.with_{name}" for name in ("transformers", "trl", "tunix")}
 ENVIRONMENT = {"transformers": "torch", "trl": "torch", "tunix": "tunix"}  # folder of --peers with its interpreter
@@ -106,7 +108,7 @@ CPU = (
 
 # The programs of --quick: fewer sequences, few programs to compile, and what compiles most with a tiny shape.
 LITTLE = ("--groups=4", "--response=32", "--reps=1", "--set=sampler.slots=16")
-ONE_SHAPE = ("--set=sampler.slot_sizes=1", "--set=sampler.column_sizes=1")
+ONE_SHAPE = tuple(f"--set={change}" for change in work.ONE_SHAPE)
 QUICK = (
   ("--program=sample,ragged", *LITTLE, *ONE_SHAPE),
   ("--program=train,train_ragged,step,step_ragged,adaptive,start", "--size=tiny", *LITTLE, *ONE_SHAPE, "--block=2"),

@@ -20,14 +20,12 @@ from v05_jax import metrics
 ROOT = Path(__file__).parent.parent.parent
 MOST_SECONDS = 600.0  # of one run
 COUNTED = 4  # steps of the run whose compilations are counted
-# The cache's shapes as configs/default.py has them: one. Each further shape is a decode program more to compile.
-SHAPES = ("sampler.slot_sizes=1", "sampler.column_sizes=1")
 
 
 def measure(args) -> dict:
   """Fields: first_s with an empty cache, med_s with a filled one, compilations of a run of COUNTED steps."""
   with tempfile.TemporaryDirectory() as folder:
-    c = setting.config(folder, args, overrides=(*SHAPES, *args.set))
+    c = setting.config(folder, args, overrides=(*work.ONE_SHAPE, *args.set))
     runs = [time_to_step(folder, c, f"run{i}", args.devices) for i in range(args.reps + 1)]
     cold, *warm = runs
     c.num_steps = COUNTED

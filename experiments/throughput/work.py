@@ -40,6 +40,9 @@ SHAPES = {
 # The names of these shapes in v05_jax/models/presets.py.
 PRESETS = {"tiny": "tiny", "s": "throughput-s", "l": "throughput-l", "0.6b": "qwen3-0.6b", "1.7b": "qwen3-1.7b"}
 
+# The cache's shapes as configs/default.py has them: one. Each further shape is a decode program more to compile.
+ONE_SHAPE = ("sampler.slot_sizes=1", "sampler.column_sizes=1")
+
 
 def prompts(count: int, shape: Shape, length: int, seed: int = 0) -> np.ndarray:
   """Random prompts, int32 [count, length]."""
