@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec
 import numpy as np
 import pytest
 
-from v05_jax import sharding
+from v05_jax import sharding, value_prior
 from v05_jax.models import presets, transformer
 
 
@@ -54,12 +54,25 @@ def test_every_parameter_matches_exactly_one_rule(preset):
   found = names(shapes(config=config))
   assert ("head" in found) == (not config.tie_embeddings)
   for name in found:
-    assert sum(bool(re.search(pattern, name)) for pattern, _ in sharding.RULES) == 1, name
+    assert sum(bool(re.search(pattern, name)) for pattern, *_ in sharding.RULES) == 1, name
 
 
 def test_every_rule_is_of_use():
-  for pattern, _ in sharding.RULES:
-    assert any(re.search(pattern, name) for name in names(shapes())), pattern
+  v0 = value_prior.load("builtin")
+  found = names({"embedder": v0.params, "adapter": v0.adapter, "judge": v0.head})
+  for name in found:
+    assert sum(bool(re.search(pattern, name)) for pattern, *_ in sharding.RULES) == 1, name
+  for pattern, *_ in sharding.RULES:
+    assert any(re.search(pattern, name) for name in found), pattern
+
+
+def test_in_decode_nothing_is_split_along_fsdp():
+  config = presets.PRESETS["qwen3-4b"]
+  weights = jax.eval_shape(lambda: transformer.decode_weights(config, transformer.init(config, jax.random.key(0))))
+  specs = sharding.param_specs(mesh_of(fsdp=4, tensor=2), weights, decode=True)
+  assert specs["layers"][3]["q"]["kernel"] == PartitionSpec(None, "tensor")
+  assert specs["layers"][3]["down"]["kernel"] == PartitionSpec("tensor", None)
+  assert specs["embedding"] == PartitionSpec("tensor", None) and specs["norm"]["scale"] == PartitionSpec(None)
 
 
 def test_unknown_parameter():

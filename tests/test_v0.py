@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from v05_jax import metrics, value_prior
+from v05_jax import metrics, sharding, value_prior
 from v05_jax.value_prior import convert, prior, v0
 
 DATA = Path(__file__).parent / "data" / "v0"
@@ -64,6 +64,17 @@ def test_contexts_that_the_head_was_not_made_for_give_the_smoothed_success_rate(
   p = loaded.predict(PROMPTS[: len(scores)], scores, PROMPTS[24:27])
   np.testing.assert_allclose(p, [want] * 3, rtol=1e-6)
   assert prior.smoothed(np.array([0.2, 0.9, 0.4, 0.5]), np.array([0, 1, 0, 1], bool)) is None
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 4, 2)], ids=str)
+def test_a_mesh_changes_nothing(loaded, directory, sizes):
+  mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes)))
+  spread = value_prior.load(str(directory), mesh)
+  kernel = spread.params["layers"]["q"]["kernel"]
+  assert kernel.addressable_shards[0].data.size == kernel.size / (sizes[1] * sizes[2])
+  np.testing.assert_allclose(spread.features(PROMPTS, 2), E2E["features"], atol=5e-5)
+  given = PROMPTS[:24], E2E["support_scores"], PROMPTS[24:]
+  np.testing.assert_allclose(spread.predict(*given), loaded.predict(*given), atol=1e-5)
 
 
 def test_no_targets_and_long_texts(loaded):

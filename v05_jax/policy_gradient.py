@@ -35,7 +35,7 @@ Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, count)
 
 CPU_CHUNK = 256  # tokens whose logits exist at once on a CPU, at most: they stay in cache
 
-ROWS = PartitionSpec(None, ("data", "fsdp"))  # of a Batch [M, B, T]
+ROWS = PartitionSpec(None, sharding.ROWS)  # of a Batch [M, B, T]
 
 
 class Update(NamedTuple):
@@ -347,7 +347,7 @@ def batch_shape(loss_config, prompts: int, most: int, longest: int, mesh) -> tup
       f"config.loss.row_length={length}: expected at least {longest} (longest prompt + longest"
       " response - 1), or 0 for just that"
     )
-  micro = loss_config.micro_rows * mesh.shape["data"] * mesh.shape["fsdp"]
+  micro = loss_config.micro_rows * sharding.lanes(mesh)
   rollouts = math.ceil(prompts / loss_config.minibatches) * most
   rows = math.ceil(rollouts / (length // longest))  # so many fit in every row: see packing.fit
   return math.ceil(rows / micro), micro, length

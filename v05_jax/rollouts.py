@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from v05_jax import budget, sampler, shrinkage
+from v05_jax import budget, sampler, sharding, shrinkage
 from v05_jax.ahead import Ahead, shapes
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.schedule import Sampled, Schedule
@@ -57,7 +57,7 @@ def make(policy, config, mesh, verifier, ahead: Ahead | None = None) -> Callable
   The first call compiles, in threads of `ahead`, the programs of all of the cache's shapes and the changes from each
   to the next; what `ahead` holds besides is started then. A change that passes over a shape compiles when it comes.
   """
-  options, lanes = config.sampler, mesh.shape["data"]
+  options, lanes = config.sampler, sharding.lanes(mesh)
   tokenizer, stop = policy.tokenizer, policy.stop
   programs = sampler.make(policy.config, options, stop, mesh)
   store, cache, shape = programs.store(), None, None

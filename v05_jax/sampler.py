@@ -10,8 +10,8 @@ moved to the slots behind the loop. The cache has one of a few shapes (slots, co
 rollouts and columns that nothing has reached yet then cost nothing.
 
 Token t of a rollout is drawn with `fold_in(rollout_key, t)`: a rollout depends on neither its slot nor its
-neighbours. Slots and store are split over the mesh's data axis; each shard ("lane") owns its own and never looks at
-another's. Everything here is pure; `schedule.py` decides on the host what goes where.
+neighbours. Slots and store are split over the mesh's `data` and `fsdp` axes; each shard ("lane") owns its own and
+never looks at another's. Everything here is pure; `schedule.py` decides on the host what goes where.
 """
 
 from functools import cache, partial
@@ -130,21 +130,13 @@ def sample_token(key, logits, temperature, top_k: int, top_p: float):
 
 def weights(config, mesh, params):
   """The parameters for decode, cast and gathered along `fsdp` once, where a loop would do it at every step."""
-  whole = lambda where: where.update(spec=PartitionSpec(*(None if a == "fsdp" else a for a in where.spec)))
-  at = jax.tree.map(whole, sharding.param_shardings(mesh, params))
-  return transformer.decode_weights(config, lax.with_sharding_constraint(params, at))
+  out = transformer.decode_weights(config, params)
+  return lax.with_sharding_constraint(out, sharding.param_shardings(mesh, out, decode=True))
 
 
-def prefill(config, params, store, tokens, length, entry):
+def put(store, new, entry):
   """Writes the keys and values of B prompts into the store; entries out of range are dropped (padding)."""
-  new = transformer.prefill(config, _whole_embedding(params), tokens, length)
   return jax.tree.map(lambda old, x: old.at[entry].set(x.astype(old.dtype), mode="drop"), store, new)
-
-
-def _whole_embedding(params):
-  """A lookup in an embedding that is split over two axes inside a mapped program aborts XLA (jax 0.12)."""
-  whole = lax.with_sharding_constraint(params["embedding"], PartitionSpec())
-  return params | {"embedding": whole}
 
 
 def resize(cache, slots, shape: Shape):
@@ -209,7 +201,7 @@ def decode(
 
   def some(active):
     found = jnp.any(active)
-    return sharding.total(found.astype(jnp.int32)) > 0 if together else found
+    return sharding.total(found.astype(jnp.int32), sharding.ROWS) > 0 if together else found
 
   # Made from the rows, so that they vary over the mesh as what is written into them does.
   zero = 0 * rows.token
@@ -239,21 +231,29 @@ def make(config, sampler, stop: tuple[int, ...], mesh) -> Programs:
 
   Raises ValueError where slots, open prompts or the prefill batch do not divide by the data axis.
   """
-  lanes = mesh.shape["data"]
+  lanes = sharding.lanes(mesh)
   for name in ("slots", "open_prompts", "prefill"):
     if sampler[name] % lanes:
       raise ValueError(
-        f"config.sampler.{name}={sampler[name]} does not divide by the mesh's data axis ({lanes} devices)"
+        f"config.sampler.{name}={sampler[name]} does not divide by the mesh's data and fsdp axes ({lanes} devices)"
       )
-  split, whole = PartitionSpec("data"), PartitionSpec()
-  mapped = partial(sharding.mapped, mesh)
+  split, whole = PartitionSpec(sharding.ROWS), PartitionSpec()
+  mapped = partial(sharding.mapped, mesh, axes=sharding.ROWS)
   # Said and not left to the compiler, as each program's cache is the next one's argument.
   heads = "tensor" if config.num_kv_heads % mesh.shape["tensor"] == 0 else None
-  at = NamedSharding(mesh, PartitionSpec("data", heads))
+  at, rows = NamedSharding(mesh, PartitionSpec(sharding.ROWS, heads)), NamedSharding(mesh, split)
   loop = partial(
     decode, config, share=sampler.share, chunk=sampler.chunk, top_k=sampler.top_k, top_p=sampler.top_p,
-    stop=tuple(stop), together=mesh.shape["fsdp"] * mesh.shape["tensor"] > 1,
+    stop=tuple(stop), together=mesh.shape["tensor"] > 1,
   )  # fmt: skip
+  write = mapped(put, in_specs=(split, split, split), out_specs=split, out_shardings=at)
+
+  # The compiler's but for the last line: rows are split, layers are gathered in their turn.
+  def prefill(params, store, tokens, length, entry):
+    # A lookup in an embedding that is split over two axes may abort XLA (jax 0.12).
+    params = params | {"embedding": lax.with_sharding_constraint(params["embedding"], sharding.replicated(mesh))}
+    tokens, length = lax.with_sharding_constraint((tokens, length), rows)
+    return write(store, lax.with_sharding_constraint(transformer.prefill(config, params, tokens, length), at), entry)
 
   @cache
   def empty(size, columns):
@@ -269,10 +269,7 @@ def make(config, sampler, stop: tuple[int, ...], mesh) -> Programs:
     cache=lambda shape: empty(*shape)(),
     resize=resized,
     weights=jax.jit(partial(weights, config, mesh)),
-    prefill=mapped(
-      partial(prefill, config), in_specs=(whole, split, split, split, split), out_specs=split, donate=(1,),
-      out_shardings=at,
-    ),
+    prefill=jax.jit(prefill, donate_argnums=1, out_shardings=at),
     decode=mapped(
       loop, in_specs=(whole, split, split, split, split, whole, whole), out_specs=split, donate=(1,),
       out_shardings=(at, None),

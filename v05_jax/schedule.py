@@ -1,7 +1,7 @@
 """Which rollout runs in which slot: the bookkeeping of continuous batching, on host, without a device.
 
-Slots and store entries are split into lanes, one a shard of the mesh's data axis. A prompt is opened on the
-lane with the most room, holds a store entry (its prefilled prefix) there, and all its rollouts run there.
+Slots and store entries are split into lanes, one a device along the mesh's `data` and `fsdp` axes. A prompt is
+opened on the lane with the most room, holds a store entry (its prefilled prefix) there, and all its rollouts run there.
 The entry is free again once the prompt is closed (gets no further rollouts) and all of them have ended.
 """
 
@@ -31,7 +31,7 @@ class Schedule:
 
   def __init__(self, prompts: Prompts, limit: np.ndarray, first: np.ndarray, options, lanes: int):
     """`limit [P, K]`: response tokens at most; `first [P]`: rollouts to begin with; `options`: a `config.sampler`;
-    `lanes`: size of the data axis."""
+    `lanes`: of `sharding.lanes`."""
     self.prompts, self.limit = prompts, limit
     self.lanes, self.share, self.chunk = lanes, options.share, options.chunk
     self.lane_slots = options.slots // lanes

@@ -32,7 +32,7 @@ from v05_jax import (
 )
 from v05_jax.models import hf, transformer
 
-ROWS = PartitionSpec(("data", "fsdp"))
+ROWS = PartitionSpec(sharding.ROWS)
 
 
 class Batch(NamedTuple):
@@ -63,7 +63,7 @@ def sft(config, workdir: str) -> dict[str, float]:
       f"--workdir={workdir}: found the checkpoints of another run, expected a workdir of its own for --mode=sft"
     )
   mesh = sharding.make_mesh(config.mesh)
-  shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  shards = sharding.lanes(mesh)
   if config.sft.batch % shards:
     raise ValueError(f"config.sft.batch: found {config.sft.batch}, expected a multiple of {shards} devices")
   policy = models.load(config.policy, config.seed)

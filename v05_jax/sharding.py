@@ -1,9 +1,11 @@
 """The device mesh, one ordered table of parameter shardings, placement, and the mapped step.
 
-Three axes: `data` splits rows, prompts and slots and is manual inside `mapped`; `fsdp` splits
-parameters and optimiser state, `tensor` splits matrices; both are left to the compiler (GSPMD).
+Three axes: `data` and `fsdp` split rows, prompts and slots; `fsdp` splits parameters and optimiser state too,
+`tensor` splits matrices and the heads of the cache. `data` is manual inside `mapped`, and `fsdp` in the sampler's
+decode, which has the parameters whole along it; all else is left to the compiler (GSPMD).
 """
 
+from functools import partial
 import math
 import re
 
@@ -11,15 +13,18 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")  # the axes that rows, prompts and slots are split over
 
-# The first rule whose pattern is found in a parameter's '/'-joined path gives its sharding; the
-# names are those of models/transformer.py. Layers are stacked on a leading axis, which is never
-# split: a scan slices it.
+# The first rule whose pattern is found in a parameter's '/'-joined path gives its sharding in training and in
+# decode, where a loop would gather it at every step. The names are those of models/transformer.py, for policy and
+# embedder, with value_prior's `adapter` and `judge` (the head) as prefixes. Layers are stacked on a leading axis,
+# which is never split: a scan slices it. In decode they are a tuple, without that axis.
 RULES = (
-  (r"(^|/)(embedding|head)$", PartitionSpec("tensor", "fsdp")),  # [V, D]
-  (r"(^|/)(q|k|v|gate|up)/kernel$", PartitionSpec(None, "fsdp", "tensor")),  # [L, D, out]
-  (r"(^|/)(o|down)/kernel$", PartitionSpec(None, "tensor", "fsdp")),  # [L, in, D]
-  (r"norm/scale$", PartitionSpec()),  # [D], [L, D], [L, Dh]
+  (r"^(adapter|judge)/", PartitionSpec(), PartitionSpec()),
+  (r"(^|/)(embedding|head)$", PartitionSpec("tensor", "fsdp"), PartitionSpec("tensor")),  # [V, D]
+  (r"(^|/)(q|k|v|gate|up)/kernel$", PartitionSpec(None, "fsdp", "tensor"), PartitionSpec(None, "tensor")),  # [D, out]
+  (r"(^|/)(o|down)/kernel$", PartitionSpec(None, "tensor", "fsdp"), PartitionSpec("tensor")),  # [in, D]
+  (r"norm/scale$", PartitionSpec(), PartitionSpec()),  # [D], [Dh]
 )
 
 
@@ -52,17 +57,23 @@ def path_name(path) -> str:
   return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def param_specs(mesh: Mesh, params):
+def lanes(mesh: Mesh) -> int:
+  """Parts that rows, prompts and slots are split into: the devices along `data` and `fsdp`."""
+  return math.prod(mesh.shape[axis] for axis in ROWS)
+
+
+def param_specs(mesh: Mesh, params, decode: bool = False):
   """A PartitionSpec for every parameter, from `RULES`; `params` holds arrays or their shapes.
 
-  A mesh axis that does not divide its dimension is left out, and the dimension replicated over it.
-  Raises ValueError for a parameter that no rule matches.
+  decode: of `transformer.decode_weights`. A mesh axis that does not divide its dimension is left out, and the
+  dimension replicated over it. Raises ValueError for a parameter that no rule matches.
   """
 
   def find(path, x):
     name = path_name(path)
-    for pattern, spec in RULES:
+    for pattern, *columns in RULES:
       if re.search(pattern, name):
+        spec = columns[decode]
         axes = (*spec, *(None,) * (x.ndim - len(spec)))
         fits = (a if a and n % mesh.shape[a] == 0 else None for a, n in zip(axes, x.shape))
         return PartitionSpec(*fits)
@@ -76,9 +87,9 @@ def shardings(mesh: Mesh, specs):
   return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=_is_spec)
 
 
-def param_shardings(mesh: Mesh, params):
+def param_shardings(mesh: Mesh, params, decode: bool = False):
   """A NamedSharding for every parameter: see `param_specs`."""
-  return shardings(mesh, param_specs(mesh, params))
+  return shardings(mesh, param_specs(mesh, params, decode))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -95,25 +106,24 @@ def place(mesh: Mesh, tree, specs):
   return jax.device_put(tree, shardings(mesh, specs))
 
 
-def mapped(mesh: Mesh, f, in_specs, out_specs, donate=(), in_shardings=None, out_shardings=None):
-  """`jax.jit(jax.shard_map(f))`, manual over `data` alone: f sees its device's part along it.
+def mapped(mesh: Mesh, f, in_specs, out_specs, donate=(), in_shardings=None, out_shardings=None, axes=("data",)):
+  """`jax.jit(jax.shard_map(f))`, manual over `axes` alone: f sees its device's part along them.
 
-  `in_specs` and `out_specs` name the `data` axis only; `fsdp` and `tensor` inside f are the
-  compiler's. Give `in_shardings` and `out_shardings` where a result is the next call's argument and
-  its sharding over those two must not vary. `donate`: arguments that the call may overwrite.
+  `in_specs` and `out_specs` name these axes only; the others inside f are the compiler's.
+  Give `in_shardings` and `out_shardings` where a result is the next call's argument and
+  its sharding over those must not vary. `donate`: arguments that the call may overwrite.
 
-  The types track what varies over `data` (`check_vma`), with one consequence to know: the gradient
-  with respect to a *replicated* argument arrives summed over `data` already; one more sum counts it
+  The types track what varies over `axes` (`check_vma`), with one consequence to know: the gradient
+  with respect to a *replicated* argument arrives summed over them already; one more sum counts it
   twice and more, and Adam and clipping hide the factor. The gradient with respect to `vary(x)` is
   the device's own.
   """
-  if mesh.shape["data"] == 1:
-    # XLA fails on a sum over a manual axis of one device beside larger automatic ones
-    # ("Cross-partition allreduce must be in (partial) manual partitioning mode"): nothing may vary.
-    strip = lambda specs: jax.tree.map(_without_data, specs, is_leaf=_is_spec)
-    in_specs, out_specs = strip(in_specs), strip(out_specs)
+  # XLA fails on a sum over a manual axis of one device beside larger automatic ones
+  # ("Cross-partition allreduce must be in (partial) manual partitioning mode"): over such an axis nothing may vary.
+  strip = partial(_without, {axis for axis in axes if mesh.shape[axis] == 1})
+  in_specs, out_specs = (jax.tree.map(strip, specs, is_leaf=_is_spec) for specs in (in_specs, out_specs))
   inner = jax.shard_map(
-    f, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names={"data"}, check_vma=True
+    f, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=set(axes), check_vma=True
   )
   given = {"in_shardings": in_shardings, "out_shardings": out_shardings}
   given = {name: value for name, value in given.items() if value is not None}
@@ -127,14 +137,21 @@ def vary(tree):
   return jax.lax.pcast(tree, ("data",), to="varying")
 
 
-def total(tree):
-  """Inside `mapped`: the sum over the `data` axis, the same on every device."""
-  return tree if jax.lax.axis_size("data") == 1 else jax.lax.psum(tree, "data")
+def total(tree, axes=("data",)):
+  """Inside `mapped`: the sum over its `axes`, the same on every device."""
+  larger = tuple(axis for axis in axes if jax.lax.axis_size(axis) > 1)
+  return jax.lax.psum(tree, larger) if larger else tree
 
 
 def _is_spec(x):
   return isinstance(x, PartitionSpec)
 
 
-def _without_data(spec):
-  return PartitionSpec(*(None if axis == "data" else axis for axis in spec))
+def _without(axes, spec):
+  """`spec` without these axes."""
+
+  def keep(part):
+    left = tuple(axis for axis in (part if isinstance(part, tuple) else (part,)) if axis not in axes)
+    return left if len(left) > 1 else left[0] if left else None
+
+  return PartitionSpec(*map(keep, spec))

@@ -61,7 +61,7 @@ def make(config, policy, mesh, max_prompt: int) -> Prior:
       1, _no_features, functools.partial(priors.constant, min_support=config.min_support)
     )
   if config.kind == "v0":
-    return make_v0(load(config.path), config.min_support)
+    return make_v0(load(config.path, mesh), config.min_support)
   if not config.bandwidth > 0:
     raise ValueError(f"prior.bandwidth: found {config.bandwidth}, expected a number above 0")
   predict = functools.partial(
@@ -122,9 +122,9 @@ def make_features(config, params, mesh, max_prompt: int) -> Callable:
   # A copy, for placing may alias what a training step overwrites.
   own = lambda x, where: jnp.copy(jax.device_put(x, where))
   params = jax.tree.map(own, params, sharding.param_shardings(mesh, params))
-  rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+  rows = NamedSharding(mesh, PartitionSpec(sharding.ROWS))
   embed = jax.jit(functools.partial(embed_prompts, config), out_shardings=sharding.replicated(mesh))
-  devices = mesh.shape["data"] * mesh.shape["fsdp"]
+  devices = sharding.lanes(mesh)
   most = devices * max(TOKENS_PER_CALL // max_prompt, 1)
 
   def features(prompts) -> np.ndarray:

@@ -44,7 +44,7 @@ from v05_jax.value_prior import (
 SYNTHETIC = "synthetic"  # value.data of a head alone
 TABLE_BYTES = 2**31  # up to this much, the hidden states of all prompts are computed once and kept on the device
 ROWS = 64  # prompts that go through the backbone at once
-TASKS = PartitionSpec(("data", "fsdp"))  # of a batch's first axis
+TASKS = PartitionSpec(sharding.ROWS)  # of a batch's first axis
 
 
 @struct.dataclass
@@ -129,7 +129,7 @@ def make(config) -> Trainer:
     raise ValueError(f"config.value.data: found '', expected folders of pairs, which runs with --config.collect=True "
                      f"write, or {SYNTHETIC}")  # fmt: skip
   mesh = sharding.make_mesh(config.mesh)
-  shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  shards = sharding.lanes(mesh)
   if options.tasks % shards:
     raise ValueError(f"config.value.tasks: found {options.tasks}, expected a multiple of {shards} devices")
   model, evaluate = begin(config), make_evaluation(config)

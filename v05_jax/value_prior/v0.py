@@ -19,22 +19,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from v05_jax import models
+from v05_jax import models, sharding
 from v05_jax.models import hf, transformer
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.value_prior import adapter, directory, prior, tabpfn
 
 BUILTIN = Path(__file__).parent.parent / "tasks" / "value_model"  # made by experiments/value_model
 TOKENS_PER_CALL = 16384  # of prompts embedded at once: bounds the memory of attention
+ROWS = PartitionSpec(sharding.ROWS)  # of texts
 QUERIES_PER_CALL = 256  # rows that the head judges at once
 SMALLEST = 16  # of the buckets that rows and tokens are padded to: powers of two
 
 
 @dataclasses.dataclass(frozen=True)
 class ValuePrior:
-  """A converted V0 on one device."""
+  """A converted V0, on one device or over a mesh: the backbone split like a policy, adapter and head on each device."""
 
   settings: dict[str, Any]  # v0.json
   config: transformer.ModelConfig  # of the backbone
@@ -42,6 +44,7 @@ class ValuePrior:
   tokenizer: Any
   adapter: dict[str, jax.Array]
   head: dict[str, jax.Array]  # of `tabpfn.stack`
+  mesh: Mesh | None = None
 
   def predict(self, context_prompts: Sequence[str], context_scores, target_prompts: Sequence[str]) -> np.ndarray:
     """Probability of success of each target prompt, float32 [n].
@@ -68,23 +71,27 @@ class ValuePrior:
   def features(self, prompts: Sequence[str], rows: int | None = None) -> np.ndarray:
     """What the head sees of each text, float32 [N, F]; texts longer than the backbone was trained for are cut.
 
-    `rows` at once, by default as many as fit and are needed. A fixed number gives the same bits for a text whatever
-    stands beside it, as far as the compiler keeps rows apart.
+    `rows` at once on a mesh's device, by default as many as fit and are needed. A fixed number gives the same bits for
+    a text whatever stands beside it, as far as the compiler keeps rows apart.
     """
+    shards = sharding.lanes(self.mesh) if self.mesh else 1
+    at, whole = (NamedSharding(self.mesh, spec) if self.mesh else None for spec in (ROWS, PartitionSpec()))
     encoded = self.encode(prompts)
     found = np.zeros((len(prompts), self.width), np.float32)
     order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))  # alike lengths together
     while order:
       width = bucket(len(encoded[order[0]]))
-      size = rows or max(TOKENS_PER_CALL // width, 1)
+      size = shards * (rows or max(TOKENS_PER_CALL // width, 1))
       batch = [i for i in order if len(encoded[i]) <= width][:size]
       order = order[len(batch) :]
-      tokens, mask = np.zeros((2, rows or min(bucket(len(batch)), size), width), np.int32)
+      count = size if rows else min(bucket(len(batch)), size)
+      tokens, mask = np.zeros((2, count + -count % shards, width), np.int32)
       mask[:, 0] = 1  # of padding rows
       for row, i in enumerate(batch):
         tokens[row, : len(encoded[i])], mask[row, : len(encoded[i])] = encoded[i], 1
       heads, pooling = self.settings["adapter"]["heads"], self.settings["adapter"]["pooling"]
-      out = embed(self.config, heads, pooling, self.params, self.adapter, tokens, mask)
+      split = jax.device_put((tokens, mask), at)
+      out = embed(self.config, heads, pooling, whole, self.params, self.adapter, *split)
       found[batch] = np.asarray(out)[: len(batch)]
     return found
 
@@ -167,10 +174,11 @@ def bucket(count: int) -> int:
   return max(SMALLEST, 1 << (count - 1).bit_length())
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def embed(config, heads, pooling, params, adapter_params, tokens, mask):
-  """Features float32 [N, F] of right-padded tokens int32 [N, L] where mask int [N, L]."""
-  return adapter.features(adapter_params, hidden(config, params, tokens, mask), mask, heads, pooling=pooling)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def embed(config, heads, pooling, where, params, adapter_params, tokens, mask):
+  """Features float32 [N, F] of right-padded tokens int32 [N, L] where mask int [N, L]; `where`: their sharding."""
+  found = adapter.features(adapter_params, hidden(config, params, tokens, mask), mask, heads, pooling=pooling)
+  return found if where is None else jax.lax.with_sharding_constraint(found, where)
 
 
 def hidden(config, params, tokens, mask):
@@ -179,10 +187,10 @@ def hidden(config, params, tokens, mask):
   return transformer.forward(config, params, tokens, positions, mask).astype(jnp.float32)
 
 
-def load(path: str) -> ValuePrior:
+def load(path: str, mesh: Mesh | None = None) -> ValuePrior:
   """The V0 in a directory made by `value_prior.convert` or `--mode=value`; "builtin" is that of the built-in tasks.
 
-  Raises ValueError that names what is missing or wrong.
+  mesh: devices to spread it over; None = one. Raises ValueError that names what is missing or wrong.
   """
   path = BUILTIN if os.fspath(path) == directory.BUILTIN else path
   settings, adapter_params, head = directory.load(path)
@@ -191,6 +199,6 @@ def load(path: str) -> ValuePrior:
   config = dataclasses.replace(config, backend=models.backend())
   tokenizer = tokenizers.load(backbone)
   tokenizers.check(tokenizer, config.vocab_size)
-  return ValuePrior(
-    settings, config, jax.device_put(params), tokenizer, jax.device_put(adapter_params), tabpfn.stack(head)
-  )  # fmt: skip
+  parts = {"embedder": params, "adapter": adapter_params, "judge": tabpfn.stack(head)}
+  parts = jax.device_put(parts, sharding.param_shardings(mesh, parts) if mesh else None)
+  return ValuePrior(settings, config, parts["embedder"], tokenizer, parts["adapter"], parts["judge"], mesh)
