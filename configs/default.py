@@ -18,7 +18,11 @@ def get_config() -> ConfigDict:
   policy.path = "builtin"  # Hugging Face directory; "builtin" = the warm-started policy of the built-in tasks
   policy.preset = ""  # a name of models/presets.py: random weights instead of `path` (tokenizer still from `path`)
   policy.dtype = "float32"  # compute dtype: float32 | bfloat16; parameters are stored in float32
-  policy.remat = False  # recompute each layer in the backward pass
+  # What a layer's backward pass computes again: nothing | all | all but attention (flash on a TPU) | all but products
+  # with weights.
+  policy.remat = "none"  # none | full | attention | dots
+  # Attention of the update; flash = the backend's kernel, without scores [T, T]: no loss.share_prompts then
+  policy.attention = "plain"  # plain | flash
 
   c.data = data = ConfigDict()
   # "tasks" = the built-in task families, else a .jsonl or .parquet file, or a benchmark's name (benchmarks.py), or

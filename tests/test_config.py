@@ -133,7 +133,8 @@ def test_no_number_but_a_reward_may_be_below_minus_one():
     ("mesh__fsdp", -1, "-1 for one axis alone"),
     ("seed", 1.0, "a whole number"),
     ("seed", True, "a whole number"),
-    ("policy__remat", 1, "True or False"),
+    ("policy__remat", True, "a text"),
+    ("policy__attention", "fast", "one of plain, flash"),
     ("policy__dtype", None, "a text"),
     ("budget", 3, "a section of keys"),
   ],
@@ -176,6 +177,7 @@ def test_a_v0_needs_its_directory():
 
 
 def test_what_excludes_each_other():
+  assert "loss.share_prompts: found True, expected False, since policy.attention" in problems(policy__attention="flash")
   assert "selection.pool: found 2, expected 1" in problems(selection__pool=2, budget__max_resample=3)
   assert "prior.history: found True, expected False" in problems(prior__history=True, baseline="spo")
   text = problems(selection__pool=2, loss__aggregate="token")
@@ -269,11 +271,11 @@ def test_a_missing_config_file_suggests_its_neighbour(tmp_path):
 
 def test_overrides_of_every_type():
   c = parse(
-    "--config.seed=3", "--config.budget.cost", "0", "--config.policy.remat", "--config.reward=math",
+    "--config.seed=3", "--config.budget.cost", "0", "--config.prior.history", "--config.reward=math",
     "--noconfig.data.chat_template", "--config.data.families=('add', 'lin')", "--mode=eval",
     "--config.mesh.data", "-1",
   ).config  # fmt: skip
-  assert (c.seed, c.budget.cost, c.policy.remat, c.reward) == (3, 0.0, True, "math")
+  assert (c.seed, c.budget.cost, c.prior.history, c.reward) == (3, 0.0, True, "math")
   assert (c.data.chat_template, c.data.families, c.mesh.data) == (False, ("add", "lin"), -1)
   assert isinstance(c.budget.cost, float)
 

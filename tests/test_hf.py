@@ -307,13 +307,17 @@ def test_save_refuses_parameters_of_another_shape(stored):
 
 
 def policy_config(**changes):
-  return ConfigDict({"path": "builtin", "preset": "", "dtype": "float32", "remat": False} | changes)
+  fields = {"path": "builtin", "preset": "", "dtype": "float32", "remat": "none", "attention": "flash"}
+  return ConfigDict(fields | changes)
 
 
 def test_load_policy(stored):
   tokenizers.build_character_tokenizer("0123456789", 64).save_pretrained(stored)
-  found = models.load(policy_config(path=str(stored), dtype="bfloat16", remat=True))
-  assert (found.config.dtype, found.config.remat, found.config.backend) == ("bfloat16", True, "cpu")
+  found = models.load(policy_config(path=str(stored), dtype="bfloat16", remat="dots"))
+  assert (found.config.dtype, found.config.remat) == ("bfloat16", "dots")
+  assert (found.config.backend, found.config.attention) == ("cpu", "plain")
+  on_tpu = models.adapt(found.config, policy_config(), "tpu")
+  assert (on_tpu.backend, on_tpu.attention) == ("accelerator", "splash")
   assert_equal(found.params, hf.load(stored)[1])
   assert found.tokenizer.eos_token_id == 1
   first, again, other = (models.load(policy_config(path=str(stored), preset="tiny"), seed)

@@ -11,7 +11,7 @@ import pytest
 
 from configs.default import get_config
 from v05_jax import losses, policy_gradient, sharding, structs
-from v05_jax.models import cpu, transformer
+from v05_jax.models import cpu, flash, transformer
 
 P, K, T, R, V = 6, 4, 6, 5, 20
 MODEL = transformer.ModelConfig(V, 16, 2, 4, 2, 4, 24)
@@ -402,3 +402,20 @@ def test_schedules(schedule, last):
   c.schedule = "triangle"
   with pytest.raises(ValueError, match=r"config.optimizer.schedule: found 'triangle'"):
     policy_gradient.make_optimizer(c, 10)
+
+
+def test_an_attention_kernel_is_split_over_the_mesh(monkeypatch):
+  """Splash attention, interpreted: every device has its rows and its heads."""
+  monkeypatch.setattr(flash, "attend", functools.partial(flash.attend, interpret=True))
+  model = dataclasses.replace(MODEL, head_dim=128)
+  params = jax.device_get(jax.jit(functools.partial(transformer.init, model))(jax.random.key(0)))
+  rows, c = sample(), config(share_prompts=False, row_length=LONG)
+
+  def gradient(model, *sizes):
+    update = policy_gradient.make(
+      model, c.loss, c.optimizer, mesh_of(*sizes), temperature=TEMPERATURE, total_updates=10
+    )
+    return update.loss_and_grad(params, *batches(rows, c, *sizes)[0])[:2]
+
+  found = gradient(dataclasses.replace(model, attention="splash"), 2, 2, 2)
+  assert distance(found, gradient(model)) < 1e-5

@@ -9,7 +9,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 import numpy as np
 import pytest
 
-from v05_jax.models import cpu, presets, transformer
+from v05_jax.models import cpu, flash, presets, transformer
 
 CONFIG = presets.PRESETS["tiny"]
 UNTIED = dataclasses.replace(CONFIG, tie_embeddings=False)
@@ -19,7 +19,7 @@ POSITIONS = np.broadcast_to(np.arange(T, dtype=np.int32), (N, T))
 ONES = np.ones((N, T), np.int32)
 
 init = jax.jit(transformer.init, static_argnums=0)
-forward = jax.jit(transformer.forward, static_argnums=0)
+forward = jax.jit(transformer.forward, static_argnums=0, static_argnames="kernel")
 logits = jax.jit(transformer.logits, static_argnums=0)
 prefill = jax.jit(transformer.prefill, static_argnums=0)
 
@@ -189,14 +189,42 @@ def test_a_row_does_not_depend_on_other_rows_bit_for_bit(params):
   assert_equal(a, step(others, rows, place, length, np.array([2, 5, 1], np.int32)))
 
 
-def test_remat_changes_no_value_and_no_gradient(params):
-  remat = dataclasses.replace(CONFIG, remat=True)
+@pytest.mark.parametrize("name", ["full", "attention", "dots"])
+def test_remat_changes_no_value_and_no_gradient(params, name):
+  remat = dataclasses.replace(CONFIG, remat=name)
   assert_close(gradient(CONFIG, params, TOKENS, ONES), gradient(remat, params, TOKENS, ONES), 1e-6)
   less, more = (gradient.lower(c, params, TOKENS, ONES).as_text() for c in (CONFIG, remat))
   assert more.count("dot_general") > less.count("dot_general")  # it does compute again
 
 
-@pytest.mark.parametrize("remat", [False, True])
+def test_splash_attention_has_the_values_and_gradients_of_plain_attention(params):
+  """Interpreted; rows that are no multiple of its tiles, segments, padding, prompts as segments."""
+  rows, tokens = 2, 150
+  rng = np.random.default_rng(0)
+  q, k, v = (rng.normal(size=(rows, tokens, 2, *s)).astype(np.float32) for s in ((2, 128), (128,), (128,)))
+  segments = np.sort(rng.integers(0, 4, (rows, tokens)), 1).astype(np.int32)
+  mask = transformer.causal(segments)
+
+  def plain(q, k, v):
+    out = transformer.attend(jnp.moveaxis(q, 1, 3), k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), mask)
+    return jnp.moveaxis(out, 3, 1)
+
+  splash = lambda q, k, v: flash.attend("splash", q, k, v, segments, interpret=True)
+  weight = rng.normal(size=q.shape)
+  total = lambda f: jax.jit(jax.value_and_grad(lambda *x: jnp.sum(f(*x) * weight), (0, 1, 2)))
+  assert_close(total(splash)(q, k, v), total(plain)(q, k, v), 2e-5)
+  config = dataclasses.replace(CONFIG, head_dim=128)
+  weights = init(config, jax.random.key(0))
+  kernel = partial(flash.attend, "splash", interpret=True)
+  packed = np.array([[1] * 10, [1] * 3 + [2] * 5 + [0] * 2, [1] + [2] * 9], np.int32)
+  found, again, expected = (
+    forward(config, weights, TOKENS, POSITIONS, *segments, kernel=kernel)
+    for segments, kernel in (((packed,), kernel), ((ONES + packed, packed), kernel), ((packed,), None))
+  )
+  assert_close(found, expected, 2e-5)
+  assert_close(again, expected, 2e-5)
+
+@pytest.mark.parametrize("remat", ["none", "full"])
 def test_the_pass_for_a_cpu_has_the_same_values_and_gradients(params, remat, monkeypatch):
   """Packed rows with padding, several blocks of queries of unequal size, rows handled one and all at a time."""
   host = dataclasses.replace(CONFIG, backend="cpu", remat=remat)

@@ -88,6 +88,8 @@ _RANGES = (
   (_NAMES, "data.families"),
   (_REWARD, "reward"),
   (_one_of("float32", "bfloat16"), "policy.dtype"),
+  (_one_of("none", "full", "attention", "dots"), "policy.remat"),
+  (_one_of("plain", "flash"), "policy.attention"),
   (_one_of("train", "validation", "heldout"), "data.split eval.split"),
   (_one_of("none", "constant", "neighbours", "v0"), "prior.kind"),
   (_one_of("score", "fail", "mask"), "sampler.truncated"),
@@ -98,7 +100,7 @@ _RANGES = (
   (_one_of("sampler", "recompute"), "loss.old_logprob"),
   (_one_of("constant", "cosine", "linear"), "optimizer.schedule"),
   (Rule(lambda x: True, "anything"), "value.data value.heldout value.start value.head value.natural value.dropout"),
-  (Rule(lambda x: True, "anything"), "collect policy.preset policy.remat data.prompt_key data.answer_key prior.path"),
+  (Rule(lambda x: True, "anything"), "collect policy.preset data.prompt_key data.answer_key prior.path"),
   (Rule(lambda x: True, "anything"), "data.chat_template rewards.low rewards.high prior.history selection.weighted"),
   (Rule(lambda x: True, "anything"), "prior.recalibrate loss.share_prompts"),
 )
@@ -237,6 +239,8 @@ def _relations(config, wrong) -> list[str]:
   need(not config.prior.history or config.baseline != "spo", "prior.history", twice)
   row = f"0, or at least {longest} = sampler.max_prompt + sampler.max_response - 1"
   need(config.loss.row_length == 0 or config.loss.row_length >= longest, "loss.row_length", row)
+  plain = "False, since policy.attention is flash, whose kernels see one segment a token"
+  need(config.policy.attention == "plain" or not config.loss.share_prompts, "loss.share_prompts", plain)
   high = f"less than rewards.high = {config.rewards.high}"
   need(config.rewards.low < config.rewards.high, "rewards.low", high)
   response = f"at most sampler.max_response = {sampler.max_response}"

@@ -29,7 +29,7 @@ import numpy as np
 import optax
 
 from v05_jax import losses, packing, sharding, structs
-from v05_jax.models import transformer
+from v05_jax.models import flash, transformer
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, count)
 
@@ -87,24 +87,27 @@ def make(
   at_params, at_state = jax.tree.map(lambda x: x.sharding, like)
   at_rows, whole = sharding.shardings(mesh, ROWS), sharding.replicated(mesh)
   pin = lambda params: jax.tree.map(jax.lax.with_sharding_constraint, params, specs)
-  logprobs = partial(token_logprobs, model_config, loss_config, temperature, mesh.shape["fsdp"])
+  logprobs = partial(
+    token_logprobs, model_config, loss_config, temperature, mesh.shape["fsdp"], kernel(model_config, mesh)
+  )
   gradient = partial(accumulate, partial(micro_loss, loss_config, logprobs), pin)
 
+  mapped = partial(sharding.mapped, mesh, check=model_config.attention == "plain")
   # Manual over data only: fsdp stands in the jit's shardings and is the compiler's inside.
   split, same = PartitionSpec(None, "data"), PartitionSpec()
-  program = sharding.mapped(
-    mesh, partial(update, optimizer, gradient),
+  program = mapped(
+    partial(update, optimizer, gradient),
     in_specs=(same, same, split, same, same),
     out_specs=same,
     donate=(0, 1),
     in_shardings=(at_params, at_state, at_rows, whole, at_params if loss_config.kl_coef else None),
     out_shardings=(at_params, at_state, whole),
   )  # fmt: skip
-  only_gradient = sharding.mapped(
-    mesh, gradient, (same, split, same, same), same, out_shardings=(whole, at_params, whole)
+  only_gradient = mapped(
+    gradient, (same, split, same, same), same, out_shardings=(whole, at_params, whole)
   )
-  again = sharding.mapped(
-    mesh, partial(recompute, logprobs), (same, split, same), (split, same), out_shardings=(at_rows, whole)
+  again = mapped(
+    partial(recompute, logprobs), (same, split, same), (split, same), out_shardings=(at_rows, whole)
   )
   initialise = jax.jit(optimizer.init, out_shardings=at_state)
 
@@ -206,7 +209,16 @@ def make_optimizer(config, total_updates: int) -> optax.GradientTransformation:
   return optax.chain(clip, adamw)
 
 
-def token_logprobs(model_config, config, temperature, groups, params, batch: structs.Batch):
+def kernel(model_config, mesh) -> Callable | None:
+  """The attention kernel of `model_config.attention` inside `sharding.mapped`; None = plain."""
+  if model_config.attention == "plain":
+    return None
+  heads = "tensor" if model_config.num_kv_heads % mesh.shape["tensor"] == 0 else None
+  rows, each = PartitionSpec("fsdp"), PartitionSpec("fsdp", None, heads)
+  return sharding.split(partial(flash.attend, model_config.attention), (each, each, each, rows), each)
+
+
+def token_logprobs(model_config, config, temperature, groups, kernel, params, batch: structs.Batch):
   """-> (log-prob of each target, entropy), float32 [B, T], of one micro-batch; meaningless where its weight is 0.
 
   groups: devices of `fsdp`.
@@ -218,7 +230,7 @@ def token_logprobs(model_config, config, temperature, groups, params, batch: str
   # in a split table where data, fsdp and tensor are all used.
   matrix = constrain(transformer.unembed(model_config, params), PartitionSpec("tensor"))
   params = params | {"embedding": constrain(params["embedding"], PartitionSpec())}
-  hidden = transformer.forward(model_config, params, batch.tokens, batch.position, batch.segment, batch.prompt)
+  hidden = transformer.forward(model_config, params, batch.tokens, batch.position, batch.segment, batch.prompt, kernel)
   if model_config.backend == "cpu" and groups == 1:
     chunk = min(config.vocab_chunk, CPU_CHUNK)
     return losses.counted_logprobs(hidden, matrix, batch.target, temperature, chunk, mask)

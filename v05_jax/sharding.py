@@ -106,7 +106,9 @@ def place(mesh: Mesh, tree, specs):
   return jax.device_put(tree, shardings(mesh, specs))
 
 
-def mapped(mesh: Mesh, f, in_specs, out_specs, donate=(), in_shardings=None, out_shardings=None, axes=("data",)):
+def mapped(
+  mesh: Mesh, f, in_specs, out_specs, donate=(), in_shardings=None, out_shardings=None, axes=("data",), check=True
+):
   """`jax.jit(jax.shard_map(f))`, manual over `axes` alone: f sees its device's part along them.
 
   `in_specs` and `out_specs` name these axes only; the others inside f are the compiler's.
@@ -116,18 +118,25 @@ def mapped(mesh: Mesh, f, in_specs, out_specs, donate=(), in_shardings=None, out
   The types track what varies over `axes` (`check_vma`), with one consequence to know: the gradient
   with respect to a *replicated* argument arrives summed over them already; one more sum counts it
   twice and more, and Adam and clipping hide the factor. The gradient with respect to `vary(x)` is
-  the device's own.
+  the device's own. `check=False` tracks no types, for kernels, which have none; then every gradient is the
+  device's own.
   """
   # XLA fails on a sum over a manual axis of one device beside larger automatic ones
   # ("Cross-partition allreduce must be in (partial) manual partitioning mode"): over such an axis nothing may vary.
   strip = partial(_without, {axis for axis in axes if mesh.shape[axis] == 1})
   in_specs, out_specs = (jax.tree.map(strip, specs, is_leaf=_is_spec) for specs in (in_specs, out_specs))
   inner = jax.shard_map(
-    f, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=set(axes), check_vma=True
+    f, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=set(axes), check_vma=check
   )
   given = {"in_shardings": in_shardings, "out_shardings": out_shardings}
   given = {name: value for name, value in given.items() if value is not None}
   return jax.jit(inner, donate_argnums=donate, **given)
+
+
+def split(f, in_specs, out_specs):
+  """Inside an unchecked `mapped`: f on each device's part along `fsdp` and `tensor` too, which the specs name; for a
+  kernel, which the compiler cannot split."""
+  return jax.shard_map(f, in_specs=in_specs, out_specs=out_specs, axis_names=set(AXES) - {"data"}, check_vma=False)
 
 
 def vary(tree):

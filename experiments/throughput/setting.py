@@ -55,7 +55,7 @@ def config(folder, args, overrides=()):
   # On a CPU a row has room for a prompt and all its responses.
   row = args.prompt - 1 + args.group * args.response if args.size in SMALL else 0
   c.loss.update({"minibatches": 1, "micro_rows": args.micro or 2, "row_length": row})
-  c.policy.remat = args.size not in SMALL
+  c.policy.remat = "none" if args.size in SMALL else "full"
   c.optimizer.update({"learning_rate": 1e-6, "weight_decay": 0.01})
   c.eval.period = c.checkpoint.period = 0
   change(c, overrides)

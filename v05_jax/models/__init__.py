@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from v05_jax import rng
-from v05_jax.models import hf, presets, transformer
+from v05_jax.models import flash, hf, presets, transformer
 from v05_jax.models import tokenizer as tokenizers
 
 BUILTIN = Path(__file__).parent.parent / "tasks" / "warm_start"
@@ -20,9 +20,18 @@ class Policy(NamedTuple):
   stop: tuple[int, ...]  # tokens that end a response, the tokenizer's EOS first
 
 
-def backend() -> str:
-  """`ModelConfig.backend` for the machine that this runs on."""
-  return "cpu" if jax.default_backend() == "cpu" else "accelerator"
+def backend(platform: str | None = None) -> str:
+  """`ModelConfig.backend` for a platform of JAX, by default that of the machine that this runs on."""
+  return "cpu" if (platform or jax.default_backend()) == "cpu" else "accelerator"
+
+
+def adapt(config: transformer.ModelConfig, policy, platform: str | None = None) -> transformer.ModelConfig:
+  """The shape as `config.policy` wants it computed on a platform of JAX, by default this machine's."""
+  platform = platform or jax.default_backend()
+  attention = flash.KERNELS.get(platform, "plain") if policy.attention == "flash" else "plain"
+  return dataclasses.replace(
+    config, dtype=policy.dtype, remat=policy.remat, attention=attention, backend=backend(platform)
+  )
 
 
 def load(policy, seed: int = 0) -> Policy:
@@ -48,7 +57,7 @@ def load(policy, seed: int = 0) -> Policy:
   else:
     config, params = hf.load(directory)
   tokenizers.check(tokenizer, config.vocab_size)
-  config = dataclasses.replace(config, dtype=policy.dtype, remat=bool(policy.remat), backend=backend())
+  config = adapt(config, policy)
   if params is None:
     params = jax.device_get(jax.jit(lambda: transformer.init(config, rng.at(seed, 0, rng.INIT)))())
   return Policy(config, params, tokenizer, tokenizers.stop_tokens(tokenizer, directory))

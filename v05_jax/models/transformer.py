@@ -19,6 +19,7 @@ Parameters (`F` the MLP width, matrices are `[in, out]`):
     down/kernel [F, D]
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 from typing import NamedTuple
@@ -28,10 +29,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from v05_jax.models import cpu
+from v05_jax.models import cpu, flash
 
 DTYPES = ("float32", "bfloat16")
 BACKENDS = ("accelerator", "cpu")
+ATTENTION = ("plain", *flash.KERNELS.values())
+# What the backward pass of a layer finds stored; the rest it computes again.
+REMAT = {
+  "none": None,  # all
+  "full": jax.checkpoint_policies.nothing_saveable,  # the layer's input alone
+  "attention": jax.checkpoint_policies.save_only_these_names(flash.NAME),  # and what splash attention returns
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # and the products with weights
+}
 MASKED = cpu.MASKED
 
 
@@ -51,7 +60,8 @@ class ModelConfig:
   tie_embeddings: bool = True
   max_positions: int = 40960  # recorded in config.json; the rotary embedding itself has no limit
   dtype: str = "float32"  # of the computation; parameters are float32
-  remat: bool = False  # recompute each layer in the backward pass
+  remat: str = "none"  # of REMAT
+  attention: str = "plain"  # of the update: see flash.py
   backend: str = "accelerator"  # what XLA compiles for: "cpu" takes the training pass of models/cpu.py
 
   def __post_init__(self):
@@ -67,8 +77,9 @@ class ModelConfig:
                        "(the rotary embedding turns pairs)")
     if self.dtype not in DTYPES:
       raise ValueError(f"ModelConfig.dtype: found {self.dtype!r}, expected one of {DTYPES}")
-    if self.backend not in BACKENDS:
-      raise ValueError(f"ModelConfig.backend: found {self.backend!r}, expected one of {BACKENDS}")
+    for name, known in (("backend", BACKENDS), ("remat", tuple(REMAT)), ("attention", ATTENTION)):
+      if getattr(self, name) not in known:
+        raise ValueError(f"ModelConfig.{name}: found {getattr(self, name)!r}, expected one of {known}")
 
 
 class RMSNorm(nn.Module):
@@ -84,10 +95,11 @@ class RMSNorm(nn.Module):
 
 
 class Layer(nn.Module):
-  """One decoder layer. `keep_kv`: also return the keys and values, in the cache's layouts."""
+  """One decoder layer. `keep_kv`: also return the keys and values, in the cache's layouts. `kernel`: see `forward`."""
 
   config: ModelConfig
   keep_kv: bool = False
+  kernel: Callable | None = None
 
   def setup(self):
     c = self.config
@@ -111,14 +123,16 @@ class Layer(nn.Module):
     self.down = dense(c.hidden_size, residual)
 
   def __call__(self, x, rotation, mask):
-    """x [N, T, D], rotation 2 x [N, T, Dh/2], mask bool [N, T, T] (`cpu.see` of it on a CPU)
-    -> x, (k, v) or None.
+    """x [N, T, D], rotation 2 x [N, T, Dh/2], mask bool [N, T, T] (`cpu.see` of it on a CPU, segments [N, T] for a
+    kernel) -> x, (k, v) or None.
 
     k [N, KV, Dh, T] has the rotary embedding applied; v [N, KV, T, Dh].
     """
     q, k, v = self._qkv(x, rotation)
     columns = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
-    if self.config.backend == "cpu":
+    if self.kernel:
+      out = self.kernel(q, k, v, mask)
+    elif self.config.backend == "cpu":
       out = cpu.attend(q, k, v, mask)  # [N, T, KV, G, Dh]
     else:
       out = jnp.moveaxis(attend(jnp.moveaxis(q, 1, 3), *columns, mask), 3, 1)
@@ -155,6 +169,7 @@ class Decoder(nn.Module):
 
   config: ModelConfig
   keep_kv: bool = False
+  kernel: Callable | None = None
 
   @nn.compact
   def __call__(self, tokens, positions, mask):
@@ -164,14 +179,15 @@ class Decoder(nn.Module):
     if not c.tie_embeddings:
       self.param("head", init, (c.vocab_size, c.hidden_size))
     layer = Layer
-    if c.backend == "cpu":
-      mask = cpu.see(mask, c.num_heads)
-    if c.remat or c.backend == "cpu":
-      layer = nn.remat(Layer, prevent_cse=False, policy=None if c.remat else cpu.saved)
+    policy = REMAT[c.remat]
+    if c.backend == "cpu" and not self.kernel:
+      mask, policy = cpu.see(mask, c.num_heads), policy or cpu.saved
+    if policy:
+      layer = nn.remat(Layer, prevent_cse=False, policy=policy)
     layers = nn.scan(layer, variable_axes={"params": 0}, split_rngs={"params": True},
                      in_axes=(nn.broadcast, nn.broadcast), length=c.num_layers)
     x = embed(c, embedding, tokens)
-    x, kv = layers(c, self.keep_kv, name="layers")(x, rotation(c, positions), mask)
+    x, kv = layers(c, self.keep_kv, self.kernel, name="layers")(x, rotation(c, positions), mask)
     return RMSNorm(c.rms_norm_eps, name="norm")(x).astype(c.dtype), kv
 
 
@@ -262,14 +278,18 @@ def init(config: ModelConfig, key):
   return Decoder(config).init(key, one, one, jnp.ones((1, 1, 1), bool))["params"]
 
 
-def forward(config: ModelConfig, params, tokens, positions, segments, prompts=None):
+def forward(config: ModelConfig, params, tokens, positions, segments, prompts=None, kernel=None):
   """Hidden states [N, T, D] after the final norm, in the compute dtype.
 
   tokens, positions, segments, prompts int32 [N, T]. A token sees the tokens of its own segment and of the segment
   `prompts` up to itself, in row order; segment 0 is padding: it sees padding only, so its hidden state is finite
   and meaningless. `positions` go to the rotary embedding alone.
+
+  kernel: of `flash.attend`, (q, k, v, segments) -> out, instead of plain attention. It sees one segment a
+  token: `segments`, or `prompts`, which is that where rollouts share no prompt.
   """
-  return Decoder(config).apply({"params": params}, tokens, positions, causal(segments, prompts))[0]
+  mask = causal(segments, prompts) if kernel is None else segments if prompts is None else prompts
+  return Decoder(config, kernel=kernel).apply({"params": params}, tokens, positions, mask)[0]
 
 
 def causal(segments, prompts=None):
