@@ -7,6 +7,8 @@
                    eval.md, eval.json and eval.jsonl
     --mode=export  writes a checkpoint in WORKDIR as a Hugging Face directory --out
     --mode=report  compares the runs in --workdir=A,B,C: a table and a plot, comparison.md and .png in --out
+    --mode=compile compiles a config's programs for a TPU slice that need not be here, --topology=v5e:4x8, or for this
+                   machine; prints whether they fit and what bounds them. Needs no weights, data or workdir
 
 eval and export take the newest checkpoint, or that of --step=N.
 """
@@ -17,26 +19,27 @@ from absl import app, flags, logging
 
 from v05_jax import backend, command_line
 
-MODES = ("train", "sft", "value", "eval", "export", "report")
+MODES = ("train", "sft", "value", "eval", "export", "report", "compile")
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("mode", "train", MODES, "what to do")
 flags.DEFINE_string("workdir", None, "folder of the run, local or gs://; for --mode=report several, with commas")
 flags.DEFINE_integer("step", None, "checkpoint that --mode=eval and --mode=export take; the newest by default")
+flags.DEFINE_string("topology", "", "TPU slice that --mode=compile compiles for, as v5e:4x8; \"\" = this machine")
 flags.DEFINE_string("out", None, "folder that --mode=export and --mode=report write to")
 
 
 def main(_):
   logging.set_verbosity(logging.WARNING)  # Orbax reports every checkpoint otherwise
   try:
-    run(FLAGS.mode, FLAGS.config, FLAGS.workdir, FLAGS.out, FLAGS.step)
+    run(FLAGS.mode, FLAGS.config, FLAGS.workdir, FLAGS.out, FLAGS.step, FLAGS.topology)
   except (ValueError, OSError, FloatingPointError, InterruptedError) as e:
     # The message is for the user: it names the key, file or line, what was found and what was expected.
     sys.exit(f"error: {e}")
 
 
-def run(mode: str, config, workdir: str | None, out: str | None, step: int | None):
+def run(mode: str, config, workdir: str | None, out: str | None, step: int | None, topology: str = ""):
   """Imports what the mode needs and does it. Raises ValueError where a flag is missing."""
-  if workdir is None:
+  if workdir is None and mode != "compile":
     raise ValueError(f"--mode={mode} needs --workdir=FOLDER")
   if mode == "export" and out is None:
     raise ValueError("--mode=export needs --out=FOLDER")
@@ -58,6 +61,9 @@ def run(mode: str, config, workdir: str | None, out: str | None, step: int | Non
   elif mode == "export":
     from v05_jax.export import export
     export(config, workdir, out, step)
+  elif mode == "compile":
+    from v05_jax import compile
+    compile.report(config, topology)
   else:
     from v05_jax.report import report
     report(workdir.split(","), out)

@@ -52,7 +52,7 @@ class Update(NamedTuple):
   loss_and_grad: Callable  # (params, batch, used, reference=None) -> (loss, gradient, Metrics)
   recompute: Callable  # (params, [(batch, used)]) -> ([(batch, used)], (sum, count)): see `recompute` below
   program: Any  # the jitted step, (params, opt_state, batch, used, reference)
-  compile: Callable  # (M, B, T) -> None: compiles the step ahead for a Batch of this shape
+  lower: Callable  # (M, B, T) -> jax.stages.Lowered of the step for a Batch of this shape: to compile it ahead
 
 
 def make(
@@ -134,17 +134,17 @@ def make(
     loss_and_grad=lambda params, batch, used, ref=None: only_gradient(place(params), *others(batch, used, ref)),
     recompute=lambda params, batches: recompute_all(again, feed, place(params), batches),
     program=program,
-    compile=partial(compile_ahead, program, *like, at_rows, whole, bool(loss_config.kl_coef)),
+    lower=partial(lower, program, *like, at_rows, whole, bool(loss_config.kl_coef)),
   )
 
 
-def compile_ahead(program, params, state, at_rows, whole, reference: bool, shape: tuple[int, int, int]):
-  """Compiles the step for a Batch of shape (M, B, T), without data: the first call of that shape finds it done."""
+def lower(program, params, state, at_rows, whole, reference: bool, shape: tuple[int, int, int]):
+  """The step for a Batch of shape (M, B, T), without data; compiled, it is what the first such call finds done."""
   dtype = lambda name: np.float32 if name in ("weight", "advantage", "old_logprob") else np.int32
   fields = (field.name for field in dataclasses.fields(structs.Batch))
   batch = structs.Batch(**{name: jax.ShapeDtypeStruct(shape, dtype(name), sharding=at_rows) for name in fields})
   used = jax.ShapeDtypeStruct((), np.int32, sharding=whole)
-  program.lower(params, state, batch, used, params if reference else None).compile()
+  return program.lower(params, state, batch, used, params if reference else None)
 
 
 def _feed(at_rows, whole, batch, used):

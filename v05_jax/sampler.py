@@ -226,6 +226,47 @@ def shapes(sampler, lanes: int) -> list[Shape]:
   return sorted(found, key=lambda shape: shape.slots * shape.columns)
 
 
+class Arguments(NamedTuple):
+  """What stands for the programs' arguments where they are lowered: shapes and shardings."""
+
+  store: callable  # () -> store
+  cache: callable  # Shape -> cache
+  weights: callable  # params -> weights
+  prompts: callable  # () -> (tokens, length, entry) of `prefill`
+  rows: callable  # Shape -> (length, Rows) of `decode`
+  slots: callable  # Shape -> slots of `resize`
+
+
+def arguments(config, sampler, mesh) -> Arguments:
+  """The arguments of `make`'s programs, of which nothing is allocated."""
+  lanes, at = sharding.lanes(mesh), cache_sharding(config, mesh)
+  ints = lambda *size: jax.ShapeDtypeStruct(size, np.int32)
+  place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+  def cache(shape):
+    empty = jax.eval_shape(partial(transformer.empty_cache, config, lanes * shape.slots, shape.columns))
+    return jax.tree.map(lambda x: place(x, at), empty)
+
+  def weights(params):
+    found = jax.eval_shape(partial(transformer.decode_weights, config), params)
+    return jax.tree.map(place, found, sharding.param_shardings(mesh, found, decode=True))
+
+  return Arguments(
+    store=lambda: cache(Shape(sampler.open_prompts // lanes, sampler.max_prompt)),
+    cache=cache,
+    weights=weights,
+    prompts=lambda: (ints(sampler.prefill, sampler.max_prompt), ints(sampler.prefill), ints(sampler.prefill)),
+    rows=lambda shape: (ints(sampler.open_prompts), Rows(*(ints(lanes * shape.slots) for _ in Rows._fields))),
+    slots=lambda shape: ints(lanes * shape.slots),
+  )
+
+
+def cache_sharding(config, mesh) -> NamedSharding:
+  """Of every array of store and cache: [slots, KV, ...]."""
+  heads = "tensor" if config.num_kv_heads % mesh.shape["tensor"] == 0 else None
+  return NamedSharding(mesh, PartitionSpec(sharding.ROWS, heads))
+
+
 def make(config, sampler, stop: tuple[int, ...], mesh) -> Programs:
   """Compiles the programs for a model `config`, a `config.sampler`, the stop tokens and a mesh.
 
@@ -240,8 +281,7 @@ def make(config, sampler, stop: tuple[int, ...], mesh) -> Programs:
   split, whole = PartitionSpec(sharding.ROWS), PartitionSpec()
   mapped = partial(sharding.mapped, mesh, axes=sharding.ROWS)
   # Said and not left to the compiler, as each program's cache is the next one's argument.
-  heads = "tensor" if config.num_kv_heads % mesh.shape["tensor"] == 0 else None
-  at, rows = NamedSharding(mesh, PartitionSpec(sharding.ROWS, heads)), NamedSharding(mesh, split)
+  at, rows = cache_sharding(config, mesh), NamedSharding(mesh, split)
   loop = partial(
     decode, config, share=sampler.share, chunk=sampler.chunk, top_k=sampler.top_k, top_p=sampler.top_p,
     stop=tuple(stop), together=mesh.shape["tensor"] > 1,

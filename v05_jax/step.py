@@ -73,8 +73,7 @@ class Run(NamedTuple):
 
   def batch_shape(self) -> tuple[int, int, int]:
     """(M, B, T) of an update's batch."""
-    longest = self.config.sampler.max_prompt + self.config.sampler.max_response - 1
-    return policy_gradient.batch_shape(self.config.loss, self.capacity, self.groups.k_max, longest, self.mesh)
+    return batch_shape(self.config, self.mesh)
 
 
 class Draw(NamedTuple):
@@ -100,9 +99,6 @@ def setup(config) -> Run:
   policy = models.load(config.policy, config.seed)
   prompts = data.load(config.data, policy.tokenizer, config.sampler.max_prompt, seed=config.seed)
   groups = rollouts.Groups(**{name: config.budget[name] for name in rollouts.Groups._fields})
-  fewest = groups.k_mean if groups.rule in budget.BATCH_RULES else groups.k_init  # rollouts of a prompt
-  capacity = math.ceil(config.rollouts_per_step / fewest)
-  capacity += -capacity % config.loss.minibatches
   update = policy_gradient.make(
     policy.config, config.loss, config.optimizer, mesh, temperature=config.sampler.temperature,
     total_updates=config.num_steps * config.loss.minibatches * config.loss.epochs,
@@ -114,8 +110,22 @@ def setup(config) -> Run:
     update=update,
     exact=tasks.make_exact(policy.config, policy.tokenizer, config.sampler) if built_in else None,
     reference=update.freeze(policy.params) if config.loss.kl_coef else None,
-    groups=groups, capacity=capacity,
+    groups=groups, capacity=capacity(config),
   )  # fmt: skip
+
+
+def capacity(config) -> int:
+  """Prompts of a step, at most."""
+  batch = config.budget.rule in budget.BATCH_RULES
+  fewest = config.budget.k_mean if batch else config.budget.k_init  # rollouts of a prompt
+  most = math.ceil(config.rollouts_per_step / fewest)
+  return most + -most % config.loss.minibatches
+
+
+def batch_shape(config, mesh) -> tuple[int, int, int]:
+  """(M, B, T) of an update's batch."""
+  longest = config.sampler.max_prompt + config.sampler.max_response - 1
+  return policy_gradient.batch_shape(config.loss, capacity(config), config.budget.k_max, longest, mesh)
 
 
 def prompts_per_step(run: Run, mean_k: float) -> int:

@@ -38,7 +38,8 @@ def train(config, workdir: str) -> TrainState:
     if first:
       state = saved.restore(first, state)
     if first < config.num_steps:
-      updating = ahead.later(lambda: run.update.compile(run.batch_shape()))  # while the first rollouts are sampled
+      # While the first rollouts are sampled.
+      updating = ahead.later(lambda: run.update.lower(run.batch_shape()).compile())
     with (
       metrics.Writer(workdir, config, first) as log,
       metrics.Progress(config.num_steps, first) as progress,

@@ -242,7 +242,7 @@ def arguments(argv=None):
 
 def compile_update(b: setting.Bench):
   """Before the first call, as train.py does: the compiler's memory is given back when the update begins."""
-  b.run.update.compile(b.run.batch_shape())
+  b.run.update.lower(b.run.batch_shape()).compile()
   backend.release_memory()
 
 

@@ -25,6 +25,20 @@ def backend(platform: str | None = None) -> str:
   return "cpu" if (platform or jax.default_backend()) == "cpu" else "accelerator"
 
 
+def shape(path: str, preset: str) -> transformer.ModelConfig:
+  """The shape of a model that need not be here: of the preset, of the folder's config.json, or, where there is no such
+  folder, of the preset that the folder is named after. Raises ValueError where none of these is known."""
+  directory = BUILTIN if path == "builtin" else Path(path)
+  name = preset or directory.name.lower()
+  if not preset and directory.is_dir():
+    return hf.read_config(directory)
+  if name not in presets.PRESETS:
+    key = "preset" if preset else "path"
+    raise ValueError(f"config.policy.{key}: found {preset or path!r}, expected a Hugging Face directory or the name of "
+                     f"a known shape: {', '.join(presets.PRESETS)}")
+  return presets.PRESETS[name]
+
+
 def adapt(config: transformer.ModelConfig, policy, platform: str | None = None) -> transformer.ModelConfig:
   """The shape as `config.policy` wants it computed on a platform of JAX, by default this machine's."""
   platform = platform or jax.default_backend()

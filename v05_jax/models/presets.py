@@ -31,6 +31,9 @@ PRESETS: dict[str, ModelConfig] = {
                           **_QWEN3),
   "qwen3-8b": ModelConfig(hidden_size=4096, num_layers=36, num_heads=32, intermediate_size=12288,
                           tie_embeddings=False, **_QWEN3),
+  # The backbone of V0.
+  "qwen3-embedding-0.6b": ModelConfig(hidden_size=1024, num_layers=28, num_heads=16, intermediate_size=3072,
+                                      **(_QWEN3 | {"vocab_size": 151669})),
   "qwen3-4b-instruct-2507": ModelConfig(hidden_size=2560, num_layers=36, num_heads=32,
                                         intermediate_size=9728, max_positions=262144,
                                         **(_QWEN3 | {"rope_theta": 5e6})),

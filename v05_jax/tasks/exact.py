@@ -18,6 +18,7 @@ from v05_jax.models import tokenizer as tokenizers
 from v05_jax.models import transformer
 from v05_jax.tasks import families
 
+ROWS = 64  # prompts scored at once
 CHUNK = 4096  # tokens whose logits exist at once
 
 
@@ -34,7 +35,7 @@ def exact_success(logprob: np.ndarray, mask: np.ndarray) -> np.ndarray:
   return np.exp(masked.sum(axis=-1))
 
 
-def make_exact(model_config, tokenizer, sampler, rows_per_call: int = 64) -> Callable[..., np.ndarray]:
+def make_exact(model_config, tokenizer, sampler, rows_per_call: int = ROWS) -> Callable[..., np.ndarray]:
   """Builds `exact(params, rows, lower_bound=False) -> float64 [n]`: success probabilities of task rows.
 
   The probability is that of a rollout sampled at `sampler.temperature`, with EOS after the answer. It is NaN
@@ -48,7 +49,7 @@ def make_exact(model_config, tokenizer, sampler, rows_per_call: int = 64) -> Cal
   """
   width = sampler.max_prompt + sampler.max_response
   truncates = sampler.top_k > 0 or sampler.top_p < 1
-  score = _make_score(model_config, float(sampler.temperature))
+  score = make_score(model_config, float(sampler.temperature))
 
   @functools.lru_cache(maxsize=1 << 16)
   def encode(prompt: str, response: str) -> tuple[list[int], int]:
@@ -75,7 +76,9 @@ def make_exact(model_config, tokenizer, sampler, rows_per_call: int = 64) -> Cal
   return exact
 
 
-def _make_score(config, temperature: float):
+def make_score(config, temperature: float):
+  """The program of `make_exact`."""
+
   @jax.jit
   def score(params, tokens, length):
     """tokens [N, T], length [N] -> log-prob of each token given those before it [N, T - 1]."""

@@ -18,6 +18,7 @@ __all__ = ("KINDS", "Prior", "ValuePrior", "embed_prompts", "load", "make", "mak
 
 KINDS = ("none", "constant", "neighbours", "v0")
 ROWS = 16  # prompts embedded at once by V0, always as many: a resumed run computes what the unbroken one did
+ROWS_SPLIT = PartitionSpec(sharding.ROWS)
 TOKENS_PER_CALL = 8192  # of prompts embedded at once on a device: bounds the memory of attention
 
 
@@ -114,18 +115,12 @@ def make_features(config, params, mesh, max_prompt: int) -> Callable:
   The prompts go through in blocks of a fixed number of rows, one compiled shape for a given P.
   """
 
-  # Matrices in the compute dtype, to which the model casts them anyway: half the memory in bfloat16.
-  def cast(path, x):
-    return x if path[-1].key == "scale" else x.astype(jnp.dtype(config.dtype))
-
-  params = jax.tree_util.tree_map_with_path(cast, params)
+  params = cast(config, params)
   # A copy, for placing may alias what a training step overwrites.
   own = lambda x, where: jnp.copy(jax.device_put(x, where))
   params = jax.tree.map(own, params, sharding.param_shardings(mesh, params))
-  rows = NamedSharding(mesh, PartitionSpec(sharding.ROWS))
-  embed = jax.jit(functools.partial(embed_prompts, config), out_shardings=sharding.replicated(mesh))
-  devices = sharding.lanes(mesh)
-  most = devices * max(TOKENS_PER_CALL // max_prompt, 1)
+  rows, embed = NamedSharding(mesh, ROWS_SPLIT), make_embed(config, mesh)
+  devices, most = sharding.lanes(mesh), most_rows(mesh, max_prompt)
 
   def features(prompts) -> np.ndarray:
     count = len(prompts.length)
@@ -140,6 +135,22 @@ def make_features(config, params, mesh, max_prompt: int) -> Callable:
     return np.concatenate([np.asarray(x) for x in parts])[:count]
 
   return features
+
+
+def cast(config, params):
+  """Matrices in the compute dtype, to which the model casts them anyway: half the memory in bfloat16."""
+  keep = lambda path, x: x if path[-1].key == "scale" else x.astype(jnp.dtype(config.dtype))
+  return jax.tree_util.tree_map_with_path(keep, params)
+
+
+def most_rows(mesh, max_prompt: int) -> int:
+  """Prompts that go through `make_embed`'s program at once, at most."""
+  return sharding.lanes(mesh) * max(TOKENS_PER_CALL // max_prompt, 1)
+
+
+def make_embed(config, mesh):
+  """`embed_prompts` as a program on a mesh."""
+  return jax.jit(functools.partial(embed_prompts, config), out_shardings=sharding.replicated(mesh))
 
 
 def embed_prompts(config, params, tokens, length):

@@ -28,6 +28,11 @@ LICENCES = (
   'must include that licence, display "Built with PriorLabs-TabPFN" and name the model "TabPFN...". '
   "The V0 repository and Qwen3-Embedding are under Apache-2.0."
 )
+# The released V0, for whoever wants its shapes without it.
+RELEASED = {
+  "adapter": dict(zip(ADAPTER, (168, 6, 3, 128, 1024, "dynamic"))),
+  "head": dict(zip(HEAD, (192, 3, 3, 64, 24, 2, 10, "linear", 0))), "estimators": 4,
+}
 float32 = functools.partial(np.ascontiguousarray, dtype=np.float32)
 
 
@@ -120,6 +125,21 @@ def head_shapes(E, heads, group, thinking, layers, factor, outputs, encoder, H) 
     "decoder_dict.standard.0.weight": (F, E), "decoder_dict.standard.0.bias": (F,),
     "decoder_dict.standard.2.weight": (outputs, F), "decoder_dict.standard.2.bias": (outputs,),
   }  # fmt: skip
+
+
+def stacked(sizes: dict) -> dict[str, tuple]:
+  """The same for v0.json's "head", with the names and shapes of `tabpfn.stack`."""
+  found = {}
+  for name, shape in head_shapes(*sizes.values()).items():
+    inside = name.removeprefix(LAYERS).partition(".")[2] if name.startswith(LAYERS) else ""
+    found[f"layers.{inside}" if inside else name] = (sizes["layers"], *shape) if inside else shape
+  return found
+
+
+def features(settings: dict) -> int:
+  """F, the features of a prompt."""
+  options = settings["adapter"]
+  return options["hidden_size"] if options["pooling"] == "last" else options["queries"] * options["width"]
 
 
 def account(file, found: dict, expected: dict[str, tuple], types=FLOATS):

@@ -112,8 +112,7 @@ class ValuePrior:
   @property
   def width(self) -> int:
     """F, the features of a prompt."""
-    options = self.settings["adapter"]
-    return options["hidden_size"] if options["pooling"] == "last" else options["queries"] * options["width"]
+    return directory.features(self.settings)
 
   def judge(self, support, scores, query, tables=None, fingerprints=None, capacity: int = 0) -> np.ndarray:
     """Probabilities of success [m] of query features [m, F], given support features [n, F] with scores [n] in [0, 1].
@@ -185,6 +184,30 @@ def hidden(config, params, tokens, mask):
   """The backbone's hidden states float32 [N, L, D] of right-padded tokens [N, L] where mask [N, L]."""
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
   return transformer.forward(config, params, tokens, positions, mask).astype(jnp.float32)
+
+
+def shapes(path: str) -> tuple[dict[str, Any], transformer.ModelConfig]:
+  """(v0.json, the backbone's shape) of a directory as `load` takes it; of the released V0 where there is none."""
+  path = BUILTIN if os.fspath(path) == directory.BUILTIN else Path(path)
+  if not path.is_dir():
+    return directory.RELEASED, models.shape("", "qwen3-embedding-0.6b")
+  settings = directory.load(path)[0]
+  built_in = settings["backbone"] == directory.BUILTIN
+  return settings, models.shape("builtin" if built_in else f"{path}/{directory.FOLDER}", "")
+
+
+def abstract(settings, config: transformer.ModelConfig, mesh: Mesh) -> dict[str, Any]:
+  """What stands for the parameters of a V0 on a mesh: shapes and shardings of "embedder", "adapter" and "judge"."""
+  queries, width, _, bottleneck, hidden_size, _ = settings["adapter"].values()
+  key = jax.random.key(0)
+  head = directory.stacked(settings["head"])
+  parts = {
+    "embedder": jax.eval_shape(lambda: transformer.init(config, key)),
+    "adapter": jax.eval_shape(lambda: adapter.init(key, hidden_size, queries, width, bottleneck)),
+    "judge": {name: jax.ShapeDtypeStruct(size, np.float32) for name, size in head.items()},
+  }
+  place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+  return jax.tree.map(place, parts, sharding.param_shardings(mesh, parts))
 
 
 def load(path: str, mesh: Mesh | None = None) -> ValuePrior:

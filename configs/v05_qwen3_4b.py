@@ -1,0 +1,30 @@
+r"""The paper's setting (arXiv 2603.10848): Qwen3-4B-Instruct-2507 on DAPO-Math-17k with V0.5's adaptive budget, on a
+TPU pod slice; six benchmarks, mean@16.
+
+    python -m v05_jax.main --mode=compile --config=configs/v05_qwen3_4b.py --topology=v5e:4x8   # before you pay
+    python -m v05_jax.main --config=configs/v05_qwen3_4b.py --workdir=gs://BUCKET/v05           # on every host
+"""
+
+from configs import default
+
+
+def get_config():
+  c = default.get_config()
+  c.num_steps, c.rollouts_per_step = 300, 512  # rollouts a step stay constant: fewer a prompt means more prompts
+  c.policy.update({"path": "Qwen3-4B-Instruct-2507", "dtype": "bfloat16", "remat": "full", "attention": "flash"})
+  c.data.path = "dapo_math_17k"
+  c.reward = "math"
+  c.prior.update({"kind": "v0", "path": "v0-converted"})
+  c.baseline = "v05"
+  c.budget.update({"rule": "sequential", "k_init": 4, "k_max": 16, "cost": 1 / 256})
+  c.sampler.update({
+    "slots": 256, "chunk": 32, "open_prompts": 128, "prefill": 32, "slot_sizes": 2, "column_sizes": 4,
+    "max_prompt": 1024, "max_response": 4096,
+  })  # fmt: skip
+  c.loss.update({"share_prompts": False, "row_length": 5120, "micro_rows": 4, "old_logprob": "recompute"})
+  c.optimizer.update({"learning_rate": 1e-6, "warmup_steps": 10, "b2": 0.999})
+  c.mesh.update({"data": 1, "fsdp": -1, "tensor": 4})
+  c.eval.update({"path": "aime2024,aime2025,amc2023,math500,minerva,olympiadbench", "size": 1000, "samples": 16})
+  c.eval.period = 50
+  c.checkpoint.update({"period": 10, "keep": 3})
+  return c
