@@ -20,7 +20,7 @@ PACKAGE = ROOT / "v05_jax"
 LAYERS = (
   "structs rng config ewa benchmarks",
   "shrinkage budget losses data rewards tasks models metrics diagnostics dynamic_sampling scoreboard selection success",
-  "sharding packing sampler schedule value_prior checkpoint estimator backend ahead",
+  "sharding packing sampler schedule value_prior checkpoint estimator backend ahead hlo topology",
   "policy_gradient rollouts step evaluate export",
   "train sft report compile command_line",
   "main",

@@ -1,0 +1,211 @@
+"""--mode=compile: memory of what a run really holds, programs that do not fit, topologies, and real TPU compilers."""
+
+import dataclasses
+import importlib.util
+import io
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import default, v05, v05_qwen3_4b
+from tests import support
+from v05_jax import compile as compiling
+from v05_jax import models, policy_gradient, sampler, sharding, topology
+from v05_jax.value_prior import v0
+
+GIB = topology.GIB
+PROGRAMS = ["prior", "judge", "prefill", "decode", "update", "evaluate"]
+has_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+
+
+@pytest.fixture(scope="module")
+def reported():
+  c, file = v05.get_config(), io.StringIO()
+  c.mesh.update({"data": 2, "fsdp": 2, "tensor": 2})
+  rows = compiling.report(c, "", file)
+  return rows, file.getvalue()
+
+
+def test_one_row_a_program_with_what_lives_beside_it(reported):
+  rows, text = reported
+  lines = text.splitlines()
+  assert [json.loads(line)["program"] for line in lines if line.startswith("{")] == PROGRAMS
+  assert [row["program"] for row in rows] == PROGRAMS
+  assert sum(line.startswith("| ") for line in lines) == len(PROGRAMS) + 2
+  by = {row["program"]: row for row in rows}
+  assert set(by["update"]["beside"]) == {"prior", "store", "cache"}  # which a CPU keeps
+  assert set(by["decode"]["beside"]) == {"params", "optimizer", "prior"}
+  for row in rows:
+    assert row["fits"] is None and row["limit"] is None  # of a CPU
+    assert row["total"] == row["peak"] + sum(row["beside"].values()) and row["peak"] > row["temporaries"] > 0
+    assert row["flops"] > 0 and row["bytes"] > row["arguments"] / 4
+  assert by["update"]["sent"]["all-reduce"] > 0
+
+
+def test_held_is_what_arrays_take_on_a_device():
+  c = support.config()
+  mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+  given, build = sampler.arguments(support.MODEL, c.sampler, mesh), sampler.make(support.MODEL, c.sampler, (1,), mesh)
+  params = jax.device_put(support.params(), sharding.param_shardings(mesh, support.params()))
+  shape = sampler.Shape(4, 16)
+  for found, real in (
+    (given.store(), build.store()),
+    (given.cache(shape), build.cache(shape)),
+    (given.weights(params), build.weights(params)),
+  ):
+    alike = lambda x, y: (x.shape, x.dtype) == (y.shape, y.dtype) and x.sharding.is_equivalent_to(y.sharding, x.ndim)
+    assert all(jax.tree.leaves(jax.tree.map(alike, found, real)))
+    assert compiling.held(found) == sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(real))
+
+
+def test_a_program_that_does_not_fit_says_what_is_large_and_what_helps(reported):
+  """Beside the same program, on a device with a little less memory than it needs."""
+  c = v05.get_config()
+  mesh = support.mesh()
+  model = models.adapt(models.shape("builtin", ""), c.policy, "cpu")
+  parts, programs = compiling.plan(c, model, mesh, "cpu")
+  sizes = {part: compiling.held(tree) for part, tree in parts.items()}
+  update = next(x for x in programs if x.name == "update")
+  total = compiling.row(update, sizes, None)["total"]
+  chip = topology.Chip(total - 1, 1e12, 1e12, 1e12, 1e9)
+  row = compiling.row(update, sizes, chip)
+  assert row["fits"] is False and "loss.micro_rows" in row["knobs"] and len(row["largest"]) == 3
+  assert all("GiB" in x for x in row["largest"])
+  text = compiling.table([row | {"topology": "", "devices": 1}], sizes, chip)
+  assert "| NO |" in text and "update does not fit. Largest: " in text
+  assert compiling.row(update, sizes, chip._replace(memory=total))["fits"] is True
+  assert set(row["seconds"]) == {"compiler", "flops", "memory", "network"}
+
+
+def test_an_uncompiled_program_names_its_largest_arrays():
+  text = "tensor<4x8xf32> tensor<1024x1024x1024xbf16> tensor<2xi32> tensor<f32>"
+  found = compiling.largest_lowered(text, 1)
+  assert found == ["bf16[1024,1024,1024] (2.00 GiB over all devices along fsdp and tensor)"]
+
+
+@pytest.mark.parametrize(
+  ("path", "preset", "width"),
+  [("builtin", "", 48), ("models/Qwen3-4B", "", 2560), ("anything", "qwen3-0.6b", 1024)],
+)
+def test_a_shape_needs_no_model(path, preset, width):
+  assert models.shape(path, preset).hidden_size == width
+
+
+def test_what_cannot_be_compiled(monkeypatch):
+  c = default.get_config()
+  c.policy.path = "no/such-model"
+  with pytest.raises(ValueError, match=r"config.policy.path: found 'no/such-model'.*qwen3-4b"):
+    compiling.report(c, "")
+  c = default.get_config()
+  c.mesh.data = 3
+  with pytest.raises(ValueError, match=r"config.mesh.data=3.*found 8 devices"):
+    compiling.report(c, "")
+  c.mesh.data, c.sampler.slots = -1, 15
+  with pytest.raises(ValueError, match=r"config.sampler.slots=15 does not divide"):
+    compiling.report(c, "")
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(ValueError, match=r"found no libtpu, expected the tpu extra: pip install 'v05_jax\[tpu\]'"):
+    compiling.report(default.get_config(), "v5e:4x8")
+
+
+def test_the_released_v0_has_its_shapes():
+  settings, backbone = v0.shapes("not/here")
+  parts = v0.abstract(settings, backbone, sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2}))
+  count = lambda tree: sum(np.prod(x.shape) for x in jax.tree.leaves(tree))
+  assert 595e6 < count(parts["embedder"]) < 597e6  # Qwen3-Embedding-0.6B
+  assert 10e6 < count(parts["judge"]) < 12e6  # TabPFN-2.5
+  built_in = v0.abstract(*v0.shapes("builtin"), support.mesh())
+  loaded = v0.load("builtin")
+  for name, tree in (("embedder", loaded.params), ("adapter", loaded.adapter), ("judge", loaded.head)):
+    assert jax.tree.map(lambda x: x.shape, built_in[name]) == jax.tree.map(lambda x: x.shape, tree)
+
+
+@has_libtpu
+def test_a_topology_that_the_compiler_does_not_know():
+  with pytest.raises(ValueError, match="--topology: found 'v5e:3x5', expected a TPU slice such as v5e:4x8"):
+    topology.devices("v5e:3x5")
+
+
+# --- `make test-pod`: minutes each
+
+
+@pytest.fixture(scope="module")
+def on_v5e():
+  return compiling.report(v05_qwen3_4b.get_config(), "v5e:4x8", io.StringIO())
+
+
+@pytest.mark.pod
+@pytest.mark.timeout(1800)
+@has_libtpu
+def test_the_papers_setting_fits_32_chips(on_v5e):
+  c = v05_qwen3_4b.get_config()
+  assert c.sampler.slots >= 256 and c.sampler.max_prompt + c.sampler.max_response == 5120
+  assert c.rollouts_per_step >= 512 and c.policy.path.lower() in models.presets.PRESETS
+  for rows in (on_v5e, compiling.report(c, "v5p:2x4x4", io.StringIO())):
+    assert [row["program"] for row in rows] == PROGRAMS[:-1]
+    for row in rows:
+      assert row["fits"] and row["total"] < {"v5e:4x8": 15.75, "v5p:2x4x4": 95}[row["topology"]] * GIB, row["program"]
+      assert row["compile_seconds"] < 300
+    update = rows[-1]
+    assert int(update["work"].split()[0]) * c.loss.minibatches <= 16  # micro-batches
+
+
+@pytest.mark.pod
+@has_libtpu
+def test_decode_copies_no_cache_and_reads_everything_once(on_v5e):
+  decode = next(row for row in on_v5e if row["program"] == "decode")
+  assert decode["temporaries"] < 0.05 * decode["arguments"]
+  steps = v05_qwen3_4b.get_config().sampler.chunk
+  assert 1 <= decode["bytes"] / steps / decode["arguments"] < 1.3  # weights and cache are its arguments
+
+
+@pytest.mark.pod
+@has_libtpu
+def test_the_update_holds_no_logits_of_a_whole_row():
+  c = v05_qwen3_4b.get_config()
+  mesh = sharding.make_mesh(c.mesh, topology.devices("v5e:4x8"))
+  model = compiling.shape(c.policy, "tpu")
+  update = next(x for x in compiling.plan(c, model, mesh, "tpu")[1] if x.name == "update")
+  whole = c.loss.row_length * model.vocab_size / mesh.shape["tensor"] * 4
+  text = update.lower().compile().as_text()
+  assert compiling.largest(text, 1)
+  sizes = [compiling.hlo.size(line.type) for table in compiling.hlo.Module(text).unfused() for line in table.values()
+           if line.opcode not in compiling.hlo.FREE and not line.type.startswith("(")]  # fmt: skip
+  assert max(sizes) < whole
+
+
+@pytest.mark.pod
+@pytest.mark.timeout(1800)
+@has_libtpu
+def test_arguments_halve_with_every_doubling_of_the_slice():
+  c, found = v05_qwen3_4b.get_config(), []
+  model = compiling.shape(c.policy, "tpu")
+  for name in ("v5e:4x8", "v5e:8x8", "v5e:8x16"):
+    mesh = sharding.make_mesh(c.mesh, topology.devices(name))
+    update = next(x for x in compiling.plan(c, model, mesh, "tpu")[1] if x.name == "update")
+    found.append(update.lower().compile().memory_analysis().argument_size_in_bytes)
+  for larger, smaller in itertools.pairwise(found):
+    assert abs(smaller / (larger / 2) - 1) < 0.1, found
+
+
+@pytest.mark.pod
+@has_libtpu
+@pytest.mark.parametrize("layers", [1, 2, 4])
+def test_on_a_tpu_a_loop_costs_what_its_unrolled_layers_cost(layers):
+  """Products of the update with one layer more, by the text of the scanned program, against the decoder's own sizes."""
+  c = default.get_config()
+  c.mesh.data = 1
+  mesh = sharding.make_mesh(c.mesh, topology.devices("v5e:1x1"))
+  model = models.adapt(models.presets.PRESETS["throughput-s"], c.policy, "tpu")
+  found = []
+  for count in (layers, layers + 1):
+    one = dataclasses.replace(model, num_layers=count)
+    update = policy_gradient.make(one, c.loss, c.optimizer, mesh, temperature=1.0, total_updates=1)
+    found.append(compiling.hlo.Module(update.lower((1, 8, 256)).compile().as_text()).cost(1).flops)
+  heads = 2 * model.head_dim * (model.num_heads + model.num_kv_heads)
+  matrices = model.hidden_size * (heads + 3 * model.intermediate_size)
+  attention = 2 * 256 * model.num_heads * model.head_dim
+  np.testing.assert_allclose(found[1] - found[0], 3 * 2 * 8 * 256 * (matrices + attention), rtol=0.02)
