@@ -30,11 +30,12 @@ ifneq ($(CURDIR) $(or $(WANTED),$(FOUND)),$(shell cat $(STAMP) 2>/dev/null) $(FO
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help demo test lint peers throughput clean
+.PHONY: help demo test test-pod lint peers throughput clean
 
 help:
 	@echo "make demo    four methods learn the built-in tasks; table and plot in runs/demo"
 	@echo "make test    the tests; PYTEST_ARGS='-k budget' passes arguments to pytest"
+	@echo "make test-pod  the slow tests: the 4B configs compiled for TPU slices, runs of several processes (an hour)"
 	@echo "make lint    the linter"
 	@echo "make throughput  rollouts and updates, timed in about a minute; make peers: what they are compared with"
 	@echo "make clean   removes $(VENV), caches and build products; never runs/"
@@ -44,6 +45,11 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	"$(RUN)" -m pytest -n 2 --dist worksteal --basetemp=.cache/pytest-tmp $(PYTEST_ARGS)
+
+# TPUs' compiler comes with the tpu extra and runs on any Linux machine.
+test-pod: $(STAMP)
+	"$(RUN)" -m pip install -q -c constraints.txt -e ".[tpu]"
+	"$(RUN)" -m pytest -m pod --basetemp=.cache/pytest-tmp $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	"$(RUN)" -m ruff check .

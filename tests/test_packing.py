@@ -45,7 +45,7 @@ def make(seed, P=7, K=4, T=6, R=5, real=6, share=0.8, vocab=50):
 
 def weigh(rollouts, aggregate="rollout", mask=None):
   mask = rollouts.mask if mask is None else mask
-  return np.asarray(losses.rollout_weights(aggregate, rollouts.length, mask, 5))
+  return losses.rollout_weights(aggregate, rollouts.length, mask, 5)
 
 
 def unpack(batch):

@@ -4,10 +4,10 @@ Everything here is per token; the loss of a batch is `sum(weight * loss)` with t
 `rollout_weights`, so it is the same number however the tokens are split over micro-batches and devices.
 """
 
-import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 AGGREGATES = ("token", "rollout", "prompt", "constant")
 
@@ -118,7 +118,6 @@ def token_logprobs(hidden, unembed, targets, temperature, chunk, mask=None):
   return tuple(x.reshape(-1)[:tokens].reshape(shape) for x in out)
 
 
-@functools.partial(jax.jit, static_argnames=("aggregate",))
 def rollout_weights(aggregate, length, mask, max_response):
   """Weight of each *token* of rollout (p, k), so that loss = sum over tokens of weight * token loss.
 
@@ -136,8 +135,8 @@ def rollout_weights(aggregate, length, mask, max_response):
   the built-in tasks). With equal k and equal lengths the first three coincide.
 
   Args:
-    aggregate: one of AGGREGATES (static).
-    length: int [P, K] response tokens.
+    aggregate: one of AGGREGATES.
+    length: int [P, K] response tokens, on host as all that is given.
     mask: bool [P, K] the rollout counts. Give the whole of what one optimizer update sees: the
       denominators then are global over its micro-batches and devices.
     max_response: tokens; used by "constant" only.
@@ -152,20 +151,18 @@ def rollout_weights(aggregate, length, mask, max_response):
     raise ValueError(
       f"loss.aggregate: found {aggregate!r}, expected one of {', '.join(AGGREGATES)}"
     )
-  length = jnp.asarray(length).astype(jnp.float32)
-  mask = jnp.asarray(mask) & (length > 0)
-  length = jnp.where(mask, length, 0.0)
-  per_prompt = jnp.sum(length, axis=1, keepdims=True)
-  rollouts = jnp.sum(mask)
-  if aggregate == "token":
-    denominator = jnp.sum(length)
-  elif aggregate == "rollout":
-    denominator = rollouts * length
-  elif aggregate == "prompt":
-    denominator = jnp.sum(per_prompt > 0) * per_prompt
-  else:
-    denominator = rollouts * jnp.asarray(max_response, jnp.float32)
-  return jnp.where(mask, 1.0 / jnp.where(mask, denominator, 1.0), 0.0)
+  length = np.asarray(length, np.float32)
+  mask = np.asarray(mask, bool) & (length > 0)
+  length = np.where(mask, length, np.float32(0))
+  per_prompt = length.sum(1, keepdims=True)
+  rollouts = np.float32(mask.sum())
+  denominator = {
+    "token": length.sum(),
+    "rollout": rollouts * length,
+    "prompt": np.float32((per_prompt > 0).sum()) * per_prompt,
+    "constant": rollouts * np.float32(max_response),
+  }[aggregate]
+  return np.where(mask, 1 / np.where(mask, denominator, np.float32(1)), np.float32(0))
 
 
 def surrogate(logprob, old_logprob, advantage, clip_low, clip_high, clip_dual=0.0, mask=None):

@@ -391,7 +391,7 @@ def minibatches(
   for part in np.array_split(np.flatnonzero(members), loss_config.minibatches):
     chosen = np.isin(np.arange(members.size), part)
     mask = np.asarray(rollouts.mask) & chosen[:, None]
-    weight = np.asarray(losses.rollout_weights(loss_config.aggregate, rollouts.length, mask, max_response))
+    weight = losses.rollout_weights(loss_config.aggregate, rollouts.length, mask, max_response)
     if importance is not None:
       weight = weight * importance[:, None]
     batch, used = packing.pack(

@@ -1,0 +1,19 @@
+"""DAPO (arXiv 2503.14476) with groups of 16 in the setting of configs/v05_qwen3_4b.py, from which only the method
+differs: clip-higher, token aggregation, dynamic sampling and the overlong penalty. Discarded rollouts count as
+generated.
+
+    python -m v05_jax.main --mode=compile --config=configs/dapo_qwen3_4b.py --topology=v5e:4x8
+    python -m v05_jax.main --config=configs/dapo_qwen3_4b.py --workdir=gs://BUCKET/dapo
+"""
+
+from configs import v05_qwen3_4b
+
+
+def get_config():
+  c = v05_qwen3_4b.get_config()
+  c.prior.update({"kind": "none", "path": ""})
+  c.baseline = "grpo"
+  c.budget.update({"rule": "fixed", "k_init": 16, "k_max": 16, "max_resample": 9})
+  c.loss.update({"clip_low": 0.2, "clip_high": 0.28, "aggregate": "token"})
+  c.rewards.overlong_buffer = 1024
+  return c

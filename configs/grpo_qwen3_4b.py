@@ -1,0 +1,17 @@
+"""GRPO (arXiv 2402.03300) with groups of 16 in the setting of configs/v05_qwen3_4b.py, from which only the method
+differs: what V0.5 is compared with at equal rollouts.
+
+    python -m v05_jax.main --mode=compile --config=configs/grpo_qwen3_4b.py --topology=v5e:4x8
+    python -m v05_jax.main --config=configs/grpo_qwen3_4b.py --workdir=gs://BUCKET/grpo
+"""
+
+from configs import v05_qwen3_4b
+
+
+def get_config():
+  c = v05_qwen3_4b.get_config()
+  c.prior.update({"kind": "none", "path": ""})
+  c.baseline = "grpo"
+  c.budget.update({"rule": "fixed", "k_init": 16, "k_max": 16})
+  c.loss.aggregate = "rollout"
+  return c
