@@ -61,6 +61,8 @@ def report(config, name: str, file=None):
   """
   file = file or sys.stdout
   configuration.validate(config)
+  if name:  # what is compiled for devices that are not here cannot be read back
+    jax.config.update("jax_enable_compilation_cache", False)
   devices = topology.devices(name)
   mesh, chip = sharding.make_mesh(config.mesh, devices), topology.chip(devices[0])
   model, platform = shape(config.policy, devices[0].platform), devices[0].platform

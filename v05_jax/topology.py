@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 from typing import NamedTuple
 
 import jax
@@ -42,8 +43,10 @@ def devices(name: str) -> list:
       f"--topology={name}: found no libtpu, expected the tpu extra: pip install 'v05_jax[tpu]' (it needs no TPU)"
     )
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or libtpu asks for minutes where it is
+  # libtpu expects hosts of several chips, but for one chip alone.
+  alone = {"chips_per_host_bounds": [1, 1, 1]} if re.fullmatch(r"\w+:1(x1)+", name) else {}
   try:
-    return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+    return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **alone).devices)
   except Exception as error:  # of several kinds, by version
     message = " ".join(str(error).split())[:200]
     raise ValueError(f"--topology: found {name!r}, expected a TPU slice such as {EXAMPLES} ({message})") from error
