@@ -168,11 +168,13 @@ def test_the_update_holds_no_logits_of_a_whole_row():
   mesh = sharding.make_mesh(c.mesh, topology.devices("v5e:4x8"))
   model = compiling.shape(c.policy, "tpu")
   update = next(x for x in compiling.plan(c, model, mesh, "tpu")[1] if x.name == "update")
-  vocab = model.vocab_size // mesh.shape["tensor"]
+  sizes = {model.vocab_size, model.vocab_size // mesh.shape["tensor"]}
   tables = compiling.hlo.Module(update.lower().compile().as_text()).computations.values()
   shapes = {compiling.hlo.dims(line.type) for table in tables for line in table.values() if "[" in line.type}
-  rows = [np.prod(shape) // vocab for shape in shapes if vocab in shape or model.vocab_size in shape]
-  assert c.loss.vocab_chunk in rows and max(rows) < c.loss.row_length  # a chunk's logits, and no row's
+  widths = {model.hidden_size, model.hidden_size // mesh.shape["fsdp"]}  # of the embedding and its parts
+  rows = {s: np.prod(s) // max(sizes & set(s)) for s in shapes if sizes & set(s) and not widths & set(s)}
+  assert c.loss.vocab_chunk in rows.values()  # a chunk's logits
+  assert max(rows.values()) < c.loss.row_length, rows  # and no row's
 
 
 @pytest.mark.pod
