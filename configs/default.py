@@ -23,6 +23,10 @@ def get_config() -> ConfigDict:
   policy.remat = "none"  # none | full | attention | dots
   # Attention of the update; flash = the backend's kernel, without scores [T, T]: no loss.share_prompts then
   policy.attention = "plain"  # plain | flash
+  # Train low-rank adapters (LoRA, arXiv 2106.09685) beside frozen matrices, which are then kept in the compute dtype.
+  policy.lora_rank = 0  # of the adapters; 0 = off: every parameter is trained
+  policy.lora_alpha = 32.0  # an adapter's product is multiplied by lora_alpha / lora_rank
+  policy.lora_targets = ("q", "k", "v", "o", "gate", "up", "down")  # matrices of a layer that have one
 
   c.data = data = ConfigDict()
   # "tasks" = the built-in task families, else a .jsonl or .parquet file, or a benchmark's name (benchmarks.py), or

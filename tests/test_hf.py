@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from configs import default
 from v05_jax import models
 from v05_jax.models import hf, presets, transformer
 from v05_jax.models import tokenizer as tokenizers
@@ -172,8 +173,45 @@ def test_save_stores_bfloat16(tmp_path):
 
 def test_a_stored_head_beside_tied_embeddings_is_accepted(stored):
   tensors = load_file(stored / hf.WEIGHTS)
-  save_file(tensors | {hf.HEAD: tensors["model.embed_tokens.weight"]}, stored / hf.WEIGHTS)
+  head = tensors["model.embed_tokens.weight"]
+  save_file(tensors | {hf.HEAD: head}, stored / hf.WEIGHTS)
   assert_equal(hf.load(stored), hf.load(DATA / "tied"))
+  half = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16).astype(x.dtype), hf.load(stored)[1])
+  found = hf.load(stored, matrices="bfloat16")[1]
+  assert_equal(found["embedding"], half["embedding"])
+  assert found["embedding"].dtype == ml_dtypes.bfloat16 and found["norm"]["scale"].dtype == np.float32
+  other = head.copy()
+  other[7, 3] += 0.5
+  for wrong in (other, head[:-1], head.astype(np.int8)):
+    save_file(tensors | {hf.HEAD: wrong}, stored / hf.WEIGHTS)
+    message = rf"{hf.WEIGHTS}: {hf.HEAD}: found another matrix than .*tie_word_embeddings is true in .*config\.json"
+    with pytest.raises(ValueError, match=message):
+      hf.load(stored)
+  edit(stored / "config.json", tie_word_embeddings=False)
+  save_file(tensors | {hf.HEAD: other}, stored / hf.WEIGHTS)
+  np.testing.assert_array_equal(hf.load(stored)[1]["head"], other)
+
+
+@pytest.mark.parametrize("size", ["0.6b", "1.7b", "4b", "8b"])
+def test_every_tensor_of_the_published_models_has_its_place(size):
+  """The names and shapes are those of transformers' own models: tests/data/qwen3_names.py."""
+  published = json.loads((DATA.parent / "qwen3_names.json").read_text())[size]
+  expected = {
+    name.format(i=i): tuple(shape) for name, shape in published["tensors"].items() for i in range(published["layers"])
+  }
+  config = presets.PRESETS[f"qwen3-{size}"]
+  assert hf.stored_shapes(config) == expected
+  assert presets.num_params(config) == sum(np.prod(shape) for shape in expected.values())
+
+
+def test_the_published_names_are_those_that_transformers_has_now():
+  pytest.importorskip("torch")
+  spec = importlib.util.spec_from_file_location("qwen3_names", DATA.parent / "qwen3_names.py")
+  script = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(script)
+  stored = json.loads((DATA.parent / "qwen3_names.json").read_text())
+  assert script.folded(script.tensors(*script.PUBLISHED["8b"]), 36) == stored["8b"]
+  assert stored.keys() == script.PUBLISHED.keys()
 
 
 @pytest.mark.parametrize("changes, theta", [
@@ -190,6 +228,8 @@ def test_rope_theta_of_old_and_new_transformers(changes, theta, stored):
 @pytest.mark.parametrize("changes, message", [
   ({"architectures": ["LlamaForCausalLM"]}, r"found \['LlamaForCausalLM'\].*supported: Qwen3ForCausalLM"),
   ({"architectures": None}, r"architectures: found \[\]"),
+  ({"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe"},
+   r"found \['Qwen3MoeForCausalLM'\] \(model_type 'qwen3_moe'\), supported: Qwen3ForCausalLM$"),
   ({"attention_bias": True}, "attention_bias: found True, supported: False"),
   ({"hidden_act": "gelu"}, "hidden_act: found 'gelu'"),
   ({"use_sliding_window": True}, "use_sliding_window: found True"),
@@ -307,8 +347,7 @@ def test_save_refuses_parameters_of_another_shape(stored):
 
 
 def policy_config(**changes):
-  fields = {"path": "builtin", "preset": "", "dtype": "float32", "remat": "none", "attention": "flash"}
-  return ConfigDict(fields | changes)
+  return ConfigDict(default.get_config().policy.to_dict() | changes)
 
 
 def test_load_policy(stored):
@@ -342,5 +381,9 @@ def test_a_policy_needs_a_tokenizer_that_fits(stored):
   with pytest.raises(ValueError, match="found no tokenizer"):
     models.load(policy_config(path=str(stored)))
   tokenizers.build_character_tokenizer("0123456789", 65).save_pretrained(stored)
-  with pytest.raises(ValueError, match="found token id 64"):
+  with pytest.raises(ValueError, match=rf"{stored}: found token id 64, expected ids below .* 64"):
     models.load(policy_config(path=str(stored)))
+  tokenizers.build_character_tokenizer("0123456789", 32).save_pretrained(stored)
+  with pytest.raises(ValueError, match=rf"{stored}: found 31 as the last token id, expected .* 64"):
+    models.load(policy_config(path=str(stored)))
+  assert models.load(policy_config(path=str(stored), preset="tiny")).config.vocab_size == 64  # random: it is meant

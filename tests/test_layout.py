@@ -19,7 +19,8 @@ PACKAGE = ROOT / "v05_jax"
 # package (models, tasks, ...) counts as one module. A new module must be added here.
 LAYERS = (
   "structs rng config ewa benchmarks",
-  "shrinkage budget losses data rewards tasks models metrics diagnostics dynamic_sampling scoreboard selection success",
+  "shrinkage budget losses data rewards tasks models metrics diagnostics dynamic_sampling scoreboard selection"
+  " success optimizer",
   "sharding packing sampler schedule value_prior checkpoint estimator backend ahead hlo topology",
   "policy_gradient rollouts step evaluate export",
   "train sft report compile command_line",

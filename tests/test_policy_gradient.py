@@ -11,6 +11,7 @@ import pytest
 
 from configs.default import get_config
 from v05_jax import losses, policy_gradient, sharding, structs
+from v05_jax import optimizer as optimizers
 from v05_jax.models import cpu, flash, transformer
 
 P, K, T, R, V = 6, 4, 6, 5, 20
@@ -307,7 +308,7 @@ def test_step_compiles_once_and_is_the_optimiser_on_the_gradient():
   params, rows = parameters(), [sample(s, share=x) for s, x in enumerate((1.0, 0.4, 0.8))]
   given = jax.tree.map(np.copy, params)
   current, state = params, update.init(params)
-  optimizer = policy_gradient.make_optimizer(c.optimizer, 10)
+  optimizer = optimizers.make(c.optimizer, 10)
 
   @jax.jit
   def optimise(grads, state, params):
@@ -362,7 +363,7 @@ def test_a_frozen_copy_survives_donation():
 
 
 def first_update(c, grads, params):
-  optimizer = policy_gradient.make_optimizer(c, 10)
+  optimizer = optimizers.make(c, 10)
   return jax.jit(lambda g, p: optimizer.update(g, optimizer.init(p), p)[0])(grads, params)
 
 
@@ -391,7 +392,7 @@ def test_clipping_and_decay():
 def test_schedules(schedule, last):
   c = config().optimizer
   c.update({"schedule": schedule, "warmup_steps": 2, "learning_rate": 0.5, "clip_norm": 0.0})
-  optimizer = policy_gradient.make_optimizer(c, total_updates=10)
+  optimizer = optimizers.make(c, total_updates=10)
   params = {"kernel": np.zeros(1, np.float32)}
   state, rates = optimizer.init(params), []
   for _ in range(10):
@@ -401,7 +402,7 @@ def test_schedules(schedule, last):
   np.testing.assert_allclose(rates[-1], last, rtol=1e-4)
   c.schedule = "triangle"
   with pytest.raises(ValueError, match=r"config.optimizer.schedule: found 'triangle'"):
-    policy_gradient.make_optimizer(c, 10)
+    optimizers.make(c, 10)
 
 
 def test_an_attention_kernel_is_split_over_the_mesh(monkeypatch):

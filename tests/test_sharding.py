@@ -1,5 +1,6 @@
 """Mesh, sharding table, and what `mapped` does to sums and gradients."""
 
+import dataclasses
 import re
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from v05_jax import sharding, value_prior
-from v05_jax.models import presets, transformer
+from v05_jax.models import lora, presets, transformer
 
 
 def mesh_of(data=1, fsdp=1, tensor=1):
@@ -48,9 +49,13 @@ def test_mesh_that_does_not_fit(sizes, message):
     sharding.make_mesh(dict(zip(sharding.AXES, sizes)))
 
 
+ADAPTERS = lora.Lora(4, 8.0, lora.TARGETS)
+
+
+@pytest.mark.parametrize("adapters", [None, ADAPTERS])
 @pytest.mark.parametrize("preset", ["tasks-58k", "qwen3-4b", "qwen3-8b"])
-def test_every_parameter_matches_exactly_one_rule(preset):
-  config = presets.PRESETS[preset]
+def test_every_parameter_matches_exactly_one_rule(preset, adapters):
+  config = dataclasses.replace(presets.PRESETS[preset], adapters=adapters)
   found = names(shapes(config=config))
   assert ("head" in found) == (not config.tie_embeddings)
   for name in found:
@@ -59,7 +64,8 @@ def test_every_parameter_matches_exactly_one_rule(preset):
 
 def test_every_rule_is_of_use():
   v0 = value_prior.load("builtin")
-  found = names({"embedder": v0.params, "adapter": v0.adapter, "judge": v0.head})
+  config = dataclasses.replace(presets.PRESETS["tasks-58k"], adapters=ADAPTERS)
+  found = names({"embedder": shapes(config=config), "adapter": v0.adapter, "judge": v0.head})
   for name in found:
     assert sum(bool(re.search(pattern, name)) for pattern, *_ in sharding.RULES) == 1, name
   for pattern, *_ in sharding.RULES:

@@ -24,6 +24,7 @@ import numpy as np
 
 from v05_jax import config as configuration
 from v05_jax import hlo, models, policy_gradient, sampler, sharding, step, topology, value_prior
+from v05_jax import optimizer as optimizers
 from v05_jax.models import transformer
 from v05_jax.tasks import exact
 from v05_jax.value_prior import directory, tabpfn, v0
@@ -91,7 +92,7 @@ def held(tree) -> int:
 def plan(config, model, mesh, platform: str) -> tuple[dict[str, Any], list[Program]]:
   """-> (PARTS as trees of shapes with shardings, the programs)."""
   options, loss = config.sampler, config.loss
-  optimizer = policy_gradient.make_optimizer(config.optimizer, max(config.num_steps, 1))
+  optimizer = optimizers.make(config.optimizer, max(config.num_steps, 1))
   _, params, state = policy_gradient.layout(model, optimizer, mesh)
   build, given = sampler.make(model, options, (0,), mesh), sampler.arguments(model, options, mesh)
   largest = max(sampler.shapes(options, sharding.lanes(mesh)), key=lambda size: size.slots * size.columns)

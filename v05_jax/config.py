@@ -44,6 +44,11 @@ _NAMES = Rule(
   lambda x: len(set(x)) == len(x) > 0 and all(re.fullmatch(r"\w+", str(name)) for name in x),
   "at least one name, each once; on the command line \"('add', 'sub')\"",
 )
+_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+_MATRICES = Rule(
+  lambda x: len(set(x)) == len(x) > 0 and set(x) <= set(_TARGETS),
+  f"at least one of {', '.join(_TARGETS)}, each once; on the command line \"('q', 'v')\"",
+)
 _REWARD = Rule(
   lambda x: x in ("task", "math") or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", x) is not None,
   "task, math or module:function",
@@ -86,6 +91,9 @@ _RANGES = (
   (Rule(benchmarks.is_path, benchmarks.EXPECTED), "data.path eval.path"),
   (Rule(lambda x: not x or "{prompt}" in x, "a text that holds {prompt}, or an empty one"), "data.template"),
   (_NAMES, "data.families"),
+  (_at_least(0), "policy.lora_rank"),
+  (Rule(lambda x: x > 0, "above 0"), "policy.lora_alpha"),
+  (_MATRICES, "policy.lora_targets"),
   (_REWARD, "reward"),
   (_one_of("float32", "bfloat16"), "policy.dtype"),
   (_one_of("none", "full", "attention", "dots"), "policy.remat"),

@@ -6,12 +6,18 @@ from v05_jax.step import Run, setup
 
 
 def export(config, workdir: str, out: str, step: int | None = None) -> int:
-  """-> the step that was written: `step`, or the newest. Raises ValueError where there is no such checkpoint."""
+  """-> the step that was written: `step`, or the newest. Raises ValueError where there is no such checkpoint.
+
+  With `config.policy.lora_rank` the adapters are merged into the matrices beside them, and OUT/adapter has them alone
+  in PEFT's format.
+  """
   run = setup(config)
   found, params = parameters(run, workdir, step)
   if found is None:
     raise ValueError(f"--workdir={workdir}: found no checkpoint, expected a run of --mode=train")
   hf.save(out, run.policy.config, params, run.policy.tokenizer, stop=run.policy.stop)
+  if run.policy.config.adapters:
+    hf.save_adapters(f"{out}/adapter", run.policy.config, params, config.policy.path)
   print(f"step {found} of {workdir} is in {out}")
   return found
 

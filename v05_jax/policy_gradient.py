@@ -29,7 +29,8 @@ import numpy as np
 import optax
 
 from v05_jax import losses, packing, sharding, structs
-from v05_jax.models import flash, transformer
+from v05_jax import optimizer as optimizers
+from v05_jax.models import flash, lora, transformer
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, count)
 
@@ -42,11 +43,12 @@ class Update(NamedTuple):
   """The update for one model, loss, optimiser and mesh; arguments may lie anywhere, on host too.
 
   `used` is the number of micro-batches of a Batch `[M, B, T]` that hold rollouts: the first ones.
-  `reference` are the parameters of the frozen policy, given if and only if `kl_coef > 0`.
+  `reference` is what `freeze` returns, given if and only if `kl_coef > 0` and the model has no adapters (models/lora):
+  with them it is the frozen part of the parameters, and gradient and optimiser state are of the trainable part.
   """
 
-  place: Callable  # params -> params on the mesh, float32
-  freeze: Callable  # params -> a copy on the mesh that no update overwrites: the reference
+  place: Callable  # params -> params on the mesh, in the dtypes that they are kept in
+  freeze: Callable  # params -> a copy on the mesh that no update overwrites, None with adapters: the reference
   init: Callable  # params -> opt_state on the mesh
   step: Callable  # (params, opt_state, batch, used, reference=None) -> (params, opt_state, Metrics)
   loss_and_grad: Callable  # (params, batch, used, reference=None) -> (loss, gradient, Metrics)
@@ -82,15 +84,15 @@ def make(
   Raises ValueError for a schedule that does not exist; `step` for a `used` outside 1..M and for a
   reference that is missing or not wanted.
   """
-  optimizer = make_optimizer(optimizer_config, total_updates)
+  optimizer = optimizers.make(optimizer_config, total_updates)
   specs, *like = layout(model_config, optimizer, mesh)
   at_params, at_state = jax.tree.map(lambda x: x.sharding, like)
   at_rows, whole = sharding.shardings(mesh, ROWS), sharding.replicated(mesh)
-  pin = lambda params: jax.tree.map(jax.lax.with_sharding_constraint, params, specs)
-  logprobs = partial(
-    token_logprobs, model_config, loss_config, temperature, mesh.shape["fsdp"], kernel(model_config, mesh)
-  )
-  gradient = partial(accumulate, partial(micro_loss, loss_config, logprobs), pin)
+  copied = loss_config.kl_coef and not model_config.adapters
+  attend, groups = kernel(model_config, mesh), mesh.shape["fsdp"]
+  of = lambda config: partial(token_logprobs, config, loss_config, temperature, groups, attend)
+  logprobs, frozen = of(model_config), of(lora.plain(model_config))
+  gradient = partial(accumulate, partial(micro_loss, loss_config, logprobs, frozen), specs)
 
   mapped = partial(sharding.mapped, mesh, check=model_config.attention == "plain")
   # Manual over data only: fsdp stands in the jit's shardings and is the compiler's inside.
@@ -100,26 +102,21 @@ def make(
     in_specs=(same, same, split, same, same),
     out_specs=same,
     donate=(0, 1),
-    in_shardings=(at_params, at_state, at_rows, whole, at_params if loss_config.kl_coef else None),
+    in_shardings=(at_params, at_state, at_rows, whole, at_params if copied else None),
     out_shardings=(at_params, at_state, whole),
   )  # fmt: skip
-  only_gradient = mapped(
-    gradient, (same, split, same, same), same, out_shardings=(whole, at_params, whole)
-  )
-  again = mapped(
-    partial(recompute, logprobs), (same, split, same), (split, same), out_shardings=(at_rows, whole)
-  )
-  initialise = jax.jit(optimizer.init, out_shardings=at_state)
+  at_gradient = whole, lora.split(at_params)[0], whole
+  only_gradient = mapped(gradient, (same, split, same, same), same, out_shardings=at_gradient)
+  again = mapped(partial(recompute, logprobs), (same, split, same), (split, same), out_shardings=(at_rows, whole))
+  initialise = jax.jit(lambda params: optimizer.init(lora.split(params)[0]), out_shardings=at_state)
 
   # Everything is placed before the call, so that the program sees one kind of argument and compiles
   # once, whether parameters come from a file, a checkpoint or the last step.
-  def place(params):
-    return jax.device_put(jax.tree.map(_as_float32, params), at_params)
-
+  place = lambda params: jax.device_put(jax.tree.map(_as, params, like[0]), at_params)
   feed = partial(_feed, at_rows, whole)
 
   def others(batch, used, reference):
-    _check_reference(loss_config.kl_coef, reference)
+    _check_reference(loss_config.kl_coef, copied, reference)
     return *feed(batch, used), None if reference is None else place(reference)
 
   def step(params, opt_state, batch, used, reference=None):
@@ -128,13 +125,13 @@ def make(
 
   return Update(
     place=place,
-    freeze=lambda params: jax.tree.map(jnp.copy, place(params)),
+    freeze=lambda params: None if model_config.adapters else jax.tree.map(jnp.copy, place(params)),
     init=lambda params: initialise(place(params)),
     step=step,
     loss_and_grad=lambda params, batch, used, ref=None: only_gradient(place(params), *others(batch, used, ref)),
     recompute=lambda params, batches: recompute_all(again, feed, place(params), batches),
     program=program,
-    lower=partial(lower, program, *like, at_rows, whole, bool(loss_config.kl_coef)),
+    lower=partial(lower, program, *like, at_rows, whole, bool(copied)),
   )
 
 
@@ -154,59 +151,21 @@ def _feed(at_rows, whole, batch, used):
   return jax.device_put(batch, at_rows), jax.device_put(np.int32(used), whole)
 
 
-def _check_reference(kl_coef, reference):
-  if (reference is not None) != bool(kl_coef):
-    verb = "needs" if kl_coef else "takes no"
-    raise ValueError(f"config.loss.kl_coef={kl_coef} {verb} reference parameters")
+def _check_reference(kl_coef, copied, reference):
+  if (reference is not None) != bool(copied):
+    verb = "needs" if copied else "takes no"
+    raise ValueError(f"config.loss.kl_coef={kl_coef} {verb} reference parameters (with adapters: none)")
 
 
 def layout(model_config, optimizer, mesh):
   """-> specs of the parameters, and what stands for them and for the optimiser state, which follows them: shapes and
   shardings."""
   params = jax.eval_shape(lambda: transformer.init(model_config, jax.random.key(0)))
-  state = jax.eval_shape(optimizer.init, params)
-  specs = sharding.param_specs(mesh, params)
-  at_params, whole = sharding.shardings(mesh, specs), sharding.replicated(mesh)
-  at_state = optax.tree.map_params(
-    optimizer, lambda _, where: where, state, at_params, transform_non_params=lambda _: whole
-  )
+  state = jax.eval_shape(optimizer.init, lora.split(params)[0])
+  specs, at_state = (sharding.param_specs(mesh, tree) for tree in (params, state))
+  at_params, at_state = (sharding.shardings(mesh, tree) for tree in (specs, at_state))
   place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
   return specs, jax.tree.map(place, params, at_params), jax.tree.map(place, state, at_state)
-
-
-def make_optimizer(config, total_updates: int) -> optax.GradientTransformation:
-  """AdamW behind clipping by the global norm.
-
-  Matrices decay, norm scales do not; names decide, as layers are stacked and a scale is
-  two-dimensional too. The learning rate rises linearly over `warmup_steps` updates, the first of
-  which is not 0, then stays or falls to 0 at `total_updates`.
-
-  Raises ValueError for an unknown `config.optimizer.schedule`.
-  """
-  rate, warmup = config.learning_rate, config.warmup_steps
-  left = max(total_updates - warmup, 1)
-  schedules = {
-    "constant": optax.constant_schedule(rate),
-    "cosine": optax.cosine_decay_schedule(rate, left),
-    "linear": optax.linear_schedule(rate, 0.0, left),
-  }
-  if config.schedule not in schedules:
-    known = ", ".join(schedules)
-    raise ValueError(f"config.optimizer.schedule: found {config.schedule!r}, expected {known}")
-  schedule = schedules[config.schedule]
-  if warmup:
-    rise = optax.linear_schedule(rate / (warmup + 1), rate, warmup)
-    schedule = optax.join_schedules([rise, schedule], [warmup])
-
-  def decays(params):
-    name_decides = lambda path, _: not sharding.path_name(path).endswith("scale")
-    return jax.tree_util.tree_map_with_path(name_decides, params)
-
-  clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-  adamw = optax.adamw(
-    schedule, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=decays
-  )
-  return optax.chain(clip, adamw)
 
 
 def kernel(model_config, mesh) -> Callable | None:
@@ -246,9 +205,9 @@ def token_logprobs(model_config, config, temperature, groups, kernel, params, ba
   return jax.tree.map(lambda x: x.reshape(mask.shape), jax.vmap(chunked)(*grouped))
 
 
-def micro_loss(config, logprobs, params, batch: structs.Batch, reference):
-  """-> (loss, sums of the token metrics) of one micro-batch `[B, T]`. logprobs: `token_logprobs` of
-  (params, batch)."""
+def micro_loss(config, logprobs, frozen_logprobs, params, batch: structs.Batch, reference):
+  """-> (loss, sums of the token metrics) of one micro-batch `[B, T]`. logprobs, and frozen_logprobs of the model
+  without adapters: `token_logprobs` of (params, batch)."""
   mask = batch.weight > 0
   logprob, entropy = logprobs(params, batch)
   loss, clipped = losses.surrogate(
@@ -261,7 +220,7 @@ def micro_loss(config, logprobs, params, batch: structs.Batch, reference):
     "loss/logprob_gap": jnp.abs(logprob - batch.old_logprob),
   }
   if config.kl_coef:
-    kl = losses.kl(logprob, logprobs(reference, batch)[0], mask)
+    kl = losses.kl(logprob, frozen_logprobs(reference, batch)[0], mask)
     loss += config.kl_coef * kl
     tokens["loss/kl"] = kl
   if config.entropy_coef:
@@ -271,26 +230,28 @@ def micro_loss(config, logprobs, params, batch: structs.Batch, reference):
   return total(batch.weight * loss), {"tokens": total(1.0), **jax.tree.map(total, tokens)}
 
 
-def accumulate(token_loss, pin, params, batch: structs.Batch, used, reference):
-  """Inside `sharding.mapped` -> (loss, float32 gradient, Metrics): sums over all that `data` holds.
+def accumulate(token_loss, specs, params, batch: structs.Batch, used, reference):
+  """Inside `sharding.mapped` -> (loss, gradient of the trainable parameters, Metrics): sums over all of `data`.
 
   The first `used` micro-batches of this device's `batch` `[M, B, T]` are gone through in a loop.
   """
   # Varying parameters have this device's own gradient: one sum at the end, not one a micro-batch.
-  local = pin(sharding.vary(params))
-  differentiate = jax.value_and_grad(token_loss, has_aux=True)
+  pin, of_gradient = partial(jax.tree.map, jax.lax.with_sharding_constraint), lora.split(specs)[0]
+  local, frozen = lora.split(pin(sharding.vary(params), specs))
+  reference = frozen or reference
+  differentiate = jax.value_and_grad(lambda x, *rest: token_loss(lora.join(x, frozen), *rest), has_aux=True)
 
   def part(i):
     rows = _micro(batch, i)
     (loss, sums), grads = differentiate(local, rows, reference)
-    return loss, pin(jax.tree.map(_as_float32, grads)), sums
+    return loss, pin(grads, of_gradient), sums
 
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part, 0))
   add = lambda i, sums: jax.tree.map(jnp.add, sums, part(i))
   loss, grads, sums = jax.lax.fori_loop(0, used, add, sharding.vary(zeros))
   loss, grads, sums = sharding.total((loss, grads, sums))
   tokens = sums.pop("tokens")
-  return loss, pin(grads), {name: (x, tokens) for name, x in sums.items()}
+  return loss, pin(grads, of_gradient), {name: (x, tokens) for name, x in sums.items()}
 
 
 def _micro(batch: structs.Batch, i) -> structs.Batch:
@@ -335,6 +296,7 @@ def update(optimizer, gradient, params, opt_state, batch, used, reference):
   loss, grads, metrics = gradient(params, batch, used, reference)
   norm = optax.tree.norm(grads)
   finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+  params, frozen = lora.split(params)
   updates, new_state = optimizer.update(grads, opt_state, params)
   new_params = optax.apply_updates(params, updates)
   keep = partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
@@ -342,7 +304,7 @@ def update(optimizer, gradient, params, opt_state, batch, used, reference):
   metrics = {**metrics, "loss/total": (loss, one), "grad/norm": (norm, one)}
   metrics = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), metrics)
   metrics["grad/skipped"] = (1.0 - finite.astype(jnp.float32), one)
-  return keep(new_params, params), keep(new_state, opt_state), metrics
+  return lora.join(keep(new_params, params), frozen), keep(new_state, opt_state), metrics
 
 
 def batch_shape(loss_config, prompts: int, most: int, longest: int, mesh) -> tuple[int, int, int]:
@@ -403,5 +365,5 @@ def minibatches(
   return out
 
 
-def _as_float32(x):  # no copy where it is already: donating the result then frees the argument
-  return x if x.dtype == jnp.float32 else x.astype(jnp.float32)
+def _as(x, like):  # no copy where it is already: donating the result then frees the argument
+  return x if x.dtype == like.dtype else x.astype(like.dtype)

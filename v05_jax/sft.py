@@ -30,7 +30,8 @@ from v05_jax import (
   sharding,
   tasks,
 )
-from v05_jax.models import hf, transformer
+from v05_jax import optimizer as optimizers
+from v05_jax.models import hf, lora, transformer
 
 ROWS = PartitionSpec(sharding.ROWS)
 
@@ -150,22 +151,20 @@ def make_step(config, policy, mesh):
   options = config.optimizer.copy_and_resolve_references()
   options.learning_rate, options.warmup_steps = config.sft.learning_rate, config.sft.warmup_steps
   options.schedule = "cosine"
-  optimizer = policy_gradient.make_optimizer(options, config.sft.steps)
-  at_params = sharding.param_shardings(mesh, policy.params)
-  at_state = optax.tree_utils.tree_map_params(
-    optimizer, lambda _, where: where, jax.eval_shape(optimizer.init, policy.params), at_params,
-    transform_non_params=lambda _: sharding.replicated(mesh),
-  )  # fmt: skip
+  optimizer = optimizers.make(options, config.sft.steps)
+  _, *like = policy_gradient.layout(policy.config, optimizer, mesh)
+  at_params, at_state = jax.tree.map(lambda x: x.sharding, like)
   loss = partial(mean_loss, policy.config, config.loss.vocab_chunk)
 
   @partial(jax.jit, donate_argnums=(0, 1), out_shardings=(at_params, at_state, sharding.replicated(mesh)))
   def step(params, opt_state, batch):
-    value, gradient = jax.value_and_grad(loss)(params, batch)
+    params, frozen = lora.split(params)
+    value, gradient = jax.value_and_grad(lambda params: loss(lora.join(params, frozen), batch))(params)
     updates, opt_state = optimizer.update(gradient, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state, value
+    return lora.join(optax.apply_updates(params, updates), frozen), opt_state, value
 
   params = jax.device_put(policy.params, at_params)
-  return params, jax.jit(optimizer.init, out_shardings=at_state)(params), step
+  return params, jax.jit(optimizer.init, out_shardings=at_state)(lora.split(params)[0]), step
 
 
 def mean_loss(model_config, vocab_chunk: int, params, batch: Batch):

@@ -24,6 +24,11 @@ RULES = (
   (r"(^|/)(embedding|head)$", PartitionSpec("tensor", "fsdp"), PartitionSpec("tensor")),  # [V, D]
   (r"(^|/)(q|k|v|gate|up)/kernel$", PartitionSpec(None, "fsdp", "tensor"), PartitionSpec(None, "tensor")),  # [D, out]
   (r"(^|/)(o|down)/kernel$", PartitionSpec(None, "tensor", "fsdp"), PartitionSpec("tensor")),  # [in, D]
+  # Low-rank adapters, which decode has merged into the matrices.
+  (r"(^|/)(q|k|v|gate|up)/lora_a$", PartitionSpec(None, "fsdp", None), None),  # [L, D, rank]
+  (r"(^|/)(q|k|v|gate|up)/lora_b$", PartitionSpec(None, None, "tensor"), None),  # [L, rank, out]
+  (r"(^|/)(o|down)/lora_a$", PartitionSpec(None, "tensor", None), None),  # [L, in, rank]
+  (r"(^|/)(o|down)/lora_b$", PartitionSpec(None, None, "fsdp"), None),  # [L, rank, D]
   (r"norm/scale$", PartitionSpec(), PartitionSpec()),  # [D], [Dh]
 )
 
@@ -65,12 +70,15 @@ def lanes(mesh: Mesh) -> int:
 def param_specs(mesh: Mesh, params, decode: bool = False):
   """A PartitionSpec for every parameter, from `RULES`; `params` holds arrays or their shapes.
 
-  decode: of `transformer.decode_weights`. A mesh axis that does not divide its dimension is left out, and the
+  decode: of `transformer.decode_weights`. Whatever holds parameters will do: an optimiser's state, whose single numbers
+  are replicated. A mesh axis that does not divide its dimension is left out, and the
   dimension replicated over it. Raises ValueError for a parameter that no rule matches.
   """
 
   def find(path, x):
     name = path_name(path)
+    if not x.ndim:
+      return PartitionSpec()
     for pattern, *columns in RULES:
       if re.search(pattern, name):
         spec = columns[decode]

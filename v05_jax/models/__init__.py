@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from v05_jax import rng
-from v05_jax.models import flash, hf, presets, transformer
+from v05_jax.models import flash, hf, lora, presets, transformer
 from v05_jax.models import tokenizer as tokenizers
 
 BUILTIN = Path(__file__).parent.parent / "tasks" / "warm_start"
@@ -15,7 +15,7 @@ BUILTIN = Path(__file__).parent.parent / "tasks" / "warm_start"
 
 class Policy(NamedTuple):
   config: transformer.ModelConfig
-  params: Any  # float32 numpy arrays on host; the tree is described in models/transformer.py
+  params: Any  # numpy arrays on host, float32 (beside adapters: see `lora.add`); models/transformer.py has the tree
   tokenizer: Any  # a transformers tokenizer with an EOS token
   stop: tuple[int, ...]  # tokens that end a response, the tokenizer's EOS first
 
@@ -43,8 +43,9 @@ def adapt(config: transformer.ModelConfig, policy, platform: str | None = None) 
   """The shape as `config.policy` wants it computed on a platform of JAX, by default this machine's."""
   platform = platform or jax.default_backend()
   attention = flash.KERNELS.get(platform, "plain") if policy.attention == "flash" else "plain"
+  adapters = lora.Lora(policy.lora_rank, policy.lora_alpha, tuple(policy.lora_targets)) if policy.lora_rank else None
   return dataclasses.replace(
-    config, dtype=policy.dtype, remat=policy.remat, attention=attention, backend=backend(platform)
+    config, dtype=policy.dtype, remat=policy.remat, attention=attention, backend=backend(platform), adapters=adapters
   )
 
 
@@ -66,12 +67,13 @@ def load(policy, seed: int = 0) -> Policy:
     raise ValueError(f"config.policy.path: found {policy.path!r}, expected \"builtin\" or a Hugging "
                      f"Face directory; {directory} is not a directory")
   tokenizer = tokenizers.load(directory)
-  if policy.preset:
-    config, params = presets.PRESETS[policy.preset], None
-  else:
-    config, params = hf.load(directory)
-  tokenizers.check(tokenizer, config.vocab_size)
+  config = presets.PRESETS[policy.preset] if policy.preset else hf.read_config(directory)
+  tokenizers.check(tokenizer, config.vocab_size, directory, padded=bool(policy.preset))
   config = adapt(config, policy)
-  if params is None:
+  if policy.preset:
     params = jax.device_get(jax.jit(lambda: transformer.init(config, rng.at(seed, 0, rng.INIT)))())
+  else:
+    params = hf.load(directory, matrices=policy.dtype if config.adapters else "float32")[1]
+    if config.adapters:
+      params = lora.join(jax.device_get(lora.init(config, rng.at(seed, 0, rng.INIT))), params)
   return Policy(config, params, tokenizer, tokenizers.stop_tokens(tokenizer, directory))

@@ -10,12 +10,13 @@ import os
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
-from v05_jax.models import transformer
+from v05_jax.models import lora, transformer
 from v05_jax.models.transformer import ModelConfig
 
 ARCHITECTURES = ("Qwen3ForCausalLM",)
@@ -62,27 +63,28 @@ LAYER = {
 }
 
 
-def load(directory, dtype: str = "float32") -> tuple[ModelConfig, dict]:
+def load(directory, dtype: str = "float32", matrices: str = "float32") -> tuple[ModelConfig, dict]:
   """(config, float32 numpy parameters) of a Qwen3 directory; `dtype` is the config's compute dtype.
 
-  Weights may be stored in float32, bfloat16 or float16, in one file or in shards. Raises ValueError
-  naming file and key or tensor for another architecture, a variant that is not implemented, and
-  missing, unexpected, misshapen or damaged tensors.
+  Weights may be stored in float32, bfloat16 or float16, in one file or in shards; `matrices` is the dtype that all
+  but the norms' scales are turned into. Raises ValueError naming file and key or tensor for another architecture, a
+  variant that is not implemented, and missing, unexpected, misshapen or damaged tensors.
   """
   directory = Path(directory)
   config = read_config(directory, dtype)
-  shapes = jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
-  expected = {name: (path, layer, _stored_shape(shapes, path, layer))
-              for name, path, layer in _names(config)}
-  files = _locate(directory, {name: shape for name, (_, _, shape) in expected.items()})
-  params = jax.tree.map(lambda s: np.empty(s.shape, np.float32), shapes)
+  shapes, places = _shapes(config), {name: (path, layer) for name, path, layer in _names(config)}
+  files = _locate(directory, stored_shapes(config))
+  kept = lambda path: np.float32 if path[-1].key == "scale" else jnp.dtype(matrices)
+  params = jax.tree_util.tree_map_with_path(lambda path, s: np.empty(s.shape, kept(path)), shapes)
   for file, names in files.items():
     with _open(file) as tensors:
       for name in names:
-        path, layer, _ = expected[name]
+        path, layer = places[name]
         target = _at(params, path) if layer is None else _at(params, path)[layer]
         value = tensors.get_tensor(name)
         target[...] = value.T if path[-1] == "kernel" else value
+  if config.tie_embeddings:
+    _check_head(directory, params["embedding"])
   return config, params
 
 
@@ -94,16 +96,17 @@ def save(directory, config: ModelConfig, params, tokenizer=None, dtype: str = "f
   part is written under temporary names; then an old model is replaced, config.json last: an
   interrupted save leaves the old model, or a directory without config.json, which is none. `params`
   must be addressable from this process. `stop`: tokens that end a response, where it is not the
-  tokenizer's EOS alone. Raises ValueError for a remote directory, and if `params` have not the shapes
-  of `config`.
+  tokenizer's EOS alone. Adapters are merged into the matrices beside them, in float32 (models/lora.py). Raises
+  ValueError for a remote directory, and if `params` have not the shapes of `config`.
   """
   if "://" in os.fspath(directory):
     raise ValueError(f"{os.fspath(directory)}: found a remote folder, expected a local one: copy it from there")
   directory = Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
-  shapes = jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
-  if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, shapes):
+  if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, _shapes(config)):
     raise ValueError(f"{directory}: the parameters to save do not have the shapes of {config}")
+  if config.adapters:
+    config, params = merged(config, params)
   stored = np.dtype({"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}[dtype])
   shards = _shards(config, params, stored.itemsize, shard_bytes)
   index, temporary = {}, {}
@@ -134,6 +137,37 @@ def save(directory, config: ModelConfig, params, tokenizer=None, dtype: str = "f
   all_ends = ends | ({"eos_token_id": list(stop)} if len(stop) > 1 else {})
   _write_json(directory / "generation_config.json", {"do_sample": True, **all_ends})
   _write_json(directory / "config.json", _config_json(config, dtype) | ends)
+
+
+def merged(config: ModelConfig, params) -> tuple[ModelConfig, dict]:
+  """A model with adapters as one without: (config, float32 parameters on host)."""
+  wide = lambda params: jax.tree.map(lambda x: x.astype(jnp.float32), params)
+  return lora.plain(config), jax.device_get(jax.jit(lambda params: lora.merge(config, wide(params)))(params))
+
+
+def save_adapters(directory, config: ModelConfig, params, base: str = ""):
+  """Writes the adapters alone as PEFT does: adapter_config.json and adapter_model.safetensors, in float32.
+
+  base: the model that they belong to, for adapter_config.json. Raises ValueError for a model without adapters.
+  """
+  if not config.adapters:
+    raise ValueError(f"{directory}: found a model without adapters (config.policy.lora_rank = 0), nothing to save")
+  directory, tensors, names = Path(directory), {}, {}
+  directory.mkdir(parents=True, exist_ok=True)
+  for name, (layer, kind) in LAYER.items():
+    if kind == "kernel" and layer in config.adapters.targets:
+      names[layer] = name.split(".")[-1]
+      for ours, theirs in zip(lora.NAMES, ("lora_A", "lora_B")):
+        stacked = jax.device_get(params["layers"][layer][ours])  # [L, in, rank], [L, rank, out]
+        for i, x in enumerate(stacked):
+          tensors[f"base_model.model.model.layers.{i}.{name}.{theirs}.weight"] = np.ascontiguousarray(x.T)
+  save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+  (directory / "adapter_model.safetensors").chmod(0o644)
+  _write_json(directory / "adapter_config.json", {
+    "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": config.adapters.rank,
+    "lora_alpha": config.adapters.alpha, "target_modules": sorted(names.values()), "lora_dropout": 0.0,
+    "bias": "none", "fan_in_fan_out": False, "inference_mode": True,
+  })  # fmt: skip
 
 
 def read_config(directory, dtype: str = "float32") -> ModelConfig:
@@ -213,6 +247,16 @@ def _names(config: ModelConfig) -> Iterator[tuple[str, tuple, int | None]]:
     yield HEAD, ("head",), None
 
 
+def stored_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+  """Name in transformers -> shape of every tensor of a file."""
+  shapes = _shapes(config)
+  return {name: _stored_shape(shapes, path, layer) for name, path, layer in _names(config)}
+
+
+def _shapes(config: ModelConfig):
+  return jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
+
+
 def _at(tree, path):
   for key in path:
     tree = tree[key]
@@ -253,7 +297,7 @@ def _locate(directory: Path, expected: dict[str, tuple]) -> dict[Path, list[str]
         part = tensors.get_slice(name)
         shape, kind = tuple(part.get_shape()), part.get_dtype()
         if name == HEAD and name not in expected:
-          continue  # written beside tied embeddings by some exporters; transformers ignores it too
+          continue  # written beside tied embeddings by some exporters: see `_check_head`
         if name not in expected:
           problems.append(f"{file}: {name}: found {list(shape)}, expected no such tensor")
         elif name in where:
@@ -272,6 +316,19 @@ def _locate(directory: Path, expected: dict[str, tuple]) -> dict[Path, list[str]
   for name in expected:
     files.setdefault(where[name], []).append(name)
   return files
+
+
+def _check_head(directory: Path, embedding):
+  """Raises ValueError for a head stored beside tied embeddings that is not the embedding [V, D]."""
+  for file in _weight_files(directory):
+    with _open(file) as tensors:
+      if HEAD in tensors.keys():
+        same = tensors.get_slice(HEAD).get_dtype() in STORED
+        if not same or not np.array_equal(tensors.get_tensor(HEAD).astype(embedding.dtype), embedding):
+          raise ValueError(
+            f"{file}: {HEAD}: found another matrix than model.embed_tokens.weight, expected the same one or none, as "
+            f"tie_word_embeddings is true in {directory / 'config.json'}; if this head is meant, set that to false"
+          )
 
 
 def _weight_files(directory: Path) -> list[Path]:

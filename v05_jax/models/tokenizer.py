@@ -37,12 +37,19 @@ def load(directory):
   return tokenizer
 
 
-def check(tokenizer, vocab_size: int):
-  """Raises ValueError if a token of the tokenizer has no row in an embedding of `vocab_size` rows."""
+def check(tokenizer, vocab_size: int, where="tokenizer", padded: bool = True):
+  """Raises ValueError, naming `where`, if a token of the tokenizer has no row in an embedding of `vocab_size` rows.
+
+  Embeddings often have some rows more than there are tokens. Unless `padded` says that any number is meant, it is an
+  error if half of the rows or more have no token: a policy that samples them writes what no tokenizer can read.
+  """
   largest = max(tokenizer.get_vocab().values())
   if largest >= vocab_size:
-    raise ValueError(f"tokenizer: found token id {largest}, expected ids below the model's vocab_size "
+    raise ValueError(f"{where}: found token id {largest}, expected ids below the model's vocab_size "
                      f"{vocab_size}: tokenizer and model do not belong together")
+  if not padded and 2 * (largest + 1) <= vocab_size:
+    raise ValueError(f"{where}: found {largest} as the last token id, expected a tokenizer of the model's "
+                     f"vocab_size {vocab_size}: tokenizer and model do not belong together")
 
 
 def encode_prompt(tokenizer, text: str, chat_template: bool) -> list[int]:

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from v05_jax.models import cpu, flash
+from v05_jax.models import cpu, flash, lora
 
 DTYPES = ("float32", "bfloat16")
 BACKENDS = ("accelerator", "cpu")
@@ -63,6 +63,7 @@ class ModelConfig:
   remat: str = "none"  # of REMAT
   attention: str = "plain"  # of the update: see flash.py
   backend: str = "accelerator"  # what XLA compiles for: "cpu" takes the training pass of models/cpu.py
+  adapters: lora.Lora | None = None  # all that is trained, where there are any
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
@@ -80,6 +81,8 @@ class ModelConfig:
     for name, known in (("backend", BACKENDS), ("remat", tuple(REMAT)), ("attention", ATTENTION)):
       if getattr(self, name) not in known:
         raise ValueError(f"ModelConfig.{name}: found {getattr(self, name)!r}, expected one of {known}")
+    if self.adapters:
+      lora.check(self)
 
 
 class RMSNorm(nn.Module):
@@ -106,21 +109,23 @@ class Layer(nn.Module):
     residual = 1.0 / (2 * c.num_layers)  # so that the residual stream's variance ignores depth
     product = cpu.dot_general if c.backend == "cpu" else None
 
-    def dense(features, scale=1.0):
+    def dense(name, features, scale=1.0):
       init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
+      if c.adapters and name in c.adapters.targets:
+        return lora.Dense(features, c.adapters, c.dtype, init, product)
       return nn.Dense(features, use_bias=False, dtype=c.dtype, kernel_init=init, dot_general=product)
 
     self.attention_norm = RMSNorm(c.rms_norm_eps)
-    self.q = dense(c.num_heads * c.head_dim)
-    self.k = dense(c.num_kv_heads * c.head_dim)
-    self.v = dense(c.num_kv_heads * c.head_dim)
+    self.q = dense("q", c.num_heads * c.head_dim)
+    self.k = dense("k", c.num_kv_heads * c.head_dim)
+    self.v = dense("v", c.num_kv_heads * c.head_dim)
     self.q_norm = RMSNorm(c.rms_norm_eps)
     self.k_norm = RMSNorm(c.rms_norm_eps)
-    self.o = dense(c.hidden_size, residual)
+    self.o = dense("o", c.hidden_size, residual)
     self.mlp_norm = RMSNorm(c.rms_norm_eps)
-    self.gate = dense(c.intermediate_size)
-    self.up = dense(c.intermediate_size)
-    self.down = dense(c.hidden_size, residual)
+    self.gate = dense("gate", c.intermediate_size)
+    self.up = dense("up", c.intermediate_size)
+    self.down = dense("down", c.hidden_size, residual)
 
   def __call__(self, x, rotation, mask):
     """x [N, T, D], rotation 2 x [N, T, Dh/2], mask bool [N, T, T] (`cpu.see` of it on a CPU, segments [N, T] for a
@@ -273,9 +278,10 @@ def join(*parts):
 
 def init(config: ModelConfig, key):
   """Random normal float32 parameters: variance 1/fan_in, of o and down 1/(2 L fan_in), of embedding
-  and head 1/D; norm scales are 1."""
+  and head 1/D; norm scales are 1. With adapters (`lora.add`) the others are the same."""
   one = jnp.zeros((1, 1), jnp.int32)
-  return Decoder(config).init(key, one, one, jnp.ones((1, 1, 1), bool))["params"]
+  params = Decoder(lora.plain(config)).init(key, one, one, jnp.ones((1, 1, 1), bool))["params"]
+  return lora.add(config, params, key)
 
 
 def forward(config: ModelConfig, params, tokens, positions, segments, prompts=None, kernel=None):
@@ -312,11 +318,13 @@ def logits(config: ModelConfig, params, hidden):
 
 
 def decode_weights(config: ModelConfig, params):
-  """The parameters as `decode` and `logits` want them: matrices in the compute dtype, `layers` a tuple of L trees."""
+  """The parameters as `decode` and `logits` want them: matrices in the compute dtype, with their adapters merged into
+  them, `layers` a tuple of L trees."""
   def cast(path, x):
-    return x if path[-1].key == "scale" else x.astype(config.dtype)
+    return x if path[-1].key in ("scale", *lora.NAMES) else x.astype(config.dtype)
   params = jax.tree_util.tree_map_with_path(cast, params)
-  layer = lambda i: jax.tree.map(lambda x: x[i], params["layers"])
+  layers = lora.merge_layers(config, params["layers"])
+  layer = lambda i: jax.tree.map(lambda x: x[i], layers)
   return params | {"layers": tuple(map(layer, range(config.num_layers)))}
 
 
@@ -353,13 +361,14 @@ def decode(config: ModelConfig, weights, caches, shared: Shared, token, position
   count int32 [S]; step int32 [], the same for all rows. Rows do not touch each other.
   """
   prompts, past, fresh = caches
+  plain = lora.plain(config)
   columns = lambda cache: jnp.arange(cache[0][0].shape[-1])
   seen = (columns(prompts) < shared.length[:, None], columns(past) < count[:, None], columns(fresh)[None] <= step)
   x = jnp.take(weights["embedding"], token, axis=0)
   turn = rotation(config, position)
   new = []
   for layer, *cache in zip(weights["layers"], prompts, past, fresh, strict=True):
-    x, kv = _decode_layer(config, layer, x, turn, cache, shared, seen, step)
+    x, kv = _decode_layer(plain, layer, x, turn, cache, shared, seen, step)
     new.append(kv)
   x = RMSNorm(config.rms_norm_eps).apply({"params": weights["norm"]}, x)
   return x.astype(config.dtype), tuple(new)

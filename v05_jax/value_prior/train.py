@@ -28,6 +28,7 @@ import optax
 
 from v05_jax import checkpoint, metrics, models, rng, sharding
 from v05_jax import config as configuration
+from v05_jax import optimizer as optimizers
 from v05_jax.models import hf
 from v05_jax.value_prior import (
   adapter,
@@ -232,9 +233,7 @@ def make_optimizer(options) -> optax.GradientTransformation:
   LayerNorm weights of queries and keys do not decay."""
   warmup = round(options.warmup * options.steps)
   rate = optax.cosine_decay_schedule(options.learning_rate, max(options.steps - warmup, 1))
-  if warmup:
-    rise = optax.linear_schedule(options.learning_rate / (warmup + 1), options.learning_rate, warmup)
-    rate = optax.join_schedules([rise, rate], [warmup])
+  rate = optimizers.warm_up(rate, options.learning_rate, warmup)
   kept = ("bias", "ln_q.weight", "ln_kv.weight")
   decays = functools.partial(jax.tree_util.tree_map_with_path, lambda path, _: not path[-1].key.endswith(kept))
   adamw = optax.adamw(rate, 0.9, 0.999, 1e-8, weight_decay=options.weight_decay, mask=decays)
