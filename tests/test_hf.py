@@ -355,7 +355,7 @@ def test_load_policy(stored):
   found = models.load(policy_config(path=str(stored), dtype="bfloat16", remat="dots"))
   assert (found.config.dtype, found.config.remat) == ("bfloat16", "dots")
   assert (found.config.backend, found.config.attention) == ("cpu", "plain")
-  on_tpu = models.adapt(found.config, policy_config(), "tpu")
+  on_tpu = models.adapt(found.config, policy_config(attention="flash"), "tpu")
   assert (on_tpu.backend, on_tpu.attention) == ("accelerator", "splash")
   assert_equal(found.params, hf.load(stored)[1])
   assert found.tokenizer.eos_token_id == 1

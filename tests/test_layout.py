@@ -18,7 +18,7 @@ PACKAGE = ROOT / "v05_jax"
 # A module imports from its own row and the rows above it, and the whole graph has no cycle. A
 # package (models, tasks, ...) counts as one module. A new module must be added here.
 LAYERS = (
-  "structs rng config ewa benchmarks",
+  "structs rng config ewa benchmarks distributed peers",
   "shrinkage budget losses data rewards tasks models metrics diagnostics dynamic_sampling scoreboard selection"
   " success optimizer",
   "sharding packing sampler schedule value_prior checkpoint estimator backend ahead hlo topology",

@@ -159,7 +159,7 @@ def tiny(**keys):
   c = small(v05_qwen3_tiny.get_config())
   c.mesh.update({"data": 2, "fsdp": 2, "tensor": 2})
   c.update_from_flattened_dict({
-    "num_steps": 2, "checkpoint.period": 1, "policy.dtype": "float32", "policy.remat": False, "eval.period": 0,
+    "num_steps": 2, "checkpoint.period": 1, "policy.dtype": "float32", "policy.remat": "none", "eval.period": 0,
     "prior.kind": "none", "loss.kl_coef": 0.1, **keys,
   })  # fmt: skip
   return c

@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from v05_jax import config as configuration
-from v05_jax import metrics
+from v05_jax import distributed, metrics
 
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
 
@@ -30,6 +30,9 @@ class Checkpoints:
   """The checkpoints in `workdir`/checkpoints, the newest `keep` of them; a context manager.
 
   Reading creates and removes nothing, so another process may evaluate or export a run that goes on.
+
+  Among several processes every method is collective: all call it, and each writes and reads what its devices hold.
+  A checkpoint is restored by any number of processes on any mesh.
   """
 
   def __init__(self, workdir, keep: int):
@@ -40,7 +43,8 @@ class Checkpoints:
 
   def steps(self) -> list[int]:
     """The steps of the complete checkpoints, ascending."""
-    return sorted(self._manager().all_steps()) if self._path.exists() else []
+    there = distributed.of_first(self._path.exists())  # asked of one process: opening waits for all
+    return sorted(self._manager().all_steps()) if there else []
 
   def latest(self) -> int | None:
     """The newest complete checkpoint's step; None if there is none."""
@@ -69,7 +73,7 @@ class Checkpoints:
         restored = self._manager().restore(step, args=ocp.args.StandardRestore(abstract))
     except Exception as error:
       raise self._unreadable(step, where, error) from error
-    return jax.tree.map(lambda x, saved: x if saved is None else saved, example, restored)
+    return jax.tree.map(_as_example, example, restored)
 
   def save(self, step: int, state):
     """Writes `state` and returns when it is safe. Raises ValueError if it cannot be written (a full
@@ -78,6 +82,7 @@ class Checkpoints:
       with _quiet():
         if not self._wrote:
           self._remove_unfinished()
+          distributed.barrier("unfinished checkpoints are gone")
           self._wrote = True
         args = ocp.args.StandardSave(_without_empty(jax.tree.map(_saveable, state)))
         self._manager().save(step, args=args, force=True)
@@ -105,7 +110,7 @@ class Checkpoints:
 
   def _remove_unfinished(self):
     """What a killed or failed run has left; it may be what fills the disk."""
-    if self._path.exists():
+    if distributed.first() and self._path.exists():
       for path in self._path.iterdir():
         if UNFINISHED in path.name:
           path.rmtree()
@@ -118,7 +123,7 @@ class Checkpoints:
     folder = next((p for p in (self._path, *self._path.parents) if p.exists()), None)
     if folder is not None and not metrics.is_remote(folder):
       space += f", {shutil.disk_usage(folder).free / 1e6:.1f} MB are free"
-    last = self.latest()
+    last = max(self._manager().all_steps(), default=None)
     kept = "there is none before it" if last is None else f"the last good one is of step {last}"
     where = f"checkpoint {os.fspath(self._path / str(step))}"
     return f"{where} could not be written: {reason}; {space}; {kept}"
@@ -129,10 +134,37 @@ class Checkpoints:
     return ValueError(f"{where} cannot be read{hint}: {_one_line(error)}")
 
 
+def prepare(workdir, config):
+  """`metrics.prepare`, by process 0 of a run of several -> the workdir.
+
+  Raises ValueError where it cannot be written, where a process does not see what process 0 writes there, and where the
+  processes were not all started with one config.
+  """
+  if not distributed.several():
+    return metrics.prepare(workdir)
+  path = metrics.folder(workdir)
+  probe = path / ".shared"
+  if distributed.first():
+    metrics.prepare(workdir)
+    probe.write_text("")
+  distributed.barrier("the workdir is there")
+  seen = distributed.exchange(np.bool_(probe.exists()))
+  if distributed.first():
+    probe.unlink()
+  if not seen.all():
+    blind = ", ".join(map(str, np.flatnonzero(~seen)))
+    raise ValueError(
+      f"workdir {os.fspath(path)}: process {blind} of {len(seen)} does not see what process 0 writes there, expected a "
+      "folder that all processes share"
+    )
+  distributed.check_same("the config", lambda: [configuration.to_json(config)])
+  return path
+
+
 def check_config(workdir, config):
   """Raises ValueError, naming each key that differs, if `workdir` holds a run of another config.
 
-  The number of steps and the periods may differ (`config.RESUMABLE`); in an empty workdir all may.
+  The number of steps, the periods and the devices may differ (`config.RESUMABLE`); in an empty workdir all may.
   """
   path = metrics.folder(workdir) / "config.json"
   if path.exists():
@@ -186,16 +218,23 @@ def _differences(stored: dict[str, str], expected: dict[str, str]) -> list[str]:
 
 
 def _saveable(x):
-  """As Orbax takes it. What every device of this process holds whole is saved from one of them: Orbax would
+  """As Orbax takes it. What every device holds whole is saved from one of them (of process 0): Orbax would
   cut it into one slice a device, and compile a program for each."""
-  whole = isinstance(x, jax.Array) and x.is_fully_addressable and x.is_fully_replicated
+  whole = isinstance(x, jax.Array) and x.is_fully_replicated
   return np.asarray(x) if whole or isinstance(x, np.generic) else x
 
 
 def _abstract(x):
-  if isinstance(x, jax.Array):
+  # What a process of several holds for itself is read by each as an array of its own: see `_as_example`.
+  if isinstance(x, jax.Array) and not (distributed.several() and x.is_fully_addressable):
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
   return np.asarray(x)
+
+
+def _as_example(x, saved):
+  if saved is None:
+    return x
+  return jax.device_put(saved) if isinstance(x, jax.Array) and isinstance(saved, np.ndarray) else saved
 
 
 def _without_empty(tree):

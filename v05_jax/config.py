@@ -21,7 +21,10 @@ from configs import default
 from v05_jax import benchmarks
 
 # Keys that may change when a run continues; every other one is part of what the run is.
-RESUMABLE = ("num_steps", "data.folder", "eval.period", "checkpoint.period", "checkpoint.keep")
+RESUMABLE = (
+  "num_steps", "data.folder", "eval.period", "checkpoint.period", "checkpoint.keep",
+  "cpu_devices", "mesh.data", "mesh.fsdp", "mesh.tensor",
+)  # fmt: skip
 
 
 class Rule(NamedTuple):
@@ -292,7 +295,7 @@ def _prior_relations(config, need) -> None:
 def check_resume(saved: ConfigDict, config: ConfigDict, where: str) -> None:
   """Raises ValueError where `config` differs from the one that the run in `where` was started with.
 
-  `RESUMABLE` keys may differ: the periods of a run, and its length under a constant learning rate.
+  `RESUMABLE` keys may differ: the periods of a run, its devices, and its length under a constant learning rate.
   """
   old, new = flatten(saved), flatten(config)
   problems = [

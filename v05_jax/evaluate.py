@@ -13,7 +13,18 @@ from etils import epath
 import jax
 import numpy as np
 
-from v05_jax import benchmarks, data, metrics, rewards, rng, rollouts, success, tasks
+from v05_jax import (
+  benchmarks,
+  checkpoint,
+  data,
+  distributed,
+  metrics,
+  rewards,
+  rng,
+  rollouts,
+  success,
+  tasks,
+)
 from v05_jax.diagnostics import Pairs, pair
 from v05_jax.export import parameters
 from v05_jax.step import setup, success_share
@@ -167,7 +178,7 @@ def evaluate_workdir(config, workdir: str, step: int | None = None) -> dict[str,
   """
   if not config.eval.samples:
     raise ValueError("config.eval.samples: found 0, expected at least 1 for --mode=eval")
-  folder = metrics.prepare(workdir)
+  folder = checkpoint.prepare(workdir, config)
   run = setup(config)
   step, params = parameters(run, workdir, step)
   with rewards.load(config) as verifier:
@@ -180,6 +191,8 @@ def evaluate_workdir(config, workdir: str, step: int | None = None) -> dict[str,
     "temperature": config.eval.temperature, "top_k": options.top_k, "top_p": options.top_p,
     "max_response": options.max_response, "seed": config.seed, **values, "intervals": ends,
   }  # fmt: skip
+  if not distributed.first():
+    return values
   text = heading(record) + "\n\n" + table(result, values, ends)
   metrics.replace(folder / "eval.jsonl", "".join(json.dumps(line) + "\n" for line in lines(result)))
   metrics.replace(folder / "eval.json", json.dumps(record, indent=2) + "\n")

@@ -11,41 +11,64 @@
                    machine; prints whether they fit and what bounds them. Needs no weights, data or workdir
 
 eval and export take the newest checkpoint, or that of --step=N.
+
+train and eval run in several processes, on one machine or many, over the devices of all:
+
+    --coordinator=HOST:PORT --num_processes=N --process_id=I   the same command for each, but for its I = 0 .. N - 1
+    --distributed   where the cluster says all three: a TPU pod, Slurm, Open MPI, Kubernetes
 """
 
+import contextlib
 import sys
 
 from absl import app, flags, logging
 
-from v05_jax import backend, command_line
+from v05_jax import backend, command_line, peers
 
 MODES = ("train", "sft", "value", "eval", "export", "report", "compile")
+SEVERAL = ("train", "eval")  # modes of several processes
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("mode", "train", MODES, "what to do")
 flags.DEFINE_string("workdir", None, "folder of the run, local or gs://; for --mode=report several, with commas")
 flags.DEFINE_integer("step", None, "checkpoint that --mode=eval and --mode=export take; the newest by default")
 flags.DEFINE_string("topology", "", "TPU slice that --mode=compile compiles for, as v5e:4x8; \"\" = this machine")
 flags.DEFINE_string("out", None, "folder that --mode=export and --mode=report write to")
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where a run has several processes")
+flags.DEFINE_integer("num_processes", None, "processes of the run")
+flags.DEFINE_integer("process_id", None, "number of this process, from 0 on")
+flags.DEFINE_bool("distributed", False, "several processes, which the cluster knows: a TPU pod, Slurm, Open MPI, ...")
 
 
 def main(_):
   logging.set_verbosity(logging.WARNING)  # Orbax reports every checkpoint otherwise
   try:
-    run(FLAGS.mode, FLAGS.config, FLAGS.workdir, FLAGS.out, FLAGS.step, FLAGS.topology)
+    place = peers.find(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.distributed)
+    run(FLAGS.mode, FLAGS.config, FLAGS.workdir, FLAGS.out, FLAGS.step, place, FLAGS.topology)
   except (ValueError, OSError, FloatingPointError, InterruptedError) as e:
     # The message is for the user: it names the key, file or line, what was found and what was expected.
     sys.exit(f"error: {e}")
 
 
-def run(mode: str, config, workdir: str | None, out: str | None, step: int | None, topology: str = ""):
-  """Imports what the mode needs and does it. Raises ValueError where a flag is missing."""
+def run(
+  mode: str, config, workdir: str | None, out: str | None, step: int | None, place: peers.Place | None = None,
+  topology: str = "",
+):  # fmt: skip
+  """Does what the mode says, as one process or in its `place` among several. Raises ValueError for wrong flags."""
   if workdir is None and mode != "compile":
     raise ValueError(f"--mode={mode} needs --workdir=FOLDER")
   if mode == "export" and out is None:
     raise ValueError("--mode=export needs --out=FOLDER")
+  if place and mode not in SEVERAL:
+    raise ValueError(f"--mode={mode} runs in one process; of several: {' and '.join(SEVERAL)}")
   if mode != "report":
     backend.start(config)
     backend.without_torch()
+  with peers.Peers(place) if place else contextlib.nullcontext():
+    start(mode, config, workdir, out, step)
+
+
+def start(mode: str, config, workdir: str, out: str | None, step: int | None):
+  """Imports what the mode needs and starts it."""
   if mode == "train":
     from v05_jax.train import train
     train(config, workdir)

@@ -9,6 +9,7 @@ differ from an unbroken one.
 """
 
 import collections
+import contextlib
 import fnmatch
 import json
 import math
@@ -24,6 +25,7 @@ from etils import epath
 import jax
 
 from v05_jax import config as configuration
+from v05_jax import distributed
 
 Pairs = dict[str, tuple[float, float]]  # name -> (sum, count); the metric is sum / count
 
@@ -276,6 +278,23 @@ class Writer:
     self.close()
 
 
+class Silent:
+  """In place of the `Writer`, in all processes but the first: writes nothing."""
+
+  latest: dict[str, float] = {}
+
+  def write(self, step: int, rollouts: int, pairs: Pairs):
+    """Does nothing, as `flush`."""
+
+  def flush(self):
+    pass
+
+
+def writer(workdir, config, done: int = 0):
+  """Context manager: the run's `Writer` in process 0, `Silent` in others."""
+  return Writer(workdir, config, done) if distributed.first() else contextlib.nullcontext(Silent())
+
+
 def replace(path: epath.Path, text: str):
   """Writes a file as a whole or not at all (a remote object is written so in any case)."""
   if is_remote(path):
@@ -331,7 +350,7 @@ class Progress:
 
   def __init__(self, total: int, done: int = 0, stream=None, clock=time.monotonic):
     self._total, self._stream, self._clock = total, stream or sys.stderr, clock
-    self._shown = self._stream.isatty()
+    self._shown = distributed.first() and self._stream.isatty()
     self._recent = collections.deque([(clock(), done)], maxlen=20)
     self._wrote = False
 

@@ -28,7 +28,7 @@ from jax.sharding import PartitionSpec
 import numpy as np
 import optax
 
-from v05_jax import losses, packing, sharding, structs
+from v05_jax import distributed, losses, packing, sharding, structs
 from v05_jax import optimizer as optimizers
 from v05_jax.models import flash, lora, transformer
 
@@ -112,7 +112,7 @@ def make(
 
   # Everything is placed before the call, so that the program sees one kind of argument and compiles
   # once, whether parameters come from a file, a checkpoint or the last step.
-  place = lambda params: jax.device_put(jax.tree.map(_as, params, like[0]), at_params)
+  place = lambda params: distributed.put(jax.tree.map(_as, params, like[0]), at_params)
   feed = partial(_feed, at_rows, whole)
 
   def others(batch, used, reference):
@@ -148,7 +148,7 @@ def _feed(at_rows, whole, batch, used):
   micros = batch.tokens.shape[0]
   if not 1 <= used <= micros:
     raise ValueError(f"used={used}: expected 1 to {micros}, the micro-batches of the batch")
-  return jax.device_put(batch, at_rows), jax.device_put(np.int32(used), whole)
+  return distributed.put(batch, at_rows), distributed.put(np.int32(used), whole)
 
 
 def _check_reference(kl_coef, copied, reference):

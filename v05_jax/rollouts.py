@@ -10,6 +10,10 @@ front of a fixed number of slots. Between two decode chunks the host
 
 A verdict is applied exactly one boundary after its rollout ended, so arrival time changes neither slots nor
 samples.
+
+Where a run has several processes, each holds the slots of its own devices and verifies the rollouts of its own prompts
+(they take turns). What a chunk has sampled and what the verdicts are goes to all of them, so that every process keeps
+the same books and makes the same calls: one queue serves the slots of all.
 """
 
 from collections.abc import Callable
@@ -22,7 +26,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from v05_jax import budget, sampler, sharding, shrinkage
+from v05_jax import budget, distributed, sampler, sharding, shrinkage
 from v05_jax.ahead import Ahead, shapes
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.schedule import Sampled, Schedule
@@ -66,7 +70,7 @@ def make(policy, config, mesh, verifier, ahead: Ahead | None = None) -> Callable
     first = cache is None
     with Ahead() if first and ahead is None else contextlib.nullcontext(ahead) as threads:
       if first:
-        weights, compiled = _compile(programs, params, store, step_key, options, lanes, threads)
+        weights, compiled = _compile(programs, params, store, step_key, options, mesh, threads)
       else:
         weights, compiled = programs.weights(params), {}
       ledger = _Ledger(prompts, groups, value, ewa, config, stop)
@@ -99,10 +103,10 @@ def make(policy, config, mesh, verifier, ahead: Ahead | None = None) -> Callable
       just_ended = []
       if schedule.active:
         cache, chunk = programs.decode(weights, cache, store, *schedule.rows(), step_key, temperature)
-        just_ended = schedule.read(jax.device_get(chunk), stop)
+        just_ended = schedule.read(distributed.fetch(chunk), stop)
       began = time.perf_counter()
-      for rollout, verdict in zip(ended, verdicts):
-        ledger.record(rollout, verdict())
+      for rollout, reward in zip(ended, _rewards(ended, verdicts, options.slots)):
+        ledger.record(rollout, reward)
       waited += time.perf_counter() - began
       for prompt, more in ledger.decide(schedule):
         schedule.request(prompt, more) if more else schedule.close(prompt)
@@ -116,10 +120,10 @@ def _nothing():
   """What there is to wait for where everything is compiled."""
 
 
-def _compile(programs: sampler.Programs, params, store, step_key, options, lanes: int, ahead: Ahead):
+def _compile(programs: sampler.Programs, params, store, step_key, options, mesh, ahead: Ahead):
   """Compiles prefill, decode for each of the cache's shapes, and the changes from a shape to the next as a run meets
   them, all but the first of them in the background -> (weights, {shape: waits for its programs})."""
-  ints = lambda *size: jax.ShapeDtypeStruct(size, np.int32)
+  ints, lanes = lambda *size: jax.ShapeDtypeStruct(size, np.int32), sharding.lanes(mesh)
   params_at, store, key = shapes(params), shapes(store), shapes(step_key)
   batch = ints(options.prefill, options.max_prompt), ints(options.prefill), ints(options.prefill)
   prefill = ahead.now(programs.prefill.lower(params_at, store, *batch).compile)
@@ -142,10 +146,17 @@ def _compile(programs: sampler.Programs, params, store, step_key, options, lanes
     )  # fmt: skip
 
   def both(old, new):
-    decode(new).compile()
+    whole(decode(new).compile())
     programs.resize(new).lower(cache(old), ints(lanes * new.slots)).compile()
 
-  compiled = {order[0]: ahead.now(decode(order[0]).compile)}
+  def whole(compiled):
+    """Compiles what follows each call of decode where there are several processes."""
+    if distributed.several():
+      place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+      chunk = jax.tree.map(place, compiled.out_info[1], compiled.output_shardings[1])
+      distributed.replicate(mesh).lower(chunk).compile()
+
+  compiled = {order[0]: ahead.now(partial(lambda decode: whole(decode.compile()), decode(order[0])))}
   compiled |= {new: ahead.later(partial(both, old, new)) for old, new in itertools.pairwise(order)}
   ahead.go()
   prefill()
@@ -251,12 +262,27 @@ def _submit(ended, prompts: Prompts, tokenizer, verifier, config, stop) -> list[
   def needs_verdict(rollout):
     return config.sampler.truncated == "score" or rollout.tokens[-1][-1] in stop
 
-  judged = [r for r in ended if needs_verdict(r)]
+  judged = [r for r in ended if needs_verdict(r) and distributed.owner(r.prompt)]
   rows = [prompts.rows[r.prompt] for r in judged]
   texts = [tokenizers.decode_response(tokenizer, np.concatenate(r.tokens), stop) for r in judged]
-  handles = iter(verifier.submit([row["prompt"] for row in rows], texts, rows))
+  handles = verifier.submit([row["prompt"] for row in rows], texts, rows)
   fail = lambda: config.rewards.low
-  return [(lambda h=next(handles): h.result().reward) if needs_verdict(r) else fail for r in ended]
+  mine = {id(r): lambda h=h: h.result().reward for r, h in zip(judged, handles, strict=True)}
+  return [mine.get(id(r), fail) for r in ended]
+
+
+def _rewards(ended, verdicts, slots: int) -> list[float]:
+  """The rollouts' rewards: a process waits for the verdicts on its own prompts and is told the others."""
+  if not distributed.several():
+    return [verdict() for verdict in verdicts]
+  rewards = np.zeros(slots, np.float32)  # always as many: one program
+  for i, (rollout, verdict) in enumerate(zip(ended, verdicts)):
+    if distributed.owner(rollout.prompt):
+      rewards[i] = verdict()
+  if not ended:
+    return []
+  told = distributed.exchange(rewards)
+  return [float(told[rollout.prompt % len(told), i]) for i, rollout in enumerate(ended)]
 
 
 def _stats(schedule: Schedule, ledger: _Ledger, slots: int, waited: float) -> dict[str, tuple[float, float]]:

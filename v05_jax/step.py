@@ -15,6 +15,7 @@ from v05_jax import (
   budget,
   data,
   diagnostics,
+  distributed,
   dynamic_sampling,
   estimator,
   metrics,
@@ -66,7 +67,7 @@ class Run(NamedTuple):
     first_k = {"fixed": groups.k_init} | dict.fromkeys(budget.BATCH_RULES, groups.k_mean)
     return TrainState(
       params=params, opt_state=self.update.init(params), step=zero, cursor=zero, rollouts=zero,
-      skipped=jax.device_put(zero, sharding.replicated(self.mesh)),
+      skipped=distributed.put(zero, sharding.replicated(self.mesh)),
       mean_k=np.float32(first_k.get(groups.rule, groups.k_max)), estimator=estimator.init(len(self.prompts)),
       context=contexts.empty(self.config.prior.context, self.prior.width), drift=drifts.init(),
     )  # fmt: skip
@@ -96,8 +97,10 @@ def setup(config) -> Run:
   """Checks a config and loads what it names. Raises ValueError that names the key or file at fault."""
   configuration.validate(config)
   mesh = sharding.make_mesh(config.mesh)
+  distributed.connect(mesh)
   policy = models.load(config.policy, config.seed)
   prompts = data.load(config.data, policy.tokenizer, config.sampler.max_prompt, seed=config.seed)
+  distributed.check_same("config.data", lambda: [prompts.tokens, prompts.start, *(str(row) for row in prompts.rows)])
   groups = rollouts.Groups(**{name: config.budget[name] for name in rollouts.Groups._fields})
   update = policy_gradient.make(
     policy.config, config.loss, config.optimizer, mesh, temperature=config.sampler.temperature,

@@ -3,7 +3,9 @@
 import contextlib
 import time
 
-from v05_jax import checkpoint, data, metrics, report, rewards, rollouts
+import jax
+
+from v05_jax import checkpoint, data, distributed, metrics, report, rewards, rollouts
 from v05_jax import config as configuration
 from v05_jax import evaluate as evaluation
 from v05_jax.ahead import Ahead
@@ -22,7 +24,7 @@ def train(config, workdir: str) -> TrainState:
   `checkpoint.Preempted` when a signal asked it to stop; the state is saved then.
   """
   configuration.validate(config)
-  metrics.prepare(workdir)
+  checkpoint.prepare(workdir, config)
   checkpoint.check_config(workdir, config)
   with (
     metrics.CompilationCounter() as compilations,
@@ -41,7 +43,7 @@ def train(config, workdir: str) -> TrainState:
       # While the first rollouts are sampled.
       updating = ahead.later(lambda: run.update.lower(run.batch_shape()).compile())
     with (
-      metrics.Writer(workdir, config, first) as log,
+      metrics.writer(workdir, config, first) as log,
       metrics.Progress(config.num_steps, first) as progress,
       collector(config, workdir, run, first) as collected,
     ):
@@ -63,21 +65,30 @@ def train(config, workdir: str) -> TrainState:
         progress.update(done, log.latest)
         if failed > config.loss.max_skipped:
           raise FloatingPointError(diverged(config, workdir, failed, saved.latest()))
+        stopping = agreed(preemption.requested, state, done)
         # While updates fail, the checkpoints before them are kept.
-        if last or preemption.requested or (not failed and due(done, config.checkpoint.period)):
+        if last or stopping or (not failed and due(done, config.checkpoint.period)):
           log.flush()
           if collected:
             collected.flush()
           saved.save(done, state)
-        if preemption.requested and not last:
+        if stopping and not last:
           raise checkpoint.Preempted(f"stopped by a signal; saved at step {done}, the same command continues")
-  report.summary(workdir)
+  if distributed.first():
+    report.summary(workdir)
   return state
+
+
+def agreed(requested: bool, state: TrainState, done: int) -> bool:
+  """Whether any process was asked to stop. Raises ValueError where several no longer decide by the same numbers."""
+  decided = state.replace(params=None, opt_state=None, skipped=None)  # what each has worked out for itself
+  distributed.check_same(f"the state after step {done}", lambda: jax.tree.leaves(decided))
+  return distributed.anywhere(requested)
 
 
 def collector(config, workdir: str, run, first: int):
   """What writes the step's (prompt, score) pairs where `config.collect` says so; a context manager."""
-  if not config.collect:
+  if not config.collect or not distributed.first():
     return contextlib.nullcontext()
   return pairs.Collector(workdir, data.label(config.data.path), [row["prompt"] for row in run.prompts.rows], first)
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from v05_jax import losses
+from v05_jax import distributed, losses
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.models import transformer
 from v05_jax.tasks import families
@@ -67,7 +67,7 @@ def make_exact(model_config, tokenizer, sampler, rows_per_call: int = ROWS) -> C
       pairs = [encode(rows[i]["prompt"], families.canonical(rows[i])) for i in part]
       fits = np.array([len(ids) - start <= sampler.max_response for ids, start in pairs])
       tokens, prompt, length = _pad(pairs, rows_per_call, width)
-      logprob = np.asarray(score(params, tokens, length))
+      logprob = distributed.fetch(score(params, tokens, length))
       place = np.arange(width - 1)
       mask = (place >= prompt[:, None] - 1) & (place < length[:, None] - 1)
       result[part] = np.where(fits, exact_success(logprob, mask)[: len(part)], 0.0)

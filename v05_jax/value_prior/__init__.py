@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
-from v05_jax import sharding
+from v05_jax import distributed, sharding
 from v05_jax.models import transformer
 from v05_jax.value_prior import prior as priors
 from v05_jax.value_prior.v0 import ValuePrior, load
@@ -117,7 +117,7 @@ def make_features(config, params, mesh, max_prompt: int) -> Callable:
 
   params = cast(config, params)
   # A copy, for placing may alias what a training step overwrites.
-  own = lambda x, where: jnp.copy(jax.device_put(x, where))
+  own = lambda x, where: jnp.copy(distributed.put(x, where))
   params = jax.tree.map(own, params, sharding.param_shardings(mesh, params))
   rows, embed = NamedSharding(mesh, ROWS_SPLIT), make_embed(config, mesh)
   devices, most = sharding.lanes(mesh), most_rows(mesh, max_prompt)
@@ -129,7 +129,7 @@ def make_features(config, params, mesh, max_prompt: int) -> Callable:
     tokens = np.pad(prompts.tokens, ((0, padding), (0, 0)))
     length = np.pad(prompts.length, (0, padding), constant_values=1)
     parts = [
-      embed(params, *jax.device_put((tokens[i : i + block], length[i : i + block]), rows))
+      embed(params, *distributed.put((tokens[i : i + block], length[i : i + block]), rows))
       for i in range(0, count, block)
     ]
     return np.concatenate([np.asarray(x) for x in parts])[:count]

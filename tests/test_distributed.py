@@ -1,0 +1,332 @@
+"""Runs of several processes on this machine: equal to one process, ended together, resumed by any number."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from configs import default
+from tests.test_main import OWN_INPUT
+from tests.test_train import lines, small
+from v05_jax import checkpoint, distributed, metrics, peers, sharding
+from v05_jax import config as configuration
+from v05_jax.train import train
+
+ROOT = pathlib.Path(__file__).parent.parent
+FLAGS = "--coordinator", "--num_processes", "--process_id"
+LIMIT = 240  # seconds for programs to compile in
+
+
+def free_port() -> int:
+  with socket.socket() as found:
+    found.bind(("127.0.0.1", 0))
+    return found.getsockname()[1]
+
+
+class Together:
+  """Processes of one run, over eight devices in all, in a workdir whose config.json it writes beside it."""
+
+  def __init__(self, workdir, count, config, *flags, own=(), env=None, mode="train"):
+    """own: further flags for each of the processes; env: process -> what it alone has in its environment."""
+    config.cpu_devices, port = 8 // count, free_port()
+    file = workdir.parent / f"{workdir.name}.json"
+    file.write_text(configuration.to_json(config))
+    common = os.environ | {
+      "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0",  # half of the time to compile
+      "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'data' / 'math'}",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "v05_jax.main", f"--config={file}", f"--workdir={workdir}", f"--mode={mode}"]
+    self.workdir, self.processes = workdir, []
+    for i in range(count):
+      place = [f"{FLAGS[0]}=127.0.0.1:{port}", f"{FLAGS[1]}={count}", f"{FLAGS[2]}={i}"] if count > 1 else []
+      more = own[i] if own else ()
+      with open(f"{workdir}.log{i}", "w") as log:
+        self.processes.append(
+          subprocess.Popen(
+            [*command, *place, *flags, *more], cwd=ROOT, env=common | (env or {}).get(i, {}), stdout=log, stderr=log
+          )
+        )
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    for process in self.processes:
+      process.kill()
+      process.wait()
+
+  def log(self, i) -> str:
+    return pathlib.Path(f"{self.workdir}.log{i}").read_text()
+
+  def wait(self, timeout=LIMIT) -> list[int]:
+    """Their exit codes."""
+    until = time.monotonic() + timeout
+    try:
+      return [process.wait(max(until - time.monotonic(), 0.1)) for process in self.processes]
+    except subprocess.TimeoutExpired:
+      raise AssertionError("\n".join(self.log(i)[-3000:] for i in range(len(self.processes)))) from None
+
+  def succeed(self):
+    codes = self.wait()
+    assert codes == [0] * len(codes), "\n".join(self.log(i)[-3000:] for i in range(len(codes)))
+
+  def until_line(self, count, timeout=LIMIT):
+    """Waits for a number of lines of metrics."""
+    until = time.monotonic() + timeout
+    while len(metrics.read(self.workdir)) < count:
+      assert time.monotonic() < until and all(process.poll() is None for process in self.processes), self.log(0)[-3000:]
+      time.sleep(0.05)
+
+
+def run(workdir, count, config, *flags, **options):
+  with Together(workdir, count, config, *flags, **options) as together:
+    together.succeed()
+  return together
+
+
+def same(a, b, mesh=True):
+  """The metrics of two runs agree to 1e-4, counts exactly, and, on the same `mesh`, what the sampler did."""
+  a, b = lines(a), lines(b)
+  assert [line["step"] for line in a] == [line["step"] for line in b]
+  for x, y in zip(a, b, strict=True):
+    assert x.keys() == y.keys()
+    for name in x:
+      if name.startswith("sampler/") and not mesh:
+        continue
+      if name.startswith(("k/", "prompts", "rollouts", "sampler/", "response/", "rewards/", "accuracy")):
+        assert x[name] == y[name], (x["step"], name, x[name], y[name])
+      elif x[name] is None or y[name] is None:
+        assert x[name] == y[name], (x["step"], name)
+      else:
+        assert x[name] == pytest.approx(y[name], abs=1e-4, rel=1e-4), (x["step"], name)
+
+
+def test_two_processes_are_one(tmp_path):
+  """Prior, estimators, evaluation and checkpoints: two processes of four devices, one of eight."""
+  together = run(tmp_path / "two", 2, small(num_steps=3))
+  train(small(num_steps=3), str(tmp_path / "one"))
+  same(tmp_path / "one", tmp_path / "two")
+  written = metrics.read(tmp_path / "two")
+  assert written[1]["prior/accepted"] is None and written[3]["prior/accepted"] is not None
+  assert len(list((tmp_path / "two" / "tensorboard").iterdir())) == 1  # process 0 alone writes
+  assert not (tmp_path / "two" / ".shared").exists()
+  assert "error" not in together.log(1)
+
+
+ADAPTIVE = {
+  "budget.rule": "sequential", "budget.k_max": 6, "prior.min_support": 6, "prior.recalibrate": True,
+  "checkpoint.period": 5, "eval.period": 10, "prior.history": True, "data.size": 64,
+}  # fmt: skip
+
+
+def long(**keys):
+  """Twenty steps with all that a run can have."""
+  return small(**(ADAPTIVE | {"num_steps": 20, "checkpoint.keep": 1} | keys))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """Twenty steps of one process with eight devices."""
+  workdir = tmp_path_factory.mktemp("whole") / "run"
+  run(workdir, 1, long())
+  return workdir
+
+
+@pytest.mark.pod
+@pytest.mark.parametrize("count", [2, 4])
+def test_twenty_steps_are_those_of_one_process(whole, tmp_path, count):
+  run(tmp_path / "run", count, long())
+  same(whole, tmp_path / "run")
+  compilations = [line["time/compilations"] for line in metrics.read(tmp_path / "run")[1:]]
+  assert compilations[2] == compilations[-1], compilations
+
+
+@pytest.mark.pod
+@pytest.mark.parametrize("count, data, fsdp, tensor", [(2, 2, 4, 1), (2, 1, 4, 2), (4, 2, 2, 2), (4, 1, 8, 1)])
+def test_a_shard_of_the_data_axis_may_span_processes(tmp_path, count, data, fsdp, tensor):
+  meshes = {"mesh.fsdp": fsdp, "mesh.tensor": tensor}
+  configs = [small(**(ADAPTIVE | meshes | {"num_steps": 4, "eval.period": 2})) for _ in range(2)]
+  for config in configs:
+    config.mesh.data = data
+  run(tmp_path / "one", 1, configs[0])
+  run(tmp_path / "run", count, configs[1])
+  same(tmp_path / "one", tmp_path / "run")
+
+
+@pytest.mark.pod
+@pytest.mark.parametrize("name", ["neyman", "dapo", "collect", "kl"])
+def test_other_kinds_of_runs(tmp_path, name):
+  keys = {
+    "neyman": {"budget.rule": "neyman", "budget.k_init": 2, "budget.k_max": 8, "budget.k_mean": 4, "baseline": "ewa"},
+    "dapo": {"budget.max_resample": 1},
+    "collect": {"collect": True, "loss.old_logprob": "recompute", "selection.pool": 2},
+    "kl": {"loss.kl_coef": 0.1, "loss.epochs": 2},
+  }[name]  # fmt: skip
+  one, two = tmp_path / "one" / "run", tmp_path / "two" / "run"  # pairs have their workdir's name
+  for count, workdir in enumerate((one, two), 1):
+    workdir.parent.mkdir()
+    run(workdir, count, small(num_steps=3, **keys))
+  same(one, two)
+  if name == "collect":
+    pairs = lambda workdir: [file.read_text() for file in sorted((workdir / "pairs").iterdir())]
+    assert pairs(one) == pairs(two)
+
+
+@pytest.mark.pod
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_lost_process_ends_the_others_which_name_it_and_the_run_goes_on(whole, tmp_path, victim):
+  workdir = tmp_path / "run"
+  with Together(workdir, 2, long()) as together:
+    together.until_line(8)
+    began = time.monotonic()
+    together.processes[victim].kill()
+    other = together.processes[1 - victim]
+    other.wait(timeout=60)
+    assert time.monotonic() - began < 60 and other.returncode != 0
+    time.sleep(1)  # the helper's word
+    assert f"error: process {victim} of 2" in (log := together.log(1 - victim)) and "is lost" in log, log[-3000:]
+    assert "the run continues from its last checkpoint" in log
+  assert 5 <= len(metrics.read(workdir)) < 21
+  run(workdir, 2, long())
+  same(whole, workdir)
+
+
+@pytest.mark.pod
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_hangs_is_lost_too(tmp_path, victim):
+  with Together(tmp_path / "run", 2, long()) as together:
+    together.until_line(3)
+    together.processes[victim].send_signal(signal.SIGSTOP)
+    together.processes[1 - victim].wait(timeout=60)
+    time.sleep(8)  # the helper asks for as long
+    assert re.search(f"error: process {victim} of 2.* is lost", log := together.log(1 - victim)), log[-3000:]
+
+
+@pytest.mark.pod
+@pytest.mark.parametrize("told", [0, 1])
+def test_a_signal_to_one_stops_both_after_the_same_step_and_any_number_goes_on(whole, tmp_path, told):
+  workdir = tmp_path / "run"
+  with Together(workdir, 2, long()) as together:
+    together.until_line(4)
+    together.processes[told].send_signal(signal.SIGTERM)
+    assert together.wait(timeout=60) == [1, 1]
+    ends = [together.log(i).strip().splitlines()[-1] for i in range(2)]
+    assert ends[0] == ends[1] and "error: stopped by a signal; saved at step" in ends[0], ends
+    step = checkpoint.Checkpoints(workdir, 1).latest()
+    assert f"saved at step {step}," in ends[0] and len(metrics.read(workdir)) == step + 1
+  run(workdir, 1, long(), "--config.num_steps=10")
+  config = long()
+  config.mesh.update({"data": 2, "fsdp": 2, "tensor": 2})  # and another mesh
+  run(workdir, 4, config)
+  same(whole, workdir, mesh=False)
+
+
+@pytest.mark.pod
+def test_evaluation_is_that_of_one_process(whole, tmp_path):
+  for workdir, count in ((tmp_path / "one", 1), (tmp_path / "two", 2)):
+    workdir.mkdir()
+    (workdir / "checkpoints").symlink_to(whole / "checkpoints")
+    run(workdir, count, long(), mode="eval")
+  one, two = (json.loads((tmp_path / name / "eval.json").read_text()) for name in ("one", "two"))
+  assert one["step"] == 20 and one.keys() == two.keys()
+  for name, value in one.items():
+    assert value == (two[name] if name == "intervals" else pytest.approx(two[name], abs=1e-5)), name
+  assert (tmp_path / "one" / "eval.md").read_text() == (tmp_path / "two" / "eval.md").read_text()
+
+
+@pytest.mark.pod
+@pytest.mark.parametrize(
+  "config, own, message",
+  [
+    ({"mesh.fsdp": 3}, (), r"config.mesh.data=8, .*: found 8 devices, expected 24"),
+    ({}, (["--config.seed=1"], []), r"the config: process 1 of 2 differs from process 0"),
+    ({}, ([], ["--config.cpu_devices=2"]), r"the processes have 4, 2 devices, expected as many in each"),
+    ({}, ([], ["--workdir={}"]), r"process 1 of 2 does not see what process 0 writes there, expected a folder"),
+    ({}, (["--mode=sft"], ["--mode=sft"]), r"--mode=sft runs in one process; of several: train and eval"),
+  ],
+  ids=lambda x: "" if isinstance(x, (dict, tuple)) else x[:30],
+)
+def test_bad_input_ends_all_processes_with_one_clear_error(tmp_path, config, own, message):
+  own = [[flag.format(tmp_path / "elsewhere") for flag in flags] for flags in own]
+  with Together(tmp_path / "run", 2, small(**config), own=own) as together:
+    codes = together.wait(timeout=100)
+  assert codes == [1, 1], codes
+  for i in range(2):
+    assert re.search(message, together.log(i)) and "Traceback" not in together.log(i), together.log(i)[-3000:]
+
+
+@pytest.mark.pod
+def test_each_response_is_verified_by_one_process(tmp_path, monkeypatch):
+  monkeypatch.setenv("V05_NOTES", str(tmp_path))
+  config = default.get_config()
+  config.update_from_flattened_dict(OWN_INPUT | {"reward": "own_reward:noted", "num_steps": 2, "eval.period": 0})
+  run(tmp_path / "run", 2, config)
+  notes = [json.loads(line) for line in (tmp_path / "notes").read_text().splitlines()]
+  assert len(notes) == metrics.read(tmp_path / "run")[-1]["rollouts"] == 32
+  assert len({note["of"] for note in notes}) == 2
+
+
+@pytest.mark.pod
+def test_an_error_of_one_process_ends_all(tmp_path):
+  config = default.get_config()
+  config.update_from_flattened_dict(OWN_INPUT | {"reward": "own_reward:brief"})
+  with Together(tmp_path / "run", 2, config, env={1: {"PYTHONPATH": str(ROOT)}}) as together:
+    assert together.wait(timeout=100) == [1, 1]
+  assert "error: config.reward = 'own_reward:brief'" in together.log(1)
+  assert "error: process 1 of 2 has stopped: ValueError: config.reward = 'own_reward:brief'" in together.log(0)
+
+
+def test_one_process_asks_nobody(monkeypatch):
+  def fail(*_):
+    raise AssertionError("a collective of one process")
+
+  for name in ("process_allgather", "sync_global_devices"):
+    monkeypatch.setattr(distributed.multihost_utils, name, fail)
+  monkeypatch.setattr(distributed, "replicate", fail)
+  assert distributed.first() and not distributed.several() and all(map(distributed.owner, range(3)))
+  assert distributed.anywhere(True) and not distributed.anywhere(False) and distributed.of_first(7) == 7
+  distributed.barrier("here")
+  distributed.check_same("this", fail)
+  mesh = sharding.make_mesh(default.get_config().mesh)
+  distributed.connect(mesh)
+  x = np.arange(8.0)
+  placed = distributed.put({"x": x}, sharding.replicated(mesh))
+  np.testing.assert_array_equal(distributed.fetch(placed)["x"], x)
+
+
+GIVEN = ("localhost:1234", 2, 1)
+
+
+def test_the_place_of_a_process_is_said_by_flags_or_by_the_environment():
+  env = {"JAX_COORDINATOR_ADDRESS": "[::1]:80", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "0"}
+  assert peers.find(None, None, None, False, {}) is None
+  assert peers.find(*GIVEN, False, {}) == GIVEN
+  assert peers.find(None, None, None, False, env) == ("[::1]:80", 4, 0)
+  assert peers.find(None, None, 3, False, env) == ("[::1]:80", 4, 3)
+  assert peers.find(None, None, None, True, env) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+  "given, env, message",
+  [
+    ((*GIVEN[:2], None, False), {}, r"found no --process_id: expected all three of .* or --distributed alone"),
+    ((None, 2, None, False), {}, r"found no --coordinator and no --process_id: "),
+    ((None, None, None, False), {"JAX_COORDINATOR_ADDRESS": "a:1"}, r"no --num_processes and no --process_id.*JAX_NUM"),
+    ((*GIVEN, True), {}, r"--distributed beside --coordinator, --num_processes, --process_id"),
+    (("localhost", 2, 0, False), {}, r"--coordinator=localhost: expected HOST:PORT"),
+    (("localhost:99999", 2, 0, False), {}, r"--coordinator=localhost:99999: expected HOST:PORT"),
+    (("a:1", 2, 2, False), {}, r"--process_id=2: expected 0 to 1, since --num_processes=2"),
+    (("a:1", None, 0, False), {"JAX_NUM_PROCESSES": "two"}, r"JAX_NUM_PROCESSES='two': expected a whole number"),
+  ],
+)
+def test_half_a_place_is_one_clear_error(given, env, message):
+  with pytest.raises(ValueError, match=message):
+    peers.find(*given, env)

@@ -1,0 +1,120 @@
+"""What the processes of one run tell each other; of one process alone, nothing is asked and nothing changes.
+
+Every process runs the same program on the same mesh, which spans the devices of all. Decisions are made on the host,
+by each process for itself, from numbers that all of them have: so all decide the same, and nobody has to be told.
+What one process alone knows (a verdict, a signal, what lies in a folder) goes to all at a fixed place in the program,
+by the functions below. They are collective: all processes must call them, in the same order.
+"""
+
+from collections.abc import Callable, Iterable
+import functools
+import itertools
+import zlib
+
+import jax
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+import numpy as np
+
+
+def several() -> bool:
+  """Whether the run has more than one process."""
+  return jax.process_count() > 1
+
+
+def first() -> bool:
+  """Whether this is process 0, which alone writes files (checkpoints apart)."""
+  return jax.process_index() == 0
+
+
+def owner(number: int) -> bool:
+  """Whether the work of this number is this process's: they take turns."""
+  return number % jax.process_count() == jax.process_index()
+
+
+def exchange(values) -> np.ndarray:
+  """values [...] of each process -> all of them [processes, ...], in the order of the processes. The shape must be the
+  same everywhere; each new one compiles a program."""
+  return np.asarray(multihost_utils.process_allgather(np.asarray(values)))
+
+
+def anywhere(flag: bool) -> bool:
+  """Whether the flag is set in any process."""
+  return bool(exchange(np.int32(flag)).any()) if several() else bool(flag)
+
+
+def of_first(value: int) -> int:
+  """Process 0's value."""
+  return int(exchange(np.int64(value))[0]) if several() else value
+
+
+def barrier(name: str):
+  """Returns when all processes are here."""
+  if several():
+    multihost_utils.sync_global_devices(name)
+
+
+def connect(mesh):
+  """Has the processes' CPUs connect, for collectives along any axes of the mesh.
+
+  They would at the first use of each, and give up where another comes 30 s later, as it may while programs compile.
+  """
+  if not several() or mesh.devices.flat[0].platform != "cpu":
+    return
+  names = [name for name, size in mesh.shape.items() if size > 1]
+  for count in range(1, len(names) + 1):
+    for axes in itertools.combinations(names, count):
+      add = functools.partial(jax.lax.psum, axis_name=axes)
+      program = jax.shard_map(add, mesh=mesh, in_specs=PartitionSpec(mesh.axis_names), out_specs=PartitionSpec(
+        tuple(name for name in mesh.axis_names if name not in axes)))  # fmt: skip
+      jax.block_until_ready(jax.jit(program)(np.ones(mesh.size, np.float32)))
+
+
+def check_same(what: str, parts: Callable[[], Iterable]):
+  """Raises ValueError, naming processes, where `parts()`, texts and arrays, are not the same in all of them."""
+  if not several():
+    return
+  checksum = 0
+  for part in parts():
+    checksum = zlib.crc32(part.encode() if isinstance(part, str) else np.ascontiguousarray(part), checksum)
+  found = exchange(np.uint32(checksum))
+  others = np.flatnonzero(found != found[0])
+  if len(others):
+    names = ", ".join(map(str, others))
+    raise ValueError(f"{what}: process {names} of {len(found)} differs from process 0, expected the same in all")
+
+
+def put(tree, shardings):
+  """Places a tree of host or device arrays that every process holds whole; `shardings`: one, or a prefix tree of them.
+
+  `jax.device_put` would do, but it sends each array to all other processes first, to compare. Here a process reads the
+  parts of its own devices, and nothing is sent.
+  """
+  if not several():
+    return jax.device_put(tree, shardings)
+
+  def place(where, x):
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+      return jax.device_put(x, where)
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, where, lambda part: x[part])
+
+  of = lambda where, part: jax.tree.map(functools.partial(place, where), part)
+  return jax.tree.map(of, shardings, tree, is_leaf=lambda x: isinstance(x, Sharding))
+
+
+def fetch(tree):
+  """`jax.device_get` of arrays that may lie on several processes' devices; all processes get them whole."""
+  if not several():
+    return jax.device_get(tree)
+  leaves = jax.tree.leaves(tree)
+  meshes = {x.sharding.mesh for x in leaves if isinstance(x.sharding, NamedSharding)}
+  if len(meshes) == 1:
+    tree = replicate(*meshes)(tree)
+  return jax.device_get(tree)
+
+
+@functools.cache
+def replicate(mesh) -> Callable:
+  """The program by which every device of the mesh gets a whole tree of arrays, as `fetch` calls it."""
+  return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))
