@@ -64,10 +64,10 @@ def run(
     backend.start(config)
     backend.without_torch()
   with peers.Peers(place) if place else contextlib.nullcontext():
-    start(mode, config, workdir, out, step)
+    start(mode, config, workdir, out, step, topology)
 
 
-def start(mode: str, config, workdir: str, out: str | None, step: int | None):
+def start(mode: str, config, workdir: str, out: str | None, step: int | None, topology: str):
   """Imports what the mode needs and starts it."""
   if mode == "train":
     from v05_jax.train import train

@@ -56,7 +56,7 @@ def make(policy, config, mesh, verifier, ahead: Ahead | None = None) -> Callable
   prompt's rollouts and returns `(Rollouts, stats)`. `value [P]` is the prior, which an adaptive rule needs, and
   `ewa` what EWA-Beta has learnt, which the rule "neyman" needs; `limit [P, K]` caps the response tokens of each
   rollout below `config.sampler.max_response` (default: the data row's `max_tokens`, where it has one); stats are
-  (sum, count) pairs. The device buffers are kept between calls. The policy's own parameters are not used.
+  (sum, count) pairs. Between calls a CPU keeps the device buffers. The policy's own parameters are not used.
 
   The first call compiles, in threads of `ahead`, the programs of all of the cache's shapes and the changes from each
   to the next; what `ahead` holds besides is started then. A change that passes over a shape compiles when it comes.
@@ -64,21 +64,26 @@ def make(policy, config, mesh, verifier, ahead: Ahead | None = None) -> Callable
   options, lanes = config.sampler, sharding.lanes(mesh)
   tokenizer, stop = policy.tokenizer, policy.stop
   programs = sampler.make(policy.config, options, stop, mesh)
-  store, cache, shape = programs.store(), None, None
+  given = sampler.arguments(policy.config, options, mesh)
+  store, cache, shape, begun = None, None, None, False
 
   def collect(params, prompts, step_key, groups, value=None, temperature=None, limit=None, ewa=None):
-    first = cache is None
-    with Ahead() if first and ahead is None else contextlib.nullcontext(ahead) as threads:
-      if first:
-        weights, compiled = _compile(programs, params, store, step_key, options, mesh, threads)
-      else:
+    nonlocal store, cache, shape, begun
+    with contextlib.nullcontext(ahead) if begun or ahead else Ahead() as threads:
+      if begun:
         weights, compiled = programs.weights(params), {}
+      else:
+        weights, compiled = _compile(programs, given, params, step_key, options, mesh, threads)
+        begun = True
       ledger = _Ledger(prompts, groups, value, ewa, config, stop)
       limit = row_limits(prompts, options.max_response) if limit is None else np.asarray(limit)
       limit = np.broadcast_to(limit.clip(1, options.max_response), (len(prompts.mask), groups.k_max))
       schedule = Schedule(prompts, limit, ledger.first(), options, lanes)
       temperature = np.float32(options.temperature if temperature is None else temperature)
+      store = programs.store() if store is None else store
       waited = work(params, weights, compiled, prompts, step_key, temperature, ledger, schedule)
+      if policy.config.backend != "cpu":  # the update wants the memory; on a CPU fresh memory is slow
+        store, cache, shape = None, None, None
       for wait in compiled.values():
         wait()
     return ledger.rollouts(options.max_response), _stats(schedule, ledger, options.slots, waited)
@@ -120,34 +125,21 @@ def _nothing():
   """What there is to wait for where everything is compiled."""
 
 
-def _compile(programs: sampler.Programs, params, store, step_key, options, mesh, ahead: Ahead):
+def _compile(programs: sampler.Programs, given: sampler.Arguments, params, step_key, options, mesh, ahead: Ahead):
   """Compiles prefill, decode for each of the cache's shapes, and the changes from a shape to the next as a run meets
   them, all but the first of them in the background -> (weights, {shape: waits for its programs})."""
-  ints, lanes = lambda *size: jax.ShapeDtypeStruct(size, np.int32), sharding.lanes(mesh)
-  params_at, store, key = shapes(params), shapes(store), shapes(step_key)
-  batch = ints(options.prefill, options.max_prompt), ints(options.prefill), ints(options.prefill)
-  prefill = ahead.now(programs.prefill.lower(params_at, store, *batch).compile)
+  key, store = shapes(step_key), given.store()
+  prefill = ahead.now(programs.prefill.lower(shapes(params), store, *given.prompts()).compile)
   weights = programs.weights(params)
-  weights_at = shapes(weights)
-  order = sorted(sampler.shapes(options, lanes), key=lambda shape: (-shape.slots, shape.columns))
-  at = jax.tree.map(lambda x: x.sharding, shapes(programs.cache(order[0])))  # those of every shape
-
-  def cache(shape):
-    return jax.tree.map(
-      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-      jax.eval_shape(lambda: programs.cache(shape)), at,
-    )  # fmt: skip
+  weights_at, temperature = shapes(weights), jax.ShapeDtypeStruct((), np.float32)
+  order = sorted(sampler.shapes(options, sharding.lanes(mesh)), key=lambda shape: (-shape.slots, shape.columns))
 
   def decode(shape):
-    rows = sampler.Rows(*(ints(lanes * shape.slots) for _ in sampler.Rows._fields))
-    temperature = jax.ShapeDtypeStruct((), np.float32)
-    return programs.decode.lower(
-      weights_at, cache(shape), store, ints(options.open_prompts), rows, key, temperature
-    )  # fmt: skip
+    return programs.decode.lower(weights_at, given.cache(shape), store, *given.rows(shape), key, temperature)
 
   def both(old, new):
     whole(decode(new).compile())
-    programs.resize(new).lower(cache(old), ints(lanes * new.slots)).compile()
+    programs.resize(new).lower(given.cache(old), given.slots(new)).compile()
 
   def whole(compiled):
     """Compiles what follows each call of decode where there are several processes."""

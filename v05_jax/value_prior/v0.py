@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from v05_jax import models, sharding
+from v05_jax import distributed, models, sharding
 from v05_jax.models import hf, transformer
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.value_prior import adapter, directory, prior, tabpfn
@@ -90,7 +90,7 @@ class ValuePrior:
       for row, i in enumerate(batch):
         tokens[row, : len(encoded[i])], mask[row, : len(encoded[i])] = encoded[i], 1
       heads, pooling = self.settings["adapter"]["heads"], self.settings["adapter"]["pooling"]
-      split = jax.device_put((tokens, mask), at)
+      split = distributed.put((tokens, mask), at)
       out = embed(self.config, heads, pooling, whole, self.params, self.adapter, *split)
       found[batch] = np.asarray(out)[: len(batch)]
     return found
@@ -133,7 +133,8 @@ class ValuePrior:
     salts, permutations = tabpfn.randomness(self.settings["estimators"], len(keep) + 1)
     groups = -(-(len(keep) + 1) // tabpfn.group_size(self.head))
     width = self.head["feature_positional_embedding_embeddings.weight"].shape[1]
-    tables = jax.device_put(tabpfn.column_table(groups, width) if tables is None else tables)
+    whole = sharding.replicated(self.mesh) if self.mesh else None
+    tables = distributed.put(tabpfn.column_table(groups, width) if tables is None else tables, whole)
     asked, caches = [], []  # of each estimator
     for i, (salt, permutation) in enumerate(zip(salts, permutations)):
       marks = tabpfn.fingerprints(z_support, z_query, salt) if fingerprints is None else fingerprints[i]
@@ -223,5 +224,5 @@ def load(path: str, mesh: Mesh | None = None) -> ValuePrior:
   tokenizer = tokenizers.load(backbone)
   tokenizers.check(tokenizer, config.vocab_size)
   parts = {"embedder": params, "adapter": adapter_params, "judge": tabpfn.stack(head)}
-  parts = jax.device_put(parts, sharding.param_shardings(mesh, parts) if mesh else None)
+  parts = distributed.put(parts, sharding.param_shardings(mesh, parts) if mesh else None)
   return ValuePrior(settings, config, parts["embedder"], tokenizer, parts["adapter"], parts["judge"], mesh)
