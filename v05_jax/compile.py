@@ -34,7 +34,7 @@ GIB = topology.GIB
 PARTS = {
   "params": "always",
   "optimizer": "always",
-  "reference": "always, with loss.kl_coef",
+  "reference": "always, with loss.kl_coef and without adapters",
   "prior": "always",
   "weights": "while sampling: the parameters as decode wants them",
   "store": "while sampling: the cache of the open prompts",
@@ -99,7 +99,8 @@ def plan(config, model, mesh, platform: str) -> tuple[dict[str, Any], list[Progr
   weights, store, cache = given.weights(params), given.store(), given.cache(largest)
   prior, judge = value_programs(config, model, mesh, params)
   parts = {"params": params, "optimizer": state, "weights": weights, "store": store, "cache": cache, "prior": prior}
-  parts["reference"] = params if loss.kl_coef else ()
+  copied = bool(loss.kl_coef) and not model.adapters  # adapters have their reference in the parameters
+  parts["reference"] = params if copied else ()
   update = policy_gradient.make(
     model, loss, config.optimizer, mesh, temperature=options.temperature, total_updates=max(config.num_steps, 1)
   )
@@ -107,7 +108,7 @@ def plan(config, model, mesh, platform: str) -> tuple[dict[str, Any], list[Progr
   longest = options.max_prompt + options.max_response - 1
   used = -(-config.rollouts_per_step // (loss.minibatches * (length // longest) * rows))  # on average, at most
   # On a CPU the sampler's buffers are kept from step to step, as fresh memory is slow there.
-  kept = ("store", "cache") if platform == "cpu" else ()
+  kept, buffers = (("store", "cache"), ()) if platform == "cpu" else ((), ("store", "cache"))
   key, temperature = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), np.float32)
   columns = f"{largest.columns} columns in each of {options.slots} slots"
   without = lambda *own: tuple(part for part in PARTS if part not in own)
@@ -125,18 +126,25 @@ def plan(config, model, mesh, platform: str) -> tuple[dict[str, Any], list[Progr
     ),
     Program(
       "update", lambda: update.lower((micros, rows, length)),
-      ("params", "optimizer", *(("reference",) if loss.kl_coef else ())),
-      ("prior", *(() if loss.kl_coef else ("reference",)), *kept), used,
+      ("params", "optimizer", *(("reference",) if copied else ())),
+      ("prior", *(() if copied else ("reference",)), *kept), used,
       f"{used} micro-batches of {rows} rows of {length} tokens",
       "loss.micro_rows, policy.remat=full, policy.attention=flash, loss.vocab_chunk, a larger mesh.fsdp",
     ),
   ]  # fmt: skip
+  if loss.old_logprob == "recompute":
+    own = "params",
+    programs.append(Program(
+      "recompute", lambda: update.lower((micros, rows, length), recompute=True), own,
+      without(*own, "weights", *buffers), used, f"log-probs of {used} micro-batches",
+      "loss.micro_rows, policy.attention=flash, loss.vocab_chunk",
+    ))  # fmt: skip
   if config.eval.period and config.eval.path == "tasks":
     score, width = exact.make_score(model, config.eval.temperature), options.max_prompt + options.max_response
     ints = lambda *size: jax.ShapeDtypeStruct(size, np.int32)
     programs.append(Program(
       "evaluate", lambda: score.lower(params, ints(exact.ROWS, width), ints(exact.ROWS)), ("params",),
-      without("params", "weights", *({"store", "cache"} - set(kept))), 1,
+      without("params", "weights", *buffers), 1,
       f"{exact.ROWS} prompts with their answers", "sampler.max_prompt, sampler.max_response",
     ))  # fmt: skip
   return parts, programs

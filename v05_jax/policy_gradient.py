@@ -54,7 +54,7 @@ class Update(NamedTuple):
   loss_and_grad: Callable  # (params, batch, used, reference=None) -> (loss, gradient, Metrics)
   recompute: Callable  # (params, [(batch, used)]) -> ([(batch, used)], (sum, count)): see `recompute` below
   program: Any  # the jitted step, (params, opt_state, batch, used, reference)
-  lower: Callable  # (M, B, T) -> jax.stages.Lowered of the step for a Batch of this shape: to compile it ahead
+  lower: Callable  # ((M, B, T), recompute=False) -> jax.stages.Lowered of the step, or of `recompute`, for such a Batch
 
 
 def make(
@@ -131,16 +131,18 @@ def make(
     loss_and_grad=lambda params, batch, used, ref=None: only_gradient(place(params), *others(batch, used, ref)),
     recompute=lambda params, batches: recompute_all(again, feed, place(params), batches),
     program=program,
-    lower=partial(lower, program, *like, at_rows, whole, bool(copied)),
+    lower=partial(lower, program, again, *like, at_rows, whole, bool(copied)),
   )
 
 
-def lower(program, params, state, at_rows, whole, reference: bool, shape: tuple[int, int, int]):
+def lower(program, again, params, state, at_rows, whole, reference: bool, shape, recompute=False):
   """The step for a Batch of shape (M, B, T), without data; compiled, it is what the first such call finds done."""
   dtype = lambda name: np.float32 if name in ("weight", "advantage", "old_logprob") else np.int32
   fields = (field.name for field in dataclasses.fields(structs.Batch))
   batch = structs.Batch(**{name: jax.ShapeDtypeStruct(shape, dtype(name), sharding=at_rows) for name in fields})
   used = jax.ShapeDtypeStruct((), np.int32, sharding=whole)
+  if recompute:
+    return again.lower(params, batch, used)
   return program.lower(params, state, batch, used, params if reference else None)
 
 
