@@ -39,6 +39,7 @@ setup(
     "parquet": PARQUET,  # prompts from .parquet files
     "benchmarks": BENCHMARKS,  # public problem sets from the Hugging Face hub
     "notebooks": ["ipykernel>=6", "jupyterlab>=4", *PLOTS],
+    "gcs": ["gcsfs>=2024.6"],  # workdirs in gs://
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],
   },

@@ -3,7 +3,9 @@ differs: clip-higher, token aggregation, dynamic sampling and the overlong penal
 generated.
 
     python -m v05_jax.main --mode=compile --config=configs/dapo_qwen3_4b.py --topology=v5e:4x8
-    python -m v05_jax.main --config=configs/dapo_qwen3_4b.py --workdir=gs://BUCKET/dapo
+    python -m v05_jax.main --config=configs/dapo_qwen3_4b.py --workdir=gs://BUCKET/dapo --distributed
+
+Hardware and memory are those of configs/v05_qwen3_4b.py without its prior: the programs are the same. It has not run.
 """
 
 from configs import v05_qwen3_4b

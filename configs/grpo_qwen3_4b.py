@@ -2,7 +2,9 @@
 differs: what V0.5 is compared with at equal rollouts.
 
     python -m v05_jax.main --mode=compile --config=configs/grpo_qwen3_4b.py --topology=v5e:4x8
-    python -m v05_jax.main --config=configs/grpo_qwen3_4b.py --workdir=gs://BUCKET/grpo
+    python -m v05_jax.main --config=configs/grpo_qwen3_4b.py --workdir=gs://BUCKET/grpo --distributed
+
+Hardware and memory are those of configs/v05_qwen3_4b.py without its prior: the programs are the same. It has not run.
 """
 
 from configs import v05_qwen3_4b

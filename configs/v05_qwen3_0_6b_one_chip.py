@@ -11,6 +11,9 @@ benchmarks/gsm8k.jsonl. The base is kept in bfloat16 and frozen; 20 million para
 trained, in float32. `/no_think` is Qwen3's own switch: thinking aloud takes more than 1,024 tokens. With 24 GB,
 --config.sampler.slots=96 decodes faster. configs/v05_qwen3_tiny.py runs the same code on a CPU in a minute.
 
+By the TPU's compiler (--mode=compile --topology=v5e:1x1), GiB of 15.75 on a v5e chip with all that lives beside: prior
+2.9, prefill 8.4, decode 8.1, update 3.9.
+
 Measured: nothing yet. Learning rate, rank and numbers of rollouts are chosen, not tuned; time and score of this run are
 not known.
 """
@@ -31,7 +34,7 @@ def get_config():
     "slots": 32, "chunk": 32, "open_prompts": 16, "prefill": 8, "slot_sizes": 2, "column_sizes": 2,
     "max_prompt": 384, "max_response": 1024,
   })  # fmt: skip
-  c.loss.update({"micro_rows": 1, "row_length": 2048, "vocab_chunk": 256})
+  c.loss.update({"micro_rows": 1, "row_length": 2048, "vocab_chunk": 256, "old_logprob": "recompute"})
   c.optimizer.update({"learning_rate": 2e-5, "warmup_steps": 10, "b2": 0.99})
   c.eval.update({"path": "gsm8k", "period": 20, "size": 256, "samples": 4})
   c.checkpoint.period = 20

@@ -16,5 +16,6 @@ def get_config():
   c.baseline = "v05"
   c.budget.update({"rule": "sequential", "k_init": 4, "k_max": 16, "cost": 1 / 256, "block": 2})
   c.sampler.slots = 128
+  c.loss.old_logprob = "recompute"
   c.optimizer.learning_rate = 5e-3
   return c

@@ -16,7 +16,7 @@ from v05_jax import models, sampler, sharding, topology
 from v05_jax.value_prior import v0
 
 GIB = topology.GIB
-PROGRAMS = ["prior", "judge", "prefill", "decode", "update", "recompute", "evaluate"]
+PROGRAMS = ["prior", "judge", "weights", "prefill", "decode", "update", "recompute", "evaluate"]
 has_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 
 
@@ -41,7 +41,7 @@ def test_one_row_a_program_with_what_lives_beside_it(reported):
   for row in rows:
     assert row["fits"] is None and row["limit"] is None  # of a CPU
     assert row["total"] == row["peak"] + sum(row["beside"].values()) and row["peak"] > row["temporaries"] > 0
-    assert row["flops"] > 0 and row["bytes"] > row["arguments"] / 4
+    assert (row["flops"] > 0 or row["program"] == "weights") and row["bytes"] > row["arguments"] / 4
   assert by["update"]["sent"]["all-reduce"] > 0
 
 
@@ -107,7 +107,7 @@ def test_what_cannot_be_compiled(monkeypatch):
   with pytest.raises(ValueError, match=r"config.sampler.slots=15 does not divide"):
     compiling.report(c, "")
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-  with pytest.raises(ValueError, match=r"found no libtpu, expected the tpu extra: pip install 'v05_jax\[tpu\]'"):
+  with pytest.raises(ValueError, match=r"found no libtpu, expected the tpu extra: pip install -e '.\[tpu\]'"):
     compiling.report(default.get_config(), "v5e:4x8")
 
 
@@ -127,6 +127,18 @@ def test_the_released_v0_has_its_shapes():
 def test_a_topology_that_the_compiler_does_not_know():
   with pytest.raises(ValueError, match="--topology: found 'v5e:3x5', expected a TPU slice such as v5e:4x8"):
     topology.devices("v5e:3x5")
+
+
+@has_libtpu
+def test_a_program_beyond_the_chip_is_a_row():
+  """What the compiler says of its needs has the arguments in it."""
+  at = jax.sharding.SingleDeviceSharding(topology.devices("v5e:1x1")[0])
+  x = jax.ShapeDtypeStruct((3 << 30,), np.float32, sharding=at)
+  program = compiling.Program("update", lambda: jax.jit(lambda x: x + 1).lower(x), ("params",), 1, "one call", "less")
+  row = compiling.row(program, {"params": GIB}, topology.CHIPS["TPU v5 lite"])
+  assert row["fits"] is False and 24 * GIB == row["peak"] == row["total"] - GIB  # 12 in, 12 out
+  assert row["largest"][0].startswith("f32[3221225472] (12.00 GiB")
+  json.loads(json.dumps(row))
 
 
 # --- `make test-pod`: minutes each

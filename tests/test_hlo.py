@@ -168,6 +168,40 @@ def test_the_text_of_a_tpu():
 
 
 @pytest.mark.parametrize(
+  ("line", "expected"),
+  [
+    ("(f32[512]{0}, f32[256]{0}) all-reduce(%a, %b), replica_groups={{0,1,2,3}}", 2 * 3 / 4 * 3072),
+    ("(f32[512]{0}, f32[2048]{0}) all-gather-start(%a), replica_groups={{0,1,2,3}}", 3 / 4 * 8192),
+    ("(f32[128]{0}, f32[64]{0}) reduce-scatter(%a, %b), replica_groups={{0,1,2,3}}", 3 / 4 * 3072),
+    ("(f32[512]{0}, f32[512]{0}, u32[], u32[]) collective-permute-start(%a), source_target_pairs={{0,1}}", 2048),
+  ],
+)
+def test_collectives_of_several_arrays(line, expected):
+  module = hlo.Module(f"""HloModule m
+
+ENTRY %main (a: f32[512], b: f32[256]) -> f32[512] {{
+  %a = f32[512]{{0}} parameter(0)
+  %b = f32[256]{{0}} parameter(1)
+  ROOT %c = {line}
+}}
+""")
+  assert sum(module.cost().sent.values()) == expected
+
+
+def test_products_of_a_gpu():
+  module = hlo.Module("""HloModule m
+
+ENTRY %main (a: bf16[4,8], b: bf16[8,16]) -> f32[4,16] {
+  %a = bf16[4,8]{1,0} parameter(0)
+  %b = bf16[8,16]{1,0} parameter(1)
+  ROOT %c = (f32[4,16]{1,0}, s8[4096]{0}) custom-call(%a, %b), custom_call_target="__cublas$gemm", \
+backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}}
+}
+""".replace("\\\n", ""))
+  assert module.cost().flops == 2 * 4 * 8 * 16
+
+
+@pytest.mark.parametrize(
   ("text", "count"),
   [("replica_groups=[8,4]<=[32]", 4), ("replica_groups={{0,4,8},{1,5,9}}", 3), ("replica_groups={}", 1),
    ("replica_groups=mesh['axis_0'=8,'axis_1'=4] {'axis_1'}, x={}", 4)],

@@ -231,7 +231,7 @@ def test_rollouts_do_not_depend_on_how_the_model_is_split(reference, shape):
   c = support.config()
   c.mesh.data, c.mesh.fsdp, c.mesh.tensor = shape
   mesh = sharding.make_mesh(c.mesh, jax.devices()[: int(np.prod(shape))])
-  params = sharding.place(mesh, support.params(), sharding.param_specs(mesh, support.params()))
+  params = jax.device_put(support.params(), sharding.param_shardings(mesh, support.params()))
   collect = rollouts.make(support.policy(), c, mesh, support.Verifier())
   rolls, _ = collect(params, support.prompts(14), rng.at(0, 0), FIXED)
   np.testing.assert_array_equal(rolls.tokens, reference.tokens)

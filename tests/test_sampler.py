@@ -103,7 +103,8 @@ def cache(slots, columns, seed=0):
 @pytest.mark.parametrize("columns", [5, 9])
 def test_resize_takes_slots_in_order_with_their_columns(columns):
   before = cache(4, 7)
-  after = sampler.resize(jax.tree.map(jnp.asarray, before), np.array([2, 0, 3, 0, 0]), sampler.Shape(5, columns))
+  slots, shape = np.array([2, 0, 3, 0, 0]), sampler.Shape(5, columns)
+  after = [sampler.resize(jax.tree.map(jnp.asarray, layer), slots, shape) for layer in before]
   kept = min(columns, 7)
   for (k, v), (new_k, new_v) in zip(before, after, strict=True):
     assert new_k.shape == (5, 2, 3, columns) and new_v.shape == (5, 2, columns, 3)

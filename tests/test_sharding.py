@@ -5,7 +5,7 @@ import re
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
@@ -98,11 +98,11 @@ def test_specs_drop_what_does_not_divide():
 def test_place_and_shardings():
   mesh = mesh_of(data=2, fsdp=2, tensor=2)
   tree = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes(False))
-  placed = sharding.place(mesh, tree, sharding.param_specs(mesh, tree))
+  placed = jax.device_put(tree, sharding.param_shardings(mesh, tree))
   assert jax.tree.map(lambda x: x.sharding, placed) == sharding.param_shardings(mesh, tree)
   kernel = placed["layers"]["q"]["kernel"]
   assert {shard.data.shape for shard in kernel.addressable_shards} == {(3, 4, 12)}
-  again = sharding.place(mesh, placed, sharding.param_specs(mesh, tree))
+  again = jax.device_put(placed, sharding.param_shardings(mesh, tree))
   for old, new in zip(jax.tree.leaves(placed), jax.tree.leaves(again)):
     first = [x.addressable_shards[0].data.unsafe_buffer_pointer() for x in (old, new)]
     assert first[0] == first[1]  # not copied
@@ -137,7 +137,7 @@ def test_mapped_rejects_a_result_that_differs_between_devices():
 
 def test_mapped_donates():
   mesh = mesh_of(data=8)
-  x = sharding.place(mesh, np.ones((8, 2), np.float32), PartitionSpec("data"))
+  x = jax.device_put(np.ones((8, 2), np.float32), NamedSharding(mesh, PartitionSpec("data")))
   split = PartitionSpec("data")
   y = sharding.mapped(mesh, lambda x: 2 * x, (split,), split, donate=(0,))(x)
   assert x.is_deleted() and float(y.sum()) == 32

@@ -48,8 +48,7 @@ class Program(NamedTuple):
 
   name: str
   lower: Callable[[], Any]  # -> jax.stages.Lowered
-  own: tuple[str, ...]  # PARTS among its arguments and results
-  beside: tuple[str, ...]  # other PARTS that live at the same time
+  beside: tuple[str, ...]  # PARTS that live at the same time and are neither arguments nor results
   trips: int  # of a loop whose number only the run knows
   work: str  # what one call does
   knobs: str  # keys that lower its memory
@@ -97,7 +96,9 @@ def plan(config, model, mesh, platform: str) -> tuple[dict[str, Any], list[Progr
   build, given = sampler.make(model, options, (0,), mesh), sampler.arguments(model, options, mesh)
   largest = max(sampler.shapes(options, sharding.lanes(mesh)), key=lambda size: size.slots * size.columns)
   weights, store, cache = given.weights(params), given.store(), given.cache(largest)
-  prior, judge = value_programs(config, model, mesh, params)
+  # On a CPU the sampler's buffers are kept from step to step, as fresh memory is slow there.
+  kept, buffers = (("store", "cache"), ()) if platform == "cpu" else ((), ("store", "cache"))
+  prior, judge = value_programs(config, model, mesh, params, kept)
   parts = {"params": params, "optimizer": state, "weights": weights, "store": store, "cache": cache, "prior": prior}
   copied = bool(loss.kl_coef) and not model.adapters  # adapters have their reference in the parameters
   parts["reference"] = params if copied else ()
@@ -107,54 +108,54 @@ def plan(config, model, mesh, platform: str) -> tuple[dict[str, Any], list[Progr
   micros, rows, length = step.batch_shape(config, mesh)
   longest = options.max_prompt + options.max_response - 1
   used = -(-config.rollouts_per_step // (loss.minibatches * (length // longest) * rows))  # on average, at most
-  # On a CPU the sampler's buffers are kept from step to step, as fresh memory is slow there.
-  kept, buffers = (("store", "cache"), ()) if platform == "cpu" else ((), ("store", "cache"))
   key, temperature = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), np.float32)
   columns = f"{largest.columns} columns in each of {options.slots} slots"
   without = lambda *own: tuple(part for part in PARTS if part not in own)
   programs = [
     *judge,
     Program(
-      "prefill", lambda: build.prefill.lower(params, store, *given.prompts()), ("params", "store"),
-      without("params", "store"), 1, f"{options.prefill} prompts of {options.max_prompt} tokens",
+      "weights", lambda: build.weights.lower(params), without("params", "weights", *buffers), 1,
+      "decode weights from the parameters", "a larger mesh.tensor",
+    ),
+    Program(
+      "prefill", lambda: build.prefill.lower(params, store, *given.prompts()), without("params", "store"), 1,
+      f"{options.prefill} prompts of {options.max_prompt} tokens",
       "sampler.prefill, sampler.open_prompts, sampler.max_prompt",
     ),
     Program(
       "decode", lambda: build.decode.lower(weights, cache, store, *given.rows(largest), key, temperature),
-      ("weights", "store", "cache"), ("params", "optimizer", "reference", "prior"), options.chunk,
+      ALWAYS, options.chunk,
       f"{options.chunk} tokens in every slot, {columns}", "sampler.slots, sampler.open_prompts, a larger mesh.tensor",
     ),
     Program(
       "update", lambda: update.lower((micros, rows, length)),
-      ("params", "optimizer", *(("reference",) if copied else ())),
-      ("prior", *(() if copied else ("reference",)), *kept), used,
+      ("prior", *kept), used,
       f"{used} micro-batches of {rows} rows of {length} tokens",
       "loss.micro_rows, policy.remat=full, policy.attention=flash, loss.vocab_chunk, a larger mesh.fsdp",
     ),
   ]  # fmt: skip
   if loss.old_logprob == "recompute":
-    own = "params",
     programs.append(Program(
-      "recompute", lambda: update.lower((micros, rows, length), recompute=True), own,
-      without(*own, "weights", *buffers), used, f"log-probs of {used} micro-batches",
+      "recompute", lambda: update.lower((micros, rows, length), recompute=True),
+      without("params", "weights", *buffers), used, f"log-probs of {used} micro-batches",
       "loss.micro_rows, policy.attention=flash, loss.vocab_chunk",
     ))  # fmt: skip
   if config.eval.period and config.eval.path == "tasks":
     score, width = exact.make_score(model, config.eval.temperature), options.max_prompt + options.max_response
     ints = lambda *size: jax.ShapeDtypeStruct(size, np.int32)
     programs.append(Program(
-      "evaluate", lambda: score.lower(params, ints(exact.ROWS, width), ints(exact.ROWS)), ("params",),
+      "evaluate", lambda: score.lower(params, ints(exact.ROWS, width), ints(exact.ROWS)),
       without("params", "weights", *buffers), 1,
       f"{exact.ROWS} prompts with their answers", "sampler.max_prompt, sampler.max_response",
     ))  # fmt: skip
   return parts, programs
 
 
-def value_programs(config, model, mesh, params) -> tuple[Any, list[Program]]:
+def value_programs(config, model, mesh, params, kept: tuple[str, ...]) -> tuple[Any, list[Program]]:
   """-> (what the prior keeps on the devices, its programs)."""
   kind, width = config.prior.kind, config.sampler.max_prompt
   whole, rows = sharding.replicated(mesh), NamedSharding(mesh, value_prior.ROWS_SPLIT)
-  beside = tuple(part for part in ALWAYS if part != "prior")
+  beside = (*(part for part in ALWAYS if part != "prior"), *kept)
   place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
   if kind == "neighbours":
     embedder = jax.eval_shape(partial(value_prior.cast, model), params)
@@ -165,10 +166,12 @@ def value_programs(config, model, mesh, params) -> tuple[Any, list[Program]]:
     lengths = jax.ShapeDtypeStruct((count,), np.int32, sharding=rows)
     lower = lambda: value_prior.make_embed(model, mesh).lower(embedder, tokens, lengths)
     work = f"features of {count} prompts of {width} tokens"
-    return embedder, [Program("prior", lower, ("prior",), beside, 1, work, "sampler.max_prompt, a larger mesh.fsdp")]
+    return embedder, [Program("prior", lower, beside, 1, work, "sampler.max_prompt, a larger mesh.fsdp")]
   if kind != "v0":
     return (), []
   settings, backbone = v0.shapes(config.prior.path)
+  if settings is directory.RELEASED:
+    print(f"config.prior.path={config.prior.path} is not here: took the shapes of the released V0", file=sys.stderr)
   backbone = dataclasses.replace(backbone, backend=models.backend(mesh.devices.flat[0].platform))
   parts = v0.abstract(settings, backbone, mesh)
   count, tokens = value_prior.ROWS * sharding.lanes(mesh), v0.bucket(width)
@@ -186,9 +189,9 @@ def value_programs(config, model, mesh, params) -> tuple[Any, list[Program]]:
     jax.ShapeDtypeStruct((v0.bucket(support),), bool, sharding=whole),
   )  # fmt: skip
   return parts, [
-    Program("prior", embed, ("prior",), beside, 1, work, "prior.kind=neighbours, a larger mesh.fsdp"),
+    Program("prior", embed, beside, 1, work, "prior.kind=neighbours, a larger mesh.fsdp"),
     Program(
-      "judge", judged, (), (*beside, "prior"), 1, f"{v0.QUERIES_PER_CALL} prompts, {support} pairs, one estimator",
+      "judge", judged, (*beside, "prior"), 1, f"{v0.QUERIES_PER_CALL} prompts, {support} pairs, one estimator",
       "prior.context",
     ),
   ]  # fmt: skip
@@ -206,9 +209,8 @@ def row(program: Program, sizes: dict[str, int], chip: topology.Chip | None) -> 
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
     amount = re.search(r"\((\d+(?:\.\d+)?)G\)", str(error))
-    peak = float(amount[1]) * GIB if amount else float("inf")
-    own = sum(sizes[part] for part in program.own)
-    found |= {"peak": peak + own, "total": peak + own + sum(beside.values()), "fits": False}
+    peak = float(amount[1]) * GIB if amount else None  # arguments included
+    found |= {"peak": peak, "total": peak and peak + sum(beside.values()), "fits": False}
     return found | {"largest": largest_lowered(lowered.as_text()), "knobs": program.knobs}
   memory, text = compiled.memory_analysis(), compiled.as_text()
   peak = (

@@ -250,6 +250,8 @@ def _relations(config, wrong) -> list[str]:
   need(not config.prior.history or config.baseline != "spo", "prior.history", twice)
   row = f"0, or at least {longest} = sampler.max_prompt + sampler.max_response - 1"
   need(config.loss.row_length == 0 or config.loss.row_length >= longest, "loss.row_length", row)
+  flash = "bfloat16, since policy.attention is flash, whose kernels want it"
+  need(config.policy.attention == "plain" or config.policy.dtype == "bfloat16", "policy.dtype", flash)
   plain = "False, since policy.attention is flash, whose kernels see one segment a token"
   need(config.policy.attention == "plain" or not config.loss.share_prompts, "loss.share_prompts", plain)
   high = f"less than rewards.high = {config.rewards.high}"

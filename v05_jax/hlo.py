@@ -188,10 +188,12 @@ class Module:
 
 
 def flops(line: Instruction, table) -> float:
-  """Of a product, a convolution (as which a TPU computes products) or a kernel of splash attention; others count 0."""
-  if line.opcode == "dot":
-    shape, contracted = dims(table[line.operands[0]].type), _field(line.rest, r"lhs_contracting_dims=\{([\d,]*)\}")
-    return 2.0 * math.prod(dims(line.type)) * math.prod(shape[int(i)] for i in contracted.split(",") if i)
+  """Of a product (on a GPU a call of cuBLAS), a convolution (as which a TPU computes products) or a kernel of splash
+  attention; others count 0."""
+  if line.opcode == "dot" or "__cublas" in line.rest:
+    found = re.search(r'lhs_contracting_dim(?:s=\{|ensions":\[)([\d,"]*)', line.rest)
+    shape, contracted = dims(table[line.operands[0]].type), re.findall(r"\d+", found[1])
+    return 2.0 * math.prod(dims(line.type)) * math.prod(shape[int(i)] for i in contracted)
   if line.opcode == "convolution":
     return _convolution(line, table)
   found = next((count for kernel, count in SPLASH.items() if line.name.startswith(kernel)), 0)
@@ -223,12 +225,14 @@ def _convolution(line: Instruction, table) -> float:
 
 
 def sent(kind: str, line: Instruction, table) -> float:
-  """Bytes that a device sends in a collective by the ring algorithm."""
-  whole = max(_plain(line.type, largest=True), *(_plain(table[x].type) for x in line.operands if x in table), 0.0)
+  """Bytes that a device sends in a collective, of one array or several, by the ring algorithm."""
+  given, result = sum(_plain(table[x].type) for x in line.operands if x in table), _plain(line.type)
+  if line.opcode in ("all-gather-start", "collective-permute-start"):  # whose result repeats the operands
+    result -= given
   if kind == "collective-permute":
-    return whole
+    return given
   count = group(line.rest)
-  return whole * (2 if kind == "all-reduce" else 1) * (count - 1) / count
+  return max(given, result) * (2 if kind == "all-reduce" else 1) * (count - 1) / count
 
 
 def group(rest: str) -> int:
@@ -253,13 +257,12 @@ def size(text: str) -> float:
   return sum(_plain(x) for x in _arrays(text) if not re.search(r"S\([1-9]\d*\)", x))
 
 
-def _plain(text: str, largest: bool = False) -> float:
-  """Bytes of a type, wherever it lies; of a tuple's largest part if asked."""
-  parts = [
+def _plain(text: str) -> float:
+  """Bytes of a type, tuples added up, wherever it lies."""
+  return float(sum(
     math.prod(int(n) for n in shape.split(",") if n) * BITS.get(kind, int(_field(kind, r"(\d+)") or 8)) / 8
     for kind, shape, _ in _ARRAY.findall(text) if kind != "token"
-  ]  # fmt: skip
-  return (max(parts, default=0.0) if largest else sum(parts)) if parts else 0.0
+  ))  # fmt: skip
 
 
 def _parameters(table) -> list[Instruction]:

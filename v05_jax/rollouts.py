@@ -100,7 +100,8 @@ def make(policy, config, mesh, verifier, ahead: Ahead | None = None) -> Callable
         slots, new = change
         compiled.get(new, _nothing)()
         if schedule.active:
-          cache = programs.resize(new)(cache, slots)
+          layers, cache = list(cache), None
+          cache = _resized(programs.resize(new), layers, slots)
         elif shape != new:
           cache = programs.cache(new)
         shape = new
@@ -121,6 +122,13 @@ def make(policy, config, mesh, verifier, ahead: Ahead | None = None) -> Callable
   return collect
 
 
+def _resized(resize, layers: list, slots):
+  """The layers' caches, resized one after another, each in the place of the old one: `layers` is used up."""
+  for i in range(len(layers)):
+    layers[i] = resize(layers[i], slots)
+  return tuple(layers)
+
+
 def _nothing():
   """What there is to wait for where everything is compiled."""
 
@@ -139,7 +147,7 @@ def _compile(programs: sampler.Programs, given: sampler.Arguments, params, step_
 
   def both(old, new):
     whole(decode(new).compile())
-    programs.resize(new).lower(given.cache(old), given.slots(new)).compile()
+    programs.resize(new).lower(given.cache(old)[0], given.slots(new)).compile()
 
   def whole(compiled):
     """Compiles what follows each call of decode where there are several processes."""

@@ -57,11 +57,11 @@ class Shape(NamedTuple):
 
 
 class Programs(NamedTuple):
-  """The compiled sampler. Every function has fixed shapes and donates what it replaces."""
+  """The compiled sampler. Every function has fixed shapes; prefill and decode donate what they replace."""
 
   store: callable  # () -> store
   cache: callable  # Shape -> cache
-  resize: callable  # Shape -> (cache, slots [lanes * S]) -> cache: slots, of the lane's old ones, in the new order
+  resize: callable  # Shape -> (a layer's cache, slots [lanes * S]) -> the same of these slots, in the new order
   weights: callable  # params -> the parameters as decode wants them, whole along `fsdp`
   prefill: callable  # (params, store, tokens [B, T], length [B], entry [B]) -> store
   decode: callable  # (weights, cache, store, length [lanes * E], Rows, step_key, temperature) -> (cache, Chunk)
@@ -139,15 +139,17 @@ def put(store, new, entry):
   return jax.tree.map(lambda old, x: old.at[entry].set(x.astype(old.dtype), mode="drop"), store, new)
 
 
-def resize(cache, slots, shape: Shape):
-  """Takes these slots, in this order, with as many columns as the new shape has; new columns mean nothing."""
+def resize(layer, slots, shape: Shape):
+  """Takes these slots of a layer's (k, v), in this order, with as many columns as the new shape has; new columns mean
+  nothing. A layer at a time, so that the old cache and the new one are never both there."""
   def change(x, axis):
     x = x.at[slots].get(mode="clip")
     missing = [(0, 0)] * 4
     missing[axis] = (0, max(shape.columns - x.shape[axis], 0))
     return lax.slice_in_dim(jnp.pad(x, missing), 0, shape.columns, axis=axis)
 
-  return tuple((change(k, 3), change(v, 2)) for k, v in cache)
+  k, v = layer
+  return change(k, 3), change(v, 2)
 
 
 def commit(cache, fresh, rows: Rows, together: bool):

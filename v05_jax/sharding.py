@@ -1,4 +1,4 @@
-"""The device mesh, one ordered table of parameter shardings, placement, and the mapped step.
+"""The device mesh, one ordered table of parameter shardings, and the mapped step.
 
 Three axes: `data` and `fsdp` split rows, prompts and slots; `fsdp` splits parameters and optimiser state too,
 `tensor` splits matrices and the heads of the cache. `data` is manual inside `mapped`, and `fsdp` in the sampler's
@@ -103,15 +103,6 @@ def param_shardings(mesh: Mesh, params, decode: bool = False):
 def replicated(mesh: Mesh) -> NamedSharding:
   """The sharding of a value that every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())
-
-
-def place(mesh: Mesh, tree, specs):
-  """Puts a tree of host or device arrays on the mesh.
-
-  `specs`: one PartitionSpec, or a (prefix) tree of them. Arrays that already lie so are returned as
-  they are, not copied.
-  """
-  return jax.device_put(tree, shardings(mesh, specs))
 
 
 def mapped(

@@ -40,7 +40,7 @@ def devices(name: str) -> list:
     return jax.devices()
   if importlib.util.find_spec("libtpu") is None:
     raise ValueError(
-      f"--topology={name}: found no libtpu, expected the tpu extra: pip install 'v05_jax[tpu]' (it needs no TPU)"
+      f"--topology={name}: found no libtpu, expected the tpu extra: pip install -e '.[tpu]' (it needs no TPU)"
     )
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or libtpu asks for minutes where it is
   # libtpu expects hosts of several chips, but for one chip alone.
