@@ -99,8 +99,10 @@ def setup(config) -> Run:
   mesh = sharding.make_mesh(config.mesh)
   distributed.connect(mesh)
   policy = models.load(config.policy, config.seed)
-  sampled = (np.ravel(x)[:: max(1, x.size // 4096)] for x in jax.tree.leaves(policy.params))
-  distributed.check_same("config.policy", repr(policy.config), repr(policy.stop), *sampled)
+  weights = jax.tree.leaves(policy.params)
+  distributed.check_same("config.policy", lambda: [
+    repr(policy.config), repr(policy.stop), *(np.ravel(x)[:: max(1, x.size // 4096)] for x in weights),
+  ])  # fmt: skip
   prompts = data.load(config.data, policy.tokenizer, config.sampler.max_prompt, seed=config.seed)
   distributed.check_same("config.data", lambda: [prompts.tokens, prompts.start, *(str(row) for row in prompts.rows)])
   groups = rollouts.Groups(**{name: config.budget[name] for name in rollouts.Groups._fields})
