@@ -96,11 +96,12 @@ class Schedule:
     tokens = np.zeros((size, self.prompts.tokens.shape[1]), np.int32)
     length = np.ones(size, np.int32)
     entry = np.full(size, self.lane_entries, np.int32)
-    taken = [0] * self.lanes
-    while self.unopened and (lane := self._roomiest(taken)) is not None:
+    taken, free = [0] * self.lanes, [self.lane_slots - asked for asked in self._asked()]
+    while self.unopened and (lane := self._roomiest(taken, free)) is not None:
       prompt, indices = self.unopened.popleft()
       row = lane * self.lane_prefill + taken[lane]
       taken[lane] += 1
+      free[lane] -= min(len(indices), self.share)
       entry[row] = self.entries[lane].popleft()
       self.home[prompt] = lane, int(entry[row])
       self.places[prompt] = list(range(entry[row] * self.share, (entry[row] + 1) * self.share))
@@ -110,27 +111,27 @@ class Schedule:
       self.closed[prompt] = final
     return (tokens, length, entry) if any(taken) else None
 
-  def _roomiest(self, taken) -> int | None:
+  def _roomiest(self, taken, free) -> int | None:
     """The lane with the most idle slots beyond its requests, among those with an entry and a prefill row."""
-    free = [self.lane_slots - busy - self._startable(queue) for busy, queue in zip(self._busy(), self.requests)]
     able = [lane for lane in range(self.lanes) if self.entries[lane] and taken[lane] < self.lane_prefill]
     able = able if any(taken) else [lane for lane in able if free[lane] > 0]
     return max(able, key=lambda lane: free[lane]) if able else None
 
-  def _busy(self) -> list[int]:
-    return [sum(held is not None for held in lane) for lane in self.slots]
-
-  def _startable(self, queue) -> int:
-    """How many of a lane's requests could start now, `share` allowing."""
-    return sum(min(count, len(self.places[p])) for p, count in Counter(p for p, _ in queue).items())
+  def _asked(self) -> list[int]:
+    """Slots of each lane that are busy, or whose rollouts wait and could start now, `share` allowing."""
+    asked = []
+    for lane, queue in zip(self.slots, self.requests):
+      waiting = Counter(prompt for prompt, _ in queue)
+      startable = sum(min(count, len(self.places[prompt])) for prompt, count in waiting.items())
+      asked.append(sum(held is not None for held in lane) + startable)
+    return asked
 
   def fit(self) -> tuple[np.ndarray, sampler.Shape] | None:
     """-> (which of its lane's slots each new slot is [lanes * S], shape) where the cache must change, or should.
 
     It takes the cheapest shape that holds what is in flight and waits to start, and does not move for a small gain.
     """
-    asked = [busy + self._startable(queue) for busy, queue in zip(self._busy(), self.requests)]
-    wanted = min(max(asked), self.lane_slots)
+    wanted = min(max(self._asked()), self.lane_slots)
     if not wanted:
       return None
     columns = self.chunk + (int(self.now.count[self.now.limit > 0].max()) if self.active else 0)
