@@ -9,6 +9,7 @@ RUN := $(VENV)/bin/python
 # Caches stay in the checkout; a user's own Python settings stay out.
 export HF_HUB_OFFLINE := 1
 export HF_HOME := $(CURDIR)/.cache/huggingface
+export IPYTHONDIR := $(CURDIR)/.cache/ipython
 export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.cache/jax
 export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
 export XDG_CACHE_HOME := $(CURDIR)/.cache
@@ -30,13 +31,14 @@ ifneq ($(CURDIR) $(or $(WANTED),$(FOUND)),$(shell cat $(STAMP) 2>/dev/null) $(FO
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help demo test test-pod lint peers throughput clean
+.PHONY: help demo test test-pod lint notebooks peers throughput clean
 
 help:
 	@echo "make demo    four methods learn the built-in tasks; table and plot in runs/demo"
 	@echo "make test    the tests; PYTEST_ARGS='-k budget' passes arguments to pytest"
 	@echo "make test-pod  the slow tests: the 4B configs compiled for TPU slices, runs of several processes (an hour)"
 	@echo "make lint    the linter"
+	@echo "make notebooks  runs notebooks/ and keeps their outputs"
 	@echo "make throughput  rollouts and updates, timed in about a minute; make peers: what they are compared with"
 	@echo "make clean   removes $(VENV), caches and build products; never runs/"
 
@@ -53,6 +55,9 @@ test-pod: $(STAMP)
 
 lint: $(STAMP)
 	"$(RUN)" -m ruff check .
+
+notebooks: $(STAMP)
+	"$(RUN)" -m notebooks.execute
 
 throughput: $(STAMP)
 	"$(RUN)" -m experiments.throughput.run --quick

@@ -7,6 +7,7 @@ Lower bounds live here, so that Colab keeps the jax and libtpu it brings; the ex
 from setuptools import find_packages, setup
 
 PLOTS = ["matplotlib>=3.8"]
+NOTEBOOKS = ["ipykernel>=6", "nbclient>=0.10"]
 PARQUET = ["pyarrow>=15"]
 BENCHMARKS = ["datasets>=3.0", *PARQUET]
 
@@ -16,7 +17,7 @@ setup(
   description="V0.5: a generalist value model as a prior for sparse RL rollouts, in JAX",
   license="Apache-2.0",
   packages=find_packages(include=["v05_jax", "v05_jax.*", "configs", "configs.*"]),
-  package_data={"v05_jax": ["tasks/warm_start/*", "tasks/value_model/*"]},
+  package_data={"v05_jax": ["report.html", "tasks/warm_start/*", "tasks/value_model/*"]},
   python_requires=">=3.11",
   install_requires=[
     "absl-py>=2.1",
@@ -30,15 +31,16 @@ setup(
     "optax>=0.2.5",
     "orbax-checkpoint>=0.11.24",
     "safetensors>=0.4.3",
+    "scipy>=1.13",
     "tensorboardX>=2.6.2",
     "transformers>=5.0",
   ],
   extras_require={
-    "test": ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.14", *PARQUET],
+    "test": ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.14", *NOTEBOOKS, *PARQUET],
     "plots": PLOTS,  # summary.png at the end of a run, and the experiments' figures
     "parquet": PARQUET,  # prompts from .parquet files
     "benchmarks": BENCHMARKS,  # public problem sets from the Hugging Face hub
-    "notebooks": ["ipykernel>=6", "jupyterlab>=4", *PLOTS],
+    "notebooks": ["jupyterlab>=4", *NOTEBOOKS, *PLOTS],
     "gcs": ["gcsfs>=2024.6"],  # workdirs in gs://
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],

@@ -3,6 +3,7 @@
 from v05_jax import checkpoint
 from v05_jax.models import hf
 from v05_jax.step import Run, setup
+from v05_jax.structs import TrainState
 
 
 def export(config, workdir: str, out: str, step: int | None = None) -> int:
@@ -27,10 +28,16 @@ def parameters(run: Run, workdir: str, step: int | None = None):
 
   Raises ValueError where `step` is given and there is no checkpoint of it.
   """
+  step, state = restored(run, workdir, step)
+  return step, state.params
+
+
+def restored(run: Run, workdir: str, step: int | None = None) -> tuple[int | None, TrainState]:
+  """The same with the whole state; without a checkpoint that before the first step."""
   with checkpoint.Checkpoints(workdir, run.config.checkpoint.keep) as saved:
     steps = saved.steps()
     if step is not None and step not in steps:
       raise ValueError(f"--step={step}: found checkpoints of steps {steps} in {workdir}, expected one of them")
     state = run.init()
     step = max(steps, default=None) if step is None else step
-    return step, (state if step is None else saved.restore(step, state)).params
+    return step, state if step is None else saved.restore(step, state)

@@ -331,15 +331,7 @@ def learn(run: Run, state: TrainState, draw: Draw) -> tuple[TrainState, diagnost
   """Turns a draw into advantages and updates the policy; `state.params` and `opt_state` are donated."""
   began = time.perf_counter()
   config, rolls = run.config, draw.rolls
-  low, high = config.rewards.low, config.rewards.high
-  shaping = rewards.overlong_penalty(rolls.length, config.sampler.max_response, config.rewards.overlong_buffer)
-  reward = shrinkage.map_reward(rolls.reward, low, high)
-  learnt, before = draw.estimator, state.estimator
-  ewa = learnt.ewa if config.ewa_update == "before" else before.ewa
-  advantage, fusion, expected = advantages(
-    config.baseline, reward, rolls.mask, draw.value, shaping, ewa, before.history, draw.prompts.row, state.step,
-    config.prior.half_life,
-  )  # fmt: skip
+  advantage, fusion, expected = judge(config, state, draw)
   truth = exact_truth(run, state.params, draw.prompts)
 
   params, opt_state, measured, updates = state.params, state.opt_state, draw.metrics, {}
@@ -368,10 +360,20 @@ def learn(run: Run, state: TrainState, draw: Draw) -> tuple[TrainState, diagnost
   state = state.replace(
     params=params, opt_state=opt_state, step=state.step + np.int32(1), cursor=np.int32(draw.cursor),
     rollouts=state.rollouts + np.int32(draw.generated), mean_k=mean_k, context=draw.context,
-    estimator=learnt, drift=draw.drift,
+    estimator=draw.estimator, drift=draw.drift,
     skipped=in_a_row(state.skipped, updates["grad/skipped"][0]) if updates else state.skipped,
   )  # fmt: skip
   return state, measured
+
+
+def judge(config, state: TrainState, draw: Draw):
+  """What a draw's rollouts are worth: `advantages`, with what the run has learnt before or by this step."""
+  rolls, before = draw.rolls, state.estimator
+  shaping = rewards.overlong_penalty(rolls.length, config.sampler.max_response, config.rewards.overlong_buffer)
+  reward = shrinkage.map_reward(rolls.reward, config.rewards.low, config.rewards.high)
+  ewa = draw.estimator.ewa if config.ewa_update == "before" else before.ewa
+  past = before.history, draw.prompts.row, state.step, config.prior.half_life
+  return advantages(config.baseline, reward, rolls.mask, draw.value, shaping, ewa, *past)
 
 
 @partial(jax.jit, static_argnames=("kind",))

@@ -1,0 +1,282 @@
+"""What a run would do next, in a readable form: prompts, what the prior says, the rollouts, and what is made of them.
+
+The next step's prompts, prior, rollouts and advantages, by the functions that the training loop calls; the step is
+not taken.
+"""
+
+import json
+import math
+import os
+from typing import Any
+
+import jax
+import numpy as np
+
+from v05_jax import budget, metrics, rewards, rollouts, shrinkage
+from v05_jax.export import restored
+from v05_jax.step import Draw, Run, capacity, exact_truth, judge, prompts_per_step, sample, setup
+from v05_jax.structs import TrainState
+from v05_jax.value_prior import history as histories
+
+ENDS = 160, 80  # characters at the two ends of a long response that are printed; the rest is counted
+ENDS_OF_PROMPT = 600, 200
+# Baselines whose advantages depend on the other prompts of a step.
+OF_THE_BATCH = ("beta_shrink", "batch_shrink", "james_stein", "spo")
+
+
+def show(config, workdir: str, step: int | None = None, prompts: int = 8) -> list[dict[str, Any]]:
+  """`--mode=sample`: prints the run's next `prompts` prompts and writes them to WORKDIR/sample.jsonl -> its lines.
+
+  Takes the checkpoint of `step`, by default the newest, or, where there is none, the policy of the config. What does
+  not depend on the number of prompts is what the next training step sees: prompts, V, rollouts, and the advantages
+  but for OF_THE_BATCH. Nothing else in the workdir changes.
+
+  Raises ValueError for bad input before anything is sampled.
+  """
+  folder = metrics.prepare(workdir)
+  run = setup(narrowed(config, prompts))
+  found, state = restored(run, workdir, step)
+  usual = prompts_per_step(run._replace(config=config, capacity=capacity(config)), state.mean_k)
+  state = state.replace(mean_k=np.float32(run.config.rollouts_per_step / prompts))
+  with rewards.load(run.config) as verifier:
+    collect = rollouts.make(run.policy, run.config, run.mesh, verifier)
+    draw = sample(run, collect, state, int(state.step))
+  found_lines = lines(run, state, draw)
+  path = folder / "sample.jsonl"
+  metrics.replace(path, "".join(json.dumps(line) + "\n" for line in found_lines))
+  parts = [heading(run, state, draw, found, workdir, usual), *map(text, found_lines), totals(found_lines)]
+  print("\n\n".join([*parts, os.fspath(path)]))
+  return found_lines
+
+
+def narrowed(config, prompts: int):
+  """The config with steps of so many prompts. Raises ValueError unless `prompts` is at least 1."""
+  if prompts < 1:
+    raise ValueError(f"--prompts={prompts}: expected at least 1")
+  config = config.copy_and_resolve_references()
+  fewest = config.budget.k_mean if config.budget.rule in budget.BATCH_RULES else config.budget.k_init
+  config.rollouts_per_step = math.ceil(prompts * fewest)
+  config.loss.minibatches = 1
+  return config
+
+
+def lines(run: Run, state: TrainState, draw: Draw) -> list[dict[str, Any]]:
+  """A JSON object a prompt; a number that does not exist or is infinite is null. Rewards are the verifier's own,
+  `exact` is a success probability, V, vbar, the baseline and the advantage are in units of rewards mapped to [-1, 1].
+  """
+  config, rolls = run.config, draw.rolls
+  advantage, fusion, expected = judge(config, state, draw)
+  reward = shrinkage.map_reward(rolls.reward, config.rewards.low, config.rewards.high)
+  s, k = (np.asarray(x) for x in shrinkage.outcomes(reward, rolls.mask))
+  truth = exact_truth(run, state.params, draw.prompts)
+  columns = {
+    "position": draw.prompts.position, "row": draw.prompts.row, "value": draw.value,
+    "vbar": np.where(k > 0, 2 * s / np.maximum(k, 1) - 1, np.nan), "k": k.astype(int),
+    "exact": np.full(len(k), np.nan) if truth is None else truth, "importance": draw.weight,
+    **jax.device_get(fusion._asdict()),
+  }  # fmt: skip
+  bought = stops(run.groups, draw, reward)
+  terms = own_terms(config, state, draw, reward, expected)
+  texts, advantage, found = responses(run, draw), np.asarray(advantage), []
+  for i, row in enumerate(draw.prompts.rows):
+    tokens = draw.prompts.tokens[i, : draw.prompts.length[i]]
+    line = {"step": int(state.step), "number": i, "baseline_kind": config.baseline}
+    line |= {key: row[key] for key in ("benchmark", "family", "level", "prompt", "answer") if key in row}
+    line["seen"] = decode(run, tokens)
+    line |= {name: number(column[i]) for name, column in columns.items()} | bought[i]
+    line |= {"terms": {name: number(column[i]) for name, column in terms.items()}, "rollouts": []}
+    for j, answer in enumerate(texts[i]):
+      line["rollouts"].append({
+        "index": j, "reward": number(rolls.reward[i, j]), "length": int(rolls.length[i, j]),
+        "ended": bool(rolls.ended[i, j]), "counts": bool(rolls.mask[i, j]),
+        "advantage": number(advantage[i, j]), "text": answer,
+      })  # fmt: skip
+    found.append(line)
+  return found
+
+
+def responses(run: Run, draw: Draw) -> list[list[str]]:
+  """The rollouts' texts by prompt, special tokens visible, in the order of their index."""
+  rolls = draw.rolls
+  texts = [[""] * int(count) for count in (rolls.length > 0).sum(1)]
+  for tokens, prompt, index in zip(rolls.tokens, rolls.prompt, rolls.index):
+    texts[prompt][index] = decode(run, tokens[: rolls.length[prompt, index]])
+  return texts
+
+
+def decode(run: Run, tokens) -> str:
+  """Text of tokens, special ones visible."""
+  tokens = [int(t) for t in tokens]
+  return run.policy.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def stops(groups: rollouts.Groups, draw: Draw, reward) -> list[dict[str, Any]]:
+  """Of each prompt: rollouts `bought`, why there are no more (`stop`), and the numbers that a look-ahead compared.
+
+  stop: "fixed" | "share" (of a total that the rule divides) | "cost" (gain <= cost) | "k_max" | "planned" (by
+  two_stage, after its first stage). The gain is that of one more rollout at the end, or after two_stage's first stage.
+  """
+  rolls = draw.rolls
+  bought = (rolls.length > 0).sum(1)
+  if groups.rule in ("fixed", *budget.BATCH_RULES):
+    stop = "fixed" if groups.rule == "fixed" else "share"
+    return [{"bought": int(n), "stop": stop, "gain": None, "cost": None} for n in bought]
+  judged = rolls.mask.copy()
+  if groups.rule == "two_stage":
+    judged[:, groups.k_init :] = False
+  s, k = shrinkage.outcomes(reward, judged)
+  vbar = 2 * s / np.maximum(k, 1) - 1
+  delta2 = shrinkage.fuse(vbar, k, draw.value).delta2
+  gain = np.asarray(budget.gain(delta2, k))
+  stop = np.where(gain <= groups.cost, "cost", np.where(bought >= groups.k_max, "k_max", "planned"))
+  return [
+    {"bought": int(n), "stop": str(why), "gain": number(x), "cost": groups.cost}
+    for n, why, x in zip(bought, stop, gain)
+  ]
+
+
+def own_terms(config, state: TrainState, draw: Draw, reward, expected) -> dict[str, np.ndarray]:
+  """What else the run's baseline and prior go by, name -> [P]."""
+  estimator, mask, found = shrinkage.KINDS[config.baseline], draw.rolls.mask, {}
+  if config.prior.history or estimator == "tracker":
+    past = state.estimator.history, draw.prompts.row, state.step, config.prior.half_life
+    found |= dict(zip(("past successes", "past rollouts"), histories.read(*past)))
+  if expected is not None:
+    found["expected squared error"] = expected
+  if estimator in ("beta_shrink", "batch_shrink", "james_stein"):
+    s, k = shrinkage.outcomes(reward, mask)
+    fit = shrinkage.beta_fit(draw.value, s, k, float(estimator == "beta_shrink"), leave_out=True)
+    found |= {"mean of the other prompts": fit.center}
+    if estimator != "james_stein":
+      found["rollouts that its prior is worth"] = fit.count
+    else:
+      found |= {"noise of a group mean": fit.noise, "spread of the group means": fit.spread}
+  if config.baseline == "grpo":
+    counts = np.maximum(mask.sum(1) - 1, 1)
+    vbar = np.where(mask, reward, 0).sum(1) / np.maximum(mask.sum(1), 1)
+    found["standard deviation"] = np.sqrt(np.where(mask, (reward - vbar[:, None]) ** 2, 0).sum(1) / counts)
+  return {name: np.asarray(x) for name, x in jax.device_get(found).items()}
+
+
+def number(x):
+  """A plain number for JSON: None where it is not finite."""
+  x = np.asarray(x).item()
+  return x if math.isfinite(x) else None
+
+
+# --- What is printed
+
+
+def heading(run: Run, state: TrainState, draw: Draw, step: int | None, workdir: str, usual: int) -> str:
+  """What was sampled how."""
+  config, groups, count = run.config, run.groups, len(draw.prompts.rows)
+  who = f"step {step} of {workdir}" if step is not None else "the policy of the config (no checkpoint)"
+  pairs = f", {min(int(state.context.count), config.prior.context)} pairs in its context"
+  prior = config.prior.kind + pairs * (config.prior.kind != "none")
+  rule = f"{groups.k_init}" if groups.rule == "fixed" else f"{groups.k_init} to {groups.k_max}, {groups.rule}"
+  parts = [
+    f"{who}: the next {count} prompts",
+    f"baseline {config.baseline}; prior {prior}; rollouts a prompt: {rule}; temperature {config.sampler.temperature:g}",
+    "V, vbar, the baseline and the advantage are in units of rewards mapped to [-1, 1], rewards the verifier's own",
+  ]
+  if draw.generated > len(draw.rolls.prompt):
+    lost = draw.generated - len(draw.rolls.prompt)
+    parts.append(f"{lost} of {draw.generated} rollouts had no signal and were replaced (budget.max_resample)")
+  batch = [name for name, there in (
+    (f"baseline {config.baseline}", config.baseline in OF_THE_BATCH),
+    (f"budget.rule {groups.rule}", groups.rule in budget.BATCH_RULES),
+    ("selection", config.selection.pool > 1),
+  ) if there]  # fmt: skip
+  if batch and usual != count:
+    parts.append(f"{' and '.join(batch)}: of these prompts alone; --prompts={usual} shows a whole training step")
+  return "\n".join(parts)
+
+
+def totals(found: list[dict[str, Any]]) -> str:
+  """All prompts together, on one line."""
+  if not found:
+    return "no group had a signal (budget.max_resample)"
+  judged = [line["delta2"] == 0 for line in found if line["value"] is not None]
+  bought = sum(line["bought"] for line in found)
+  accepted = f"prior accepted: {sum(judged)} of {len(judged)}; " if judged else ""
+  return f"{accepted}rollouts: {bought}, {bought / len(found):.2f} a prompt"
+
+
+def text(line: dict[str, Any]) -> str:
+  """One prompt of sample.jsonl as it is printed."""
+  label = line.get("benchmark") or line.get("family") or ""
+  title = f"prompt {line['number'] + 1}: row {line['row']}, position {line['position']}{', ' * bool(label)}{label}"
+  fields = {
+    "prompt": shortened(line["seen"], ENDS_OF_PROMPT), "answer": shortened(str(line["answer"])),
+    "V": _success(line["value"]), "vbar": _success(line["vbar"]) + f", {_rollouts(line['k'])}",
+  }  # fmt: skip
+  if line["exact"] is not None:
+    fields["exact"] = _success(2 * line["exact"] - 1)
+  fields |= {"test": decision(line), "baseline": _baseline(line), "budget": stopping(line)}
+  if line["terms"]:
+    fields["also"] = "; ".join(f"{name} {_plain(value)}" for name, value in line["terms"].items())
+  if line["importance"] != 1:
+    fields["weight in the loss"] = f"{line['importance']:.3f}, 1 / its chance of being selected"
+  found = [title, *(f"  {name:<9} {value}" for name, value in fields.items())]
+  found.append("    #   reward  tokens  ended  advantage  text")
+  for r in line["rollouts"]:
+    ended = "yes" if r["ended"] else "no"
+    shown = f"{r['index']:>5}  {_plain(r['reward']):>7}  {r['length']:>6}  {ended:>5}  {r['advantage']:>+9.3f}"
+    found.append(f"{shown}  {shortened(r['text'])}{'' if r['counts'] else '  (does not count)'}")
+  return "\n".join(found)
+
+
+def decision(line: dict[str, Any]) -> str:
+  """The prior accepted or contradicted, in words."""
+  if line["value"] is None:
+    return "there is no prior to test"
+  statistic = f"k (vbar - V)^2 = {_plain(line['statistic'])}"
+  if line["delta2"] == 0:
+    return f"prior accepted: {statistic} <= 1"
+  return f"prior contradicted: {statistic} > 1, squared bias delta2 = {_plain(line['delta2'])}"
+
+
+def _baseline(line: dict[str, Any]) -> str:
+  kind, baseline = line["baseline_kind"], f"{line['baseline']:+.3f}"
+  if line["weight"] is None:
+    return f"{baseline} ({kind}, of all rollouts)"
+  if shrinkage.KINDS[kind] == "mean":
+    return f"{baseline} ({kind}: the group mean)"
+  if line["value"] is None and line["weight"] == 1:
+    return f"{baseline} ({kind}: vbar, without a prior)"
+  return f"{baseline} = w vbar + (1 - w) V, w = {line['weight']:.3f} ({kind})"
+
+
+def stopping(line: dict[str, Any]) -> str:
+  """How many rollouts were bought, and why no more."""
+  bought = f"{_rollouts(line['bought'])}: "
+  if line["stop"] == "fixed":
+    return f"{bought}fixed"
+  if line["stop"] == "share":
+    return f"{bought}its share of the step's total"
+  gain, cost = "inf" if line["gain"] is None else f"{line['gain']:.5f}", f"{line['cost']:.5f}"
+  if line["stop"] == "cost":
+    return f"{bought}stopped, as one more would gain {gain} <= cost {cost}"
+  where = "budget.k_max" if line["stop"] == "k_max" else "planned after the first stage"
+  return f"{bought}{where}; one more would gain {gain} > cost {cost}"
+
+
+def shortened(text: str, ends: tuple[int, int] = ENDS) -> str:
+  """Text on one line, control characters escaped; of a long one its two ends and how much is between them."""
+  visible = lambda x: "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in x)
+  head, tail = ends
+  if len(text) <= head + tail + 40:
+    return visible(text)
+  return f"{visible(text[:head])} [... {len(text) - head - tail:,} characters ...] {visible(text[-tail:])}"
+
+
+def _rollouts(number: int) -> str:
+  return f"{number} rollout{'s' * (number != 1)}"
+
+
+def _success(value: float | None) -> str:
+  return "none" if value is None else f"{value:+.3f} (success {(value + 1) / 2:.3f})"
+
+
+def _plain(value: float | None) -> str:
+  return "none" if value is None else f"{value:.3f}"
