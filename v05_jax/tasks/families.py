@@ -244,19 +244,19 @@ def sloppy_probability(row: dict[str, Any]) -> float:
   return min(max(probability, SLOPPY_RANGE[0]), SLOPPY_RANGE[1])
 
 
-def demonstration(row: dict[str, Any], rng: np.random.Generator, careless: float | None = None) -> str:
+def demonstration(row: dict[str, Any], rng: np.random.Generator) -> str:
   """A response as the noisy demonstrator writes it, without EOS.
 
-  With probability `careless`, by default `sloppy_probability(row)`, it is careless: half of the time it uses the
+  With probability `sloppy_probability(row)` it is careless: half of the time it uses the
   family's wrong method, otherwise one digit slips. Slips spread over many strings while the right one is
   one, so that the most likely response is right more often than a sampled one.
   """
   family = FAMILIES[row["family"]]
-  draw, careless = rng.random(), sloppy_probability(row) if careless is None else careless
-  if draw < careless * METHOD_SHARE:
+  draw, sloppy = rng.random(), sloppy_probability(row)
+  if draw < sloppy * METHOD_SHARE:
     return family.sloppy(row["prompt"])
   response = family.right(row["prompt"])
-  return response if draw >= careless else _slip(response, rng)
+  return response if draw >= sloppy else _slip(response, rng)
 
 
 def _slip(response: str, rng: np.random.Generator) -> str:
