@@ -57,8 +57,8 @@ def main(_):
   if "tune" in ONLY.value:
     tune(out, runs)
   if "main" in ONLY.value:
-    tasks = [Task("main", regime, method, rate, seed)
-             for regime in methods.REGIMES for method, rate in rates(regime).items() for seed in prepare.SEEDS]  # fmt: skip
+    regimes = [(regime, method, rate) for regime in methods.REGIMES for method, rate in rates(regime).items()]
+    tasks = [Task("main", *one, seed) for one in regimes for seed in prepare.SEEDS]
     tasks.sort(key=lambda task: not methods.METHODS[task.method].core)
     try:
       play_all(tasks, out, runs)
