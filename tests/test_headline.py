@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from configs import v05_plus
 from experiments.headline import controls, gradient, methods, prepare, report, run, session
 from v05_jax import config as configuration
 from v05_jax import data, rng
@@ -17,27 +18,41 @@ from v05_jax.value_prior import Prior
 FOLDER = Path(run.__file__).parent
 
 
-def tiny(method: str, **changes):
+def tiny(method: str):
   config = methods.config("default", methods.METHODS[method].changes, 1e-3, 0, "builtin", "builtin")
-  config.rollouts_per_step, config.eval.size, config.data.size = 32, 24, 256
+  config.rollouts_per_step, config.eval.size, config.data.size = 32, 24, 1024
   config.sampler.slots = config.loss.micro_rows = 32
   return config
 
 
 @pytest.mark.parametrize("regime", methods.REGIMES)
-@pytest.mark.parametrize("method", methods.METHODS)
-def test_every_method_is_a_valid_config_of_its_own(regime, method):
-  made = [methods.config(regime, m.changes, 1e-3, 0, "builtin", "builtin") for m in methods.METHODS.values()]
-  own = methods.config(regime, methods.METHODS[method].changes, 1e-3, 0, "builtin", "builtin")
-  configuration.validate(own)
-  same = [m.control for m, c in zip(methods.METHODS.values(), made) if c == own]
-  assert same.count(methods.METHODS[method].control) == 1
-  assert methods.METHODS[method].rate_of in {"", *methods.METHODS}
+def test_every_method_is_a_valid_config_of_its_own(regime):
+  seen = {}
+  for name, method in methods.METHODS.items():
+    config = methods.config(regime, method.changes, 1e-3, 0, "builtin", "builtin")
+    configuration.validate(config)
+    assert seen.setdefault((configuration.to_json(config), method.control), name) == name
+    assert not method.rate_of or not methods.METHODS[method.rate_of].rate_of
+  assert set(methods.QUICK) < set(methods.METHODS)
+
+
+def test_the_recipe_is_its_config():
+  rate = json.loads((FOLDER / "rates.json").read_text())["rates"]["v05_plus"]
+  found = methods.config("default", methods.METHODS["v05_plus"].changes, rate, 0, "builtin", "builtin")
+  wanted = v05_plus.get_config()
+  found.eval = wanted.eval  # of the experiment alone
+  assert found == wanted
+
+
+def test_a_learning_rate_is_looked_for_until_its_neighbours_are_worse():
+  areas, heights = {}, {3e-4: 0.1, 6e-4: 0.5, 1.2e-3: 0.4, 2.4e-3: 0.2}
+  while rates := methods.rates_to_try(areas):
+    areas |= {rate: [heights[rate], heights[rate]] for rate in rates}
+  assert set(areas) == set(heights) and methods.best(areas) == 6e-4
 
 
 def test_the_exact_gradient_is_that_of_the_exact_success():
   run_of = session.Session().run(tiny("rloo4"))[0]
-  run_of.config.eval.size = 8
   params, at = run_of.policy.params, gradient.make(run_of)
   rows = [row for row in run_of.prompts.rows if row["family"] in gradient.tasks.EXACT][: gradient.PROMPTS]
   found = at(params)
@@ -94,11 +109,16 @@ def test_a_run_counts_every_rollout_and_its_curve_ends_at_the_total():
   assert ((0 < success) & (success < 1)).all() and np.isfinite(exact).all()
   steps = result["steps"]
   kept = sum(int(k) * n for k, n in result["k"].items())
-  assert kept == rollouts[-1] and sum(steps["rollouts_discarded"]) > 0
+  assert kept == rollouts[-1] and min(steps["rollouts_discarded"]) >= 0
   assert all(len(x) == len(steps["prompts"]) for x in steps.values()) and -1 < result["cosine"][0] < 1
-  line = run.summary(result)
-  assert line["area"] == pytest.approx(run.area(result["curve"]), rel=1e-4) and line["discarded"] > 0
+  line = run.summary(run.Task("main", "default", "dapo16", 1e-3, 0), result)
+  assert line["curve"][-1][0] == methods.ROLLOUTS and line["end"] == pytest.approx(success[-1], rel=1e-4)
   json.dumps(line, allow_nan=False)
+
+
+def test_a_curve_is_cut_where_the_rollouts_should_end():
+  curve = [[0, 0.2, 0.1], [90, 0.4, 0.3], [110, 0.6, 0.4]]
+  assert run.cut(curve, 100) == [[0, 0.2, 0.1], [90, 0.4, 0.3], [100, pytest.approx(0.5), pytest.approx(0.35)]]
 
 
 def test_area_crossing_and_interval_against_a_hand_computation():
@@ -114,7 +134,7 @@ def test_area_crossing_and_interval_against_a_hand_computation():
 
 
 def test_the_tables_are_those_of_the_results(tmp_path):
-  for name in ("results.json", "rates.json"):
+  for name in ("results.json", "times.json"):
     (tmp_path / name).write_bytes((FOLDER / name).read_bytes())
   report.report(tmp_path)
   assert (tmp_path / "table.md").read_text() == (FOLDER / "table.md").read_text()

@@ -18,7 +18,7 @@ def make(control: str, prior: Prior, seed: int, truth) -> Prior:
     ""            as it is
     "oracle"      2 mu - 1 of the present policy: `truth(prompts) -> success probability [P]`, asked in every step
     "flip SHARE"  the sign is turned over for that share of the prompts, always the same ones
-    "shuffle"     every prompt gets the V of another one of its batch
+    "shuffle"     V is permuted among the prompts of a batch, before any of them is selected
   """
   if not control:
     return prior

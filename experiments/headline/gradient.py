@@ -19,6 +19,7 @@ ROWS = 64  # at once
 def make(run):
   """Builds `exact(params) -> gradient` of the mean success probability of the data's first PROMPTS exact prompts."""
   rows = [row for row in run.prompts.rows if row["family"] in tasks.EXACT][:PROMPTS]
+  rows = rows[: len(rows) // ROWS * ROWS]
   tokenizer, width = run.policy.tokenizer, run.config.sampler.max_prompt + run.config.sampler.max_response
   tokens, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width - 1), bool)
   for i, row in enumerate(rows):

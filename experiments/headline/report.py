@@ -8,23 +8,41 @@ from scipy import stats
 
 from experiments.estimator_lab.tables import table
 from experiments.headline.methods import METHODS, REGIMES
-from v05_jax.figures import COLOURS, GRID, INK
+from v05_jax.figures import GRID, INK
 
 REFERENCE = "grpo16"  # the paper's baseline: leads are over it, and rollouts to its end
-SHOWN = ("grpo16", "dapo16", "grpo4", "rloo4", "rloo2", "spo", "v05", "v05_plus")  # in the plots
+# In the plots, with their colours.
+SHOWN = {
+  "v05_plus": "#d55e00", "v05": "#0072b2", "spo": "#56b4e9", "grpo4": "#009e73", "rloo4": "#cc79a7",
+  "rloo2": "#e69f00", "dapo16": "#999999", "grpo16": "#333333",
+}  # fmt: skip
+# Differences that a claim hangs on: (method, minus this one).
+PAIRS = (
+  ("v05", "grpo16"), ("v05", "dapo16"), ("v05", "grpo4"), ("v05", "rloo4"), ("v05", "shrink4"), ("v05", "v05_constant"),
+  ("v05_oracle", "v05"), ("v05_flip10", "v05"), ("v05_flip50", "v05"), ("value", "v05"),
+  ("value_constant", "v05_constant"), ("value_oracle", "v05_oracle"), ("value_flip10", "v05_flip10"),
+  ("value_flip50", "v05_flip50"), ("v05_osla", "v05"), ("v05_k1", "v05"), ("v05_k2", "v05"), ("v05_k8", "v05"),
+  ("v05_k16", "v05"), ("ewa4", "v05"), ("ewa_neyman", "ewa2"), ("ewa2_pool", "ewa2"),
+  ("v05_plus", "v05"), ("v05_plus", "grpo4"), ("v05_plus", "rloo4"), ("v05_plus", "rloo2"), ("v05_plus", "spo"),
+  ("v05_plus", "v05_k1"), ("v05_plus", "plus_constant"), ("v05_plus", "plus_shuffle"), ("v05_plus", "plus_all"),
+  ("plus_all", "plus_constant"), ("v05_plus", "plus_k2"), ("v05_plus", "plus_k4"), ("v05_plus", "plus_value"),
+  ("v05_plus", "plus_clip"), ("v05_plus", "plus_once"), ("v05_plus", "v05_reuse"), ("v05_plus", "rloo4_reuse"),
+  ("v05_plus", "grpo16_reuse"), ("v05_plus", "v05_k1_reuse"), ("v05_plus", "spo_reuse"), ("plus_once", "v05_k1"),
+)  # fmt: skip
 LEVEL = 0.95
 
 
 def report(folder: Path):
   """Prints the tables, and writes table.md and the plots beside results.json."""
   record = json.loads((folder / "results.json").read_text())
-  rates = json.loads((folder / "rates.json").read_text())["rates"]
   parts = []
   for regime, made in REGIMES.items():
     runs = by_method(record["runs"], regime)
     if runs:
-      parts += [f"### {made.title}", main_table(runs, rates), diagnostics_table(runs)]
+      parts += [f"### {made.title}", main_table(runs), pairs_table(runs), diagnostics_table(runs), k_table(runs)]
       draw(runs, made.title, folder / f"{regime}.png")
+  times = json.loads((folder / "times.json").read_text())["seconds"]
+  parts += ["### The same seconds", time_table(by_method(record["runs"], "default"), times)]
   text = "\n\n".join(parts) + "\n"
   (folder / "table.md").write_text(text)
   print(text)
@@ -71,21 +89,31 @@ def rollouts_to(runs, level: float) -> float | None:
   return float(x[0]) if i == 0 else float(np.interp(level, y[i - 1 : i + 1], x[i - 1 : i + 1]))
 
 
-def main_table(runs, rates) -> str:
+def crossings(runs, other) -> str:
+  """The smallest and the largest number of rollouts at which a seed's run reaches the end of the other's."""
+  ends = {run["seed"]: run["end"] for run in other}
+  found = [rollouts_to([run], ends[run["seed"]]) for run in runs if run["seed"] in ends]
+  known = [x for x in found if x is not None]
+  most = "never" if len(known) < len(found) else f"{max(known):,.0f}"
+  return f"{min(known):,.0f} to {most}" if known else "never"
+
+
+def main_table(runs) -> str:
   """Success of every method, its lead over the reference with 95 % intervals, best area first."""
   reference = runs[REFERENCE]
   goal = mean_curve(reference)[1][-1]
-  head = ["method", "rate", "area", "lead in area", "end", "lead at the end", "rollouts to its end", "prompts"]
+  head = ["method", "rate", "area ± s.e.", "over GRPO, 16 ± 95 %", "end ± s.e.", "over GRPO, 16 ± 95 %",
+          "rollouts to GRPO, 16's end (seeds)", "prompts"]  # fmt: skip
   rows = []
   for name in sorted(runs, key=lambda name: -np.mean([run["area"] for run in runs[name]])):
     own = runs[name]
     spread = lambda key, own=own: f"{np.mean([r[key] for r in own]):.4f} ± {_error([r[key] for r in own]):.4f}"
     lead = lambda key, own=own: "{:+.4f} ± {:.4f}".format(*paired(own, reference, key))
-    reached = rollouts_to(own, goal)
+    reached, each = rollouts_to(own, goal), crossings(own, reference)
     rows.append([
-      METHODS[name].title, f"{rates[METHODS[name].rate_of or name]:g}", spread("area"),
+      METHODS[name].title, f"{own[0]['rate']:g}", spread("area"),
       "-" if name == REFERENCE else lead("area"), spread("end"), "-" if name == REFERENCE else lead("end"),
-      "never" if reached is None else f"{reached:,.0f}", f"{np.mean([r['prompts'] for r in own]):,.0f}",
+      "never" if reached is None else f"{reached:,.0f} ({each})", f"{np.mean([r['prompts'] for r in own]):,.0f}",
     ])  # fmt: skip
   return table(head, rows)
 
@@ -109,36 +137,81 @@ def diagnostics_table(runs) -> str:
   return table(["method", *columns, "entropy at the end", "mean k"], rows)
 
 
+def pairs_table(runs) -> str:
+  """The differences of PAIRS with 95 % intervals."""
+  rows = []
+  for name, other in PAIRS:
+    if name in runs and other in runs:
+      cells = ["{:+.4f} ± {:.4f}".format(*paired(runs[name], runs[other], key)) for key in ("area", "end")]
+      rows.append([METHODS[name].title, METHODS[other].title, *cells])
+  return table(["method", "minus", "area", "end"], rows)
+
+
+def k_table(runs) -> str:
+  """Share of the prompts with so many rollouts, of the methods that divide them by need."""
+  adaptive = {name: own for name, own in runs.items() if len(own[0]["k"]) > 1}
+  numbers = sorted({int(k) for own in adaptive.values() for run in own for k in run["k"]})
+  rows = []
+  for name, own in adaptive.items():
+    counts = np.array([sum(run["k"].get(str(k), 0) for run in own) for k in numbers], float)
+    rows.append([METHODS[name].title, *(f"{x:.1%}" if x else "-" for x in counts / counts.sum())])
+  return table(["rollouts of a prompt", *numbers], rows)
+
+
+def time_table(runs, times: dict[str, list[float]]) -> str:
+  """Seconds of a run, and the success that a method has reached when the reference has ended; the mean curve's."""
+  limit, rows = np.median(times[REFERENCE]), []
+  for name, seconds in times.items():
+    x, y, _ = mean_curve(runs[name])
+    reached = x[-1] * min(1.0, limit / np.median(seconds))
+    rows.append([METHODS[name].title, f"{np.median(seconds):.1f}", f"{min(seconds):.1f} to {max(seconds):.1f}",
+                 f"{reached:,.0f}", f"{np.interp(reached, x, y):.4f}"])  # fmt: skip
+  head = ["method", "seconds a run, median", "all", f"rollouts in {limit:.1f} s", "success by then"]
+  return table(head, rows)
+
+
 def _error(x) -> float:
   return float(np.std(x, ddof=1) / np.sqrt(len(x))) if len(x) > 1 else 0.0
 
 
+def lead_curve(runs, other) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """(rollouts, mean lead over others of the same seeds, half of its 95 % interval) at the places of `other`'s."""
+  x = mean_curve(other)[0]
+  theirs = {run["seed"]: run for run in other}
+  at = lambda run: np.interp(x, *np.array(run["curve"])[:, :2].T)
+  leads = np.stack([at(run) - at(theirs[run["seed"]]) for run in runs if run["seed"] in theirs])
+  return x, *np.array([interval(column) for column in leads.T]).T
+
+
 def draw(runs, title: str, path: Path):
-  """Success over rollouts with bands of a standard error, gradient norm, entropy, and rollouts a prompt."""
-  import matplotlib
+  """Success over rollouts, the lead over the reference with its interval, gradient norm and entropy."""
+  from matplotlib import rc_context
+  from matplotlib.figure import Figure
 
-  matplotlib.use("Agg")
-  from matplotlib import pyplot
-
-  style = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": INK,
-           "axes.grid": True, "grid.color": GRID, "axes.axisbelow": True, "legend.frameon": False}  # fmt: skip
-  shown = [name for name in SHOWN if name in runs]
-  with pyplot.rc_context(style):
-    figure, (left, *small) = pyplot.subplots(
-      1, 3, figsize=(12, 4.2), layout="constrained", gridspec_kw={"width_ratios": (2, 1, 1)}
-    )
-    for name, colour in sorted(zip(shown, COLOURS), key=lambda pair: -mean_curve(runs[pair[0]])[1][-1]):
-      x, mean, error = mean_curve(runs[name])
-      left.plot(x, mean, color=colour, marker="o", markersize=3, label=f"{METHODS[name].title}  {mean[-1]:.3f}")
-      left.fill_between(x, mean - error, mean + error, color=colour, alpha=0.15, linewidth=0)
+  style = {"font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False,
+           "axes.edgecolor": INK, "axes.grid": True, "grid.color": GRID, "axes.axisbelow": True,
+           "legend.frameon": False}  # fmt: skip
+  shown = sorted((name for name in SHOWN if name in runs), key=lambda name: -mean_curve(runs[name])[1][-1])
+  with rc_context(style):
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    success, lead, *small = figure.subplots(1, 4, gridspec_kw={"width_ratios": (1.5, 1.5, 1, 1)})
+    for name in shown:
+      line = {"color": SHOWN[name], "marker": "o", "markersize": 3}
+      x, mean, _ = mean_curve(runs[name])
+      success.plot(x, mean, label=f"{METHODS[name].title}  {mean[-1]:.3f}", **line)
+      if name != REFERENCE:
+        x, mean, half = lead_curve(runs[name], runs[REFERENCE])
+        lead.plot(x, mean, **line)
+        lead.fill_between(x, mean - half, mean + half, color=SHOWN[name], alpha=0.12, linewidth=0)
       for axes, key in zip(small, ("grad_norm_parts", "entropy_parts")):
-        parts = np.mean([run[key] for run in runs[name]], axis=0)
-        axes.plot(x[1:], parts, color=colour, marker="o", markersize=3)
-    left.set(title=f"success on held-out prompts, {title}; band: standard error", xlabel="rollouts generated")
-    left.legend(title="method, end", loc="lower right", fontsize=8, alignment="left")
-    small[0].set(title="gradient norm before clipping", xlabel="rollouts generated", yscale="log")
-    small[1].set(title="entropy, nats a token", xlabel="rollouts generated")
-    for axes in (left, *small):
+        axes.plot(x[1:], np.mean([run[key] for run in runs[name]], axis=0), **line)
+    lead.axhline(0.0, color=SHOWN[REFERENCE], linewidth=1)
+    success.set_title(f"success on held-out prompts, {title}")
+    success.legend(title="method, end", fontsize=8, alignment="left")
+    lead.set_title(f"lead over {METHODS[REFERENCE].title}, paired by seed; band: 95 % interval")
+    small[0].set_title("gradient norm before clipping")
+    small[1].set_title("entropy, nats a token")
+    for axes in (success, lead, *small):
+      axes.set_xlabel("rollouts generated")
       axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k")
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)

@@ -44,6 +44,10 @@ class Session:
       self._parts[key] = make()
     return self._parts[key]
 
+  def forget(self, name: str):
+    """Drops the parts of a name."""
+    self._parts = {key: part for key, part in self._parts.items() if key[0] != name}
+
   def run(self, config):
     """(Run, collect, evaluate), as `step.setup`, `rollouts.make` and `evaluate.make` would make them."""
     configuration.validate(config)
@@ -55,7 +59,7 @@ class Session:
                         config.data, config.seed)  # fmt: skip
     update = self.part(
       lambda: policy_gradient.make(shape, config.loss, config.optimizer, mesh, temperature=temperature,
-                                   total_updates=config.num_steps * config.loss.minibatches),
+                                   total_updates=config.num_steps * config.loss.minibatches * config.loss.epochs),
       "update", shape, config.loss, config.optimizer)  # fmt: skip
     prior = self.part(lambda: value_prior.make(config.prior, policy, mesh, longest), "prior", config.prior,
                       config.policy, config.data)  # fmt: skip
