@@ -30,11 +30,7 @@ HERE = Path(__file__).parent
 QUICK_SEEDS = (201, 202)  # none whose rollouts the shipped V0 has learned from
 TURNS = 2  # of the time stage
 STAGES = ("prepare", "tune", "main", "time", "report")
-OUT = flags.DEFINE_string("out", "runs/headline", "folder of the runs")
-POOL = flags.DEFINE_string("pool", "runs/value_model", "folder of experiments.value_model's runs")
-ONLY = flags.DEFINE_list("only", list(STAGES), "stages to do")
-QUICK = flags.DEFINE_bool("quick", False, "the small version")
-WORKERS = flags.DEFINE_integer("workers", 0, "processes; 0 = one a core")
+FLAGS = flags.FLAGS
 
 
 class Task(NamedTuple):
@@ -51,14 +47,14 @@ class Task(NamedTuple):
 
 
 def main(_):
-  out, runs = Path(OUT.value), Path(POOL.value)
-  if QUICK.value:
+  out, runs = Path(FLAGS.out), Path(FLAGS.pool)
+  if FLAGS.quick:
     return quick(out, runs)
-  if "prepare" in ONLY.value:
+  if "prepare" in FLAGS.only:
     prepare.everything(out, runs)
-  if "tune" in ONLY.value:
+  if "tune" in FLAGS.only:
     tune(out, runs)
-  if "main" in ONLY.value:
+  if "main" in FLAGS.only:
     regimes = [(regime, method, rate) for regime in methods.REGIMES for method, rate in rates(regime).items()]
     tasks = [Task("main", *one, seed) for one in regimes for seed in prepare.SEEDS]
     tasks.sort(key=lambda task: not methods.METHODS[task.method].core)
@@ -66,9 +62,9 @@ def main(_):
       play_all(tasks, out, runs)
     finally:  # what is there is a result, even where the rest is not
       write([(task, json.loads(task.file(out).read_text())) for task in tasks if is_complete(task, out, runs)])
-  if "time" in ONLY.value:
+  if "time" in FLAGS.only:
     measure_time(out, runs)
-  if "report" in ONLY.value:
+  if "report" in FLAGS.only:
     report.report(HERE)
 
 
@@ -149,8 +145,8 @@ def play_all(tasks: list[Task], out: Path, runs: Path) -> list[tuple[Task, dict]
     groups.setdefault(task[:-1], []).append(task)
   began, done = time.time(), 0
   if missing:
-    workers = WORKERS.value or os.cpu_count()
-    with concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), one_of_many) as pool:
+    fresh = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(os.cpu_count(), fresh, one_of_many) as pool:
       jobs = {pool.submit(play, group, str(out), str(runs)): group for group in groups.values()}
       for job in concurrent.futures.as_completed(jobs):
         job.result()
@@ -260,4 +256,8 @@ def _number(x) -> float | None:
 
 
 if __name__ == "__main__":
+  flags.DEFINE_string("out", "runs/headline", "folder of the runs")
+  flags.DEFINE_string("pool", "runs/value_model", "folder of experiments.value_model's runs")
+  flags.DEFINE_list("only", list(STAGES), "stages to do")
+  flags.DEFINE_bool("quick", False, "the small version")
   app.run(main)
