@@ -217,14 +217,18 @@ def paired(row: Row, first: Row, what: str) -> Difference | None:
   shared = sorted(row.by_seed.keys() & first.by_seed.keys())
   if not shared:
     return None
-  difference = np.array([row.by_seed[seed][place] - first.by_seed[seed][place] for seed in shared])
+  return interval([row.by_seed[seed][place] - first.by_seed[seed][place] for seed in shared])
+
+
+def interval(differences) -> Difference:
+  """Mean of paired differences [n] with half of its interval (t, n - 1); NaN for n = 1."""
   from scipy.special import (
     stdtrit,  # here, since training imports this module and has no use for it
   )
 
-  number = len(shared)
-  t = stdtrit(number - 1, (1 + LEVEL) / 2) if number > 1 else np.nan
-  return Difference(float(difference.mean()), float(t * standard_error(difference)), number)
+  x = np.asarray(differences, float)
+  t = stdtrit(len(x) - 1, (1 + LEVEL) / 2) if len(x) > 1 else np.nan
+  return Difference(float(x.mean()), float(t * standard_error(x)), len(x))
 
 
 def metric_curve(row: Row, name: str, axis: str, smooth: bool = True) -> Curve | None:

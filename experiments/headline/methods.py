@@ -128,12 +128,7 @@ def config(regime: str, changes: dict[str, Any], rate: float, seed: int, policy:
   c.policy.path = policy
   c.seed = c.data.seed = seed
   c.optimizer.learning_rate = rate
-  for key, value in (REGIMES[regime].changes | changes).items():
-    *sections, name = key.split(".")
-    node = c
-    for section in sections:
-      node = node[section]
-    node[name] = value
+  c.update_from_flattened_dict(REGIMES[regime].changes | changes)
   if c.prior.kind != "v0":
     c.prior.path = ""
   return c

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
 from experiments.estimator_lab.tables import table
 from experiments.headline.methods import METHODS, REGIMES
 from v05_jax.figures import GRID, INK
+from v05_jax.runs import interval, standard_error
 
 REFERENCE = "grpo16"  # the paper's baseline: leads are over it, and rollouts to its end
 # In the plots, with their colours.
@@ -29,7 +29,6 @@ PAIRS = (
   ("v05_plus", "plus_clip"), ("v05_plus", "plus_once"), ("v05_plus", "v05_reuse"), ("v05_plus", "rloo4_reuse"),
   ("v05_plus", "grpo16_reuse"), ("v05_plus", "v05_k1_reuse"), ("v05_plus", "spo_reuse"), ("plus_once", "v05_k1"),
 )  # fmt: skip
-LEVEL = 0.95
 
 
 def report(folder: Path):
@@ -57,26 +56,17 @@ def by_method(lines: list[dict], regime: str) -> dict[str, list[dict]]:
   return {name: runs for name, runs in found.items() if runs}
 
 
-def interval(differences) -> tuple[float, float]:
-  """(mean, half of the 95 % interval) of paired differences [n], by Student's t with n - 1 degrees of freedom."""
-  x = np.asarray(differences, float)
-  if len(x) < 2:
-    return float(x.mean()), float("nan")
-  half = stats.t.ppf((1 + LEVEL) / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
-  return float(x.mean()), float(half)
-
-
 def paired(runs, other, name: str) -> tuple[float, float]:
-  """`interval` of runs' `name` minus that of others with the same seeds."""
+  """(mean, half of the 95 % interval) of runs' `name` minus that of others with the same seeds."""
   theirs = {run["seed"]: run[name] for run in other}
-  return interval([run[name] - theirs[run["seed"]] for run in runs if run["seed"] in theirs])
+  return interval([run[name] - theirs[run["seed"]] for run in runs if run["seed"] in theirs])[:2]
 
 
 def mean_curve(runs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """(rollouts, mean success, standard error over seeds) at the places of the first run."""
   x = np.linspace(0, runs[0]["curve"][-1][0], len(runs[0]["curve"]))
   y = np.stack([np.interp(x, *np.array(run["curve"])[:, :2].T) for run in runs])
-  return x, y.mean(0), y.std(0, ddof=1) / np.sqrt(len(y)) if len(y) > 1 else np.zeros(len(x))
+  return x, y.mean(0), standard_error(y)
 
 
 def rollouts_to(runs, level: float) -> float | None:
@@ -104,10 +94,10 @@ def main_table(runs) -> str:
   goal = mean_curve(reference)[1][-1]
   head = ["method", "rate", "area ± s.e.", "over GRPO, 16 ± 95 %", "end ± s.e.", "over GRPO, 16 ± 95 %",
           "rollouts to GRPO, 16's end (seeds)", "prompts"]  # fmt: skip
-  rows = []
+  rows, of = [], lambda own, key: np.array([run[key] for run in own])
   for name in sorted(runs, key=lambda name: -np.mean([run["area"] for run in runs[name]])):
     own = runs[name]
-    spread = lambda key, own=own: f"{np.mean([r[key] for r in own]):.4f} ± {_error([r[key] for r in own]):.4f}"
+    spread = lambda key, own=own: f"{np.mean(of(own, key)):.4f} ± {standard_error(of(own, key)):.4f}"
     lead = lambda key, own=own: "{:+.4f} ± {:.4f}".format(*paired(own, reference, key))
     reached, each = rollouts_to(own, goal), crossings(own, reference)
     rows.append([
@@ -170,17 +160,13 @@ def time_table(runs, times: dict[str, list[float]]) -> str:
   return table(head, rows)
 
 
-def _error(x) -> float:
-  return float(np.std(x, ddof=1) / np.sqrt(len(x))) if len(x) > 1 else 0.0
-
-
 def lead_curve(runs, other) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """(rollouts, mean lead over others of the same seeds, half of its 95 % interval) at the places of `other`'s."""
   x = mean_curve(other)[0]
   theirs = {run["seed"]: run for run in other}
   at = lambda run: np.interp(x, *np.array(run["curve"])[:, :2].T)
   leads = np.stack([at(run) - at(theirs[run["seed"]]) for run in runs if run["seed"] in theirs])
-  return x, *np.array([interval(column) for column in leads.T]).T
+  return x, *np.array([interval(column)[:2] for column in leads.T]).T
 
 
 def draw(runs, title: str, path: Path):
