@@ -55,6 +55,7 @@ test-pod: $(STAMP)
 
 lint: $(STAMP)
 	"$(RUN)" -m ruff check .
+	"$(RUN)" -m ruff format --check .
 
 notebooks: $(STAMP)
 	"$(RUN)" -m notebooks.execute

@@ -36,7 +36,14 @@ setup(
     "transformers>=5.0",
   ],
   extras_require={
-    "test": ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.14", *NOTEBOOKS, *PARQUET],
+    "test": [
+      "pytest>=8",
+      "pytest-timeout>=2.3",
+      "pytest-xdist>=3.6",
+      "ruff>=0.14",
+      *NOTEBOOKS,
+      *PARQUET,
+    ],
     "plots": PLOTS,  # summary.png at the end of a run, and the experiments' figures
     "parquet": PARQUET,  # prompts from .parquet files
     "benchmarks": BENCHMARKS,  # public problem sets from the Hugging Face hub

@@ -1,11 +1,13 @@
-"""DAPO (arXiv 2503.14476) with groups of 16 in the setting of configs/v05_qwen3_4b.py, from which only the method
-differs: clip-higher, token aggregation, dynamic sampling and the overlong penalty. Discarded rollouts count as
-generated.
+r"""DAPO (arXiv 2503.14476) with groups of 16 in the setting of configs/v05_qwen3_4b.py, from which
+only the method differs: clip-higher, token aggregation, dynamic sampling and the overlong penalty.
+Discarded rollouts count as generated.
 
     python -m v05_jax.main --mode=compile --config=configs/dapo_qwen3_4b.py --topology=v5e:4x8
-    python -m v05_jax.main --config=configs/dapo_qwen3_4b.py --workdir=gs://BUCKET/dapo --distributed
+    python -m v05_jax.main --config=configs/dapo_qwen3_4b.py \
+      --workdir=gs://BUCKET/dapo --distributed
 
-Hardware and memory are those of configs/v05_qwen3_4b.py without its prior: the programs are the same. It has not run.
+Hardware and memory are those of configs/v05_qwen3_4b.py without its prior: the programs are the
+same. It has not run.
 """
 
 from configs import v05_qwen3_4b

@@ -1,4 +1,5 @@
-"""Every key of a run, once, with its unit. A run's own file starts from here and changes what it must.
+"""Every key of a run, once, with its unit. A run's own file starts from here and changes what it
+must.
 
     python -m v05_jax.main --config=configs/v05.py --workdir=runs/v05 --config.seed=1
 """
@@ -10,36 +11,45 @@ def get_config() -> ConfigDict:
   c = ConfigDict()
   c.seed = 0
   c.num_steps = 64  # training steps
-  c.rollouts_per_step = 256  # rollouts a step on average; rounded to whole prompts and equal minibatches
+  # rollouts a step on average; rounded to whole prompts and equal minibatches
+  c.rollouts_per_step = 256
 
-  c.collect = False  # write every step's (prompt, score) pairs to WORKDIR/pairs, which --mode=value learns from
+  # write every step's (prompt, score) pairs to WORKDIR/pairs, which --mode=value learns from
+  c.collect = False
 
   c.policy = policy = ConfigDict()
-  policy.path = "builtin"  # Hugging Face directory; "builtin" = the warm-started policy of the built-in tasks
-  policy.preset = ""  # a name of models/presets.py: random weights instead of `path` (tokenizer still from `path`)
+  # Hugging Face directory; "builtin" = the warm-started policy of the built-in tasks
+  policy.path = "builtin"
+  # a name of models/presets.py: random weights instead of `path` (tokenizer still from `path`)
+  policy.preset = ""
   policy.dtype = "float32"  # compute dtype: float32 | bfloat16; parameters are stored in float32
-  # What a layer's backward pass computes again: nothing | all | all but attention (flash on a TPU) | all but products
-  # with weights.
+  # What a layer's backward pass computes again: nothing | all | all but attention (flash on a TPU)
+  # | all but products with weights.
   policy.remat = "none"  # none | full | attention | dots
-  # Attention of the update; flash = the backend's kernel, without scores [T, T]: no loss.share_prompts then
+  # Attention of the update; flash = the backend's kernel, without scores [T, T]: no
+  # loss.share_prompts then
   policy.attention = "plain"  # plain | flash
-  # Train low-rank adapters (LoRA, arXiv 2106.09685) beside frozen matrices, which are then kept in the compute dtype.
+  # Train low-rank adapters (LoRA, arXiv 2106.09685) beside frozen matrices, which are then kept in
+  # the compute dtype.
   policy.lora_rank = 0  # of the adapters; 0 = off: every parameter is trained
   policy.lora_alpha = 32.0  # an adapter's product is multiplied by lora_alpha / lora_rank
-  policy.lora_targets = ("q", "k", "v", "o", "gate", "up", "down")  # matrices of a layer that have one
+  # matrices of a layer that have one
+  policy.lora_targets = ("q", "k", "v", "o", "gate", "up", "down")
 
   c.data = data = ConfigDict()
-  # "tasks" = the built-in task families, else a .jsonl or .parquet file, or a benchmark's name (benchmarks.py), or
-  # several with commas between
+  # "tasks" = the built-in task families, else a .jsonl or .parquet file, or a benchmark's name
+  # (benchmarks.py), or several with commas between
   data.path = "tasks"
-  data.folder = "benchmarks"  # where NAME.jsonl or NAME.parquet of a benchmark is looked for before the hub is asked
+  # where NAME.jsonl or NAME.parquet of a benchmark is looked for before the hub is asked
+  data.folder = "benchmarks"
   data.split = "train"  # of the built-in tasks: train | validation | heldout
   data.size = 16384  # prompts drawn from the built-in tasks
   data.families = ("add", "sub", "mod", "sort", "lin", "chain")  # of the built-in tasks
   data.prompt_key = ""  # field of the prompt in a file; "" = detect: prompt, question, problem
-  data.answer_key = ""  # field of the answer in a file; "" = detect: answer, final_answer, solution, DAPO-Math's
-  # Wrapped around every prompt of a file or benchmark; "" = {prompt} alone for a file, and for a benchmark the
-  # instruction to put the answer in a box (benchmarks.TEMPLATE).
+  # field of the answer in a file; "" = detect: answer, final_answer, solution, DAPO-Math's
+  data.answer_key = ""
+  # Wrapped around every prompt of a file or benchmark; "" = {prompt} alone for a file, and for a
+  # benchmark the instruction to put the answer in a box (benchmarks.TEMPLATE).
   data.template = ""
   data.chat_template = True  # use the tokenizer's chat template, where it has one
   data.seed = 0  # of the built-in tasks' draw (the order of the data follows the run's seed)
@@ -50,33 +60,43 @@ def get_config() -> ConfigDict:
   rewards.high = 1.0  # and for success: mapped to 1
   rewards.workers = 2  # verifier processes; the built-in tasks' own verifier runs in the loop
   rewards.timeout = 10.0  # seconds a verdict may take
-  rewards.overlong_buffer = 0  # tokens before the limit over which a penalty falls from 0 to -1 (DAPO); 0 = off
+  # tokens before the limit over which a penalty falls from 0 to -1 (DAPO); 0 = off
+  rewards.overlong_buffer = 0
 
   c.prior = prior = ConfigDict()
   prior.kind = "neighbours"  # none | constant | neighbours | v0
-  prior.path = ""  # V0 directory (v0): of value_prior.convert or --mode=value; "builtin" = that of the built-in tasks
+  # V0 directory (v0): of value_prior.convert or --mode=value; "builtin" = that of the built-in
+  # tasks
+  prior.path = ""
   prior.context = 256  # (prompt, success) pairs kept
   prior.min_support = 32  # pairs before the prior speaks; until then the group mean serves
   prior.bandwidth = 0.25  # of the kernel, as a share of the context's typical distance (neighbours)
-  prior.history = False  # fuse a prompt's own earlier outcomes into its prior: for data seen more than once
-  prior.half_life = 16.0  # training steps in which a prompt's earlier outcomes lose half of their weight
+  # fuse a prompt's own earlier outcomes into its prior: for data seen more than once
+  prior.history = False
+  # training steps in which a prompt's earlier outcomes lose half of their weight
+  prior.half_life = 16.0
   prior.recalibrate = False  # fit V to the context's outcomes by an affine map
-  # Steps in a row that V must be worse than the context's mean before that takes its place (and better before it
-  # returns); 0 = never.
+  # Steps in a row that V must be worse than the context's mean before that takes its place (and
+  # better before it returns); 0 = never.
   prior.fallback = 8
 
   c.selection = selection = ConfigDict()  # of prompts by their prior, before any rollout
-  selection.pool = 1  # prompts looked at for each one taken; 1 = off. Metrics are of the prompts taken
-  selection.weighted = True  # weigh a prompt by 1 / its chance: the gradient's expectation is that of all prompts
+  # prompts looked at for each one taken; 1 = off. Metrics are of the prompts taken
+  selection.pool = 1
+  # weigh a prompt by 1 / its chance: the gradient's expectation is that of all prompts
+  selection.weighted = True
 
   c.sampler = sampler = ConfigDict()
   sampler.slots = 256  # rollouts decoded at once, over all devices
   sampler.chunk = 8  # decode steps between two looks of the host
   sampler.open_prompts = 128  # prompts whose prefix is kept on the device at once, over all devices
   sampler.prefill = 64  # prompts prefilled by one call, over all devices
-  sampler.share = 4  # rollouts of a prompt decoded at once, which read its keys and values once for all
-  sampler.slot_sizes = 1  # sizes of the cache: all, a half, a quarter ... of the slots, for when few rollouts are left
-  sampler.column_sizes = 1  # and equal parts of the columns, for while no response is long (a program each)
+  # rollouts of a prompt decoded at once, which read its keys and values once for all
+  sampler.share = 4
+  # sizes of the cache: all, a half, a quarter ... of the slots, for when few rollouts are left
+  sampler.slot_sizes = 1
+  # and equal parts of the columns, for while no response is long (a program each)
+  sampler.column_sizes = 1
   sampler.max_prompt = 16  # tokens
   sampler.max_response = 8  # tokens, EOS included
   sampler.temperature = 1.0
@@ -91,34 +111,44 @@ def get_config() -> ConfigDict:
   budget.k_mean = 4.0  # rollouts of a prompt on average, which the rules neyman and value divide
   budget.cost = 1 / 256  # a further rollout must lower the estimated MSE by more than this
   budget.block = 1  # rollouts issued at once by the sequential rule
-  budget.max_resample = 0  # times that groups without signal are replaced by further prompts (DAPO); 0 = off
+  # times that groups without signal are replaced by further prompts (DAPO); 0 = off
+  budget.max_resample = 0
 
   # The advantage's baseline (`shrinkage.advantage` has the equations), of one of these kinds:
-  # v05 | v05_loo | ewa | beta_shrink | batch_shrink | james_stein | spo | grpo | dr_grpo | rloo | value
+  # v05 | v05_loo | ewa | beta_shrink | batch_shrink | james_stein | spo | grpo | dr_grpo | rloo |
+  # value
   c.baseline = "v05"
-  c.ewa_update = "after"  # after | before: when EWA-Beta learns from a step's rollouts; after keeps them unseen
+  # after | before: when EWA-Beta learns from a step's rollouts; after keeps them unseen
+  c.ewa_update = "after"
 
   c.loss = loss = ConfigDict()
   loss.clip_low = 0.2
   loss.clip_high = 0.2
-  loss.clip_dual = 0.0  # lower bound of the surrogate at c * advantage for negative advantages; 0 = off
+  # lower bound of the surrogate at c * advantage for negative advantages; 0 = off
+  loss.clip_dual = 0.0
   loss.kl_coef = 0.0  # KL to the frozen first policy
   loss.entropy_coef = 0.0
-  loss.aggregate = "prompt"  # token | rollout | prompt | constant: what every member of it weighs equally
+  # token | rollout | prompt | constant: what every member of it weighs equally
+  loss.aggregate = "prompt"
   loss.minibatches = 2  # updates an epoch: the prompts are split among them
   loss.epochs = 1  # passes over a step's rollouts
-  # Whose log-probs of the parameters that sampled the ratio is taken to: those of the sampler, or of one more
-  # forward pass before the step's first update, for a sampler whose numerics differ (see loss/logprob_gap).
+  # Whose log-probs of the parameters that sampled the ratio is taken to: those of the sampler, or
+  # of one more forward pass before the step's first update, for a sampler whose numerics differ
+  # (see loss/logprob_gap).
   loss.old_logprob = "sampler"  # sampler | recompute
-  loss.micro_rows = 64  # packed rows a device handles at once; 1,000 to 1,500 tokens are fastest on a CPU
+  # packed rows a device handles at once; 1,000 to 1,500 tokens are fastest on a CPU
+  loss.micro_rows = 64
   loss.row_length = 0  # tokens of a packed row; 0 = the longest rollout possible
-  # Whether rollouts in one row share their prompt's tokens. Pays where a row has room for several of a prompt.
+  # Whether rollouts in one row share their prompt's tokens. Pays where a row has room for several
+  # of a prompt.
   loss.share_prompts = True
   loss.vocab_chunk = 1024  # tokens whose logits exist at once
-  loss.max_skipped = 5  # updates in a row skipped for a non-finite loss or gradient before the run stops
+  # updates in a row skipped for a non-finite loss or gradient before the run stops
+  loss.max_skipped = 5
 
   c.optimizer = optimizer = ConfigDict()
-  optimizer.learning_rate = 1.2e-3  # of the built-in tasks' small policy; a language model wants about 1e-6
+  # of the built-in tasks' small policy; a language model wants about 1e-6
+  optimizer.learning_rate = 1.2e-3
   optimizer.schedule = "constant"  # constant | cosine | linear, after the warm-up
   optimizer.warmup_steps = 0  # updates
   optimizer.b1 = 0.9
@@ -134,9 +164,11 @@ def get_config() -> ConfigDict:
   sft.warmup_steps = 30
 
   c.value = value = ConfigDict()  # --mode=value trains a V0
-  value.data = ""  # folders of pairs with commas between, see `collect`; "synthetic" = drawn tasks, for a head alone
+  # folders of pairs with commas between, see `collect`; "synthetic" = drawn tasks, for a head alone
+  value.data = ""
   value.heldout = ""  # folders of pairs to evaluate on, every eval.period steps
-  value.start = ""  # V0 to begin from; "" = a new adapter on the policy, which stays frozen, and a new head
+  # V0 to begin from; "" = a new adapter on the policy, which stays frozen, and a new head
+  value.start = ""
   value.head = ""  # V0 whose head is taken instead
   value.train = "both"  # adapter | head | both
   value.steps = 1000  # updates
@@ -145,7 +177,8 @@ def get_config() -> ConfigDict:
   value.pairs = 32  # a success and a failure each to judge in a context
   value.window = 1  # training steps of the policy that share a context
   value.pair_weight = 0.25  # of the ranking loss; the rest is soft cross-entropy
-  value.natural = True  # weigh the queries of a task so that successes have their context's own share
+  # weigh the queries of a task so that successes have their context's own share
+  value.natural = True
   value.learning_rate = 1e-3  # peak, cosine to zero
   value.warmup = 0.05  # share of the steps
   value.weight_decay = 0.01
@@ -167,15 +200,16 @@ def get_config() -> ConfigDict:
   evaluate.path = "tasks"  # as data.path
   evaluate.split = "heldout"  # as data.split
   evaluate.size = 512  # prompts, of each file or benchmark at most
-  evaluate.samples = 0  # rollouts a prompt; 0 = exact success only (built-in tasks); papers on mathematics take 16
+  # rollouts a prompt; 0 = exact success only (built-in tasks); papers on mathematics take 16
+  evaluate.samples = 0
   evaluate.temperature = 1.0
 
   c.checkpoint = checkpoint = ConfigDict()
   checkpoint.period = 16  # steps between checkpoints; 0 = after the last step only
   checkpoint.keep = 2  # newest checkpoints kept
 
-  # Devices that a CPU is split into, where it is the backend; 0 = one a core, which is faster from some million
-  # parameters on (experiments/throughput).
+  # Devices that a CPU is split into, where it is the backend; 0 = one a core, which is faster from
+  # some million parameters on (experiments/throughput).
   c.cpu_devices = 1
   c.mesh = mesh = ConfigDict()
   mesh.data = -1  # devices along each axis; -1 = all that are left

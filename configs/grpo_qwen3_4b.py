@@ -1,10 +1,12 @@
-"""GRPO (arXiv 2402.03300) with groups of 16 in the setting of configs/v05_qwen3_4b.py, from which only the method
-differs: what V0.5 is compared with at equal rollouts.
+r"""GRPO (arXiv 2402.03300) with groups of 16 in the setting of configs/v05_qwen3_4b.py, from which
+only the method differs: what V0.5 is compared with at equal rollouts.
 
     python -m v05_jax.main --mode=compile --config=configs/grpo_qwen3_4b.py --topology=v5e:4x8
-    python -m v05_jax.main --config=configs/grpo_qwen3_4b.py --workdir=gs://BUCKET/grpo --distributed
+    python -m v05_jax.main --config=configs/grpo_qwen3_4b.py \
+      --workdir=gs://BUCKET/grpo --distributed
 
-Hardware and memory are those of configs/v05_qwen3_4b.py without its prior: the programs are the same. It has not run.
+Hardware and memory are those of configs/v05_qwen3_4b.py without its prior: the programs are the
+same. It has not run.
 """
 
 from configs import v05_qwen3_4b

@@ -2,8 +2,8 @@
 
     python -m v05_jax.main --config=configs/rloo.py --workdir=runs/rloo
 
-On 2 CPU cores 15 s (8 s of steps); success on 512 held-out prompts from .433 to .679 after 16,384 rollouts, chain left
-out (eval.samples = 0); one seed.
+On 2 CPU cores 15 s (8 s of steps); success on 512 held-out prompts from .433 to .679 after 16,384
+rollouts, chain left out (eval.samples = 0); one seed.
 """
 
 from configs import default

@@ -1,11 +1,13 @@
-"""V0.5 with the paper's adaptive budget on the built-in tasks: 4 to 16 rollouts a prompt, c = 1/256.
+"""V0.5 with the paper's adaptive budget on the built-in tasks: 4 to 16 rollouts a prompt, c =
+1/256.
 
     python -m v05_jax.main --config=configs/v05.py --workdir=runs/v05
 
-Blocks of 2 rollouts, where the paper's rule adds one at a time: half of the sampler calls, and up to one rollout more
-than the rule would take. On 2 CPU cores 36 s (22 s of steps); success on 512 held-out prompts from .433 to .655 after
-15,208 rollouts (6.0 a prompt), chain left out (eval.samples = 0); one seed. At equal rollouts that is above
-configs/grpo.py and below configs/rloo.py (.668): the rollouts that the rule adds cost prompts.
+Blocks of 2 rollouts, where the paper's rule adds one at a time: half of the sampler calls, and up
+to one rollout more than the rule would take. On 2 CPU cores 36 s (22 s of steps); success on 512
+held-out prompts from .433 to .655 after 15,208 rollouts (6.0 a prompt), chain left out
+(eval.samples = 0); one seed. At equal rollouts that is above configs/grpo.py and below
+configs/rloo.py (.668): the rollouts that the rule adds cost prompts.
 """
 
 from configs import default

@@ -1,9 +1,12 @@
-"""The value model of the built-in tasks: a V0 on the frozen warm start, trained on other policies' rollouts.
+r"""The value model of the built-in tasks: a V0 on the frozen warm start, trained on other policies'
+rollouts.
 
-    python -m v05_jax.main --mode=value --config=configs/value.py --workdir=runs/value --config.value.data=FOLDER,FOLDER
+    python -m v05_jax.main --mode=value --config=configs/value.py --workdir=runs/value \
+      --config.value.data=FOLDER,FOLDER
 
-FOLDERs are WORKDIR/pairs of runs with --config.collect=True. experiments/value_model makes the policies, the pairs and
-the model that v05_jax/tasks/value_model holds, by one command, and has its figures.
+FOLDERs are WORKDIR/pairs of runs with --config.collect=True. experiments/value_model makes
+the policies, the pairs and the model that v05_jax/tasks/value_model holds, by one
+command, and has its figures.
 """
 
 from configs import default
@@ -13,8 +16,20 @@ def get_config():
   c = default.get_config()
   c.eval.period = 250
   c.checkpoint.period = 250
-  c.value.update({
-    "steps": 2000, "tasks": 8, "pairs": 64, "window": 4, "learning_rate": 2e-3,
-    "queries": 8, "width": 16, "heads": 4, "bottleneck": 32, "layers": 4, "embed": 64, "group": 129,
-  })  # fmt: skip
+  c.value.update(
+    {
+      "steps": 2000,
+      "tasks": 8,
+      "pairs": 64,
+      "window": 4,
+      "learning_rate": 2e-3,
+      "queries": 8,
+      "width": 16,
+      "heads": 4,
+      "bottleneck": 32,
+      "layers": 4,
+      "embed": 64,
+      "group": 129,
+    }
+  )
   return c

@@ -3,9 +3,10 @@
     python -m v05_jax.main --mode=sft --config=configs/warm_start.py --workdir=runs/warm_start
 
 Two CPU cores: 5 minutes (4 of CPU time; half as much again without the memory settings that
-experiments/warm_start/README.md names). Exact success .434 on 1,536 validation prompts, which served for
-every choice, and .429 on as many held-out ones (without chain, whose success is not exact; sampled, with
-chain: .429, greedy: .697). 4,800 further steps gain 1.2 points: it is at its plateau.
+experiments/warm_start/README.md names). Exact success .434 on 1,536 validation prompts, which
+served for every choice, and .429 on as many held-out ones (without chain, whose success is not
+exact; sampled, with chain: .429, greedy: .697). 4,800 further steps gain 1.2 points: it is at its
+plateau.
 
 Its result, runs/warm_start/hf, is what v05_jax/tasks/warm_start holds.
 """

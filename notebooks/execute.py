@@ -3,8 +3,9 @@
     python -m notebooks.execute                     all of them, in place; needs ".[notebooks]"
     python -m notebooks.execute estimator_tour      by name
 
-What a notebook shows comes from the code that stands in it: its metadata hold a digest of the code cells that were
-run, which a test compares with those of the file. Change a cell, and the notebook is to be run again.
+What a notebook shows comes from the code that stands in it: its metadata hold a digest of the code
+cells that were run, which a test compares with those of the file. Change a cell, and the notebook
+is to be run again.
 """
 
 import ast
@@ -68,7 +69,8 @@ def parameters(notebook):
 
 
 def fill(notebook, values: dict[str, Any]):
-  """A copy with other values in its parameters cell. Raises ValueError for a name that is not assigned there."""
+  """A copy with other values in its parameters cell. Raises ValueError for a name that is not
+  assigned there."""
   notebook = copy.deepcopy(notebook)
   cell, values = parameters(notebook), dict(values)
   lines = cell.source.split("\n")
@@ -85,18 +87,27 @@ def fill(notebook, values: dict[str, Any]):
 
 
 def execute(notebook, folder, environment: dict[str, str] | None = None):
-  """A copy with the outputs of a run in `folder`, by this interpreter and the package of this checkout.
+  """A copy with the outputs of a run in `folder`, by this interpreter and the package of this
+  checkout.
 
-  environment: variables of the kernel beside those of this process. Raises nbclient's CellExecutionError where a cell
-  fails.
+  environment: variables of the kernel beside those of this process. Raises nbclient's
+  CellExecutionError where a cell fails.
   """
   notebook = copy.deepcopy(notebook)
   # Sockets' names are short, so the kernel's have a folder of their own.
   with tempfile.TemporaryDirectory(prefix="kernel-") as own:
     settings = Config()
-    settings.ConnectionFileMixin.update({"transport": "ipc", "connection_file": f"{own}/kernel.json"})
-    client = NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", record_timing=False, config=settings,
-                            resources={"metadata": {"path": str(folder)}})  # fmt: skip
+    settings.ConnectionFileMixin.update(
+      {"transport": "ipc", "connection_file": f"{own}/kernel.json"}
+    )
+    client = NotebookClient(
+      notebook,
+      timeout=TIMEOUT,
+      kernel_name="python3",
+      record_timing=False,
+      config=settings,
+      resources={"metadata": {"path": str(folder)}},
+    )
     variables = {"IPYTHONDIR": own, "PYTHONPATH": str(FOLDER.parent)} | QUIET
     client.execute(env={**os.environ, **variables, **(environment or {})})
   notebook.metadata["executed"] = {"sha256": digest(notebook)}
@@ -110,7 +121,8 @@ def pictures(notebook) -> list:
 
 
 def shrink(notebook):
-  """Keeps 128 colours of each picture, spread over all that it has: 1/3 of the size, as every run leaves its own."""
+  """Keeps 128 colours of each picture, spread over all that it has: 1/3 of the size, as every run
+  leaves its own."""
   for data in pictures(notebook):
     picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB")
     file = io.BytesIO()

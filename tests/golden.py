@@ -1,10 +1,11 @@
 """The golden lines: four steps of six configs at small sizes, every metric but the times.
 
-    python -m tests.golden                # compares, prints the first field that differs of each config
-    python -m tests.golden --write        # after a change that is meant: writes tests/data/golden anew
+    python -m tests.golden          # compares, prints the fields that differ
+    python -m tests.golden --write  # after a change that is meant: writes them anew
 
-They are kept bit for bit on one machine. A commit that changes a line says why in its message. Another processor, or
-another release of jax, rounds in another way: there a line may differ by a small tolerance.
+They are kept bit for bit on one machine. A commit that changes a line says why in its message.
+Another processor, or another release of jax, rounds in another way: there a line may differ by a
+small tolerance.
 """
 
 import hashlib
@@ -19,10 +20,17 @@ import tempfile
 FOLDER = Path(__file__).parent / "data" / "golden"
 NAMES = ("v05", "grpo", "dapo", "ewa", "v05_plus", "spo")
 SMALL = {
-  "num_steps": 4, "rollouts_per_step": 128, "eval.period": 2, "eval.size": 64, "eval.samples": 0,
-  "checkpoint.period": 0, "sampler.slots": 64, "sampler.open_prompts": 32, "sampler.prefill": 32,
+  "num_steps": 4,
+  "rollouts_per_step": 128,
+  "eval.period": 2,
+  "eval.size": 64,
+  "eval.samples": 0,
+  "checkpoint.period": 0,
+  "sampler.slots": 64,
+  "sampler.open_prompts": 32,
+  "sampler.prefill": 32,
   "loss.micro_rows": 16,
-}  # fmt: skip
+}
 
 
 def config(name: str):
@@ -41,12 +49,14 @@ def lines(name: str, folder) -> list[dict]:
 
   train(config(name), folder)
   return [
-    {key: value for key, value in line.items() if not key.startswith("time/")} for line in metrics.read(folder)
+    {key: value for key, value in line.items() if not key.startswith("time/")}
+    for line in metrics.read(folder)
   ]
 
 
 def machine() -> dict[str, str]:
-  """What the bits of a float depend on: the processor, jax, and what a small program makes of some numbers."""
+  """What the bits of a float depend on: the processor, jax, and what a small program makes of some
+  numbers."""
   import jax
   import jax.numpy as jnp
   import numpy as np
@@ -67,19 +77,26 @@ def stored(name: str) -> list[dict]:
 
 def differences(found: list[dict], expected: list[dict], tolerance: float) -> list[str]:
   """Every field that differs by more than the relative and absolute `tolerance`; 0 = at all."""
-  problems = [] if len(found) == len(expected) else [f"{len(found)} lines, expected {len(expected)}"]
+  problems = (
+    [] if len(found) == len(expected) else [f"{len(found)} lines, expected {len(expected)}"]
+  )
   for a, b in zip(found, expected):
     for key in sorted(a.keys() | b.keys()):
       x, y = a.get(key, "nothing"), b.get(key, "nothing")
       numbers = all(isinstance(v, (int, float)) for v in (x, y))
-      same = math.isclose(x, y, rel_tol=tolerance, abs_tol=tolerance) if numbers and tolerance else x == y
+      same = (
+        math.isclose(x, y, rel_tol=tolerance, abs_tol=tolerance)
+        if numbers and tolerance
+        else x == y
+      )
       if not same:
         problems.append(f"step {b.get('step')}, {key}: found {x}, expected {y}")
   return problems
 
 
 def main(write: bool) -> dict[str, list[str]]:
-  """-> name of a config -> its differences, with those of another machine only where they are not rounding."""
+  """-> name of a config -> its differences, with those of another machine only where they are not
+  rounding."""
   place = FOLDER / "machine.json"
   if write:
     FOLDER.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """What is true of every estimator and budget, by exact enumeration where there is chance.
 
-Each `check_*` takes the two modules, so that it can be shown to fail on a module with a mistake in it.
+Each `check_*` takes the two modules, so that it can be shown to fail on a module with a mistake in
+it.
 """
 
 import functools
@@ -12,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import betaln, expit
 
-# Kinds of advantage that leave the rollout itself out: at a fixed k the policy gradient is unbiased.
+# Kinds of advantage that leave the rollout itself out: at a fixed k the policy gradient is
+# unbiased.
 UNBIASED = ("v05_loo", "ewa", "beta_shrink", "batch_shrink", "james_stein", "rloo", "value")
 COST = 1 / 256
 
-# A batch whose every outcome is enumerated: three prompts with 3, 2 and 3 rollouts, in slots with a hole.
+# A batch whose every outcome is enumerated: three prompts with 3, 2 and 3 rollouts, in slots with a
+# hole.
 MU = np.array([0.4, -0.7, 0.1])
 MASK = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]], bool)
 SIZE = MASK.sum(1)
@@ -35,23 +38,29 @@ def outcomes():
 def taught(shrinkage):
   """A state of EWA that believes its moments and prefers some experts."""
   moments = np.array([11.0, 3.0, 7.0, 1.3, 5.3, 11.0, 0.35, 2.0])
-  return shrinkage.EWA(moments, np.linspace(20.0, 50.0, 30)[np.random.default_rng(0).permutation(30)])
+  return shrinkage.EWA(
+    moments, np.linspace(20.0, 50.0, 30)[np.random.default_rng(0).permutation(30)]
+  )
 
 
 def enumerated(of, value, *arrays):
-  """`of` (value, *one outcome's arrays) over all rows of the priors and all outcomes, [priors, outcomes, ...]."""
+  """`of` (value, *one outcome's arrays) over all rows of the priors and all outcomes, [priors,
+  outcomes, ...]."""
   with jax.enable_x64(True):
     each = jax.vmap(jax.vmap(of, (None, *[0] * len(arrays))), (0, *[None] * len(arrays)))
     return jax.tree.map(np.asarray, jax.jit(each)(*map(jnp.asarray, (value, *arrays))))
 
 
 def gradient_bias(shrinkage, kind, value):
-  """E[sum_i A_i dlog p_i / d theta] - k d mu / d theta, [priors, 3]; each prompt's policy has one logit theta."""
+  """E[sum_i A_i dlog p_i / d theta] - k d mu / d theta, [priors, 3]; each prompt's policy has one
+  logit theta."""
   reward, _, probability = outcomes()
   success = (1 + MU[:, None]) / 2
   score = np.where(reward > 0, 1 - success, -success) * MASK
   state = taught(shrinkage)
-  advantage = enumerated(lambda v, r: shrinkage.advantage(kind, r, MASK, v, 0.0, state, HISTORY)[0], value, reward)
+  advantage = enumerated(
+    lambda v, r: shrinkage.advantage(kind, r, MASK, v, 0.0, state, HISTORY)[0], value, reward
+  )
   return probability @ np.sum(advantage * score, -1) - SIZE * (1 - MU**2) / 2
 
 
@@ -71,7 +80,11 @@ def check_the_scoreboard_is_the_noise_plus_the_error(shrinkage, budget, estimato
     fits = {}
     if estimator in ("beta_shrink", "batch_shrink", "james_stein"):
       scale = float(estimator == "beta_shrink")
-      fits = {"beta_shrink" if scale else "batch_shrink": shrinkage.beta_fit(value, s, SIZE, scale, leave_out=True)}
+      fits = {
+        "beta_shrink" if scale else "batch_shrink": shrinkage.beta_fit(
+          value, s, SIZE, scale, leave_out=True
+        )
+      }
     baseline = shrinkage.baseline(estimator, value, shorter, SIZE - 1, fits, state, HISTORY)
     return shrinkage.sq_loo(estimator, reward, MASK, value, state, HISTORY), baseline
 
@@ -120,7 +133,11 @@ def check_an_infinite_prior_is_none(shrinkage, budget):
 def check_full_and_leave_one_out_are_proportional(shrinkage, budget):
   """BetaShrink at fixed n0: A_full = (n0 + k - 1) / (n0 + k) A_loo, for real-valued rewards too."""
   reward = np.array([[1.0, -1, 0.2, 0.7, -1], [1, 1, 1, 1, 1]])
-  k, s, value = reward.shape[1], np.sum((reward + 1) / 2, 1, keepdims=True), np.array([[-0.3], [0.8]])
+  k, s, value = (
+    reward.shape[1],
+    np.sum((reward + 1) / 2, 1, keepdims=True),
+    np.array([[-0.3], [0.8]]),
+  )
   with jax.enable_x64(True):
     for n0 in (0.3, 4.0, 77.0):
       fit = shrinkage.Fit(n0, 0.1, 0.0, 0.0, 0.0)
@@ -136,10 +153,13 @@ def binomial(k, mu):
 
 
 def of_one_prompt(shrinkage, value, s, k):
-  """EWA's state after one prompt, from zeros, in float64. The second prompt has no rollouts: one shape for all."""
+  """EWA's state after one prompt, from zeros, in float64. The second prompt has no rollouts: one
+  shape for all."""
   with jax.enable_x64(True):
     none = shrinkage.EWA(np.zeros(8), np.zeros(30))
-    return shrinkage.ewa_update(none, np.array([value, np.nan]), np.array([float(s), 0]), np.array([k, 0]))
+    return shrinkage.ewa_update(
+      none, np.array([value, np.nan]), np.array([float(s), 0]), np.array([k, 0])
+    )
 
 
 def check_the_variance_is_unbiased(shrinkage, budget):
@@ -148,14 +168,20 @@ def check_the_variance_is_unbiased(shrinkage, budget):
   for k in (2, 5):
     s, probability = binomial(k, mu)
     with jax.enable_x64(True):
-      noise = [float(shrinkage.beta_fit(np.full(2, 0.2), np.array([x, 0]), np.array([k, 0])).noise) for x in s]
+      noise = [
+        float(shrinkage.beta_fit(np.full(2, 0.2), np.array([x, 0]), np.array([k, 0])).noise)
+        for x in s
+      ]
     moments = [np.asarray(of_one_prompt(shrinkage, 0.2, x, k).moments)[3:5] for x in s]
     np.testing.assert_allclose(probability @ noise, (1 - mu**2) / k, atol=1e-12)
-    np.testing.assert_allclose(probability @ np.array(moments), [(1 - mu**2) / k, 1 - mu**2], atol=1e-12)
+    np.testing.assert_allclose(
+      probability @ np.array(moments), [(1 - mu**2) / k, 1 - mu**2], atol=1e-12
+    )
 
 
 def check_experts_are_judged_by_the_scoreboard(shrinkage, budget):
-  """The mean loss of an expert for one prompt is k (1 - mu^2 + its squared error after k - 1 rollouts)."""
+  """The mean loss of an expert for one prompt is k (1 - mu^2 + its squared error after k - 1
+  rollouts)."""
   mu, k, value = 0.3, 3, 0.6
   (s, probability), (s1, probability1) = binomial(k, mu), binomial(k - 1, mu)
   losses = np.array([of_one_prompt(shrinkage, value, x, k).losses for x in s])
@@ -165,14 +191,17 @@ def check_experts_are_judged_by_the_scoreboard(shrinkage, budget):
 
 
 def check_ewa_forgets(shrinkage, budget):
-  """A step without rollouts leaves four fifths of what was learnt, and a step with some adds to that."""
+  """A step without rollouts leaves four fifths of what was learnt, and a step with some adds to
+  that."""
   state, value = taught(shrinkage), np.array([0.5, np.nan])
   with jax.enable_x64(True):
     first = shrinkage.ewa_update(state, value, np.zeros(2), np.zeros(2, int))
     for got, was in zip(first, state):
       np.testing.assert_allclose(got, 0.8 * was, rtol=1e-12)
     some = shrinkage.ewa_update(state, value, np.array([3.0, 0]), np.array([4, 0])).moments
-    np.testing.assert_allclose(some - first.moments, [1, 0.5, 0.25, 0.25, 1, 1, 0.5, 0.5], atol=1e-9)
+    np.testing.assert_allclose(
+      some - first.moments, [1, 0.5, 0.25, 0.25, 1, 1, 0.5, 0.5], atol=1e-9
+    )
 
 
 def check_the_gain_is_what_one_more_rollout_saves(shrinkage, budget):
@@ -195,20 +224,27 @@ def check_a_bias_of_2_stops_at_16(shrinkage, budget):
   assert k == 16
   assert budget.final_k(shrinkage.fuse(1.0, 4, -1.0).delta2, 4, COST, 100) == 16
   value, k, ended = np.array([-1.0, 1.0]), np.array([4, 4]), np.ones(2, bool)
-  more = budget.extra("two_stage", None, value, np.array([4.0, 0.0]), k, ended, 0, k_max=100, cost=COST)
+  more = budget.extra(
+    "two_stage", None, value, np.array([4.0, 0.0]), k, ended, 0, k_max=100, cost=COST
+  )
   assert more.tolist() == [12, 12]
 
 
 def neyman_cases(count, prompts=24, seed=0):
-  """Random feasible inputs: some variances are 0 or unknown, some prompts have no rollout so far."""
+  """Random feasible inputs: some variances are 0 or unknown, some prompts have no rollout so
+  far."""
   rng = np.random.default_rng(seed)
   for i in range(count):
-    sigma2 = np.where(rng.random(prompts) < 0.2, 0.0, rng.uniform(0, 1, prompts) ** rng.choice([0.3, 1, 6]))
+    sigma2 = np.where(
+      rng.random(prompts) < 0.2, 0.0, rng.uniform(0, 1, prompts) ** rng.choice([0.3, 1, 6])
+    )
     var = rng.choice([0.0, np.inf, 0.03, 0.3, 1e-9], prompts) * rng.uniform(0.3, 1, prompts)
     k0 = rng.choice([0, 1, 4, 7], prompts)
     k_min = np.maximum(k0, rng.integers(0, 3, prompts))
     k_max = k_min + rng.integers(0, 14, prompts)
-    total = int(rng.integers(k_min.sum(), k_max.sum() + 1)) if i > 1 else int((k_min, k_max)[i].sum())
+    total = (
+      int(rng.integers(k_min.sum(), k_max.sum() + 1)) if i > 1 else int((k_min, k_max)[i].sum())
+    )
     yield sigma2, var, k0, total, k_min, k_max
 
 
@@ -225,7 +261,8 @@ def check_neyman_clips_what_cannot_be(shrinkage, budget):
 
 
 def check_neyman_is_the_best_allocation(shrinkage, budget):
-  """Against every allocation of 5 prompts: the best where its real numbers are whole, else almost."""
+  """Against every allocation of 5 prompts: the best where its real numbers are whole, else
+  almost."""
   rng = np.random.default_rng(1)
   every = np.array(list(itertools.product(range(1, 9), repeat=5)))
   error = lambda k, sigma, nu, k0: np.sum(sigma**2 / (nu + k - k0), -1)
@@ -245,7 +282,8 @@ def check_neyman_is_the_best_allocation(shrinkage, budget):
 
 
 def check_neyman_follows_the_noise(shrinkage, budget):
-  """Where the same is known of all prompts, a noisier prompt never gets less; ties go to the first."""
+  """Where the same is known of all prompts, a noisier prompt never gets less; ties go to the
+  first."""
   rng = np.random.default_rng(2)
   for nu in (0.0, 3.0):
     sigma2 = np.sort(rng.uniform(0, 1, 30))
@@ -263,7 +301,8 @@ def check_neyman_waits_for_the_batch(shrinkage, budget):
   )
   assert not ask([True, True, True, False], [True] * 4).any()
   assert np.sum(k + ask([True] * 4, [True] * 4)) == 30
-  more = ask([True, True, True, False], [True, True, True, False])  # the last is padding: it does not count
+  # the last is padding: it does not count
+  more = ask([True, True, True, False], [True, True, True, False])
   assert more[3] == 0 and np.sum((k + more)[:3]) == 30
 
 
@@ -292,7 +331,10 @@ def reference_experts(moments, value, s, k):
         a, b = 1.0, 1.0
       mean, mean0 = (a + si) / (a + b + ki), (a0 + si) / (a0 + b0 + ki)
       first.append(g * mean + (1 - g) * mean0)
-      mean, mean0 = mean * (a + si + 1) / (a + b + ki + 1), mean0 * (a0 + si + 1) / (a0 + b0 + ki + 1)
+      mean, mean0 = (
+        mean * (a + si + 1) / (a + b + ki + 1),
+        mean0 * (a0 + si + 1) / (a0 + b0 + ki + 1),
+      )
       second.append(g * mean + (1 - g) * mean0)
   return np.reshape(first, (30, -1)), np.reshape(second, (30, -1))
 

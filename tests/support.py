@@ -13,9 +13,15 @@ from v05_jax.structs import Prompts
 EOS = 1
 VOCAB = 12  # small, so that random weights sample EOS often and rollouts end at random lengths
 MODEL = transformer.ModelConfig(
-  vocab_size=VOCAB, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, intermediate_size=64,
+  vocab_size=VOCAB,
+  hidden_size=32,
+  num_layers=2,
+  num_heads=4,
+  num_kv_heads=2,
+  head_dim=8,
+  intermediate_size=64,
   tie_embeddings=False,
-)  # fmt: skip
+)
 
 
 class Tokenizer:
@@ -29,14 +35,17 @@ class Tokenizer:
 
 
 class Verifier:
-  """Succeeds where the response has an even number of letters; a real verifier needs no model to be wrong."""
+  """Succeeds where the response has an even number of letters; a real verifier needs no model to be
+  wrong."""
 
   def __init__(self, reward=lambda text: float(len(text) % 2 == 0)):
     self.reward = reward
 
   def submit(self, prompts, responses, rows):
     return [
-      types.SimpleNamespace(result=lambda r=r: types.SimpleNamespace(reward=self.reward(r), failure=""))
+      types.SimpleNamespace(
+        result=lambda r=r: types.SimpleNamespace(reward=self.reward(r), failure="")
+      )
       for r in responses
     ]
 
@@ -47,7 +56,9 @@ def params(seed=0):
 
 def config(**sampler):
   c = default.get_config()
-  c.sampler.update({"slots": 16, "open_prompts": 8, "prefill": 8, "chunk": 4, "max_prompt": 10, "max_response": 12})
+  c.sampler.update(
+    {"slots": 16, "open_prompts": 8, "prefill": 8, "chunk": 4, "max_prompt": 10, "max_response": 12}
+  )
   c.sampler.update(sampler)
   return c
 

@@ -1,4 +1,5 @@
-"""The residual query adapter against the released V0's tensors (tests/data/v0) and a loop from the equations."""
+"""The residual query adapter against the released V0's tensors (tests/data/v0) and a loop from the
+equations."""
 
 import functools
 from pathlib import Path
@@ -29,7 +30,8 @@ def close(found, expected, atol, rtol=0.0):
 
 
 def reference(params, hidden, length, heads):
-  """Features [Q d] of one prompt without padding, hidden [L, D], in float64: one head and one query at a time."""
+  """Features [Q d] of one prompt without padding, hidden [L, D], in float64: one head and one query
+  at a time."""
   p = {name: np.float64(x) for name, x in params.items()}
   hidden = np.float64(hidden[:length])
 
@@ -60,7 +62,9 @@ def reference(params, hidden, length, heads):
 
 def random_params(seed, hidden_size, queries, width, bottleneck):
   """Every tensor random, so that none can be left out unnoticed."""
-  shapes = jax.eval_shape(lambda key: adapter.init(key, hidden_size, queries, width, bottleneck), jax.random.key(0))
+  shapes = jax.eval_shape(
+    lambda key: adapter.init(key, hidden_size, queries, width, bottleneck), jax.random.key(0)
+  )
   rng = np.random.default_rng(seed)
   return {name: rng.normal(0.2, 0.5, x.shape).astype(np.float32) for name, x in shapes.items()}
 
@@ -80,7 +84,11 @@ def test_official_features_and_intermediates():
 
 def test_official_gradients_beside_a_row_without_tokens():
   pad = lambda x: np.concatenate([x, np.ones_like(x[:1]) * (x.ndim > 2)])
-  hidden, mask, cotangent = pad(EXAMPLE["hidden"]), pad(EXAMPLE["attention_mask"]), TRAINING["grad_full.features"]
+  hidden, mask, cotangent = (
+    pad(EXAMPLE["hidden"]),
+    pad(EXAMPLE["attention_mask"]),
+    TRAINING["grad_full.features"],
+  )
 
   @fast
   def gradients(params, hidden):
@@ -90,7 +98,9 @@ def test_official_gradients_beside_a_row_without_tokens():
   found, gradient, by_hidden = gradients(PARAMS, hidden)
   assert np.all(np.isfinite(found))
   assert np.all(np.isfinite(by_hidden))
-  assert sorted(gradient) == sorted(x.removeprefix(GRADIENT) for x in TRAINING if x.startswith(GRADIENT))
+  assert sorted(gradient) == sorted(
+    x.removeprefix(GRADIENT) for x in TRAINING if x.startswith(GRADIENT)
+  )
   for name, found in gradient.items():
     close(found, TRAINING[GRADIENT + name], 1e-5, 2e-3)
 
@@ -109,7 +119,9 @@ def test_any_weights_and_sizes(size):
 @pytest.mark.parametrize("pooling", adapter.POOLINGS)
 def test_padding_left_or_right_or_none_gives_the_same(pooling):
   hidden = np.random.default_rng(0).normal(size=(2, 5, 64)).astype(np.float32)
-  run = lambda x, mask: features(PARAMS, x, np.broadcast_to(mask, x.shape[:2]), HEADS, pooling=pooling)
+  run = lambda x, mask: features(
+    PARAMS, x, np.broadcast_to(mask, x.shape[:2]), HEADS, pooling=pooling
+  )
   exact = run(hidden, np.ones(5, int))
   junk = np.full((2, 3, 64), 1e3, np.float32)
   close(run(np.concatenate([junk, hidden], 1), np.arange(8) >= 3), exact, 2e-6)
@@ -119,7 +131,9 @@ def test_padding_left_or_right_or_none_gives_the_same(pooling):
 def test_poolings():
   hidden, mask = EXAMPLE["hidden"][:4], EXAMPLE["attention_mask"][:4]
   close(features(PARAMS, hidden, mask, HEADS, pooling="last"), hidden[:, -1], 0)
-  still = PARAMS | {name: np.zeros_like(PARAMS[name]) for name in ("generator.4.weight", "generator.4.bias")}
+  still = PARAMS | {
+    name: np.zeros_like(PARAMS[name]) for name in ("generator.4.weight", "generator.4.bias")
+  }
   fixed = features(PARAMS, hidden, mask, HEADS, pooling="fixed")
   close(fixed, features(still, hidden, mask, HEADS), 1e-6)
   assert np.abs(fixed - EXAMPLE["features"][:4]).max() > 0.01
@@ -131,18 +145,35 @@ def test_first_parameters():
   params = fast(lambda key: adapter.init(key, 256))(jax.random.key(0))
   params = jax.device_get(params)
   assert {name: x.shape for name, x in params.items()} == {
-    "static_queries": (1, 168, 6), "proj_kv.weight": (6, 256), "proj_kv.bias": (6,),
-    "generator.0.weight": (128, 256), "generator.0.bias": (128,),
-    "generator.1.weight": (128,), "generator.1.bias": (128,),
-    "generator.4.weight": (1008, 128), "generator.4.bias": (1008,),
-    "ln_q.weight": (6,), "ln_q.bias": (6,), "ln_kv.weight": (6,), "ln_kv.bias": (6,),
-    "mha.in_proj_weight": (18, 6), "mha.in_proj_bias": (18,), "mha.out_proj.weight": (6, 6), "mha.out_proj.bias": (6,),
-  }  # fmt: skip
+    "static_queries": (1, 168, 6),
+    "proj_kv.weight": (6, 256),
+    "proj_kv.bias": (6,),
+    "generator.0.weight": (128, 256),
+    "generator.0.bias": (128,),
+    "generator.1.weight": (128,),
+    "generator.1.bias": (128,),
+    "generator.4.weight": (1008, 128),
+    "generator.4.bias": (1008,),
+    "ln_q.weight": (6,),
+    "ln_q.bias": (6,),
+    "ln_kv.weight": (6,),
+    "ln_kv.bias": (6,),
+    "mha.in_proj_weight": (18, 6),
+    "mha.in_proj_bias": (18,),
+    "mha.out_proj.weight": (6, 6),
+    "mha.out_proj.bias": (6,),
+  }
   assert all(x.dtype == jnp.float32 for x in params.values())
   assert sorted(params) == sorted(PARAMS)
   close(np.std(params["static_queries"]), 1.0, 0.1)
-  bounds = {"generator.0.weight": 1 / 16, "generator.0.bias": 1 / 16, "proj_kv.weight": 1 / 16, "proj_kv.bias": 1 / 16,
-            "mha.in_proj_weight": 0.5, "mha.out_proj.weight": 6**-0.5}  # fmt: skip
+  bounds = {
+    "generator.0.weight": 1 / 16,
+    "generator.0.bias": 1 / 16,
+    "proj_kv.weight": 1 / 16,
+    "proj_kv.bias": 1 / 16,
+    "mha.in_proj_weight": 0.5,
+    "mha.out_proj.weight": 6**-0.5,
+  }
   for name, bound in bounds.items():
     most = np.max(np.abs(params[name]))
     assert (0.97 if params[name].size > 50 else 0.4) * bound < most <= bound, name
@@ -158,8 +189,12 @@ def test_dropout():
   error = np.std(dropped, 0) / 4000**0.5
   exact = fast(adapter.correction)(params, last)
   assert np.all(np.abs(np.mean(dropped, 0) - exact) < 5 * error)
-  x = adapter.gelu(adapter.layer_norm(params, "generator.1", adapter.linear(params, "generator.0", last)))
-  variance = 0.2 / 0.8 * adapter.matmul(x**2, params["generator.4.weight"] ** 2).reshape(dropped.shape[1:])
+  x = adapter.gelu(
+    adapter.layer_norm(params, "generator.1", adapter.linear(params, "generator.0", last))
+  )
+  variance = (
+    0.2 / 0.8 * adapter.matmul(x**2, params["generator.4.weight"] ** 2).reshape(dropped.shape[1:])
+  )
   close(np.var(dropped, 0), variance, 0, 0.15)
   hidden, mask = EXAMPLE["hidden"][:2], EXAMPLE["attention_mask"][:2]
   run = lambda key: features(PARAMS, hidden, mask, HEADS, key)

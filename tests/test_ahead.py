@@ -1,4 +1,5 @@
-"""Work in the background: what is put off waits, an error is loud, an exception elsewhere drops what has not begun."""
+"""Work in the background: what is put off waits, an error is loud, an exception elsewhere drops
+what has not begun."""
 
 import gc
 import subprocess

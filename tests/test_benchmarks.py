@@ -20,9 +20,18 @@ ANSWERS = {
   "aime2024": [("043", "43", "34"), ("033", "33", "3")],
   "aime2025": [(r"540^\circ", "540", "54"), ("85", "85", "58")],
   "amc2023": [("9.0", "9", "8")],
-  "math500": [(r"\frac{5}{4}", "1.25", "1.2"), (r"\left( \sqrt{2}, \frac{\pi}{4} \right)", r"(\sqrt2,\pi/4)", "1")],
-  "minerva": [("1e30", r"1.0 \times 10^{30}\,\text{kg}", r"10^{29}"), ("1e-18", r"10^{-18}", r"2 \times 10^{-18}")],
-  "olympiadbench": [("2, -2", r"x=-2 \text{ or } x=2", "2"), ("(2,3), (2,5), (3,5)", "(3,5),(2,5),(2,3)", "(2,3)")],
+  "math500": [
+    (r"\frac{5}{4}", "1.25", "1.2"),
+    (r"\left( \sqrt{2}, \frac{\pi}{4} \right)", r"(\sqrt2,\pi/4)", "1"),
+  ],
+  "minerva": [
+    ("1e30", r"1.0 \times 10^{30}\,\text{kg}", r"10^{29}"),
+    ("1e-18", r"10^{-18}", r"2 \times 10^{-18}"),
+  ],
+  "olympiadbench": [
+    ("2, -2", r"x=-2 \text{ or } x=2", "2"),
+    ("(2,3), (2,5), (3,5)", "(3,5),(2,5),(2,3)", "(2,3)"),
+  ],
   "gsm8k": [("294", "294", "21"), ("70,000", "70000", "70")],
   "gsm8k_train": [("20", "20", "5")],
   "dapo_math_17k": [("45", "45", "54"), ("81", "81", "9"), ("7", "7", "8")],
@@ -53,10 +62,15 @@ def test_rows_of_each_release(tokenizer, name):
   dataset = load(tokenizer, name)
   assert [row["answer"] for row in dataset.rows] == [answer for answer, _, _ in ANSWERS[name]]
   assert {row["benchmark"] for row in dataset.rows} == {name}
-  own = {key for line in (OWN / f"{name}.jsonl").read_text().splitlines() for key in json.loads(line)}
+  own = {
+    key for line in (OWN / f"{name}.jsonl").read_text().splitlines() for key in json.loads(line)
+  }
   for i, (row, (_, right, wrong)) in enumerate(zip(dataset.rows, ANSWERS[name])):
     assert row.keys() == own | {"prompt", "answer", "benchmark"}
-    verdicts = [mathematics.verify(row["prompt"], rf"So it is \boxed{{{answer}}}.", row) for answer in (right, wrong)]
+    verdicts = [
+      mathematics.verify(row["prompt"], rf"So it is \boxed{{{answer}}}.", row)
+      for answer in (right, wrong)
+    ]
     assert verdicts == [1, 0]
     text = tokenizer.decode(dataset.tokens[dataset.start[i] : dataset.start[i + 1]])
     ask = r"Please reason step by step, and put your final answer within \boxed{}."
@@ -65,9 +79,13 @@ def test_rows_of_each_release(tokenizer, name):
 
 def test_dapo_is_rid_of_its_instructions_and_repetitions(tokenizer, monkeypatch):
   said = []
-  monkeypatch.setattr(benchmarks.logging, "warning", lambda text, *values: said.append(text % values))
+  monkeypatch.setattr(
+    benchmarks.logging, "warning", lambda text, *values: said.append(text % values)
+  )
   rows = load(tokenizer, "dapo_math_17k", shuffle=True).rows
-  assert rows[0]["prompt"] == "Let $n$ be the number of pairs $(a,b)$ of digits with $a<b$. Find $n$."
+  assert (
+    rows[0]["prompt"] == "Let $n$ be the number of pairs $(a,b)$ of digits with $a<b$. Find $n$."
+  )
   assert [row["extra_info"]["index"] for row in rows] == ["own-0", "own-1", "own-4"]
   assert not any("Answer:" in row["prompt"] for row in rows)
   (line,) = said
@@ -79,18 +97,29 @@ def test_dapo_is_rid_of_its_instructions_and_repetitions(tokenizer, monkeypatch)
 def test_a_context_stands_before_its_question(tokenizer):
   first, second = load(tokenizer, "olympiadbench").rows
   assert first["prompt"] == "Solve $x^2=4$ for $x$."
-  assert second["prompt"] == "Let $p$ and $q$ be primes below $6$.\n\nFind all pairs $(p,q)$ with $p<q$."
+  assert (
+    second["prompt"] == "Let $p$ and $q$ be primes below $6$.\n\nFind all pairs $(p,q)$ with $p<q$."
+  )
 
 
 def test_several_sources_one_after_another(tokenizer, tmp_path):
   mine = tmp_path / "mine.jsonl"
   mine.write_text('{"prompt": "1+1=", "answer": 2}\n' * 3)
   dataset = load(tokenizer, f"aime2024, {mine},gsm8k", size=2)
-  assert [row["benchmark"] for row in dataset.rows] == ["aime2024"] * 2 + ["mine"] * 2 + ["gsm8k"] * 2
+  assert [row["benchmark"] for row in dataset.rows] == ["aime2024"] * 2 + ["mine"] * 2 + [
+    "gsm8k"
+  ] * 2
   text = lambda i: tokenizer.decode(dataset.tokens[dataset.start[i] : dataset.start[i + 1]])
-  assert "boxed" in text(1) and "boxed" in text(4) and text(2).startswith("<|im_start|>user\n1+1=<|im_end|>")
-  assert len(load(tokenizer, f"aime2024,{mine}", size=1, shuffle=True)) == 5  # training takes them whole
-  assert "boxed" not in tokenizer.decode(load(tokenizer, "aime2024", template="{prompt} Think.").tokens)
+  assert (
+    "boxed" in text(1)
+    and "boxed" in text(4)
+    and text(2).startswith("<|im_start|>user\n1+1=<|im_end|>")
+  )
+  # training takes them whole
+  assert len(load(tokenizer, f"aime2024,{mine}", size=1, shuffle=True)) == 5
+  assert "boxed" not in tokenizer.decode(
+    load(tokenizer, "aime2024", template="{prompt} Think.").tokens
+  )
 
 
 class Hub:
@@ -103,9 +132,13 @@ class Hub:
     self.asked.append((repository, name, split))
     if self.error:
       raise self.error
-    key = {(b.repository, b.config, b.split): key for key, b in benchmarks.BENCHMARKS.items()}[repository, name, split]
+    key = {(b.repository, b.config, b.split): key for key, b in benchmarks.BENCHMARKS.items()}[
+      repository, name, split
+    ]
     rows = [json.loads(line) for line in (OWN / f"{key}.jsonl").read_text().splitlines()]
-    batches = lambda batch_size: ({field: [row[field] for row in rows] for field in rows[0]} for _ in range(1))
+    batches = lambda batch_size: (
+      {field: [row[field] for row in rows] for field in rows[0]} for _ in range(1)
+    )
     return types.SimpleNamespace(iter=batches)
 
 
@@ -134,14 +167,24 @@ def test_a_parquet_copy_serves_as_well(tokenizer, tmp_path):
 @pytest.mark.parametrize(
   ("module", "message"),
   [
-    (None, r"gsm8k: found no FOLDER/gsm8k.jsonl or FOLDER/gsm8k.parquet: pip install datasets, .* or download the "
-           r"split 'test', configuration main of https://huggingface.co/datasets/openai/gsm8k and put it at FOLDER"),
-    (Hub(ConnectionError("no route")), r"gsm8k cannot be had from the hub \(ConnectionError: no route\): go online"),
+    (
+      None,
+      r"gsm8k: found no FOLDER/gsm8k.jsonl or FOLDER/gsm8k.parquet: pip install datasets, .* or "
+      r"download the "
+      r"split 'test', configuration main of https://huggingface.co/datasets/openai/gsm8k and put "
+      r"it at FOLDER",
+    ),
+    (
+      Hub(ConnectionError("no route")),
+      r"gsm8k cannot be had from the hub \(ConnectionError: no route\): go online",
+    ),
     (Hub(FileNotFoundError("no such set")), r"Error: no such set\): go online"),
     (Hub(ValueError("Unknown split")), r"\(ValueError: Unknown split\): go online"),
   ],
-)  # fmt: skip
-def test_without_a_copy_the_error_says_what_to_do(tokenizer, monkeypatch, tmp_path, module, message):
+)
+def test_without_a_copy_the_error_says_what_to_do(
+  tokenizer, monkeypatch, tmp_path, module, message
+):
   monkeypatch.setitem(sys.modules, "datasets", module)
   with pytest.raises(ValueError, match=message.replace("FOLDER", str(tmp_path))):
     load(tokenizer, "gsm8k", tmp_path)
@@ -150,19 +193,47 @@ def test_without_a_copy_the_error_says_what_to_do(tokenizer, monkeypatch, tmp_pa
 @pytest.mark.parametrize(
   ("name", "content", "message"),
   [
-    ("aime2024", '{"Problem": "1", "Answer": 2}',
-     r"aime2024.jsonl:1: found the fields Problem, Answer, expected problem and answer, as HuggingFaceH4/aime_2024"),
-    ("aime2024", '{"problem": "1", "answer": "2"}\n{"problem": "1"}', r"2024.jsonl:2: found the fields problem, exp"),
-    ("dapo_math_17k", '{"prompt": "1", "reward_model": {"label": 1}}', r"17k.jsonl:1: .* expected .*ground_truth"),
-    ("gsm8k", '{"question": "1", "answer": "So it is 42."}', r"jsonl:1: found the answer 'So it is 42.', .* ####"),
-    ("gsm8k", '{"question": "1", "answer": "It is\\n#### "}', r"gsm8k.jsonl:1: found the answer .* it after ####"),
-    ("olympiadbench", '{"question": "1", "final_answer": []}', r"olympiadbench.jsonl:1: found \[\] as answer"),
-    ("olympiadbench", '{"question": "1", "final_answer": ["2", null]}', r"jsonl:1: found \['2', None\] as answer"),
+    (
+      "aime2024",
+      '{"Problem": "1", "Answer": 2}',
+      r"aime2024.jsonl:1: found the fields Problem, Answer, expected problem and answer, as "
+      r"HuggingFaceH4/aime_2024",
+    ),
+    (
+      "aime2024",
+      '{"problem": "1", "answer": "2"}\n{"problem": "1"}',
+      r"2024.jsonl:2: found the fields problem, exp",
+    ),
+    (
+      "dapo_math_17k",
+      '{"prompt": "1", "reward_model": {"label": 1}}',
+      r"17k.jsonl:1: .* expected .*ground_truth",
+    ),
+    (
+      "gsm8k",
+      '{"question": "1", "answer": "So it is 42."}',
+      r"jsonl:1: found the answer 'So it is 42.', .* ####",
+    ),
+    (
+      "gsm8k",
+      '{"question": "1", "answer": "It is\\n#### "}',
+      r"gsm8k.jsonl:1: found the answer .* it after ####",
+    ),
+    (
+      "olympiadbench",
+      '{"question": "1", "final_answer": []}',
+      r"olympiadbench.jsonl:1: found \[\] as answer",
+    ),
+    (
+      "olympiadbench",
+      '{"question": "1", "final_answer": ["2", null]}',
+      r"jsonl:1: found \['2', None\] as answer",
+    ),
     ("math500", '{"problem": "", "answer": "2"}', r"math500.jsonl:1: found '' as prompt"),
     ("math500", "", r"math500: found no row"),
     ("math500", '{"problem"', r"math500.jsonl:1: .* not JSON"),
   ],
-)  # fmt: skip
+)
 def test_bad_files_are_named(tokenizer, tmp_path, name, content, message):
   (tmp_path / f"{name}.jsonl").write_text(content)
   with pytest.raises(ValueError, match=message):
@@ -171,12 +242,25 @@ def test_bad_files_are_named(tokenizer, tmp_path, name, content, message):
 
 @pytest.mark.parametrize(
   "path",
-  ["aime24", "AIME2024", "aime2024,aime2024", "aime2024,", "tasks,gsm8k", "a/x.jsonl,b/x.parquet", "rows.csv", "", " "],
+  [
+    "aime24",
+    "AIME2024",
+    "aime2024,aime2024",
+    "aime2024,",
+    "tasks,gsm8k",
+    "a/x.jsonl,b/x.parquet",
+    "rows.csv",
+    "",
+    " ",
+  ],
 )
 def test_unknown_and_repeated_names_list_the_known_ones(tokenizer, path):
   c = default.get_config()
   c.eval.path = path
-  names = r"one of aime2024, aime2025, amc2023, math500, minerva, olympiadbench, gsm8k.* each once, with commas"
+  names = (
+    r"one of aime2024, aime2025, amc2023, math500, minerva, olympiadbench, gsm8k.* each "
+    r"once, with commas"
+  )
   with pytest.raises(ValueError, match=rf"eval.path: found '{path}', expected .*{names}"):
     config.validate(c)
   with pytest.raises(ValueError, match=names):
@@ -186,4 +270,8 @@ def test_unknown_and_repeated_names_list_the_known_ones(tokenizer, path):
 def test_what_paths_may_be():
   for path in ("tasks", "aime2024", "aime2024, math500", "a/x.jsonl", "gs://a/x.parquet,gsm8k"):
     assert benchmarks.is_path(path), path
-  assert [benchmarks.label(x) for x in ("gsm8k", "a/b.c.jsonl", "gs://a/x.parquet")] == ["gsm8k", "b.c", "x"]
+  assert [benchmarks.label(x) for x in ("gsm8k", "a/b.c.jsonl", "gs://a/x.parquet")] == [
+    "gsm8k",
+    "b.c",
+    "x",
+  ]

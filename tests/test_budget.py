@@ -71,9 +71,24 @@ def test_where_a_prompt_without_noise_stops(mu, value, want):
 
 
 def test_thresholds_on_delta2():
-  """The least delta2 that goes on, for k = 4 .. 15; in float64, since at k = 15 it moves the gain little."""
-  thresholds = np.array([.086898, .095167, .105177, .117539, .133195, .153662, .181560, .221837, .285078,
-                         .398754, .663213, 1.969238])  # fmt: skip
+  """The least delta2 that goes on, for k = 4 .. 15; in float64, since at k = 15 it moves the gain
+  little."""
+  thresholds = np.array(
+    [
+      0.086898,
+      0.095167,
+      0.105177,
+      0.117539,
+      0.133195,
+      0.153662,
+      0.181560,
+      0.221837,
+      0.285078,
+      0.398754,
+      0.663213,
+      1.969238,
+    ]
+  )
   k = np.arange(4, 16)
   with jax.enable_x64(True):
     assert not np.any(budget.should_continue(thresholds - 1e-6, k, COST, 100))
@@ -81,7 +96,8 @@ def test_thresholds_on_delta2():
 
 
 def test_limits():
-  """Equality is not enough to go on; k_max ends it; no prior and no rollout goes on; cost 0 goes on to k_max."""
+  """Equality is not enough to go on; k_max ends it; no prior and no rollout goes on; cost 0 goes on
+  to k_max."""
   assert budget.gain(np.inf, 3) == pytest.approx(1 / 12)
   assert not budget.should_continue(np.inf, 1, 0.5, 16)  # gain 1/2 exactly
   assert budget.should_continue(np.inf, 1, 0.4999, 16)
@@ -148,7 +164,8 @@ def test_neyman_equals_the_reference_allocation(x64):
 
 @pytest.mark.parametrize("x64", [True, False])
 def test_neyman_through_extra_equals_the_reference_allocation(x64):
-  """From successes to rollouts, with the state that the batch itself has taught, as the reference has it."""
+  """From successes to rollouts, with the state that the batch itself has taught, as the reference
+  has it."""
   case = GOLDEN["ewa"]
   with jax.enable_x64(x64):
     value = np.array([np.nan if v is None else v for v in case["V"]])
@@ -163,15 +180,29 @@ def test_neyman_through_extra_equals_the_reference_allocation(x64):
 @pytest.mark.parametrize("rule", budget.BATCH_RULES)
 def test_padding_gets_nothing_and_does_not_count(rule):
   rng = np.random.default_rng(1)
-  state, value, s, k = properties.taught(shrinkage), rng.uniform(-1, 1, 9), 1.0 * rng.integers(0, 5, 9), np.full(9, 4)
+  state, value, s, k = (
+    properties.taught(shrinkage),
+    rng.uniform(-1, 1, 9),
+    1.0 * rng.integers(0, 5, 9),
+    np.full(9, 4),
+  )
   ended = np.ones(9, bool)
   want = np.asarray(budget.extra(rule, state, value, s, k, ended, 85, k_max=16, real=True))
   assert np.sum(k + want) == 85 and len(set(want)) > 2
   padding = lambda x, fill: np.insert(x, [0, 5, 9], fill)
-  got = np.asarray(budget.extra(
-    rule, state, padding(value, 0.1), padding(s, 2), padding(k, 3), padding(ended, False), 85, k_max=16,
-    real=padding(ended, False),
-  ))  # fmt: skip
+  got = np.asarray(
+    budget.extra(
+      rule,
+      state,
+      padding(value, 0.1),
+      padding(s, 2),
+      padding(k, 3),
+      padding(ended, False),
+      85,
+      k_max=16,
+      real=padding(ended, False),
+    )
+  )
   np.testing.assert_array_equal(got, padding(want, 0))
 
 
@@ -181,13 +212,21 @@ def test_the_value_rule_depends_on_the_prior_alone():
   ended, k = np.ones(8, bool), np.zeros(8, int)
   first = np.asarray(budget.extra("value", None, value, k, k, ended, 48, k_max=16))
   assert first.sum() == 48 and first[6] == first[7] == 0
-  assert first[0] == first[1] and first[2] == first[3] and first[4] == first[5]  # 1 - V^2; no prior = 0
+  # 1 - V^2; no prior = 0
+  assert first[0] == first[1] and first[2] == first[3] and first[4] == first[5]
   assert first[1] > first[2] > first[4]
-  later = np.asarray(budget.extra("value", None, value, rng.integers(0, first + 1), first, ended, 48, k_max=16))
+  later = np.asarray(
+    budget.extra("value", None, value, rng.integers(0, first + 1), first, ended, 48, k_max=16)
+  )
   assert not later.any()  # whatever came out, nothing is added
   for k in (np.full(8, 2), np.minimum(first, 4)):
     answers = {
-      tuple(k + np.asarray(budget.extra("value", None, value, rng.integers(0, k + 1), k, ended, 48, k_max=16)))
+      tuple(
+        k
+        + np.asarray(
+          budget.extra("value", None, value, rng.integers(0, k + 1), k, ended, 48, k_max=16)
+        )
+      )
       for _ in range(8)
     }
     assert len(answers) == 1 and sum(*answers) == 48
@@ -204,14 +243,17 @@ def test_rules_give_whole_numbers_within_bounds_for_any_input(rule):
   s = np.tile([0.0, 0, 1, 0, 4, 7.3], 8)
   state, ended = properties.taught(shrinkage), np.ones(48, bool)
   for total in (0, int(k.sum()), 500, 10_000):
-    got = np.asarray(budget.extra(rule, state, value, s, k, ended, total, k_max=16, cost=COST, block=3))
+    got = np.asarray(
+      budget.extra(rule, state, value, s, k, ended, total, k_max=16, cost=COST, block=3)
+    )
     assert got.dtype == np.int32 and np.all(got >= 0) and np.all(k + got <= 16)
     if rule in budget.BATCH_RULES:
       assert np.sum(k + got) == np.clip(total, k.sum(), 16 * 48)
 
 
 def population(sd, h):
-  """(mu, V, mass), each [11, 400]: a normal error of the prior at 200 quantiles; a share h is hallucinated."""
+  """(mu, V, mass), each [11, 400]: a normal error of the prior at 200 quantiles; a share h is
+  hallucinated."""
   mu = np.repeat(np.linspace(-1, 1, 11)[:, None], 400, 1)
   z = np.array([NormalDist().inv_cdf((q + 0.5) / 200) for q in range(200)])
   wrong = mu[:, :200] - 1.2 * np.where(mu[:, :200] >= -1e-9, 1, -1)
@@ -240,7 +282,9 @@ def decisions(rule, value, k):
   """`budget.extra` at every s, [..., 17]."""
   shape = (*value.shape, len(S))
   s, v = np.broadcast_to(S.astype(float), shape), np.broadcast_to(value[..., None], shape)
-  more = budget.extra(rule, None, v, s, np.full(shape, k), np.ones(shape, bool), 0, k_max=16, cost=COST)
+  more = budget.extra(
+    rule, None, v, s, np.full(shape, k), np.ones(shape, bool), 0, k_max=16, cost=COST
+  )
   return np.asarray(more)
 
 
@@ -282,8 +326,8 @@ def test_acceptance_table_by_exact_enumeration(row, monkeypatch):
       mass * np.sum(start[..., :5] * np.asarray(a2).reshape(*value.shape, 5), -1)
     )
 
-    # BetaShrink, with the strength that the whole population, known exactly, gives its prior. The reference lets V
-    # reach 1 here.
+    # BetaShrink, with the strength that the whole population, known exactly, gives its prior. The
+    # reference lets V reach 1 here.
     monkeypatch.setattr(shrinkage, "MAX_PRIOR", 1.0)
     error2 = np.sum(mass * (value - mu) ** 2)
     got |= {"rmse": np.sqrt(error2), "n0": np.sum(mass * (1 - mu**2)) / error2}

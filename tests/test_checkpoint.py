@@ -34,11 +34,19 @@ def new_state(width=16, features=8, seed=0):
   params = {"embedding": draw(32, width), "layers": layers}
   zero = np.zeros((), np.int32)
   return TrainState(
-    params=params, opt_state=OPTIMIZER.init(params), step=zero, cursor=zero, rollouts=zero,
-    mean_k=np.float32(4), skipped=zero, estimator=jax.tree.map(lambda x: x + 1, estimator.init(5)),
-    context=Context(features=draw(64, features), value=draw(64), success=draw(64), count=jnp.int32(7)),
+    params=params,
+    opt_state=OPTIMIZER.init(params),
+    step=zero,
+    cursor=zero,
+    rollouts=zero,
+    mean_k=np.float32(4),
+    skipped=zero,
+    estimator=jax.tree.map(lambda x: x + 1, estimator.init(5)),
+    context=Context(
+      features=draw(64, features), value=draw(64), success=draw(64), count=jnp.int32(7)
+    ),
     drift=drift.Drift(np.int32(3), np.bool_(True)),
-  )  # fmt: skip
+  )
 
 
 @jax.jit

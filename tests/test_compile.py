@@ -1,4 +1,5 @@
-"""--mode=compile: memory of what a run really holds, programs that do not fit, topologies, and real TPU compilers."""
+"""--mode=compile: memory of what a run really holds, programs that do not fit, topologies, and real
+TPU compilers."""
 
 import importlib.util
 import io
@@ -17,7 +18,9 @@ from v05_jax.value_prior import v0
 
 GIB = topology.GIB
 PROGRAMS = ["prior", "judge", "weights", "prefill", "decode", "update", "recompute", "evaluate"]
-has_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+has_libtpu = pytest.mark.skipif(
+  importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,10 @@ def test_one_row_a_program_with_what_lives_beside_it(reported):
   assert set(by["decode"]["beside"]) == {"params", "optimizer", "prior"}
   for row in rows:
     assert row["fits"] is None and row["limit"] is None  # of a CPU
-    assert row["total"] == row["peak"] + sum(row["beside"].values()) and row["peak"] > row["temporaries"] > 0
+    assert (
+      row["total"] == row["peak"] + sum(row["beside"].values())
+      and row["peak"] > row["temporaries"] > 0
+    )
     assert (row["flops"] > 0 or row["program"] == "weights") and row["bytes"] > row["arguments"] / 4
   assert by["update"]["sent"]["all-reduce"] > 0
 
@@ -48,7 +54,10 @@ def test_one_row_a_program_with_what_lives_beside_it(reported):
 def test_held_is_what_arrays_take_on_a_device():
   c = support.config()
   mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-  given, build = sampler.arguments(support.MODEL, c.sampler, mesh), sampler.make(support.MODEL, c.sampler, (1,), mesh)
+  given, build = (
+    sampler.arguments(support.MODEL, c.sampler, mesh),
+    sampler.make(support.MODEL, c.sampler, (1,), mesh),
+  )
   params = jax.device_put(support.params(), sharding.param_shardings(mesh, support.params()))
   shape = sampler.Shape(4, 16)
   for found, real in (
@@ -56,9 +65,13 @@ def test_held_is_what_arrays_take_on_a_device():
     (given.cache(shape), build.cache(shape)),
     (given.weights(params), build.weights(params)),
   ):
-    alike = lambda x, y: (x.shape, x.dtype) == (y.shape, y.dtype) and x.sharding.is_equivalent_to(y.sharding, x.ndim)
+    alike = lambda x, y: (
+      (x.shape, x.dtype) == (y.shape, y.dtype) and x.sharding.is_equivalent_to(y.sharding, x.ndim)
+    )
     assert all(jax.tree.leaves(jax.tree.map(alike, found, real)))
-    assert compiling.held(found) == sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(real))
+    assert compiling.held(found) == sum(
+      x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(real)
+    )
 
 
 def test_a_program_that_does_not_fit_says_what_is_large_and_what_helps(reported):
@@ -107,7 +120,9 @@ def test_what_cannot_be_compiled(monkeypatch):
   with pytest.raises(ValueError, match=r"config.sampler.slots=15 does not divide"):
     compiling.report(c, "")
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-  with pytest.raises(ValueError, match=r"found no libtpu, expected the tpu extra: pip install -e '.\[tpu\]'"):
+  with pytest.raises(
+    ValueError, match=r"found no libtpu, expected the tpu extra: pip install -e '.\[tpu\]'"
+  ):
     compiling.report(default.get_config(), "v5e:4x8")
 
 
@@ -119,13 +134,19 @@ def test_the_released_v0_has_its_shapes():
   assert 10e6 < count(parts["judge"]) < 12e6  # TabPFN-2.5
   built_in = v0.abstract(*v0.shapes("builtin"), support.mesh())
   loaded = v0.load("builtin")
-  for name, tree in (("embedder", loaded.params), ("adapter", loaded.adapter), ("judge", loaded.head)):
+  for name, tree in (
+    ("embedder", loaded.params),
+    ("adapter", loaded.adapter),
+    ("judge", loaded.head),
+  ):
     assert jax.tree.map(lambda x: x.shape, built_in[name]) == jax.tree.map(lambda x: x.shape, tree)
 
 
 @has_libtpu
 def test_a_topology_that_the_compiler_does_not_know():
-  with pytest.raises(ValueError, match="--topology: found 'v5e:3x5', expected a TPU slice such as v5e:4x8"):
+  with pytest.raises(
+    ValueError, match="--topology: found 'v5e:3x5', expected a TPU slice such as v5e:4x8"
+  ):
     topology.devices("v5e:3x5")
 
 
@@ -134,7 +155,9 @@ def test_a_program_beyond_the_chip_is_a_row():
   """What the compiler says of its needs has the arguments in it."""
   at = jax.sharding.SingleDeviceSharding(topology.devices("v5e:1x1")[0])
   x = jax.ShapeDtypeStruct((3 << 30,), np.float32, sharding=at)
-  program = compiling.Program("update", lambda: jax.jit(lambda x: x + 1).lower(x), ("params",), 1, "one call", "less")
+  program = compiling.Program(
+    "update", lambda: jax.jit(lambda x: x + 1).lower(x), ("params",), 1, "one call", "less"
+  )
   row = compiling.row(program, {"params": GIB}, topology.CHIPS["TPU v5 lite"])
   assert row["fits"] is False and 24 * GIB == row["peak"] == row["total"] - GIB  # 12 in, 12 out
   assert row["largest"][0].startswith("f32[3221225472] (12.00 GiB")
@@ -159,7 +182,9 @@ def test_the_papers_setting_fits_32_chips(on_v5e):
   for rows in (on_v5e, compiling.report(c, "v5p:2x4x4", io.StringIO())):
     assert [row["program"] for row in rows] == PROGRAMS[:-1]
     for row in rows:
-      assert row["fits"] and row["total"] < {"v5e:4x8": 15.75, "v5p:2x4x4": 95}[row["topology"]] * GIB, row["program"]
+      assert (
+        row["fits"] and row["total"] < {"v5e:4x8": 15.75, "v5p:2x4x4": 95}[row["topology"]] * GIB
+      ), row["program"]
       assert row["compile_seconds"] < 300
     update = rows[-2]
     assert int(update["work"].split()[0]) * c.loss.minibatches <= 16  # micro-batches
@@ -171,7 +196,8 @@ def test_decode_copies_no_cache_and_reads_everything_once(on_v5e):
   decode = next(row for row in on_v5e if row["program"] == "decode")
   assert decode["temporaries"] < 0.05 * decode["arguments"]
   steps = v05_qwen3_4b.get_config().sampler.chunk
-  assert 1 <= decode["bytes"] / steps / decode["arguments"] < 1.3  # weights and cache are its arguments
+  # weights and cache are its arguments
+  assert 1 <= decode["bytes"] / steps / decode["arguments"] < 1.3
 
 
 @pytest.mark.pod
@@ -183,9 +209,14 @@ def test_the_update_holds_no_logits_of_a_whole_row():
   update = next(x for x in compiling.plan(c, model, mesh, "tpu")[1] if x.name == "update")
   sizes = {model.vocab_size, model.vocab_size // mesh.shape["tensor"]}
   tables = compiling.hlo.Module(update.lower().compile().as_text()).computations.values()
-  shapes = {compiling.hlo.dims(line.type) for table in tables for line in table.values() if "[" in line.type}
-  widths = {model.hidden_size, model.hidden_size // mesh.shape["fsdp"]}  # of the embedding and its parts
-  rows = {s: np.prod(s) // max(sizes & set(s)) for s in shapes if sizes & set(s) and not widths & set(s)}
+  shapes = {
+    compiling.hlo.dims(line.type) for table in tables for line in table.values() if "[" in line.type
+  }
+  # of the embedding and its parts
+  widths = {model.hidden_size, model.hidden_size // mesh.shape["fsdp"]}
+  rows = {
+    s: np.prod(s) // max(sizes & set(s)) for s in shapes if sizes & set(s) and not widths & set(s)
+  }
   assert c.loss.vocab_chunk in rows.values()  # a chunk's logits
   assert max(rows.values()) < c.loss.row_length, rows  # and no row's
 

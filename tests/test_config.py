@@ -161,7 +161,10 @@ def test_a_divided_budget_has_its_mean_between_its_bounds():
   config.validate(changed(budget__rule="neyman", budget__k_init=2, budget__k_max=8))
   for mean in (1.5, 9.0):
     text = problems(budget__rule="value", budget__k_init=2, budget__k_max=8, budget__k_mean=mean)
-    assert f"budget.k_mean: found {mean}, expected between budget.k_init = 2 and budget.k_max = 8" in text
+    assert (
+      f"budget.k_mean: found {mean}, expected between budget.k_init = 2 and budget.k_max = 8"
+      in text
+    )
   divided = dict(budget__rule="neyman", budget__k_init=2, budget__k_max=16, rollouts_per_step=32)
   config.validate(changed(**divided, loss__minibatches=8))
   text = problems(**divided, loss__minibatches=9)
@@ -170,16 +173,33 @@ def test_a_divided_budget_has_its_mean_between_its_bounds():
 
 def test_a_v0_needs_its_directory():
   found = problems(prior__kind="v0")
-  assert "prior.path: found '', expected \"builtin\", or a directory of value_prior.convert or --mode=value" in found
-  file = {"prior__kind": "v0", "prior__path": "builtin", "data__path": "x.jsonl", "eval__path": "x.jsonl"}
+  assert (
+    "prior.path: found '', expected \"builtin\", or a directory of value_prior.convert or "
+    "--mode=value" in found
+  )
+  file = {
+    "prior__kind": "v0",
+    "prior__path": "builtin",
+    "data__path": "x.jsonl",
+    "eval__path": "x.jsonl",
+  }
   found = problems(**file, reward="math", eval__samples=1)
-  assert "prior.path: found 'builtin', expected a directory of your own" in found and "1 problem" in found
+  assert (
+    "prior.path: found 'builtin', expected a directory of your own" in found
+    and "1 problem" in found
+  )
 
 
 def test_what_excludes_each_other():
-  assert "loss.share_prompts: found True, expected False, since policy.attention" in problems(policy__attention="flash")
-  assert "selection.pool: found 2, expected 1" in problems(selection__pool=2, budget__max_resample=3)
-  assert "prior.history: found True, expected False" in problems(prior__history=True, baseline="spo")
+  assert "loss.share_prompts: found True, expected False, since policy.attention" in problems(
+    policy__attention="flash"
+  )
+  assert "selection.pool: found 2, expected 1" in problems(
+    selection__pool=2, budget__max_resample=3
+  )
+  assert "prior.history: found True, expected False" in problems(
+    prior__history=True, baseline="spo"
+  )
   text = problems(selection__pool=2, loss__aggregate="token")
   assert "loss.aggregate: found 'token', expected rollout, prompt or constant" in text
   config.validate(changed(selection__pool=2, selection__weighted=False, loss__aggregate="token"))
@@ -271,10 +291,17 @@ def test_a_missing_config_file_suggests_its_neighbour(tmp_path):
 
 def test_overrides_of_every_type():
   c = parse(
-    "--config.seed=3", "--config.budget.cost", "0", "--config.prior.history", "--config.reward=math",
-    "--noconfig.data.chat_template", "--config.data.families=('add', 'lin')", "--mode=eval",
-    "--config.mesh.data", "-1",
-  ).config  # fmt: skip
+    "--config.seed=3",
+    "--config.budget.cost",
+    "0",
+    "--config.prior.history",
+    "--config.reward=math",
+    "--noconfig.data.chat_template",
+    "--config.data.families=('add', 'lin')",
+    "--mode=eval",
+    "--config.mesh.data",
+    "-1",
+  ).config
   assert (c.seed, c.budget.cost, c.prior.history, c.reward) == (3, 0.0, True, "math")
   assert (c.data.chat_template, c.data.families, c.mesh.data) == (False, ("add", "lin"), -1)
   assert isinstance(c.budget.cost, float)
@@ -329,8 +356,11 @@ def test_a_file_with_an_unknown_key_is_named(capsys, tmp_path):
 def test_main_prints_one_line_and_no_traceback():
   done = subprocess.run(
     [sys.executable, "-m", "v05_jax.main", "--config.budgte.cost=1"],
-    cwd=ROOT, capture_output=True, text=True, timeout=120,
-  )  # fmt: skip
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
   assert done.returncode == 2
   assert done.stderr.strip() == (
     "error: --config.budgte.cost: found an unknown config key, did you mean --config.budget.cost?"

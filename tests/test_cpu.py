@@ -1,4 +1,5 @@
-"""The training pass for a CPU, function by function: equal to the plain form, and less work where it says so."""
+"""The training pass for a CPU, function by function: equal to the plain form, and less work where
+it says so."""
 
 from functools import partial
 
@@ -17,7 +18,8 @@ def draw(*shape, seed=0):
 
 
 def ragged(length):
-  """Segments int32 [N, length]: one row full, one of three parts with padding, one of many, one of padding alone."""
+  """Segments int32 [N, length]: one row full, one of three parts with padding, one of many, one of
+  padding alone."""
   rows = np.zeros((N, length), np.int32)
   rows[0] = 1
   rows[1, : length - 2] = np.sort(np.arange(length - 2) % 3) + 1
@@ -34,21 +36,30 @@ def plain(q, k, v, mask):
 
 
 def ask(length, queries, scores, monkeypatch):
-  """Random q, k, v [N, length, ...], a direction of out, and the mask of `ragged` with a prompt in its second row."""
+  """Random q, k, v [N, length, ...], a direction of out, and the mask of `ragged` with a prompt in
+  its second row."""
   monkeypatch.setattr(cpu, "QUERIES", queries)
   monkeypatch.setattr(cpu, "SCORES", scores)
   segments = ragged(length)
   prompts = segments.at[1].set(jnp.minimum(segments[1], 1))
-  q, k, v = draw(N, length, HEADS, GROUP, WIDTH), *(draw(N, length, HEADS, WIDTH, seed=i) for i in (1, 2))
+  q, k, v = (
+    draw(N, length, HEADS, GROUP, WIDTH),
+    *(draw(N, length, HEADS, WIDTH, seed=i) for i in (1, 2)),
+  )
   return (q, k, v), draw(*q.shape, seed=3), transformer.causal(segments, prompts)
 
 
 # In one block and in several, the last of them shorter; with one row at a time, two, and all.
-@pytest.mark.parametrize("length, queries, scores", [(9, 96, 1 << 18), (13, 4, 1), (13, 4, 200), (70, 9, 1 << 18)])
+@pytest.mark.parametrize(
+  "length, queries, scores", [(9, 96, 1 << 18), (13, 4, 1), (13, 4, 200), (70, 9, 1 << 18)]
+)
 def test_attention_and_its_gradient_on_ragged_segments(length, queries, scores, monkeypatch):
   qkv, towards, mask = ask(length, queries, scores, monkeypatch)
   seen = cpu.see(mask, HEADS * GROUP)
-  assert seen.bias.shape[1:4] == {9: (1, 1, 4), 13: (4, 4, 1 if scores == 1 else 2), 70: (8, 8, 4)}[length]
+  assert (
+    seen.bias.shape[1:4]
+    == {9: (1, 1, 4), 13: (4, 4, 1 if scores == 1 else 2), 70: (8, 8, 4)}[length]
+  )
 
   def loss(attend, how, *qkv):
     out = attend(*qkv, how)
@@ -56,13 +67,15 @@ def test_attention_and_its_gradient_on_ragged_segments(length, queries, scores, 
 
   gradient = jax.jit(jax.grad(loss, (2, 3, 4), has_aux=True), static_argnums=0)
   found = gradient(cpu.attend, seen, *qkv)
-  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(gradient(plain, mask, *qkv)), strict=True):
+  for a, b in zip(
+    jax.tree.leaves(found), jax.tree.leaves(gradient(plain, mask, *qkv)), strict=True
+  ):
     np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
 
 
 def test_attention_looks_only_at_blocks_that_are_seen(monkeypatch):
-  """One row of eight blocks: the first is a prompt, and each two that follow a response. NaN among what a block of
-  queries does not see stays out of it, forward and backward."""
+  """One row of eight blocks: the first is a prompt, and each two that follow a response. NaN among
+  what a block of queries does not see stays out of it, forward and backward."""
   monkeypatch.setattr(cpu, "QUERIES", 4)
   index = jnp.arange(32)
   segments = jnp.where(index < 4, 1, 2 + (index - 4) // 8)[None]
@@ -94,7 +107,8 @@ def test_a_matrix_product_and_its_gradient_read_their_operands_as_they_lie():
 
 @pytest.mark.parametrize("vocab", [7, cpu.ONEHOT_VOCAB + 1])
 def test_lookup_and_its_gradient(vocab):
-  """Tokens that stand in several places; up to a size of the vocabulary the gradient has no scatter."""
+  """Tokens that stand in several places; up to a size of the vocabulary the gradient has no
+  scatter."""
   table, towards = draw(vocab, 3), draw(2, 6, 3, seed=1)
   tokens = jnp.array([[0, 3, 3, 6, 1, 3], [6, 6, 0, 2, 2, 5]])
   gradient = jax.grad(lambda f, table: jnp.sum(f(table, tokens) * towards), 1)
@@ -102,4 +116,6 @@ def test_lookup_and_its_gradient(vocab):
   expected = np.zeros((vocab, 3))
   np.add.at(expected, np.asarray(tokens), np.asarray(towards))
   np.testing.assert_allclose(gradient(cpu.lookup, table), expected, rtol=1e-5, atol=1e-6)
-  assert ("scatter" in str(jax.make_jaxpr(partial(gradient, cpu.lookup))(table))) == (vocab > cpu.ONEHOT_VOCAB)
+  assert ("scatter" in str(jax.make_jaxpr(partial(gradient, cpu.lookup))(table))) == (
+    vocab > cpu.ONEHOT_VOCAB
+  )

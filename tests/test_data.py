@@ -9,7 +9,9 @@ from configs import default
 from v05_jax import data, tasks
 from v05_jax.models import tokenizer as tokenizers
 
-CHAT = "{% for m in messages %}<{{ m.content }}>{% endfor %}{% if add_generation_prompt %}={% endif %}"
+CHAT = (
+  "{% for m in messages %}<{{ m.content }}>{% endfor %}{% if add_generation_prompt %}={% endif %}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,10 @@ def test_a_fresh_dataset_continues_where_another_stopped(load):
   for n in steps:  # crosses epochs inside a batch
     prompts = first.at(cursor, n, 9)
     again = load(numbered(10)).at(cursor, n, 9)
-    for a, b in zip((prompts.tokens, prompts.length, prompts.position), (again.tokens, again.length, again.position)):
+    for a, b in zip(
+      (prompts.tokens, prompts.length, prompts.position),
+      (again.tokens, again.length, again.position),
+    ):
       np.testing.assert_array_equal(a, b)
     assert prompts.rows == again.rows
     assert prompts.position[:n].tolist() == list(range(cursor, cursor + n))
@@ -74,10 +79,17 @@ def test_the_order_is_the_one_that_earlier_runs_used():
 
 
 def test_batches_are_padded_with_masked_rows(load, tokenizer):
-  dataset = load([{"prompt": "12", "answer": "1"}, {"prompt": "123=", "answer": "2"}], shuffle=False)
+  dataset = load(
+    [{"prompt": "12", "answer": "1"}, {"prompt": "123=", "answer": "2"}], shuffle=False
+  )
   prompts = dataset.at(0, 2, pad_to=4)
   assert prompts.tokens.shape == (4, 16) and prompts.tokens.dtype == np.int32
-  assert prompts.length.tolist() == [2, 4, 1, 1] and prompts.mask.tolist() == [True, True, False, False]
+  assert prompts.length.tolist() == [2, 4, 1, 1] and prompts.mask.tolist() == [
+    True,
+    True,
+    False,
+    False,
+  ]
   assert prompts.tokens[1, :4].tolist() == tokenizer("123=")["input_ids"]
   assert not prompts.tokens[0, 2:].any() and not prompts.tokens[2:].any()
   assert [row["answer"] for row in prompts.rows] == ["1", "2"]
@@ -120,11 +132,15 @@ DAPO = {
     ({"problem": "1", "solution": "2"}, {}, "1", "2"),
     ({"problem": "1", "solution": "3", "answer": 2}, {}, "1", "2"),
     ({"problem": "1", "solution": "3", "answer": 2.5}, {"answer_key": "solution"}, "1", "3"),
-    ({"prompt": "0", "text": "1", "answer": "3", "meta": {"a": "2"}}, {"prompt_key": "text", "answer_key": "meta.a"},
-     "1", "2"),
+    (
+      {"prompt": "0", "text": "1", "answer": "3", "meta": {"a": "2"}},
+      {"prompt_key": "text", "answer_key": "meta.a"},
+      "1",
+      "2",
+    ),
     (DAPO, {}, "1+1=", "2"),
   ],
-)  # fmt: skip
+)
 def test_fields_are_found_and_the_others_kept(load, row, keys, prompt, answer):
   found = load([row], **keys).rows[0]
   assert (found["prompt"], found["answer"]) == (prompt, answer)
@@ -152,10 +168,12 @@ def test_template_and_chat_template(load, tokenizer, tmp_path):
   try:
     assert text(load(rows, template="A{prompt}")) == "<A1+2>="
     assert text(load(rows, template="A{prompt}", chat_template=False)) == "A1+2"
-    assert "<" not in text(load(path="tasks", size=6, template="A{prompt}"))  # the tasks' prompts are whole
+    # the tasks' prompts are whole
+    assert "<" not in text(load(path="tasks", size=6, template="A{prompt}"))
   finally:
     tokenizer.chat_template = None
-  assert load(rows, template="A{prompt}=").rows[0]["prompt"] == "1+2"  # rewards see the row's own prompt
+  # rewards see the row's own prompt
+  assert load(rows, template="A{prompt}=").rows[0]["prompt"] == "1+2"
 
 
 GOOD = b'{"prompt": "1", "answer": "2"}\n'
@@ -165,30 +183,66 @@ GOOD = b'{"prompt": "1", "answer": "2"}\n'
   ("content", "keys", "message"),
   [
     (None, {"path": "nowhere/rows.jsonl"}, r"config.data.path: nowhere/rows.jsonl does not exist"),
-    (None, {"path": "rows.csv"}, r"'rows.csv', expected \"tasks\", or a file that ends in .jsonl or .parquet"),
+    (
+      None,
+      {"path": "rows.csv"},
+      r"'rows.csv', expected \"tasks\", or a file that ends in .jsonl or .parquet",
+    ),
     (b"", {}, r"rows.jsonl: found no row"),
     (b"\n  \n", {}, r"rows.jsonl: found no row"),
     (GOOD + b"{'prompt'}\n", {}, r"rows.jsonl:2: found .*, which is not JSON"),
     (GOOD + b"\n" + GOOD + b"{", {}, r"rows.jsonl:4: .* not JSON"),
     (GOOD + b'{"prompt": "\xff", "answer": "2"}\n', {}, r"rows.jsonl:2: .* not JSON"),
     (GOOD + b"[1, 2]\n", {}, r"rows.jsonl:2: found \[1, 2\], expected a JSON object"),
-    (GOOD + b'{"answer": "2", "text": "1"}\n', {}, r"rows.jsonl:2: found no prompt among the fields answer, text"),
+    (
+      GOOD + b'{"answer": "2", "text": "1"}\n',
+      {},
+      r"rows.jsonl:2: found no prompt among the fields answer, text",
+    ),
     (GOOD + b'{"prompt": "1"}\n', {}, r"rows.jsonl:2: found no answer among the fields prompt"),
     (GOOD + b'{"prompt": "1", "answer": null}\n', {}, r"rows.jsonl:2: found no answer"),
     (GOOD + b'{"prompt": "1", "answer": ""}\n', {}, r"rows.jsonl:2: found '' as answer"),
     (GOOD + b'{"prompt": "1", "answer": true}\n', {}, r"rows.jsonl:2: found True as answer"),
     (GOOD + b'{"prompt": " ", "answer": "1"}\n', {}, r"rows.jsonl:2: found ' ' as prompt"),
     (GOOD + b'{"prompt": 3, "answer": "1"}\n', {}, r"rows.jsonl:2: found 3 as prompt"),
-    (GOOD + b'{"prompt": [], "answer": "1"}\n', {}, r"rows.jsonl:2: found \[\] as prompt, .* one user message"),
-    (b'{"prompt": [{"role": "system", "content": "1"}], "answer": "1"}', {}, r"rows.jsonl:1: .* one user message"),
-    (GOOD, {"prompt_key": "text"}, r"rows.jsonl:1: found no prompt .* config.data.prompt_key = 'text'"),
-    (GOOD, {"answer_key": "a.b"}, r"rows.jsonl:1: found no answer .* config.data.answer_key = 'a.b'"),
-    (GOOD + b'{"prompt": "what?", "answer": "2"}\n', {}, r"rows.jsonl:2: the tokenizer cannot encode"),
-    (GOOD + b'{"prompt": "123456", "answer": "2"}\n' + b'{"prompt": "1234567", "answer": "2"}\n', {"max_prompt": 5},
-     r"rows.jsonl:2: the prompt has 6 tokens, .*max_prompt = 5; 2 of 3 .* raise config.sampler.max_prompt to 7"),
-    (None, {"path": "tasks", "max_prompt": 4}, r"row 1 of the built-in tasks: .* raise config.sampler.max_prompt"),
+    (
+      GOOD + b'{"prompt": [], "answer": "1"}\n',
+      {},
+      r"rows.jsonl:2: found \[\] as prompt, .* one user message",
+    ),
+    (
+      b'{"prompt": [{"role": "system", "content": "1"}], "answer": "1"}',
+      {},
+      r"rows.jsonl:1: .* one user message",
+    ),
+    (
+      GOOD,
+      {"prompt_key": "text"},
+      r"rows.jsonl:1: found no prompt .* config.data.prompt_key = 'text'",
+    ),
+    (
+      GOOD,
+      {"answer_key": "a.b"},
+      r"rows.jsonl:1: found no answer .* config.data.answer_key = 'a.b'",
+    ),
+    (
+      GOOD + b'{"prompt": "what?", "answer": "2"}\n',
+      {},
+      r"rows.jsonl:2: the tokenizer cannot encode",
+    ),
+    (
+      GOOD + b'{"prompt": "123456", "answer": "2"}\n' + b'{"prompt": "1234567", "answer": "2"}\n',
+      {"max_prompt": 5},
+      r"rows.jsonl:2: the prompt has 6 tokens, .*max_prompt = 5; 2 of 3 .* raise "
+      r"config.sampler.max_prompt to 7",
+    ),
+    (
+      None,
+      {"path": "tasks", "max_prompt": 4},
+      r"row 1 of the built-in tasks: .* raise config.sampler.max_prompt",
+    ),
   ],
-)  # fmt: skip
+)
 def test_bad_input_is_named(load, content, keys, message):
   with pytest.raises(ValueError, match=message):
     load(content, **keys)
@@ -211,7 +265,8 @@ def test_bad_files_are_named(load, tmp_path, monkeypatch):
 
 
 def test_a_selection_keeps_positions_and_rows(load):
-  """What names a prompt's rollouts (its position) and its past (its row) goes with it; the rest is padding."""
+  """What names a prompt's rollouts (its position) and its past (its row) goes with it; the rest is
+  padding."""
   dataset = load(numbered(40))
   pool = dataset.at(37, 8)  # over the end of an epoch
   np.testing.assert_array_equal(pool.row, ids(pool))

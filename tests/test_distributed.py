@@ -1,4 +1,5 @@
-"""Runs of several processes on this machine: equal to one process, ended together, resumed by any number."""
+"""Runs of several processes on this machine: equal to one process, ended together, resumed by any
+number."""
 
 import json
 import os
@@ -32,26 +33,45 @@ def free_port() -> int:
 
 
 class Together:
-  """Processes of one run, over eight devices in all, in a workdir whose config.json it writes beside it."""
+  """Processes of one run, over eight devices in all, in a workdir whose config.json it writes
+  beside it."""
 
   def __init__(self, workdir, count, config, *flags, own=(), env=None, mode="train"):
-    """own: further flags for each of the processes; env: process -> what it alone has in its environment."""
+    """own: further flags for each of the processes; env: process -> what it alone has in its
+    environment."""
     config.cpu_devices, port = 8 // count, free_port()
     file = workdir.parent / f"{workdir.name}.json"
     file.write_text(configuration.to_json(config))
     common = os.environ | {
-      "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0",  # half of the time to compile
+      # half of the time to compile
+      "JAX_PLATFORMS": "cpu",
+      "XLA_FLAGS": "--xla_backend_optimization_level=0",
       "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'data' / 'math'}",
-    }  # fmt: skip
-    command = [sys.executable, "-m", "v05_jax.main", f"--config={file}", f"--workdir={workdir}", f"--mode={mode}"]
+    }
+    command = [
+      sys.executable,
+      "-m",
+      "v05_jax.main",
+      f"--config={file}",
+      f"--workdir={workdir}",
+      f"--mode={mode}",
+    ]
     self.workdir, self.processes = workdir, []
     for i in range(count):
-      place = [f"{FLAGS[0]}=127.0.0.1:{port}", f"{FLAGS[1]}={count}", f"{FLAGS[2]}={i}"] if count > 1 else []
+      place = (
+        [f"{FLAGS[0]}=127.0.0.1:{port}", f"{FLAGS[1]}={count}", f"{FLAGS[2]}={i}"]
+        if count > 1
+        else []
+      )
       more = own[i] if own else ()
       with open(f"{workdir}.log{i}", "w") as log:
         self.processes.append(
           subprocess.Popen(
-            [*command, *place, *flags, *more], cwd=ROOT, env=common | (env or {}).get(i, {}), stdout=log, stderr=log
+            [*command, *place, *flags, *more],
+            cwd=ROOT,
+            env=common | (env or {}).get(i, {}),
+            stdout=log,
+            stderr=log,
           )
         )
 
@@ -72,7 +92,9 @@ class Together:
     try:
       return [process.wait(max(until - time.monotonic(), 0.1)) for process in self.processes]
     except subprocess.TimeoutExpired:
-      raise AssertionError("\n".join(self.log(i)[-3000:] for i in range(len(self.processes)))) from None
+      raise AssertionError(
+        "\n".join(self.log(i)[-3000:] for i in range(len(self.processes)))
+      ) from None
 
   def succeed(self):
     codes = self.wait()
@@ -82,7 +104,9 @@ class Together:
     """Waits for a number of lines of metrics."""
     until = time.monotonic() + timeout
     while len(metrics.read(self.workdir)) < count:
-      assert time.monotonic() < until and all(process.poll() is None for process in self.processes), self.log(0)[-3000:]
+      assert time.monotonic() < until and all(
+        process.poll() is None for process in self.processes
+      ), self.log(0)[-3000:]
       time.sleep(0.05)
 
 
@@ -93,7 +117,8 @@ def run(workdir, count, config, *flags, **options):
 
 
 def same(a, b, mesh=True):
-  """The metrics of two runs agree to 1e-4, counts exactly, and, on the same `mesh`, what the sampler did."""
+  """The metrics of two runs agree to 1e-4, counts exactly, and, on the same `mesh`, what the
+  sampler did."""
   a, b = lines(a), lines(b)
   assert [line["step"] for line in a] == [line["step"] for line in b]
   for x, y in zip(a, b, strict=True):
@@ -101,7 +126,9 @@ def same(a, b, mesh=True):
     for name in x:
       if name.startswith("sampler/") and not mesh:
         continue
-      if name.startswith(("k/", "prompts", "rollouts", "sampler/", "response/", "rewards/", "accuracy")):
+      if name.startswith(
+        ("k/", "prompts", "rollouts", "sampler/", "response/", "rewards/", "accuracy")
+      ):
         assert x[name] == y[name], (x["step"], name, x[name], y[name])
       elif x[name] is None or y[name] is None:
         assert x[name] == y[name], (x["step"], name)
@@ -123,9 +150,15 @@ def test_two_processes_are_one(tmp_path):
 
 
 ADAPTIVE = {
-  "budget.rule": "sequential", "budget.k_max": 6, "prior.min_support": 6, "prior.recalibrate": True,
-  "checkpoint.period": 5, "eval.period": 10, "prior.history": True, "data.size": 64,
-}  # fmt: skip
+  "budget.rule": "sequential",
+  "budget.k_max": 6,
+  "prior.min_support": 6,
+  "prior.recalibrate": True,
+  "checkpoint.period": 5,
+  "eval.period": 10,
+  "prior.history": True,
+  "data.size": 64,
+}
 
 
 def long(**keys):
@@ -151,7 +184,9 @@ def test_twenty_steps_are_those_of_one_process(whole, tmp_path, count):
 
 
 @pytest.mark.pod
-@pytest.mark.parametrize("count, data, fsdp, tensor", [(2, 2, 4, 1), (2, 1, 4, 2), (4, 2, 2, 2), (4, 1, 8, 1)])
+@pytest.mark.parametrize(
+  "count, data, fsdp, tensor", [(2, 2, 4, 1), (2, 1, 4, 2), (4, 2, 2, 2), (4, 1, 8, 1)]
+)
 def test_a_shard_of_the_data_axis_may_span_processes(tmp_path, count, data, fsdp, tensor):
   meshes = {"mesh.fsdp": fsdp, "mesh.tensor": tensor}
   configs = [small(**(ADAPTIVE | meshes | {"num_steps": 4, "eval.period": 2})) for _ in range(2)]
@@ -166,11 +201,17 @@ def test_a_shard_of_the_data_axis_may_span_processes(tmp_path, count, data, fsdp
 @pytest.mark.parametrize("name", ["neyman", "dapo", "collect", "kl"])
 def test_other_kinds_of_runs(tmp_path, name):
   keys = {
-    "neyman": {"budget.rule": "neyman", "budget.k_init": 2, "budget.k_max": 8, "budget.k_mean": 4, "baseline": "ewa"},
+    "neyman": {
+      "budget.rule": "neyman",
+      "budget.k_init": 2,
+      "budget.k_max": 8,
+      "budget.k_mean": 4,
+      "baseline": "ewa",
+    },
     "dapo": {"budget.max_resample": 1},
     "collect": {"collect": True, "loss.old_logprob": "recompute", "selection.pool": 2},
     "kl": {"loss.kl_coef": 0.1, "loss.epochs": 2},
-  }[name]  # fmt: skip
+  }[name]
   one, two = tmp_path / "one" / "run", tmp_path / "two" / "run"  # pairs have their workdir's name
   for count, workdir in enumerate((one, two), 1):
     workdir.parent.mkdir()
@@ -193,7 +234,9 @@ def test_a_lost_process_ends_the_others_which_name_it_and_the_run_goes_on(whole,
     other.wait(timeout=60)
     assert time.monotonic() - began < 60 and other.returncode != 0
     time.sleep(1)  # the helper's word
-    assert f"error: process {victim} of 2" in (log := together.log(1 - victim)) and "is lost" in log, log[-3000:]
+    assert (
+      f"error: process {victim} of 2" in (log := together.log(1 - victim)) and "is lost" in log
+    ), log[-3000:]
     assert "the run continues from its last checkpoint" in log
   assert 5 <= len(metrics.read(workdir)) < 21
   run(workdir, 2, long())
@@ -208,12 +251,16 @@ def test_a_process_that_hangs_is_lost_too(tmp_path, victim):
     together.processes[victim].send_signal(signal.SIGSTOP)
     together.processes[1 - victim].wait(timeout=60)
     time.sleep(8)  # the helper asks for as long
-    assert re.search(f"error: process {victim} of 2.* is lost", log := together.log(1 - victim)), log[-3000:]
+    assert re.search(f"error: process {victim} of 2.* is lost", log := together.log(1 - victim)), (
+      log[-3000:]
+    )
 
 
 @pytest.mark.pod
 @pytest.mark.parametrize("told", [0, 1])
-def test_a_signal_to_one_stops_both_after_the_same_step_and_any_number_goes_on(whole, tmp_path, told):
+def test_a_signal_to_one_stops_both_after_the_same_step_and_any_number_goes_on(
+  whole, tmp_path, told
+):
   workdir = tmp_path / "run"
   with Together(workdir, 2, long()) as together:
     together.until_line(4)
@@ -249,9 +296,21 @@ def test_evaluation_is_that_of_one_process(whole, tmp_path):
   [
     ({"mesh.fsdp": 3}, (), r"config.mesh.data=8, .*: found 8 devices, expected 24"),
     ({}, (["--config.seed=1"], []), r"the config: process 1 of 2 differs from process 0"),
-    ({}, ([], ["--config.cpu_devices=2"]), r"the processes have 4, 2 devices, expected as many in each"),
-    ({}, ([], ["--workdir={}"]), r"process 1 of 2 does not see what process 0 writes there, expected a folder"),
-    ({}, (["--mode=sft"], ["--mode=sft"]), r"--mode=sft runs in one process; of several: train and eval"),
+    (
+      {},
+      ([], ["--config.cpu_devices=2"]),
+      r"the processes have 4, 2 devices, expected as many in each",
+    ),
+    (
+      {},
+      ([], ["--workdir={}"]),
+      r"process 1 of 2 does not see what process 0 writes there, expected a folder",
+    ),
+    (
+      {},
+      (["--mode=sft"], ["--mode=sft"]),
+      r"--mode=sft runs in one process; of several: train and eval",
+    ),
   ],
   ids=lambda x: "" if isinstance(x, (dict, tuple)) else x[:30],
 )
@@ -261,14 +320,18 @@ def test_bad_input_ends_all_processes_with_one_clear_error(tmp_path, config, own
     codes = together.wait(timeout=100)
   assert codes == [1, 1], codes
   for i in range(2):
-    assert re.search(message, together.log(i)) and "Traceback" not in together.log(i), together.log(i)[-3000:]
+    assert re.search(message, together.log(i)) and "Traceback" not in together.log(i), together.log(
+      i
+    )[-3000:]
 
 
 @pytest.mark.pod
 def test_each_response_is_verified_by_one_process(tmp_path, monkeypatch):
   monkeypatch.setenv("V05_NOTES", str(tmp_path))
   config = default.get_config()
-  config.update_from_flattened_dict(OWN_INPUT | {"reward": "own_reward:noted", "num_steps": 2, "eval.period": 0})
+  config.update_from_flattened_dict(
+    OWN_INPUT | {"reward": "own_reward:noted", "num_steps": 2, "eval.period": 0}
+  )
   run(tmp_path / "run", 2, config)
   notes = [json.loads(line) for line in (tmp_path / "notes").read_text().splitlines()]
   assert len(notes) == metrics.read(tmp_path / "run")[-1]["rollouts"] == 32
@@ -282,7 +345,10 @@ def test_an_error_of_one_process_ends_all(tmp_path):
   with Together(tmp_path / "run", 2, config, env={1: {"PYTHONPATH": str(ROOT)}}) as together:
     assert together.wait(timeout=100) == [1, 1]
   assert "error: config.reward = 'own_reward:brief'" in together.log(1)
-  assert "error: process 1 of 2 has stopped: ValueError: config.reward = 'own_reward:brief'" in together.log(0)
+  assert (
+    "error: process 1 of 2 has stopped: ValueError: config.reward = 'own_reward:brief'"
+    in together.log(0)
+  )
 
 
 def test_one_process_asks_nobody(monkeypatch):
@@ -293,7 +359,9 @@ def test_one_process_asks_nobody(monkeypatch):
     monkeypatch.setattr(distributed.multihost_utils, name, fail)
   monkeypatch.setattr(distributed, "replicate", fail)
   assert distributed.first() and not distributed.several() and all(map(distributed.owner, range(3)))
-  assert distributed.anywhere(True) and not distributed.anywhere(False) and distributed.of_first(7) == 7
+  assert (
+    distributed.anywhere(True) and not distributed.anywhere(False) and distributed.of_first(7) == 7
+  )
   distributed.barrier("here")
   distributed.check_same("this", fail)
   mesh = sharding.make_mesh(default.get_config().mesh)
@@ -318,14 +386,26 @@ def test_the_place_of_a_process_is_said_by_flags_or_by_the_environment():
 @pytest.mark.parametrize(
   "given, env, message",
   [
-    ((*GIVEN[:2], None, False), {}, r"found no --process_id: expected all three of .* or --distributed alone"),
+    (
+      (*GIVEN[:2], None, False),
+      {},
+      r"found no --process_id: expected all three of .* or --distributed alone",
+    ),
     ((None, 2, None, False), {}, r"found no --coordinator and no --process_id: "),
-    ((None, None, None, False), {"JAX_COORDINATOR_ADDRESS": "a:1"}, r"no --num_processes and no --process_id.*JAX_NUM"),
+    (
+      (None, None, None, False),
+      {"JAX_COORDINATOR_ADDRESS": "a:1"},
+      r"no --num_processes and no --process_id.*JAX_NUM",
+    ),
     ((*GIVEN, True), {}, r"--distributed beside --coordinator, --num_processes, --process_id"),
     (("localhost", 2, 0, False), {}, r"--coordinator=localhost: expected HOST:PORT"),
     (("localhost:99999", 2, 0, False), {}, r"--coordinator=localhost:99999: expected HOST:PORT"),
     (("a:1", 2, 2, False), {}, r"--process_id=2: expected 0 to 1, since --num_processes=2"),
-    (("a:1", None, 0, False), {"JAX_NUM_PROCESSES": "two"}, r"JAX_NUM_PROCESSES='two': expected a whole number"),
+    (
+      ("a:1", None, 0, False),
+      {"JAX_NUM_PROCESSES": "two"},
+      r"JAX_NUM_PROCESSES='two': expected a whole number",
+    ),
   ],
 )
 def test_half_a_place_is_one_clear_error(given, env, message):

@@ -31,7 +31,9 @@ def test_groups_without_signal_are_dropped_and_the_rest_stays_whole():
     assert prompts.position[new] == old_prompts.position[p] and value[new] == old_value[p]
     assert prompts.rows[new] is old_prompts.rows[p]
     np.testing.assert_array_equal(rolls.reward[new], old_rolls.reward[p])
-    np.testing.assert_array_equal(rolls.tokens[rolls.prompt == new], old_rolls.tokens[old_rolls.prompt == p])
+    np.testing.assert_array_equal(
+      rolls.tokens[rolls.prompt == new], old_rolls.tokens[old_rolls.prompt == p]
+    )
   # The packed batch is what the update sees: every kept rollout is in it, once.
   _, used = packing.pack(prompts, rolls, np.zeros((8, 3)), np.ones((8, 3)), 21, 64)
   assert used and len(rolls.prompt) == 3 * (total - 1)

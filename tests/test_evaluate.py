@@ -1,4 +1,5 @@
-"""Evaluation: metrics of known results, and a tiny model on two benchmarks, its files and its table."""
+"""Evaluation: metrics of known results, and a tiny model on two benchmarks, its files and its
+table."""
 
 import json
 import math
@@ -22,9 +23,14 @@ def result(names, hits, exact=None, key="benchmark", tokens=None, ended=True):
   n = len(names)
   wins = np.arange(4) < np.array(hits, float)[:, None]
   lengths = np.full((n, 4), 10) if tokens is None else np.array(tokens)
-  rows = tuple({"prompt": str(i), "answer": "1", **({key: name} if name else {})} for i, name in enumerate(names))
+  rows = tuple(
+    {"prompt": str(i), "answer": "1", **({key: name} if name else {})}
+    for i, name in enumerate(names)
+  )
   exact = np.full(n, NAN) if exact is None else np.array(exact)
-  return evaluate.Result(rows, exact, wins.astype(float), lengths, np.broadcast_to(ended, (n, 4)).copy())
+  return evaluate.Result(
+    rows, exact, wins.astype(float), lengths, np.broadcast_to(ended, (n, 4)).copy()
+  )
 
 
 def test_metrics_by_benchmark_and_their_mean():
@@ -40,9 +46,16 @@ def test_metrics_by_benchmark_and_their_mean():
   assert got["eval/pass_at_2/b"] == pytest.approx(1 - 1 / 6)
   assert (got["eval/truncated/a"], got["eval/truncated/b"]) == (pytest.approx(2 / 12), 0)
   assert (got["eval/length/a"], got["eval/length/b"], got["eval/average/length"]) == (10, 25, 17.5)
-  assert got["eval/failed"] == 0 and "eval/exact" not in got and got["eval/accuracy/a"] == got["eval/mean/a"]
+  assert (
+    got["eval/failed"] == 0
+    and "eval/exact" not in got
+    and got["eval/accuracy/a"] == got["eval/mean/a"]
+  )
   during_training = evaluate.summarise(found)
-  assert not [name for name in during_training if "pass_at" in name] and "eval/average/mean" in during_training
+  assert (
+    not [name for name in during_training if "pass_at" in name]
+    and "eval/average/mean" in during_training
+  )
 
 
 def test_one_benchmark_has_no_mean_of_several():
@@ -59,10 +72,14 @@ def test_a_failed_verdict_is_no_success_and_is_counted():
 
 
 def test_families_sampled_in_part_have_their_own_metrics_alone():
-  found = result(["add", "chain"], [0, 3], exact=[0.75, NAN], key="family", tokens=[[0] * 4, [5] * 4])
+  found = result(
+    ["add", "chain"], [0, 3], exact=[0.75, NAN], key="family", tokens=[[0] * 4, [5] * 4]
+  )
   found.success[0] = NAN
   got = metrics.means(evaluate.summarise(found))
-  assert got["eval/accuracy"] == 0.75 and got["eval/exact"] == 0.75 and got["eval/accuracy/add"] == 0.75
+  assert (
+    got["eval/accuracy"] == 0.75 and got["eval/exact"] == 0.75 and got["eval/accuracy/add"] == 0.75
+  )
   assert got["eval/mean/chain"] == 0.75 and "eval/mean" not in got and "eval/mean/add" not in got
   assert "eval/length" not in got and got["eval/failed"] == 0
 
@@ -83,7 +100,9 @@ def test_intervals_hold_the_values_and_do_not_depend_on_the_company():
   assert all(low <= values[name] <= high for name, (low, high) in ends.items())
   width = {name: high - low for name, (low, high) in ends.items()}
   assert width["eval/mean/b"] < width["eval/mean/a"] and 0.15 < width["eval/mean/a"] < 0.35
-  assert width["eval/average/mean"] == pytest.approx(np.hypot(width["eval/mean/a"], width["eval/mean/b"]) / 2, rel=0.1)
+  assert width["eval/average/mean"] == pytest.approx(
+    np.hypot(width["eval/mean/a"], width["eval/mean/b"]) / 2, rel=0.1
+  )
   alone = evaluate.Result(both.rows[30:], *(x[30:] for x in both[1:]))
   assert evaluate.intervals(alone, seed=1)["eval/mean/b"] == ends["eval/mean/b"]
   assert evaluate.intervals(alone, seed=2)["eval/mean/b"] != ends["eval/mean/b"]
@@ -94,21 +113,32 @@ def test_the_table():
   values, ends = metrics.means(evaluate.summarise(found, every=True)), evaluate.intervals(found, 0)
   head, _, first, second, mean = evaluate.table(found, values, ends).splitlines()
   assert head == "| | prompts | mean@4 | pass@2 | pass@4 | tokens | truncated |"
-  assert first.startswith("| math500 | 2 of 500 | 0.625 [0.250, 1.000] | 0.750 [0.500, 1.000] | 1.000 [1.000, 1.000] |")
+  assert first.startswith(
+    "| math500 | 2 of 500 | 0.625 [0.250, 1.000] | 0.750 [0.500, 1.000] | 1.000 [1.000, 1.000] |"
+  )
   assert second.startswith("| mine | 1 | 0.000") and mean.startswith("| mean | 3 | 0.312 [")
   families = result(["add", "sort"], [4, 1], exact=[1, NAN], key="family")
-  values, ends = metrics.means(evaluate.summarise(families, every=True)), evaluate.intervals(families, 0)
+  values, ends = (
+    metrics.means(evaluate.summarise(families, every=True)),
+    evaluate.intervals(families, 0),
+  )
   text = evaluate.table(families, values, ends).splitlines()
   assert [line.split(" | ")[0] for line in text[2:]] == ["| add", "| sort", "| all"]
   assert text[0].endswith("| exact or mean |") and text[4].count("|") == text[0].count("|")
   plain = result([""], [1])
-  assert "| all | 1 | 0.250" in evaluate.table(plain, metrics.means(evaluate.summarise(plain, every=True)), {})
+  assert "| all | 1 | 0.250" in evaluate.table(
+    plain, metrics.means(evaluate.summarise(plain, every=True)), {}
+  )
 
 
 def test_samples_are_named_by_benchmark_and_row():
   rows = [{"benchmark": "a"}, {"benchmark": "b"}, {"benchmark": "b"}]
   together, alone = evaluate.positions(rows), evaluate.positions(rows[1:])
-  assert together[1:].tolist() == alone.tolist() and len(set(together.tolist())) == 3 and together.dtype == np.int32
+  assert (
+    together[1:].tolist() == alone.tolist()
+    and len(set(together.tolist())) == 3
+    and together.dtype == np.int32
+  )
   assert evaluate.positions([{}, {"family": "add"}]).tolist() == [0, 1]  # as without benchmarks
 
 
@@ -119,7 +149,9 @@ def settings(path):
   c = default.get_config()
   c.policy.path, c.reward = str(DATA / "math" / "model"), "math"
   c.data.update({"path": "aime2024", "folder": str(DATA / "benchmarks")})
-  c.sampler.update({"max_prompt": 256, "max_response": 12, "slots": 8, "open_prompts": 8, "prefill": 8})
+  c.sampler.update(
+    {"max_prompt": 256, "max_response": 12, "slots": 8, "open_prompts": 8, "prefill": 8}
+  )
   c.sampler.truncated = "score"
   c.eval.update({"path": path, "samples": 3, "period": 0})
   return c
@@ -136,15 +168,34 @@ def written(tmp_path_factory):
 def test_evaluation_writes_a_table_its_values_and_its_prompts(written):
   workdir, values = written
   record = json.loads((workdir / "eval.json").read_text())
-  assert {name: record[name] for name in values} == values and record["step"] is None and record["samples"] == 3
-  assert [record[x] for x in ("path", "prompts", "temperature", "max_response")] == ["gsm8k,aime2024", 4, 1, 12]
+  assert (
+    {name: record[name] for name in values} == values
+    and record["step"] is None
+    and record["samples"] == 3
+  )
+  assert [record[x] for x in ("path", "prompts", "temperature", "max_response")] == [
+    "gsm8k,aime2024",
+    4,
+    1,
+    12,
+  ]
   text = (workdir / "eval.md").read_text()
-  assert text.startswith("the policy of the config; n = 3 samples a prompt at temperature 1, at most 12 tokens each;")
+  assert text.startswith(
+    "the policy of the config; n = 3 samples a prompt at temperature 1, at most 12 tokens each;"
+  )
   assert [line.split(" | ")[:2] for line in text.splitlines()[4:]] == [
-    ["| gsm8k", "2 of 1319"], ["| aime2024", "2 of 30"], ["| mean", "4"]]  # fmt: skip
+    ["| gsm8k", "2 of 1319"],
+    ["| aime2024", "2 of 30"],
+    ["| mean", "4"],
+  ]
   lines = [json.loads(line) for line in (workdir / "eval.jsonl").read_text().splitlines()]
-  assert [line["benchmark"] for line in lines] == ["gsm8k"] * 2 + ["aime2024"] * 2 and lines[0]["answer"] == "294"
-  assert all(len(line["success"]) == 3 and 0 < min(line["tokens"]) <= max(line["tokens"]) <= 12 for line in lines)
+  assert [line["benchmark"] for line in lines] == ["gsm8k"] * 2 + ["aime2024"] * 2 and lines[0][
+    "answer"
+  ] == "294"
+  assert all(
+    len(line["success"]) == 3 and 0 < min(line["tokens"]) <= max(line["tokens"]) <= 12
+    for line in lines
+  )
   assert 0 < values["eval/length"] <= 12 and values["eval/truncated"] > 0.5
 
 
@@ -153,7 +204,9 @@ def test_values_and_intervals_come_back_from_the_prompts(written):
   again = evaluate.read(str(workdir))
   assert metrics.means(evaluate.summarise(again, every=True)) == pytest.approx(values)
   saved = json.loads((workdir / "eval.json").read_text())["intervals"]
-  assert {name: list(ends) for name, ends in evaluate.intervals(again, default.get_config().seed).items()} == saved
+  assert {
+    name: list(ends) for name, ends in evaluate.intervals(again, default.get_config().seed).items()
+  } == saved
 
 
 def test_a_benchmark_is_asked_for_the_same_samples_in_any_company():
@@ -163,14 +216,19 @@ def test_a_benchmark_is_asked_for_the_same_samples_in_any_company():
     seen = []
 
     def collect(params, prompts, key, groups, temperature):
-      seen.append((prompts.position.tolist(), jax.random.key_data(key).tolist(), groups, temperature))
+      seen.append(
+        (prompts.position.tolist(), jax.random.key_data(key).tolist(), groups, temperature)
+      )
       shape = len(prompts.mask), groups.k_max
       return types.SimpleNamespace(
         reward=np.ones(shape, np.float32), length=np.full(shape, 7), ended=np.ones(shape, bool)
       ), {}
 
     found = evaluate.make(policy, settings(path), None, collect)(None)
-    assert found.mean.tolist() == found.passes(3).tolist() == [1] * len(found.rows) and (found.tokens == 7).all()
+    assert (
+      found.mean.tolist() == found.passes(3).tolist() == [1] * len(found.rows)
+      and (found.tokens == 7).all()
+    )
     return seen[0]
 
   alone, together = asked("aime2024"), asked("gsm8k,aime2024")

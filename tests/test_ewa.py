@@ -12,13 +12,18 @@ from tests import properties
 from v05_jax import ewa, shrinkage
 
 GOLDEN = json.loads((pathlib.Path(__file__).parent / "data" / "estimator.json").read_text())
-COUNTS = np.array([505, 236, 177, 147, 156, 171, 143, 191, 251, 338, 757])  # of prompts with mean score -1, -.8, ..., 1
+# of prompts with mean score -1, -.8, ..., 1
+COUNTS = np.array([505, 236, 177, 147, 156, 171, 143, 191, 251, 338, 757])
 
 
 def batch():
   """(V, s, k) of the reference update."""
   case = GOLDEN["ewa"]
-  return np.array([np.nan if v is None else v for v in case["V"]]), np.array(case["s"]), np.array(case["k"])
+  return (
+    np.array([np.nan if v is None else v for v in case["V"]]),
+    np.array(case["s"]),
+    np.array(case["k"]),
+  )
 
 
 @pytest.mark.parametrize("x64, tolerance", [(True, 1e-6), (False, 1e-5)])
@@ -29,8 +34,13 @@ def test_equals_the_reference_numbers(x64, tolerance):
     baseline, sigma2, var = ewa.ewa_baseline(state, *batch())
     assert baseline.dtype == sigma2.dtype == var.dtype == (jnp.float64 if x64 else jnp.float32)
     got = {
-      "m": state.moments, "L": state.losses, "w": ewa.ewa_weights(state), "b": baseline, "sigma2": sigma2, "var": var,
-    }  # fmt: skip
+      "m": state.moments,
+      "L": state.losses,
+      "w": ewa.ewa_weights(state),
+      "b": baseline,
+      "sigma2": sigma2,
+      "var": var,
+    }
     for name, x in got.items():
       np.testing.assert_allclose(x, case[name], rtol=tolerance, atol=1e-6, err_msg=name)
 
@@ -45,14 +55,17 @@ def test_one_expert_equals_the_reference_numbers(monkeypatch):
   monkeypatch.setattr(ewa, "_N", np.array([4.0]))
   monkeypatch.setattr(ewa, "DOUBTS", (0.2,))
   with jax.enable_x64(True):
-    moments = jax.jit(ewa._experts)(ewa._Population(0.5, 0.5, 0.0, 0.0), *map(jnp.asarray, (value, s, k)))
+    moments = jax.jit(ewa._experts)(
+      ewa._Population(0.5, 0.5, 0.0, 0.0), *map(jnp.asarray, (value, s, k))
+    )
   p1, p2 = (np.asarray(x)[0] for x in moments)
   got = np.stack([2 * p1 - 1, 4 * (p1 - p2), 4 * (p2 - p1**2)], 1)
   np.testing.assert_allclose(got, [c["mix_n4_e02"] for c in cases], atol=1e-6)
 
 
 def test_equals_the_specification_over_several_updates():
-  """Written in numpy, over three batches with every kind of prompt; the moments are believed from the second on."""
+  """Written in numpy, over three batches with every kind of prompt; the moments are believed from
+  the second on."""
   rng = np.random.default_rng(0)
   with jax.enable_x64(True):
     state = want = ewa.EWA(np.zeros(8), np.zeros(30))
@@ -69,28 +82,49 @@ def test_equals_the_specification_over_several_updates():
       moments = 0.8 * want[0] + [*sums, *(x[prior].sum() for x in (k**0, clipped, rbar))]
       others = np.maximum(k - 1, 0)
       after = lambda s: 2 * properties.reference_experts(moments, value, s, others)[0] - 1  # noqa: B023
-      losses = s * (1 - after(np.clip(s - 1, 0, others))) ** 2 + (k - s) * (1 + after(np.minimum(s, others))) ** 2
+      losses = (
+        s * (1 - after(np.clip(s - 1, 0, others))) ** 2
+        + (k - s) * (1 + after(np.minimum(s, others))) ** 2
+      )
       baseline = properties.reference_baseline(want, value, s, k)
       for x, reference in zip(ewa.ewa_baseline(state, value, s, k), baseline):
         np.testing.assert_allclose(x, reference, atol=1e-9)
-      state, want = ewa.ewa_update(state, value, s, k), ewa.EWA(moments, 0.8 * want[1] + losses.sum(1))
+      state, want = (
+        ewa.ewa_update(state, value, s, k),
+        ewa.EWA(moments, 0.8 * want[1] + losses.sum(1)),
+      )
       np.testing.assert_allclose(state.moments, want.moments, atol=1e-9)
       np.testing.assert_allclose(state.losses, want.losses, atol=1e-9)
 
 
 def extremes():
-  """Every prior with every outcome of 0, 1, 4 and 300 rollouts, real-valued rewards too: (V, s, k)."""
-  outcomes = [(0, 0), (0, 1), (1, 1), (0.4, 1), (0, 4), (4, 4), (2.2, 4), (0, 300), (300, 300), (299.5, 300)]
+  """Every prior with every outcome of 0, 1, 4 and 300 rollouts, real-valued rewards too: (V, s,
+  k)."""
+  outcomes = [
+    (0, 0),
+    (0, 1),
+    (1, 1),
+    (0.4, 1),
+    (0, 4),
+    (4, 4),
+    (2.2, 4),
+    (0, 300),
+    (300, 300),
+    (299.5, 300),
+  ]
   values = (np.nan, np.inf, -np.inf, -7.0, 7.0, -1.0, 1.0, 0.0, 0.3)
   return np.array([(v, *o) for v, o in itertools.product(values, outcomes)]).T
 
 
 def states():
-  """Before anything; after much; after batches in which all succeeded, and of which the prior knew everything."""
+  """Before anything; after much; after batches in which all succeeded, and of which the prior knew
+  everything."""
   yield ewa.ewa_init()
   yield ewa.EWA(*(np.array(GOLDEN["ewa"][name]) for name in "mL"))
   ones = np.ones(90)
-  yield ewa.ewa_update(ewa.ewa_update(ewa.ewa_init(), ones, 4 * ones, 4 * ones), ones, 4 * ones, 4 * ones)
+  yield ewa.ewa_update(
+    ewa.ewa_update(ewa.ewa_init(), ones, 4 * ones, 4 * ones), ones, 4 * ones, 4 * ones
+  )
 
 
 def test_finite_and_within_bounds_whatever_comes():
@@ -99,7 +133,9 @@ def test_finite_and_within_bounds_whatever_comes():
     for state in (before, ewa.ewa_update(before, value, s, k)):
       b, sigma2, var = ewa.ewa_baseline(state, value, s, k)
       assert np.isfinite([b, sigma2, var]).all()
-      assert np.all(np.abs(b) <= 1) and np.all(np.asarray(sigma2) >= 0) and np.all(np.asarray(var) >= 0)
+      assert (
+        np.all(np.abs(b) <= 1) and np.all(np.asarray(sigma2) >= 0) and np.all(np.asarray(var) >= 0)
+      )
       # E[p (1 - p)] + Var[p] = E[p] (1 - E[p])
       np.testing.assert_allclose(sigma2 + var, 1 - np.square(b), atol=2e-6)
 
@@ -146,17 +182,22 @@ def test_the_order_of_prompts_does_not_matter():
 def test_the_first_state_trusts_every_expert_alike():
   state = ewa.ewa_init()
   np.testing.assert_allclose(ewa.ewa_weights(state), np.full(30, 1 / 30), rtol=1e-6)
-  b, sigma2, var = ewa.ewa_baseline(state, np.array([np.nan, *[0.0] * 11]), np.zeros(12), np.zeros(12))
+  b, sigma2, var = ewa.ewa_baseline(
+    state, np.array([np.nan, *[0.0] * 11]), np.zeros(12), np.zeros(12)
+  )
   np.testing.assert_allclose(b, np.zeros(12), atol=1e-6)
   np.testing.assert_allclose([sigma2[0], var[0]], [0.5, 0.5], rtol=1e-5)  # Beta(.5, .5)
 
 
 def test_the_weights_prefer_the_experts_that_were_right():
-  """Where the prior is exact the sure experts win; where it says nothing they lose, unless they doubt it."""
+  """Where the prior is exact the sure experts win; where it says nothing they lose, unless they
+  doubt it."""
   rng = np.random.default_rng(1)
   mu, k = rng.uniform(-1, 1, 90), np.full(90, 20.0)
   s = rng.binomial(20, (1 + mu) / 2).astype(float)
-  weights = lambda value: np.asarray(ewa.ewa_weights(ewa.ewa_update(ewa.ewa_init(), value, s, k))).reshape(2, 5, 3)
+  weights = lambda value: np.asarray(
+    ewa.ewa_weights(ewa.ewa_update(ewa.ewa_init(), value, s, k))
+  ).reshape(2, 5, 3)
   right, wrong = weights(mu), weights(rng.permutation(mu))
   assert right[1, 3:].sum() > 0.9 and wrong[:, 3:, 0].sum() < 1e-3
 
@@ -165,18 +206,30 @@ def test_the_weights_prefer_the_experts_that_were_right():
 def mean_squared_errors(share, made_up):
   """MSE of EWA and of V0.5 at k = 4, 128 prompts a step, learning after each step.
 
-  The prior is right but for a share of the prompts, about which it is wrong by 1.2 or has `made_up` something.
+  The prior is right but for a share of the prompts, about which it is wrong by 1.2 or has `made_up`
+  something.
   """
 
   def step(state, key):
     keys = jax.random.split(key, 4)
-    mu = jax.random.choice(keys[0], jnp.linspace(-1.0, 1.0, 11), (128,), p=jnp.array(COUNTS / COUNTS.sum()))
-    wrong = jnp.where(made_up, jax.random.uniform(keys[1], (128,), minval=-1.0), mu - jnp.where(mu < -1e-3, -1.2, 1.2))
+    mu = jax.random.choice(
+      keys[0], jnp.linspace(-1.0, 1.0, 11), (128,), p=jnp.array(COUNTS / COUNTS.sum())
+    )
+    wrong = jnp.where(
+      made_up,
+      jax.random.uniform(keys[1], (128,), minval=-1.0),
+      mu - jnp.where(mu < -1e-3, -1.2, 1.2),
+    )
     value = jnp.clip(jnp.where(jax.random.bernoulli(keys[2], share, (128,)), wrong, mu), -1.0, 1.0)
     s = jnp.sum(jax.random.uniform(keys[3], (4, 128)) < (1.0 + mu) / 2.0, 0).astype(jnp.float32)
     k = jnp.full(128, 4.0)
-    baselines = ewa.ewa_baseline(state, value, s, k)[0], shrinkage.fuse(s / 2.0 - 1.0, k, value).baseline
-    return ewa.ewa_update(state, value, s, k), jnp.stack([jnp.mean((b - mu) ** 2) for b in baselines])
+    baselines = (
+      ewa.ewa_baseline(state, value, s, k)[0],
+      shrinkage.fuse(s / 2.0 - 1.0, k, value).baseline,
+    )
+    return ewa.ewa_update(state, value, s, k), jnp.stack(
+      [jnp.mean((b - mu) ** 2) for b in baselines]
+    )
 
   _, errors = jax.lax.scan(step, ewa.ewa_init(), jax.random.split(jax.random.key(0), 50))
   return jnp.mean(errors[10:], 0)
@@ -202,7 +255,8 @@ def many():
 
 def test_nothing_is_transferred_inside():
   state, *prompts = many()
-  want = ewa.ewa_update(state, *prompts), ewa.ewa_baseline(state, *prompts)  # compiling may transfer
+  # compiling may transfer
+  want = ewa.ewa_update(state, *prompts), ewa.ewa_baseline(state, *prompts)
   with jax.transfer_guard("disallow"):
     got = ewa.ewa_update(state, *prompts), ewa.ewa_baseline(state, *prompts)
     with pytest.raises(Exception, match="host-to-device transfer"):

@@ -1,4 +1,5 @@
-"""The headline experiment: its methods, controls, gradient and statistics, and that its report is of its results."""
+"""The headline experiment: its methods, controls, gradient and statistics, and that its report is
+of its results."""
 
 import json
 from pathlib import Path
@@ -38,7 +39,9 @@ def test_every_method_is_a_valid_config_of_its_own(regime):
 
 def test_the_recipe_is_its_config():
   rate = json.loads((FOLDER / "rates.json").read_text())["rates"]["v05_plus"]
-  found = methods.config("default", methods.METHODS["v05_plus"].changes, rate, 0, "builtin", "builtin")
+  found = methods.config(
+    "default", methods.METHODS["v05_plus"].changes, rate, 0, "builtin", "builtin"
+  )
   wanted = v05_plus.get_config()
   found.eval = wanted.eval  # of the experiment alone
   assert found == wanted
@@ -54,7 +57,9 @@ def test_a_learning_rate_is_looked_for_until_its_neighbours_are_worse():
 def test_the_exact_gradient_is_that_of_the_exact_success():
   run_of = session.SESSION.run(tiny("rloo4"))[0]
   params, at = run_of.policy.params, gradient.make(run_of)
-  rows = [row for row in run_of.prompts.rows if row["family"] in gradient.tasks.EXACT][: gradient.PROMPTS]
+  rows = [row for row in run_of.prompts.rows if row["family"] in gradient.tasks.EXACT][
+    : gradient.PROMPTS
+  ]
   found = at(params)
   direction = jax.tree.map(lambda x: np.asarray(rng_like(x)), params)
   dot = sum(np.vdot(a, b) for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(direction)))
@@ -81,7 +86,9 @@ def test_many_rollouts_point_along_the_exact_gradient_and_few_do_less():
 
 
 def test_controls_replace_v_as_they_say():
-  prompts = data.load(tiny("v05").data, session.SESSION.run(tiny("v05"))[0].policy.tokenizer, 16).at(0, 200, pad_to=210)
+  prompts = data.load(
+    tiny("v05").data, session.SESSION.run(tiny("v05"))[0].policy.tokenizer, 16
+  ).at(0, 200, pad_to=210)
   value = np.linspace(-0.9, 0.9, 210, dtype=np.float32)
   plain = Prior(1, lambda prompts: np.zeros((210, 1)), lambda context, features: value)
 
@@ -96,7 +103,9 @@ def test_controls_replace_v_as_they_say():
   assert 70 < flipped.sum() < 130 and not flipped[200:].any()
   assert set(np.flatnonzero(ask("flip 0.1") != value)) < set(np.flatnonzero(flipped))
   shuffled = ask("shuffle")
-  assert sorted(shuffled[:200]) == sorted(value[:200]) and (shuffled[:200] != value[:200]).mean() > 0.9
+  assert (
+    sorted(shuffled[:200]) == sorted(value[:200]) and (shuffled[:200] != value[:200]).mean() > 0.9
+  )
 
 
 def test_a_run_counts_every_rollout_and_its_curve_ends_at_the_total():
@@ -109,27 +118,39 @@ def test_a_run_counts_every_rollout_and_its_curve_ends_at_the_total():
   steps = result["steps"]
   kept = sum(int(k) * n for k, n in result["k"].items())
   assert kept == rollouts[-1] and min(steps["rollouts_discarded"]) >= 0
-  assert all(len(x) == len(steps["prompts"]) for x in steps.values()) and -1 < result["cosine"][0] < 1
+  assert (
+    all(len(x) == len(steps["prompts"]) for x in steps.values()) and -1 < result["cosine"][0] < 1
+  )
   line = run.summary(run.Task("main", "default", "dapo16", 1e-3, 0), result)
-  assert line["curve"][-1][0] == methods.ROLLOUTS and line["end"] == pytest.approx(success[-1], rel=1e-4)
+  assert line["curve"][-1][0] == methods.ROLLOUTS and line["end"] == pytest.approx(
+    success[-1], rel=1e-4
+  )
   json.dumps(line, allow_nan=False)
 
 
 def test_a_curve_is_cut_where_the_rollouts_should_end():
   curve = [[0, 0.2, 0.1], [90, 0.4, 0.3], [110, 0.6, 0.4]]
-  assert run.cut(curve, 100) == [[0, 0.2, 0.1], [90, 0.4, 0.3], [100, pytest.approx(0.5), pytest.approx(0.35)]]
+  assert run.cut(curve, 100) == [
+    [0, 0.2, 0.1],
+    [90, 0.4, 0.3],
+    [100, pytest.approx(0.5), pytest.approx(0.35)],
+  ]
 
 
 def test_area_crossing_and_interval_against_a_hand_computation():
   assert run.area([[0, 0.0, 0], [10, 1.0, 0], [30, 1.0, 0]]) == pytest.approx((5 + 20) / 30)
-  runs = [{"seed": s, "end": e, "curve": [[0, 0.0, 0], [100, 0.4 + d, 0], [200, 0.6 + d, 0]]}
-          for s, e, d in ((1, 0.6, 0.0), (2, 0.8, 0.1), (3, 0.7, 0.05))]  # fmt: skip
+  runs = [
+    {"seed": s, "end": e, "curve": [[0, 0.0, 0], [100, 0.4 + d, 0], [200, 0.6 + d, 0]]}
+    for s, e, d in ((1, 0.6, 0.0), (2, 0.8, 0.1), (3, 0.7, 0.05))
+  ]
   assert report.rollouts_to(runs, 0.55) == pytest.approx(150)
   assert report.rollouts_to(runs, 0.9) is None
   other = [{"seed": s, "end": 0.5} for s in (3, 2, 1, 9)]
   mean, half = report.paired(runs, other, "end")
   assert mean == pytest.approx(0.2)
-  assert half == pytest.approx(stats.ttest_1samp([0.1, 0.3, 0.2], 0).confidence_interval().high - 0.2)
+  assert half == pytest.approx(
+    stats.ttest_1samp([0.1, 0.3, 0.2], 0).confidence_interval().high - 0.2
+  )
 
 
 def test_the_tables_are_those_of_the_results(tmp_path):

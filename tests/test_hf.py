@@ -1,7 +1,7 @@
 """Hugging Face directories: parity with transformers' Qwen3, round trips, and files that are wrong.
 
-The stored models and outputs are made by tests/data/qwen3/make.py; the tests marked as live build them
-again where torch is installed.
+The stored models and outputs are made by tests/data/qwen3/make.py; the tests marked as live build
+them again where torch is installed.
 """
 
 import dataclasses
@@ -46,10 +46,14 @@ def logits(config, params, tokens, real):
 
 @partial(jax.jit, static_argnums=0)
 def outputs(config, params, tokens, real):
-  """As make.outputs: logits of all tokens, gradients of the mean next-token NLL of the real ones."""
+  """As make.outputs: logits of all tokens, gradients of the mean next-token NLL of the real
+  ones."""
+
   def loss(params):
     found = logits(config, params, tokens, real)
-    logprob = jnp.take_along_axis(jax.nn.log_softmax(found[:, :-1]), tokens[:, 1:, None], -1)[..., 0]
+    logprob = jnp.take_along_axis(jax.nn.log_softmax(found[:, :-1]), tokens[:, 1:, None], -1)[
+      ..., 0
+    ]
     return -jnp.sum(logprob * real[:, 1:]) / jnp.sum(real[:, 1:]), found
 
   grads, found = jax.grad(loss, has_aux=True)(params)
@@ -58,7 +62,9 @@ def outputs(config, params, tokens, real):
 
 def assert_parity(directory, expected):
   config, params = hf.load(directory)
-  real = (np.arange(expected["tokens"].shape[1]) < np.array(make().LENGTH)[:, None]).astype(np.int32)
+  real = (np.arange(expected["tokens"].shape[1]) < np.array(make().LENGTH)[:, None]).astype(
+    np.int32
+  )
   found, grads = jax.device_get(outputs(config, params, expected["tokens"], real))
   at = real > 0
   np.testing.assert_allclose(found[at], expected["logits"][at], rtol=0, atol=1e-4)
@@ -111,8 +117,10 @@ def test_parity_with_transformers_live(kind, tmp_path):
   assert_parity(tmp_path, make().outputs(policy, tokens))
 
 
-@pytest.mark.parametrize("kind, dtype, shard_bytes", [
-  ("tied", "float32", 1 << 30), ("untied", "float32", 10_000), ("tied", "bfloat16", 1 << 30)])
+@pytest.mark.parametrize(
+  "kind, dtype, shard_bytes",
+  [("tied", "float32", 1 << 30), ("untied", "float32", 10_000), ("tied", "bfloat16", 1 << 30)],
+)
 def test_what_is_written_here_opens_in_transformers(kind, dtype, shard_bytes, tmp_path):
   torch = pytest.importorskip("torch")
   import transformers
@@ -122,7 +130,8 @@ def test_what_is_written_here_opens_in_transformers(kind, dtype, shard_bytes, tm
   tokenizer = tokenizers.build_character_tokenizer("0123456789", 64)
   hf.save(tmp_path, config, params, tokenizer, dtype, shard_bytes)
   policy, info = transformers.AutoModelForCausalLM.from_pretrained(
-    tmp_path, dtype=torch.float32, output_loading_info=True)
+    tmp_path, dtype=torch.float32, output_loading_info=True
+  )
   assert not any(info.values()), info
   assert policy.config.rope_parameters["rope_theta"] == 5e6
   assert policy.generation_config.eos_token_id == policy.config.eos_token_id == 1
@@ -179,12 +188,17 @@ def test_a_stored_head_beside_tied_embeddings_is_accepted(stored):
   half = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16).astype(x.dtype), hf.load(stored)[1])
   found = hf.load(stored, matrices="bfloat16")[1]
   assert_equal(found["embedding"], half["embedding"])
-  assert found["embedding"].dtype == ml_dtypes.bfloat16 and found["norm"]["scale"].dtype == np.float32
+  assert (
+    found["embedding"].dtype == ml_dtypes.bfloat16 and found["norm"]["scale"].dtype == np.float32
+  )
   other = head.copy()
   other[7, 3] += 0.5
   for wrong in (other, head[:-1], head.astype(np.int8)):
     save_file(tensors | {hf.HEAD: wrong}, stored / hf.WEIGHTS)
-    message = rf"{hf.WEIGHTS}: {hf.HEAD}: found another matrix than .*tie_word_embeddings is true in .*config\.json"
+    message = (
+      rf"{hf.WEIGHTS}: {hf.HEAD}: found another matrix than .*tie_word_embeddings is true "
+      rf"in .*config\.json"
+    )
     with pytest.raises(ValueError, match=message):
       hf.load(stored)
   edit(stored / "config.json", tie_word_embeddings=False)
@@ -197,7 +211,9 @@ def test_every_tensor_of_the_published_models_has_its_place(size):
   """The names and shapes are those of transformers' own models: tests/data/qwen3_names.py."""
   published = json.loads((DATA.parent / "qwen3_names.json").read_text())[size]
   expected = {
-    name.format(i=i): tuple(shape) for name, shape in published["tensors"].items() for i in range(published["layers"])
+    name.format(i=i): tuple(shape)
+    for name, shape in published["tensors"].items()
+    for i in range(published["layers"])
   }
   config = presets.PRESETS[f"qwen3-{size}"]
   assert hf.stored_shapes(config) == expected
@@ -214,35 +230,49 @@ def test_the_published_names_are_those_that_transformers_has_now():
   assert stored.keys() == script.PUBLISHED.keys()
 
 
-@pytest.mark.parametrize("changes, theta", [
-  ({"rope_parameters": None, "rope_theta": 5e5}, 5e5),
-  ({"rope_parameters": {"rope_type": "default", "rope_theta": 7e6}, "rope_theta": 1e4}, 7e6),
-  ({"rope_parameters": None, "rope_scaling": None, "rope_theta": 1000000}, 1e6),
-  ({"rope_parameters": None, "rope_scaling": {"rope_theta": 3e6}}, 3e6),
-])
+@pytest.mark.parametrize(
+  "changes, theta",
+  [
+    ({"rope_parameters": None, "rope_theta": 5e5}, 5e5),
+    ({"rope_parameters": {"rope_type": "default", "rope_theta": 7e6}, "rope_theta": 1e4}, 7e6),
+    ({"rope_parameters": None, "rope_scaling": None, "rope_theta": 1000000}, 1e6),
+    ({"rope_parameters": None, "rope_scaling": {"rope_theta": 3e6}}, 3e6),
+  ],
+)
 def test_rope_theta_of_old_and_new_transformers(changes, theta, stored):
   edit(stored / "config.json", **changes)
   assert hf.read_config(stored).rope_theta == theta
 
 
-@pytest.mark.parametrize("changes, message", [
-  ({"architectures": ["LlamaForCausalLM"]}, r"found \['LlamaForCausalLM'\].*supported: Qwen3ForCausalLM"),
-  ({"architectures": None}, r"architectures: found \[\]"),
-  ({"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe"},
-   r"found \['Qwen3MoeForCausalLM'\] \(model_type 'qwen3_moe'\), supported: Qwen3ForCausalLM$"),
-  ({"attention_bias": True}, "attention_bias: found True, supported: False"),
-  ({"hidden_act": "gelu"}, "hidden_act: found 'gelu'"),
-  ({"use_sliding_window": True}, "use_sliding_window: found True"),
-  ({"layer_types": ["sliding_attention"]}, "layer_types: found .*sliding_attention"),
-  ({"quantization_config": {"bits": 4}}, "quantization_config: found"),
-  ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}, "found rope type 'yarn'"),
-  ({"rope_scaling": {"type": "linear", "factor": 2}, "rope_parameters": None}, "rope type 'linear'"),
-  ({"rope_parameters": None}, "rope_theta: found None, expected a number"),
-  ({"hidden_size": None}, "hidden_size: found None, expected an integer"),
-  ({"hidden_size": "16"}, "hidden_size: found '16', expected an integer"),
-  ({"num_key_value_heads": 3}, "num_heads: found 4, expected a multiple of num_kv_heads = 3"),
-  ({"rms_norm_eps": "small"}, "rms_norm_eps: found 'small', expected float"),
-])
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    (
+      {"architectures": ["LlamaForCausalLM"]},
+      r"found \['LlamaForCausalLM'\].*supported: Qwen3ForCausalLM",
+    ),
+    ({"architectures": None}, r"architectures: found \[\]"),
+    (
+      {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe"},
+      r"found \['Qwen3MoeForCausalLM'\] \(model_type 'qwen3_moe'\), supported: Qwen3ForCausalLM$",
+    ),
+    ({"attention_bias": True}, "attention_bias: found True, supported: False"),
+    ({"hidden_act": "gelu"}, "hidden_act: found 'gelu'"),
+    ({"use_sliding_window": True}, "use_sliding_window: found True"),
+    ({"layer_types": ["sliding_attention"]}, "layer_types: found .*sliding_attention"),
+    ({"quantization_config": {"bits": 4}}, "quantization_config: found"),
+    ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}, "found rope type 'yarn'"),
+    (
+      {"rope_scaling": {"type": "linear", "factor": 2}, "rope_parameters": None},
+      "rope type 'linear'",
+    ),
+    ({"rope_parameters": None}, "rope_theta: found None, expected a number"),
+    ({"hidden_size": None}, "hidden_size: found None, expected an integer"),
+    ({"hidden_size": "16"}, "hidden_size: found '16', expected an integer"),
+    ({"num_key_value_heads": 3}, "num_heads: found 4, expected a multiple of num_kv_heads = 3"),
+    ({"rms_norm_eps": "small"}, "rms_norm_eps: found 'small', expected float"),
+  ],
+)
 def test_a_config_that_is_not_supported_names_file_and_key(changes, message, stored):
   edit(stored / "config.json", **changes)
   with pytest.raises(ValueError, match=message) as error:
@@ -254,20 +284,31 @@ def test_unreadable_json(stored, tmp_path):
   (stored / "config.json").write_text('{"architectures": [')
   with pytest.raises(ValueError, match=r"config\.json: cannot be read as JSON"):
     hf.load(stored)
-  with pytest.raises(ValueError, match=r"config\.json: found no such file, expected .*model directory"):
+  with pytest.raises(
+    ValueError, match=r"config\.json: found no such file, expected .*model directory"
+  ):
     hf.load(tmp_path)
 
 
 NORM = "model.layers.1.self_attn.q_norm.weight"
 
 
-@pytest.mark.parametrize("change, message", [
-  (lambda t: t.pop(NORM), rf"model: {NORM}: found in no file, expected \[8\]"),
-  (lambda t: t.update(extra=np.ones(3, np.float32)), r"extra: found \[3\], expected no such tensor"),
-  (lambda t: t.update({NORM: np.ones(9, np.float32)}), rf"{NORM}: found \[9\], expected \[8\]"),
-  (lambda t: t.update({NORM: np.ones(8, np.int8)}), rf"{NORM}: found type I8, expected one of F32"),
-  (lambda t: [t.pop(k) for k in list(t) if ".1." in k], r"and 3 more$"),
-])
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    (lambda t: t.pop(NORM), rf"model: {NORM}: found in no file, expected \[8\]"),
+    (
+      lambda t: t.update(extra=np.ones(3, np.float32)),
+      r"extra: found \[3\], expected no such tensor",
+    ),
+    (lambda t: t.update({NORM: np.ones(9, np.float32)}), rf"{NORM}: found \[9\], expected \[8\]"),
+    (
+      lambda t: t.update({NORM: np.ones(8, np.int8)}),
+      rf"{NORM}: found type I8, expected one of F32",
+    ),
+    (lambda t: [t.pop(k) for k in list(t) if ".1." in k], r"and 3 more$"),
+  ],
+)
 def test_every_tensor_is_accounted_for(change, message, stored):
   tensors = load_file(stored / hf.WEIGHTS)
   change(tensors)
@@ -331,8 +372,10 @@ def test_an_interrupted_save_keeps_the_old_model_or_leaves_none(stored, monkeypa
   assert len(written) == 4
 
   with monkeypatch.context() as patch, pytest.raises(OSError, match="interrupted"):
+
     def interrupted(*_):
       raise OSError("interrupted")
+
     patch.setattr(hf, "_write_json", interrupted)
     hf.save(stored, config, other)
   with pytest.raises(ValueError, match=r"config\.json"):
@@ -359,19 +402,23 @@ def test_load_policy(stored):
   assert (on_tpu.backend, on_tpu.attention) == ("accelerator", "splash")
   assert_equal(found.params, hf.load(stored)[1])
   assert found.tokenizer.eos_token_id == 1
-  first, again, other = (models.load(policy_config(path=str(stored), preset="tiny"), seed)
-                         for seed in (3, 3, 4))
+  first, again, other = (
+    models.load(policy_config(path=str(stored), preset="tiny"), seed) for seed in (3, 3, 4)
+  )
   assert first.config == dataclasses.replace(presets.PRESETS["tiny"], backend="cpu")
   assert_equal(first.params, again.params)
   assert (first.params["embedding"] != other.params["embedding"]).any()
   assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(first.params))
 
 
-@pytest.mark.parametrize("changes, message", [
-  ({"dtype": "float16"}, r"config\.policy\.dtype: found 'float16'"),
-  ({"preset": "qwen3-5b"}, r"config\.policy\.preset: found 'qwen3-5b'.*qwen3-4b"),
-  ({"path": "nowhere"}, r"config\.policy\.path: found 'nowhere'"),
-])
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({"dtype": "float16"}, r"config\.policy\.dtype: found 'float16'"),
+    ({"preset": "qwen3-5b"}, r"config\.policy\.preset: found 'qwen3-5b'.*qwen3-4b"),
+    ({"path": "nowhere"}, r"config\.policy\.path: found 'nowhere'"),
+  ],
+)
 def test_a_policy_that_cannot_be_names_its_key(changes, message):
   with pytest.raises(ValueError, match=message):
     models.load(policy_config(**changes))
@@ -386,4 +433,5 @@ def test_a_policy_needs_a_tokenizer_that_fits(stored):
   tokenizers.build_character_tokenizer("0123456789", 32).save_pretrained(stored)
   with pytest.raises(ValueError, match=rf"{stored}: found 31 as the last token id, expected .* 64"):
     models.load(policy_config(path=str(stored)))
-  assert models.load(policy_config(path=str(stored), preset="tiny")).config.vocab_size == 64  # random: it is meant
+  # random: it is meant
+  assert models.load(policy_config(path=str(stored), preset="tiny")).config.vocab_size == 64

@@ -1,4 +1,5 @@
-"""A prompt's own past: the discounted counts, and its fusion with the prior by the precisions seen online."""
+"""A prompt's own past: the discounted counts, and its fusion with the prior by the precisions seen
+online."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +35,14 @@ def test_visits_add_up_and_other_rows_keep_theirs():
 
 
 def test_a_row_may_stand_twice_in_a_batch_and_padding_leaves_no_trace():
-  history = visit(histories.empty(3), [1, 1, 0, 2], [4, 1, 3, 2], [4, 4, 4, 0], 0, mask=np.array([1, 1, 0, 1], bool))
+  history = visit(
+    histories.empty(3),
+    [1, 1, 0, 2],
+    [4, 1, 3, 2],
+    [4, 4, 4, 0],
+    0,
+    mask=np.array([1, 1, 0, 1], bool),
+  )
   np.testing.assert_allclose(read(history, [0, 1, 2], 4), [[0, 2.5, 0], [0, 4, 0]])
 
 
@@ -46,7 +54,8 @@ def test_without_a_past_the_prior_stays_and_without_a_prior_the_past_speaks():
 
 
 def simulate(prior_sd, drift_sd, k, seed=0, rows=512, visits=60):
-  """(mse of V, of H, of their fusion, of the best fixed mixture) over the last visits of prompts that drift."""
+  """(mse of V, of H, of their fusion, of the best fixed mixture) over the last visits of prompts
+  that drift."""
   rng = np.random.default_rng(seed)
   mu = rng.uniform(-0.9, 0.9, rows)
   history, errors = histories.empty(rows), []
@@ -59,7 +68,14 @@ def simulate(prior_sd, drift_sd, k, seed=0, rows=512, visits=60):
     if step > 20:
       own = 2 * np.asarray(past[0]) / np.asarray(past[1]) - 1
       mixtures = [np.mean(((1 - w) * value + w * own - mu) ** 2) for w in np.linspace(0, 1, 21)]
-      errors.append([np.mean((value - mu) ** 2), np.mean((own - mu) ** 2), np.mean((fused - mu) ** 2), min(mixtures)])
+      errors.append(
+        [
+          np.mean((value - mu) ** 2),
+          np.mean((own - mu) ** 2),
+          np.mean((fused - mu) ** 2),
+          min(mixtures),
+        ]
+      )
     s = rng.binomial(k, (1 + mu) / 2)
     history = visit(history, row, s, np.full(rows, k), step, value)
   return np.mean(errors, 0)

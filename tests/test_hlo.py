@@ -1,4 +1,5 @@
-"""Costs read from compiled programs: as XLA counts them where nothing loops, times the trips where something does."""
+"""Costs read from compiled programs: as XLA counts them where nothing loops, times the trips where
+something does."""
 
 import dataclasses
 from functools import partial
@@ -29,7 +30,9 @@ def compiled(layers, unroll=False, preset="tiny", device=None):
     for i in range(layers):
       layer = jax.tree.map(lambda x, i=i: x[i], params["layers"])
       x, _ = transformer.Layer(one).apply({"params": layer}, x, turn, mask)
-    return jnp.sum(transformer.RMSNorm(config.rms_norm_eps).apply({"params": params["norm"]}, x) ** 2)
+    return jnp.sum(
+      transformer.RMSNorm(config.rms_norm_eps).apply({"params": params["norm"]}, x) ** 2
+    )
 
   params = jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
   at = SingleDeviceSharding(device or jax.devices()[0])
@@ -39,7 +42,9 @@ def compiled(layers, unroll=False, preset="tiny", device=None):
 
 @pytest.mark.parametrize("layers", [1, 2, 4])
 def test_a_loop_costs_what_its_unrolled_layers_cost(layers):
-  scanned, unrolled = (hlo.Module(compiled(layers, unroll).as_text()).cost() for unroll in (False, True))
+  scanned, unrolled = (
+    hlo.Module(compiled(layers, unroll).as_text()).cost() for unroll in (False, True)
+  )
   assert scanned.flops == unrolled.flops  # to the product
   # A scan also slices its parameters and stacks what the backward pass needs.
   assert 0.9 < scanned.bytes / unrolled.bytes < 1.7
@@ -70,7 +75,9 @@ def test_products_are_counted_exactly_and_loops_of_unknown_length_are_given():
     return jax.lax.fori_loop(0, n, lambda i, x: jnp.tanh(x @ x), x)
 
   x = jax.ShapeDtypeStruct((32, 32), jnp.float32)
-  module = hlo.Module(jax.jit(chain).lower(x, jax.ShapeDtypeStruct((), jnp.int32)).compile().as_text())
+  module = hlo.Module(
+    jax.jit(chain).lower(x, jax.ShapeDtypeStruct((), jnp.int32)).compile().as_text()
+  )
   assert module.cost(7).flops == 7 * module.cost(1).flops == 7 * 2 * 32**3
   module = hlo.Module(jax.jit(partial(chain, n=5)).lower(x).compile().as_text())
   assert module.cost(7).flops == module.cost(1).flops == 5 * 2 * 32**3
@@ -81,15 +88,20 @@ def test_collectives_in_loops():
   size = 1000
 
   def add(x):
-    return jax.lax.fori_loop(0, 3, lambda i, x: jax.lax.pcast(jax.lax.psum(x, "data"), "data", to="varying") * 0.5, x)
+    return jax.lax.fori_loop(
+      0, 3, lambda i, x: jax.lax.pcast(jax.lax.psum(x, "data"), "data", to="varying") * 0.5, x
+    )
 
   f = sharding.mapped(mesh, add, PartitionSpec("data"), PartitionSpec("data"))
-  cost = hlo.Module(f.lower(jax.ShapeDtypeStruct((4 * size,), jnp.float32)).compile().as_text()).cost()
+  cost = hlo.Module(
+    f.lower(jax.ShapeDtypeStruct((4 * size,), jnp.float32)).compile().as_text()
+  ).cost()
   assert cost.sent == {"all-reduce": 3 * 2 * (3 / 4) * 4 * size}
 
 
-# What a TPU's compiler writes and a CPU's does not: two iterations in one, prefetched slices, products as convolutions
-# with a padded window, an instruction over several lines, the two halves of an asynchronous collective.
+# What a TPU's compiler writes and a CPU's does not: two iterations in one, prefetched slices,
+# products as convolutions with a padded window, an instruction over several lines, the two halves
+# of an asynchronous collective.
 TPU = """HloModule jit_f, is_scheduled=true
 
 %bitcast_fusion (p.1: bf16[8,128]) -> bf16[8,128] {
@@ -173,7 +185,10 @@ def test_the_text_of_a_tpu():
     ("(f32[512]{0}, f32[256]{0}) all-reduce(%a, %b), replica_groups={{0,1,2,3}}", 2 * 3 / 4 * 3072),
     ("(f32[512]{0}, f32[2048]{0}) all-gather-start(%a), replica_groups={{0,1,2,3}}", 3 / 4 * 8192),
     ("(f32[128]{0}, f32[64]{0}) reduce-scatter(%a, %b), replica_groups={{0,1,2,3}}", 3 / 4 * 3072),
-    ("(f32[512]{0}, f32[512]{0}, u32[], u32[]) collective-permute-start(%a), source_target_pairs={{0,1}}", 2048),
+    (
+      "(f32[512]{0}, f32[512]{0}, u32[], u32[]) collective-permute-start(%a), source_target_pairs={{0,1}}",
+      2048,
+    ),
   ],
 )
 def test_collectives_of_several_arrays(line, expected):
@@ -189,7 +204,8 @@ ENTRY %main (a: f32[512], b: f32[256]) -> f32[512] {{
 
 
 def test_products_of_a_gpu():
-  module = hlo.Module("""HloModule m
+  module = hlo.Module(
+    """HloModule m
 
 ENTRY %main (a: bf16[4,8], b: bf16[8,16]) -> f32[4,16] {
   %a = bf16[4,8]{1,0} parameter(0)
@@ -197,14 +213,19 @@ ENTRY %main (a: bf16[4,8], b: bf16[8,16]) -> f32[4,16] {
   ROOT %c = (f32[4,16]{1,0}, s8[4096]{0}) custom-call(%a, %b), custom_call_target="__cublas$gemm", \
 backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}}
 }
-""".replace("\\\n", ""))
+""".replace("\\\n", "")
+  )
   assert module.cost().flops == 2 * 4 * 8 * 16
 
 
 @pytest.mark.parametrize(
   ("text", "count"),
-  [("replica_groups=[8,4]<=[32]", 4), ("replica_groups={{0,4,8},{1,5,9}}", 3), ("replica_groups={}", 1),
-   ("replica_groups=mesh['axis_0'=8,'axis_1'=4] {'axis_1'}, x={}", 4)],
-)  # fmt: skip
+  [
+    ("replica_groups=[8,4]<=[32]", 4),
+    ("replica_groups={{0,4,8},{1,5,9}}", 3),
+    ("replica_groups={}", 1),
+    ("replica_groups=mesh['axis_0'=8,'axis_1'=4] {'axis_1'}, x={}", 4),
+  ],
+)
 def test_groups(text, count):
   assert hlo.group(text) == count

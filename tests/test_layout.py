@@ -19,9 +19,11 @@ PACKAGE = ROOT / "v05_jax"
 # package (models, tasks, ...) counts as one module. A new module must be added here.
 LAYERS = (
   "structs rng config ewa benchmarks distributed peers",
-  "shrinkage budget losses data rewards tasks models metrics diagnostics dynamic_sampling scoreboard selection"
+  "shrinkage budget losses data rewards tasks models metrics diagnostics dynamic_sampling "
+  "scoreboard selection"
   " success optimizer",
-  "sharding packing sampler schedule value_prior checkpoint estimator backend ahead hlo topology runs figures page",
+  "sharding packing sampler schedule value_prior checkpoint estimator backend ahead hlo topology "
+  "runs figures page",
   "policy_gradient rollouts step evaluate export",
   "train sft report show compile command_line",
   "main",
@@ -45,9 +47,11 @@ ONLY = {
 FLAX = ("models/", "value_prior/", "structs.py")
 # No file, clock or terminal; a module that does not exist yet is skipped.
 PURE = (
-  "structs rng ewa shrinkage budget losses policy_gradient sampler packing diagnostics dynamic_sampling scoreboard"
+  "structs rng ewa shrinkage budget losses policy_gradient sampler packing diagnostics "
+  "dynamic_sampling scoreboard"
   " selection estimator success"
-  " models/transformer value_prior/prior value_prior/context value_prior/history value_prior/drift value_prior/adapter"
+  " models/transformer value_prior/prior value_prior/context value_prior/history value_prior/drift "
+  "value_prior/adapter"
   " value_prior/tabpfn value_prior/losses value_prior/synthetic value_prior/ensemble"
 ).split()
 IMPURE_MODULES = (

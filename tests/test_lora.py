@@ -1,4 +1,5 @@
-"""Adapters: the base at first and for ever, the gradient of the merged form, memory, merging, a run, files, errors."""
+"""Adapters: the base at first and for ever, the gradient of the merged form, memory, merging, a
+run, files, errors."""
 
 import dataclasses
 import functools
@@ -31,7 +32,9 @@ KL = {"kl_coef": 0.3, "entropy_coef": 0.1}
 def parameters(seed=0, model=MODEL):
   """The base of `tools.parameters` with adapters that are far from zero."""
   draw = np.random.default_rng(seed).normal
-  drawn = jax.tree.map(lambda x: draw(0, 0.5, x.shape).astype(np.float32), lora.init(model, jax.random.key(seed)))
+  drawn = jax.tree.map(
+    lambda x: draw(0, 0.5, x.shape).astype(np.float32), lora.init(model, jax.random.key(seed))
+  )
   return lora.join(drawn, tools.parameters())
 
 
@@ -39,7 +42,12 @@ def parameters(seed=0, model=MODEL):
 def built(*sizes, model=MODEL, **loss):
   c = tools.config(**loss)
   return policy_gradient.make(
-    model, c.loss, c.optimizer, tools.mesh_of(*sizes), temperature=tools.TEMPERATURE, total_updates=10
+    model,
+    c.loss,
+    c.optimizer,
+    tools.mesh_of(*sizes),
+    temperature=tools.TEMPERATURE,
+    total_updates=10,
   )
 
 
@@ -48,20 +56,27 @@ def assert_equal(a, b):
 
 
 def test_the_model_is_at_first_exactly_the_one_without_adapters():
-  model, tokens = dataclasses.replace(MODEL, dtype="bfloat16"), np.arange(14, dtype=np.int32).reshape(2, 7)
+  model, tokens = (
+    dataclasses.replace(MODEL, dtype="bfloat16"),
+    np.arange(14, dtype=np.int32).reshape(2, 7),
+  )
   plain = lora.plain(model)
   params = jax.device_get(jax.jit(transformer.init, static_argnums=0)(model, jax.random.key(0)))
   base = jax.tree.map(lambda x: x / 2, tools.parameters())  # of the same seed, doubled there
   trainable, frozen = lora.split(params)
   kept = {"scale": np.float32, "kernel": jnp.bfloat16, "embedding": jnp.bfloat16}
-  assert all(x.dtype == kept[path[-1].key] for path, x in jax.tree_util.tree_leaves_with_path(frozen))
+  assert all(
+    x.dtype == kept[path[-1].key] for path, x in jax.tree_util.tree_leaves_with_path(frozen)
+  )
   assert_equal(frozen, jax.tree.map(lambda x, y: x.astype(y.dtype), base, frozen))
   assert all(x.dtype == np.float32 for x in jax.tree.leaves(trainable))
   assert all((trainable["layers"][name][lora.B] == 0).all() for name in lora.TARGETS)
   variance = np.var(trainable["layers"]["down"][lora.A]) * MODEL.intermediate_size
   assert 0.25 < variance < 0.42 and trainable["layers"]["k"][lora.A].shape == (2, 16, 3)
   forward = jax.jit(transformer.forward, static_argnums=0)
-  assert_equal(*(forward(m, p, tokens, tokens, tokens * 0 + 1) for m, p in ((model, params), (plain, base))))
+  assert_equal(
+    *(forward(m, p, tokens, tokens, tokens * 0 + 1) for m, p in ((model, params), (plain, base)))
+  )
   assert_equal(lora.merge_layers(model, params["layers"]), frozen["layers"])
 
 
@@ -70,7 +85,11 @@ def test_split_and_join():
   trainable, frozen = lora.split(params)
   assert_equal(lora.join(trainable, frozen), params)
   assert jax.tree.structure(frozen) == jax.tree.structure(tools.parameters())
-  assert lora.split(frozen)[0] is frozen and lora.split(frozen)[1] == {} and lora.join(frozen, {}) is frozen
+  assert (
+    lora.split(frozen)[0] is frozen
+    and lora.split(frozen)[1] == {}
+    and lora.join(frozen, {}) is frozen
+  )
   some = dataclasses.replace(MODEL, adapters=lora.Lora(1, 1.0, ("v", "o")))
   trainable, _ = lora.split(lora.add(some, tools.parameters(), jax.random.key(0)))
   assert set(trainable["layers"]) == {"v", "o"}
@@ -78,14 +97,22 @@ def test_split_and_join():
 
 @pytest.mark.parametrize("sizes, backend", [((2, 2, 2), "accelerator"), ((1, 1, 1), "cpu")])
 def test_gradient_is_that_of_the_merged_form(sizes, backend):
-  """By the chain rule through W + A B alpha / rank, from a reference on merged matrices; the KL is to the base."""
+  """By the chain rule through W + A B alpha / rank, from a reference on merged matrices; the KL is
+  to the base."""
   rows, model = tools.sample(1), dataclasses.replace(MODEL, backend=backend)
   prompts, sampled, advantage = rows
   tokens, length, place = tools.padded(prompts, sampled)
   (expected, sums), dense = tools.reference_loss(
-    lora.merge(MODEL, parameters()), tools.parameters(), tokens, length, place, sampled.logprob,
-    advantage[sampled.prompt, sampled.index][:, None], tools.hand_weights("prompt", sampled), (0.2, 0.2, 0.3, 0.1),
-  )  # fmt: skip
+    lora.merge(MODEL, parameters()),
+    tools.parameters(),
+    tokens,
+    length,
+    place,
+    sampled.logprob,
+    advantage[sampled.prompt, sampled.index][:, None],
+    tools.hand_weights("prompt", sampled),
+    (0.2, 0.2, 0.3, 0.1),
+  )
   ((batch, used),) = tools.batches(rows, tools.config(**KL), *sizes)
   update = built(*sizes, model=model, **KL)
   loss, grads, metrics = update.loss_and_grad(parameters(), batch, used)
@@ -106,8 +133,9 @@ def test_gradient_is_that_of_the_merged_form(sizes, backend):
 
 
 def test_memory_of_the_update():
-  """By the compiler: the base once, updated in place; Adam's moments, gradient and its sum for the adapters alone. In
-  float32, as a CPU turns bfloat16 matrices into float32 before a product; what lies there is bfloat16 otherwise."""
+  """By the compiler: the base once, updated in place; Adam's moments, gradient and its sum for the
+  adapters alone. In float32, as a CPU turns bfloat16 matrices into float32 before a product; what
+  lies there is bfloat16 otherwise."""
   model = transformer.ModelConfig(64, 128, 4, 4, 2, 32, 384, remat="full", adapters=ADAPTERS)
   mesh = tools.mesh_of()
   optimizer = optimizers.make(tools.config().optimizer, 10)
@@ -123,19 +151,24 @@ def test_memory_of_the_update():
   assert abs(memory.argument_size_in_bytes - 4 * base - 12 * adapters - rows) < slack
   assert memory.alias_size_in_bytes > 4 * base + 12 * adapters - slack
   assert memory.temp_size_in_bytes < 2 * base  # a gradient would take 4
-  half, *_ = policy_gradient.layout(dataclasses.replace(model, dtype="bfloat16"), optimizer, mesh)[1:]
+  half, *_ = policy_gradient.layout(dataclasses.replace(model, dtype="bfloat16"), optimizer, mesh)[
+    1:
+  ]
   stored = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(lora.split(half)[1]))
   assert 2 * base < stored < 2.02 * base  # scales are float32
 
 
 @pytest.mark.parametrize("size", [1.0, 0.02])
 def test_merged_matrices_are_right_in_the_mean_where_bfloat16_is_too_coarse(size):
-  """Adapters of `size` last digits of the base: rounded to the nearest, small ones would all be lost."""
+  """Adapters of `size` last digits of the base: rounded to the nearest, small ones would all be
+  lost."""
   draw = np.random.default_rng(0).normal
   kernel = draw(0, 0.03, (2, 128, 192)).astype(jnp.bfloat16)
   a, b = draw(0, 1, (2, 128, 4)), draw(0, 1, (2, 4, 192))
   b *= size * 0.03 * 2**-8 / 2 / ADAPTERS.scale
-  params = {"layers": {"q": {"kernel": kernel, lora.A: a.astype(np.float32), lora.B: b.astype(np.float32)}}}
+  params = {
+    "layers": {"q": {"kernel": kernel, lora.A: a.astype(np.float32), lora.B: b.astype(np.float32)}}
+  }
   exact = kernel.astype(np.float64) + a @ b * ADAPTERS.scale
   drawn = np.random.default_rng(1).integers(0, 2**16, (128, 256), np.uint16)
   found = jax.jit(lora.merge, static_argnums=0)(MODEL, params, drawn)["layers"]["q"]["kernel"]
@@ -144,24 +177,40 @@ def test_merged_matrices_are_right_in_the_mean_where_bfloat16_is_too_coarse(size
   share = lambda x: np.sum((np.float64(x) - kernel.astype(np.float64)) * wanted) / np.sum(wanted**2)
   assert 0.95 < share(found) < 1.05
   assert size > 0.1 or share(exact.astype(jnp.bfloat16)) < 0.3
-  digit = 2**16 * np.spacing(np.maximum(np.abs(np.float32(found)), np.abs(np.float32(exact)))).astype(np.float64)
+  digit = 2**16 * np.spacing(
+    np.maximum(np.abs(np.float32(found)), np.abs(np.float32(exact)))
+  ).astype(np.float64)
   assert (np.abs(np.float64(found) - exact) < digit).all()
-  wide = lora.merge(MODEL, jax.tree.map(lambda x: x.astype(jnp.float32), params))["layers"]["q"]["kernel"]
+  wide = lora.merge(MODEL, jax.tree.map(lambda x: x.astype(jnp.float32), params))["layers"]["q"][
+    "kernel"
+  ]
   np.testing.assert_allclose(wide, exact, atol=1e-8)
   last = jnp.uint16(2**16 - 1)
   assert str(lora.round_at_random(jnp.float32([np.nan, np.inf, 1, -2]), last)) == "[nan inf 1 -2]"
   model = dataclasses.replace(MODEL, dtype="bfloat16")
   drawn = lora.thresholds(model)
-  assert drawn.shape == (24, 24) and abs(drawn.mean() / 2**15 - 1) < 0.1 and lora.thresholds(MODEL) is None
+  assert (
+    drawn.shape == (24, 24)
+    and abs(drawn.mean() / 2**15 - 1) < 0.1
+    and lora.thresholds(MODEL) is None
+  )
 
 
 def tiny(**keys):
   c = small(v05_qwen3_tiny.get_config())
   c.mesh.update({"data": 4, "fsdp": 2, "tensor": 1})
-  c.update_from_flattened_dict({
-    "num_steps": 2, "checkpoint.period": 1, "policy.dtype": "float32", "policy.remat": "none", "eval.period": 0,
-    "prior.kind": "none", "loss.kl_coef": 0.1, **keys,
-  })  # fmt: skip
+  c.update_from_flattened_dict(
+    {
+      "num_steps": 2,
+      "checkpoint.period": 1,
+      "policy.dtype": "float32",
+      "policy.remat": "none",
+      "eval.period": 0,
+      "prior.kind": "none",
+      "loss.kl_coef": 0.1,
+      **keys,
+    }
+  )
   return c
 
 
@@ -175,7 +224,8 @@ def run(tmp_path_factory):
 def test_a_run_trains_the_adapters_alone_and_saves_all_of_it(run):
   config, workdir, state = run
   written = metrics.read(workdir)
-  assert all(line["loss/logprob_gap"] < 1e-4 and line["grad/norm"] > 0 for line in written)  # merged = not merged
+  # merged = not merged
+  assert all(line["loss/logprob_gap"] < 1e-4 and line["grad/norm"] > 0 for line in written)
   assert 0 < written[0]["loss/kl"] < written[1]["loss/kl"]
   trained, frozen = lora.split(jax.device_get(state.params))
   moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
@@ -187,7 +237,8 @@ def test_a_run_trains_the_adapters_alone_and_saves_all_of_it(run):
 
 
 def test_what_is_exported_is_the_policy(run, tmp_path):
-  """As transformers reads it, merged and as base and adapter, where torch is installed; and as this package does."""
+  """As transformers reads it, merged and as base and adapter, where torch is installed; and as this
+  package does."""
   config, workdir, state = run
   export(config, str(workdir), str(tmp_path))
   policy = models.load(config.policy)
@@ -196,14 +247,21 @@ def test_what_is_exported_is_the_policy(run, tmp_path):
 
   @functools.partial(jax.jit, static_argnums=0)
   def logits(config, params):
-    return transformer.logits(config, params, transformer.forward(config, params, tokens, place, place * 0 + 1))
+    return transformer.logits(
+      config, params, transformer.forward(config, params, tokens, place, place * 0 + 1)
+    )
 
   expected = np.asarray(logits(policy.config, jax.device_get(state.params)))
   assert np.abs(expected - logits(policy.config, policy.params)).max() > 1e-2
   loaded, params = hf.load(tmp_path)
   np.testing.assert_allclose(logits(loaded, params), expected, rtol=1e-5, atol=1e-5)
   adapter = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-  assert (adapter["peft_type"], adapter["r"], adapter["lora_alpha"], adapter["bias"]) == ("LORA", 8, 8.0, "none")
+  assert (adapter["peft_type"], adapter["r"], adapter["lora_alpha"], adapter["bias"]) == (
+    "LORA",
+    8,
+    8.0,
+    "none",
+  )
   tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
   assert len(tensors) == 2 * 7 * 2 and {x.dtype.name for x in tensors.values()} == {"float32"}
 
@@ -230,32 +288,56 @@ def test_what_is_exported_is_the_policy(run, tmp_path):
 
 
 def test_a_checkpoint_of_another_model_is_named(run, tmp_path):
-  """A copy of the run whose config.json is gone: what keeps one from mixing up runs by their config."""
+  """A copy of the run whose config.json is gone: what keeps one from mixing up runs by their
+  config."""
   _, workdir, _ = run
   shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
-  with pytest.raises(ValueError, match=r"not fit this config's model.*\n  params\.layers\.down\.lora_a: found .*,8\]"):
+  with pytest.raises(
+    ValueError, match=r"not fit this config's model.*\n  params\.layers\.down\.lora_a: found .*,8\]"
+  ):
     train(tiny(**{"policy.lora_rank": 4}), str(tmp_path))
 
 
 @pytest.mark.pod
 def test_sft_trains_adapters_and_writes_the_merged_model(tmp_path):
-  c = tiny(**{"policy.dtype": "bfloat16", "sft.steps": 2, "sft.batch": 16, "eval.period": 0, "eval.samples": 0})
+  c = tiny(
+    **{
+      "policy.dtype": "bfloat16",
+      "sft.steps": 2,
+      "sft.batch": 16,
+      "eval.period": 0,
+      "eval.samples": 0,
+    }
+  )
   last = sft.sft(c, str(tmp_path))
   assert np.isfinite(last["sft/loss"])
   _, params = hf.load(tmp_path / "hf")
   _, base = hf.load(models.BUILTIN)
-  np.testing.assert_array_equal(params["embedding"], base["embedding"].astype(jnp.bfloat16).astype(np.float32))
-  change = params["layers"]["v"]["kernel"] - base["layers"]["v"]["kernel"].astype(jnp.bfloat16).astype(np.float32)
+  np.testing.assert_array_equal(
+    params["embedding"], base["embedding"].astype(jnp.bfloat16).astype(np.float32)
+  )
+  change = params["layers"]["v"]["kernel"] - base["layers"]["v"]["kernel"].astype(
+    jnp.bfloat16
+  ).astype(np.float32)
   assert change.any() and (np.linalg.svd(change[0], compute_uv=False)[8:] < 1e-5).all()
 
 
 @pytest.mark.parametrize(
   "changes, message",
   [
-    ({"lora_targets": ("q", "head")}, "config.policy.lora_targets: found 'head', expected names of q, k, v, o, gate"),
+    (
+      {"lora_targets": ("q", "head")},
+      "config.policy.lora_targets: found 'head', expected names of q, k, v, o, gate",
+    ),
     ({"lora_targets": ()}, "config.policy.lora_targets: found none"),
-    ({"lora_rank": 25}, "config.policy.lora_rank: found 25, expected 1 to 24, the smaller side of the matrix 'k'"),
-    ({"lora_rank": 50, "lora_targets": ("up",)}, "config.policy.lora_rank: found 50, expected 1 to 48.*matrix 'up'"),
+    (
+      {"lora_rank": 25},
+      "config.policy.lora_rank: found 25, expected 1 to 24, the smaller side of the matrix 'k'",
+    ),
+    (
+      {"lora_rank": 50, "lora_targets": ("up",)},
+      "config.policy.lora_rank: found 50, expected 1 to 48.*matrix 'up'",
+    ),
   ],
 )
 def test_adapters_that_cannot_be_name_their_key(changes, message):
@@ -267,9 +349,14 @@ def test_adapters_that_cannot_be_name_their_key(changes, message):
 
 @pytest.mark.parametrize(
   "key, value",
-  [("lora_targets", ("q", "w")), ("lora_targets", ("q", "q")), ("lora_targets", ()), ("lora_rank", -1),
-   ("lora_alpha", 0.0)],
-)  # fmt: skip
+  [
+    ("lora_targets", ("q", "w")),
+    ("lora_targets", ("q", "q")),
+    ("lora_targets", ()),
+    ("lora_rank", -1),
+    ("lora_alpha", 0.0),
+  ],
+)
 def test_the_config_names_such_keys_before_anything_is_loaded(key, value):
   c = v05_qwen3_tiny.get_config()
   c.policy[key] = value

@@ -94,7 +94,8 @@ def test_masked_nan_in_hidden_reaches_no_gradient():
 
 
 def test_gradient_inside_shard_map_is_the_single_device_gradient():
-  """One psum of the replicated `unembed`'s gradient, not one per chunk, and no factor of the mesh."""
+  """One psum of the replicated `unembed`'s gradient, not one per chunk, and no factor of the
+  mesh."""
   devices = min(jax.device_count(), 4)
   mesh = jax.make_mesh(
     (devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]

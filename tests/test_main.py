@@ -1,4 +1,5 @@
-"""The command line as a user meets it: train on one's own file and model, evaluate, export, report, errors."""
+"""The command line as a user meets it: train on one's own file and model, evaluate, export, report,
+errors."""
 
 import json
 import os
@@ -14,12 +15,25 @@ from v05_jax import metrics
 ROOT = pathlib.Path(__file__).parent.parent
 MATH = ROOT / "tests" / "data" / "math"
 OWN_INPUT = {
-  "policy.path": str(MATH / "model"), "data.path": str(MATH / "problems.jsonl"), "reward": "math",
-  "sampler.max_prompt": 128, "sampler.max_response": 24, "sampler.slots": 16, "sampler.open_prompts": 8,
-  "sampler.prefill": 8, "rollouts_per_step": 16, "num_steps": 3, "checkpoint.period": 2, "loss.micro_rows": 8,
-  "eval.path": str(MATH / "problems.jsonl"), "eval.size": 6, "eval.samples": 2, "eval.period": 3,
-  "prior.min_support": 4, "sampler.truncated": "score",
-}  # fmt: skip
+  "policy.path": str(MATH / "model"),
+  "data.path": str(MATH / "problems.jsonl"),
+  "reward": "math",
+  "sampler.max_prompt": 128,
+  "sampler.max_response": 24,
+  "sampler.slots": 16,
+  "sampler.open_prompts": 8,
+  "sampler.prefill": 8,
+  "rollouts_per_step": 16,
+  "num_steps": 3,
+  "checkpoint.period": 2,
+  "loss.micro_rows": 8,
+  "eval.path": str(MATH / "problems.jsonl"),
+  "eval.size": 6,
+  "eval.samples": 2,
+  "eval.period": 3,
+  "prior.min_support": 4,
+  "sampler.truncated": "score",
+}
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +43,20 @@ def cache(tmp_path_factory):
 
 def command(cache, *flags, **keys):
   env = os.environ | {
-    "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONPATH": str(MATH),
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "",
+    "JAX_COMPILATION_CACHE_DIR": str(cache),
+    "PYTHONPATH": str(MATH),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-  }  # fmt: skip
+  }
   flags = [*flags, *(f"--config.{key}={value}" for key, value in keys.items())]
   return subprocess.run(
-    [sys.executable, "-m", "v05_jax.main", *flags], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
+    [sys.executable, "-m", "v05_jax.main", *flags],
+    cwd=ROOT,
+    env=env,
+    capture_output=True,
+    text=True,
+    timeout=300,
   )
 
 
@@ -94,7 +116,10 @@ def test_ones_own_reward_function(cache, tmp_path):
     ({"budget.k_init": 8}, r"budget.k_max: found 4, expected budget.k_init = 8"),
     ({"budget.cost": -1}, r"budget.cost"),
     ({"data.path": "nowhere.jsonl"}, r"nowhere.jsonl does not exist"),
-    ({"sampler.max_prompt": 16}, r"problems.jsonl:1: the prompt has \d+ tokens, expected at most .*max_prompt = 16"),
+    (
+      {"sampler.max_prompt": 16},
+      r"problems.jsonl:1: the prompt has \d+ tokens, expected at most .*max_prompt = 16",
+    ),
     ({"policy.path": "nowhere"}, r"policy.path: found 'nowhere'"),
     ({"reward": "own_reward:missing"}, r"config.reward = 'own_reward:missing'"),
   ],

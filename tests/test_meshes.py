@@ -1,4 +1,5 @@
-"""Every shape of the mesh on eight devices gives what one device gives: the update, the samples, the prior.
+"""Every shape of the mesh on eight devices gives what one device gives: the update, the samples,
+the prior.
 
 `make test-pod`; single shapes are in `make test`, in the tests of each part.
 """
@@ -13,7 +14,9 @@ import pytest
 from tests import support, test_policy_gradient
 from v05_jax import rng, rollouts, sharding, value_prior
 
-SHAPES = [shape for shape in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(shape) in (2, 4, 8)]
+SHAPES = [
+  shape for shape in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(shape) in (2, 4, 8)
+]
 pytestmark = [pytest.mark.pod, pytest.mark.parametrize("shape", SHAPES, ids=str)]
 
 
@@ -22,7 +25,9 @@ def gradient(shape):
   rows, c = test_policy_gradient.sample(), test_policy_gradient.config()
   update = test_policy_gradient.built(*shape)
   params = test_policy_gradient.parameters()
-  return jax.device_get(update.loss_and_grad(params, *test_policy_gradient.batches(rows, c, *shape)[0])[:2])
+  return jax.device_get(
+    update.loss_and_grad(params, *test_policy_gradient.batches(rows, c, *shape)[0])[:2]
+  )
 
 
 @functools.cache

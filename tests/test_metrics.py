@@ -145,9 +145,10 @@ def test_tensorboard_forgets_the_repeated_steps(tmp_path):
   assert rewards == [(s, 0.75 * s) for s in (0, 1, 2, 3, 3, 4)]
 
 
-@pytest.mark.parametrize("text, number", [
-  ('{"step": 1}\nnonsense\n{"step": 2}\n', 2), ('[]\n{"step": 1}\n', 1), ('{"reward": 1}\n', 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "text, number",
+  [('{"step": 1}\nnonsense\n{"step": 2}\n', 2), ('[]\n{"step": 1}\n', 1), ('{"reward": 1}\n', 1)],
+)
 def test_a_damaged_line_is_named(tmp_path, text, number):
   (tmp_path / "metrics.jsonl").write_text(text)
   with pytest.raises(ValueError, match=rf"metrics.jsonl, line {number}: found"):

@@ -12,16 +12,21 @@ from notebooks import execute
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("estimator_tour", "quickstart", "value_prior_tour")
-# The same cells with less to compute: the plots are of no use, what is tested is that every cell runs. Sixteen rows are
-# the least that V0 is compiled for, so its uses share their programs. The quickstart takes one step, after which the
-# prior speaks, and compares its run with itself.
+# The same cells with less to compute: the plots are of no use, what is tested is that every cell
+# runs. Sixteen rows are the least that V0 is compiled for, so its uses share their programs. The
+# quickstart takes one step, after which the prior speaks, and compares its run with itself.
 SMALL = {
   "estimator_tour": {"GRID": 12, "STEPS": 20, "PROMPTS": 16},
   "quickstart": {
-    "STEPS": 1, "ROLLOUTS_PER_STEP": 128, "HELD_OUT": 32, "PROMPTS": 256, "DRAWINGS": 1, "COMPARE_WITH": "v05",
+    "STEPS": 1,
+    "ROLLOUTS_PER_STEP": 128,
+    "HELD_OUT": 32,
+    "PROMPTS": 256,
+    "DRAWINGS": 1,
+    "COMPARE_WITH": "v05",
   },
   "value_prior_tour": {"CONTEXT": 16, "PROMPTS": 16, "TEMPERATURES": (0.5,)},
-}  # fmt: skip
+}
 # One CPU device, and programs that compile fast rather than run fast.
 FAST = {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
@@ -39,7 +44,9 @@ def test_these_are_all():
 def test_runs_from_top_to_bottom(name, tmp_path):
   kept = execute.read(name)
   notebook = execute.execute(execute.fill(kept, SMALL[name]), tmp_path, FAST)
-  assert [cell.execution_count for cell in execute.code(notebook)] == list(range(1, len(execute.code(kept)) + 1))
+  assert [cell.execution_count for cell in execute.code(notebook)] == list(
+    range(1, len(execute.code(kept)) + 1)
+  )
   assert len(execute.pictures(notebook)) == len(execute.pictures(kept)) >= 2
 
 
@@ -47,8 +54,12 @@ def test_runs_from_top_to_bottom(name, tmp_path):
 def test_defines_nothing(name):
   wrong = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
   trees = [plain(cell) for cell in execute.code(execute.read(name))]
-  assert not [ast.unparse(node) for tree in trees for node in ast.walk(tree) if isinstance(node, wrong)]
-  modules = {node.module for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+  assert not [
+    ast.unparse(node) for tree in trees for node in ast.walk(tree) if isinstance(node, wrong)
+  ]
+  modules = {
+    node.module for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
+  }
   assert any(module.split(".")[0] == "v05_jax" for module in modules)
 
 
@@ -58,12 +69,19 @@ def test_shows_what_its_own_cells_have_made(name):
   nbformat.validate(notebook)
   remedy = f"run `python -m notebooks.execute {name}`"
   assert notebook.metadata["executed"]["sha256"] == execute.digest(notebook), remedy
-  assert [cell.execution_count for cell in execute.code(notebook)] == list(range(1, len(execute.code(notebook)) + 1))
+  assert [cell.execution_count for cell in execute.code(notebook)] == list(
+    range(1, len(execute.code(notebook)) + 1)
+  )
   outputs = [output for cell in execute.code(notebook) for output in cell.outputs]
   assert all(output.output_type != "error" and output.get("name") != "stderr" for output in outputs)
-  texts = " ".join(str({k: v for k, v in output.get("data", {}).items() if k != "image/png"}) + output.get("text", "")
-                   for output in outputs)  # fmt: skip
-  assert not re.search(r"(/home|/root|/tmp|/Users|/usr)/", texts), "a path of the machine that ran it"
+  texts = " ".join(
+    str({k: v for k, v in output.get("data", {}).items() if k != "image/png"})
+    + output.get("text", "")
+    for output in outputs
+  )
+  assert not re.search(r"(/home|/root|/tmp|/Users|/usr)/", texts), (
+    "a path of the machine that ran it"
+  )
   assert execute.path(name).stat().st_size < 500_000
 
 
@@ -77,10 +95,14 @@ def test_settings_are_forms_in_one_place(name):
   assert all(isinstance(node, ast.Assign) for node in ast.parse(cells[1].source).body)
   used = "\n".join(cell.source for cell in cells[2:])
   for node in ast.parse(cells[1].source).body:
-    assert re.search(rf"\b{node.targets[0].id}\b", used), f"{node.targets[0].id} is set and not used"
+    assert re.search(rf"\b{node.targets[0].id}\b", used), (
+      f"{node.targets[0].id} is set and not used"
+    )
   texts = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
   files = re.findall(r"`((?:v05_jax|configs|experiments|docs)/[\w./]*|\w+\.ipynb)`", texts)
-  assert files and all((ROOT / file).exists() or (ROOT / "notebooks" / file).exists() for file in files)
+  assert files and all(
+    (ROOT / file).exists() or (ROOT / "notebooks" / file).exists() for file in files
+  )
 
 
 def test_other_parameters():
@@ -90,7 +112,10 @@ def test_other_parameters():
   exec(execute.parameters(filled).source, values)
   assert (values["K"], values["V"]) == (7, -0.5)
   exec(execute.parameters(notebook).source, before := {})
-  assert {k for k in values if k in before and values[k] != before[k]} - {"__builtins__"} == {"K", "V"}
+  assert {k for k in values if k in before and values[k] != before[k]} - {"__builtins__"} == {
+    "K",
+    "V",
+  }
   with pytest.raises(ValueError, match="no assignment of NOTHING"):
     execute.fill(notebook, {"NOTHING": 1})
   with pytest.raises(ValueError, match="found 'tour', expected one of estimator_tour, "):

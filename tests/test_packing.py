@@ -1,4 +1,5 @@
-"""Packing keeps every rollout whole, in any number of rows, and puts each number where it is used."""
+"""Packing keeps every rollout whole, in any number of rows, and puts each number where it is
+used."""
 
 import dataclasses
 import time
@@ -49,7 +50,8 @@ def weigh(rollouts, aggregate="rollout", mask=None):
 
 
 def unpack(batch):
-  """The rollouts of a batch as a list of dicts of 1-D arrays, each with the prompt that it goes on from."""
+  """The rollouts of a batch as a list of dicts of 1-D arrays, each with the prompt that it goes on
+  from."""
   fields = dataclasses.asdict(batch)
   out = []
   for row in range(batch.tokens.shape[0]):
@@ -73,19 +75,23 @@ def expected(prompts, rollouts, advantage, weight, members):
     whole = np.concatenate([prompts.tokens[p, :n], rollouts.tokens[flat, :r]])
     head = np.zeros(n - 1)
     fill = lambda x, head=head, r=r: np.concatenate([head, np.full(r, x)]).astype(np.float32)
-    out.append({
-      "tokens": whole[:-1],
-      "target": np.concatenate([head, rollouts.tokens[flat, :r]]).astype(int),
-      "position": np.arange(n + r - 1),
-      "weight": fill(weight[p, k]),
-      "advantage": fill(advantage[p, k]),
-      "old_logprob": np.concatenate([head, rollouts.logprob[flat, :r]]).astype(np.float32),
-    })
+    out.append(
+      {
+        "tokens": whole[:-1],
+        "target": np.concatenate([head, rollouts.tokens[flat, :r]]).astype(int),
+        "position": np.arange(n + r - 1),
+        "weight": fill(weight[p, k]),
+        "advantage": fill(advantage[p, k]),
+        "old_logprob": np.concatenate([head, rollouts.logprob[flat, :r]]).astype(np.float32),
+      }
+    )
   return out
 
 
 def key(rollout):
-  return tuple(tuple(np.asarray(rollout[name]).tolist()) for name in ("tokens", "target", "old_logprob"))
+  return tuple(
+    tuple(np.asarray(rollout[name]).tolist()) for name in ("tokens", "target", "old_logprob")
+  )
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -148,7 +154,9 @@ def test_order_depends_on_lengths_alone():
   prompts, rollouts, advantage = make(4)
   weight = weigh(rollouts)
   one, _ = packing.pack(prompts, rollouts, advantage, weight, 16, rows=30)
-  other = dataclasses.replace(rollouts, tokens=rollouts.tokens[::-1], logprob=rollouts.logprob[::-1])
+  other = dataclasses.replace(
+    rollouts, tokens=rollouts.tokens[::-1], logprob=rollouts.logprob[::-1]
+  )
   two, _ = packing.pack(prompts, other, -3 * advantage, 7 * weight, 16, rows=30)
   np.testing.assert_array_equal(one.segment, two.segment)
   np.testing.assert_array_equal(one.prompt, two.prompt)
@@ -176,7 +184,8 @@ def test_fit_is_tight():
 
 
 def test_groups_share_a_prompt_and_fill_their_rows():
-  """Four responses to each prompt in rows that hold more than a group: a prompt is repeated where a row ends."""
+  """Four responses to each prompt in rows that hold more than a group: a prompt is repeated where a
+  row ends."""
   rng = np.random.default_rng(1)
   prompt, before = np.arange(200) // 4, np.full(200, 63)
   size = rng.integers(8, 129, 200)
@@ -186,7 +195,9 @@ def test_groups_share_a_prompt_and_fill_their_rows():
   alone = packing.fit(before, size, np.arange(200), 576)[1]
   assert used <= 0.75 * alone
   for i in np.flatnonzero(~at.first):  # behind a prompt of its own, in the same row
-    assert (at.first & (prompt == prompt[i]) & (at.row == at.row[i]) & (at.prompt == at.prompt[i])).sum() == 1
+    assert (
+      at.first & (prompt == prompt[i]) & (at.row == at.row[i]) & (at.prompt == at.prompt[i])
+    ).sum() == 1
 
 
 def test_too_many_and_too_long():

@@ -53,37 +53,55 @@ def test_a_resumed_run_cuts_off_what_it_will_write_again(tmp_path):
 
 
 def test_the_public_format_with_marked_queries_and_two_folders(tmp_path):
-  rows = [ROW, ROW | {"id": 2, "score": -1.0, "type": "train_query"}, ROW | {"model": "other", "score": 0}]
+  rows = [
+    ROW,
+    ROW | {"id": 2, "score": -1.0, "type": "train_query"},
+    ROW | {"model": "other", "score": 0},
+  ]
   a, b = folder(tmp_path / "a", rows), folder(tmp_path / "b", [ROW], {"d_1": "two"})
   texts, contexts = pairs.read([a, b])
-  assert texts == ["one", "two"] and len(contexts) == 3  # the same names in another folder are another context
+  # the same names in another folder are another context
+  assert texts == ["one", "two"] and len(contexts) == 3
   assert contexts[0].type.tolist() == [0, 1] and contexts[0].score.tolist() == [0.75, 0.0]
   assert [c.prompt.tolist() for c in contexts] == [[0, 1], [0], [1]]
 
 
 @pytest.mark.parametrize(
   "row, message",
-  [(ROW | {"id": 7}, r"line 1: found the prompt d_7, expected one that .*prompts.json holds"),
-   (ROW | {"score": 1.5}, r"context.jsonl, line 1: score: found 1.5, expected a mean reward in \[-1, 1\]"),
-   (ROW | {"score": "1"}, r"line 1: score: found '1', expected a number"),
-   (ROW | {"step": True}, r"line 1: step: found True, expected a whole number"),
-   (ROW | {"type": "x"}, r"line 1: type: found 'x', expected one of context, train_query, test_query"),
-   ([1], r"line 1: id: found None, expected a whole number")],
-)  # fmt: skip
+  [
+    (ROW | {"id": 7}, r"line 1: found the prompt d_7, expected one that .*prompts.json holds"),
+    (
+      ROW | {"score": 1.5},
+      r"context.jsonl, line 1: score: found 1.5, expected a mean reward in \[-1, 1\]",
+    ),
+    (ROW | {"score": "1"}, r"line 1: score: found '1', expected a number"),
+    (ROW | {"step": True}, r"line 1: step: found True, expected a whole number"),
+    (
+      ROW | {"type": "x"},
+      r"line 1: type: found 'x', expected one of context, train_query, test_query",
+    ),
+    ([1], r"line 1: id: found None, expected a whole number"),
+  ],
+)
 def test_a_bad_line_is_named(tmp_path, row, message):
   with pytest.raises(ValueError, match=message):
     pairs.read([folder(tmp_path / "x", [row])])
 
 
 def test_bad_folders_are_named(tmp_path):
-  with pytest.raises(ValueError, match=r"nowhere: found no pairs, expected a folder with prompts\.json"):
+  with pytest.raises(
+    ValueError, match=r"nowhere: found no pairs, expected a folder with prompts\.json"
+  ):
     pairs.read([tmp_path / "nowhere"])
   path = tmp_path / "x"
   folder(path)
   (path / "context.jsonl").write_text("{\n" + json.dumps(ROW))
-  with pytest.raises(ValueError, match=r"context\.jsonl, line 1: found '\{', expected a JSON object"):
+  with pytest.raises(
+    ValueError, match=r"context\.jsonl, line 1: found '\{', expected a JSON object"
+  ):
     pairs.read([path])
-  (path / "context.jsonl").write_text(json.dumps(ROW))  # no newline at the end: a whole line all the same
+  # no newline at the end: a whole line all the same
+  (path / "context.jsonl").write_text(json.dumps(ROW))
   assert len(pairs.read([path])[1]) == 1
   (path / "prompts.json").write_text("[")
   with pytest.raises(ValueError, match=r"prompts\.json: found no JSON"):

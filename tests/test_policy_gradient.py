@@ -1,4 +1,5 @@
-"""The update: equal on any mesh and split, equal to a plain reference, one program, safe against NaN."""
+"""The update: equal on any mesh and split, equal to a plain reference, one program, safe against
+NaN."""
 
 import dataclasses
 import functools
@@ -58,7 +59,8 @@ def sample(seed=0, real=5, share=0.8):
   rng = np.random.default_rng(seed)
   mask = rng.random((P, K)) < share
   mask[real:] = False
-  prompt, index = np.full((2, P * K), -1, np.int32)  # unused rows, so that the reference compiles once
+  # unused rows, so that the reference compiles once
+  prompt, index = np.full((2, P * K), -1, np.int32)
   prompt[: mask.sum()], index[: mask.sum()] = np.nonzero(mask)
   prompts = structs.Prompts(
     tokens=rng.integers(0, V, (P, T)).astype(np.int32),
@@ -181,9 +183,16 @@ def by_reference(rows, aggregate, settings, reference=None):
   of_rollout = advantage[rollouts.prompt, rollouts.index][:, None]
   weight = hand_weights(aggregate, rollouts)
   (loss, sums), grads = reference_loss(
-    parameters(), parameters() if reference is None else reference,
-    tokens, length, place, rollouts.logprob, of_rollout, weight, settings,
-  )  # fmt: skip
+    parameters(),
+    parameters() if reference is None else reference,
+    tokens,
+    length,
+    place,
+    rollouts.logprob,
+    of_rollout,
+    weight,
+    settings,
+  )
   return loss, grads, sums
 
 
@@ -222,8 +231,10 @@ def test_kl_and_entropy_enter_loss_and_gradient():
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 1, 1), (2, 2, 2), (2, 1, 4)])
 def test_the_pass_for_a_cpu_has_the_same_loss_gradient_and_metrics(sizes, monkeypatch):
-  """Prompts shared and chunks and blocks many, beside one prompt a rollout and the pass for accelerators."""
-  monkeypatch.setattr(policy_gradient, "CPU_CHUNK", 4)  # so that chunks without counted tokens exist
+  """Prompts shared and chunks and blocks many, beside one prompt a rollout and the pass for
+  accelerators."""
+  # so that chunks without counted tokens exist
+  monkeypatch.setattr(policy_gradient, "CPU_CHUNK", 4)
   monkeypatch.setattr(cpu, "QUERIES", 4)
   monkeypatch.setattr(cpu, "SCORES", 64)
   rows, c = sample(), config(row_length=LONG)
@@ -293,7 +304,9 @@ def test_minibatches_split_the_prompts_and_weigh_each_part_alone():
   importance = np.array([0.0, 0.5, 3.0] + [1.0] * (P - 3), np.float32)
   weighed = policy_gradient.minibatches(*rows, c.loss, R, mesh_of(), importance=importance)
   each = losses.rollout_weights(c.loss.aggregate, rows[1].length, first, R) * rows[1].length
-  np.testing.assert_allclose(weighed[0][0].weight.sum(), np.sum(each * importance[:, None]), rtol=1e-5)
+  np.testing.assert_allclose(
+    weighed[0][0].weight.sum(), np.sum(each * importance[:, None]), rtol=1e-5
+  )
   np.testing.assert_array_equal(weighed[1][0].weight, parts[1][0].weight)
   np.testing.assert_array_equal(weighed[0][0].advantage, parts[0][0].advantage)
 

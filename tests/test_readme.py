@@ -21,12 +21,19 @@ class Tensor(np.ndarray):
 
 def test_the_advantage_hook():
   text = (Path(__file__).parent.parent / "README.md").read_text()
-  (code,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "register_adv_est" in block)
+  (code,) = (
+    block
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    if "register_adv_est" in block
+  )
   registry = {}
   names = {
-    "np": np, "shrinkage": shrinkage, "budget": budget, "torch": types.SimpleNamespace(from_numpy=lambda x: x),
+    "np": np,
+    "shrinkage": shrinkage,
+    "budget": budget,
+    "torch": types.SimpleNamespace(from_numpy=lambda x: x),
     "register_adv_est": lambda name: lambda f: registry.setdefault(name, f),
-  }  # fmt: skip
+  }
   exec(code, names)
   rng = np.random.default_rng(0)
   state, value = shrinkage.ewa_init(), rng.uniform(-1, 1, 6)
@@ -38,16 +45,21 @@ def test_the_advantage_hook():
     mask = np.arange(5) < rng.integers(1, 6, 24)[:, None]
     index = np.array([f"uid-{p}" for p in prompt], object)
     prior = ((value[prompt] + 1) / 2).view(Tensor)
-    got, returns = registry["ewa"](tokens.view(Tensor), mask, index, reward_baselines=prior, config=None)
+    got, returns = registry["ewa"](
+      tokens.view(Tensor), mask, index, reward_baselines=prior, config=None
+    )
     assert returns is got and got.shape == (24, 5) and not got[~mask].any()
     reward = np.stack([2.0 * success[prompt == p] - 1 for p in range(6)])
     want, _ = shrinkage.advantage("ewa", reward, np.ones((6, 4), bool), value, state=state)
     for p in range(6):
-      np.testing.assert_allclose(got[prompt == p], np.asarray(want[p])[:, None] * mask[prompt == p], rtol=1e-5)
+      np.testing.assert_allclose(
+        got[prompt == p], np.asarray(want[p])[:, None] * mask[prompt == p], rtol=1e-5
+      )
     state = shrinkage.ewa_update(state, value, (reward + 1).sum(1) / 2, np.full(6, 4))
   np.testing.assert_allclose(names["state"].losses, state.losses, rtol=1e-6)
   names["state"] = shrinkage.ewa_init()
-  plain, _ = registry["ewa"](tokens.view(Tensor), mask, index)  # without a prior: toward the population
+  # without a prior: toward the population
+  plain, _ = registry["ewa"](tokens.view(Tensor), mask, index)
   assert np.isfinite(plain).all() and not np.allclose(plain, got)
   (line,) = (line for line in text.splitlines() if line.startswith("`budget.extra("))
   k = np.full(6, 4)

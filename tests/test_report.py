@@ -64,7 +64,11 @@ def test_seeds_of_a_method_are_averaged(tmp_path, capsys, plain):
   error = np.std(ends, ddof=1) / np.sqrt(3)
   assert table["v05"]["seeds"] == "3" and table["v05"]["end"] == f"0.6000 ± {error:.4f}"
   assert table["grpo-16"]["seeds"] == "1" and table["grpo-16"]["end"] == "0.3000"
-  assert (tmp_path / "plots" / "comparison.md").read_text().startswith("exact success on held-out prompts")
+  assert (
+    (tmp_path / "plots" / "comparison.md")
+    .read_text()
+    .startswith("exact success on held-out prompts")
+  )
 
 
 def test_names(tmp_path, plain):
@@ -112,7 +116,9 @@ def test_summary_shows_what_there_is(tmp_path):
   path.write_text("".join(json.dumps(line) + "\n" for line in lines))
   titles = [title for title, _ in report.panels(report.load(folder))]
   # The reward repeats the accuracy, and no gradient norm is finite.
-  shown = "held-out success: exact, success of the rollouts, rollouts per prompt, entropy, nats a token"
+  shown = (
+    "held-out success: exact, success of the rollouts, rollouts per prompt, entropy, nats a token"
+  )
   assert ", ".join(titles) == shown
   assert report.summary(folder) == f"{folder}/summary.png"
   assert (tmp_path / "run" / "summary.png").stat().st_size > 10_000
@@ -122,7 +128,9 @@ def test_a_warm_start_is_drawn_over_its_steps(tmp_path):
   run = report.load(make(tmp_path / "sft", [0.1, 0.2, 0.3], per_step=0))
   assert run.axis == "step" and run.curve("eval/exact")[0].tolist() == [0, 1, 2]
   (row,) = runs.compare([run], "eval/exact")
-  assert row.axis == "step" and "on held-out prompts; up to 2 steps" in page.heading([row], "eval/exact")
+  assert row.axis == "step" and "on held-out prompts; up to 2 steps" in page.heading(
+    [row], "eval/exact"
+  )
 
 
 def test_every_panel_is_a_documented_metric():
@@ -160,7 +168,11 @@ def test_the_scoreboard_is_ranked_with_the_runs_own_baseline_at_zero(tmp_path):
     values = {"sq_adv": 0.5, "difference": difference, "standard_error": 0.01}
     line |= {f"scoreboard/{name}/{x}": y for x, y in values.items()}
   run = report.load(make(tmp_path / "v05", [0.1, 0.2], **line))
-  assert report.standings(run) == [("ewa", -0.02, 0.01), ("v05 (own)", 0.0, 0.0), ("mean", 0.03, 0.01)]
+  assert report.standings(run) == [
+    ("ewa", -0.02, 0.01),
+    ("v05 (own)", 0.0, 0.0),
+    ("mean", 0.03, 0.01),
+  ]
   assert pathlib.Path(report.summary(str(tmp_path / "v05"))).stat().st_size > 10_000
   assert report.standings(report.load(make(tmp_path / "none", [0.1, 0.2]))) == []
 
@@ -170,7 +182,9 @@ def test_the_scoreboard_is_ranked_with_the_runs_own_baseline_at_zero(tmp_path):
 
 def seeds(tmp_path, name, scores, k=4, **extra):
   """A run for each seed, with `scores` {seed: score of each line}."""
-  return [make(tmp_path / f"{name}-s{seed}", y, seed=seed, k=k, **extra) for seed, y in scores.items()]
+  return [
+    make(tmp_path / f"{name}-s{seed}", y, seed=seed, k=k, **extra) for seed, y in scores.items()
+  ]
 
 
 def rows(*workdirs):
@@ -180,14 +194,21 @@ def rows(*workdirs):
 def test_paired_differences_by_hand(tmp_path, plain, capsys):
   curves = {0: [0.2, 0.3, 0.4], 1: [0.2, 0.4, 0.6], 2: [0.2, 0.5, 0.5], 3: [0.2, 0.9, 0.9]}
   first = seeds(tmp_path, "grpo", curves, k=16)
-  second = seeds(tmp_path, "v05", {2: [0.2, 0.5, 0.8], 1: [0.2, 0.5, 0.7], 0: [0.2, 0.4, 0.6], 9: [0.2, 0.0, 0.0]})
+  second = seeds(
+    tmp_path,
+    "v05",
+    {2: [0.2, 0.5, 0.8], 1: [0.2, 0.5, 0.7], 0: [0.2, 0.4, 0.6], 9: [0.2, 0.0, 0.0]},
+  )
   third = seeds(tmp_path, "spo", {0: [0.2, 0.3, 0.5], 7: [0.2, 0.3, 0.3]}, k=2)
   fourth = seeds(tmp_path, "ewa", {8: [0.2, 0.3, 0.5]}, k=1)
   found = rows(*first, *second, *third, *fourth)
-  # Seeds 0, 1, 2 are shared; t(.975, 2) = 4.302653. Ends differ by .2, .1, .3, areas by .1, .075, .075.
+  # Seeds 0, 1, 2 are shared; t(.975, 2) = 4.302653. Ends differ by .2, .1, .3, areas by .1, .075,
+  # .075.
   end, area = (runs.paired(found[1], found[0], what) for what in ("end", "area"))
   assert end == pytest.approx((0.2, 4.302653 * 0.1 / np.sqrt(3), 3))
-  assert area == pytest.approx((0.25 / 3, 4.302653 * np.std([0.1, 0.075, 0.075], ddof=1) / np.sqrt(3), 3))
+  assert area == pytest.approx(
+    (0.25 / 3, 4.302653 * np.std([0.1, 0.075, 0.075], ddof=1) / np.sqrt(3), 3)
+  )
   assert runs.paired(found[2], found[0], "end")[::2] == pytest.approx((0.1, 1))
   assert runs.paired(found[3], found[0], "end") is None
   report.report([*first, *second, *third, *fourth])
@@ -201,13 +222,21 @@ def test_paired_differences_by_hand(tmp_path, plain, capsys):
 
 
 class Page(html.parser.HTMLParser):
-  """Checks that tags are closed in order; collects ids, references, what would be loaded, and tables by id."""
+  """Checks that tags are closed in order; collects ids, references, what would be loaded, and
+  tables by id."""
 
   VOID = ("meta", "input", "br", "img", "link")
 
   def __init__(self, text):
     super().__init__()
-    self.open, self.ids, self.references, self.loaded, self.tables, self.text = [], [], [], [], {}, ""
+    self.open, self.ids, self.references, self.loaded, self.tables, self.text = (
+      [],
+      [],
+      [],
+      [],
+      {},
+      "",
+    )
     self.feed(text)
     assert self.open == []
 
@@ -245,9 +274,14 @@ class Page(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
-  """Two methods of two seeds, one with a name that HTML must escape, and one of one seed: (folder, rows, page)."""
+  """Two methods of two seeds, one with a name that HTML must escape, and one of one seed: (folder,
+  rows, page)."""
   folder = tmp_path_factory.mktemp("compared")
-  board = {"scoreboard/v05/sq_adv": 0.5, "scoreboard/ewa/difference": -0.02, "scoreboard/ewa/standard_error": 0.01}
+  board = {
+    "scoreboard/v05/sq_adv": 0.5,
+    "scoreboard/ewa/difference": -0.02,
+    "scoreboard/ewa/standard_error": 0.01,
+  }
   shared = {"k/mean": 4.0, "k/hist/4": 20.0, "k/hist/8": 5.0, "grad/norm": 1.0, **board}
   workdirs = seeds(folder, "v05", {0: [0.2, 0.4], 1: [0.2, 0.5]}, **shared)
   workdirs += seeds(folder, "grpo", {0: [0.2, 0.3, 0.3], 1: [0.2, 0.3, 0.4]}, k=16)
@@ -272,9 +306,11 @@ def test_the_page_holds_the_table(compared):
   head, *body = Page(text).tables["scores"]
   expected_head, expected = page.cells(found)
   assert head == expected_head and body == [line for _, line in expected]
-  assert [line[0] for line in body] == ["V0.5", "<GRPO> & co", "alone"]  # the best end first; escaped in the source
+  # the best end first; escaped in the source
+  assert [line[0] for line in body] == ["V0.5", "<GRPO> & co", "alone"]
   assert body[0][head.index("end")] == "0.4500 ± 0.0500" and "&lt;GRPO&gt; &amp; co" in text
-  assert body[1][head.index("end - V0.5")] == "-0.1500 [-0.7853, +0.4853]"  # t(.975, 1) = 12.7062, of -.1 and -.2
+  # t(.975, 1) = 12.7062, of -.1 and -.2
+  assert body[1][head.index("end - V0.5")] == "-0.1500 [-0.7853, +0.4853]"
   markdown = (compared[0] / "comparison.md").read_text()
   assert all(" | ".join(line) in markdown for line in body)
 
@@ -283,10 +319,16 @@ def test_the_page_says_in_what_the_runs_differ_and_how_they_went(compared):
   parsed = Page(compared[2])
   settings = {line[0]: line[1:] for line in parsed.tables["settings"][1:]}
   assert settings == {"seeds": ["0, 1", "0, 1", "0"], "budget.k_init": ["4", "16", "2"]}
-  assert parsed.tables["histogram"] == [["run", "mean k", "4", "8"], ["V0.5", "4.80", "80.0 %", "20.0 %"]]
+  assert parsed.tables["histogram"] == [
+    ["run", "mean k", "4", "8"],
+    ["V0.5", "4.80", "80.0 %", "20.0 %"],
+  ]
   board = parsed.tables["scoreboard"]  # two equal errors of .01 give one of .01 / sqrt 2
   assert board == [["run", "ewa", "v05"], ["V0.5", "-0.0200 ± 0.0071", "its own"]]
-  assert parsed.text.count("rollouts, 0 s") == 5 and "<GRPO> & co, seed 1 (compared0/grpo-s1)" in parsed.text
+  assert (
+    parsed.text.count("rollouts, 0 s") == 5
+    and "<GRPO> & co, seed 1 (compared0/grpo-s1)" in parsed.text
+  )
 
 
 def test_the_pages_plots_follow_its_colours_and_its_boxes(compared):
@@ -299,7 +341,9 @@ def test_the_pages_plots_follow_its_colours_and_its_boxes(compared):
   for number in range(3):
     assert f'id="show-{number}"' in text
     assert [f'class="method-{number}"' in plot for plot in plots[:2]] == [True, True]
-    assert f"body:has(#show-{number}:not(:checked)) .method-{number} {{ visibility: hidden; }}" in text
+    assert (
+      f"body:has(#show-{number}:not(:checked)) .method-{number} {{ visibility: hidden; }}" in text
+    )
   assert figures.look(9) == (figures.COLOURS[1], figures.DASHES[1])
 
 
@@ -318,4 +362,7 @@ def test_of_many_runs_one_a_method_is_drawn(compared, monkeypatch):
   monkeypatch.setattr(page, "MOST_RUNS", 4)
   monkeypatch.setattr(figures, "available", lambda: False)
   text = Page(page.page(compared[1], "eval/exact")).text
-  assert "One run of each method; 2 further seeds are in the means above." in text and text.count("rollouts, 0 s") == 3
+  assert (
+    "One run of each method; 2 further seeds are in the means above." in text
+    and text.count("rollouts, 0 s") == 3
+  )

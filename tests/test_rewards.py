@@ -61,9 +61,16 @@ def judge(verifier, *responses, **row):
 
 def test_a_bad_verdict_costs_one_reward_and_the_pool_goes_on(module):
   good = {
-    "none": "crash", "text": "crash", "nan": "crash", "raise": "crash", "quit": "crash",
-    "exit": "crash", "segfault": "crash", "hang": "timeout", "hang with the lock": "timeout",
-  }  # fmt: skip
+    "none": "crash",
+    "text": "crash",
+    "nan": "crash",
+    "raise": "crash",
+    "quit": "crash",
+    "exit": "crash",
+    "segfault": "crash",
+    "hang": "timeout",
+    "hang with the lock": "timeout",
+  }
   with rewards.load(config("my_reward:score", timeout=1.0)) as verifier:
     verdicts = judge(verifier, *[r for bad in good for r in ("fine", bad)], "fine", value=0.5)
   assert [v.failure for v in verdicts[1::2]] == list(good.values())
@@ -121,13 +128,16 @@ def test_close_with_pending_work(module):
   verifier.close()
 
 
-@pytest.mark.parametrize("reward, message", [
-  ("nonsense", "expected task, math or module:function"),
-  ("no_such_module:f", "No module named 'no_such_module'"),
-  ("my_reward:no_such_function", "no_such_function"),
-  ("my_reward:number", "number is a int, expected a function"),
-  ("dies:f", "status 7"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "reward, message",
+  [
+    ("nonsense", "expected task, math or module:function"),
+    ("no_such_module:f", "No module named 'no_such_module'"),
+    ("my_reward:no_such_function", "no_such_function"),
+    ("my_reward:number", "number is a int, expected a function"),
+    ("dies:f", "status 7"),
+  ],
+)
 def test_an_unusable_function_is_an_error_at_load(module, reward, message):
   (module / "dies.py").write_text("import os; os._exit(7)")
   with pytest.raises(ValueError, match=message) as error:
@@ -135,9 +145,14 @@ def test_an_unusable_function_is_an_error_at_load(module, reward, message):
   assert f"config.reward = {reward!r}" in str(error.value)
 
 
-@pytest.mark.parametrize("key, options", [
-  ("workers", dict(workers=0)), ("timeout", dict(timeout=0.0)), ("timeout", dict(timeout=math.nan)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "key, options",
+  [
+    ("workers", dict(workers=0)),
+    ("timeout", dict(timeout=0.0)),
+    ("timeout", dict(timeout=math.nan)),
+  ],
+)
 def test_unusable_options_are_an_error_at_load(key, options):
   with pytest.raises(ValueError, match=f"config.rewards.{key}"):
     rewards.load(config("math", **options))
@@ -166,9 +181,12 @@ for response in sys.argv[1:]:
 def start_script(module, *responses):
   (module / "script.py").write_text(SCRIPT)
   return subprocess.Popen(
-    [sys.executable, "script.py", *responses], cwd=module, stdout=subprocess.PIPE, text=True,
+    [sys.executable, "script.py", *responses],
+    cwd=module,
+    stdout=subprocess.PIPE,
+    text=True,
     env=os.environ | {"PYTHONPATH": str(ROOT)},
-  )  # fmt: skip
+  )
 
 
 def test_a_script_without_a_main_guard_runs_once_and_leaves_nothing(module):
@@ -262,14 +280,17 @@ def test_math(response, gold, reward):
   assert mathematics.verify("", response, {"answer": gold}) == reward
 
 
-@pytest.mark.parametrize("text, answer", [
-  (r"\boxed{\frac{1}{2}} \boxed{cut off", r"\frac{1}{2}"),
-  (r"\fbox {a{b}{c{d}}}", "a{b}{c{d}}"),
-  (r"\boxed{\left\{ x, y \right.}", r"\left\{ x, y \right."),
-  (r"} \boxed{ \boxed{7} }", "7"),
-  (r"\boxed{" * 100_000, None),  # in linear time
-  ("boxed{3}", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "text, answer",
+  [
+    (r"\boxed{\frac{1}{2}} \boxed{cut off", r"\frac{1}{2}"),
+    (r"\fbox {a{b}{c{d}}}", "a{b}{c{d}}"),
+    (r"\boxed{\left\{ x, y \right.}", r"\left\{ x, y \right."),
+    (r"} \boxed{ \boxed{7} }", "7"),
+    (r"\boxed{" * 100_000, None),  # in linear time
+    ("boxed{3}", None),
+  ],
+)
 def test_boxed(text, answer):
   from v05_jax.rewards import math as mathematics
 

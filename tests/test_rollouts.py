@@ -1,4 +1,5 @@
-"""The scheduler: rollouts depend on their key alone, slots stay full, adaptive groups are prefixes."""
+"""The scheduler: rollouts depend on their key alone, slots stay full, adaptive groups are
+prefixes."""
 
 from collections import Counter
 from concurrent import futures
@@ -19,12 +20,25 @@ FIXED = rollouts.Groups("fixed", 6, 6)
 FIELDS = ("tokens", "prompt", "index", "length", "reward", "ended", "mask")
 
 EWA = shrinkage.ewa_update(
-  shrinkage.ewa_init(), np.linspace(-1, 1, 64), np.random.default_rng(0).binomial(4, 0.5, 64), np.full(64, 4)
+  shrinkage.ewa_init(),
+  np.linspace(-1, 1, 64),
+  np.random.default_rng(0).binomial(4, 0.5, 64),
+  np.full(64, 4),
 )
 
 
-def run(groups=FIXED, devices=1, count=14, value=None, seed=0, verifier=None, limit=None, capacity=None, ewa=None,
-        **sampler):  # fmt: skip
+def run(
+  groups=FIXED,
+  devices=1,
+  count=14,
+  value=None,
+  seed=0,
+  verifier=None,
+  limit=None,
+  capacity=None,
+  ewa=None,
+  **sampler,
+):
   collect = support.collector(support.config(**sampler), devices, verifier)
   prompts = support.prompts(count, capacity=capacity)
   return collect(support.params(), prompts, rng.at(0, seed), groups, value, limit=limit, ewa=ewa)
@@ -41,21 +55,30 @@ def full():
 
 
 # The cache in several sizes, a prompt's keys read once for one, two or four of its rollouts.
-SIZES = {"slots": 8, "chunk": 1, "share": 1, "slot_sizes": 3, "prefill": 2}, {
-  "share": 2, "chunk": 3, "column_sizes": 3, "open_prompts": 4, "prefill": 4}, {
-  "devices": 2, "slots": 8, "chunk": 3, "slot_sizes": 2, "column_sizes": 2}  # fmt: skip
+SIZES = (
+  {"slots": 8, "chunk": 1, "share": 1, "slot_sizes": 3, "prefill": 2},
+  {"share": 2, "chunk": 3, "column_sizes": 3, "open_prompts": 4, "prefill": 4},
+  {"devices": 2, "slots": 8, "chunk": 3, "slot_sizes": 2, "column_sizes": 2},
+)
 
 
 @pytest.mark.parametrize(
   "change",
-  [{"slots": 64, "open_prompts": 32}, {"chunk": 12, "open_prompts": 2, "prefill": 2},
-   {"devices": 8}, {"capacity": 20}, *SIZES],
+  [
+    {"slots": 64, "open_prompts": 32},
+    {"chunk": 12, "open_prompts": 2, "prefill": 2},
+    {"devices": 8},
+    {"capacity": 20},
+    *SIZES,
+  ],
   ids=str,
-)  # fmt: skip
+)
 def test_rollouts_do_not_depend_on_slots_chunks_or_devices(reference, change):
   rolls, _ = run(**change)
   for name in FIELDS:
-    np.testing.assert_array_equal(getattr(rolls, name)[: len(getattr(reference, name))], getattr(reference, name))
+    np.testing.assert_array_equal(
+      getattr(rolls, name)[: len(getattr(reference, name))], getattr(reference, name)
+    )
   np.testing.assert_allclose(rolls.logprob, reference.logprob, atol=1e-4)
 
 
@@ -64,7 +87,9 @@ def test_another_order_of_work_at_the_same_shapes_is_equal_bit_for_bit(reference
   prompts = support.prompts(14)
   order = np.arange(14)[::-1]
   mirrored = prompts.replace(
-    tokens=prompts.tokens[order], length=prompts.length[order], position=prompts.position[order],
+    tokens=prompts.tokens[order],
+    length=prompts.length[order],
+    position=prompts.position[order],
     rows=prompts.rows[::-1],
   )
   rolls, _ = support.collector(support.config())(support.params(), mirrored, rng.at(0, 0), FIXED)
@@ -115,7 +140,8 @@ def test_the_sequential_rule_stops_where_the_equation_says():
 
 @pytest.mark.parametrize("change", SIZES, ids=str)
 def test_the_cache_moves_under_adaptive_groups_and_changes_nothing(full, change, monkeypatch):
-  """Sequential and divided groups: the cache grows and shrinks under rollouts in flight, in each of its directions."""
+  """Sequential and divided groups: the cache grows and shrinks under rollouts in flight, in each of
+  its directions."""
   moves = []
 
   class Spy(Schedule):
@@ -142,7 +168,8 @@ def test_the_cache_moves_under_adaptive_groups_and_changes_nothing(full, change,
 
 
 class Late:
-  """Answers from threads, each after its own delay: verdicts come late and in another order than asked."""
+  """Answers from threads, each after its own delay: verdicts come late and in another order than
+  asked."""
 
   def submit(self, prompts, responses, rows):
     def answer(text):
@@ -170,14 +197,23 @@ def test_late_verdicts_change_nothing():
   assert late_stats["sampler/refills"] == stats["sampler/refills"]
 
 
-NEVER = {"slots": 32, "open_prompts": 32, "prefill": 8, "chunk": 2, "max_response": 48, "truncated": "score"}
+NEVER = {
+  "slots": 32,
+  "open_prompts": 32,
+  "prefill": 8,
+  "chunk": 2,
+  "max_response": 48,
+  "truncated": "score",
+}
 
 
 def by_limits(groups, count, value=None):
   """Rollouts of 16..48 tokens on 32 slots: none ends by itself, the limits make the lengths."""
   limit = np.random.default_rng(0).integers(16, 49, (count, groups.k_max))
   collect = support.collector(support.config(**NEVER), eos=-1)
-  rolls, stats = collect(support.params(), support.prompts(count), rng.at(0, 0), groups, value, limit=limit)
+  rolls, stats = collect(
+    support.params(), support.prompts(count), rng.at(0, 0), groups, value, limit=limit
+  )
   np.testing.assert_array_equal(rolls.length, np.where(rolls.length, limit, 0))
   used, offered = stats["sampler/utilisation"]
   assert used == rolls.length.sum() and offered == 32 * stats["sampler/decode_steps"][0]
@@ -185,7 +221,8 @@ def by_limits(groups, count, value=None):
 
 
 def test_slots_are_refilled_and_steps_are_near_the_ideal():
-  """256 rollouts of 16..48 tokens on 32 slots: at least 200 refills, at most 1.15x the ideal decode steps."""
+  """256 rollouts of 16..48 tokens on 32 slots: at least 200 refills, at most 1.15x the ideal decode
+  steps."""
   rolls, stats = by_limits(rollouts.Groups("fixed", 4, 4), 64)
   assert rolls.length.all() and stats["sampler/refills"][0] == 256 - 32 >= 200
   assert stats["sampler/decode_steps"][0] <= 1.15 * rolls.length.sum() / 32
@@ -193,8 +230,9 @@ def test_slots_are_refilled_and_steps_are_near_the_ideal():
 
 @pytest.mark.parametrize("block", [1, 2])
 def test_adaptive_groups_keep_the_slots_as_full_as_fixed_ones(block):
-  """Until nothing waits any more; and with the end of the step, which is long where a prompt's rollouts are asked for
-  one after another, within 10 % of the fixed groups' useful tokens a decode step."""
+  """Until nothing waits any more; and with the end of the step, which is long where a prompt's
+  rollouts are asked for one after another, within 10 % of the fixed groups' useful tokens a decode
+  step."""
   value = np.random.default_rng(1).uniform(-1, 1, 256).astype(np.float32)
   rolls, stats = by_limits(rollouts.Groups("sequential", 4, 8, 1 / 256, block), 256, value)
   assert 4 < rolls.mask.sum(1).mean() < 8
@@ -227,7 +265,8 @@ def test_a_failed_verdict_costs_one_rollout():
 
 @pytest.mark.parametrize("shape", [(2, 1, 2), (2, 2, 2), (1, 4, 2)], ids=str)
 def test_rollouts_do_not_depend_on_how_the_model_is_split(reference, shape):
-  """Lanes whose rollouts end at different steps share collectives: they must leave the loop together."""
+  """Lanes whose rollouts end at different steps share collectives: they must leave the loop
+  together."""
   c = support.config()
   c.mesh.data, c.mesh.fsdp, c.mesh.tensor = shape
   mesh = sharding.make_mesh(c.mesh, jax.devices()[: int(np.prod(shape))])
@@ -250,14 +289,20 @@ def test_a_second_stage_is_the_last():
 @pytest.mark.parametrize("store", [{}, {"slots": 8, "open_prompts": 2, "prefill": 2}], ids=str)
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_divided_budget_is_met_exactly_and_extends_the_first_stage(full, store, devices):
-  """Also where fewer prompts can be open at once than wait for the decision: they are opened again."""
+  """Also where fewer prompts can be open at once than wait for the decision: they are opened
+  again."""
   if devices == 2 and store:
     store = {key: 2 * size for key, size in store.items()}
   value = np.random.default_rng(0).uniform(-1, 1, 20).astype(np.float32)
   groups = rollouts.Groups("neyman", 3, 16, k_mean=5.5)
   rolls, _ = run(groups, value=value, capacity=20, devices=devices, ewa=EWA, **store)
   k = rolls.mask.sum(1)
-  assert k.sum() == len(rolls.prompt) == 77 and k[:14].min() >= 3 and len(set(k[:14])) > 2 and not k[14:].any()
+  assert (
+    k.sum() == len(rolls.prompt) == 77
+    and k[:14].min() >= 3
+    and len(set(k[:14])) > 2
+    and not k[14:].any()
+  )
   for p in range(14):
     np.testing.assert_array_equal(rolls.mask[p], np.arange(16) < k[p])
     np.testing.assert_array_equal(rolls.reward[p, : k[p]], full.reward[p, : k[p]])
@@ -267,19 +312,26 @@ def test_a_divided_budget_is_met_exactly_and_extends_the_first_stage(full, store
 
 
 def test_a_divided_budget_stays_exact_when_verdicts_fail():
-  broken = support.Verifier(lambda text: float("nan") if text.startswith("b") else float("c" in text))
+  broken = support.Verifier(
+    lambda text: float("nan") if text.startswith("b") else float("c" in text)
+  )
   value = np.zeros(14, np.float32)
   rolls, _ = run(rollouts.Groups("neyman", 4, 7, k_mean=6.0), value=value, ewa=EWA, verifier=broken)
   assert np.isnan(rolls.reward[rolls.length > 0]).any()
-  assert (rolls.length > 0).sum() == len(rolls.prompt) == 84 and (rolls.length > 0).sum(1).max() <= 7
+  assert (rolls.length > 0).sum() == len(rolls.prompt) == 84 and (rolls.length > 0).sum(
+    1
+  ).max() <= 7
 
 
 def test_an_allocation_by_value_is_known_beforehand():
-  """The same numbers whatever the rollouts say, all of them asked at once: no second prefill, no waiting."""
+  """The same numbers whatever the rollouts say, all of them asked at once: no second prefill, no
+  waiting."""
   value = np.linspace(-1, 1, 14).astype(np.float32)
   groups = rollouts.Groups("value", 2, 16, k_mean=6.0)
   one, stats = run(groups, value=value, slots=128, open_prompts=16)
-  other, _ = run(groups, value=value, slots=128, open_prompts=16, verifier=support.Verifier(lambda text: 0.0))
+  other, _ = run(
+    groups, value=value, slots=128, open_prompts=16, verifier=support.Verifier(lambda text: 0.0)
+  )
   k = one.mask.sum(1)
   np.testing.assert_array_equal(k, other.mask.sum(1))
   assert k.sum() == 84 and k[0] == k[-1] == 2 and k[6] == k.max() > 6
@@ -290,7 +342,9 @@ def test_an_allocation_by_value_is_known_beforehand():
 def test_every_program_compiles_once_and_in_the_first_call(sizes, caplog, request):
   """What is compiled ahead, from shapes and shardings alone, is what the calls then run."""
   c = support.config(slots=8, slot_sizes=2, column_sizes=2)
-  mesh = sharding.make_mesh(dict(zip(("data", "fsdp", "tensor"), sizes)), jax.devices()[: int(np.prod(sizes))])
+  mesh = sharding.make_mesh(
+    dict(zip(("data", "fsdp", "tensor"), sizes)), jax.devices()[: int(np.prod(sizes))]
+  )
   params = jax.device_put(support.params(), sharding.param_shardings(mesh, support.params()))
   collect = rollouts.make(support.policy(), c, mesh, support.Verifier())
   found = []
@@ -299,7 +353,10 @@ def test_every_program_compiles_once_and_in_the_first_call(sizes, caplog, reques
   for seed in range(2):
     caplog.clear()
     collect(params, support.prompts(14), rng.at(0, seed), FIXED)
-    names = [re.search(r"Finished XLA compilation of jit\((\w+)\)", record.getMessage()) for record in caplog.records]
+    names = [
+      re.search(r"Finished XLA compilation of jit\((\w+)\)", record.getMessage())
+      for record in caplog.records
+    ]
     found.append(Counter(name[1] for name in names if name))
   first, second = found
   assert first["decode"] == len(sampler.shapes(c.sampler, sharding.lanes(mesh))) > 2

@@ -18,15 +18,23 @@ def nucleus(logits, top_k, top_p):
     order = order[:top_k]
   p = p / p[order].sum()
   mass = np.cumsum(p[order])
-  return set(order[: int(np.searchsorted(mass, top_p)) + 1].tolist()) if top_p < 1 else set(order.tolist())
+  return (
+    set(order[: int(np.searchsorted(mass, top_p)) + 1].tolist())
+    if top_p < 1
+    else set(order.tolist())
+  )
 
 
-@pytest.mark.parametrize("top_k, top_p", [(0, 0.9), (5, 1.0), (7, 0.5), (0, 0.05), (1, 1.0), (1000, 0.999)])
+@pytest.mark.parametrize(
+  "top_k, top_p", [(0, 0.9), (5, 1.0), (7, 0.5), (0, 0.05), (1, 1.0), (1000, 0.999)]
+)
 def test_truncation_keeps_the_sorted_nucleus(top_k, top_p):
   logits = np.random.default_rng(0).normal(size=(6, 300)).astype(np.float32) * 3
   out = np.asarray(sampler.truncate(jax.nn.log_softmax(jnp.asarray(logits)), top_k, top_p))
   for row, kept in zip(logits, out):
-    assert set(np.flatnonzero(np.isfinite(kept)).tolist()) == nucleus(row.astype(np.float64), top_k, top_p)
+    assert set(np.flatnonzero(np.isfinite(kept)).tolist()) == nucleus(
+      row.astype(np.float64), top_k, top_p
+    )
   np.testing.assert_allclose(np.exp(out).sum(-1), 1, rtol=1e-5)
 
 
@@ -47,7 +55,9 @@ def test_draw_follows_the_distribution(vocab):
 
 def test_draw_never_leaves_the_support():
   logprob = jnp.where(jnp.arange(300) % 7 == 3, 0.0, -jnp.inf)
-  tokens = sampler.draw(jax.random.split(jax.random.key(3), 5000), jnp.broadcast_to(logprob, (5000, 300)))
+  tokens = sampler.draw(
+    jax.random.split(jax.random.key(3), 5000), jnp.broadcast_to(logprob, (5000, 300))
+  )
   assert np.all(np.asarray(tokens) % 7 == 3)
 
 
@@ -89,7 +99,8 @@ def test_slots_that_do_not_divide_by_the_mesh_are_named():
 
 
 def test_shapes_of_the_cache():
-  """All columns for fewer slots, all slots for fewer columns; a chunk fits behind the last column."""
+  """All columns for fewer slots, all slots for fewer columns; a chunk fits behind the last
+  column."""
   options = support.config(slots=32, slot_sizes=3, column_sizes=3, chunk=4, max_response=10).sampler
   assert sampler.shapes(options, 2) == [(4, 14), (8, 14), (16, 8), (16, 11), (16, 14)]
   assert sampler.shapes(support.config(slots=2, slot_sizes=4).sampler, 2) == [(1, 16)]
@@ -97,7 +108,9 @@ def test_shapes_of_the_cache():
 
 def cache(slots, columns, seed=0):
   draw = np.random.default_rng(seed).normal
-  return tuple((draw(size=(slots, 2, 3, columns)), draw(size=(slots, 2, columns, 3))) for _ in range(2))
+  return tuple(
+    (draw(size=(slots, 2, 3, columns)), draw(size=(slots, 2, columns, 3))) for _ in range(2)
+  )
 
 
 @pytest.mark.parametrize("columns", [5, 9])
@@ -116,8 +129,12 @@ def test_resize_takes_slots_in_order_with_their_columns(columns):
 def test_commit_moves_a_chunk_behind_what_is_there_and_leaves_idle_slots(together):
   before, fresh = cache(4, 9), cache(4, 3, seed=1)
   zero = np.zeros(4, np.int32)
-  rows = sampler.Rows(*[zero] * 5, count=np.array([6, 2, 0, 1], np.int32), limit=np.array([9, 0, 5, 5], np.int32))
-  after = jax.jit(sampler.commit, static_argnums=3)(*jax.tree.map(jnp.asarray, (before, fresh)), rows, together)
+  rows = sampler.Rows(
+    *[zero] * 5, count=np.array([6, 2, 0, 1], np.int32), limit=np.array([9, 0, 5, 5], np.int32)
+  )
+  after = jax.jit(sampler.commit, static_argnums=3)(
+    *jax.tree.map(jnp.asarray, (before, fresh)), rows, together
+  )
   for (k, v), (new_k, new_v), (out_k, out_v) in zip(before, fresh, after, strict=True):
     for row, at in ((0, 6), (2, 0), (3, 1)):
       k[row, ..., at : at + 3], v[row, :, at : at + 3] = new_k[row], new_v[row]

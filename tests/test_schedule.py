@@ -1,6 +1,8 @@
-"""The bookkeeping of continuous batching without a device: numpy plays it and remembers what lies where."""
+"""The bookkeeping of continuous batching without a device: numpy plays it and remembers what lies
+where."""
 
 import collections
+from functools import partial
 import itertools
 
 import numpy as np
@@ -12,7 +14,8 @@ from v05_jax.schedule import Schedule
 
 
 class Device:
-  """Store and cache hold names in the place of keys and values: of a prompt, and of (prompt, index, tokens)."""
+  """Store and cache hold names in the place of keys and values: of a prompt, and of (prompt, index,
+  tokens)."""
 
   def __init__(self, schedule, length):
     """`length` [P, K]: tokens of each rollout, the last of them EOS."""
@@ -38,20 +41,27 @@ class Device:
       self.cache = np.full((*slots.shape, 3), -1)
 
   def decode(self):
-    """Checks that every rollout in flight finds its prompt and its past -> what a chunk of steps samples."""
+    """Checks that every rollout in flight finds its prompt and its past -> what a chunk of steps
+    samples."""
     schedule, (columns, rows) = self.schedule, self.schedule.rows()
     shape, lanes, chunk = schedule.shape, schedule.lanes, schedule.chunk
     rows = sampler.Rows(*(x.reshape(lanes, shape.slots) for x in rows))
     columns, prompt = columns.reshape(lanes, -1), rows.prompt - 100
     busy = rows.limit > 0
-    left = np.where(busy, np.minimum(self.length[prompt * busy, rows.index], rows.limit) - rows.count, 0)
+    left = np.where(
+      busy, np.minimum(self.length[prompt * busy, rows.index], rows.limit) - rows.count, 0
+    )
     for lane, slot in zip(*np.nonzero(busy)):
       name = int(prompt[lane, slot]), int(rows.index[lane, slot])
       entry = rows.place[lane, slot] // schedule.share
       assert self.store[lane, entry] == name[0]
       assert columns[lane, entry] == schedule.prompts.length[name[0]] - 1
-      assert rows.count[lane, slot] == 0 or (*name, rows.count[lane, slot]) == tuple(self.cache[lane, slot])
-      assert rows.position[lane, slot] == schedule.prompts.length[name[0]] - 1 + rows.count[lane, slot]
+      assert rows.count[lane, slot] == 0 or (*name, rows.count[lane, slot]) == tuple(
+        self.cache[lane, slot]
+      )
+      assert (
+        rows.position[lane, slot] == schedule.prompts.length[name[0]] - 1 + rows.count[lane, slot]
+      )
       self.cache[lane, slot] = *name, rows.count[lane, slot] + chunk
     assert (left[busy] > 0).all() and (rows.count[busy] + chunk <= shape.columns).all()
     self.calls.append((shape, busy.sum(1)))
@@ -63,7 +73,8 @@ class Device:
 
 
 def drive(schedule, device, final, judge=lambda prompt: 0, check=lambda: None):
-  """`rollouts.collect` without a model: a prompt is judged one call after its last rollout ended."""
+  """`rollouts.collect` without a model: a prompt is judged one call after its last rollout
+  ended."""
   done, ended, open_of = {}, [], collections.Counter()
   while ended or not schedule.finished:
     while (batch := schedule.open(final)) is not None:
@@ -91,7 +102,8 @@ def in_flight(schedule, lane):
 
 
 def checks(schedule):
-  """What holds before every call: no place twice, `share` at most, and no request waits beside an idle slot."""
+  """What holds before every call: no place twice, `share` at most, and no request waits beside an
+  idle slot."""
   for lane in range(schedule.lanes):
     held = in_flight(schedule, lane)
     places = schedule.now.place[lane][schedule.now.limit[lane] > 0].tolist()
@@ -99,7 +111,9 @@ def checks(schedule):
     of_prompt = collections.Counter(rollout.prompt for rollout in held)
     assert max(of_prompt.values(), default=0) <= schedule.share
     idle = schedule.lane_slots - len(held)
-    waiting = [prompt for prompt, _ in schedule.requests[lane] if of_prompt[prompt] < schedule.share]
+    waiting = [
+      prompt for prompt, _ in schedule.requests[lane] if of_prompt[prompt] < schedule.share
+    ]
     assert not (idle and waiting)
 
 
@@ -124,27 +138,37 @@ def made(count, k, lanes, seed=0, **options):
   assert len(np.unique(prompts.tokens[:count], axis=0)) == count
   shape = count + 3, 16
   limit, length = rng.integers(1, 13, shape), rng.integers(1, 13, shape)
-  schedule = Schedule(prompts, limit, np.full(count + 3, k), support.config(**options).sampler, lanes)
+  schedule = Schedule(
+    prompts, limit, np.full(count + 3, k), support.config(**options).sampler, lanes
+  )
   return schedule, Device(schedule, length), np.minimum(limit, length)
 
 
 @pytest.mark.parametrize("lanes", [1, 2])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_rollout_runs_once_with_its_prompt_and_its_past(name, lanes):
-  """Fixed groups and groups that ask for more; places, entries, cache and idle slots are checked at each call."""
+  """Fixed groups and groups that ask for more; places, entries, cache and idle slots are checked at
+  each call."""
   for seed in range(6):
     rng = np.random.default_rng(seed)
     adaptive = seed % 2
     schedule, device, length = made(11, 3 if adaptive else 5, lanes, seed, **OPTIONS[name])
     more = lambda p: min(int(rng.integers(0, 4)), 16 - schedule.asked[p])  # noqa: B023
-    done = drive(schedule, device, not adaptive, more if adaptive else lambda p: 0, lambda: checks(schedule))  # noqa: B023
-    assert set(done) == {(p, k) for p in range(11) for k in range(schedule.asked[p])} and not schedule.asked[11:].any()
+    done = drive(
+      schedule, device, not adaptive, more if adaptive else lambda p: 0, partial(checks, schedule)
+    )
+    assert (
+      set(done) == {(p, k) for p in range(11) for k in range(schedule.asked[p])}
+      and not schedule.asked[11:].any()
+    )
     for at, rollout in done.items():
       tokens = np.concatenate(rollout.tokens)
       assert rollout.length == len(tokens) == length[at] and (tokens[:-1] == 2).all()
       assert (tokens[-1] == support.EOS) == (device.length[at] <= schedule.limit[at])
       np.testing.assert_array_equal(np.concatenate(rollout.logprob), tokens * 0.5)
-    assert not schedule.home and all(len(free) == schedule.lane_entries for free in schedule.entries)
+    assert not schedule.home and all(
+      len(free) == schedule.lane_entries for free in schedule.entries
+    )
     assert schedule.sampled == sum(length[at] for at in done) and schedule.started == len(done)
     assert schedule.steps >= schedule.sampled / 16
     if adaptive:
@@ -158,12 +182,18 @@ def test_the_cache_grows_and_shrinks_with_what_is_in_flight():
   columns, slots = [shape.columns for shape in seen], [shape.slots for shape in seen]
   assert len(set(seen)) > 3 and max(columns) == 15 and min(columns) == 7
   assert (np.diff(columns) > 0).any() and (np.diff(columns) < 0).any()
-  assert slots[0] == 4 and slots[-1] == 1 and all(busy.max() <= shape.slots for shape, busy in device.calls)
-  assert len([a for a, b in itertools.pairwise(seen) if a != b]) < len(seen) / 2  # it is not moved for nothing
+  assert (
+    slots[0] == 4
+    and slots[-1] == 1
+    and all(busy.max() <= shape.slots for shape, busy in device.calls)
+  )
+  # it is not moved for nothing
+  assert len([a for a, b in itertools.pairwise(seen) if a != b]) < len(seen) / 2
 
 
 def test_a_prefill_call_is_filled_with_the_prompts_that_come_next():
-  """Four rollouts of one prompt fill the slots, the call takes four prompts: it opens four, and no second call."""
+  """Four rollouts of one prompt fill the slots, the call takes four prompts: it opens four, and no
+  second call."""
   options = {"slots": 4, "open_prompts": 6, "prefill": 4, "share": 4}
   schedule, device, _ = made(5, 4, 1, **options)
   tokens, length, entry = schedule.open(True)
@@ -185,7 +215,8 @@ def test_an_entry_is_kept_until_all_rollouts_of_its_prompt_ended():
     if (change := schedule.fit()) is not None:
       device.resize(*change)
     schedule.start()
-    assert [rollout.prompt for rollout in in_flight(schedule, 0)] == [0]  # `share` keeps the second slot idle
+    # `share` keeps the second slot idle
+    assert [rollout.prompt for rollout in in_flight(schedule, 0)] == [0]
     schedule.read(device.decode(), (support.EOS,))
   assert not schedule.home and schedule.open(True) is not None and list(schedule.home) == [1]
 

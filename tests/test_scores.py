@@ -26,8 +26,10 @@ def test_the_summary_equals_the_released_one():
   by_step = [row["step"] for row in ROWS]
   assert scores.grouped_auc(P, POSITIVE, by_step) == pytest.approx(want["val/gAUC"], abs=1e-9)
   assert scores.pair_accuracy(P, POSITIVE, PAIR) == (
-    want["val/global_strict_pair_acc"], want["val/global_rlhf_pair_acc"], want["val/num_valid_pairs"],
-  )  # fmt: skip
+    want["val/global_strict_pair_acc"],
+    want["val/global_rlhf_pair_acc"],
+    want["val/num_valid_pairs"],
+  )
   assert np.mean((P > 0.5) == POSITIVE) == pytest.approx(want["val/global_acc"], abs=1e-9)
 
 
@@ -35,7 +37,8 @@ def test_the_summary_equals_the_released_one():
 def test_each_step_equals_the_released_one(want):
   inside = np.array([row["step"] == want["step"] for row in ROWS])
   assert or_none(scores.auc(P[inside], POSITIVE[inside])) == pytest.approx(want["auc"], abs=1e-9)
-  pair = [key for key, here in zip(PAIR, inside) if here]  # a pair counts where both of its rows are
+  # a pair counts where both of its rows are
+  pair = [key for key, here in zip(PAIR, inside) if here]
   strict, ranked, number = scores.pair_accuracy(P[inside], POSITIVE[inside], pair)
   assert number == want["pair_count"]
   assert (or_none(strict), or_none(ranked)) == (want["strict_pair_acc"], want["rlhf_pair_acc"])
@@ -59,7 +62,9 @@ def test_groups_are_judged_by_themselves():
 def test_calibration_and_error_by_hand():
   p, t = np.array([0.05, 0.15, 0.15, 1.0]), np.array([0.1, 0.1, 0.3, 0.5])
   table = scores.reliability(p, t)
-  np.testing.assert_allclose(table[[0, 1, 9]], [[0.25, 0.05, 0.1], [0.5, 0.15, 0.2], [0.25, 1, 0.5]])
+  np.testing.assert_allclose(
+    table[[0, 1, 9]], [[0.25, 0.05, 0.1], [0.5, 0.15, 0.2], [0.25, 1, 0.5]]
+  )
   assert np.isnan(table[5, 1]) and table[5, 0] == 0
   assert scores.ece(p, t) == pytest.approx(0.25 * 0.05 + 0.5 * 0.05 + 0.25 * 0.5)
   assert scores.rmse(p, t) == pytest.approx(2 * np.sqrt((0.05**2 + 0.05**2 + 0.15**2 + 0.5**2) / 4))

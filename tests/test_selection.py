@@ -1,4 +1,5 @@
-"""Prompts selected by value: the chances are what they say, and weighting by them leaves no bias."""
+"""Prompts selected by value: the chances are what they say, and weighting by them leaves no
+bias."""
 
 import itertools
 
@@ -44,7 +45,8 @@ def test_a_prompt_with_nothing_to_learn_is_rarely_taken_and_one_without_a_prior_
 
 
 def test_every_prompt_is_taken_with_its_chance_and_the_weights_leave_no_bias():
-  """By enumeration of every draw: exact counts, exact chances, and sum of x / pi over the taken = sum of all x."""
+  """By enumeration of every draw: exact counts, exact chances, and sum of x / pi over the taken =
+  sum of all x."""
   rng = np.random.default_rng(1)
   for value, count in pools():
     pi = selection.inclusion(value, count)

@@ -36,7 +36,8 @@ def config(directory):
 
 @pytest.fixture(scope="module")
 def run(directory, tmp_path_factory):
-  """(workdir, last values, the step function that it used) of a run of thirty steps on eight devices."""
+  """(workdir, last values, the step function that it used) of a run of thirty steps on eight
+  devices."""
   workdir, make, made = tmp_path_factory.mktemp("run"), sft.make_step, []
 
   def record(*args):
@@ -79,7 +80,9 @@ def test_the_policy_that_it_writes_opens_and_is_the_trained_one(run, config):
   config.policy.update({"path": str(run[0] / "hf"), "preset": ""})
   trained = models.load(config.policy)
   evaluate = sft.make_evaluation(config, trained)
-  assert metrics.means(evaluate(trained.params))["eval/exact"] == pytest.approx(run[1]["eval/exact"], rel=1e-4)
+  assert metrics.means(evaluate(trained.params))["eval/exact"] == pytest.approx(
+    run[1]["eval/exact"], rel=1e-4
+  )
 
 
 def test_batches_hold_prompt_demonstration_and_eos_and_are_a_function_of_the_step(config):
@@ -88,7 +91,9 @@ def test_batches_hold_prompt_demonstration_and_eos_and_are_a_function_of_the_ste
   batch = sft.make_batches(config, dataset, tokenizer)
   found = batch(3)
   rows = dataset.at(3 * 32, 32).rows
-  for row, tokens, prompt, length in zip(rows, found.tokens, found.prompt, found.length, strict=True):
+  for row, tokens, prompt, length in zip(
+    rows, found.tokens, found.prompt, found.length, strict=True
+  ):
     assert tokenizer.decode(tokens[:prompt]) == row["prompt"]
     assert tokens[length - 1] == tokenizer.eos_token_id and not tokens[length:].any()
     assert tokenizer.decode(tokens[prompt : length - 1]).isdigit()
@@ -109,7 +114,9 @@ def test_loss_is_the_mean_over_response_tokens(policy):
 
   @jax.jit
   def logits(row):
-    hidden = transformer.forward(policy.config, policy.params, row, jnp.arange(width)[None], jnp.ones_like(row))
+    hidden = transformer.forward(
+      policy.config, policy.params, row, jnp.arange(width)[None], jnp.ones_like(row)
+    )
     return transformer.logits(policy.config, policy.params, hidden)[0]
 
   for i, (question, answer) in enumerate([("A100200=", "3000"), ("M477=", "5")]):
@@ -138,16 +145,26 @@ def test_rows_of_a_file_are_answered_by_their_answer(config, tmp_path):
 
 def test_bad_input_is_named_before_the_first_step(config, tmp_path):
   rows = [{"prompt": "1", "answer": "1"}, {"prompt": "1", "answer": "12345678"}]
-  config.data.path, config.reward, config.eval.period = write(tmp_path / "rows.jsonl", rows), "math", 0
-  with pytest.raises(ValueError, match=r"row 2: the answer is longer than config.sampler.max_response = 8 .* has 9"):
+  config.data.path, config.reward, config.eval.period = (
+    write(tmp_path / "rows.jsonl", rows),
+    "math",
+    0,
+  )
+  with pytest.raises(
+    ValueError, match=r"row 2: the answer is longer than config.sampler.max_response = 8 .* has 9"
+  ):
     sft.sft(config, str(tmp_path / "run"))
   config.data.path, config.reward = "tasks", "task"
   config.sampler.max_response = 5
-  with pytest.raises(ValueError, match=r"an answer of the built-in tasks is longer than .*max_response = 5"):
+  with pytest.raises(
+    ValueError, match=r"an answer of the built-in tasks is longer than .*max_response = 5"
+  ):
     sft.sft(config, str(tmp_path / "run"))
   config.sampler.max_response = 8
   config.sft.batch = 60
-  with pytest.raises(ValueError, match=r"config.sft.batch: found 60, expected a multiple of 8 devices"):
+  with pytest.raises(
+    ValueError, match=r"config.sft.batch: found 60, expected a multiple of 8 devices"
+  ):
     sft.sft(config, str(tmp_path / "run"))
   assert not (tmp_path / "run").exists()
 

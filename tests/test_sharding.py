@@ -74,11 +74,15 @@ def test_every_rule_is_of_use():
 
 def test_in_decode_nothing_is_split_along_fsdp():
   config = presets.PRESETS["qwen3-4b"]
-  weights = jax.eval_shape(lambda: transformer.decode_weights(config, transformer.init(config, jax.random.key(0))))
+  weights = jax.eval_shape(
+    lambda: transformer.decode_weights(config, transformer.init(config, jax.random.key(0)))
+  )
   specs = sharding.param_specs(mesh_of(fsdp=4, tensor=2), weights, decode=True)
   assert specs["layers"][3]["q"]["kernel"] == PartitionSpec(None, "tensor")
   assert specs["layers"][3]["down"]["kernel"] == PartitionSpec("tensor", None)
-  assert specs["embedding"] == PartitionSpec("tensor", None) and specs["norm"]["scale"] == PartitionSpec(None)
+  assert specs["embedding"] == PartitionSpec("tensor", None) and specs["norm"][
+    "scale"
+  ] == PartitionSpec(None)
 
 
 def test_unknown_parameter():
@@ -110,7 +114,8 @@ def test_place_and_shardings():
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (4, 2, 1), (2, 2, 2), (1, 2, 4), (1, 1, 1)])
 def test_gradients_of_replicated_values_are_summed_once(sizes):
-  """The semantics that the update rests on: without `vary` the sum is there already, with it not."""
+  """The semantics that the update rests on: without `vary` the sum is there already, with it
+  not."""
   mesh = mesh_of(*sizes)
   x = np.arange(1.0, 17.0, dtype=np.float32).reshape(8, 2)
   loss = lambda w, x: jnp.sum((x @ w) ** 2)

@@ -31,7 +31,9 @@ def run(tmp_path_factory):
 
 
 def files(folder):
-  return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+  return {
+    str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+  }
 
 
 def read(workdir):
@@ -43,7 +45,9 @@ def each(lines, name):
 
 
 def of_rollouts(lines, name):
-  return np.array([rollout[name] for line in lines for rollout in line["rollouts"] if rollout["counts"]], float)
+  return np.array(
+    [rollout[name] for line in lines for rollout in line["rollouts"] if rollout["counts"]], float
+  )
 
 
 def test_it_shows_what_the_next_training_step_computed(run):
@@ -54,22 +58,31 @@ def test_it_shows_what_the_next_training_step_computed(run):
   assert np.isfinite(value).all() and line["prior/accepted"] is not None  # the prior speaks by then
   baseline_error = (each(shown, "baseline") - (2 * each(shown, "exact") - 1)) ** 2
   for name, found in {
-    "reward": of_rollouts(shown, "reward"), "advantage/mean_square": of_rollouts(shown, "advantage") ** 2,
-    "response/length": of_rollouts(shown, "length"), "shrinkage/weight": each(shown, "weight"),
-    "prior/accepted": each(shown, "delta2") == 0, "prior/abs_error": np.abs(value - vbar), "k/mean": each(shown, "k"),
+    "reward": of_rollouts(shown, "reward"),
+    "advantage/mean_square": of_rollouts(shown, "advantage") ** 2,
+    "response/length": of_rollouts(shown, "length"),
+    "shrinkage/weight": each(shown, "weight"),
+    "prior/accepted": each(shown, "delta2") == 0,
+    "prior/abs_error": np.abs(value - vbar),
+    "k/mean": each(shown, "k"),
     "shrinkage/true_mse": baseline_error[np.isfinite(baseline_error)],
-  }.items():  # fmt: skip
+  }.items():
     assert np.mean(found) == pytest.approx(line[name], abs=2e-6), name
 
 
 def test_its_numbers_are_those_of_the_functions(run):
   for line in read(run[0]):
     reward = np.array([2 * r["reward"] - 1 for r in line["rollouts"]])
-    assert line["vbar"] == pytest.approx(reward.mean(), abs=1e-6) and line["k"] == len(reward) == line["bought"]
+    assert (
+      line["vbar"] == pytest.approx(reward.mean(), abs=1e-6)
+      and line["k"] == len(reward) == line["bought"]
+    )
     fusion = shrinkage.fuse(reward.mean(), len(reward), line["value"])
     for name, expected in fusion._asdict().items():
       assert line[name] == pytest.approx(float(expected), abs=1e-5), name
-    assert [r["advantage"] for r in line["rollouts"]] == pytest.approx(reward - float(fusion.baseline), abs=1e-5)
+    assert [r["advantage"] for r in line["rollouts"]] == pytest.approx(
+      reward - float(fusion.baseline), abs=1e-5
+    )
 
 
 def test_fewer_prompts_and_rollouts_are_the_same_ones_and_nothing_else_changes(run, capsys):
@@ -88,7 +101,10 @@ def test_fewer_prompts_and_rollouts_are_the_same_ones_and_nothing_else_changes(r
   said = capsys.readouterr().out
   assert said.startswith(f"step 1 of {workdir}: the next 3 prompts")
   for line in fewer:
-    assert line["prompt"] in said and f"(success {(line['vbar'] + 1) / 2:.3f}), {line['k']} rollout" in said
+    assert (
+      line["prompt"] in said
+      and f"(success {(line['vbar'] + 1) / 2:.3f}), {line['k']} rollout" in said
+    )
   assert said.count("<eos>") >= sum(r["ended"] for line in fewer for r in line["rollouts"])
 
 
@@ -103,7 +119,8 @@ def test_bad_input(tmp_path):
 
 
 def drawn(baseline, rule="fixed", k=4, history=False, **groups):
-  """(Run, TrainState, Draw) of four prompts with made-up rollouts: all, none, half and one of k succeed."""
+  """(Run, TrainState, Draw) of four prompts with made-up rollouts: all, none, half and one of k
+  succeed."""
   c = support.config()
   c.baseline, c.prior.history = baseline, history
   prompts, K = support.prompts(4), 8
@@ -113,20 +130,33 @@ def drawn(baseline, rule="fixed", k=4, history=False, **groups):
   flat = np.argwhere(mask)
   tokens = np.tile([2, 3, 1], (len(flat), 1)).astype(np.int32)
   rolls = Rollouts(
-    tokens, np.zeros((len(flat), 3), np.float32), np.zeros((len(flat), 3), np.float32), flat[:, 0], flat[:, 1],
-    3 * mask, np.where(mask, reward, np.nan).astype(np.float32), mask, mask,
-  )  # fmt: skip
+    tokens,
+    np.zeros((len(flat), 3), np.float32),
+    np.zeros((len(flat), 3), np.float32),
+    flat[:, 0],
+    flat[:, 1],
+    3 * mask,
+    np.where(mask, reward, np.nan).astype(np.float32),
+    mask,
+    mask,
+  )
   learnt, context = estimator.init(4), contexts.empty(8, 1)
   value = np.array([0.9, 0.9, np.nan, 0.0], np.float32)
-  draw = Draw(prompts, rolls, value, np.ones(4, np.float32), None, learnt, None, 4, len(flat), None, {})
+  draw = Draw(
+    prompts, rolls, value, np.ones(4, np.float32), None, learnt, None, 4, len(flat), None, {}
+  )
   given = {"rule": rule, "k_init": 4, "k_max": K, "cost": 1 / 256} | groups
   run = Run(c, None, support.policy(), None, None, None, None, None, rollouts.Groups(**given), 4)
   zero = np.int32(0)
-  state = TrainState(None, None, np.int32(5), zero, zero, np.float32(4), learnt, None, zero, context)
+  state = TrainState(
+    None, None, np.int32(5), zero, zero, np.float32(4), learnt, None, zero, context
+  )
   return run, state, draw
 
 
-@pytest.mark.parametrize("kind", ("v05", "ewa", "beta_shrink", "james_stein", "spo", "grpo", "value"))
+@pytest.mark.parametrize(
+  "kind", ("v05", "ewa", "beta_shrink", "james_stein", "spo", "grpo", "value")
+)
 def test_every_baseline_is_shown_with_what_it_has(kind):
   run, state, draw = drawn(kind, history=kind == "value")
   lines = show.lines(run, state, draw)
@@ -139,13 +169,19 @@ def test_every_baseline_is_shown_with_what_it_has(kind):
   )
   for i, line in enumerate(lines):
     assert line["baseline"] == pytest.approx(float(fusion.baseline[i]), abs=1e-6)
-    assert [r["advantage"] for r in line["rollouts"]] == pytest.approx(np.asarray(advantage)[i, :4].tolist(), abs=1e-6)
+    assert [r["advantage"] for r in line["rollouts"]] == pytest.approx(
+      np.asarray(advantage)[i, :4].tolist(), abs=1e-6
+    )
   assert lines[2]["value"] is None and "there is no prior to test" in said
   assert f"({kind}" in said and ("w vbar" in said) == (kind in ("v05", "value"))
   names = {
-    "ewa": "expected squared error", "grpo": "standard deviation", "spo": "past rollouts", "value": "past successes",
-    "beta_shrink": "rollouts that its prior is worth", "james_stein": "noise of a group mean",
-  }  # fmt: skip
+    "ewa": "expected squared error",
+    "grpo": "standard deviation",
+    "spo": "past rollouts",
+    "value": "past successes",
+    "beta_shrink": "rollouts that its prior is worth",
+    "james_stein": "noise of a group mean",
+  }
   assert [list(line["terms"]) != [] for line in lines] == [kind in names] * 4
   assert kind not in names or f"{names[kind]} " in said
   if kind == "grpo":
@@ -154,9 +190,13 @@ def test_every_baseline_is_shown_with_what_it_has(kind):
 
 def test_what_depends_on_the_whole_step_is_said():
   said = lambda *arguments, usual=64: show.heading(*drawn(*arguments), 5, "runs/a", usual)
-  assert said("v05").startswith("step 5 of runs/a: the next 4 prompts\nbaseline v05; prior neighbours, 0 pairs")
+  assert said("v05").startswith(
+    "step 5 of runs/a: the next 4 prompts\nbaseline v05; prior neighbours, 0 pairs"
+  )
   assert "--prompts" not in said("v05") + said("spo", usual=4)
-  assert "baseline spo: of these prompts alone; --prompts=64 shows a whole training step" in said("spo")
+  assert "baseline spo: of these prompts alone; --prompts=64 shows a whole training step" in said(
+    "spo"
+  )
   assert "budget.rule neyman: of these" in said("ewa", "neyman")
 
 
@@ -166,7 +206,8 @@ def test_why_the_budget_stopped():
   ]
   assert reasons()[0] == ("fixed", "4 rollouts: fixed")
   assert reasons("neyman")[0] == ("share", "4 rollouts: its share of the step's total")
-  # V = .9: eight successes do not contradict it, eight failures do; no V: 1 / (8 * 9) is what one more is worth.
+  # V = .9: eight successes do not contradict it, eight failures do; no V: 1 / (8 * 9) is what one
+  # more is worth.
   stops = reasons("sequential", 8)
   assert [stop for stop, _ in stops] == ["cost", "k_max", "k_max", "k_max"]
   delta2 = shrinkage.fuse(-1.0, 8, 0.9).delta2
@@ -175,12 +216,15 @@ def test_why_the_budget_stopped():
   assert stops[2][1] == f"8 rollouts: budget.k_max; one more would gain {1 / 72:.5f} > cost 0.00391"
   assert [stop for stop, _ in reasons("two_stage", 6, k_max=8)][:2] == ["cost", "planned"]
   planned = show.lines(*drawn("v05", "two_stage", 6))[1]["gain"]  # by the first four of the six
-  assert planned == pytest.approx(float(budget.gain(shrinkage.fuse(-1.0, 4, 0.9).delta2, 4)), rel=1e-5)
+  assert planned == pytest.approx(
+    float(budget.gain(shrinkage.fuse(-1.0, 4, 0.9).delta2, 4)), rel=1e-5
+  )
 
 
 def test_totals():
   lines = show.lines(*drawn("v05"))
-  assert show.totals(lines) == "prior accepted: 2 of 3; rollouts: 16, 4.00 a prompt"  # the last by T = 1
+  # the last by T = 1
+  assert show.totals(lines) == "prior accepted: 2 of 3; rollouts: 16, 4.00 a prompt"
   assert show.totals([]) == "no group had a signal (budget.max_resample)"
 
 

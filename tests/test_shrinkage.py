@@ -34,9 +34,12 @@ def learnt(kind, prompts=7):
 
 
 def batch():
-  """(reward [7, 6], mask, V, no shaping) of ragged groups. Many tests have this shape: each kind compiles once."""
+  """(reward [7, 6], mask, V, no shaping) of ragged groups. Many tests have this shape: each kind
+  compiles once."""
   rng = np.random.default_rng(3)
-  reward = np.where(rng.random((7, 6)) < 0.3, rng.uniform(-1, 1, (7, 6)), rng.choice([-1.0, 1.0], (7, 6)))
+  reward = np.where(
+    rng.random((7, 6)) < 0.3, rng.uniform(-1, 1, (7, 6)), rng.choice([-1.0, 1.0], (7, 6))
+  )
   mask = np.arange(6) < np.array([4, 0, 6, 1, 5, 2, 3])[:, None]
   return reward, mask, np.array([0.4, 0.1, np.nan, -0.6, -3.0, 0.9, np.inf]), np.zeros((7, 6))
 
@@ -111,18 +114,24 @@ def test_beta_shrink_equals_the_reference_numbers():
   """n0 = 4 and no offset: the baseline, and the leave-one-out advantages."""
   reward, want = np.zeros((2, len(CASES), 16))
   for i, case in enumerate(CASES):
-    reward[i, : len(case["rewards"])], want[i, : len(case["rewards"])] = case["rewards"], case["bb_loo_adv"]
+    reward[i, : len(case["rewards"])], want[i, : len(case["rewards"])] = (
+      case["rewards"],
+      case["bb_loo_adv"],
+    )
   k, value = column("k")[:, None], prior()[:, None]
   mask, success = np.arange(16) < k, (reward + 1) / 2
   s, fit = np.sum(mask * success, 1, keepdims=True), shrinkage.Fit(4.0, 0.0, 0.0, 0.0, 0.0)
   with jax.enable_x64(True):
-    np.testing.assert_allclose(shrinkage.beta_shrink(value, s, k, fit)[:, 0], column("bb_n0_4"), atol=1e-12)
+    np.testing.assert_allclose(
+      shrinkage.beta_shrink(value, s, k, fit)[:, 0], column("bb_n0_4"), atol=1e-12
+    )
     got = reward - np.asarray(shrinkage.beta_shrink(value, s - success, k - 1, fit))
   np.testing.assert_allclose(np.where(mask, got, 0), want, atol=1e-12)
 
 
-# One group with the kinds by hand: r = 1 1 1 -1, mean 0.5, std (ddof 1) = 1, V = -0.2. Advantages, baseline, weight.
-# Of v05_loo, a success sees 1 1 -1, T = 192/225: V itself; the failure 1 1 1, T = 108/25: 13/18.
+# One group with the kinds by hand: r = 1 1 1 -1, mean 0.5, std (ddof 1) = 1, V = -0.2. Advantages,
+# baseline, weight. Of v05_loo, a success sees 1 1 -1, T = 192/225: V itself; the failure 1 1 1, T =
+# 108/25: 13/18.
 HAND = {
   "v05": (np.array([6.0, 6, 6, -8]) / 7, 1 / 7, 24 / 49),
   "v05_loo": (np.array([1.2, 1.2, 1.2, -31 / 18]), 1 / 7, 24 / 49),
@@ -149,14 +158,18 @@ def test_kinds_by_hand(kind):
   assert not np.any(got[1][np.array([1, 4])]) and not np.any(got[3])
   np.testing.assert_allclose(fusion.baseline[:2], baseline, atol=1e-6)
   np.testing.assert_allclose(fusion.weight[:2], weight, atol=1e-6)
-  np.testing.assert_allclose(fusion.statistic[:2], 1.96, atol=1e-5)  # the test of V, whatever the kind
+  # the test of V, whatever the kind
+  np.testing.assert_allclose(fusion.statistic[:2], 1.96, atol=1e-5)
   np.testing.assert_allclose(fusion.delta2[:2], 0.24, atol=1e-5)
-  alone = {"v05": 1 - shrinkage.fuse(1, 1, -0.2).baseline, "v05_loo": 1.2, "value": 1.2}.get(kind, 0.0)
+  alone = {"v05": 1 - shrinkage.fuse(1, 1, -0.2).baseline, "v05_loo": 1.2, "value": 1.2}.get(
+    kind, 0.0
+  )
   np.testing.assert_allclose(got[2], [alone, 0, 0, 0, 0, 0], atol=1e-6)
 
 
 def moments(value, s, k, scale):
-  """(n0, offset, center, noise, spread): means over all prompts, or those with a prior; variances over k >= 2."""
+  """(n0, offset, center, noise, spread): means over all prompts, or those with a prior; variances
+  over k >= 2."""
   value, s, k = (x[k > 0] for x in (value, s, k))
   mean = lambda x: np.mean(x) if len(x) else 0.0
   vbar, spoken = 2 * s / k - 1, np.isfinite(value) | (not scale)
@@ -171,7 +184,8 @@ def moments(value, s, k, scale):
 
 
 def expected_baseline(estimator, value, s, k, fit, known, p):
-  """The estimators that look at the whole batch or at the past, of one prompt after s successes in k rollouts."""
+  """The estimators that look at the whole batch or at the past, of one prompt after s successes in
+  k rollouts."""
   prior = np.clip(value, -1, 1) if np.isfinite(value) else None
   n0, offset, center, noise, spread = fit
   if estimator == "tracker":
@@ -222,10 +236,15 @@ def test_beta_fit_of_the_whole_batch():
   value[[2, 5]] = np.nan, -np.inf
   for scale in (0.0, 0.5, 1.0):
     with jax.enable_x64(True):
-      np.testing.assert_allclose(shrinkage.beta_fit(value, s, k, scale), moments(value, s, k, scale), atol=1e-12)
+      np.testing.assert_allclose(
+        shrinkage.beta_fit(value, s, k, scale), moments(value, s, k, scale), atol=1e-12
+      )
   np.testing.assert_array_equal(shrinkage.beta_fit(value, 0 * s, 0 * k), [1, 0, 0, 0, 0])
-  alone = shrinkage.beta_fit(value, s > 2, np.ones(9))  # one rollout a prompt: no variance, but the means
-  np.testing.assert_allclose([alone.count, alone.center, alone.noise], [1, np.mean(2 * (s > 2) - 1), 0], atol=1e-6)
+  # one rollout a prompt: no variance, but the means
+  alone = shrinkage.beta_fit(value, s > 2, np.ones(9))
+  np.testing.assert_allclose(
+    [alone.count, alone.center, alone.noise], [1, np.mean(2 * (s > 2) - 1), 0], atol=1e-6
+  )
 
 
 def test_value_kind_falls_back_to_the_group_mean_and_clips():
@@ -273,7 +292,9 @@ def test_the_order_of_rollouts_and_prompts_does_not_matter(kind):
   if "history" in known:
     known = {"history": tuple(x[prompts] for x in known["history"])}
   moved = lambda x: x[prompts][:, order]
-  again, fusion_again = shrinkage.advantage(kind, moved(reward), moved(mask), value[prompts], moved(shaping), **known)
+  again, fusion_again = shrinkage.advantage(
+    kind, moved(reward), moved(mask), value[prompts], moved(shaping), **known
+  )
   np.testing.assert_allclose(again, moved(np.asarray(got)), atol=1e-5)
   for a, b in zip(fusion_again, fusion):
     np.testing.assert_allclose(a, np.asarray(b)[prompts], atol=1e-5)
@@ -282,8 +303,12 @@ def test_the_order_of_rollouts_and_prompts_does_not_matter(kind):
 @pytest.mark.parametrize("kind", shrinkage.KINDS)
 def test_rewards_of_a_verifier_from_0_to_1_mean_the_same(kind):
   won, (_, mask, value, shaping) = np.random.default_rng(5).random((7, 6)) < 0.5, batch()
-  got, _ = shrinkage.advantage(kind, shrinkage.map_reward(won, 0.0, 1.0), mask, value, shaping, **learnt(kind))
-  want, _ = shrinkage.advantage(kind, np.where(won, 1.0, -1.0), mask, value, shaping, **learnt(kind))
+  got, _ = shrinkage.advantage(
+    kind, shrinkage.map_reward(won, 0.0, 1.0), mask, value, shaping, **learnt(kind)
+  )
+  want, _ = shrinkage.advantage(
+    kind, np.where(won, 1.0, -1.0), mask, value, shaping, **learnt(kind)
+  )
   np.testing.assert_array_equal(got, want)
   assert np.any(got)
 
@@ -309,12 +334,17 @@ def test_equal_rewards_teach_nothing(kind):
 
 
 def hard_batches():
-  """Batches of 7 prompts: every group of up to four rewards out of NaN, -1, 1, and real ones, with every kind of prior.
+  """Batches of 7 prompts: every group of up to four rewards out of NaN, -1, 1, and real ones, with
+  every kind of prior.
 
   Shuffled; and all groups of a batch alike, which is hard for the kinds that compare prompts.
   """
   groups = np.full((83, 6), np.nan)
-  groups[:, :4] = [*itertools.product([np.nan, -1.0, 1.0], repeat=4), [0.3, -0.2, 0.9, 0.3], [0.1] * 4]
+  groups[:, :4] = [
+    *itertools.product([np.nan, -1.0, 1.0], repeat=4),
+    [0.3, -0.2, 0.9, 0.3],
+    [0.1] * 4,
+  ]
   values = np.array([np.nan, np.inf, -np.inf, 0.5, 0.0, -1.0, 1.7])
   order = np.random.default_rng(0).permutation(581)
   for rows in (*np.split(order, 83), *(7 * g + np.arange(7) for g in (0, 1, 13, 27, 40, 80, 82))):
@@ -335,7 +365,8 @@ def test_no_nan_in_values(kind):
     assert np.all(np.isnan(fusion.weight) != weighs)  # EWA and others have none
 
 
-@pytest.mark.parametrize("kind", [kind for kind in shrinkage.KINDS if kind != "ewa"])  # for EWA see test_ewa.py
+# for EWA see test_ewa.py
+@pytest.mark.parametrize("kind", [kind for kind in shrinkage.KINDS if kind != "ewa"])
 def test_no_nan_in_gradients(kind):
   def total(reward, mask, value, shaping):
     advantage, fusion = shrinkage.advantage(kind, reward, mask, value, shaping, **learnt(kind))
@@ -356,7 +387,8 @@ def test_sq_loo_is_nan_below_two_rollouts_alone(estimator):
 
 
 def test_james_stein_does_not_weigh_rounding_errors():
-  """Where all others are all alike, noise and spread are 0 up to rounding, and their ratio means nothing."""
+  """Where all others are all alike, noise and spread are 0 up to rounding, and their ratio means
+  nothing."""
   fit = shrinkage.Fit(1.0, 0.0, 1.0, noise=0.0, spread=0.0)
   want = shrinkage.james_stein(1.0, 3, fit)
   for rest in ({"noise": 1e-9}, {"spread": 1e-9}, {"noise": 1e-9, "spread": 1e-9}):
@@ -375,12 +407,17 @@ def test_sq_loo_by_hand():
   reward = np.array([[1.0, 1, -1, np.nan], [1.0, np.nan, np.nan, np.nan], [1.0, 1, -1, 1]])
   mask = np.array([[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 0]], bool)
   got = shrinkage.sq_loo("mean", reward, mask, np.full(3, np.nan))
-  np.testing.assert_allclose(got, [2.0, 1.0, 2.0])  # 1 - 0, 1 - 0, -1 - 1; without others the mean is 0
+  # 1 - 0, 1 - 0, -1 - 1; without others the mean is 0
+  np.testing.assert_allclose(got, [2.0, 1.0, 2.0])
   assert shrinkage.sq_loo("v05", reward, mask, np.full(3, np.nan))[0] == pytest.approx(2.0)
   # Others 0, 0 (k = 2, T = .5: V = .5 is accepted) and 1 (accepted too): .5^2, .5^2, 1.5^2.
   got = shrinkage.sq_loo("v05", reward, mask, np.full(3, 0.5))
   np.testing.assert_allclose(got, [2.75 / 3, 0.25, 2.75 / 3], rtol=1e-6)
-  assert np.isnan(shrinkage.sq_loo("mean", reward, ~mask, np.zeros(3))).tolist() == [True, True, False]
+  assert np.isnan(shrinkage.sq_loo("mean", reward, ~mask, np.zeros(3))).tolist() == [
+    True,
+    True,
+    False,
+  ]
 
 
 @pytest.mark.parametrize("kind", ["beta_shrink", "batch_shrink"])
@@ -399,9 +436,13 @@ def test_a_prompt_without_a_prior_shrinks_to_the_mean_of_all():
   fit = shrinkage.beta_fit(value, np.array([4.0, 4, 0, 0]), np.full(4, 4.0))
   assert fit.center == 0 and fit.offset == 0
   fit = shrinkage.beta_fit(value, np.array([4.0, 4, 4, 0]), np.full(4, 4.0))
-  assert fit.center == 0.5 and fit.offset == 0 and shrinkage.beta_shrink(np.nan, 0.0, 0.0, fit) == 0.5
+  assert (
+    fit.center == 0.5 and fit.offset == 0 and shrinkage.beta_shrink(np.nan, 0.0, 0.0, fit) == 0.5
+  )
 
 
 def test_outcomes():
-  s, k = shrinkage.outcomes(np.array([[1, -1, np.nan, 0], [1, 1, 1, 1]]), np.array([[1, 1, 1, 1], [1, 0, 0, 0]], bool))
+  s, k = shrinkage.outcomes(
+    np.array([[1, -1, np.nan, 0], [1, 1, 1, 1]]), np.array([[1, 1, 1, 1], [1, 0, 0, 0]], bool)
+  )
   np.testing.assert_allclose([s, k], [[1.5, 1], [3, 1]])

@@ -24,7 +24,13 @@ def test_pass_at_of_no_possible_k():
 
 
 def test_which_k_are_reported():
-  assert [success.passes(n) for n in (1, 2, 3, 16, 20)] == [[1], [2], [2, 3], [2, 4, 8, 16], [2, 4, 8, 16, 20]]
+  assert [success.passes(n) for n in (1, 2, 3, 16, 20)] == [
+    [1],
+    [2],
+    [2, 3],
+    [2, 4, 8, 16],
+    [2, 4, 8, 16, 20],
+  ]
 
 
 def test_the_bootstrap_spreads_as_a_mean_does():
@@ -32,7 +38,9 @@ def test_the_bootstrap_spreads_as_a_mean_does():
   means = success.bootstrap(jax.random.key(0), values)
   assert means.shape == (success.DRAWS, 2)
   error = values.std(0) / 20
-  np.testing.assert_allclose(means.mean(0), values.mean(0), atol=5 * error.max() / success.DRAWS**0.5)
+  np.testing.assert_allclose(
+    means.mean(0), values.mean(0), atol=5 * error.max() / success.DRAWS**0.5
+  )
   np.testing.assert_allclose(means.std(0), error, rtol=0.1)
   low, high = success.interval(means[:, 0])
   ends = values[:, 0].mean() + np.array([-1.96, 1.96]) * error[0]

@@ -1,4 +1,5 @@
-"""The TabPFN head against the released stack's tensors (tests/data/v0) and against loops written from the equations."""
+"""The TabPFN head against the released stack's tensors (tests/data/v0) and against loops written
+from the equations."""
 
 import hashlib
 import json
@@ -34,7 +35,9 @@ def fast(function):
   return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
-forward, context, query, raw_logits = map(fast, (tabpfn.forward, tabpfn.context, tabpfn.query, tabpfn.raw_logits))
+forward, context, query, raw_logits = map(
+  fast, (tabpfn.forward, tabpfn.context, tabpfn.query, tabpfn.raw_logits)
+)
 
 
 def permutations(estimators, columns):
@@ -54,13 +57,20 @@ def arguments(case, junk=0.0):
   n, m = len(case["X_support"]), len(case["X_query"])
   table = TABLES[case["table"]]
   if table.shape != TABLE.shape:
-    table = np.broadcast_to(table, (4, *table.shape))  # one for every estimator: the other way to give them
+    # one for every estimator: the other way to give them
+    table = np.broadcast_to(table, (4, *table.shape))
   labels = pad_rows(case["labels"].astype(np.float32), N)
   found = [
-    PARAMS, pad_rows(case["X_support"], N, junk), labels, pad_rows(case["X_query"], 8, junk), table,
-    pad_rows(case["fingerprint_support"], N, axis=1), pad_rows(case["fingerprint_query"], 8, axis=1),
-    permutations(4, len(keep) + 1), keep,
-  ]  # fmt: skip
+    PARAMS,
+    pad_rows(case["X_support"], N, junk),
+    labels,
+    pad_rows(case["X_query"], 8, junk),
+    table,
+    pad_rows(case["fingerprint_support"], N, axis=1),
+    pad_rows(case["fingerprint_query"], 8, axis=1),
+    permutations(4, len(keep) + 1),
+    keep,
+  ]
   return found, {"support_mask": np.arange(N) < n, "query_mask": np.arange(8) < m}
 
 
@@ -70,10 +80,15 @@ def recorded(name):
 
 
 EXAMPLE_CASE = {
-  "X_support": EXAMPLE["features"][:N], "labels": EXAMPLE["support_scores"], "X_query": EXAMPLE["features"][N:],
-  "table": "col_table.default", "raw_logits": EXAMPLE["raw_logits"], "probs": EXAMPLE["probs"],
-  "fingerprint_support": EXAMPLE["fingerprint_support"], "fingerprint_query": EXAMPLE["fingerprint_query"],
-}  # fmt: skip
+  "X_support": EXAMPLE["features"][:N],
+  "labels": EXAMPLE["support_scores"],
+  "X_query": EXAMPLE["features"][N:],
+  "table": "col_table.default",
+  "raw_logits": EXAMPLE["raw_logits"],
+  "probs": EXAMPLE["probs"],
+  "fingerprint_support": EXAMPLE["fingerprint_support"],
+  "fingerprint_query": EXAMPLE["fingerprint_query"],
+}
 
 
 # --- The released stack
@@ -83,7 +98,9 @@ EXAMPLE_CASE = {
 def activations(x, y, x_query):
   """Everything on the way of `forward`, under the names of the recorded file."""
   found, rows, ones = {}, jnp.concatenate([x, x_query]), jnp.ones(len(x) + len(x_query), bool)
-  statistics = tabpfn.make_statistics(x, y, ones[: len(x)], (x_query, ones[len(x) :]), tabpfn.group_size(PARAMS))
+  statistics = tabpfn.make_statistics(
+    x, y, ones[: len(x)], (x_query, ones[len(x) :]), tabpfn.group_size(PARAMS)
+  )
   found["grouped"] = tabpfn.reorder(statistics, rows)
   found["scaled"], found["nan_indicators"] = tabpfn.scale(statistics, found["grouped"])
   found["embedded_x"] = tabpfn.embed_cells(PARAMS, found["scaled"], found["nan_indicators"])
@@ -92,7 +109,9 @@ def activations(x, y, x_query):
   found["embedded_y"] = tabpfn.linear(PARAMS, "y_encoder.2.layer", label)
   found["col_emb"] = tabpfn.embed_columns(PARAMS, TABLE, 17)
   thinking = jnp.broadcast_to(PARAMS["add_thinking_tokens.row_token_values"][:, None], (4, 18, 48))
-  found["tokens_in"] = jnp.concatenate([thinking, tabpfn.make_tokens(PARAMS, statistics, rows, label, TABLE)])
+  found["tokens_in"] = jnp.concatenate(
+    [thinking, tabpfn.make_tokens(PARAMS, statistics, rows, label, TABLE)]
+  )
   training = 4 + len(x)
 
   def step(tokens, layer):
@@ -106,7 +125,9 @@ def activations(x, y, x_query):
     done = tabpfn.mlp(layer, item)
     return done, {"post_feat": feat, "post_item": item, "post_mlp": done}
 
-  layers = {name.removeprefix("layers."): v for name, v in PARAMS.items() if name.startswith("layers.")}
+  layers = {
+    name.removeprefix("layers."): v for name, v in PARAMS.items() if name.startswith("layers.")
+  }
   tokens, inside = jax.lax.scan(step, found["tokens_in"], layers)
   found |= {f"layer{i}.{name}": v[i] for name, v in inside.items() for i in range(3)}
   found["dec_in"] = tokens[training:, -1]
@@ -115,9 +136,16 @@ def activations(x, y, x_query):
 
 
 ATOL = {
-  "grouped": 1e-6, "y_columns": 1e-6, "nan_indicators": 0, "scaled": 2e-6, "embedded_x": 1e-5, "embedded_y": 1e-5,
-  "col_emb": 1e-5, "tokens_in": 1e-5, "dec_out": 2e-4,
-}  # fmt: skip
+  "grouped": 1e-6,
+  "y_columns": 1e-6,
+  "nan_indicators": 0,
+  "scaled": 2e-6,
+  "embedded_x": 1e-5,
+  "embedded_y": 1e-5,
+  "col_emb": 1e-5,
+  "tokens_in": 1e-5,
+  "dec_out": 2e-4,
+}
 
 
 def test_every_recorded_activation():
@@ -125,7 +153,9 @@ def test_every_recorded_activation():
   found = activations(ACTIVATIONS["X_train"], y, ACTIVATIONS["X_test"])
   assert {"X_train", "X_test", "col_table"} == set(ACTIVATIONS) - set(found)
   for name, x in found.items():
-    np.testing.assert_allclose(x, ACTIVATIONS[name], atol=ATOL.get(name, 1e-4), rtol=0, err_msg=name)
+    np.testing.assert_allclose(
+      x, ACTIVATIONS[name], atol=ATOL.get(name, 1e-4), rtol=0, err_msg=name
+    )
 
 
 def test_recorded_table_of_an_estimator():
@@ -167,12 +197,15 @@ def test_predict_compiles_once_for_all_row_counts_of_a_bucket():
 def test_recorded_loss_and_its_gradient():
   target = EXAMPLE["query_targets"]
   found, masks = arguments(EXAMPLE_CASE)
-  masks = {"support_mask": np.arange(N + 2) < N, "query_mask": np.arange(8 + 1) < 8}  # with rows of padding
+  # with rows of padding
+  masks = {"support_mask": np.arange(N + 2) < N, "query_mask": np.arange(8 + 1) < 8}
   for i, rows, axis in ((2, N + 2, 0), (5, N + 2, 1), (6, 8 + 1, 1)):
     found[i] = pad_rows(found[i], rows, 0.0, axis)
 
   def loss(support, queries, *fingerprints):
-    logits, _ = tabpfn.predict(PARAMS, support, found[2], queries, found[4], *fingerprints, *found[7:], **masks)
+    logits, _ = tabpfn.predict(
+      PARAMS, support, found[2], queries, found[4], *fingerprints, *found[7:], **masks
+    )
     real = np.arange(10) < 8  # the ninth row is padding, a tenth makes a pair of it
     logits = jnp.pad(logits, ((0, 1), (0, 0)), constant_values=99.0)
     value, parts = losses.total(logits, pad_rows(target, 10), real * 1.0, real, 0.25)
@@ -180,18 +213,23 @@ def test_recorded_loss_and_its_gradient():
 
   gradient = fast(jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True))
   support, queries = pad_rows(found[1], N + 2, np.nan), pad_rows(found[3], 8 + 1, 9.0)
-  (value, (pair, soft, logits)), (by_support, by_query, *others) = gradient(support, queries, *found[5:7])
+  (value, (pair, soft, logits)), (by_support, by_query, *others) = gradient(
+    support, queries, *found[5:7]
+  )
   close(logits, TRAINING["train_logits"], 2e-4)
   for x, name in ((value, "combined"), (pair, "pair"), (soft, "soft")):
     close(x, TRAINING[f"loss_{name}"][0], 2e-5)
   by_features = np.concatenate([by_support[:N], by_query[:8]])
   close(by_features, TRAINING["grad_full.features"], 1e-5, 2e-3)
-  assert np.all(np.any(np.abs(by_features) > 1e-6, axis=0))  # the released code reaches 4 of the 48 columns
+  # the released code reaches 4 of the 48 columns
+  assert np.all(np.any(np.abs(by_features) > 1e-6, axis=0))
   assert np.all(by_support[N:] == 0)
   assert np.all(by_query[8:] == 0)
   assert all(np.all(x == 0) for x in others)  # fingerprints are noise
   support[:, 5] = queries[:, 7] = 1.0
-  assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(gradient(support, queries, *found[5:7])))
+  assert all(
+    np.all(np.isfinite(x)) for x in jax.tree.leaves(gradient(support, queries, *found[5:7]))
+  )
 
 
 def test_random_numbers():
@@ -210,7 +248,9 @@ def test_recorded_fingerprints():
   salts, order = tabpfn.randomness(4, 49)
   back = np.argsort(order[0])[:-1]
   for i, salt in enumerate(salts):
-    support, query = tabpfn.fingerprints(ACTIVATIONS["X_train"][:, back], ACTIVATIONS["X_test"][:, back], salt)
+    support, query = tabpfn.fingerprints(
+      ACTIVATIONS["X_train"][:, back], ACTIVATIONS["X_test"][:, back], salt
+    )
     assert np.array_equal(support, EXAMPLE["fingerprint_support"][i])
     assert np.array_equal(query, EXAMPLE["fingerprint_query"][i])
 
@@ -226,7 +266,9 @@ def test_fingerprints_of_equal_rows_differ():
     return np.float32(int(hashlib.sha256(row.tobytes()).hexdigest(), 16) % 10**12 / 10**12)
 
   salted = z + np.float32(1000)
-  assert support.tolist() == [value(x) for x in (salted[0], salted[1], salted[0] + 1, salted[0] + 2)]
+  assert support.tolist() == [
+    value(x) for x in (salted[0], salted[1], salted[0] + 1, salted[0] + 2)
+  ]
   assert query.tolist() == [value(x + np.float32(1000)) for x in salted[[0, 1, 0]]]
   assert support.dtype == query.dtype == np.float32
   support, _ = tabpfn.fingerprints(np.full((2, 5), np.nan), z, 1000)
@@ -234,7 +276,9 @@ def test_fingerprints_of_equal_rows_differ():
 
 
 def test_kept_columns():
-  x = np.array([[1, 2, 0, np.nan, 5], [1, 3, 0, np.nan, 5], [1, 2, -0.0, np.nan, np.nextafter(5, 6)]])
+  x = np.array(
+    [[1, 2, 0, np.nan, 5], [1, 3, 0, np.nan, 5], [1, 2, -0.0, np.nan, np.nextafter(5, 6)]]
+  )
   assert tabpfn.keep_columns(x).tolist() == [1, 3, 4]
   with pytest.raises(ValueError, match="all 3 features are constant over 1 rows"):
     tabpfn.keep_columns(x[:1, :3])
@@ -254,9 +298,12 @@ def test_column_table():
   answers = (
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
     ((2**32 - 1,) * 4, (2**32 - 1,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
-    ((0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0),
-     (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)),
-  )  # fmt: skip
+    (
+      (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+      (0xA4093822, 0x299F31D0),
+      (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+  )
   for counter, key, expected in answers:
     assert tuple(int(x[0]) for x in ensemble.philox(word(*counter), key)) == expected
   a, b = (float(x[0]) for x in ensemble.philox(word(0, 0, 50, 0), (42, 0))[:2])
@@ -267,12 +314,18 @@ def test_column_table():
 def test_stack_and_wrong_inputs():
   assert PARAMS["layers.mlp.linear1.weight"].shape == (3, 96, 48)
   assert len(PARAMS) == len(STATE) - 2 * 6
-  close(PARAMS["layers.self_attn_between_items._w_out"][2], STATE[f"{LAYER}2.self_attn_between_items._w_out"], 0)
+  close(
+    PARAMS["layers.self_attn_between_items._w_out"][2],
+    STATE[f"{LAYER}2.self_attn_between_items._w_out"],
+    0,
+  )
   gone = {name: x for name, x in STATE.items() if name != f"{LAYER}1.mlp.linear2.weight"}
   with pytest.raises(ValueError, match=r"linear2.weight: found layers \[0, 2\], expected 0 to 2"):
     tabpfn.stack(gone)
   x = np.zeros((3, 49), np.float32)
-  with pytest.raises(ValueError, match=r"table: found shape \(3, 12\), expected at least 17 rows of 12"):
+  with pytest.raises(
+    ValueError, match=r"table: found shape \(3, 12\), expected at least 17 rows of 12"
+  ):
     tabpfn.forward(PARAMS, x, x[:, 0], x, TABLE[:3])
 
 
@@ -289,22 +342,31 @@ def random_state(size, seed):
   rng = np.random.default_rng(seed)
   normal = lambda *shape: rng.normal(0, 2 * shape[-1] ** -0.5, shape).astype(np.float32)
   state = {
-    "y_encoder.2.layer.weight": normal(E, 2), "y_encoder.2.layer.bias": normal(E),
+    "y_encoder.2.layer.weight": normal(E, 2),
+    "y_encoder.2.layer.bias": normal(E),
     "feature_positional_embedding_embeddings.weight": normal(E, E // 4),
     "feature_positional_embedding_embeddings.bias": normal(E),
     "add_thinking_tokens.row_token_values": normal(T, E),
-    "decoder_dict.standard.0.weight": normal(f * E, E), "decoder_dict.standard.0.bias": normal(f * E),
-    "decoder_dict.standard.2.weight": normal(10, f * E), "decoder_dict.standard.2.bias": normal(10),
-  }  # fmt: skip
+    "decoder_dict.standard.0.weight": normal(f * E, E),
+    "decoder_dict.standard.0.bias": normal(f * E),
+    "decoder_dict.standard.2.weight": normal(10, f * E),
+    "decoder_dict.standard.2.bias": normal(10),
+  }
   if hidden:
-    state |= {"encoder.5.mlp.0.weight": normal(hidden, 2 * g), "encoder.5.mlp.2.weight": normal(E, hidden)}
+    state |= {
+      "encoder.5.mlp.0.weight": normal(hidden, 2 * g),
+      "encoder.5.mlp.2.weight": normal(E, hidden),
+    }
   else:
     state["encoder.5.layer.weight"] = normal(E, 2 * g)
   for i in range(L):
     for kind in ("features", "items"):
       state[f"{LAYER}{i}.self_attn_between_{kind}._w_qkv"] = normal(3, h, E // h, E)
       state[f"{LAYER}{i}.self_attn_between_{kind}._w_out"] = normal(h, E // h, E)
-    state |= {f"{LAYER}{i}.mlp.linear1.weight": normal(f * E, E), f"{LAYER}{i}.mlp.linear2.weight": normal(E, f * E)}
+    state |= {
+      f"{LAYER}{i}.mlp.linear1.weight": normal(f * E, E),
+      f"{LAYER}{i}.mlp.linear2.weight": normal(E, f * E),
+    }
   return state
 
 
@@ -313,7 +375,8 @@ def table_of(size, columns):
 
 
 def random_table(n, m, columns, seed):
-  """x [n, C], y [n], queries [m, C]: some constant columns, some values missing, infinite or far out."""
+  """x [n, C], y [n], queries [m, C]: some constant columns, some values missing, infinite or far
+  out."""
   rng = np.random.default_rng(seed)
   x = rng.normal(size=(n + m, columns)).astype(np.float32)
   x[:, 0], x[:, 3] = 1.5, 0.0  # constant over all rows
@@ -325,7 +388,8 @@ def random_table(n, m, columns, seed):
 
 
 def encode(x, n, size):
-  """(cells, indicators), both [R, G, g], of all rows x [R, C], the first n of which are the support."""
+  """(cells, indicators), both [R, G, g], of all rows x [R, C], the first n of which are the
+  support."""
   groups = -(-x.shape[1] // size)
   x = np.float64(np.pad(x, ((0, 0), (0, groups * size - x.shape[1]))))
   differs = lambda column: np.any(column != column[0])
@@ -333,7 +397,9 @@ def encode(x, n, size):
   for i in range(groups):
     kept = [c for c in x[:, i * size : (i + 1) * size].T if differs(c)]
     for j, column in enumerate(kept):
-      indicators[:, i, j] = [-2 if np.isnan(v) else 2 if v == np.inf else 4 if v == -np.inf else 0 for v in column]
+      indicators[:, i, j] = [
+        -2 if np.isnan(v) else 2 if v == np.inf else 4 if v == -np.inf else 0 for v in column
+      ]
       finite = [v for v in column[:n] if np.isfinite(v)]
       column = np.where(np.isfinite(column), column, np.mean(finite) if finite else 0.0)
       spread = lambda v: (np.mean(v), np.sqrt(np.sum((v - np.mean(v)) ** 2) / max(len(v) - 1, 1)))
@@ -349,11 +415,14 @@ def encode(x, n, size):
 
 
 def attention(weight, out, asking, q_head, sources, kv_head):
-  """What asking [E] gets, [E]: head q of the query and head kv of keys and values of sources [S, E]."""
+  """What asking [E] gets, [E]: head q of the query and head kv of keys and values of sources [S,
+  E]."""
   q = weight[0, q_head] @ asking
   scores = np.array([q @ (weight[1, kv_head] @ s) for s in sources]) / np.sqrt(len(q))
   share = np.exp(scores - scores.max())
-  value = sum(a * (weight[2, kv_head] @ s) for a, s in zip(share / share.sum(), sources, strict=True))
+  value = sum(
+    a * (weight[2, kv_head] @ s) for a, s in zip(share / share.sum(), sources, strict=True)
+  )
   return value @ out[q_head]
 
 
@@ -381,14 +450,29 @@ def reference(state, x, y, x_query, table):
     rows.append([*tokens, p["y_encoder.2.layer.weight"] @ label + p["y_encoder.2.layer.bias"]])
   t = np.array(rows)
   for i in range(sum(name.endswith("linear1.weight") for name in p)):
-    w = {name.removeprefix(f"{LAYER}{i}."): v for name, v in p.items() if name.startswith(f"{LAYER}{i}.")}
+    w = {
+      name.removeprefix(f"{LAYER}{i}."): v
+      for name, v in p.items()
+      if name.startswith(f"{LAYER}{i}.")
+    }
     weight, out = w["self_attn_between_features._w_qkv"], w["self_attn_between_features._w_out"]
     heads = range(len(out))
-    t = np.array([[norm(c + sum(attention(weight, out, c, h, row, h) for h in heads)) for c in row] for row in t])
-    weight, out, old = w["self_attn_between_items._w_qkv"], w["self_attn_between_items._w_out"], t.copy()
+    t = np.array(
+      [
+        [norm(c + sum(attention(weight, out, c, h, row, h) for h in heads)) for c in row]
+        for row in t
+      ]
+    )
+    weight, out, old = (
+      w["self_attn_between_items._w_qkv"],
+      w["self_attn_between_items._w_out"],
+      t.copy(),
+    )
     for r, c in np.ndindex(t.shape[:2]):
       sources = old[:training, c]
-      got = sum(attention(weight, out, old[r, c], h, sources, h if r < training else 0) for h in heads)
+      got = sum(
+        attention(weight, out, old[r, c], h, sources, h if r < training else 0) for h in heads
+      )
       t[r, c] = norm(old[r, c] + got)
     for r, c in np.ndindex(t.shape[:2]):
       t[r, c] = norm(t[r, c] + w["mlp.linear2.weight"] @ gelu(w["mlp.linear1.weight"] @ t[r, c]))
@@ -402,7 +486,12 @@ def test_any_weights_and_sizes(name):
   state = random_state(SIZES[name], len(name))
   x, y, x_query = random_table(5, 3, 10, len(name))
   table = table_of(SIZES[name], 10)
-  close(forward(tabpfn.stack(state), x, y, x_query, table), reference(state, x, y, x_query, table), 1e-4, 1e-4)
+  close(
+    forward(tabpfn.stack(state), x, y, x_query, table),
+    reference(state, x, y, x_query, table),
+    1e-4,
+    1e-4,
+  )
 
 
 def test_support_outliers_beyond_twelve_deviations_do_not_widen_the_bounds():
@@ -415,7 +504,9 @@ def test_support_outliers_beyond_twelve_deviations_do_not_widen_the_bounds():
     statistics = tabpfn.make_statistics(x, y, ones[:300], (x_query, ones[300:]), 4)
     return tabpfn.scale(statistics, tabpfn.reorder(statistics, jnp.concatenate([x, x_query])))
 
-  for found, expected in zip(scaled(x, y, x_query), encode(np.concatenate([x, x_query]), 300, 4), strict=True):
+  for found, expected in zip(
+    scaled(x, y, x_query), encode(np.concatenate([x, x_query]), 300, 4), strict=True
+  ):
     close(found, expected, 1e-4, 1e-4)
 
 
@@ -427,7 +518,8 @@ COLUMN_TABLE = table_of(SIZE, 10)
 
 
 def test_column_constant_on_the_support_needs_the_queries():
-  """What a stream cannot know: a column that varies in the queries alone is in use where they are given."""
+  """What a stream cannot know: a column that varies in the queries alone is in use where they are
+  given."""
   x, y, x_query = random_table(9, 6, 10, 0)
   streamed = query(SMALL, context(SMALL, x, y, COLUMN_TABLE), x_query, COLUMN_TABLE)
   x[:, 4] = x_query[:, 4] = 0.5
@@ -467,7 +559,9 @@ def pad(x, rows, value):
   return np.pad(x, widths, constant_values=value), mask
 
 
-@pytest.mark.parametrize("make", [plain_table, lambda: random_table(9, 6, 10, 0)], ids=["plain", "odd"])
+@pytest.mark.parametrize(
+  "make", [plain_table, lambda: random_table(9, 6, 10, 0)], ids=["plain", "odd"]
+)
 def test_padding_rows_change_nothing(make):
   x, y, x_query = make()
   exact = forward(SMALL, x, y, x_query, COLUMN_TABLE)

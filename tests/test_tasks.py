@@ -1,4 +1,5 @@
-"""The built-in tasks: answers by independent arithmetic, splits, verifier, demonstrator, exact success."""
+"""The built-in tasks: answers by independent arithmetic, splits, verifier, demonstrator, exact
+success."""
 
 import itertools
 import json
@@ -82,7 +83,9 @@ def test_rows_are_a_function_of_the_arguments_and_cover_families_and_levels_even
   assert tasks.rows("train", 50, seed=3) == ROWS[:50]
   assert tasks.rows("train", 2400, seed=4) != ROWS
   cells = [(row["family"], row["level"]) for row in ROWS]
-  assert {cells.count(cell) for cell in itertools.product(tasks.FAMILIES, range(tasks.LEVELS))} == {100}
+  assert {cells.count(cell) for cell in itertools.product(tasks.FAMILIES, range(tasks.LEVELS))} == {
+    100
+  }
   assert {row["family"] for row in tasks.rows("train", 20, 0, ("mod", "lin"))} == {"mod", "lin"}
 
 
@@ -128,7 +131,15 @@ def test_verifier_accepts_the_answer_and_rejects_near_misses():
     right = tasks.canonical(row)
     assert tasks.verify(row["prompt"], right, row) == 1.0
     other = str((int(right[-1]) + 1) % 10)
-    wrong = [right[:-1] + other, right + " ", " " + right, right + "=", "", right + "\n", "-" + right]
+    wrong = [
+      right[:-1] + other,
+      right + " ",
+      " " + right,
+      right + "=",
+      "",
+      right + "\n",
+      "-" + right,
+    ]
     if row["family"] != "chain":
       wrong += ["0" + right, right + "0", right[:-1]]
     assert [tasks.verify(row["prompt"], text, row) for text in wrong] == [0.0] * len(wrong)
@@ -136,7 +147,16 @@ def test_verifier_accepts_the_answer_and_rejects_near_misses():
 
 def test_chain_counts_its_last_digit_only():
   row = {"prompt": "C7+5*3=", "answer": "6", "family": "chain", "level": 1}
-  for text, score in [("26", 1), ("6", 1), ("96", 1), ("0000006", 1), ("62", 0), ("2=6", 0), ("x6", 0), ("２6", 0)]:
+  for text, score in [
+    ("26", 1),
+    ("6", 1),
+    ("96", 1),
+    ("0000006", 1),
+    ("62", 0),
+    ("2=6", 0),
+    ("x6", 0),
+    ("２6", 0),
+  ]:
     assert tasks.verify(row["prompt"], text, row) == score
 
 
@@ -144,7 +164,13 @@ def test_chain_counts_its_last_digit_only():
 def test_verifier_never_raises(response):
   for row in ROWS[:6]:
     assert tasks.verify(row["prompt"], response, row) == 0.0
-  for row in ({}, None, {"family": "none", "answer": response}, {"family": "chain"}, {"family": "add"}):
+  for row in (
+    {},
+    None,
+    {"family": "none", "answer": response},
+    {"family": "chain"},
+    {"family": "add"},
+  ):
     assert tasks.verify("A", response, row) == 0.0
 
 
@@ -169,7 +195,8 @@ def test_sloppiness_varies_within_a_level_with_one_digit_of_the_prompt():
     assert all(tasks.sloppy_probability(row) == seen[int(row["prompt"][at]) % 3] for row in rows)
 
 
-# Exact success. A vocabulary of three digits, responses of at most two tokens: everything can be enumerated.
+# Exact success. A vocabulary of three digits, responses of at most two tokens: everything can be
+# enumerated.
 
 SAMPLER = types.SimpleNamespace(max_prompt=10, max_response=8, temperature=1.0, top_k=0, top_p=1.0)
 MODEL = transformer.ModelConfig(32, 16, 1, 2, 1, 8, 24, rope_theta=100.0, backend="cpu")

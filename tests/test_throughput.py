@@ -1,4 +1,5 @@
-"""The measurements of experiments/throughput: the work is what it says, and a wrong result is not timed in silence."""
+"""The measurements of experiments/throughput: the work is what it says, and a wrong result is not
+timed in silence."""
 
 import json
 
@@ -28,7 +29,15 @@ def bench():
 def test_the_shapes_are_those_of_the_presets():
   for size, shape in work.SHAPES.items():
     c = presets.PRESETS[work.PRESETS[size]]
-    found = (c.hidden_size, c.num_layers, c.num_heads, c.num_kv_heads, c.head_dim, c.intermediate_size, c.vocab_size)
+    found = (
+      c.hidden_size,
+      c.num_layers,
+      c.num_heads,
+      c.num_kv_heads,
+      c.head_dim,
+      c.intermediate_size,
+      c.vocab_size,
+    )
     assert tuple(shape) == found and c.tie_embeddings, size
     norms = c.num_layers * 2 * (c.hidden_size + c.head_dim) + c.hidden_size
     assert shape.params() == presets.num_params(c) - norms, size
@@ -43,7 +52,9 @@ def test_useful_work():
   assert work.sample_flops(s, 3, [2], 1) == prefill + work.forward_flops(s, 1, 4, 1)
   # The update computes neither the last token nor, for a second response, the prompt again.
   assert work.update_flops(s, 3, [2], 1) == 3 * work.forward_flops(s, 2 + 2, 1 + 2 + 3 + 4, 2)
-  assert work.update_flops(s, 3, [2, 2], 1) == 3 * work.forward_flops(s, 2 + 4, 1 + 2 + 2 * (3 + 4), 4)
+  assert work.update_flops(s, 3, [2, 2], 1) == 3 * work.forward_flops(
+    s, 2 + 4, 1 + 2 + 2 * (3 + 4), 4
+  )
   # Two sampled tokens read columns 0..2 and 0..3 and write one each.
   column = 2 * s.layers * s.kv_heads * s.head_dim * 4
   assert work.decode_bytes(s, 3, [2], 2, 4) == 2 * 4 * s.params() + column * (4 + 5)
@@ -88,7 +99,10 @@ def test_sampling_is_measured_and_checked(bench):
   assert not set(fields) - set(process.FIELDS)
   lengths = work.ragged(16, args.response)
   assert fields["useful_tokens"] == lengths.sum() and 0 <= fields["logprob_gap"] < 1e-4
-  assert fields["useful_over_computed"] == fields["utilisation"] <= 1 and fields["matmul_share"] is not None
+  assert (
+    fields["useful_over_computed"] == fields["utilisation"] <= 1
+    and fields["matmul_share"] is not None
+  )
   params = b.run.update.place(b.run.policy.params)
   key = programs.rng.at(0, 0)
   rolls, _ = b.collect(params, b.prompts, key, b.run.groups, limit=lengths.reshape(8, 2))
@@ -114,7 +128,9 @@ def test_the_update_is_measured_and_checked(bench, monkeypatch):
 def test_data_rows_limit_a_step(bench):
   args, b = bench
   prompts = setting.limited(b.run, args).prompts.at(0, 8)
-  assert sorted(row["max_tokens"] for row in prompts.rows) == sorted(work.row_lengths(8, 2, args.response))
+  assert sorted(row["max_tokens"] for row in prompts.rows) == sorted(
+    work.row_lengths(8, 2, args.response)
+  )
   assert not any("max_tokens" in row for row in b.prompts.rows)
 
 
@@ -124,8 +140,15 @@ def line(**fields):
 
 def test_a_bar_is_judged_by_medians_and_shows_its_rounds():
   row = rows.versus("x", "sampling", "sample", {"transformers": 2.0, "tunix": 3.0})
-  ours, theirs = ([line(per_s=float(x)) for x in speeds] for speeds in ((90, 100, 400), (50, 40, 60)))
-  results = {"machine": "m", "command": "c", "ceilings": [], "rows": {"x": {"contenders": {"ours": ours}}}}
+  ours, theirs = (
+    [line(per_s=float(x)) for x in speeds] for speeds in ((90, 100, 400), (50, 40, 60))
+  )
+  results = {
+    "machine": "m",
+    "command": "c",
+    "ceilings": [],
+    "rows": {"x": {"contenders": {"ours": ours}}},
+  }
   results["rows"]["x"]["contenders"]["transformers"] = theirs
   text = tables.everything(results, (row, rows.START))
   assert "| sampling | >= 2x transformers | 2x transformers | 1.80 to 6.67 | yes |" in text
@@ -146,7 +169,9 @@ def test_every_bar_names_a_field_and_contenders_of_its_row():
 def test_rows_that_are_there_are_skipped():
   row = rows.CPU[0]
   lines = {c.name: [line()] * 3 for c in row.contenders}
-  assert rows.done({"contenders": lines}, row.contenders, 3) and not rows.done(None, row.contenders, 3)
+  assert rows.done({"contenders": lines}, row.contenders, 3) and not rows.done(
+    None, row.contenders, 3
+  )
   assert not rows.done({"contenders": lines}, row.contenders, 4)
   assert not rows.done({"contenders": lines | {"tunix": []}}, row.contenders, 3)
   assert rows.done({"contenders": lines | {"tunix": []}}, row.contenders[:2], 3)

@@ -9,8 +9,10 @@ import transformers
 from v05_jax.models import tokenizer as tokenizers
 
 CHARACTERS = "0123456789ABMSLC+*-=abx/ "
-TEMPLATE = ("{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
-            "{% if add_generation_prompt %}<|assistant|>{% endif %}")
+TEMPLATE = (
+  "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+  "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 
 
 def byte_level(**special):
@@ -21,7 +23,8 @@ def byte_level(**special):
   backend.decoder = decoders.ByteLevel()
   markers = ["<|user|>", "<|assistant|>"]
   return transformers.PreTrainedTokenizerFast(
-    tokenizer_object=backend, additional_special_tokens=markers, **special)
+    tokenizer_object=backend, additional_special_tokens=markers, **special
+  )
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +49,9 @@ def test_a_response_ends_at_eos_and_shows_every_other_token(characters):
   assert tokenizers.decode_response(characters, [five, 1, five, 1]) == "5"
   assert tokenizers.decode_response(characters, [1]) == ""
   assert tokenizers.decode_response(characters, [five, 0, five]) == "5<pad>5"
-  assert tokenizers.decode_response(characters, [five, 31]) == f"5<unused{31 - 2 - len(CHARACTERS)}>"
+  assert (
+    tokenizers.decode_response(characters, [five, 31]) == f"5<unused{31 - 2 - len(CHARACTERS)}>"
+  )
 
 
 def test_a_character_outside_the_vocabulary_is_an_error(characters):
@@ -94,5 +99,7 @@ def test_directories_that_cannot_serve(tmp_path):
 def test_a_tokenizer_larger_than_the_embedding(characters):
   tokenizers.check(characters, 32)
   tokenizers.check(characters, 40)
-  with pytest.raises(ValueError, match="found token id 31, expected ids below the model's vocab_size 31"):
+  with pytest.raises(
+    ValueError, match="found token id 31, expected ids below the model's vocab_size 31"
+  ):
     tokenizers.check(characters, 31)

@@ -1,4 +1,5 @@
-"""The loop end to end on the built-in tasks: what it writes, that it resumes bit for bit, that it compiles once."""
+"""The loop end to end on the built-in tasks: what it writes, that it resumes bit for bit, that it
+compiles once."""
 
 import json
 import os
@@ -39,7 +40,9 @@ def small(config=None, **keys):
 
 def lines(workdir):
   """metrics.jsonl without what may differ between two runs of the same seed."""
-  return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in metrics.read(workdir)]
+  return [
+    {k: v for k, v in line.items() if not k.startswith("time/")} for line in metrics.read(workdir)
+  ]
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +57,30 @@ def test_a_run_writes_its_metrics_config_checkpoint_and_plot(unbroken):
   assert [line["step"] for line in written] == [0, 1, 2, 3, 4]
   assert [line["rollouts"] for line in written] == [0, 32, 64, 96, 128]
   assert int(state.step) == 4 and int(state.cursor) == 32 and int(state.context.count) == 32
-  train_names = {"reward", "accuracy", "k/mean", "prior/accepted", "prior/abs_error", "shrinkage/weight",
-                 "shrinkage/estimated_mse", "shrinkage/true_mse", "scoreboard/ewa/sq_adv",
-                 "scoreboard/mean/difference", "scoreboard/mean/standard_error", "grad/norm", "loss/entropy",
-                 "loss/logprob_gap", "loss/clip_fraction", "sampler/utilisation", "time/tokens_per_second",
-                 "time/compilations"}  # fmt: skip
+  train_names = {
+    "reward",
+    "accuracy",
+    "k/mean",
+    "prior/accepted",
+    "prior/abs_error",
+    "shrinkage/weight",
+    "shrinkage/estimated_mse",
+    "shrinkage/true_mse",
+    "scoreboard/ewa/sq_adv",
+    "scoreboard/mean/difference",
+    "scoreboard/mean/standard_error",
+    "grad/norm",
+    "loss/entropy",
+    "loss/logprob_gap",
+    "loss/clip_fraction",
+    "sampler/utilisation",
+    "time/tokens_per_second",
+    "time/compilations",
+  }
   assert all(train_names <= line.keys() for line in written[1:])
   assert all(("eval/accuracy" in line) == (line["step"] % 2 == 0) for line in written)
-  assert written[1]["prior/accepted"] is None and written[3]["prior/accepted"] is not None  # support of 8 by then
+  # support of 8 by then
+  assert written[1]["prior/accepted"] is None and written[3]["prior/accepted"] is not None
   assert all(line["loss/logprob_gap"] < 1e-4 for line in written[1:])  # sampler and trainer agree
   assert (workdir / "summary.png").stat().st_size > 10_000
   assert json.loads((workdir / "config.json").read_text())["seed"] == 0
@@ -82,9 +101,12 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(unbroken, tmp_path):
 
 
 def test_a_run_with_v0_as_its_prior_resumes_bit_for_bit(tmp_path):
-  """The prior in full, with random weights: text to features, the run's own context, the head's judgement."""
+  """The prior in full, with random weights: text to features, the run's own context, the head's
+  judgement."""
   data, v0 = ROOT / "tests" / "data" / "v0", str(tmp_path / "v0")
-  convert.convert(str(data / "v0_checkpoint.pt"), str(data / "tabpfn-v2.5-tiny.ckpt"), str(data / "backbone"), v0)
+  convert.convert(
+    str(data / "v0_checkpoint.pt"), str(data / "tabpfn-v2.5-tiny.ckpt"), str(data / "backbone"), v0
+  )
   keys = {"prior.kind": "v0", "prior.path": v0, "data.size": 24, "eval.period": 0}
   config = small(**keys)
   train(config, str(tmp_path / "whole"))
@@ -100,14 +122,19 @@ def test_a_run_with_v0_as_its_prior_resumes_bit_for_bit(tmp_path):
 
 @pytest.mark.parametrize("old", ["sampler", "recompute"])
 def test_recomputed_logprobs_take_the_place_of_a_sampler_that_is_off(old, monkeypatch, tmp_path):
-  """A sampler whose log-probs are too low by 0.5: the gap is seen either way, the ratio is right where recomputed."""
+  """A sampler whose log-probs are too low by 0.5: the gap is seen either way, the ratio is right
+  where recomputed."""
+
   def off(*arguments):
     draw = sample(*arguments)
     return draw._replace(rolls=draw.rolls.replace(logprob=draw.rolls.logprob - np.float32(0.5)))
 
   sample = step.sample
   monkeypatch.setattr("v05_jax.train.sample", off)
-  train(small(num_steps=1, **{"loss.old_logprob": old, "loss.minibatches": 1, "eval.period": 0}), str(tmp_path))
+  train(
+    small(num_steps=1, **{"loss.old_logprob": old, "loss.minibatches": 1, "eval.period": 0}),
+    str(tmp_path),
+  )
   (line,) = metrics.read(tmp_path)
   assert line["loss/logprob_gap"] == pytest.approx(0.5, abs=1e-3)
   assert line["loss/clip_fraction"] == 0 if old == "recompute" else line["loss/clip_fraction"] > 0.1
@@ -126,10 +153,21 @@ def test_a_workdir_of_another_config_is_refused(unbroken):
 
 @pytest.mark.parametrize("name", ["demo", "v05", "grpo", "dapo", "rloo", "ewa", "spo"])
 def test_no_config_compiles_after_its_second_step(name, tmp_path):
-  modules = {"demo": demo, "v05": v05, "grpo": grpo, "dapo": dapo, "rloo": rloo, "ewa": ewa, "spo": spo}
+  modules = {
+    "demo": demo,
+    "v05": v05,
+    "grpo": grpo,
+    "dapo": dapo,
+    "rloo": rloo,
+    "ewa": ewa,
+    "spo": spo,
+  }
   config = modules[name].get_config()
-  more = {"v05": {"rollouts_per_step": 96, "prior.min_support": 6}, "dapo": {"budget.k_init": 4, "budget.k_max": 4},
-          "ewa": {"prior.history": True, "data.size": 16}}  # fmt: skip
+  more = {
+    "v05": {"rollouts_per_step": 96, "prior.min_support": 6},
+    "dapo": {"budget.k_init": 4, "budget.k_max": 4},
+    "ewa": {"prior.history": True, "data.size": 16},
+  }
   config = small(config, num_steps=5, **more.get(name, {}))
   train(config, str(tmp_path))
   written = metrics.read(tmp_path)
@@ -141,12 +179,15 @@ def test_no_config_compiles_after_its_second_step(name, tmp_path):
     assert max(line["k/mean"] for line in written[1:]) > 4
   if name == "ewa":  # two stages, and the number of rollouts of a step is always the same
     assert [line["rollouts"] for line in written] == [0, 32, 64, 96, 128, 160]
-    shares = [line["prior/history"] for line in written[1:]]  # every prompt comes back in each second step
+    # every prompt comes back in each second step
+    shares = [line["prior/history"] for line in written[1:]]
     assert shares[:2] == [0, 0] and all(0 < share <= 1 for share in shares[2:])
     assert max(len([key for key in line if key.startswith("k/hist/")]) for line in written[1:]) > 1
-  if name == "spo":  # 32 of 128 prompts a step, of 256: the second step is of the second half, then all are known
+  # 32 of 128 prompts a step, of 256: the second step is of the second half, then all are known
+  if name == "spo":
     assert [line["data/epoch"] for line in written[1:]] == [0.5, 1, 1.5, 2, 2.5]
-    chances = [line["selection/chance"] for line in written[1:]]  # at random at first, then by each prompt's past
+    # at random at first, then by each prompt's past
+    chances = [line["selection/chance"] for line in written[1:]]
     np.testing.assert_allclose(chances[:2], 0.25)
     assert all(abs(chance - 0.25) > 1e-4 for chance in chances[2:])
   if name == "dapo":
@@ -158,8 +199,12 @@ def test_updates_that_keep_failing_stop_the_run_and_name_the_last_good_checkpoin
   policy = models.load(default.get_config().policy)
   params = policy.params | {"norm": {"scale": np.full_like(policy.params["norm"]["scale"], np.nan)}}
   hf.save(broken, policy.config, params, policy.tokenizer)
-  config = small(num_steps=9, **{"policy.path": str(broken), "loss.max_skipped": 2, "eval.period": 0})
-  with pytest.raises(FloatingPointError, match=r"3 steps in a row.*max_skipped=2.*there is no checkpoint yet"):
+  config = small(
+    num_steps=9, **{"policy.path": str(broken), "loss.max_skipped": 2, "eval.period": 0}
+  )
+  with pytest.raises(
+    FloatingPointError, match=r"3 steps in a row.*max_skipped=2.*there is no checkpoint yet"
+  ):
     train(config, str(tmp_path / "run"))
   written = metrics.read(tmp_path / "run")
   assert len(written) == 4 and all(line["grad/skipped"] == 1 for line in written)
@@ -168,10 +213,18 @@ def test_updates_that_keep_failing_stop_the_run_and_name_the_last_good_checkpoin
 def start(workdir, cache, **keys):
   flags = [f"--config.{key}={value}" for key, value in keys.items()]
   env = os.environ | {
-    "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
-    "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-  }  # fmt: skip
-  command = [sys.executable, "-m", "v05_jax.main", f"--config={workdir.parent / 'config.json'}", f"--workdir={workdir}"]
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+    "JAX_COMPILATION_CACHE_DIR": str(cache),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
+  command = [
+    sys.executable,
+    "-m",
+    "v05_jax.main",
+    f"--config={workdir.parent / 'config.json'}",
+    f"--workdir={workdir}",
+  ]
   return subprocess.Popen([*command, *flags], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
 
 
@@ -181,7 +234,8 @@ def wait_for_lines(process, workdir, count):
 
 
 def test_killed_at_random_moments_a_run_loses_nothing(tmp_path):
-  """Ten times SIGKILL and once SIGTERM in one run: its metrics are those of an unbroken run, bit for bit."""
+  """Ten times SIGKILL and once SIGTERM in one run: its metrics are those of an unbroken run, bit
+  for bit."""
   config = small(num_steps=60)
   config.mesh.data = 1
   (tmp_path / "config.json").write_text(configuration.to_json(config))

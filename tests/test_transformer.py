@@ -1,4 +1,5 @@
-"""The decoder agrees with itself: forward, cached decoding, packing, rematerialisation, any neighbours."""
+"""The decoder agrees with itself: forward, cached decoding, packing, rematerialisation, any
+neighbours."""
 
 import dataclasses
 from functools import partial
@@ -30,7 +31,9 @@ def decode(params, caches, shared, token, position, count, step, config=CONFIG):
   return transformer.decode(config, weights, caches, shared, token, position, count, step)
 
 
-NO_PROMPT = transformer.Shared(np.full((1, 1), N, np.int32), np.zeros(N, np.int32), np.zeros(1, np.int32))
+NO_PROMPT = transformer.Shared(
+  np.full((1, 1), N, np.int32), np.zeros(N, np.int32), np.zeros(1, np.int32)
+)
 ZERO = np.zeros(N, np.int32)
 
 
@@ -39,12 +42,15 @@ def empty(rows, columns, config=CONFIG):
 
 
 def moved(past, given, start, count, steps):
-  """`past` with columns `start` to `start + steps` of `given` at each row's `count`, and noise behind them."""
+  """`past` with columns `start` to `start + steps` of `given` at each row's `count`, and noise
+  behind them."""
   noise, rows = np.random.default_rng(5), range(len(count))
 
   def put(old, new, axis):
     old, new = (np.moveaxis(np.array(x), axis, 1) for x in (old, new))
-    for row, at, here, n in zip(rows, np.broadcast_to(start, len(count)), count, np.broadcast_to(steps, len(count))):
+    for row, at, here, n in zip(
+      rows, np.broadcast_to(start, len(count)), count, np.broadcast_to(steps, len(count))
+    ):
       old[row, here : here + n] = new[row, at : at + n]
       old[row, here + n :] = noise.normal(size=old[row, here + n :].shape)
     return np.moveaxis(old, 1, axis)
@@ -56,8 +62,10 @@ def moved(past, given, start, count, steps):
 def params():
   """Random parameters with norm scales that are not one."""
   draw = np.random.default_rng(1)
-  return jax.tree.map(lambda x: np.asarray(x) * draw.uniform(0.5, 1.5, x.shape).astype(np.float32),
-                      init(CONFIG, jax.random.key(0)))
+  return jax.tree.map(
+    lambda x: np.asarray(x) * draw.uniform(0.5, 1.5, x.shape).astype(np.float32),
+    init(CONFIG, jax.random.key(0)),
+  )
 
 
 def loss(config, params, tokens=TOKENS, segments=ONES):
@@ -88,14 +96,17 @@ def test_decode_step_by_step_equals_forward(params, chunk):
   for t in range(T):
     count, step = np.full(N, t - t % chunk, np.int32), np.int32(t % chunk)
     caches = empty(1, 2), past, fresh
-    found, fresh = decode(params, caches, NO_PROMPT, TOKENS[:, t], np.full(N, t, np.int32), count, step)
+    found, fresh = decode(
+      params, caches, NO_PROMPT, TOKENS[:, t], np.full(N, t, np.int32), count, step
+    )
     assert_close(found, hidden[:, t])
     if step == chunk - 1:
       past = moved(past, fresh, 0, count, chunk)
 
 
 def test_rows_of_shared_prompts_at_their_own_counts(params):
-  """Four prompts in the store, of which one goes on in three rows, one in none and one has a single token.
+  """Four prompts in the store, of which one goes on in three rows, one in none and one has a single
+  token.
 
   Each rollout has come to another length, which lies in the past; the last slot is idle.
   """
@@ -105,15 +116,21 @@ def test_rows_of_shared_prompts_at_their_own_counts(params):
   positions = np.broadcast_to(np.arange(14, dtype=np.int32), text.shape)
   hidden = np.asarray(forward(CONFIG, params, text, positions, np.ones_like(text)))
   store = prefill(CONFIG, params, text[[2, 5, 0, 3], :7], length.astype(np.int32))
-  rows, place = np.array([[6, 2, 6], [6, 6, 6], [0, 4, 1], [3, 6, 6]], np.int32), np.array([6, 8, 1, 9, 7, 0], np.int32)
-  shared = transformer.Shared(rows, place, (length - 1).astype(np.int32))  # a rollout's first input is the last token
+  rows, place = (
+    np.array([[6, 2, 6], [6, 6, 6], [0, 4, 1], [3, 6, 6]], np.int32),
+    np.array([6, 8, 1, 9, 7, 0], np.int32),
+  )
+  # a rollout's first input is the last token
+  shared = transformer.Shared(rows, place, (length - 1).astype(np.int32))
   first, count = length[prompt] - 1, np.array([0, 3, 2, 5, 1, 0], np.int32)
   whole = prefill(CONFIG, params, text, np.full(6, 14, np.int32))
   past, fresh = moved(empty(6, 8), whole, first, 0 * count, count), empty(6, 3)
   for step in range(2):
     position = (first + count + step).astype(np.int32)
     token = text[np.arange(6), position]
-    found, fresh = decode(params, (store, past, fresh), shared, token, position, count, np.int32(step))
+    found, fresh = decode(
+      params, (store, past, fresh), shared, token, position, count, np.int32(step)
+    )
     assert_close(found[:5], hidden[np.arange(5), position[:5]])
     assert np.isfinite(found[5]).all()
 
@@ -122,7 +139,15 @@ def test_decode_writes_one_column_of_the_newest_cache_as_prefill_does(params):
   expected = prefill(CONFIG, params, TOKENS, np.full(N, T, np.int32))
   fresh = jax.tree.map(lambda x: x + 7, empty(N, T))
   for t in range(T):
-    _, fresh = decode(params, (empty(1, 2), empty(N, 2), fresh), NO_PROMPT, TOKENS[:, t], ZERO + t, ZERO, np.int32(t))
+    _, fresh = decode(
+      params,
+      (empty(1, 2), empty(N, 2), fresh),
+      NO_PROMPT,
+      TOKENS[:, t],
+      ZERO + t,
+      ZERO,
+      np.int32(t),
+    )
     for (k, v), (new_k, new_v) in zip(expected, fresh):
       assert_close((new_k[..., : t + 1], new_v[:, :, : t + 1]), (k[..., : t + 1], v[:, :, : t + 1]))
       assert (new_k[..., t + 1 :] == 7).all() and (new_v[:, :, t + 1 :] == 7).all()
@@ -132,7 +157,10 @@ def test_join_of_parts_is_softmax_over_all_columns():
   """Of four parts one is masked whole, and one has scores that are far below the others'."""
   rng = np.random.default_rng(0)
   q = rng.normal(size=(2, 2, 3, 4)).astype(np.float32)
-  k, v = rng.normal(size=(2, 2, 4, 12)).astype(np.float32), rng.normal(size=(2, 2, 12, 4)).astype(np.float32)
+  k, v = (
+    rng.normal(size=(2, 2, 4, 12)).astype(np.float32),
+    rng.normal(size=(2, 2, 12, 4)).astype(np.float32),
+  )
   k[0, :, :, :3] *= 60
   mask = rng.random((2, 12)) < 0.6
   mask[0, 3:6], mask[1, 6:9], mask[:, 0] = False, False, True
@@ -142,9 +170,15 @@ def test_join_of_parts_is_softmax_over_all_columns():
   cuts = [slice(i, i + 3) for i in (0, 3, 6, 9)]
   parts = [transformer.attend_part(q, (k[..., cut], v[:, :, cut]), mask[:, cut]) for cut in cuts]
   for order in ([0, 1, 2, 3], [2, 3, 1, 0]):
-    np.testing.assert_allclose(transformer.join(*(parts[i] for i in order)), expected, rtol=1e-5, atol=1e-6)
-  whole = transformer.attend(q[:, :, None], k, v, np.broadcast_to(mask[:, None], (2, 3, 12)))[:, :, 0]
-  np.testing.assert_allclose(transformer.join(transformer.attend_part(q, (k, v), mask)), whole, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+      transformer.join(*(parts[i] for i in order)), expected, rtol=1e-5, atol=1e-6
+    )
+  whole = transformer.attend(q[:, :, None], k, v, np.broadcast_to(mask[:, None], (2, 3, 12)))[
+    :, :, 0
+  ]
+  np.testing.assert_allclose(
+    transformer.join(transformer.attend_part(q, (k, v), mask)), whole, rtol=1e-5, atol=1e-6
+  )
 
 
 def test_packed_segments_equal_rows_of_their_own(params):
@@ -163,7 +197,9 @@ def test_padding_is_finite_and_reaches_nothing(params):
   value, grads = gradient(CONFIG, params, TOKENS, segments)
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
   garbage = np.where(segments > 0, TOKENS, 7)
-  assert_equal(hidden[segments > 0], forward(CONFIG, params, garbage, POSITIONS, segments)[segments > 0])
+  assert_equal(
+    hidden[segments > 0], forward(CONFIG, params, garbage, POSITIONS, segments)[segments > 0]
+  )
   assert_close((value, grads), gradient(CONFIG, params, garbage, segments), 1e-6)
 
 
@@ -179,11 +215,15 @@ def test_a_row_does_not_depend_on_other_rows_bit_for_bit(params):
     store = prefill(CONFIG, params, tokens[:2], length)
     past = prefill(CONFIG, params, tokens, count)
     shared = transformer.Shared(rows, place, length)
-    hidden, fresh = decode(params, (store, past, empty(N, 2)), shared, tokens[:, 3], ZERO + 8, count, np.int32(0))
+    hidden, fresh = decode(
+      params, (store, past, empty(N, 2)), shared, tokens[:, 3], ZERO + 8, count, np.int32(0)
+    )
     return hidden[0], [x[0] for x in jax.tree.leaves(fresh)]
 
   a = step(TOKENS, rows, place, length, np.array([2, 3, 4], np.int32))
-  assert_equal(a, step(others, rows, place, np.array([4, 2], np.int32), np.array([2, 0, 9], np.int32)))
+  assert_equal(
+    a, step(others, rows, place, np.array([4, 2], np.int32), np.array([2, 0, 9], np.int32))
+  )
   rows = np.array([[1, 0], [N, 2]], np.int32)  # another place beside another row
   place = np.array([1, 0, 3], np.int32)
   assert_equal(a, step(others, rows, place, length, np.array([2, 5, 1], np.int32)))
@@ -201,12 +241,16 @@ def test_splash_attention_has_the_values_and_gradients_of_plain_attention(params
   """Interpreted; rows that are no multiple of its tiles, segments, padding, prompts as segments."""
   rows, tokens = 2, 150
   rng = np.random.default_rng(0)
-  q, k, v = (rng.normal(size=(rows, tokens, 2, *s)).astype(np.float32) for s in ((2, 128), (128,), (128,)))
+  q, k, v = (
+    rng.normal(size=(rows, tokens, 2, *s)).astype(np.float32) for s in ((2, 128), (128,), (128,))
+  )
   segments = np.sort(rng.integers(0, 4, (rows, tokens)), 1).astype(np.int32)
   mask = transformer.causal(segments)
 
   def plain(q, k, v):
-    out = transformer.attend(jnp.moveaxis(q, 1, 3), k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), mask)
+    out = transformer.attend(
+      jnp.moveaxis(q, 1, 3), k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), mask
+    )
     return jnp.moveaxis(out, 3, 1)
 
   splash = lambda q, k, v: flash.attend("splash", q, k, v, segments, interpret=True)
@@ -219,14 +263,20 @@ def test_splash_attention_has_the_values_and_gradients_of_plain_attention(params
   packed = np.array([[1] * 10, [1] * 3 + [2] * 5 + [0] * 2, [1] + [2] * 9], np.int32)
   found, again, expected = (
     forward(config, weights, TOKENS, POSITIONS, *segments, kernel=kernel)
-    for segments, kernel in (((packed,), kernel), ((ONES + packed, packed), kernel), ((packed,), None))
+    for segments, kernel in (
+      ((packed,), kernel),
+      ((ONES + packed, packed), kernel),
+      ((packed,), None),
+    )
   )
   assert_close(found, expected, 2e-5)
   assert_close(again, expected, 2e-5)
 
+
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_the_pass_for_a_cpu_has_the_same_values_and_gradients(params, remat, monkeypatch):
-  """Packed rows with padding, several blocks of queries of unequal size, rows handled one and all at a time."""
+  """Packed rows with padding, several blocks of queries of unequal size, rows handled one and all
+  at a time."""
   host = dataclasses.replace(CONFIG, backend="cpu", remat=remat)
   segments = np.array([[1] * 10, [1] * 3 + [2] * 5 + [0] * 2, [1] + [2] * 9], np.int32)
   expected = jax.jit(partial(jax.value_and_grad(loss, 1), CONFIG))(params, TOKENS, segments)
@@ -236,11 +286,16 @@ def test_the_pass_for_a_cpu_has_the_same_values_and_gradients(params, remat, mon
     found = jax.jit(partial(jax.value_and_grad(loss, 1), host))
     assert_close(found(params, TOKENS, segments), expected, 2e-6)
   text = found.lower(params, TOKENS, segments).as_text()
-  assert "scatter" not in text and "scatter" in gradient.lower(CONFIG, params, TOKENS, segments).as_text()
+  assert (
+    "scatter" not in text
+    and "scatter" in gradient.lower(CONFIG, params, TOKENS, segments).as_text()
+  )
   monkeypatch.setattr(cpu, "ONEHOT_VOCAB", 1)
   scattered = jax.jit(partial(jax.value_and_grad(loss, 1), host))
   assert_close(scattered(params, TOKENS, segments), expected, 2e-6)
-  cached = [jax.tree.leaves(prefill(c, params, TOKENS, np.full(N, T, np.int32))) for c in (host, CONFIG)]
+  cached = [
+    jax.tree.leaves(prefill(c, params, TOKENS, np.full(N, T, np.int32))) for c in (host, CONFIG)
+  ]
   assert_close(*cached)
 
 
@@ -248,8 +303,9 @@ def test_bfloat16_computes_norms_and_logits_in_float32(params):
   half = dataclasses.replace(CONFIG, dtype="bfloat16")
   hidden = forward(half, params, TOKENS, POSITIONS, ONES)
   assert hidden.dtype == jnp.bfloat16
-  found, expected = (logits(c, params, forward(c, params, TOKENS, POSITIONS, ONES))
-                     for c in (half, CONFIG))
+  found, expected = (
+    logits(c, params, forward(c, params, TOKENS, POSITIONS, ONES)) for c in (half, CONFIG)
+  )
   assert found.dtype == jnp.float32
   assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
   weights = transformer.decode_weights(half, params)
@@ -257,8 +313,13 @@ def test_bfloat16_computes_norms_and_logits_in_float32(params):
   for path, x in jax.tree_util.tree_leaves_with_path(weights):
     assert x.dtype == (jnp.float32 if path[-1].key == "scale" else jnp.bfloat16), path
   caches = empty(1, 2, half), empty(N, 2, half), empty(N, T, half)
-  step, cache = decode(params, caches, NO_PROMPT, TOKENS[:, 0], ZERO, ZERO, np.int32(0), config=half)
-  assert np.abs(np.float32(step) - np.float32(hidden[:, 0])).max() < 0.05 * np.abs(np.float32(hidden)).max()
+  step, cache = decode(
+    params, caches, NO_PROMPT, TOKENS[:, 0], ZERO, ZERO, np.int32(0), config=half
+  )
+  assert (
+    np.abs(np.float32(step) - np.float32(hidden[:, 0])).max()
+    < 0.05 * np.abs(np.float32(hidden)).max()
+  )
   assert {x.dtype for x in jax.tree.leaves((step, cache))} == {jnp.dtype("bfloat16")}
   big = 300.0 * jnp.ones((1, 4), jnp.bfloat16)
   norm = transformer.RMSNorm(1e-6).apply({"params": {"scale": jnp.ones(4)}}, big)
@@ -281,7 +342,11 @@ def test_runs_inside_shard_map_and_while_loop(params):
       hidden, fresh = transformer.decode(
         CONFIG, weights, (store, past, fresh), shared, token, position, jnp.zeros_like(token), step
       )
-      return jnp.argmax(transformer.logits(CONFIG, weights, hidden), -1).astype(jnp.int32), step + 1, fresh
+      return (
+        jnp.argmax(transformer.logits(CONFIG, weights, hidden), -1).astype(jnp.int32),
+        step + 1,
+        fresh,
+      )
 
     token, _, fresh = jax.lax.while_loop(lambda s: s[1] < 6, body, (token, 0 * token[0], fresh))
     return token, fresh
@@ -295,17 +360,24 @@ def test_runs_inside_shard_map_and_while_loop(params):
   mapped = partial(jax.shard_map, mesh=mesh, check_vma=True)
   store = prefill(CONFIG, params, tokens[:4], np.full(4, 3, np.int32))
   rows = np.array([[0, 2], [1, N]], np.int32)  # of its device's own rows, two entries each
-  here = transformer.Shared(np.tile(rows, (2, 1)), np.tile([0, 2, 1], 2).astype(np.int32), np.full(4, 3, np.int32))
+  here = transformer.Shared(
+    np.tile(rows, (2, 1)), np.tile([0, 2, 1], 2).astype(np.int32), np.full(4, 3, np.int32)
+  )
   apart = np.where(rows < N, rows + N, 2 * N)
   there = transformer.Shared(
     np.concatenate([np.where(rows < N, rows, 2 * N), apart]).astype(np.int32),
-    np.array([0, 2, 1, 4, 6, 5], np.int32), np.full(4, 3, np.int32),
+    np.array([0, 2, 1, 4, 6, 5], np.int32),
+    np.full(4, 3, np.int32),
   )
   arguments = params, store, empty(2 * N, 2), empty(2 * N, 6)
-  found = jax.jit(mapped(sample, in_specs=(everywhere, data, data, data, data, data), out_specs=data))
+  found = jax.jit(
+    mapped(sample, in_specs=(everywhere, data, data, data, data, data), out_specs=data)
+  )
   token, fresh = found(*arguments, here, tokens[:, 0])
   assert_close((token, fresh), jax.jit(sample)(*arguments, there, tokens[:, 0]))
-  two = jax.jit(mapped(update, in_specs=(everywhere, data), out_specs=(everywhere, everywhere, data)))
+  two = jax.jit(
+    mapped(update, in_specs=(everywhere, data), out_specs=(everywhere, everywhere, data))
+  )
   value, grads, _ = two(params, tokens)
   halves = [gradient(CONFIG, params, t, np.ones_like(t)) for t in (tokens[:N], tokens[N:])]
   assert_close((value, grads), jax.tree.map(jnp.add, *halves))
@@ -325,10 +397,16 @@ def test_init_shapes_and_scale():
   assert_equal(transformer.unembed(CONFIG, tied), tied["embedding"])
 
 
-@pytest.mark.parametrize("name, count", [
-  ("qwen3-0.6b", 596_049_920), ("qwen3-1.7b", 1_720_574_976), ("qwen3-4b", 4_022_468_096),
-  ("qwen3-4b-instruct-2507", 4_022_468_096), ("qwen3-8b", 8_190_735_360),
-])
+@pytest.mark.parametrize(
+  "name, count",
+  [
+    ("qwen3-0.6b", 596_049_920),
+    ("qwen3-1.7b", 1_720_574_976),
+    ("qwen3-4b", 4_022_468_096),
+    ("qwen3-4b-instruct-2507", 4_022_468_096),
+    ("qwen3-8b", 8_190_735_360),
+  ],
+)
 def test_published_parameter_counts(name, count):
   config = presets.PRESETS[name]
   shapes = jax.eval_shape(partial(transformer.init, config), jax.random.key(0))
@@ -341,10 +419,19 @@ def test_task_presets_have_the_size_in_their_name():
     assert presets.PRESETS[name].vocab_size == 32
 
 
-@pytest.mark.parametrize("field, value", [
-  ("num_kv_heads", 3), ("head_dim", 7), ("dtype", "float16"), ("num_layers", 0), ("rope_theta", -1.0),
-  ("vocab_size", True),
-])
+@pytest.mark.parametrize(
+  "field, value",
+  [
+    ("num_kv_heads", 3),
+    ("head_dim", 7),
+    ("dtype", "float16"),
+    ("num_layers", 0),
+    ("rope_theta", -1.0),
+    ("vocab_size", True),
+  ],
+)
 def test_a_config_that_cannot_be_names_its_field(field, value):
-  with pytest.raises(ValueError, match=r"ModelConfig\." + ("num_heads" if field == "num_kv_heads" else field)):
+  with pytest.raises(
+    ValueError, match=r"ModelConfig\." + ("num_heads" if field == "num_kv_heads" else field)
+  ):
     dataclasses.replace(CONFIG, **{field: value})

@@ -20,15 +20,21 @@ def test_the_losses_by_hand():
   pair = -np.log(sigmoid(score[0] - score[1])), -np.log(sigmoid(score[2] - score[3]))
   ones = np.ones(4, bool)
   np.testing.assert_allclose(losses.pair_loss(LOGITS, ones), np.mean(pair), rtol=1e-5)
-  np.testing.assert_allclose(losses.pair_loss(LOGITS, np.array([1, 1, 1, 0], bool)), pair[0], rtol=1e-5)
+  np.testing.assert_allclose(
+    losses.pair_loss(LOGITS, np.array([1, 1, 1, 0], bool)), pair[0], rtol=1e-5
+  )
   assert losses.pair_loss(LOGITS, np.zeros(4, bool)) == 0.0
   target, weight = np.array([1.0, 0.25, 0.5, 0.0]), np.array([1.0, 3.0, 0.0, 2.0])
   p = sigmoid(score)
   each = -(target * np.log(p) + (1 - target) * np.log(1 - p))
-  np.testing.assert_allclose(losses.soft_cross_entropy(LOGITS, target, weight), each @ weight / 6, rtol=1e-5)
+  np.testing.assert_allclose(
+    losses.soft_cross_entropy(LOGITS, target, weight), each @ weight / 6, rtol=1e-5
+  )
   value, parts = losses.total(LOGITS, target, ones * 1.0, ones, 0.25)
   np.testing.assert_allclose(value, 0.25 * np.mean(pair) + 0.75 * each.mean(), rtol=1e-5)
-  np.testing.assert_allclose([parts["pair"], parts["soft"]], [np.mean(pair), each.mean()], rtol=1e-5)
+  np.testing.assert_allclose(
+    [parts["pair"], parts["soft"]], [np.mean(pair), each.mean()], rtol=1e-5
+  )
 
 
 def test_padding_gives_no_gradient_and_no_nan():
@@ -66,8 +72,8 @@ def context(score, kind=None, prompt=None, key=("f", "d", "m", 0)):
 
 
 def test_an_epoch_is_pairs_with_cyclic_oversampling():
-  """Half of the prompts is asked; the fewer of its successes and failures are repeated, and none is given; a context
-  of one class is left out."""
+  """Half of the prompts is asked; the fewer of its successes and failures are repeated, and none is
+  given; a context of one class is left out."""
   first = context([1.0] * 10 + [0.0] * 24, prompt=np.arange(100, 134))
   tasks = batches.Tasks([first, context([0.0] * 9)], 20, 4, seed=3)
   batch = tasks.batch(0, tasks.per_epoch)
@@ -75,7 +81,11 @@ def test_an_epoch_is_pairs_with_cyclic_oversampling():
   asked, scores = batch.prompt[:, 20:][batch.query], batch.score[:, 20:][batch.query]
   assert np.all(scores[::2] == 1) and np.all(scores[1::2] == 0)
   won, lost = asked[::2], asked[1::2]
-  assert len(set(won)) + len(set(lost)) == 17 and set(won) <= set(range(100, 110)) and set(lost) <= set(range(110, 134))
+  assert (
+    len(set(won)) + len(set(lost)) == 17
+    and set(won) <= set(range(100, 110))
+    and set(lost) <= set(range(110, 134))
+  )
   for side in (won, lost):
     counts = np.unique(side, return_counts=True)[1]
     assert counts.max() - counts.min() <= 1
@@ -86,13 +96,16 @@ def test_an_epoch_is_pairs_with_cyclic_oversampling():
 
 
 def test_a_prompt_that_comes_twice_is_asked_or_given():
-  batch = batches.Tasks([context(np.arange(60) % 2, prompt=np.arange(60) // 3)], 30, 6, seed=0).batch(0, 12)
+  batch = batches.Tasks(
+    [context(np.arange(60) % 2, prompt=np.arange(60) // 3)], 30, 6, seed=0
+  ).batch(0, 12)
   for row, real, query in zip(batch.prompt, batch.support, batch.query):
     assert not set(row[:30][real]) & set(row[30:][query])
 
 
 def test_marked_queries_are_asked_and_never_given():
-  """Those of training alone; a given row of the same prompt is left out; test queries are the evaluation's."""
+  """Those of training alone; a given row of the same prompt is left out; test queries are the
+  evaluation's."""
   score = np.r_[np.tile([0.0, 1.0], 10), 1.0, 0.0, 0.0, 1.0]
   kind = np.r_[np.zeros(20), 1, 1, 1, 2]
   marked = context(score, kind, prompt=np.r_[np.arange(20), 20, 21, 0, 23])
@@ -101,7 +114,9 @@ def test_marked_queries_are_asked_and_never_given():
   assert tasks.per_epoch == 1
   assert np.all((batch.prompt[:, :8] > 0) & (batch.prompt[:, :8] < 20)) and batch.support.all()
   assert batch.query.tolist() == [[True] * 4 + [False] * 4] * 5  # 2 pairs of the 4
-  assert np.all(batch.prompt[:, 8:12:2] == 20) and np.all(np.sort(batch.prompt[:, 9:12:2]) == [0, 21])
+  assert np.all(batch.prompt[:, 8:12:2] == 20) and np.all(
+    np.sort(batch.prompt[:, 9:12:2]) == [0, 21]
+  )
   asked, given = pairs.split(marked, pairs.TYPES.index("test_query"), np.random.default_rng(0))
   assert asked.tolist() == [23] and given.tolist() == list(range(20))
 
@@ -114,21 +129,29 @@ def test_tasks_are_a_function_of_seed_and_number():
     for x, y in zip(whole, parts.batch(first, 5)):
       np.testing.assert_array_equal(x[first : first + 5], y)
   assert np.any(whole.prompt != other.prompt)
-  assert np.any(whole.prompt[: made(0).per_epoch] != whole.prompt[made(0).per_epoch : 2 * made(0).per_epoch])
+  assert np.any(
+    whole.prompt[: made(0).per_epoch] != whole.prompt[made(0).per_epoch : 2 * made(0).per_epoch]
+  )
 
 
-@pytest.mark.parametrize("scores, kind", [(np.ones(10), None), (np.r_[np.ones(9), 0, 1], np.r_[np.zeros(9), 1, 1])])
+@pytest.mark.parametrize(
+  "scores, kind", [(np.ones(10), None), (np.r_[np.ones(9), 0, 1], np.r_[np.zeros(9), 1, 1])]
+)
 def test_contexts_without_both_classes_are_refused(scores, kind):
   with pytest.raises(ValueError, match="found 1 contexts, none with successes and failures both"):
     batches.Tasks([context(scores, kind)], 8, 4, 0)
 
 
 def test_synthetic_tasks_can_be_learned_and_differ():
-  """The features say something of the probability (a ridge regression on one half predicts the other), labels are
-  draws from it, and it varies from task to task."""
+  """The features say something of the probability (a ridge regression on one half predicts the
+  other), labels are draws from it, and it varies from task to task."""
   draw = jax.jit(jax.vmap(lambda key: synthetic.draw(key, 400, 24)))
-  x, success, probability = (np.asarray(a, np.float64) for a in draw(jax.random.split(jax.random.key(0), 40)))
-  assert x.shape == (40, 400, 24) and np.isfinite(x).all() and np.all((success >= 0) & (success <= 1))
+  x, success, probability = (
+    np.asarray(a, np.float64) for a in draw(jax.random.split(jax.random.key(0), 40))
+  )
+  assert (
+    x.shape == (40, 400, 24) and np.isfinite(x).all() and np.all((success >= 0) & (success <= 1))
+  )
   np.testing.assert_allclose(success.mean(), probability.mean(), atol=0.01)
   assert probability.mean(1).std() > 0.1 and 0.1 < probability.std(1).mean() < 0.45
   gain = []

@@ -1,4 +1,5 @@
-"""The value model that the built-in tasks ship with: it opens, is small, and knows what it is there for."""
+"""The value model that the built-in tasks ship with: it opens, is small, and knows what it is there
+for."""
 
 import jax
 import numpy as np
@@ -11,14 +12,23 @@ from v05_jax.value_prior import scores, v0
 
 @pytest.fixture(scope="module")
 def known():
-  """(texts and success of 256 training prompts, held-out texts, their true success) of the shipped policy."""
+  """(texts and success of 256 training prompts, held-out texts, their true success) of the shipped
+  policy."""
   config = default.get_config()
   policy = models.load(config.policy)
   exact = tasks.make_exact(policy.config, policy.tokenizer, config.sampler)
-  given, asked = tasks.rows("train", 256, 7, tasks.EXACT), tasks.rows("heldout", 400, 0, tasks.EXACT)
+  given, asked = (
+    tasks.rows("train", 256, 7, tasks.EXACT),
+    tasks.rows("heldout", 400, 0, tasks.EXACT),
+  )
   params = jax.device_put(policy.params)
   success = np.random.default_rng(0).binomial(4, exact(params, given)) / 4
-  return [row["prompt"] for row in given], success, [row["prompt"] for row in asked], exact(params, asked)
+  return (
+    [row["prompt"] for row in given],
+    success,
+    [row["prompt"] for row in asked],
+    exact(params, asked),
+  )
 
 
 def test_it_is_small_and_of_the_sizes_of_its_config():
@@ -29,7 +39,8 @@ def test_it_is_small_and_of_the_sizes_of_its_config():
 
 
 def test_it_knows_which_prompts_are_hard_and_for_whom(known):
-  """On the warm start: better than the context's mean, and worse where the context's labels are shuffled."""
+  """On the warm start: better than the context's mean, and worse where the context's labels are
+  shuffled."""
   texts, success, asked, truth = known
   model = value_prior.load("builtin")
   p = model.predict(texts, success, asked)

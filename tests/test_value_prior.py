@@ -63,7 +63,9 @@ def make_prompts(count, capacity=None, behind=0):
 def filled(features, success, size=None):
   features, success = np.asarray(features, np.float32), np.asarray(success, np.float32)
   empty = contexts.empty(size or len(success), features.shape[1])
-  return contexts.remember(empty, features, np.full_like(success, np.nan), success, np.ones(len(success), bool))
+  return contexts.remember(
+    empty, features, np.full_like(success, np.nan), success, np.ones(len(success), bool)
+  )
 
 
 # --- The ring buffer
@@ -78,7 +80,9 @@ def test_remember_keeps_the_last_pairs_in_order():
     success, mask = rng.random(size).astype(np.float32), rng.random(size) < 0.6
     value = np.where(np.arange(size) % 3, features[:, 0], np.nan)
     success[rng.random(size) < 0.2] = np.nan
-    pairs += [(f, v, s) for f, v, s, m in zip(features, value, success, mask) if m and np.isfinite(s)]
+    pairs += [
+      (f, v, s) for f, v, s, m in zip(features, value, success, mask) if m and np.isfinite(s)
+    ]
     context = contexts.remember(context, features, value, success, mask)
     assert context.count == len(pairs) and context.count.dtype == jnp.int32
     np.testing.assert_array_equal(contexts.valid(context), np.arange(5) < len(pairs))
@@ -123,7 +127,8 @@ def by_hand(support_features, success, features, h):
 
 
 def test_neighbours_by_hand_and_scale_free():
-  """Empty rows, scale, shift and a feature that only rounding varies change nothing; outliers are clipped."""
+  """Empty rows, scale, shift and a feature that only rounding varies change nothing; outliers are
+  clipped."""
   rng = np.random.default_rng(1)
   known, success, asked = rng.normal(size=(40, 4)), rng.random(40), rng.normal(size=(6, 4))
   known[0, :2], asked[0, :2] = 100.0, 200.0
@@ -187,7 +192,8 @@ def test_features_are_last_and_mean_hidden_state_without_padding():
 
 
 def test_padding_does_not_matter(monkeypatch):
-  """Tokens behind a prompt, padding rows, the size of the blocks and the mesh leave the features alone."""
+  """Tokens behind a prompt, padding rows, the size of the blocks and the mesh leave the features
+  alone."""
   want = value_prior.make(settings(), policy(), mesh(), WIDTH).features(make_prompts(5))
   assert np.abs(want[0] - want[1]).max() > 0.1
   monkeypatch.setattr(value_prior, "TOKENS_PER_CALL", WIDTH)  # a row at a time on each device
@@ -222,7 +228,8 @@ def test_v0_says_whether_the_success_rate_had_to_serve():
     filled(np.zeros((len(success), 1)), success, size)
   )
   assert not smoothed([1.0])  # it does not speak yet
-  assert smoothed([1.0, 0.0, 1.0]) and smoothed([0.5, 1.0, 0.75, 0.5])  # too few rows, and one class
+  # too few rows, and one class
+  assert smoothed([1.0, 0.0, 1.0]) and smoothed([0.5, 1.0, 0.75, 0.5])
   assert not smoothed([0.4, 1.0, 0.75, 0.5])
   assert smoothed([0.0, 1.0, 1.0, 1.0, 1.0], size=4)  # the only failure has left the ring
   assert value_prior.make(settings(kind="constant"), None, None, WIDTH).smoothed(None) is False

@@ -1,4 +1,5 @@
-"""Training of a V0 (`--mode=value`): it learns to use its context, resumes bit for bit, and touches what it should."""
+"""Training of a V0 (`--mode=value`): it learns to use its context, resumes bit for bit, and touches
+what it should."""
 
 import dataclasses
 import functools
@@ -21,16 +22,20 @@ DATA = Path(__file__).parent / "data" / "v0"
 
 
 def write_pairs(path, seeds, count=120):
-  """Contexts of strong and of weak policies, turn by turn, all of which find two of the families easier. Four rollouts
-  a prompt."""
+  """Contexts of strong and of weak policies, turn by turn, all of which find two of the families
+  easier. Four rollouts a prompt."""
   lines, prompts = [], {}
   for seed in seeds:
     rng = np.random.default_rng(seed)
     rows = tasks.rows("train", count, seed, ("add", "sub", "mod", "sort"))
     for i, row in enumerate(rows):
-      success = rng.binomial(4, 0.15 + 0.4 * (seed % 2) + 0.3 * (row["family"] in ("add", "sort"))) / 4
+      success = (
+        rng.binomial(4, 0.15 + 0.4 * (seed % 2) + 0.3 * (row["family"] in ("add", "sort"))) / 4
+      )
       prompts[f"tasks{seed}_{i}"] = row["prompt"]
-      lines.append({"id": i, "dataset": f"tasks{seed}", "model": "m", "step": seed, "score": 2 * success - 1})
+      lines.append(
+        {"id": i, "dataset": f"tasks{seed}", "model": "m", "step": seed, "score": 2 * success - 1}
+      )
   path.mkdir(parents=True, exist_ok=True)
   (path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
   (path / "prompts.json").write_text(json.dumps(prompts))
@@ -39,10 +44,25 @@ def write_pairs(path, seeds, count=120):
 
 def make_config(**options):
   c = default.get_config()
-  c.value.update({
-    "steps": 60, "tasks": 4, "support": 40, "pairs": 16, "queries": 5, "width": 3, "heads": 1, "bottleneck": 8,
-    "embed": 16, "layers": 2, "attention_heads": 2, "group": 16, "thinking": 2, "learning_rate": 1e-2, **options,
-  })  # fmt: skip
+  c.value.update(
+    {
+      "steps": 60,
+      "tasks": 4,
+      "support": 40,
+      "pairs": 16,
+      "queries": 5,
+      "width": 3,
+      "heads": 1,
+      "bottleneck": 8,
+      "embed": 16,
+      "layers": 2,
+      "attention_heads": 2,
+      "group": 16,
+      "thinking": 2,
+      "learning_rate": 1e-2,
+      **options,
+    }
+  )
   c.eval.period, c.checkpoint.period = 0, 30
   c.mesh.data = 1
   return c
@@ -51,12 +71,16 @@ def make_config(**options):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
   folder = tmp_path_factory.mktemp("pairs")
-  return {"train": write_pairs(folder / "train", range(40)), "heldout": write_pairs(folder / "heldout", range(50, 58))}
+  return {
+    "train": write_pairs(folder / "train", range(40)),
+    "heldout": write_pairs(folder / "heldout", range(50, 58)),
+  }
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cheap():
-  """A mesh of the first device, for the others would only wait; and programs that compile faster to slower code."""
+  """A mesh of the first device, for the others would only wait; and programs that compile faster to
+  slower code."""
   make, jit = train.sharding.make_mesh, jax.jit
 
   def fast(f=None, **options):
@@ -84,7 +108,8 @@ def equal(a, b):
 
 
 def test_it_learns_what_is_hard_and_reads_its_context(run, data):
-  """Easier families are ranked above the others, and the probabilities are those of the context: strong or weak."""
+  """Easier families are ranked above the others, and the probabilities are those of the context:
+  strong or weak."""
   workdir, model, found = run
   losses = [line["value/loss"] for line in metrics.read(workdir)]
   assert np.mean(losses[-10:]) < np.mean(losses[:5]) - 0.05
@@ -95,7 +120,9 @@ def test_it_learns_what_is_hard_and_reads_its_context(run, data):
   texts, contexts = pairs.read([data["heldout"]])
   turned = measure.judge(model, texts, [c._replace(score=1 - c.score) for c in contexts], 40)
   np.testing.assert_array_equal(turned.prompt, found.prompt)
-  assert np.corrcoef([turned.p[turned.context == i].mean() for i in range(8)], by_context)[0, 1] < -0.8
+  assert (
+    np.corrcoef([turned.p[turned.context == i].mean() for i in range(8)], by_context)[0, 1] < -0.8
+  )
 
 
 def test_a_run_resumes_bit_for_bit(run, tmp_path):
@@ -106,17 +133,25 @@ def test_a_run_resumes_bit_for_bit(run, tmp_path):
   lines = (again / "metrics.jsonl").read_text().splitlines(True)
   (again / "metrics.jsonl").write_text("".join(lines[:40]) + '{"torn')
   config = json.loads((workdir / "config.json").read_text())["value"]
-  resumed = train.train_value(make_config(data=config["data"], heldout=config["heldout"]), str(again))
+  resumed = train.train_value(
+    make_config(data=config["data"], heldout=config["heldout"]), str(again)
+  )
   equal(model.adapter, resumed.adapter)
   equal(model.head, resumed.head)
-  timeless = lambda path: [{k: v for k, v in x.items() if not k.startswith("time/")} for x in metrics.read(path)]
+  timeless = lambda path: [
+    {k: v for k, v in x.items() if not k.startswith("time/")} for x in metrics.read(path)
+  ]
   assert timeless(again) == timeless(workdir)
   assert [x["step"] for x in metrics.read(again)] == list(range(1, 61))
 
 
 def test_what_it_writes_opens_and_predicts(run, data):
   workdir, model, _ = run
-  assert sorted(p.name for p in (workdir / "v0").iterdir()) == ["adapter.safetensors", "head.safetensors", "v0.json"]
+  assert sorted(p.name for p in (workdir / "v0").iterdir()) == [
+    "adapter.safetensors",
+    "head.safetensors",
+    "v0.json",
+  ]
   loaded = value_prior.load(str(workdir / "v0"))
   texts, contexts = pairs.read([data["heldout"]])
   given = [texts[i] for i in contexts[0].prompt[:40]], contexts[0].score[:40], texts[:30]
@@ -129,20 +164,37 @@ def test_what_it_writes_opens_and_predicts(run, data):
 
 
 def test_an_official_model_learns_in_its_adapter_alone(data, tmp_path):
-  """Four estimators; head and backbone stay. That the gradient reaches all features is shown by test_tabpfn."""
-  convert.convert(str(DATA / "v0_checkpoint.pt"), str(DATA / "tabpfn-v2.5-tiny.ckpt"), str(DATA / "backbone"),
-                  str(tmp_path / "official"))  # fmt: skip
-  config = make_config(data=data["train"], start=str(tmp_path / "official"), train="adapter", tasks=1, support=20,
-                       pairs=4)  # fmt: skip
+  """Four estimators; head and backbone stay. That the gradient reaches all features is shown by
+  test_tabpfn."""
+  convert.convert(
+    str(DATA / "v0_checkpoint.pt"),
+    str(DATA / "tabpfn-v2.5-tiny.ckpt"),
+    str(DATA / "backbone"),
+    str(tmp_path / "official"),
+  )
+  config = make_config(
+    data=data["train"],
+    start=str(tmp_path / "official"),
+    train="adapter",
+    tasks=1,
+    support=20,
+    pairs=4,
+  )
   trainer = train.make(config)
   assert list(trainer.state.params) == ["adapter"]
   state, measured = trainer.step(trainer.state, 0)
   assert measured["grad_norm"] > 0
-  assert all(np.any(x != y) for x, y in zip(state.params["adapter"].values(), trainer.model.adapter.values()))
+  assert all(
+    np.any(x != y) for x, y in zip(state.params["adapter"].values(), trainer.model.adapter.values())
+  )
   train.save(train.with_params(trainer.model, state.params), tmp_path / "trained")
   found = value_prior.load(str(tmp_path / "trained"))
-  assert found.settings == value_prior.load(str(tmp_path / "official")).settings  # the licences' notice too
-  assert found.settings["estimators"] == 4 and (tmp_path / "trained" / "backbone" / "model.safetensors").exists()
+  # the licences' notice too
+  assert found.settings == value_prior.load(str(tmp_path / "official")).settings
+  assert (
+    found.settings["estimators"] == 4
+    and (tmp_path / "trained" / "backbone" / "model.safetensors").exists()
+  )
   equal(found.head, trainer.model.head)
   equal(found.params, trainer.model.params)
 
@@ -156,17 +208,23 @@ def test_hidden_states_kept_or_computed_again_are_the_same(data, monkeypatch):
   again = train.make_lookup(model, texts, mesh)
   assert again["table"] is None and kept["params"] is None
   value = lambda params, lookup: jnp.sum(train.features(model, params, lookup, prompt) ** 2)
-  (x, dx), (y, dy) = (jax.jit(jax.value_and_grad(value))(model.adapter, lookup) for lookup in (kept, again))
+  (x, dx), (y, dy) = (
+    jax.jit(jax.value_and_grad(value))(model.adapter, lookup) for lookup in (kept, again)
+  )
   np.testing.assert_allclose(x, y, rtol=1e-5)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), dx, dy)
 
 
 def test_the_loss_is_put_together_from_its_options(data):
   """Against its parts by hand, one task; every option that shapes the loss changes it."""
-  config = make_config(data=data["train"], tasks=1, support=20, pairs=4, dropout=False, pair_weight=0.4)
+  config = make_config(
+    data=data["train"], tasks=1, support=20, pairs=4, dropout=False, pair_weight=0.4
+  )
   model = train.begin(config)
   draw = np.random.default_rng(0)  # a new head does not look at its rows yet
-  head = {name: x + draw.normal(0, 0.2, x.shape).astype(np.float32) for name, x in model.head.items()}
+  head = {
+    name: x + draw.normal(0, 0.2, x.shape).astype(np.float32) for name, x in model.head.items()
+  }
   model = dataclasses.replace(model, head=head)
   texts, contexts = pairs.read([data["train"]])
   batch = batches.Tasks(contexts, 20, 4, 0).batch(0, 1)
@@ -188,8 +246,11 @@ def test_the_loss_is_put_together_from_its_options(data):
   soft = -np.sum(weight * (target * np.log(p) + (1 - target) * np.log(1 - p))) / weight.sum()
   s = np.asarray(z[:, 1] - z[:, 0])
   pair = np.mean(np.log1p(np.exp(s[1::2] - s[::2])))
-  np.testing.assert_allclose([found, parts["pair"], parts["soft"]], [0.4 * pair + 0.6 * soft, pair, soft], rtol=1e-4)
-  weight = jax.random.normal(key, model.adapter["generator.4.weight"].shape)  # new, it says 0 whatever is dropped
+  np.testing.assert_allclose(
+    [found, parts["pair"], parts["soft"]], [0.4 * pair + 0.6 * soft, pair, soft], rtol=1e-4
+  )
+  # new, it says 0 whatever is dropped
+  weight = jax.random.normal(key, model.adapter["generator.4.weight"].shape)
   params["adapter"] = model.adapter | {"generator.4.weight": weight}
   plain = value(natural=False)
   assert abs(plain[1]["soft"] - soft) > 1e-4
@@ -197,8 +258,13 @@ def test_the_loss_is_put_together_from_its_options(data):
 
 
 def test_what_decays_and_how_the_rate_goes():
-  options = make_config(steps=10, warmup=0.2, learning_rate=1.0, weight_decay=0.5, clip_norm=1e9).value
-  params = {name: jnp.ones(2) for name in ("a.weight", "a.bias", "ln_q.weight", "ln_kv.weight", "generator.1.weight")}
+  options = make_config(
+    steps=10, warmup=0.2, learning_rate=1.0, weight_decay=0.5, clip_norm=1e9
+  ).value
+  params = {
+    name: jnp.ones(2)
+    for name in ("a.weight", "a.bias", "ln_q.weight", "ln_kv.weight", "generator.1.weight")
+  }
   optimizer = train.make_optimizer(options)
   state, changes = optimizer.init(params), []
   for _ in range(10):
@@ -210,16 +276,22 @@ def test_what_decays_and_how_the_rate_goes():
   assert np.all(np.diff(rates[2:]) < 0) and rates[-1] < 0.1 and changes[0]["generator.1.weight"] < 0
   options.warmup = 0.0
   first = train.make_optimizer(options)
-  np.testing.assert_allclose(first.update(params, first.init(params), params)[0]["a.bias"], -1.0, rtol=1e-3)
+  np.testing.assert_allclose(
+    first.update(params, first.init(params), params)[0]["a.bias"], -1.0, rtol=1e-3
+  )
 
 
 def test_updates_that_keep_failing_stop_the_run(data, tmp_path, monkeypatch):
   make = train.pairs_loss
-  broken = lambda model, options: lambda *args: jax.tree.map(lambda x: x * jnp.nan, make(model, options)(*args))
+  broken = lambda model, options: (
+    lambda *args: jax.tree.map(lambda x: x * jnp.nan, make(model, options)(*args))
+  )
   monkeypatch.setattr(train, "pairs_loss", broken)
   config = make_config(data=data["train"])
   config.loss.max_skipped, config.checkpoint.period = 2, 2
-  with pytest.raises(FloatingPointError, match="3 updates in a row had a non-finite loss or gradient"):
+  with pytest.raises(
+    FloatingPointError, match="3 updates in a row had a non-finite loss or gradient"
+  ):
     train.train_value(config, str(tmp_path))
   assert not (tmp_path / "v0").exists() and not (tmp_path / "checkpoints").exists()
   assert [line["value/grad_norm"] for line in metrics.read(tmp_path)][:2] == [None] * 2
@@ -261,17 +333,28 @@ def test_a_head_from_synthetic_tasks_serves_an_adapter(data, tmp_path):
 
 @pytest.mark.parametrize(
   "options, message",
-  [({"data": ""}, "config.value.data: found '', expected folders of pairs"),
-   ({"data": "/nonexistent"}, "/nonexistent: found no pairs"),
-   ({"start": "/nonexistent"}, "/nonexistent: found a missing or damaged file"),
-   ({"heads": 2}, "value.heads: found 2, expected a divisor of value.width = 3"),
-   ({"attention_heads": 3}, "value.attention_heads: found 3, expected a divisor of value.embed = 16"),
-   ({"embed": 18}, "value.embed: found 18, expected a multiple of 4"),
-   ({"train": "adapter"}, "value.train: found 'adapter', expected both, or a trained head in value.start"),
-   ({"heldout": "/nonexistent"}, "/nonexistent: found no pairs"),
-   ({"data": "synthetic", "train": "both"}, "value.train: found 'both', expected head, since value.data is synthetic"),
-   ({"train": "none"}, "value.train: found 'none', expected one of adapter, head, both")],
-)  # fmt: skip
+  [
+    ({"data": ""}, "config.value.data: found '', expected folders of pairs"),
+    ({"data": "/nonexistent"}, "/nonexistent: found no pairs"),
+    ({"start": "/nonexistent"}, "/nonexistent: found a missing or damaged file"),
+    ({"heads": 2}, "value.heads: found 2, expected a divisor of value.width = 3"),
+    (
+      {"attention_heads": 3},
+      "value.attention_heads: found 3, expected a divisor of value.embed = 16",
+    ),
+    ({"embed": 18}, "value.embed: found 18, expected a multiple of 4"),
+    (
+      {"train": "adapter"},
+      "value.train: found 'adapter', expected both, or a trained head in value.start",
+    ),
+    ({"heldout": "/nonexistent"}, "/nonexistent: found no pairs"),
+    (
+      {"data": "synthetic", "train": "both"},
+      "value.train: found 'both', expected head, since value.data is synthetic",
+    ),
+    ({"train": "none"}, "value.train: found 'none', expected one of adapter, head, both"),
+  ],
+)
 def test_bad_input_is_named_at_once(data, tmp_path, options, message):
   with pytest.raises(ValueError, match=message):
     train.train_value(make_config(**{"data": data["train"], **options}), str(tmp_path))

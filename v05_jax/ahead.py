@@ -11,9 +11,10 @@ from v05_jax import backend
 class Ahead:
   """Compilations in as many threads as there are cores, at least two; a context manager.
 
-  Tracing holds Python's lock, so what is not urgent may be put off until what is has been traced: `later`, `go`.
-  Leaving the block runs everything to its end and raises the first exception that any of it raised; where an
-  exception is the reason to leave, what has not begun is dropped and only what is running is waited for.
+  Tracing holds Python's lock, so what is not urgent may be put off until what is has been traced:
+  `later`, `go`. Leaving the block runs everything to its end and raises the first exception that
+  any of it raised; where an exception is the reason to leave, what has not begun is dropped and
+  only what is running is waited for.
   """
 
   def __init__(self):
@@ -22,7 +23,8 @@ class Ahead:
     self._all: list[futures.Future] = []
 
   def later(self, work: Callable[[], object]) -> Callable[[], object]:
-    """Puts `work` off until `go` -> a function that waits for its end, and raises what it raised."""
+    """Puts `work` off until `go` -> a function that waits for its end, and raises what it
+    raised."""
     done = futures.Future()
     self._waiting.append((done, work))
     self._all.append(done)

@@ -1,4 +1,5 @@
-"""The process: what must be said to JAX before its backend starts, and what keeps start and memory small."""
+"""The process: what must be said to JAX before its backend starts, and what keeps start and memory
+small."""
 
 import contextlib
 import ctypes
@@ -10,10 +11,12 @@ import jax
 
 
 def start(config):
-  """Applies `config.cpu_devices`, and keeps compiled programs between runs where the user has not said where.
+  """Applies `config.cpu_devices`, and keeps compiled programs between runs where the user has not
+  said where.
 
-  They lie in `$XDG_CACHE_HOME/v05_jax/xla` (~/.cache by default); JAX_COMPILATION_CACHE_DIR names another place and
-  JAX_ENABLE_COMPILATION_CACHE=false keeps nothing. Call it before anything else touches a device.
+  They lie in `$XDG_CACHE_HOME/v05_jax/xla` (~/.cache by default); JAX_COMPILATION_CACHE_DIR names
+  another place and JAX_ENABLE_COMPILATION_CACHE=false keeps nothing. Call it before anything else
+  touches a device.
 
   Raises ValueError where the backend has started already with another number of devices.
   """
@@ -30,9 +33,11 @@ def start(config):
 
 
 def without_torch():
-  """Imports transformers, of which only the tokenizers are used, as if torch were not there: seconds and 180 MB.
+  """Imports transformers, of which only the tokenizers are used, as if torch were not there:
+  seconds and 180 MB.
 
-  For a process of our own, as models of transformers cannot be made in it afterwards. Others can still import torch.
+  For a process of our own, as models of transformers cannot be made in it afterwards. Others can
+  still import torch.
   """
   if "torch" in sys.modules:
     return
@@ -46,7 +51,8 @@ def without_torch():
 
 
 def release_memory():
-  """Gives back to the system what glibc's allocator keeps for later: after XLA's compiler, hundreds of MB."""
+  """Gives back to the system what glibc's allocator keeps for later: after XLA's compiler, hundreds
+  of MB."""
   with contextlib.suppress(OSError, AttributeError, TypeError):  # another system's C library
     ctypes.CDLL(None).malloc_trim(0)
 

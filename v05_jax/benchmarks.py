@@ -1,20 +1,23 @@
-r"""The public sets of problems that runs train on and are judged by: where each lies and what its rows look like.
+r"""The public sets of problems that runs train on and are judged by: where each lies and what its
+rows look like.
 
-A benchmark is named in `config.data.path` or `config.eval.path`. Its rows come from NAME.jsonl or NAME.parquet in
-`config.data.folder` where that exists, and else from the Hugging Face hub by the library `datasets`, which keeps a
-copy of its own. Both have the fields of the public release.
+A benchmark is named in `config.data.path` or `config.eval.path`. Its rows come from NAME.jsonl or
+NAME.parquet in `config.data.folder` where that exists, and else from the Hugging Face hub by the
+library `datasets`, which keeps a copy of its own. Both have the fields of the public release.
 
-Repositories, splits, fields and numbers of rows are those with which public training and evaluation code (of verl,
-slime, inspect_evals, lighteval and others) loads the releases; they were not checked against the hub itself. What the
-releases have of their own:
+Repositories, splits, fields and numbers of rows are those with which public training and evaluation
+code (of verl, slime, inspect_evals, lighteval and others) loads the releases; they were not checked
+against the hub itself. What the releases have of their own:
 
-  DAPO-Math-17k repeats each of its problems about a hundred times (1,791,700 rows; verl issue 3065) and has a handful
-    twice with different answers: users of the hub counted 17,398 problems, 17,391 of them with one answer.
-    Repetitions are left out, and so are the contradictory ones. Its problems stand inside instructions that ask for a
-    last line "Answer: ...", which are taken off: training then asks for an answer as evaluation does.
+  DAPO-Math-17k repeats each of its problems about a hundred times (1,791,700 rows; verl issue 3065)
+  and has a handful
+    twice with different answers: users of the hub counted 17,398 problems, 17,391 of them with one
+    answer. Repetitions are left out, and so are the contradictory ones. Its problems stand inside
+    instructions that ask for a last line "Answer: ...", which are taken off: training then asks for
+    an answer as evaluation does.
   GSM8K ends its solutions with "#### 72": that is the answer.
-  OlympiadBench has a list of final answers, all of which are wanted, and sometimes a context before the question.
-  Minerva Math writes large numbers as 4.5e33, which `rewards.math` reads.
+  OlympiadBench has a list of final answers, all of which are wanted, and sometimes a context before
+  the question. Minerva Math writes large numbers as 4.5e33, which `rewards.math` reads.
 """
 
 from collections.abc import Iterable, Iterator
@@ -27,11 +30,13 @@ Row = dict[str, Any]
 
 TASKS = "tasks"  # the path of the built-in tasks
 FILES = (".jsonl", ".parquet")
-# What Qwen's model cards advise for mathematics; the answer that counts is the last \boxed{...} (rewards.math).
+# What Qwen's model cards advise for mathematics; the answer that counts is the last \boxed{...}
+# (rewards.math).
 TEMPLATE = "{prompt}\n\nPlease reason step by step, and put your final answer within \\boxed{}."
 
 DAPO_BEFORE = (
-  "Solve the following math problem step by step. The last line of your response should be of the form Answer: $Answer "
+  "Solve the following math problem step by step. The last line of your response should be of the "
+  "form Answer: $Answer "
   "(without quotes) where $Answer is the answer to the problem."
 )
 DAPO_AFTER = 'Remember to put your answer on its own line after "Answer:".'
@@ -59,15 +64,28 @@ BENCHMARKS = {
   "math500": Benchmark("HuggingFaceH4/MATH-500", "test", 500, "problem", "answer"),
   "minerva": Benchmark("math-ai/minervamath", "test", 272, "question", "answer"),
   "olympiadbench": Benchmark(
-    "Hothan/OlympiadBench", "train", 674, "question", "final_answer", "OE_TO_maths_en_COMP", context="context"
+    "Hothan/OlympiadBench",
+    "train",
+    674,
+    "question",
+    "final_answer",
+    "OE_TO_maths_en_COMP",
+    context="context",
   ),
   "gsm8k": Benchmark("openai/gsm8k", "test", 1319, "question", "answer", "main", mark="####"),
-  "gsm8k_train": Benchmark("openai/gsm8k", "train", 7473, "question", "answer", "main", mark="####"),
+  "gsm8k_train": Benchmark(
+    "openai/gsm8k", "train", 7473, "question", "answer", "main", mark="####"
+  ),
   "dapo_math_17k": Benchmark(
-    "BytedTsinghua-SIA/DAPO-Math-17k", "train", 17391, "prompt", "reward_model.ground_truth", wrapped=True,
+    "BytedTsinghua-SIA/DAPO-Math-17k",
+    "train",
+    17391,
+    "prompt",
+    "reward_model.ground_truth",
+    wrapped=True,
     repeated=True,
   ),
-}  # fmt: skip
+}
 
 
 def names(path: str) -> list[str]:
@@ -77,18 +95,24 @@ def names(path: str) -> list[str]:
 
 def label(name: str) -> str:
   """What a benchmark or file is called in metrics: its name without folders and ending."""
-  return name if name == TASKS or name in BENCHMARKS else re.split(r"[/\\]", name)[-1].rpartition(".")[0]
+  return (
+    name if name == TASKS or name in BENCHMARKS else re.split(r"[/\\]", name)[-1].rpartition(".")[0]
+  )
 
 
 def is_path(path: str) -> bool:
-  """Whether a `data.path` or `eval.path` is what `EXPECTED` says; whether its files exist is found by opening them."""
+  """Whether a `data.path` or `eval.path` is what `EXPECTED` says; whether its files exist is found
+  by opening them."""
   given = names(path)
   labels = {label(name) for name in given}
-  return path == TASKS or (len(labels) == len(given) and all(x in BENCHMARKS or x.endswith(FILES) for x in given))
+  return path == TASKS or (
+    len(labels) == len(given) and all(x in BENCHMARKS or x.endswith(FILES) for x in given)
+  )
 
 
 EXPECTED = (
-  f'"{TASKS}", or a file that ends in {" or ".join(FILES)}, or one of {", ".join(BENCHMARKS)}; or several files and '
+  f'"{TASKS}", or a file that ends in {" or ".join(FILES)}, or one of {", ".join(BENCHMARKS)}; or '
+  "several files and "
   "names, each once, with commas between"
 )
 
@@ -96,36 +120,47 @@ EXPECTED = (
 def hub_rows(name: str, folder: str) -> Iterator[tuple[str, Row]]:
   """Yields (where, row) of a benchmark from the Hugging Face hub.
 
-  Raises ValueError that says what to install, or what to download and where to put it: without `datasets`, offline
-  without a copy of its own, or where the hub has no such release.
+  Raises ValueError that says what to install, or what to download and where to put it: without
+  `datasets`, offline without a copy of its own, or where the hub has no such release.
   """
   benchmark = BENCHMARKS[name]
   files = " or ".join(f"{folder}/{name}{ending}" for ending in FILES)
   config = f", configuration {benchmark.config}" if benchmark.config else ""
   page = f"https://huggingface.co/datasets/{benchmark.repository}"
-  place = f"or download the split {benchmark.split!r}{config} of {page} and put it at {files} (config.data.folder)"
+  place = (
+    f"or download the split {benchmark.split!r}{config} of {page} and put it at {files} "
+    "(config.data.folder)"
+  )
   try:
     import datasets
   except ImportError:
-    raise ValueError(f"{name}: found no {files}: pip install datasets, to read it from the hub, {place}") from None
+    raise ValueError(
+      f"{name}: found no {files}: pip install datasets, to read it from the hub, {place}"
+    ) from None
   try:
     found = datasets.load_dataset(benchmark.repository, benchmark.config, split=benchmark.split)
-  except Exception as error:  # offline, refused, no such split: the library and those below it raise many kinds
+  except (
+    Exception
+  ) as error:  # offline, refused, no such split: the library and those below it raise many kinds
     reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
     raise ValueError(
-      f"{name}: found no {files}, and {benchmark.repository} cannot be had from the hub ({reason}): go online, {place}"
+      f"{name}: found no {files}, and {benchmark.repository} cannot be had from the hub "
+      f"({reason}): go online, {place}"
     ) from None
   number = 0
   for columns in found.iter(batch_size=1000):
     for values in zip(*columns.values(), strict=True):
       number += 1
-      yield f"{benchmark.repository}, {benchmark.split}: row {number}", dict(zip(columns, values, strict=True))
+      yield (
+        f"{benchmark.repository}, {benchmark.split}: row {number}",
+        dict(zip(columns, values, strict=True)),
+      )
 
 
 def read(name: str, found: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
-  """The (where, row) of a release as the package wants them: problem under "prompt", answer under "answer", the
-  benchmark's name under "benchmark", and the release's other fields. Raises ValueError that names `where`, the fields
-  found and those expected."""
+  """The (where, row) of a release as the package wants them: problem under "prompt", answer under
+  "answer", the benchmark's name under "benchmark", and the release's other fields. Raises
+  ValueError that names `where`, the fields found and those expected."""
   rows = ((where, read_row(name, row, where)) for where, row in found)
   return without_repetitions(name, rows) if BENCHMARKS[name].repeated else rows
 
@@ -136,8 +171,10 @@ def read_row(name: str, row: Row, where: str) -> Row:
   prompt, answer = field(row, benchmark.prompt), field(row, benchmark.answer)
   if prompt is None or answer is None:
     raise ValueError(
-      f"{where}: found the fields {', '.join(map(str, row))}, expected {benchmark.prompt} and {benchmark.answer}, as "
-      f"{benchmark.repository} has them for {name}; a file with fields of its own is read where config.data.path or "
+      f"{where}: found the fields {', '.join(map(str, row))}, expected {benchmark.prompt} and "
+      f"{benchmark.answer}, as "
+      f"{benchmark.repository} has them for {name}; a file with fields of its own is read where "
+      "config.data.path or "
       "config.eval.path is the file, by config.data.prompt_key and answer_key"
     )
   prompt, answer = prompt_text(prompt, where), answer_text(answer, where)
@@ -145,7 +182,9 @@ def read_row(name: str, row: Row, where: str) -> Row:
     before, mark, answer = answer.rpartition(benchmark.mark)
     answer = answer.strip()
     if not mark or not answer:
-      raise ValueError(f"{where}: found the answer {show(before or answer)}, expected it after {benchmark.mark}")
+      raise ValueError(
+        f"{where}: found the answer {show(before or answer)}, expected it after {benchmark.mark}"
+      )
   if benchmark.wrapped:
     prompt = prompt.strip().removeprefix(DAPO_BEFORE).removesuffix(DAPO_AFTER).strip()
   if benchmark.context and (context := field(row, benchmark.context)):
@@ -154,8 +193,8 @@ def read_row(name: str, row: Row, where: str) -> Row:
 
 
 def without_repetitions(name: str, rows: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
-  """The first row of each problem, in their order, less the problems that have rows with different answers: nothing
-  says which of them is right. Logs how many rows were left out."""
+  """The first row of each problem, in their order, less the problems that have rows with different
+  answers: nothing says which of them is right. Logs how many rows were left out."""
   first: dict[str, tuple[str, Row]] = {}
   contradictory: set[str] = set()
   total = 0
@@ -166,9 +205,14 @@ def without_repetitions(name: str, rows: Iterable[tuple[str, Row]]) -> Iterator[
       contradictory.add(row["prompt"])
   if total > len(first) - len(contradictory):
     logging.warning(
-      "%s: %d of %d rows are repetitions and were left out, then %d of %d problems, whose rows have different answers",
-      name, total - len(first), total, len(contradictory), len(first),
-    )  # fmt: skip
+      "%s: %d of %d rows are repetitions and were left out, then %d of %d problems, whose rows "
+      "have different answers",
+      name,
+      total - len(first),
+      total,
+      len(contradictory),
+      len(first),
+    )
   for prompt, found in first.items():
     if prompt not in contradictory:
       yield found
@@ -183,11 +227,14 @@ def field(row: Row, name: str):
 
 
 def prompt_text(prompt, where: str) -> str:
-  """A text, or a list of one user message, as a text. Raises ValueError for anything else, or an empty text."""
+  """A text, or a list of one user message, as a text. Raises ValueError for anything else, or an
+  empty text."""
   if isinstance(prompt, list):
     message = prompt[0] if len(prompt) == 1 and isinstance(prompt[0], dict) else {}
     if message.get("role") != "user":
-      raise ValueError(f"{where}: found {show(prompt)} as prompt, expected a text or one user message")
+      raise ValueError(
+        f"{where}: found {show(prompt)} as prompt, expected a text or one user message"
+      )
     prompt = message.get("content")
   if not isinstance(prompt, str) or not prompt.strip():
     raise ValueError(f"{where}: found {show(prompt)} as prompt, expected a text that is not empty")
@@ -195,7 +242,8 @@ def prompt_text(prompt, where: str) -> str:
 
 
 def answer_text(answer, where: str) -> str:
-  """A text, a number, or a list of them, all of which are wanted, as a text. Raises ValueError for anything else."""
+  """A text, a number, or a list of them, all of which are wanted, as a text. Raises ValueError for
+  anything else."""
   parts = answer if isinstance(answer, list) else [answer]
   texts = [str(x) if isinstance(x, int | float) and not isinstance(x, bool) else x for x in parts]
   if not texts or not all(isinstance(x, str) and x.strip() for x in texts):

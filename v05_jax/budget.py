@@ -1,9 +1,10 @@
 """How many rollouts a prompt is worth.
 
 The paper's rule is a one-step look-ahead on the estimated MSE of the fused baseline: `mse`, `gain`,
-`should_continue` and `final_k`, elementwise, where `delta2` is the estimated squared bias of the prior
-(`shrinkage.fuse`) and `k` the rollouts so far. Source: V0.5 (arXiv 2603.10848). `neyman` instead divides a fixed
-number of rollouts among the prompts of a batch, and `extra` is the one interface of all rules.
+`should_continue` and `final_k`, elementwise, where `delta2` is the estimated squared bias of the
+prior (`shrinkage.fuse`) and `k` the rollouts so far. Source: V0.5 (arXiv 2603.10848). `neyman`
+instead divides a fixed number of rollouts among the prompts of a batch, and `extra` is the one
+interface of all rules.
 """
 
 import functools
@@ -23,7 +24,8 @@ MIN_SIGMA, MAX_NU = 1e-6, 1e4
 
 @jax.jit
 def mse(delta2, k):
-  """Estimated MSE of the fused baseline: delta2 / (k delta2 + 1); 1/k without a prior (delta2 = inf)."""
+  """Estimated MSE of the fused baseline: delta2 / (k delta2 + 1); 1/k without a prior (delta2 =
+  inf)."""
   dtype = jnp.result_type(delta2, jnp.float32)
   delta2, k = jnp.asarray(delta2).astype(dtype), jnp.asarray(k).astype(dtype)
   prior, sampled = jnp.isfinite(delta2), k > 0
@@ -71,19 +73,24 @@ def final_k(delta2, k, cost, k_max):
 
 @jax.jit
 def neyman(sigma2, var, k0, total, k_min, k_max):
-  """Divides `total` rollouts among P prompts so that the sum of the baselines' squared errors is least.
+  """Divides `total` rollouts among P prompts so that the sum of the baselines' squared errors is
+  least.
 
-  After k rollouts the squared error of prompt i is about sigma2_i / (nu_i + k), nu_i = sigma2_i / var_i - k0_i:
+  After k rollouts the squared error of prompt i is about sigma2_i / (nu_i + k), nu_i = sigma2_i /
+  var_i - k0_i:
 
-    k_i = clip(k0_i + sigma_i / lambda - sigma2_i / var_i, k_min_i, k_max),  lambda such that sum k_i = total
+    k_i = clip(k0_i + sigma_i / lambda - sigma2_i / var_i, k_min_i, k_max),  lambda such that sum
+                                                                             k_i = total
 
-  rounded by largest remainders, ties in the order of the prompts. A total that the bounds do not allow is clipped:
-  every prompt then has its k_min, or its k_max. Source: Neyman's allocation (1934).
+  rounded by largest remainders, ties in the order of the prompts. A total that the bounds do not
+  allow is clipped: every prompt then has its k_min, or its k_max. Source: Neyman's allocation
+  (1934).
 
   Args:
     sigma2: [P] variance of one reward; 0 = nothing to learn.
     var: [P] squared error of the baseline after k0 rollouts; inf = nothing is known.
-    k0: [P] rollouts so far. k_min, k_max: bounds, [P] or scalars, k_min <= k_max; never less than k0.
+    k0: [P] rollouts so far. k_min, k_max: bounds, [P] or scalars, k_min <= k_max; never less than
+      k0.
     total: rollouts of the batch, those so far included.
 
   Returns:
@@ -91,7 +98,8 @@ def neyman(sigma2, var, k0, total, k_min, k_max):
   """
   sigma2, var, k0, k_min, k_max = floats(sigma2, var, k0, k_min, k_max)
   k_min, k_max = jnp.maximum(k_min, k0), jnp.maximum(k_max, k0)
-  # The floor and the cap let every prompt reach k_max at some lambda, so that each feasible total is met.
+  # The floor and the cap let every prompt reach k_max at some lambda, so that each feasible total
+  # is met.
   sigma = jnp.maximum(jnp.sqrt(jnp.maximum(sigma2, 0.0)), MIN_SIGMA)
   nu = jnp.minimum(sigma2 / jnp.maximum(var, sigma2 / MAX_NU + MIN_SIGMA**2), MAX_NU)
   share = lambda x: jnp.clip(k0 + sigma * x - nu, k_min, k_max)  # x = 1 / lambda
@@ -102,7 +110,9 @@ def neyman(sigma2, var, k0, total, k_min, k_max):
     enough = jnp.sum(share(middle)) > total
     return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
-  low, _ = jax.lax.fori_loop(0, HALVINGS, halve, (jnp.zeros_like(sigma[0]), jnp.max((k_max - k0 + nu) / sigma)))
+  low, _ = jax.lax.fori_loop(
+    0, HALVINGS, halve, (jnp.zeros_like(sigma[0]), jnp.max((k_max - k0 + nu) / sigma))
+  )
   k = share(low)
   whole = jnp.floor(k)
   left = total - jnp.sum(whole)
@@ -119,7 +129,8 @@ def extra(rule, state, value, s, k, ended, total, *, k_max=16, cost=1 / 256, blo
     "fixed"       0: the same number for every prompt (uniform)
     "sequential"  min(block, k_max - k) while `should_continue`, else 0
     "two_stage"   `final_k` - k; the caller asks once a prompt
-    "neyman"      `neyman` - k with EWA-Beta's sigma2 and var; 0 until every prompt's rollouts have ended; the caller
+    "neyman"      `neyman` - k with EWA-Beta's sigma2 and var; 0 until every prompt's rollouts have
+                  ended; the caller
                   asks once a batch
     "value"       the allocation k_i ~ sqrt(1 - V_i^2) - k: known before any rollout; where
                   prompts weigh the same (`loss.aggregate=prompt`) it biases nothing
@@ -129,11 +140,12 @@ def extra(rule, state, value, s, k, ended, total, *, k_max=16, cost=1 / 256, blo
     state: EWA (`shrinkage.ewa_init`), for "neyman"; its own rollouts must not have been learnt yet.
     value: [P] the prior V; NaN = none.
     s: [P] successes: sum of (r + 1) / 2 over the k valid rollouts, r in [-1, 1].
-    k: int [P] valid rollouts. A rollout without a verdict is not in k: the caller caps what it issues.
+    k: int [P] valid rollouts. A rollout without a verdict is not in k: the caller caps what it
+      issues.
     ended: bool [P] all issued rollouts of the prompt have verdicts; elsewhere the answer is 0.
     total: rollouts of the whole batch, those in k included, for the rules in BATCH_RULES.
-    k_max: rollouts of a prompt at most, [P] or a scalar. cost: of a rollout, in units of the MSE. The defaults are
-      the paper's.
+    k_max: rollouts of a prompt at most, [P] or a scalar. cost: of a rollout, in units of the MSE.
+      The defaults are the paper's.
     block: rollouts at once.
     real: bool [P], the prompt is not padding.
 

@@ -31,8 +31,8 @@ class Checkpoints:
 
   Reading creates and removes nothing, so another process may evaluate or export a run that goes on.
 
-  Among several processes every method is collective: all call it, and each writes and reads what its devices hold.
-  A checkpoint is restored by any number of processes on any mesh.
+  Among several processes every method is collective: all call it, and each writes and reads what
+  its devices hold. A checkpoint is restored by any number of processes on any mesh.
   """
 
   def __init__(self, workdir, keep: int):
@@ -137,8 +137,8 @@ class Checkpoints:
 def prepare(workdir, config):
   """`metrics.prepare`, by process 0 of a run of several -> the workdir.
 
-  Raises ValueError where it cannot be written, where a process does not see what process 0 writes there, and where the
-  processes were not all started with one config.
+  Raises ValueError where it cannot be written, where a process does not see what process 0 writes
+  there, and where the processes were not all started with one config.
   """
   if not distributed.several():
     return metrics.prepare(workdir)
@@ -154,7 +154,8 @@ def prepare(workdir, config):
   if not seen.all():
     blind = ", ".join(map(str, np.flatnonzero(~seen)))
     raise ValueError(
-      f"workdir {os.fspath(path)}: process {blind} of {len(seen)} does not see what process 0 writes there, expected a "
+      f"workdir {os.fspath(path)}: process {blind} of {len(seen)} does not see what process 0 "
+      "writes there, expected a "
       "folder that all processes share"
     )
   distributed.check_same("the config", lambda: [configuration.to_json(config)])
@@ -164,7 +165,8 @@ def prepare(workdir, config):
 def check_config(workdir, config):
   """Raises ValueError, naming each key that differs, if `workdir` holds a run of another config.
 
-  The number of steps, the periods and the devices may differ (`config.RESUMABLE`); in an empty workdir all may.
+  The number of steps, the periods and the devices may differ (`config.RESUMABLE`); in an empty
+  workdir all may.
   """
   path = metrics.folder(workdir) / "config.json"
   if path.exists():
@@ -218,14 +220,15 @@ def _differences(stored: dict[str, str], expected: dict[str, str]) -> list[str]:
 
 
 def _saveable(x):
-  """As Orbax takes it. What every device holds whole is saved from one of them (of process 0): Orbax would
-  cut it into one slice a device, and compile a program for each."""
+  """As Orbax takes it. What every device holds whole is saved from one of them (of process 0):
+  Orbax would cut it into one slice a device, and compile a program for each."""
   whole = isinstance(x, jax.Array) and x.is_fully_replicated
   return np.asarray(x) if whole or isinstance(x, np.generic) else x
 
 
 def _abstract(x):
-  # What a process of several holds for itself is read by each as an array of its own: see `_as_example`.
+  # What a process of several holds for itself is read by each as an array of its own: see
+  # `_as_example`.
   if isinstance(x, jax.Array) and not (distributed.several() and x.is_fully_addressable):
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
   return np.asarray(x)
@@ -234,7 +237,9 @@ def _abstract(x):
 def _as_example(x, saved):
   if saved is None:
     return x
-  return jax.device_put(saved) if isinstance(x, jax.Array) and isinstance(saved, np.ndarray) else saved
+  return (
+    jax.device_put(saved) if isinstance(x, jax.Array) and isinstance(saved, np.ndarray) else saved
+  )
 
 
 def _without_empty(tree):

@@ -91,4 +91,6 @@ def _check_names(argv, config, flag_values):
         near = configuration.nearest(key, [*keys, *sections], "--config.")
         raise ValueError(f"--{name}: found an unknown config key{near}")
     elif name not in flag_values and name.removeprefix("no") not in flag_values:
-      raise ValueError(f"--{name}: found an unknown flag{configuration.nearest(name, flag_values, '--')}")
+      raise ValueError(
+        f"--{name}: found an unknown flag{configuration.nearest(name, flag_values, '--')}"
+      )

@@ -1,7 +1,8 @@
 """A run's config: read from a file, checked, saved and read back.
 
 configs/default.py declares every key once; this module knows what each key may be (`RULES`).
-Nothing here touches a device, so a typing error costs seconds. `command_line` overrides keys by flags.
+Nothing here touches a device, so a typing error costs seconds. `command_line` overrides keys by
+flags.
 """
 
 from collections.abc import Callable
@@ -22,9 +23,16 @@ from v05_jax import benchmarks
 
 # Keys that may change when a run continues; every other one is part of what the run is.
 RESUMABLE = (
-  "num_steps", "data.folder", "eval.period", "checkpoint.period", "checkpoint.keep",
-  "cpu_devices", "mesh.data", "mesh.fsdp", "mesh.tensor",
-)  # fmt: skip
+  "num_steps",
+  "data.folder",
+  "eval.period",
+  "checkpoint.period",
+  "checkpoint.keep",
+  "cpu_devices",
+  "mesh.data",
+  "mesh.fsdp",
+  "mesh.tensor",
+)
 
 
 class Rule(NamedTuple):
@@ -76,14 +84,23 @@ _RANGES = (
   (_at_least(0), "optimizer.learning_rate optimizer.warmup_steps optimizer.weight_decay"),
   (_at_least(0), "optimizer.clip_norm sft.steps sft.learning_rate sft.warmup_steps"),
   (_at_least(0), "eval.period eval.samples checkpoint.period prior.fallback"),
-  (_at_least(1), "value.steps value.tasks value.support value.pairs value.window value.queries value.width"),
-  (_at_least(1), "value.heads value.bottleneck value.estimators value.layers value.embed value.attention_heads"),
+  (
+    _at_least(1),
+    "value.steps value.tasks value.support value.pairs value.window value.queries value.width",
+  ),
+  (
+    _at_least(1),
+    "value.heads value.bottleneck value.estimators value.layers value.embed value.attention_heads",
+  ),
   (_at_least(1), "value.group value.thinking"),
   (_at_least(0), "value.learning_rate value.weight_decay"),
   (Rule(lambda x: 0 <= x <= 1, "at least 0 and at most 1"), "value.pair_weight value.warmup"),
   (_one_of("adapter", "head", "both"), "value.train"),
   (Rule(lambda x: 0 <= x < 2**32, "at least 0 and below 2**32"), "seed"),
-  (Rule(lambda x: x > 0, "above 0"), "value.clip_norm rewards.timeout prior.bandwidth prior.half_life optimizer.eps"),
+  (
+    Rule(lambda x: x > 0, "above 0"),
+    "value.clip_norm rewards.timeout prior.bandwidth prior.half_life optimizer.eps",
+  ),
   (Rule(lambda x: x > 0, "above 0"), "sampler.temperature eval.temperature"),
   (Rule(lambda x: 0 < x <= 1, "above 0 and at most 1"), "sampler.top_p"),
   (Rule(lambda x: 0 <= x <= 1, "at least 0 and at most 1"), "loss.clip_low"),
@@ -92,7 +109,10 @@ _RANGES = (
   (Rule(lambda x: x == -1 or x >= 1, "at least 1, or -1"), "mesh.data mesh.fsdp mesh.tensor"),
   (Rule(lambda x: x.strip() != "", "a text that is not empty"), "policy.path data.folder"),
   (Rule(benchmarks.is_path, benchmarks.EXPECTED), "data.path eval.path"),
-  (Rule(lambda x: not x or "{prompt}" in x, "a text that holds {prompt}, or an empty one"), "data.template"),
+  (
+    Rule(lambda x: not x or "{prompt}" in x, "a text that holds {prompt}, or an empty one"),
+    "data.template",
+  ),
   (_NAMES, "data.families"),
   (_at_least(0), "policy.lora_rank"),
   (Rule(lambda x: x > 0, "above 0"), "policy.lora_alpha"),
@@ -110,9 +130,18 @@ _RANGES = (
   (_one_of("token", "rollout", "prompt", "constant"), "loss.aggregate"),
   (_one_of("sampler", "recompute"), "loss.old_logprob"),
   (_one_of("constant", "cosine", "linear"), "optimizer.schedule"),
-  (Rule(lambda x: True, "anything"), "value.data value.heldout value.start value.head value.natural value.dropout"),
-  (Rule(lambda x: True, "anything"), "collect policy.preset data.prompt_key data.answer_key prior.path"),
-  (Rule(lambda x: True, "anything"), "data.chat_template rewards.low rewards.high prior.history selection.weighted"),
+  (
+    Rule(lambda x: True, "anything"),
+    "value.data value.heldout value.start value.head value.natural value.dropout",
+  ),
+  (
+    Rule(lambda x: True, "anything"),
+    "collect policy.preset data.prompt_key data.answer_key prior.path",
+  ),
+  (
+    Rule(lambda x: True, "anything"),
+    "data.chat_template rewards.low rewards.high prior.history selection.weighted",
+  ),
   (Rule(lambda x: True, "anything"), "prior.recalibrate loss.share_prompts"),
 )
 RULES = {key: rule for rule, keys in _RANGES for key in keys.split()}
@@ -244,31 +273,43 @@ def _relations(config, wrong) -> list[str]:
   alone = "1, since budget.max_resample replaces prompts by others"
   need(config.selection.pool == 1 or not budget.max_resample, "selection.pool", alone)
   weighted = config.selection.weighted and config.selection.pool > 1
-  unbiased = "rollout, prompt or constant, since selection.weighted divides by no random number of tokens"
+  unbiased = (
+    "rollout, prompt or constant, since selection.weighted divides by no random number of tokens"
+  )
   need(not weighted or config.loss.aggregate != "token", "loss.aggregate", unbiased)
   twice = "False, since the baseline spo counts the history itself"
   need(not config.prior.history or config.baseline != "spo", "prior.history", twice)
   row = f"0, or at least {longest} = sampler.max_prompt + sampler.max_response - 1"
   need(config.loss.row_length == 0 or config.loss.row_length >= longest, "loss.row_length", row)
   flash = "bfloat16, since policy.attention is flash, whose kernels want it"
-  need(config.policy.attention == "plain" or config.policy.dtype == "bfloat16", "policy.dtype", flash)
+  need(
+    config.policy.attention == "plain" or config.policy.dtype == "bfloat16", "policy.dtype", flash
+  )
   plain = "False, since policy.attention is flash, whose kernels see one segment a token"
-  need(config.policy.attention == "plain" or not config.loss.share_prompts, "loss.share_prompts", plain)
+  need(
+    config.policy.attention == "plain" or not config.loss.share_prompts, "loss.share_prompts", plain
+  )
   high = f"less than rewards.high = {config.rewards.high}"
   need(config.rewards.low < config.rewards.high, "rewards.low", high)
   response = f"at most sampler.max_response = {sampler.max_response}"
-  need(
-    config.rewards.overlong_buffer <= sampler.max_response, "rewards.overlong_buffer", response
-  )
+  need(config.rewards.overlong_buffer <= sampler.max_response, "rewards.overlong_buffer", response)
   _prior_relations(config, need)
   own = {"data.path": config.data.path != "tasks", "eval.path": config.eval.path != "tasks"}
   for key in (key for key, is_file in own.items() if is_file):
-    other = f'"math" or module:function, since {key} is a file or benchmark: "task" knows the built-in tasks alone'
+    other = (
+      f'"math" or module:function, since {key} is a file or benchmark: "task" knows the '
+      "built-in tasks alone"
+    )
     need(config.reward != "task", "reward", other)
   if config.eval.period:
-    heldout = "a held-out file or benchmark, as data.path is one (or eval.period = 0: no evaluation)"
+    heldout = (
+      "a held-out file or benchmark, as data.path is one (or eval.period = 0: no evaluation)"
+    )
     need(own["eval.path"] or not own["data.path"], "eval.path", heldout)
-    sampled = "at least 1, since eval.path is a file or benchmark: only the built-in tasks have an exact success"
+    sampled = (
+      "at least 1, since eval.path is a file or benchmark: only the built-in tasks have an "
+      "exact success"
+    )
     need(config.eval.samples > 0 or not own["eval.path"], "eval.samples", sampled)
   if len(axes) > 1:
     need(False, f"mesh.{axes[-1]}", f"-1 for one axis alone, not for {' and '.join(axes)}")
@@ -282,13 +323,25 @@ def _prior_relations(config, need) -> None:
   divisor = f"a divisor of value.embed = {value.embed}"
   need(value.embed % value.attention_heads == 0, "value.attention_heads", divisor)
   need(value.embed % 4 == 0, "value.embed", "a multiple of 4")
-  need(value.data != "synthetic" or value.train == "head", "value.train", "head, since value.data is synthetic")
+  need(
+    value.data != "synthetic" or value.train == "head",
+    "value.train",
+    "head, since value.data is synthetic",
+  )
   trained = value.start or value.head or value.train != "adapter"
-  need(trained, "value.train", "both, or a trained head in value.start or value.head: a new one passes no gradient on")
+  need(
+    trained,
+    "value.train",
+    "both, or a trained head in value.start or value.head: a new one passes no gradient on",
+  )
   v0 = config.prior.kind == "v0"
-  directory = '"builtin", or a directory of value_prior.convert or --mode=value, since prior.kind is v0'
+  directory = (
+    '"builtin", or a directory of value_prior.convert or --mode=value, since prior.kind is v0'
+  )
   need(config.prior.path.strip() != "" or not v0, "prior.path", directory)
-  yours = "a directory of your own, since builtin knows the built-in tasks alone and data.path is another"
+  yours = (
+    "a directory of your own, since builtin knows the built-in tasks alone and data.path is another"
+  )
   need(not v0 or config.prior.path != "builtin" or config.data.path == "tasks", "prior.path", yours)
   context = f"at most prior.context = {config.prior.context}"
   need(config.prior.min_support <= config.prior.context, "prior.min_support", context)
@@ -297,7 +350,8 @@ def _prior_relations(config, need) -> None:
 def check_resume(saved: ConfigDict, config: ConfigDict, where: str) -> None:
   """Raises ValueError where `config` differs from the one that the run in `where` was started with.
 
-  `RESUMABLE` keys may differ: the periods of a run, its devices, and its length under a constant learning rate.
+  `RESUMABLE` keys may differ: the periods of a run, its devices, and its length under a constant
+  learning rate.
   """
   old, new = flatten(saved), flatten(config)
   problems = [
@@ -308,7 +362,9 @@ def check_resume(saved: ConfigDict, config: ConfigDict, where: str) -> None:
   longer, schedule = new.get("num_steps") != old.get("num_steps"), new.get("optimizer.schedule")
   if longer and schedule != "constant":
     why = f"the optimizer.schedule {schedule} of the run ends there"
-    problems.append(f"num_steps: found {new.get('num_steps')}, expected {old.get('num_steps')}: {why}")
+    problems.append(
+      f"num_steps: found {new.get('num_steps')}, expected {old.get('num_steps')}: {why}"
+    )
   if problems:
     head = f"{where} holds a run of another config; take another workdir, or keep"
     raise ValueError("\n  ".join([head, *problems]))

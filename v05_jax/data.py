@@ -1,7 +1,7 @@
 """Prompts and answers: from the built-in tasks, a .jsonl or .parquet file, or a public benchmark.
 
-The order is a function of (seed, epoch) and the place in it is one number, the cursor, so that a run resumes
-anywhere without the state of a data loader.
+The order is a function of (seed, epoch) and the place in it is one number, the cursor, so that a
+run resumes anywhere without the state of a data loader.
 """
 
 from collections.abc import Iterator
@@ -49,10 +49,11 @@ class Dataset:
     return result
 
   def at(self, cursor: int, n: int, pad_to: int | None = None) -> Prompts:
-    """The next `n` prompts from position `cursor` on, padded with masked rows to `pad_to` (default n).
+    """The next `n` prompts from position `cursor` on, padded with masked rows to `pad_to` (default
+    n).
 
-    Prompt i has position `cursor + i`, which names its rollouts' keys. A batch may cross the end of an
-    epoch. Raises ValueError if `n` exceeds `pad_to`.
+    Prompt i has position `cursor + i`, which names its rollouts' keys. A batch may cross the end of
+    an epoch. Raises ValueError if `n` exceeds `pad_to`.
     """
     pad_to = n if pad_to is None else pad_to
     if n > pad_to:
@@ -74,17 +75,21 @@ def take(prompts: Prompts, index: np.ndarray, pad_to: int) -> Prompts:
   padded = np.pad(index, (0, pad_to - len(index)))
   mask = np.arange(pad_to) < len(index)
   return Prompts(
-    tokens=prompts.tokens[padded], length=np.where(mask, prompts.length[padded], 1), position=prompts.position[padded],
-    mask=mask, row=prompts.row[padded], rows=tuple(prompts.rows[i] for i in index),
-  )  # fmt: skip
+    tokens=prompts.tokens[padded],
+    length=np.where(mask, prompts.length[padded], 1),
+    position=prompts.position[padded],
+    mask=mask,
+    row=prompts.row[padded],
+    rows=tuple(prompts.rows[i] for i in index),
+  )
 
 
 @functools.lru_cache(maxsize=4)
 def order(size: int, seed: int, epoch: int) -> np.ndarray:
   """The permutation [size] of one epoch: the ranks of the raw Philox stream keyed by (seed, epoch).
 
-  Raw output and a stable sort, since numpy promises the stream of a bit generator across versions, but not
-  that of `Generator.permutation`.
+  Raw output and a stable sort, since numpy promises the stream of a bit generator across versions,
+  but not that of `Generator.permutation`.
   """
   stream = np.random.Philox(key=[seed % 2**64, epoch]).random_raw(size)
   return np.argsort(stream, kind="stable")
@@ -93,24 +98,30 @@ def order(size: int, seed: int, epoch: int) -> np.ndarray:
 def load(config_data, tokenizer, max_prompt: int, seed: int = 0, shuffle: bool = True) -> Dataset:
   """The dataset that `config.data` names, read and tokenized once.
 
-  `path` is "tasks", where split, size, families and seed say which rows are drawn; or a .jsonl or .parquet file, or a
-  name of `benchmarks.BENCHMARKS`, or several of these with commas between, one after another. The template and, if
-  wanted, the tokenizer's chat template are put around each prompt, never around the built-in tasks' prompts. `seed`
-  is the run's and orders the data. `shuffle=False` is for evaluation: the order of the sources, and of each file or
-  benchmark its first `config.data.size` rows only. Where there are several, or a benchmark, a row's "benchmark" says
-  which it is of.
+  `path` is "tasks", where split, size, families and seed say which rows are drawn; or a .jsonl or
+  .parquet file, or a name of `benchmarks.BENCHMARKS`, or several of these with commas between, one
+  after another. The template and, if wanted, the tokenizer's chat template are put around each
+  prompt, never around the built-in tasks' prompts. `seed` is the run's and orders the data.
+  `shuffle=False` is for evaluation: the order of the sources, and of each file or benchmark its
+  first `config.data.size` rows only. Where there are several, or a benchmark, a row's "benchmark"
+  says which it is of.
 
-  Raises ValueError that names the key, file, line or row: an unknown name, a missing, unreadable or empty file, a
-  line that is not a JSON object, a row without prompt or answer, a prompt of more than `max_prompt` tokens.
+  Raises ValueError that names the key, file, line or row: an unknown name, a missing, unreadable or
+  empty file, a line that is not a JSON object, a row without prompt or answer, a prompt of more
+  than `max_prompt` tokens.
   """
   if not benchmarks.is_path(config_data.path):
-    raise ValueError(f"config.data.path: found {config_data.path!r}, expected {benchmarks.EXPECTED}")
+    raise ValueError(
+      f"config.data.path: found {config_data.path!r}, expected {benchmarks.EXPECTED}"
+    )
   paths = benchmarks.names(config_data.path)
   rows, wheres, encoded = [], [], []
   for path in paths:
     before = len(rows)
     template, chat = _wrapping(config_data, path)
-    for where, row in itertools.islice(_rows(config_data, path), None if shuffle else config_data.size):
+    for where, row in itertools.islice(
+      _rows(config_data, path), None if shuffle else config_data.size
+    ):
       rows.append({**row, "benchmark": benchmarks.label(path)} if len(paths) > 1 else row)
       wheres.append(where)
       encoded.append(_encode(tokenizer, row["prompt"], template, chat, where))
@@ -134,18 +145,23 @@ def _rows(config_data, path: str) -> Iterator[tuple[str, Row]]:
   """Yields (where, row) of one source; `where` names it for error messages."""
   if path == TASKS:
     drawn = tasks.rows(config_data.split, config_data.size, config_data.seed, config_data.families)
-    yield from ((f"{config_data.split} row {i} of the built-in tasks", row) for i, row in enumerate(drawn, 1))
+    yield from (
+      (f"{config_data.split} row {i} of the built-in tasks", row) for i, row in enumerate(drawn, 1)
+    )
   elif path in benchmarks.BENCHMARKS:
     copies = [epath.Path(config_data.folder) / f"{path}{ending}" for ending in benchmarks.FILES]
     copy = next((str(file) for file in copies if file.exists()), None)
-    yield from benchmarks.read(path, read_file(copy) if copy else benchmarks.hub_rows(path, config_data.folder))
+    yield from benchmarks.read(
+      path, read_file(copy) if copy else benchmarks.hub_rows(path, config_data.folder)
+    )
   else:
     for where, row in read_file(path):
       yield where, read_row(row, config_data.prompt_key, config_data.answer_key, where)
 
 
 def label(path: str) -> str:
-  """What the data of `config.data.path` are called: the names of their sources, without folders and endings."""
+  """What the data of `config.data.path` are called: the names of their sources, without folders and
+  endings."""
   return "+".join(map(benchmarks.label, benchmarks.names(path)))
 
 
@@ -157,14 +173,17 @@ def eval_config(config):
 
 
 def read_file(path: str) -> Iterator[tuple[str, Row]]:
-  """Yields (where, row) for each row of a .jsonl or .parquet file; `where` names file and line or row.
+  """Yields (where, row) for each row of a .jsonl or .parquet file; `where` names file and line or
+  row.
 
   Raises ValueError for a file that is missing or unreadable, or a line that is not an object.
   """
   file = epath.Path(path)
   readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
   if not file.exists() or file.is_dir():
-    raise ValueError(f"config.data.path: {path} {'is a folder' if file.is_dir() else 'does not exist'}")
+    raise ValueError(
+      f"config.data.path: {path} {'is a folder' if file.is_dir() else 'does not exist'}"
+    )
   try:
     with file.open("rb") as stream:
       yield from readers[file.suffix](path, stream)
@@ -203,16 +222,21 @@ def _read_parquet(path, stream):
 
 
 def read_row(row: Row, prompt_key: str = "", answer_key: str = "", where: str = "row") -> Row:
-  """The row with its prompt as text under "prompt" and its answer as text under "answer"; the rest is kept.
+  """The row with its prompt as text under "prompt" and its answer as text under "answer"; the rest
+  is kept.
 
-  Without keys the first of `PROMPT_KEYS` and of `ANSWER_KEYS` that the row has is taken. A key with dots
-  goes into nested objects. A prompt may be a list of one user message, and DAPO-Math-17k's answer is
-  `reward_model.ground_truth`; numbers are answers too, and lists, all of whose members are wanted.
-  Raises ValueError naming `where`.
+  Without keys the first of `PROMPT_KEYS` and of `ANSWER_KEYS` that the row has is taken. A key with
+  dots goes into nested objects. A prompt may be a list of one user message, and DAPO-Math-17k's
+  answer is `reward_model.ground_truth`; numbers are answers too, and lists, all of whose members
+  are wanted. Raises ValueError naming `where`.
   """
   prompt = _field(row, prompt_key, PROMPT_KEYS, "prompt", where)
   answer = _field(row, answer_key, ANSWER_KEYS, "answer", where)
-  return {**row, "prompt": benchmarks.prompt_text(prompt, where), "answer": benchmarks.answer_text(answer, where)}
+  return {
+    **row,
+    "prompt": benchmarks.prompt_text(prompt, where),
+    "answer": benchmarks.answer_text(answer, where),
+  }
 
 
 def _field(row, key, detect, what, where):
@@ -220,7 +244,9 @@ def _field(row, key, detect, what, where):
     if (value := benchmarks.field(row, name)) is not None:
       return value
   wanted = f"config.data.{what}_key = {key!r}" if key else f"one of {', '.join(detect)}"
-  raise ValueError(f"{where}: found no {what} among the fields {', '.join(map(str, row))}, expected {wanted}")
+  raise ValueError(
+    f"{where}: found no {what} among the fields {', '.join(map(str, row))}, expected {wanted}"
+  )
 
 
 def _encode(tokenizer, prompt, template, chat_template, where):
@@ -237,6 +263,7 @@ def _check_length(encoded, wheres, max_prompt):
     longest = max(len(encoded[i]) for i in long)
     raise ValueError(
       f"{wheres[long[0]]}: the prompt has {len(encoded[long[0]])} tokens, expected at most "
-      f"config.sampler.max_prompt = {max_prompt}; {len(long)} of {len(encoded)} rows are longer than that: "
+      f"config.sampler.max_prompt = {max_prompt}; {len(long)} of {len(encoded)} rows are longer "
+      "than that: "
       f"raise config.sampler.max_prompt to {longest} or leave them out"
     )

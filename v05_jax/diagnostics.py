@@ -1,7 +1,7 @@
 """What a step's rollouts and baselines say about themselves, as (sum, count) pairs; on host, pure.
 
-Everything is in the mapped reward's units, [-1, 1], where it concerns values and baselines; success and
-accuracy are in [0, 1]. The names are explained in `metrics.METRICS`.
+Everything is in the mapped reward's units, [-1, 1], where it concerns values and baselines; success
+and accuracy are in [0, 1]. The names are explained in `metrics.METRICS`.
 """
 
 import numpy as np
@@ -19,7 +19,8 @@ def pair(x, where=None) -> tuple[float, float]:
 
 
 def rollout_metrics(prompts: Prompts, rolls: Rollouts, success: np.ndarray) -> Pairs:
-  """Reward, accuracy and group sizes. `success [P, K]`: the reward as a share of its range, in [0, 1]."""
+  """Reward, accuracy and group sizes. `success [P, K]`: the reward as a share of its range, in [0,
+  1]."""
   k = rolls.mask.sum(1)
   metrics = {
     "reward": pair(rolls.reward, rolls.mask),
@@ -38,7 +39,8 @@ def rollout_metrics(prompts: Prompts, rolls: Rollouts, success: np.ndarray) -> P
 
 
 def rival_metrics(rivals, success, valid) -> Pairs:
-  """Squared errors of two priors where both speak, against the mean of rollouts whose number was fixed in advance.
+  """Squared errors of two priors where both speak, against the mean of rollouts whose number was
+  fixed in advance.
 
   Args:
     rivals: [2, P], V and the context's mean.
@@ -50,17 +52,22 @@ def rival_metrics(rivals, success, valid) -> Pairs:
 
 
 def baseline_metrics(value, fusion, advantage, success, mask, truth=None) -> Pairs:
-  """The test, the fusion and the baseline of a step; `truth [P]`: the true success probability or NaN.
+  """The test, the fusion and the baseline of a step; `truth [P]`: the true success probability or
+  NaN.
 
-  `shrinkage/true_mse` and `prior/true_mse` need `truth`; `zero_share` is the share of rollouts that teach
-  nothing.
+  `shrinkage/true_mse` and `prior/true_mse` need `truth`; `zero_share` is the share of rollouts that
+  teach nothing.
   """
   real = mask.any(1)
   value, k = np.asarray(value), mask.sum(1)
   vbar = 2 * np.where(mask, success, 0.0).sum(1) / np.maximum(k, 1) - 1
-  delta2, weight, baseline = (np.asarray(x) for x in (fusion.delta2, fusion.weight, fusion.baseline))
+  delta2, weight, baseline = (
+    np.asarray(x) for x in (fusion.delta2, fusion.weight, fusion.baseline)
+  )
   # w^2 / k + (1 - w)^2 delta2: of V0.5's weight this is mse(k), of the group mean's (w = 1) 1/k.
-  mse = weight**2 / np.maximum(k, 1) + np.where(weight < 1, (1 - weight) ** 2 * np.nan_to_num(delta2), 0.0)
+  mse = weight**2 / np.maximum(k, 1) + np.where(
+    weight < 1, (1 - weight) ** 2 * np.nan_to_num(delta2), 0.0
+  )
   spoken = real & np.isfinite(value)
   metrics = {
     "prior/accepted": pair(delta2 == 0, spoken),

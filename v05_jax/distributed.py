@@ -1,9 +1,11 @@
-"""What the processes of one run tell each other; of one process alone, nothing is asked and nothing changes.
+"""What the processes of one run tell each other; of one process alone, nothing is asked and nothing
+changes.
 
-Every process runs the same program on the same mesh, which spans the devices of all. Decisions are made on the host,
-by each process for itself, from numbers that all of them have: so all decide the same, and nobody has to be told.
-What one process alone knows (a verdict, a signal, what lies in a folder) goes to all at a fixed place in the program,
-by the functions below. They are collective: all processes must call them, in the same order.
+Every process runs the same program on the same mesh, which spans the devices of all. Decisions are
+made on the host, by each process for itself, from numbers that all of them have: so all decide the
+same, and nobody has to be told. What one process alone knows (a verdict, a signal, what lies in a
+folder) goes to all at a fixed place in the program, by the functions below. They are collective:
+all processes must call them, in the same order.
 """
 
 from collections.abc import Callable, Iterable
@@ -33,8 +35,8 @@ def owner(number: int) -> bool:
 
 
 def exchange(values) -> np.ndarray:
-  """values [...] of each process -> all of them [processes, ...], in the order of the processes. The shape must be the
-  same everywhere; each new one compiles a program."""
+  """values [...] of each process -> all of them [processes, ...], in the order of the processes.
+  The shape must be the same everywhere; each new one compiles a program."""
   return np.asarray(multihost_utils.process_allgather(np.asarray(values)))
 
 
@@ -57,7 +59,8 @@ def barrier(name: str):
 def connect(mesh):
   """Has the processes' CPUs connect, for collectives along any axes of the mesh.
 
-  They would at the first use of each, and give up where another comes 30 s later, as it may while programs compile.
+  They would at the first use of each, and give up where another comes 30 s later, as it may while
+  programs compile.
   """
   if not several() or mesh.devices.flat[0].platform != "cpu":
     return
@@ -65,30 +68,40 @@ def connect(mesh):
   for count in range(1, len(names) + 1):
     for axes in itertools.combinations(names, count):
       add = functools.partial(jax.lax.psum, axis_name=axes)
-      program = jax.shard_map(add, mesh=mesh, in_specs=PartitionSpec(mesh.axis_names), out_specs=PartitionSpec(
-        tuple(name for name in mesh.axis_names if name not in axes)))  # fmt: skip
+      program = jax.shard_map(
+        add,
+        mesh=mesh,
+        in_specs=PartitionSpec(mesh.axis_names),
+        out_specs=PartitionSpec(tuple(name for name in mesh.axis_names if name not in axes)),
+      )
       jax.block_until_ready(jax.jit(program)(np.ones(mesh.size, np.float32)))
 
 
 def check_same(what: str, parts: Callable[[], Iterable]):
-  """Raises ValueError, naming processes, where `parts()`, texts and arrays, are not the same in all of them."""
+  """Raises ValueError, naming processes, where `parts()`, texts and arrays, are not the same in all
+  of them."""
   if not several():
     return
   checksum = 0
   for part in parts():
-    checksum = zlib.crc32(part.encode() if isinstance(part, str) else np.ascontiguousarray(part), checksum)
+    checksum = zlib.crc32(
+      part.encode() if isinstance(part, str) else np.ascontiguousarray(part), checksum
+    )
   found = exchange(np.uint32(checksum))
   others = np.flatnonzero(found != found[0])
   if len(others):
     names = ", ".join(map(str, others))
-    raise ValueError(f"{what}: process {names} of {len(found)} differs from process 0, expected the same in all")
+    raise ValueError(
+      f"{what}: process {names} of {len(found)} differs from process 0, expected the same in all"
+    )
 
 
 def put(tree, shardings):
-  """Places a tree of host or device arrays that every process holds whole; `shardings`: one, or a prefix tree of them.
+  """Places a tree of host or device arrays that every process holds whole; `shardings`: one, or a
+  prefix tree of them.
 
-  `jax.device_put` would do, but it sends each array to all other processes first, to compare. Here a process reads the
-  parts of its own devices, and nothing is sent.
+  `jax.device_put` would do, but it sends each array to all other processes first, to compare. Here
+  a process reads the parts of its own devices, and nothing is sent.
   """
   if not several():
     return jax.device_put(tree, shardings)
@@ -104,7 +117,8 @@ def put(tree, shardings):
 
 
 def fetch(tree):
-  """`jax.device_get` of arrays that may lie on several processes' devices; all processes get them whole."""
+  """`jax.device_get` of arrays that may lie on several processes' devices; all processes get them
+  whole."""
   if not several():
     return jax.device_get(tree)
   leaves = jax.tree.leaves(tree)
@@ -116,5 +130,6 @@ def fetch(tree):
 
 @functools.cache
 def replicate(mesh) -> Callable:
-  """The program by which every device of the mesh gets a whole tree of arrays, as `fetch` calls it."""
+  """The program by which every device of the mesh gets a whole tree of arrays, as `fetch` calls
+  it."""
   return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))

@@ -1,7 +1,8 @@
-"""DAPO's dynamic sampling (arXiv 2503.14476, section 3.2): groups without signal are replaced by new prompts.
+"""DAPO's dynamic sampling (arXiv 2503.14476, section 3.2): groups without signal are replaced by
+new prompts.
 
-A group carries signal when its verifier rewards are not all equal: with a success-or-failure reward,
-0 < correct < k, judged before any shaping.
+A group carries signal when its verifier rewards are not all equal: with a success-or-failure
+reward, 0 < correct < k, judged before any shaping.
 """
 
 import numpy as np
@@ -17,7 +18,8 @@ def informative(rolls: Rollouts) -> np.ndarray:
 
 
 def select(draws: list[tuple[Prompts, Rollouts, np.ndarray]], keep: list[np.ndarray], count: int):
-  """The first `count` kept groups of several draws of (Prompts, Rollouts, value [P]), as one such triple.
+  """The first `count` kept groups of several draws of (Prompts, Rollouts, value [P]), as one such
+  triple.
 
   Every draw has the same capacity P, and so has the result. `keep`: bool [P] for each draw.
   """
@@ -51,7 +53,9 @@ def select(draws: list[tuple[Prompts, Rollouts, np.ndarray]], keep: list[np.ndar
     flat.append((rolls, picked, new[rolls.prompt[picked]]))
   fields = ("tokens", "logprob", "sampled_logprob", "index")
   rollouts = Rollouts(
-    **{name: np.concatenate([getattr(r, name)[picked] for r, picked, _ in flat]) for name in fields},
+    **{
+      name: np.concatenate([getattr(r, name)[picked] for r, picked, _ in flat]) for name in fields
+    },
     prompt=np.concatenate([prompt for _, _, prompt in flat]).astype(np.int32),
     length=stack(lambda p, r, v: r.length, 0),
     reward=stack(lambda p, r, v: r.reward, np.nan),

@@ -1,4 +1,5 @@
-"""What a run learns about its prompts and baselines while it trains: one state, one step's lesson."""
+"""What a run learns about its prompts and baselines while it trains: one state, one step's
+lesson."""
 
 import functools
 from typing import NamedTuple
@@ -31,7 +32,8 @@ def learn(estimator: Estimator, row, step, reward, mask, value, prior, own, half
     estimator: of the step before; every estimator is judged by it, and only then learns.
     row: int32 [P] rows of the dataset. step: of training, for the history's age.
     reward: [P, K] in [-1, 1]; mask: bool [P, K].
-    value: [P] the prior that the rollouts are judged with; prior: [P] the same before the history was fused in.
+    value: [P] the prior that the rollouts are judged with; prior: [P] the same before the history
+      was fused in.
     own: the estimator behind the run's advantages. half_life: training steps, of the history.
 
   Returns:

@@ -1,7 +1,9 @@
-"""Success on held-out prompts: exact where a task allows it, mean@n and pass@k by sampling elsewhere.
+"""Success on held-out prompts: exact where a task allows it, mean@n and pass@k by sampling
+elsewhere.
 
-Evaluation has its own key stream and takes no part in training: the same parameters give the same numbers at
-any step of any run with the same seed. A benchmark's samples do not depend on what is evaluated beside it.
+Evaluation has its own key stream and takes no part in training: the same parameters give the same
+numbers at any step of any run with the same seed. A benchmark's samples do not depend on what is
+evaluated beside it.
 """
 
 from collections.abc import Callable
@@ -34,8 +36,10 @@ class Result(NamedTuple):
   """What an evaluation saw of n prompts with K rollouts each."""
 
   rows: tuple[dict, ...]
-  exact: np.ndarray  # float [n] success probability from a teacher-forced pass; NaN where it is not exact
-  success: np.ndarray  # float [n, K] in [0, 1]; NaN where the verifier failed, or nothing was sampled
+  # float [n] success probability from a teacher-forced pass; NaN where it is not exact
+  exact: np.ndarray
+  # float [n, K] in [0, 1]; NaN where the verifier failed, or nothing was sampled
+  success: np.ndarray
   tokens: np.ndarray  # int [n, K] of the response, EOS included; 0 where nothing was sampled
   ended: np.ndarray  # bool [n, K] EOS was sampled; False = truncated at the limit
 
@@ -51,7 +55,8 @@ class Result(NamedTuple):
     return np.where(self.sampled, share, np.nan)
 
   def passes(self, k: int) -> np.ndarray:
-    """float [n]: pass@k, unbiased; NaN where nothing was sampled. A verdict that failed is no success."""
+    """float [n]: pass@k, unbiased; NaN where nothing was sampled. A verdict that failed is no
+    success."""
     count = (np.nan_to_num(self.success, nan=0.0) >= 1).sum(1)
     return np.where(self.sampled, success.pass_at(count, self.success.shape[1], k), np.nan)
 
@@ -65,7 +70,9 @@ def make(policy, config, mesh, collect) -> Callable[..., Result]:
   """
   options = config.eval
   source = data.eval_config(config)
-  dataset = data.load(source, policy.tokenizer, config.sampler.max_prompt, seed=config.seed, shuffle=False)
+  dataset = data.load(
+    source, policy.tokenizer, config.sampler.max_prompt, seed=config.seed, shuffle=False
+  )
   exact = None
   if options.path == data.TASKS:
     sampler = config.sampler.copy_and_resolve_references()
@@ -81,10 +88,20 @@ def make(policy, config, mesh, collect) -> Callable[..., Result]:
     wanted = np.full(size, bool(options.samples)) & (np.isnan(probability) | sample_all)
     shape = size, options.samples
     if not wanted.any():
-      return Result(prompts.rows, probability, np.full(shape, np.nan), np.zeros(shape, int), np.zeros(shape, bool))
+      return Result(
+        prompts.rows,
+        probability,
+        np.full(shape, np.nan),
+        np.zeros(shape, int),
+        np.zeros(shape, bool),
+      )
     key = rng.at(config.seed, 0, rng.EVAL)
-    rolls, _ = collect(params, prompts.replace(mask=wanted), key, groups, temperature=options.temperature)
-    return Result(prompts.rows, probability, success_share(config, rolls), rolls.length, rolls.ended)
+    rolls, _ = collect(
+      params, prompts.replace(mask=wanted), key, groups, temperature=options.temperature
+    )
+    return Result(
+      prompts.rows, probability, success_share(config, rolls), rolls.length, rolls.ended
+    )
 
   return evaluate
 
@@ -95,7 +112,8 @@ def label(row: dict) -> str:
 
 
 def positions(rows) -> np.ndarray:
-  """int32 [n]: what names the prompts' rollouts: their number in their benchmark, from a place that is its own."""
+  """int32 [n]: what names the prompts' rollouts: their number in their benchmark, from a place that
+  is its own."""
   names = np.array([str(row.get("benchmark") or "") for row in rows])
   result = np.zeros(len(rows), np.int32)
   for name in np.unique(names):
@@ -105,35 +123,49 @@ def positions(rows) -> np.ndarray:
 
 
 def per_prompt(result: Result, every: bool = False) -> dict[str, np.ndarray]:
-  """Metric -> its value `[n]` at each prompt, NaN where it has none; `every`: pass@k for k < n as well."""
+  """Metric -> its value `[n]` at each prompt, NaN where it has none; `every`: pass@k for k < n as
+  well."""
   count = np.maximum(1, (result.tokens > 0).sum(1))
   mean_of = lambda x: np.where(result.sampled, x.sum(1) / count, np.nan)
   n = result.success.shape[1]
   values = {
-    "accuracy": np.where(np.isfinite(result.exact), result.exact, result.mean), "exact": result.exact,
-    "mean": result.mean, "pass": result.passes(n) if n else result.mean, "length": mean_of(result.tokens),
+    "accuracy": np.where(np.isfinite(result.exact), result.exact, result.mean),
+    "exact": result.exact,
+    "mean": result.mean,
+    "pass": result.passes(n) if n else result.mean,
+    "length": mean_of(result.tokens),
     "truncated": mean_of(~result.ended & (result.tokens > 0)),
-  }  # fmt: skip
+  }
   return values | {f"pass_at_{k}": result.passes(k) for k in success.passes(n) if every and k < n}
 
 
 def groups(rows) -> dict[str, np.ndarray]:
-  """Suffix of a metric -> bool [n], its prompts: "" for all, "/NAME" for a benchmark or a task family."""
+  """Suffix of a metric -> bool [n], its prompts: "" for all, "/NAME" for a benchmark or a task
+  family."""
   names = np.array([label(row) for row in rows])
   suffixes = several(rows) or [f"/{name}" for name in sorted(set(names) - {""})]
   return {"": np.full(len(names), True), **{suffix: names == suffix[1:] for suffix in suffixes}}
 
 
 def summarise(result: Result, every: bool = False) -> Pairs:
-  """Metrics of all prompts, by benchmark or family, and the mean over several benchmarks; `every` as in `per_prompt`.
+  """Metrics of all prompts, by benchmark or family, and the mean over several benchmarks; `every`
+  as in `per_prompt`.
 
   `eval/accuracy` takes the exact probability where there is one.
   """
   values, found = per_prompt(result, every), {}
   for suffix, where in groups(result.rows).items():
-    found |= {f"eval/{name}{suffix}": pair(x, where) for name, x in values.items() if name != "exact" or not suffix}
+    found |= {
+      f"eval/{name}{suffix}": pair(x, where)
+      for name, x in values.items()
+      if name != "exact" or not suffix
+    }
   # Sampled on some prompts only, mean@n and pass@k have a meaning by family, but not over all.
-  partly = [f"eval/{name}" for name in values if name not in ("accuracy", "exact")] if not result.sampled.all() else []
+  partly = (
+    [f"eval/{name}" for name in values if name not in ("accuracy", "exact")]
+    if not result.sampled.all()
+    else []
+  )
   failed = (np.isnan(result.success) & (result.tokens > 0)).sum()
   found["eval/failed"] = float(failed), float((result.tokens > 0).sum())
   if len(suffixes := several(result.rows)) > 1:
@@ -149,9 +181,11 @@ def several(rows) -> list[str]:
 
 
 def intervals(result: Result, seed: int) -> dict[str, tuple[float, float]]:
-  """Metric of `summarise(result, every=True)` -> the ends of its 95 % bootstrap interval over prompts.
+  """Metric of `summarise(result, every=True)` -> the ends of its 95 % bootstrap interval over
+  prompts.
 
-  The draws of a benchmark are named by `seed` and its name. Metrics that some of their prompts lack have no interval.
+  The draws of a benchmark are named by `seed` and its name. Metrics that some of their prompts lack
+  have no interval.
   """
   values, drawn = per_prompt(result, every=True), {}
   for suffix, where in groups(result.rows).items():
@@ -164,16 +198,18 @@ def intervals(result: Result, seed: int) -> dict[str, tuple[float, float]]:
       drawn |= {f"eval/{name}{suffix}": means[:, i] for i, name in enumerate(whole)}
   if len(suffixes := several(result.rows)) > 1:
     for name in (x for x in values if x not in ("accuracy", "exact")):
-      drawn[f"eval/average/{name}"] = np.mean([drawn[f"eval/{name}{suffix}"] for suffix in suffixes], 0)
+      drawn[f"eval/average/{name}"] = np.mean(
+        [drawn[f"eval/{name}{suffix}"] for suffix in suffixes], 0
+      )
   return {name: success.interval(x) for name, x in drawn.items()}
 
 
 def evaluate_workdir(config, workdir: str, step: int | None = None) -> dict[str, float]:
   """`--mode=eval`: samples every prompt of `config.eval`, prints a table and writes it to WORKDIR.
 
-  eval.md has the table; eval.json its values, their intervals and the settings; eval.jsonl a line a prompt, from which
-  `read` and `intervals` compute them again. Evaluates the checkpoint of `step` in `workdir`, by default the newest,
-  or, where there is none, the policy of the config itself.
+  eval.md has the table; eval.json its values, their intervals and the settings; eval.jsonl a line a
+  prompt, from which `read` and `intervals` compute them again. Evaluates the checkpoint of `step`
+  in `workdir`, by default the newest, or, where there is none, the policy of the config itself.
   Raises ValueError where `config.eval.samples` is 0.
   """
   if not config.eval.samples:
@@ -187,10 +223,18 @@ def evaluate_workdir(config, workdir: str, step: int | None = None) -> dict[str,
   values, ends = metrics.means(summarise(result, every=True)), intervals(result, config.seed)
   options = config.sampler
   record = {
-    "step": step, "samples": config.eval.samples, "prompts": len(result.rows), "path": config.eval.path,
-    "temperature": config.eval.temperature, "top_k": options.top_k, "top_p": options.top_p,
-    "max_response": options.max_response, "seed": config.seed, **values, "intervals": ends,
-  }  # fmt: skip
+    "step": step,
+    "samples": config.eval.samples,
+    "prompts": len(result.rows),
+    "path": config.eval.path,
+    "temperature": config.eval.temperature,
+    "top_k": options.top_k,
+    "top_p": options.top_p,
+    "max_response": options.max_response,
+    "seed": config.seed,
+    **values,
+    "intervals": ends,
+  }
   if not distributed.first():
     return values
   text = heading(record) + "\n\n" + table(result, values, ends)
@@ -204,18 +248,23 @@ def evaluate_workdir(config, workdir: str, step: int | None = None) -> dict[str,
 def heading(record: dict) -> str:
   """What was sampled how, above the table."""
   who = "the policy of the config" if record["step"] is None else f"step {record['step']}"
-  cut = "".join(f", {key} {record[key]:g}" for key, off in (("top_k", 0), ("top_p", 1)) if record[key] != off)
+  cut = "".join(
+    f", {key} {record[key]:g}" for key, off in (("top_k", 0), ("top_p", 1)) if record[key] != off
+  )
   return (
-    f"{who}; n = {record['samples']} samples a prompt at temperature {record['temperature']:g}{cut}, at most "
+    f"{who}; n = {record['samples']} samples a prompt at temperature "
+    f"{record['temperature']:g}{cut}, at most "
     f"{record['max_response']} tokens each; in brackets 95 % bootstrap intervals over prompts"
   )
 
 
 def table(result: Result, values: dict[str, float], ends: dict[str, tuple[float, float]]) -> str:
-  """A Markdown table: a row a benchmark or family and one for all (of several benchmarks: their mean), mean@n, pass@k,
-  length, truncation and, where there is one, the exact success."""
+  """A Markdown table: a row a benchmark or family and one for all (of several benchmarks: their
+  mean), mean@n, pass@k, length, truncation and, where there is one, the exact success."""
   n, where = result.success.shape[1], groups(result.rows)
-  columns = [(f"mean@{n}", "mean")] + [(f"pass@{k}", "pass" if k == n else f"pass_at_{k}") for k in success.passes(n)]
+  columns = [(f"mean@{n}", "mean")] + [
+    (f"pass@{k}", "pass" if k == n else f"pass_at_{k}") for k in success.passes(n)
+  ]
   columns += [("tokens", "length"), ("truncated", "truncated")]
   if np.isfinite(result.exact).any():
     columns += [("exact or mean", "accuracy")]
@@ -227,7 +276,9 @@ def table(result: Result, values: dict[str, float], ends: dict[str, tuple[float,
     average = not suffix and of
     name, count = suffix[1:] or ("mean" if average else "all"), where[suffix].sum()
     whole = benchmarks.BENCHMARKS[name].rows if name in benchmarks.BENCHMARKS else count
-    keys = [f"eval/average/{metric}" if average else f"eval/{metric}{suffix}" for _, metric in columns]
+    keys = [
+      f"eval/average/{metric}" if average else f"eval/{metric}{suffix}" for _, metric in columns
+    ]
     cells = " | ".join(_cell(key, values, ends) for key in keys)
     text.append(f"| {name} | {count if count == whole else f'{count} of {whole}'} | {cells} |")
   return "\n".join(text)
@@ -246,16 +297,22 @@ def lines(result: Result) -> list[dict]:
   bare = lambda x: None if np.isnan(x) else float(x)
   return [
     {
-      **{key: row[key] for key in ("benchmark", "family", "prompt", "answer") if key in row}, "exact": bare(exact),
-      "success": [bare(x) for x in share], "tokens": tokens.tolist(), "ended": ended.tolist(),
+      **{key: row[key] for key in ("benchmark", "family", "prompt", "answer") if key in row},
+      "exact": bare(exact),
+      "success": [bare(x) for x in share],
+      "tokens": tokens.tolist(),
+      "ended": ended.tolist(),
     }
     for row, exact, share, tokens, ended in zip(*result, strict=True)
-  ]  # fmt: skip
+  ]
 
 
 def read(workdir: str) -> Result:
-  """The Result that `--mode=eval` wrote to WORKDIR/eval.jsonl; its rows have label, prompt and answer alone."""
-  found = [json.loads(line) for line in (epath.Path(workdir) / "eval.jsonl").read_text().splitlines()]
+  """The Result that `--mode=eval` wrote to WORKDIR/eval.jsonl; its rows have label, prompt and
+  answer alone."""
+  found = [
+    json.loads(line) for line in (epath.Path(workdir) / "eval.jsonl").read_text().splitlines()
+  ]
   floats = lambda key: np.array([line[key] for line in found], float)
   tokens, ended = (np.array([line[key] for line in found]) for key in ("tokens", "ended"))
   return Result(tuple(found), floats("exact"), floats("success"), tokens, ended)

@@ -1,10 +1,12 @@
-"""EWA-Beta: a baseline that learns online how far to trust the prior, an average over 30 Beta experts.
+"""EWA-Beta: a baseline that learns online how far to trust the prior, an average over 30 Beta
+experts.
 
-Each expert believes that a prompt's success probability was drawn from a Beta distribution around the prior's
-value, or, with the probability eps that the prior hallucinates, from the population of prompts. The experts
-differ in how much they scale the prior (A), how many rollouts it is worth to them (n) and in eps. They are
-weighted by how well each has predicted every rollout from the others of its prompt (exponentially weighted
-average). `s` is the number of successes among `k` rollouts, a prompt's sum of (r + 1) / 2; values are in [-1, 1].
+Each expert believes that a prompt's success probability was drawn from a Beta distribution around
+the prior's value, or, with the probability eps that the prior hallucinates, from the population of
+prompts. The experts differ in how much they scale the prior (A), how many rollouts it is worth to
+them (n) and in eps. They are weighted by how well each has predicted every rollout from the others
+of its prompt (exponentially weighted average). `s` is the number of successes among `k` rollouts, a
+prompt's sum of (r + 1) / 2; values are in [-1, 1].
 """
 
 from typing import NamedTuple
@@ -26,8 +28,10 @@ MIN_PROMPTS = 8  # discounted prompts before the moments are believed
 class EWA(NamedTuple):
   """What EWA-Beta has learnt; all zeros at first."""
 
-  moments: jax.Array  # [8] discounted sums of [1, rbar, rbar^2, v/k, v | 1, V, rbar]: with k >= 2 | with a prior
-  losses: jax.Array  # [30] discounted leave-one-out squared errors of the experts, in the order (A, n, eps)
+  # [8] discounted sums of [1, rbar, rbar^2, v/k, v | 1, V, rbar]: with k >= 2 | with a prior
+  moments: jax.Array
+  # [30] discounted leave-one-out squared errors of the experts, in the order (A, n, eps)
+  losses: jax.Array
 
 
 class _Population(NamedTuple):
@@ -41,7 +45,8 @@ class _Population(NamedTuple):
 
 def ewa_init() -> EWA:
   """The state before anything was seen: equal weights, a uniform-like population Beta(.5, .5)."""
-  return EWA(*jax.device_put((np.zeros(8, np.float32), np.zeros(30, np.float32))))  # without a program
+  # without a program
+  return EWA(*jax.device_put((np.zeros(8, np.float32), np.zeros(30, np.float32))))
 
 
 def ewa_weights(state: EWA):
@@ -68,15 +73,18 @@ def ewa_update(state: EWA, value, s, k) -> EWA:
   variance = (1.0 - rbar**2) * k / jnp.where(k > 1, k - 1.0, 1.0)  # of one reward, unbiased
   ones = jnp.ones_like(k)
   sums = lambda where, *columns: jnp.stack([jnp.sum(jnp.where(where, x, 0.0)) for x in columns])
-  batch = jnp.concatenate([
-    sums(k >= 2, ones, rbar, rbar**2, variance / group, variance),
-    sums((k >= 1) & spoken, ones, prior, rbar),
-  ])  # fmt: skip
+  batch = jnp.concatenate(
+    [
+      sums(k >= 2, ones, rbar, rbar**2, variance / group, variance),
+      sums((k >= 1) & spoken, ones, prior, rbar),
+    ]
+  )
   moments = DISCOUNT * state.moments + batch
   # Each rollout is predicted from the k - 1 others: all s successes alike, and all k - s failures.
   others = jnp.maximum(k - 1.0, 0.0)
   population = _population(moments)
-  before = jnp.stack([jnp.clip(s - 1.0, 0.0, others), jnp.minimum(s, others)])  # successes among them
+  # successes among them
+  before = jnp.stack([jnp.clip(s - 1.0, 0.0, others), jnp.minimum(s, others)])
   after_success, after_failure = jnp.moveaxis(_experts(population, value, before, others)[0], 1, 0)
   error = s * (2.0 - 2.0 * after_success) ** 2 + (k - s) * (2.0 * after_failure) ** 2
   losses = DISCOUNT * state.losses + jnp.sum(jnp.where(k > 0, error, 0.0), axis=1)
@@ -92,20 +100,24 @@ def ewa_baseline(state: EWA, value, s, k):
     baseline = 2 P1 - 1;  sigma2 = 4 (P1 - P2);  var = 4 (P2 - P1^2)
 
   Args:
-    state: with the state of the previous step, and s and k of a rollout's k - 1 others, the baseline does not
-      depend on the rollout that it judges.
+    state: with the state of the previous step, and s and k of a rollout's k - 1 others, the
+      baseline does not depend on the rollout that it judges.
     value: the prior V; not finite = none. value, s and k broadcast.
 
   Returns:
-    (baseline in [-1, 1], sigma2: expected variance of one reward, var: expected squared error of the baseline).
+    (baseline in [-1, 1], sigma2: expected variance of one reward, var: expected squared error of
+      the baseline).
   """
   p1, p2 = _experts(_population(state.moments), *floats(value, s, k))
-  p1, p2 = (jnp.tensordot(ewa_weights(state).astype(p.dtype), p, 1, precision="highest") for p in (p1, p2))
+  p1, p2 = (
+    jnp.tensordot(ewa_weights(state).astype(p.dtype), p, 1, precision="highest") for p in (p1, p2)
+  )
   return 2.0 * p1 - 1.0, 4.0 * jnp.maximum(p1 - p2, 0.0), 4.0 * jnp.maximum(p2 - p1**2, 0.0)
 
 
 def _population(moments) -> _Population:
-  """Moments -> the population's Beta, by matching mean and variance (noise taken off), and the prior's offset."""
+  """Moments -> the population's Beta, by matching mean and variance (noise taken off), and the
+  prior's offset."""
   count, rbar, square, noise, variance, priors, value, reward = moments
   known, compared = count >= MIN_PROMPTS, priors >= MIN_PROMPTS
   count, priors = jnp.where(known, count, 1.0), jnp.where(compared, priors, 1.0)
@@ -124,11 +136,16 @@ def _experts(population: _Population, value, s, k):
   scale, n = (jnp.asarray(x, s.dtype).reshape(-1, *(1,) * s.ndim) for x in (_A, _N))
   q = jnp.clip((1.0 + population.reward + scale * (prior - population.value)) / 2.0, 0.005, 0.995)
   beside = lambda x, last: jnp.concatenate([x, jnp.full((1, *s.shape), last, s.dtype)])
-  a, b = beside(n * q, population.a), beside(n * (1.0 - q), population.b)  # [11, ...], the population at the end
+  # [11, ...], the population at the end
+  a, b = beside(n * q, population.a), beside(n * (1.0 - q), population.b)
   # log of B(a + s, b + k - s) / B(a, b): the outcomes' probability under Beta(a, b).
-  after, before = gammaln(jnp.stack([a + s, b + k - s, a + b])), gammaln(jnp.stack([a, b, a + b + k]))
+  after, before = (
+    gammaln(jnp.stack([a + s, b + k - s, a + b])),
+    gammaln(jnp.stack([a, b, a + b + k])),
+  )
   evidence = jnp.sum(after - before, axis=0)
-  g = jnp.stack([_trust(evidence[:-1] - evidence[-1], spoken, eps) for eps in DOUBTS], axis=1)  # [10, 3, ...]
+  # [10, 3, ...]
+  g = jnp.stack([_trust(evidence[:-1] - evidence[-1], spoken, eps) for eps in DOUBTS], axis=1)
 
   def mixture(mean):
     return (mean[-1] + g * (mean[:-1] - mean[-1])[:, None]).reshape(-1, *s.shape)
@@ -138,7 +155,8 @@ def _experts(population: _Population, value, s, k):
 
 
 def _trust(ratio, spoken, eps: float):
-  """Posterior probability that the prior speaks of this prompt; 1 if eps = 0, and 0 where there is none."""
+  """Posterior probability that the prior speaks of this prompt; 1 if eps = 0, and 0 where there is
+  none."""
   odds = jax.nn.sigmoid(ratio + np.log1p(-eps) - np.log(eps)) if eps else jnp.ones_like(ratio)
   return jnp.where(spoken, odds, 0.0)
 

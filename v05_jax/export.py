@@ -1,4 +1,5 @@
-"""Writes a run's checkpoint as a Hugging Face directory, which `transformers` and `config.policy.path` open."""
+"""Writes a run's checkpoint as a Hugging Face directory, which `transformers` and
+`config.policy.path` open."""
 
 from v05_jax import checkpoint
 from v05_jax.models import hf
@@ -7,10 +8,11 @@ from v05_jax.structs import TrainState
 
 
 def export(config, workdir: str, out: str, step: int | None = None) -> int:
-  """-> the step that was written: `step`, or the newest. Raises ValueError where there is no such checkpoint.
+  """-> the step that was written: `step`, or the newest. Raises ValueError where there is no such
+  checkpoint.
 
-  With `config.policy.lora_rank` the adapters are merged into the matrices beside them, and OUT/adapter has them alone
-  in PEFT's format.
+  With `config.policy.lora_rank` the adapters are merged into the matrices beside them, and
+  OUT/adapter has them alone in PEFT's format.
   """
   run = setup(config)
   found, params = parameters(run, workdir, step)
@@ -24,7 +26,8 @@ def export(config, workdir: str, out: str, step: int | None = None) -> int:
 
 
 def parameters(run: Run, workdir: str, step: int | None = None):
-  """(step, params) of a checkpoint in `workdir`, the newest by default; (None, the config's policy) without one.
+  """(step, params) of a checkpoint in `workdir`, the newest by default; (None, the config's policy)
+  without one.
 
   Raises ValueError where `step` is given and there is no checkpoint of it.
   """
@@ -37,7 +40,9 @@ def restored(run: Run, workdir: str, step: int | None = None) -> tuple[int | Non
   with checkpoint.Checkpoints(workdir, run.config.checkpoint.keep) as saved:
     steps = saved.steps()
     if step is not None and step not in steps:
-      raise ValueError(f"--step={step}: found checkpoints of steps {steps} in {workdir}, expected one of them")
+      raise ValueError(
+        f"--step={step}: found checkpoints of steps {steps} in {workdir}, expected one of them"
+      )
     state = run.init()
     step = max(steps, default=None) if step is None else step
     return step, state if step is None else saved.restore(step, state)

@@ -1,8 +1,9 @@
-"""What a compiled program costs a device, read from the text of its optimised HLO, every loop times its trips.
+"""What a compiled program costs a device, read from the text of its optimised HLO, every loop times
+its trips.
 
-XLA's own `cost_analysis` counts the body of a loop once. Bytes are counted as it counts them: operands and results
-of every instruction that is not fused into another, of slices only what is taken or written; on a TPU without what
-stays in on-chip memory.
+XLA's own `cost_analysis` counts the body of a loop once. Bytes are counted as it counts them:
+operands and results of every instruction that is not fused into another, of slices only what is
+taken or written; on a TPU without what stays in on-chip memory.
 """
 
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ import numpy as np
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 FREE = frozenset(
-  "parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id iota opt-barrier while call "
+  "parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id iota "
+  "opt-barrier while call "
   "conditional async-start async-update async-done copy-done slice-done".split()
 )
 # Products [T, Dh] x [Dh, T] of a head, half of each masked, in the kernels of splash attention.
@@ -49,20 +51,26 @@ class Cost:
   bytes: float = 0.0  # read from and written to memory
   cycles: float = 0.0  # the compiler's own estimate, where it makes one (TPU)
   kernels: float = 0.0  # operations in kernels, for which it makes none
-  sent: dict[str, float] = dataclasses.field(default_factory=dict)  # bytes by kind of collective, ring algorithm
+  # bytes by kind of collective, ring algorithm
+  sent: dict[str, float] = dataclasses.field(default_factory=dict)
 
   def __add__(self, other: "Cost") -> "Cost":
-    sent = {kind: self.sent.get(kind, 0.0) + other.sent.get(kind, 0.0) for kind in self.sent | other.sent}
+    sent = {
+      kind: self.sent.get(kind, 0.0) + other.sent.get(kind, 0.0) for kind in self.sent | other.sent
+    }
     add = lambda name: getattr(self, name) + getattr(other, name)
     return Cost(add("flops"), add("bytes"), add("cycles"), add("kernels"), sent)
 
   def __mul__(self, times: float) -> "Cost":
     sent = {kind: size * times for kind, size in self.sent.items()}
-    return Cost(self.flops * times, self.bytes * times, self.cycles * times, self.kernels * times, sent)
+    return Cost(
+      self.flops * times, self.bytes * times, self.cycles * times, self.kernels * times, sent
+    )
 
 
 class Module:
-  """A parsed module. `cost(trips)` is that of its entry; `trips`: of loops whose number is known at run time only."""
+  """A parsed module. `cost(trips)` is that of its entry; `trips`: of loops whose number is known at
+  run time only."""
 
   def __init__(self, text: str):
     self.computations: dict[str, dict[str, Instruction]] = {}
@@ -76,7 +84,9 @@ class Module:
 
     @functools.cache
     def of(computation: str) -> Cost:
-      return sum((one(computation, line) for line in self.computations[computation].values()), Cost())
+      return sum(
+        (one(computation, line) for line in self.computations[computation].values()), Cost()
+      )
 
     def one(computation: str, line: Instruction) -> Cost:
       table = self.computations[computation]
@@ -104,7 +114,12 @@ class Module:
 
   def unfused(self) -> list[dict[str, Instruction]]:
     """The computations whose results lie in memory: those that no fusion calls."""
-    lines = (line for table in self.computations.values() for line in table.values() if line.opcode == "fusion")
+    lines = (
+      line
+      for table in self.computations.values()
+      for line in table.values()
+      if line.opcode == "fusion"
+    )
     inside = {name for line in lines for name in self.called(line)}
     return [table for name, table in self.computations.items() if name not in inside]
 
@@ -119,22 +134,31 @@ class Module:
     return re.findall(r"(?:calls|to_apply)=%?([\w.\-]+)", line.rest)
 
   def finishes(self, called: list[str]) -> bool:
-    """Whether a fusion is the second half of an asynchronous collective, which its first half counts."""
-    return any('"AsyncCollectiveDone"' in line.rest for name in called for line in self.computations[name].values())
+    """Whether a fusion is the second half of an asynchronous collective, which its first half
+    counts."""
+    return any(
+      '"AsyncCollectiveDone"' in line.rest
+      for name in called
+      for line in self.computations[name].values()
+    )
 
   def trips(self, line: Instruction) -> int | None:
-    """Of a loop: what the compiler says, or how often its counter, from 0 on, stays below the one whole number in its
-    condition; None where neither is known."""
+    """Of a loop: what the compiler says, or how often its counter, from 0 on, stays below the one
+    whole number in its condition; None where neither is known."""
     if known := _field(line.rest, r'known_trip_count":\{"n":"(\d+)"'):
       return int(known)
     condition = self.computations[_field(line.rest, r"condition=%?([\w.\-]+)")].values()
-    numbers = [x.argument for x in condition if x.opcode == "constant" and re.match(r"[su]32\[\]", x.type)]
+    numbers = [
+      x.argument for x in condition if x.opcode == "constant" and re.match(r"[su]32\[\]", x.type)
+    ]
     if len(numbers) != 1:
       return None
     body = self.computations[_field(line.rest, r"body=%?([\w.\-]+)")]
     after = next(x for x in body.values() if x.root).operands  # of an iteration
     step = 1
-    for counter in (x for x in condition if x.opcode == "get-tuple-element" and re.match(r"[su]32\[\]", x.type)):
+    for counter in (
+      x for x in condition if x.opcode == "get-tuple-element" and re.match(r"[su]32\[\]", x.type)
+    ):
       change = body[after[int(_field(counter.rest, r"index=(\d+)"))]]
       if change.opcode == "add" and body[change.operands[1]].opcode == "constant":
         step = int(body[change.operands[1]].argument)
@@ -188,8 +212,8 @@ class Module:
 
 
 def flops(line: Instruction, table) -> float:
-  """Of a product (on a GPU a call of cuBLAS), a convolution (as which a TPU computes products) or a kernel of splash
-  attention; others count 0."""
+  """Of a product (on a GPU a call of cuBLAS), a convolution (as which a TPU computes products) or a
+  kernel of splash attention; others count 0."""
   if line.opcode == "dot" or "__cublas" in line.rest:
     found = re.search(r'lhs_contracting_dim(?:s=\{|ensions":\[)([\d,"]*)', line.rest)
     shape, contracted = dims(table[line.operands[0]].type), re.findall(r"\d+", found[1])
@@ -215,9 +239,12 @@ def _convolution(line: Instruction, table) -> float:
   total = 2.0 * out[output.index("b")] * out[output.index("f")] * right[kernel.index("i")]
   for i in range(len(inputs) - 2):
     many, taps, found = (
-      shape[labels.index(str(i))] for shape, labels in ((left, inputs), (right, kernel), (out, output))
+      shape[labels.index(str(i))]
+      for shape, labels in ((left, inputs), (right, kernel), (out, output))
     )
-    stride, apart, spread = (int(part(name, i, "1")) for name in ("stride", "rhs_dilate", "lhs_dilate"))
+    stride, apart, spread = (
+      int(part(name, i, "1")) for name in ("stride", "rhs_dilate", "lhs_dilate")
+    )
     before = int(part("pad", i, "0_0").split("_")[0])
     places = np.arange(found)[:, None] * stride - before + np.arange(taps) * apart
     total *= np.sum((places >= 0) & (places <= (many - 1) * spread) & (places % spread == 0))
@@ -227,7 +254,8 @@ def _convolution(line: Instruction, table) -> float:
 def sent(kind: str, line: Instruction, table) -> float:
   """Bytes that a device sends in a collective, of one array or several, by the ring algorithm."""
   given, result = sum(_plain(table[x].type) for x in line.operands if x in table), _plain(line.type)
-  if line.opcode in ("all-gather-start", "collective-permute-start"):  # whose result repeats the operands
+  # whose result repeats the operands
+  if line.opcode in ("all-gather-start", "collective-permute-start"):
     result -= given
   if kind == "collective-permute":
     return given
@@ -253,21 +281,30 @@ def dims(text: str) -> tuple[int, ...]:
 
 
 def size(text: str) -> float:
-  """Bytes of a type, tuples added up, without what lies in on-chip memory (a TPU's space 1 and above)."""
+  """Bytes of a type, tuples added up, without what lies in on-chip memory (a TPU's space 1 and
+  above)."""
   return sum(_plain(x) for x in _arrays(text) if not re.search(r"S\([1-9]\d*\)", x))
 
 
 def _plain(text: str) -> float:
   """Bytes of a type, tuples added up, wherever it lies."""
-  return float(sum(
-    math.prod(int(n) for n in shape.split(",") if n) * BITS.get(kind, int(_field(kind, r"(\d+)") or 8)) / 8
-    for kind, shape, _ in _ARRAY.findall(text) if kind != "token"
-  ))  # fmt: skip
+  return float(
+    sum(
+      math.prod(int(n) for n in shape.split(",") if n)
+      * BITS.get(kind, int(_field(kind, r"(\d+)") or 8))
+      / 8
+      for kind, shape, _ in _ARRAY.findall(text)
+      if kind != "token"
+    )
+  )
 
 
 def _parameters(table) -> list[Instruction]:
   """Of a computation, in order."""
-  return sorted((line for line in table.values() if line.opcode == "parameter"), key=lambda line: int(line.argument))
+  return sorted(
+    (line for line in table.values() if line.opcode == "parameter"),
+    key=lambda line: int(line.argument),
+  )
 
 
 def _arrays(text: str) -> list[str]:

@@ -1,9 +1,10 @@
-"""Log-probs over a large vocabulary, clipped surrogate, KL, and how the tokens of a batch are weighted.
+"""Log-probs over a large vocabulary, clipped surrogate, KL, and how the tokens of a batch are
+weighted.
 
 Everything here is per token; the loss of a batch is `sum(weight * loss)` with the weights of
-`rollout_weights`, so it is the same number however the tokens are split over micro-batches and devices.
+`rollout_weights`, so it is the same number however the tokens are split over micro-batches and
+devices.
 """
-
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ import numpy as np
 
 AGGREGATES = ("token", "rollout", "prompt", "constant")
 
-# exp of a log-ratio stays finite in float32, and a token this far off policy gives no gradient (as verl).
+# exp of a log-ratio stays finite in float32, and a token this far off policy gives no gradient (as
+# verl).
 MAX_LOG_RATIO = 20.0
 
 
@@ -25,7 +27,8 @@ def _varying_like(x, like):
 
 
 def _chunk_logprobs(hidden, unembed, targets, temperature):
-  """hidden [C, D], targets [C] -> (logprob [C], entropy [C]) in float32; logits [C, V] live only here."""
+  """hidden [C, D], targets [C] -> (logprob [C], entropy [C]) in float32; logits [C, V] live only
+  here."""
   logits = jnp.einsum("cd,vd->cv", hidden, unembed, preferred_element_type=jnp.float32)
   logits = logits.astype(jnp.float32) / temperature
   log_z = jax.nn.logsumexp(logits, axis=-1)
@@ -49,17 +52,21 @@ _reorder.defvjp(
 
 
 def counted_logprobs(hidden, unembed, targets, temperature, chunk, mask):
-  """`token_logprobs` that computes logits of the tokens of `mask` only: log-prob and entropy elsewhere are 0.
+  """`token_logprobs` that computes logits of the tokens of `mask` only: log-prob and entropy
+  elsewhere are 0.
 
-  The tokens are sorted, those of `mask` first, and chunks without any are passed over by a branch. That pays
-  where a branch is cheap, which is on a CPU; under `jax.vmap` both sides of it are computed.
+  The tokens are sorted, those of `mask` first, and chunks without any are passed over by a branch.
+  That pays where a branch is cheap, which is on a CPU; under `jax.vmap` both sides of it are
+  computed.
   """
   order = jnp.argsort(~mask.reshape(-1), stable=True)
   inverse = jnp.argsort(order)
   flat = lambda x: x.reshape(mask.size, *x.shape[mask.ndim :])
   chunk = min(chunk, mask.size)
   padding = -mask.size % chunk
-  cut = lambda x: jnp.pad(x, ((0, padding), *((0, 0),) * (x.ndim - 1))).reshape(-1, chunk, *x.shape[1:])
+  cut = lambda x: jnp.pad(x, ((0, padding), *((0, 0),) * (x.ndim - 1))).reshape(
+    -1, chunk, *x.shape[1:]
+  )
   counted = flat(mask)[order]
   hidden = jnp.where(counted[:, None], _reorder(flat(hidden), order, inverse), 0)
   unembed = _varying_like(unembed.astype(hidden.dtype), hidden)
@@ -67,7 +74,9 @@ def counted_logprobs(hidden, unembed, targets, temperature, chunk, mask):
   def step(x):
     hidden, targets, some = x
     zeros = jnp.zeros_like(hidden[:, 0], jnp.float32)
-    compute = jax.checkpoint(lambda h: _chunk_logprobs(h, unembed, targets, temperature), prevent_cse=False)
+    compute = jax.checkpoint(
+      lambda h: _chunk_logprobs(h, unembed, targets, temperature), prevent_cse=False
+    )
     return jax.lax.cond(some, compute, lambda h: (zeros, zeros), hidden)
 
   out = jax.lax.map(step, (cut(hidden), cut(flat(targets)[order]), cut(counted).any(1)))
@@ -78,8 +87,9 @@ def counted_logprobs(hidden, unembed, targets, temperature, chunk, mask):
 def token_logprobs(hidden, unembed, targets, temperature, chunk, mask=None):
   """Log-prob of each target and entropy under log-softmax(hidden @ unembed^T / temperature).
 
-  The tokens are flattened and handled `chunk` at a time, recomputed in the backward pass, so that logits
-  of more than `chunk` tokens never exist at once. Works inside `shard_map` with `check_vma=True`.
+  The tokens are flattened and handled `chunk` at a time, recomputed in the backward pass, so that
+  logits of more than `chunk` tokens never exist at once. Works inside `shard_map` with
+  `check_vma=True`.
 
   Args:
     hidden: [N, T, D] after the final norm, in the compute dtype.
@@ -119,20 +129,23 @@ def token_logprobs(hidden, unembed, targets, temperature, chunk, mask=None):
 
 
 def rollout_weights(aggregate, length, mask, max_response):
-  """Weight of each *token* of rollout (p, k), so that loss = sum over tokens of weight * token loss.
+  """Weight of each *token* of rollout (p, k), so that loss = sum over tokens of weight * token
+  loss.
 
   With n rollouts that count (`mask` and length > 0), and n_prompts prompts that have one:
 
     "token"     1 / sum of all lengths            every token weighs the same (DAPO)
-    "rollout"   1 / (n length)                    mean over rollouts of the rollout's token mean (GRPO)
+    "rollout"   1 / (n length)                    mean over rollouts of the rollout's token mean
+                (GRPO)
     "prompt"    1 / (n_prompts sum_k length)      mean over prompts of the prompt's token mean
     "constant"  1 / (n max_response)              token sum, no length in it (Dr.GRPO)
 
-  The default with unequal k is "prompt". An adaptive budget gives more rollouts to prompts whose outcome
-  contradicts the prior, so weighting tokens or rollouts equally also gives those surprising prompts more
-  weight in the objective, k times over, which nobody asked for. At equal rollouts and with the adaptive
-  budget on, weighting prompts equally ended at an accuracy of .4805 against .4702 (feasibility study on
-  the built-in tasks). With equal k and equal lengths the first three coincide.
+  The default with unequal k is "prompt". An adaptive budget gives more rollouts to prompts whose
+  outcome contradicts the prior, so weighting tokens or rollouts equally also gives those surprising
+  prompts more weight in the objective, k times over, which nobody asked for. At equal rollouts and
+  with the adaptive budget on, weighting prompts equally ended at an accuracy of .4805 against .4702
+  (feasibility study on the built-in tasks). With equal k and equal lengths the first three
+  coincide.
 
   Args:
     aggregate: one of AGGREGATES.
@@ -172,14 +185,15 @@ def surrogate(logprob, old_logprob, advantage, clip_low, clip_high, clip_dual=0.
     loss  = max(-A ratio, -A clip(ratio, 1 - clip_low, 1 + clip_high))
     loss  = min(loss, -A clip_dual)  where A < 0, if clip_dual > 0
 
-  Sources: PPO (arXiv 1707.06347); separate low and high bounds from DAPO (arXiv 2503.14476, 3.1); dual
-  clip from arXiv 1912.09729, eq. 5.
+  Sources: PPO (arXiv 1707.06347); separate low and high bounds from DAPO (arXiv 2503.14476, 3.1);
+  dual clip from arXiv 1912.09729, eq. 5.
 
   Args:
     logprob, old_logprob, advantage: [...] of the same shape.
     clip_low, clip_high: >= 0.
     clip_dual: Python float; 0 = off, otherwise > 1.
-    mask: bool [...] or None. Where False the loss is 0 and so is the gradient, whatever the inputs are.
+    mask: bool [...] or None. Where False the loss is 0 and so is the gradient, whatever the inputs
+      are.
 
   Returns:
     (loss [...], clipped bool [...]: a bound is active, so the token gives no gradient).
@@ -207,7 +221,8 @@ def surrogate(logprob, old_logprob, advantage, clip_low, clip_high, clip_dual=0.
 
 
 def kl(logprob, reference_logprob, mask=None):
-  """Schulman's k3 estimator of KL(policy || reference) per token: exp(d) - d - 1, d = reference - logprob.
+  """Schulman's k3 estimator of KL(policy || reference) per token: exp(d) - d - 1, d = reference -
+  logprob.
 
   Non-negative, and unbiased for tokens sampled from the policy. `mask` as in `surrogate`.
   """

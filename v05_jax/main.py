@@ -1,23 +1,31 @@
-"""The command line: `python -m v05_jax.main --config=configs/v05.py --workdir=runs/v05 [--config.KEY=VALUE ...]`.
+"""The command line:
+
+    python -m v05_jax.main --config=configs/v05.py --workdir=runs/v05 [--config.KEY=VALUE ...]
 
     --mode=train   runs the config, or resumes it in its workdir (the default)
     --mode=sft     trains the policy on demonstrations instead; writes WORKDIR/hf
     --mode=value   trains a V0, the value prior, on the pairs of earlier runs; writes WORKDIR/v0
-    --mode=eval    mean@n and pass@k of a checkpoint in WORKDIR, or, where there is none, of config.policy; writes
+    --mode=eval    mean@n and pass@k of a checkpoint in WORKDIR, or, where there is none, of
+                   config.policy; writes
                    eval.md, eval.json and eval.jsonl
-    --mode=sample  prints the next --prompts=8 prompts of the run in WORKDIR with V, rollouts, rewards, the test, the
-                   baseline and what the budget decided, as the next training step would have them; writes sample.jsonl
+    --mode=sample  prints the next --prompts=8 prompts of the run in WORKDIR with V, rollouts,
+                   rewards, the test, the
+                   baseline and what the budget decided, as the next training step would have them;
+                   writes sample.jsonl
     --mode=export  writes a checkpoint in WORKDIR as a Hugging Face directory --out
-    --mode=report  compares the runs in --workdir=A,B,C: a table and plots, all in one file comparison.html, and
+    --mode=report  compares the runs in --workdir=A,B,C: a table and plots, all in one file
+                   comparison.html, and
                    comparison.md and .png, in --out
-    --mode=compile compiles a config's programs for a TPU slice that need not be here, --topology=v5e:4x8, or for this
-                   machine; prints whether they fit and what bounds them. Needs no weights, data or workdir
+    --mode=compile compiles a config's programs for a TPU slice that need not be here,
+                   --topology=v5e:4x8, or for this machine; prints whether they fit and what bounds
+                   them. Needs no weights, data or workdir
 
 eval, sample and export take the newest checkpoint, or that of --step=N.
 
 train and eval run in several processes, on one machine or many, over the devices of all:
 
-    --coordinator=HOST:PORT --num_processes=N --process_id=I   the same command for each, but for its I = 0 .. N - 1
+    --coordinator=HOST:PORT --num_processes=N --process_id=I   the same command for each, but for
+                                                               its I = 0 .. N - 1
     --distributed   where the cluster says all three: a TPU pod, Slurm, Open MPI, Kubernetes
 """
 
@@ -32,32 +40,61 @@ MODES = ("train", "sft", "value", "eval", "sample", "export", "report", "compile
 SEVERAL = ("train", "eval")  # modes of several processes
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("mode", "train", MODES, "what to do")
-flags.DEFINE_string("workdir", None, "folder of the run, local or gs://; for --mode=report several, with commas")
-flags.DEFINE_integer("step", None, "checkpoint that --mode=eval, sample and export take; the newest by default")
+flags.DEFINE_string(
+  "workdir", None, "folder of the run, local or gs://; for --mode=report several, with commas"
+)
+flags.DEFINE_integer(
+  "step", None, "checkpoint that --mode=eval, sample and export take; the newest by default"
+)
 flags.DEFINE_integer("prompts", 8, "prompts that --mode=sample shows")
-flags.DEFINE_string("topology", "", "TPU slice that --mode=compile compiles for, as v5e:4x8; \"\" = this machine")
+flags.DEFINE_string(
+  "topology", "", 'TPU slice that --mode=compile compiles for, as v5e:4x8; "" = this machine'
+)
 flags.DEFINE_string("out", None, "folder that --mode=export and --mode=report write to")
-flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where a run has several processes")
+flags.DEFINE_string(
+  "coordinator", None, "HOST:PORT of process 0, where a run has several processes"
+)
 flags.DEFINE_integer("num_processes", None, "processes of the run")
 flags.DEFINE_integer("process_id", None, "number of this process, from 0 on")
-flags.DEFINE_bool("distributed", False, "several processes, which the cluster knows: a TPU pod, Slurm, Open MPI, ...")
+flags.DEFINE_bool(
+  "distributed",
+  False,
+  "several processes, which the cluster knows: a TPU pod, Slurm, Open MPI, ...",
+)
 
 
 def main(_):
   logging.set_verbosity(logging.WARNING)  # Orbax reports every checkpoint otherwise
   try:
     place = peers.find(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.distributed)
-    run(FLAGS.mode, FLAGS.config, FLAGS.workdir, FLAGS.out, FLAGS.step, place, FLAGS.topology, FLAGS.prompts)
+    run(
+      FLAGS.mode,
+      FLAGS.config,
+      FLAGS.workdir,
+      FLAGS.out,
+      FLAGS.step,
+      place,
+      FLAGS.topology,
+      FLAGS.prompts,
+    )
   except (ValueError, OSError, FloatingPointError, InterruptedError) as e:
-    # The message is for the user: it names the key, file or line, what was found and what was expected.
+    # The message is for the user: it names the key, file or line, what was found and what was
+    # expected.
     sys.exit(f"error: {e}")
 
 
 def run(
-  mode: str, config, workdir: str | None, out: str | None, step: int | None, place: peers.Place | None = None,
-  topology: str = "", prompts: int = 8,
-):  # fmt: skip
-  """Does what the mode says, as one process or in its `place` among several. Raises ValueError for wrong flags."""
+  mode: str,
+  config,
+  workdir: str | None,
+  out: str | None,
+  step: int | None,
+  place: peers.Place | None = None,
+  topology: str = "",
+  prompts: int = 8,
+):
+  """Does what the mode says, as one process or in its `place` among several. Raises ValueError for
+  wrong flags."""
   if workdir is None and mode != "compile":
     raise ValueError(f"--mode={mode} needs --workdir=FOLDER")
   if mode == "export" and out is None:
@@ -71,31 +108,41 @@ def run(
     start(mode, config, workdir, out, step, topology, prompts)
 
 
-def start(mode: str, config, workdir: str, out: str | None, step: int | None, topology: str, prompts: int):
+def start(
+  mode: str, config, workdir: str, out: str | None, step: int | None, topology: str, prompts: int
+):
   """Imports what the mode needs and starts it."""
   if mode == "train":
     from v05_jax.train import train
+
     train(config, workdir)
   elif mode == "sft":
     from v05_jax.sft import sft
+
     sft(config, workdir)
   elif mode == "value":
     from v05_jax.value_prior.train import train_value
+
     train_value(config, workdir)
   elif mode == "eval":
     from v05_jax.evaluate import evaluate_workdir
+
     evaluate_workdir(config, workdir, step)
   elif mode == "sample":
     from v05_jax.show import show
+
     show(config, workdir, step, prompts)
   elif mode == "export":
     from v05_jax.export import export
+
     export(config, workdir, out, step)
   elif mode == "compile":
     from v05_jax import compile
+
     compile.report(config, topology)
   else:
     from v05_jax.report import report
+
     report(workdir.split(","), out)
 
 

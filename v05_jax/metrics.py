@@ -29,11 +29,13 @@ from v05_jax import distributed
 
 Pairs = dict[str, tuple[float, float]]  # name -> (sum, count); the metric is sum / count
 
-# Every metric: name, or a pattern for a family of names -> meaning, unit. The writer refuses others.
+# Every metric: name, or a pattern for a family of names -> meaning, unit. The writer refuses
+# others.
 # "Value units" are those of rewards mapped to [-1, 1].
 METRICS = {
   "reward": "mean reward, in the verifier's own units",
-  "accuracy": "mean success of the step's rollouts, in [0, 1]; with selection, of the prompts that were taken",
+  "accuracy": "mean success of the step's rollouts, in [0, 1]; with selection, of the prompts that "
+  "were taken",
   "accuracy/*": "the same for one task family",
   "prompts": "prompts finished in the step",
   "rollouts_discarded": "rollouts of the step that dynamic sampling discarded",
@@ -43,24 +45,34 @@ METRICS = {
   "prior/abs_error": "|V - vbar|, mean over prompts, value units",
   "prior/true_mse": "(V - mu)^2 where the true mean reward mu is exact, value units squared",
   "prior/support": "pairs in the context that the prior saw",
-  "prior/rmse": "root mean square of V - reward over the context, each pair's V as it was asked before its rollouts; "
+  "prior/rmse": "root mean square of V - reward over the context, each pair's V as it was asked "
+  "before its rollouts; "
   "their noise is part of it; value units",
-  "prior/bias": "mean of V - reward over the same pairs, above 0 = V is too optimistic; value units",
-  "prior/mse": "(V - vbar)^2, mean over the step's prompts and of rollouts whose number was fixed in advance: V as "
+  "prior/bias": "mean of V - reward over the same pairs, above 0 = V is too optimistic; value "
+  "units",
+  "prior/mse": "(V - vbar)^2, mean over the step's prompts and of rollouts whose number was fixed "
+  "in advance: V as "
   "recalibrated, without history, in use or not; value units squared",
-  "prior/constant_mse": "the same of the context's mean, which takes over where it is less for prior.fallback steps",
+  "prior/constant_mse": "the same of the context's mean, which takes over where it is less for "
+  "prior.fallback steps",
   "prior/fallback": "1 where the context's mean stood in for V in this step",
-  "prior/smoothed": "1 where the context was none that the head is made for: V was the smoothed success rate (v0)",
-  "shrinkage/weight": "weight w of the group mean in the fused baseline (v05, value and the group baselines)",
-  "shrinkage/estimated_mse": "the rule's own estimate of the baseline's MSE, value units squared (those and ewa)",
+  "prior/smoothed": "1 where the context was none that the head is made for: V was the smoothed "
+  "success rate (v0)",
+  "shrinkage/weight": "weight w of the group mean in the fused baseline (v05, value and the group "
+  "baselines)",
+  "shrinkage/estimated_mse": "the rule's own estimate of the baseline's MSE, value units squared "
+  "(those and ewa)",
   "shrinkage/true_mse": "(baseline - mu)^2 where mu is exact, value units squared",
   "shrinkage/true_mse_mean": "(vbar - mu)^2 where mu is exact: the group mean's, for comparison",
   "prior/history": "weight of a prompt's own history in the prior",
   "selection/chance": "chance with which the prompts taken were selected from the pool",
-  "scoreboard/*/sq_adv": "mean squared leave-one-out advantage of an estimator on rollouts whose number was fixed in "
-  "advance: E[1 - mu^2] plus its MSE at one rollout less, so differences between estimators are differences of MSE. Of "
+  "scoreboard/*/sq_adv": "mean squared leave-one-out advantage of an estimator on rollouts whose "
+  "number was fixed in "
+  "advance: E[1 - mu^2] plus its MSE at one rollout less, so differences between estimators are "
+  "differences of MSE. Of "
   "prompts with one rollout the priors alone are judged, and the group mean is 0",
-  "scoreboard/*/difference": "the same minus that of the run's own baseline, over all prompts so far: negative = the "
+  "scoreboard/*/difference": "the same minus that of the run's own baseline, over all prompts so "
+  "far: negative = the "
   "estimator fits this run better",
   "scoreboard/*/standard_error": "of the difference, over prompts",
   "advantage/mean_square": "mean squared advantage",
@@ -88,21 +100,26 @@ METRICS = {
   "eval/mean/*": "the same for one task family or benchmark",
   "eval/pass": "pass@n: share of prompts with at least one success in n",
   "eval/pass/*": "the same for one task family or benchmark",
-  "eval/pass_at_*": "pass@k, unbiased: chance that of k of a prompt's n responses one succeeds (--mode=eval)",
+  "eval/pass_at_*": "pass@k, unbiased: chance that of k of a prompt's n responses one succeeds "
+  "(--mode=eval)",
   "eval/length": "response tokens in the evaluation",
   "eval/length/*": "the same for one task family or benchmark",
   "eval/truncated": "share of the evaluation's responses without EOS at the limit",
   "eval/truncated/*": "the same for one task family or benchmark",
-  "eval/failed": "share of the evaluation's responses whose verifier hung or crashed: they count as no success",
+  "eval/failed": "share of the evaluation's responses whose verifier hung or crashed: they count "
+  "as no success",
   "eval/average/*": "of several benchmarks: the mean of theirs, each of which weighs the same",
   "sft/*": "a loss of the warm start, nats a token",
-  "value/*": "of --mode=value: the loss and its parts `pair` and `soft`, grad_norm; `excess` = soft less what the true "
-  "probabilities have (synthetic tasks); on the held-out pairs auc, gauc (inside a context), rmse of V (value units), "
+  "value/*": "of --mode=value: the loss and its parts `pair` and `soft`, grad_norm; `excess` = "
+  "soft less what the true "
+  "probabilities have (synthetic tasks); on the held-out pairs auc, gauc (inside a context), rmse "
+  "of V (value units), "
   "ece, pair_strict and pair_ranking (one prompt in two contexts)",
   "time/step": "wall time of the step, the rest of the update before it included, s",
   "time/sample": "wall time of sampling, verdicts included, s",
   "time/verify": "time that the sampler waited for verdicts, s",
-  "time/update": "host time of the update: advantages, packing, start of the program, s; the device may work on",
+  "time/update": "host time of the update: advantages, packing, start of the program, s; the "
+  "device may work on",
   "time/tokens_per_second": "response tokens per second of sampling, verdicts included",
   "time/compilations": "programs compiled since the run was started",
 }
@@ -124,7 +141,9 @@ def means(pairs: Pairs) -> dict[str, float]:
 
 def meaning(name: str) -> str | None:
   """What `METRICS` says of a name, by itself or by a pattern; None if it says nothing."""
-  return METRICS.get(name) or next((text for x, text in METRICS.items() if fnmatch.fnmatchcase(name, x)), None)
+  return METRICS.get(name) or next(
+    (text for x, text in METRICS.items() if fnmatch.fnmatchcase(name, x)), None
+  )
 
 
 def table() -> str:
@@ -182,8 +201,8 @@ def prepare(workdir) -> epath.Path:
 
 
 class Lines:
-  """A file of JSON lines that grows, from the lines `kept` on. In an object store, where files cannot be appended to,
-  the lines are kept and written as a whole by `flush`."""
+  """A file of JSON lines that grows, from the lines `kept` on. In an object store, where files
+  cannot be appended to, the lines are kept and written as a whole by `flush`."""
 
   def __init__(self, path: epath.Path, kept=()):
     self._path, self._text = path, "".join(json.dumps(line) + "\n" for line in kept)
@@ -228,12 +247,14 @@ class Writer:
     suffix = f".{time.time_ns()}"  # else a restart within a second would overwrite the file
     first = done + 1 if done else 0
     self._board = SummaryWriter(self._events, purge_step=first, filename_suffix=suffix)
-    self.latest: dict[str, float] = {}  # the last written value of each metric, for the progress line
+    # the last written value of each metric, for the progress line
+    self.latest: dict[str, float] = {}
     self._pending = None  # the line taken and not yet written
 
   def write(self, step: int, rollouts: int, pairs: Pairs):
-    """Takes the line of a step and writes the one before it: pairs may hold device arrays, which are
-    read when the next step is under way. Raises ValueError for a name that `METRICS` does not document.
+    """Takes the line of a step and writes the one before it: pairs may hold device arrays, which
+    are read when the next step is under way. Raises ValueError for a name that `METRICS` does not
+    document.
     """
     if unknown := sorted(name for name in pairs if meaning(name) is None):
       raise ValueError(f"metrics without an entry in metrics.METRICS: {', '.join(unknown)}")

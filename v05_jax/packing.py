@@ -1,8 +1,8 @@
 """Packs rollouts of any length into rows of one fixed length, on host.
 
-So padding costs little, and nothing recompiles when lengths and numbers vary. Rollouts of one prompt that
-stand in one row can share its tokens: they are computed once, and each response attends to them and to itself
-(prefix sharing, arXiv 2506.05433).
+So padding costs little, and nothing recompiles when lengths and numbers vary. Rollouts of one
+prompt that stand in one row can share its tokens: they are computed once, and each response attends
+to them and to itself (prefix sharing, arXiv 2506.05433).
 """
 
 import bisect
@@ -26,11 +26,11 @@ def pack(
   """-> (Batch of numpy arrays `[rows, row_length]`, number of rows in use; these come first).
 
   advantage, weight float [P, K]: of every token of the rollout. members bool [P]: prompts to take
-  (default: `prompts.mask`). Rollouts without `rollouts.mask` are left out. A prompt of p tokens takes p - 1
-  places and each of its responses of r tokens r, as the prompt's last token predicts the first of each response and
-  a response's last token is no input. share: a prompt stands once in a row for all of its responses there, otherwise
-  before each of them. The order depends on lengths, on whose prompt is whose and on the order of the flat rows
-  alone.
+  (default: `prompts.mask`). Rollouts without `rollouts.mask` are left out. A prompt of p tokens
+  takes p - 1 places and each of its responses of r tokens r, as the prompt's last token predicts
+  the first of each response and a response's last token is no input. share: a prompt stands once in
+  a row for all of its responses there, otherwise before each of them. The order depends on lengths,
+  on whose prompt is whose and on the order of the flat rows alone.
 
   Raises ValueError where a rollout is longer than a row, where the rows do not suffice, and where
   the flat rows are not those of `rollouts.mask`, one each.
@@ -48,12 +48,15 @@ def pack(
   at, used = fit(before, size, prompt if share else np.arange(len(size)), row_length)
   if used > rows:
     raise ValueError(
-      f"{len(size)} rollouts of {np.sum(before + size)} places need {used} rows of {row_length}, found {rows}"
+      f"{len(size)} rollouts of {np.sum(before + size)} places need {used} rows of {row_length}, "
+      f"found {rows}"
     )
   return _fill(prompts, rollouts, advantage, weight, source, at, (rows, row_length)), used
 
 
-def _fill(prompts, rollouts, advantage, weight, source, at: "Fit", shape: tuple[int, int]) -> structs.Batch:
+def _fill(
+  prompts, rollouts, advantage, weight, source, at: "Fit", shape: tuple[int, int]
+) -> structs.Batch:
   """The Batch of `shape` with the flat rows `source` [n] where `at` says."""
   prompt, index = np.asarray(rollouts.prompt)[source], np.asarray(rollouts.index)[source]
   before = np.asarray(prompts.length)[prompt] - 1
@@ -78,7 +81,8 @@ def _fill(prompts, rollouts, advantage, weight, source, at: "Fit", shape: tuple[
   return structs.Batch(
     tokens=scatter(
       np.asarray(prompts.tokens)[prompt[asked[0]], asked[1]],
-      np.where(j, of("tokens")[flat, np.maximum(j - 1, 0)], last), np.int32,
+      np.where(j, of("tokens")[flat, np.maximum(j - 1, 0)], last),
+      np.int32,
     ),
     target=scatter(0, of("tokens")[flat, j], np.int32),
     segment=scatter(at.asked[asked[0]], at.said[owner], np.int32),
@@ -87,11 +91,12 @@ def _fill(prompts, rollouts, advantage, weight, source, at: "Fit", shape: tuple[
     weight=scatter(0, np.asarray(weight)[dense], np.float32),
     advantage=scatter(0, np.asarray(advantage)[dense], np.float32),
     old_logprob=scatter(0, of("logprob")[flat, j], np.float32),
-  )  # fmt: skip
+  )
 
 
 class Fit(NamedTuple):
-  """Where n rollouts stand; every array int [n]. Within a row, prompts and responses are numbered from 1."""
+  """Where n rollouts stand; every array int [n]. Within a row, prompts and responses are numbered
+  from 1."""
 
   row: np.ndarray
   prompt: np.ndarray  # place within the row where its prompt begins
@@ -102,13 +107,15 @@ class Fit(NamedTuple):
 
 
 def fit(before: np.ndarray, size: np.ndarray, group: np.ndarray, capacity: int) -> tuple[Fit, int]:
-  """Prompts of `before` [n] places and responses of `size` [n] in rows of `capacity` -> (Fit, rows used).
+  """Prompts of `before` [n] places and responses of `size` [n] in rows of `capacity` -> (Fit, rows
+  used).
 
-  Rollouts of one group have their prompt in common. The groups are taken from the largest to the smallest, and so
-  are their rollouts. Each goes behind its prompt where that stands and there is room; else into the fullest row
-  that has room for all that is left of the group; else into the emptiest. A row is opened only when no open one has
-  room for the rollout with its prompt, so with rollouts of at most `longest` places every row but the last holds at
-  least `capacity // longest` of them.
+  Rollouts of one group have their prompt in common. The groups are taken from the largest to the
+  smallest, and so are their rollouts. Each goes behind its prompt where that stands and there is
+  room; else into the fullest row that has room for all that is left of the group; else into the
+  emptiest. A row is opened only when no open one has room for the rollout with its prompt, so with
+  rollouts of at most `longest` places every row but the last holds at least `capacity // longest`
+  of them.
   """
   n = len(size)
   at = Fit(*np.zeros((5, n), np.int64), np.zeros(n, bool))
@@ -144,8 +151,8 @@ def fit(before: np.ndarray, size: np.ndarray, group: np.ndarray, capacity: int) 
 
 
 def _groups(before, size, group) -> list[list[int]]:
-  """The rollouts of each group from the longest to the shortest, and groups, with their prompt, so too; equal ones keep
-  their order."""
+  """The rollouts of each group from the longest to the shortest, and groups, with their prompt, so
+  too; equal ones keep their order."""
   order = np.lexsort((-size, group))
   starts = np.flatnonzero(np.diff(group[order], prepend=-1))
   parts = [part.tolist() for part in np.split(order, starts[1:])] if len(order) else []
@@ -172,4 +179,3 @@ def _chosen(rollouts, members):
       f" {int(mask[p, k])} by rollouts.mask"
     )
   return source
-

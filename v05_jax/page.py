@@ -1,6 +1,7 @@
 """The comparison of runs as text: a Markdown table, and a page of HTML with everything in one file.
 
-The page (`report.html` is its template) loads nothing, runs no script and follows the reader's light or dark setting.
+The page (`report.html` is its template) loads nothing, runs no script and follows the reader's
+light or dark setting.
 """
 
 from importlib import resources
@@ -36,7 +37,8 @@ def table(rows: list[Row], score: str) -> str:
 def heading(rows: list[Row], score: str) -> str:
   """What the table's numbers are."""
   return (
-    f"{TITLES[score]}; up to {rows[0].curve.x[-1]:,.0f} {'rollouts' if rows[0].axis == 'rollouts' else 'steps'}"
+    f"{TITLES[score]}; up to {rows[0].curve.x[-1]:,.0f} "
+    f"{'rollouts' if rows[0].axis == 'rollouts' else 'steps'}"
     + (" (mean ± standard error over seeds)" if _several(rows) else "")
     + "; area = mean height of the curve"
   )
@@ -47,7 +49,8 @@ def pairing(rows: list[Row]) -> str:
   if not _paired(rows):
     return ""
   return (
-    f"end - and area - are the paired differences from {rows[0].name}: their mean over the seeds that both have, and "
+    f"end - and area - are the paired differences from {rows[0].name}: their mean over the seeds "
+    "that both have, and "
     f"its {LEVEL * 100:.0f} % interval (t, n - 1)"
   )
 
@@ -64,9 +67,15 @@ def cells(rows: list[Row]) -> tuple[list[str], list[tuple[int, list[str]]]]:
       f"{score:.4f}" + (f" ± {error:.4f}" if row.seeds > 1 else "")
       for score, error in zip((row.start, row.end, row.gain, row.area), row.errors)
     ]
-    beyond = [difference(paired(row, rows[0], what) if number else None) for what in ("end", "area") if compared]
+    beyond = [
+      difference(paired(row, rows[0], what) if number else None)
+      for what in ("end", "area")
+      if compared
+    ]
     size = [f"{row.rollouts:,.0f}", f"{row.prompts:,.0f}", f"{row.seconds:,.0f} s"]
-    body.append((number, [row.name, *([str(row.seeds)] if several else []), *scores, *beyond, *size]))
+    body.append(
+      (number, [row.name, *([str(row.seeds)] if several else []), *scores, *beyond, *size])
+    )
   return [*head, "rollouts", "prompts", "time"], body
 
 
@@ -89,7 +98,8 @@ def _paired(rows: list[Row]) -> bool:
 
 
 def page(rows: list[Row], score: str) -> str:
-  """The comparison as one HTML file. Without matplotlib it has the tables and says that the plots are missing."""
+  """The comparison as one HTML file. Without matplotlib it has the tables and says that the plots
+  are missing."""
   import jinja2  # here, since training imports this module and has no use for it
 
   head, body = cells(rows)
@@ -100,11 +110,22 @@ def page(rows: list[Row], score: str) -> str:
   )
   template = environment.from_string((resources.files("v05_jax") / "report.html").read_text())
   return template.render(
-    rows=rows, score=TITLES[score], heading=heading(rows, score), pairing=pairing(rows), head=head, body=body,
-    looks=[figures.look(i) for i in range(len(rows))], drawable=figures.available(),
-    pictures=_pictures(rows, score) if figures.available() else {}, ks=_ks(rows), boards=_boards(rows),
-    differing=differing, shared=shared, chosen=chosen, left_out=sum(row.seeds for row in rows) - len(chosen),
-  )  # fmt: skip
+    rows=rows,
+    score=TITLES[score],
+    heading=heading(rows, score),
+    pairing=pairing(rows),
+    head=head,
+    body=body,
+    looks=[figures.look(i) for i in range(len(rows))],
+    drawable=figures.available(),
+    pictures=_pictures(rows, score) if figures.available() else {},
+    ks=_ks(rows),
+    boards=_boards(rows),
+    differing=differing,
+    shared=shared,
+    chosen=chosen,
+    left_out=sum(row.seeds for row in rows) - len(chosen),
+  )
 
 
 def _pictures(rows: list[Row], score: str) -> dict[str, str]:
@@ -117,7 +138,10 @@ def _pictures(rows: list[Row], score: str) -> dict[str, str]:
     found[place] = figures.svg(place, figures.score, rows, drawn, title, place, legend=False)
   if _paired(rows):
     columns = [
-      (f"{what} minus that of {rows[0].name}", [None, *(paired(row, rows[0], what) for row in rows[1:])])
+      (
+        f"{what} minus that of {rows[0].name}",
+        [None, *(paired(row, rows[0], what) for row in rows[1:])],
+      )
       for what in ("end", "area")
     ]
     found["differences"] = figures.svg("differences", figures.differences, rows, columns)
@@ -128,14 +152,20 @@ def _pictures(rows: list[Row], score: str) -> dict[str, str]:
 
 
 def _ks(rows: list[Row]) -> tuple[list[int], list[tuple[int, float, dict[int, float]]]]:
-  """-> (every k, (number of the method, its mean k, k -> share of its prompts) where a method has a histogram)."""
+  """-> (every k, (number of the method, its mean k, k -> share of its prompts) where a method has a
+  histogram)."""
   shares = {i: found for i, row in enumerate(rows) if (found := k_shares(row))}
   every = sorted({k for found in shares.values() for k in found})
-  return every, [(i, sum(k * share for k, share in found.items()), found) for i, found in shares.items()]
+  return every, [
+    (i, sum(k * share for k, share in found.items()), found) for i, found in shares.items()
+  ]
 
 
-def _boards(rows: list[Row]) -> tuple[list[str], list[tuple[int, str, dict[str, tuple[float, float]]]]]:
-  """-> (estimators, (number of the method, its own estimator, estimator -> (difference, standard error)))."""
+def _boards(
+  rows: list[Row],
+) -> tuple[list[str], list[tuple[int, str, dict[str, tuple[float, float]]]]]:
+  """-> (estimators, (number of the method, its own estimator, estimator -> (difference, standard
+  error)))."""
   own, names, found = " (own)", [], []
   for number, row in enumerate(rows):
     board = {name: (difference, error) for name, difference, error in standings(*row.runs)}
@@ -153,5 +183,7 @@ def _chosen(rows: list[Row]) -> list[tuple[int, Run, str]]:
   runs = [(i, run) for i, row in enumerate(rows) for run in (row.runs if few else row.runs[:1])]
   if not figures.available():
     return [(i, run, "") for i, run in runs]
-  plots = lambda n, run: figures.svg(f"run{n}", figures.summary, run, panels(run), standings(run), title=False)
+  plots = lambda n, run: figures.svg(
+    f"run{n}", figures.summary, run, panels(run), standings(run), title=False
+  )
   return [(i, run, plots(n, run)) for n, (i, run) in enumerate(runs)]

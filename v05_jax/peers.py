@@ -1,11 +1,12 @@
 """Joining a run of several processes, and ending together when one of them is lost.
 
-A process that dies leaves the others waiting in a collective. So each tells the coordination service every few seconds
-that it is alive, and watches the others' word: where one has been silent for `SILENCE` seconds, or has stopped with an
-error, the process says which and ends. The run then continues from its last checkpoint with the same commands.
+A process that dies leaves the others waiting in a collective. So each tells the coordination
+service every few seconds that it is alive, and watches the others' word: where one has been silent
+for `SILENCE` seconds, or has stopped with an error, the process says which and ends. The run then
+continues from its last checkpoint with the same commands.
 
-The coordination service runs in process 0, and JAX aborts a process that does not find it or loses it, without a name
-and without Python: a helper then has the last word, see `_Witness`.
+The coordination service runs in process 0, and JAX aborts a process that does not find it or loses
+it, without a name and without Python: a helper then has the last word, see `_Witness`.
 """
 
 from collections.abc import Mapping
@@ -22,15 +23,21 @@ from jax._src.distributed import global_state  # whose address the cluster may h
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-BEAT, SILENCE = 2.0, 24.0  # seconds between two signs of life, and without one before a process is taken for lost
+# seconds between two signs of life, and without one before a process is taken for lost
+BEAT, SILENCE = 2.0, 24.0
 GRACE = 5.0  # seconds in which processes that stop for the same reason each say it
-HEARTBEAT = 52  # after three quarters of these seconds JAX aborts those that are left: only where process 0 hangs
+# after three quarters of these seconds JAX aborts those that are left: only where process 0 hangs
+HEARTBEAT = 52
 JOIN = 300  # seconds to wait for all processes at the start
 KEYS = "v05_jax/peers"
-AGAIN = "start all processes again with the same commands, and the run continues from its last checkpoint"
+AGAIN = (
+  "start all processes again with the same commands, and the run continues from its last checkpoint"
+)
 WAYS = (
-  "expected all three of --coordinator=HOST:PORT, --num_processes=N and --process_id=I (or JAX_COORDINATOR_ADDRESS, "
-  "JAX_NUM_PROCESSES and JAX_PROCESS_ID), or --distributed alone where the cluster names them (a TPU pod, Slurm, Open "
+  "expected all three of --coordinator=HOST:PORT, --num_processes=N and --process_id=I (or "
+  "JAX_COORDINATOR_ADDRESS, "
+  "JAX_NUM_PROCESSES and JAX_PROCESS_ID), or --distributed alone where the cluster names them (a "
+  "TPU pod, Slurm, Open "
   "MPI, Kubernetes)"
 )
 
@@ -43,14 +50,19 @@ class Place(NamedTuple):
   index: int | None
 
 
-def find(coordinator, count, index, detect: bool, env: Mapping[str, str] = os.environ) -> Place | None:
-  """The place that flags (None = not given) or environment name; None: the run has this process alone.
+def find(
+  coordinator, count, index, detect: bool, env: Mapping[str, str] = os.environ
+) -> Place | None:
+  """The place that flags (None = not given) or environment name; None: the run has this process
+  alone.
 
   Raises ValueError where they are given in part, contradict each other or cannot be.
   """
   flags = {"--coordinator": coordinator, "--num_processes": count, "--process_id": index}
   names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-  values = [env.get(name) or None if given is None else given for name, given in zip(names, flags.values())]
+  values = [
+    env.get(name) or None if given is None else given for name, given in zip(names, flags.values())
+  ]
   if detect:
     if given := [name for name, value in flags.items() if value is not None]:
       raise ValueError(f"--distributed beside {', '.join(given)}: {WAYS}")
@@ -60,12 +72,17 @@ def find(coordinator, count, index, detect: bool, env: Mapping[str, str] = os.en
   if None in values:
     missing = [name for name, value in zip(flags, values) if value is None]
     raise ValueError(f"found no {' and no '.join(missing)}: {WAYS}")
-  address, (count, index) = str(values[0]), (_whole(name, value) for name, value in zip(names[1:], values[1:]))
+  address, (count, index) = (
+    str(values[0]),
+    (_whole(name, value) for name, value in zip(names[1:], values[1:])),
+  )
   host, _, port = address.rpartition(":")
   if not host or not port.isdecimal() or not 0 < int(port) < 65536:
     raise ValueError(f"--coordinator={address}: expected HOST:PORT, of process 0")
   if not 0 <= index < count:
-    raise ValueError(f"--process_id={index}: expected 0 to {count - 1}, since --num_processes={count}")
+    raise ValueError(
+      f"--process_id={index}: expected 0 to {count - 1}, since --num_processes={count}"
+    )
   return Place(address, count, index)
 
 
@@ -79,9 +96,9 @@ def _whole(name: str, value) -> int:
 class Peers:
   """Context manager around all that a process of a run of several does; `place` is of `find`.
 
-  Entering waits for the others; leaving without an error, or with an InterruptedError (all stop at the same step),
-  waits for them too. Any other error ends the process there: it is told to the others, and they end as well.
-  Raises ValueError where the others do not come.
+  Entering waits for the others; leaving without an error, or with an InterruptedError (all stop at
+  the same step), waits for them too. Any other error ends the process there: it is told to the
+  others, and they end as well. Raises ValueError where the others do not come.
   """
 
   def __init__(self, place: Place):
@@ -104,9 +121,13 @@ class Peers:
   def _join(self, address, count, index):
     try:
       jax.distributed.initialize(
-        address, count, index, cluster_detection_method=None if address is None else "deactivate",
-        initialization_timeout=JOIN, heartbeat_timeout_seconds=HEARTBEAT,
-      )  # fmt: skip
+        address,
+        count,
+        index,
+        cluster_detection_method=None if address is None else "deactivate",
+        initialization_timeout=JOIN,
+        heartbeat_timeout_seconds=HEARTBEAT,
+      )
     except (RuntimeError, ValueError, TypeError) as error:
       who = "--distributed" if address is None else f"process {index} of {count} at {address}"
       raise ValueError(f"{who}: {_line(error)}; {WAYS}") from error
@@ -118,7 +139,9 @@ class Peers:
       self._witness.dismiss()
     devices = [sum(d.process_index == i for d in jax.devices()) for i in range(self._count)]
     if len(set(devices)) > 1:
-      raise ValueError(f"the processes have {', '.join(map(str, devices))} devices, expected as many in each")
+      raise ValueError(
+        f"the processes have {', '.join(map(str, devices))} devices, expected as many in each"
+      )
     multihost_utils.sync_global_devices("joined")
 
   def __exit__(self, kind, error, _):
@@ -134,7 +157,8 @@ class Peers:
     """Tells the others why this process stops, and ends it."""
     self._failing.set()
     if _of_the_runtime(error):
-      # A collective has failed: most likely since another process is lost, and the watch is about to say which.
+      # A collective has failed: most likely since another process is lost, and the watch is about
+      # to say which.
       _say(f"process {self._index}: {_line(error)}; waiting for word of the others")
       self._failing.clear()
       time.sleep(SILENCE + 3 * BEAT)
@@ -147,8 +171,8 @@ class Peers:
     self._leave()
 
   def _leave(self):
-    """Ends the process, and waits for nobody, as leaving the interpreter would; but process 0 holds what the others
-    read, and lets them go first."""
+    """Ends the process, and waits for nobody, as leaving the interpreter would; but process 0 holds
+    what the others read, and lets them go first."""
     until = time.monotonic() + GRACE + 3 * BEAT
     while not self._index and time.monotonic() < until:
       going = [word for word in self._words().values() if word.startswith("stopped")]
@@ -168,7 +192,9 @@ class Peers:
   def _words(self) -> dict[int, str]:
     """Process -> its last word: a number that grows, "left", or "stopped: why"."""
     try:
-      return {int(key.rsplit("/", 1)[1]): word for key, word in self._client.key_value_dir_get(KEYS)}
+      return {
+        int(key.rsplit("/", 1)[1]): word for key, word in self._client.key_value_dir_get(KEYS)
+      }
     except Exception:
       return {}
 
@@ -180,12 +206,17 @@ class Peers:
       if not self._failing.is_set():
         self._tell(str(beat))
       words, now = self._words(), time.monotonic()
-      last = {i: seen if words.get(i, seen[0]) == seen[0] else (words[i], now) for i, seen in last.items()}
+      last = {
+        i: seen if words.get(i, seen[0]) == seen[0] else (words[i], now) for i, seen in last.items()
+      }
       for i, (word, since) in last.items():
         if word.startswith("stopped"):
           self._follow(f"process {i} of {self._count} has {word}", GRACE)
         elif word != "left" and now - since > SILENCE:
-          self._follow(f"process {i} of {self._count} is lost: no sign of life for {SILENCE:.0f} s; {AGAIN}", 0.0)
+          self._follow(
+            f"process {i} of {self._count} is lost: no sign of life for {SILENCE:.0f} s; {AGAIN}",
+            0.0,
+          )
 
   def _follow(self, why: str, grace: float):
     """Ends this process because of another, unless it is about to end by itself."""
@@ -197,11 +228,12 @@ class Peers:
 
 
 class _Witness:
-  """A helper process that outlives this one by a moment and says what JAX, which aborted it, does not.
+  """A helper process that outlives this one by a moment and says what JAX, which aborted it, does
+  not.
 
-  It waits for the end of its input. Where that comes before all processes have met, it says so; where it comes later,
-  it asks whether the coordinator is there: a live one greets whoever connects. A process that ends as it should
-  dismisses it before.
+  It waits for the end of its input. Where that comes before all processes have met, it says so;
+  where it comes later, it asks whether the coordinator is there: a live one greets whoever
+  connects. A process that ends as it should dismisses it before.
   """
 
   PROGRAM = """
@@ -223,15 +255,25 @@ elif words[-1] != "well":
 """
 
   def __init__(self, place: Place):
-    who, where = ("this process", "") if place.index is None else (f"process {place.index}", f" at {place.coordinator}")
+    who, where = (
+      ("this process", "")
+      if place.index is None
+      else (f"process {place.index}", f" at {place.coordinator}")
+    )
     met = "all processes" if place.count is None else f"all {place.count} processes"
-    unmet = f"error: {who} ended before {met} had met{where}: each must be started within {JOIN} s and reach process 0"
+    unmet = (
+      f"error: {who} ended before {met} had met{where}: each must be started within {JOIN} s "
+      "and reach process 0"
+    )
     of = "" if place.count is None else f" of {place.count}"
     lost = f"error: process 0{of}, the coordinator at ADDRESS, is lost; {AGAIN}"
     self._process = subprocess.Popen(
-      [sys.executable, "-I", "-S", "-c", self.PROGRAM, unmet, lost], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-      start_new_session=True, text=True,
-    )  # fmt: skip
+      [sys.executable, "-I", "-S", "-c", self.PROGRAM, unmet, lost],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.DEVNULL,
+      start_new_session=True,
+      text=True,
+    )
 
   def watch(self, address: str):
     """All have met: from now on the coordinator is asked for."""

@@ -43,18 +43,23 @@ class Update(NamedTuple):
   """The update for one model, loss, optimiser and mesh; arguments may lie anywhere, on host too.
 
   `used` is the number of micro-batches of a Batch `[M, B, T]` that hold rollouts: the first ones.
-  `reference` is what `freeze` returns, given if and only if `kl_coef > 0` and the model has no adapters (models/lora):
-  with them it is the frozen part of the parameters, and gradient and optimiser state are of the trainable part.
+  `reference` is what `freeze` returns, given if and only if `kl_coef > 0` and the model has no
+  adapters (models/lora): with them it is the frozen part of the parameters, and gradient and
+  optimiser state are of the trainable part.
   """
 
   place: Callable  # params -> params on the mesh, in the dtypes that they are kept in
-  freeze: Callable  # params -> a copy on the mesh that no update overwrites, None with adapters: the reference
+  # params -> a copy on the mesh that no update overwrites, None with adapters: the reference
+  freeze: Callable
   init: Callable  # params -> opt_state on the mesh
   step: Callable  # (params, opt_state, batch, used, reference=None) -> (params, opt_state, Metrics)
   loss_and_grad: Callable  # (params, batch, used, reference=None) -> (loss, gradient, Metrics)
-  recompute: Callable  # (params, [(batch, used)]) -> ([(batch, used)], (sum, count)): see `recompute` below
+  # (params, [(batch, used)]) -> ([(batch, used)], (sum, count)): see `recompute` below
+  recompute: Callable
   program: Any  # the jitted step, (params, opt_state, batch, used, reference)
-  lower: Callable  # ((M, B, T), recompute=False) -> jax.stages.Lowered of the step, or of `recompute`, for such a Batch
+  # ((M, B, T), recompute=False) -> jax.stages.Lowered of the step, or of `recompute`, for such a
+  # Batch
+  lower: Callable
 
 
 def make(
@@ -104,10 +109,12 @@ def make(
     donate=(0, 1),
     in_shardings=(at_params, at_state, at_rows, whole, at_params if copied else None),
     out_shardings=(at_params, at_state, whole),
-  )  # fmt: skip
+  )
   at_gradient = whole, lora.split(at_params)[0], whole
   only_gradient = mapped(gradient, (same, split, same, same), same, out_shardings=at_gradient)
-  again = mapped(partial(recompute, logprobs), (same, split, same), (split, same), out_shardings=(at_rows, whole))
+  again = mapped(
+    partial(recompute, logprobs), (same, split, same), (split, same), out_shardings=(at_rows, whole)
+  )
   initialise = jax.jit(lambda params: optimizer.init(lora.split(params)[0]), out_shardings=at_state)
 
   # Everything is placed before the call, so that the program sees one kind of argument and compiles
@@ -128,7 +135,9 @@ def make(
     freeze=lambda params: None if model_config.adapters else jax.tree.map(jnp.copy, place(params)),
     init=lambda params: initialise(place(params)),
     step=step,
-    loss_and_grad=lambda params, batch, used, ref=None: only_gradient(place(params), *others(batch, used, ref)),
+    loss_and_grad=lambda params, batch, used, ref=None: only_gradient(
+      place(params), *others(batch, used, ref)
+    ),
     recompute=lambda params, batches: recompute_all(again, feed, place(params), batches),
     program=program,
     lower=partial(lower, program, again, *like, at_rows, whole, bool(copied)),
@@ -136,10 +145,13 @@ def make(
 
 
 def lower(program, again, params, state, at_rows, whole, reference: bool, shape, recompute=False):
-  """The step for a Batch of shape (M, B, T), without data; compiled, it is what the first such call finds done."""
+  """The step for a Batch of shape (M, B, T), without data; compiled, it is what the first such call
+  finds done."""
   dtype = lambda name: np.float32 if name in ("weight", "advantage", "old_logprob") else np.int32
   fields = (field.name for field in dataclasses.fields(structs.Batch))
-  batch = structs.Batch(**{name: jax.ShapeDtypeStruct(shape, dtype(name), sharding=at_rows) for name in fields})
+  batch = structs.Batch(
+    **{name: jax.ShapeDtypeStruct(shape, dtype(name), sharding=at_rows) for name in fields}
+  )
   used = jax.ShapeDtypeStruct((), np.int32, sharding=whole)
   if recompute:
     return again.lower(params, batch, used)
@@ -156,12 +168,14 @@ def _feed(at_rows, whole, batch, used):
 def _check_reference(kl_coef, copied, reference):
   if (reference is not None) != bool(copied):
     verb = "needs" if copied else "takes no"
-    raise ValueError(f"config.loss.kl_coef={kl_coef} {verb} reference parameters (with adapters: none)")
+    raise ValueError(
+      f"config.loss.kl_coef={kl_coef} {verb} reference parameters (with adapters: none)"
+    )
 
 
 def layout(model_config, optimizer, mesh):
-  """-> specs of the parameters, and what stands for them and for the optimiser state, which follows them: shapes and
-  shardings."""
+  """-> specs of the parameters, and what stands for them and for the optimiser state, which follows
+  them: shapes and shardings."""
   params = jax.eval_shape(lambda: transformer.init(model_config, jax.random.key(0)))
   state = jax.eval_shape(optimizer.init, lora.split(params)[0])
   specs, at_state = (sharding.param_specs(mesh, tree) for tree in (params, state))
@@ -176,22 +190,27 @@ def kernel(model_config, mesh) -> Callable | None:
     return None
   heads = "tensor" if model_config.num_kv_heads % mesh.shape["tensor"] == 0 else None
   rows, each = PartitionSpec("fsdp"), PartitionSpec("fsdp", None, heads)
-  return sharding.split(partial(flash.attend, model_config.attention), (each, each, each, rows), each)
+  return sharding.split(
+    partial(flash.attend, model_config.attention), (each, each, each, rows), each
+  )
 
 
 def token_logprobs(model_config, config, temperature, groups, kernel, params, batch: structs.Batch):
-  """-> (log-prob of each target, entropy), float32 [B, T], of one micro-batch; meaningless where its weight is 0.
+  """-> (log-prob of each target, entropy), float32 [B, T], of one micro-batch; meaningless where
+  its weight is 0.
 
   groups: devices of `fsdp`.
   """
   mask = batch.weight > 0
   constrain = jax.lax.with_sharding_constraint
   # The head is gathered along `fsdp`, like a layer's matrices in its turn: left alone, the compiler
-  # sums whole chunks of logits instead. The embedding is gathered whole, as XLA aborts on the lookup
-  # in a split table where data, fsdp and tensor are all used.
+  # sums whole chunks of logits instead. The embedding is gathered whole, as XLA aborts on the
+  # lookup in a split table where data, fsdp and tensor are all used.
   matrix = constrain(transformer.unembed(model_config, params), PartitionSpec("tensor"))
   params = params | {"embedding": constrain(params["embedding"], PartitionSpec())}
-  hidden = transformer.forward(model_config, params, batch.tokens, batch.position, batch.segment, batch.prompt, kernel)
+  hidden = transformer.forward(
+    model_config, params, batch.tokens, batch.position, batch.segment, batch.prompt, kernel
+  )
   if model_config.backend == "cpu" and groups == 1:
     chunk = min(config.vocab_chunk, CPU_CHUNK)
     return losses.counted_logprobs(hidden, matrix, batch.target, temperature, chunk, mask)
@@ -208,14 +227,19 @@ def token_logprobs(model_config, config, temperature, groups, kernel, params, ba
 
 
 def micro_loss(config, logprobs, frozen_logprobs, params, batch: structs.Batch, reference):
-  """-> (loss, sums of the token metrics) of one micro-batch `[B, T]`. logprobs, and frozen_logprobs of the model
-  without adapters: `token_logprobs` of (params, batch)."""
+  """-> (loss, sums of the token metrics) of one micro-batch `[B, T]`. logprobs, and frozen_logprobs
+  of the model without adapters: `token_logprobs` of (params, batch)."""
   mask = batch.weight > 0
   logprob, entropy = logprobs(params, batch)
   loss, clipped = losses.surrogate(
-    logprob, batch.old_logprob, batch.advantage,
-    config.clip_low, config.clip_high, config.clip_dual, mask,
-  )  # fmt: skip
+    logprob,
+    batch.old_logprob,
+    batch.advantage,
+    config.clip_low,
+    config.clip_high,
+    config.clip_dual,
+    mask,
+  )
   tokens = {
     "loss/entropy": entropy,
     "loss/clip_fraction": clipped,
@@ -233,7 +257,8 @@ def micro_loss(config, logprobs, frozen_logprobs, params, batch: structs.Batch, 
 
 
 def accumulate(token_loss, specs, params, batch: structs.Batch, used, reference):
-  """Inside `sharding.mapped` -> (loss, gradient of the trainable parameters, Metrics): sums over all of `data`.
+  """Inside `sharding.mapped` -> (loss, gradient of the trainable parameters, Metrics): sums over
+  all of `data`.
 
   The first `used` micro-batches of this device's `batch` `[M, B, T]` are gone through in a loop.
   """
@@ -241,7 +266,9 @@ def accumulate(token_loss, specs, params, batch: structs.Batch, used, reference)
   pin, of_gradient = partial(jax.tree.map, jax.lax.with_sharding_constraint), lora.split(specs)[0]
   local, frozen = lora.split(pin(sharding.vary(params), specs))
   reference = frozen or reference
-  differentiate = jax.value_and_grad(lambda x, *rest: token_loss(lora.join(x, frozen), *rest), has_aux=True)
+  differentiate = jax.value_and_grad(
+    lambda x, *rest: token_loss(lora.join(x, frozen), *rest), has_aux=True
+  )
 
   def part(i):
     rows = _micro(batch, i)
@@ -259,14 +286,16 @@ def accumulate(token_loss, specs, params, batch: structs.Batch, used, reference)
 def _micro(batch: structs.Batch, i) -> structs.Batch:
   """The i-th micro-batch `[B, T]`, its rows split along `fsdp`."""
   take = lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
-  return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(take(x), PartitionSpec("fsdp")), batch)
+  return jax.tree.map(
+    lambda x: jax.lax.with_sharding_constraint(take(x), PartitionSpec("fsdp")), batch
+  )
 
 
 def recompute(logprobs, params, batch: structs.Batch, used):
   """Inside `sharding.mapped` -> (log-probs [M, B, T] under `params`, gap (sum, count)).
 
-  Of the first `used` micro-batches, in a batch that holds the sampler's `old_logprob`; these stay in the
-  others. The gap is |log-prob - the sampler's| over response tokens.
+  Of the first `used` micro-batches, in a batch that holds the sampler's `old_logprob`; these stay
+  in the others. The gap is |log-prob - the sampler's| over response tokens.
   """
 
   def part(i, carry):
@@ -283,7 +312,8 @@ def recompute(logprobs, params, batch: structs.Batch, used):
 
 
 def recompute_all(again, feed, params, batches):
-  """-> (`batches` with the log-probs under `params`, (sum, count) of the gap); `again` is `recompute`, mapped."""
+  """-> (`batches` with the log-probs under `params`, (sum, count) of the gap); `again` is
+  `recompute`, mapped."""
   out, gaps = [], []
   for batch, used in batches:
     batch, count = feed(batch, used)
@@ -310,10 +340,11 @@ def update(optimizer, gradient, params, opt_state, batch, used, reference):
 
 
 def batch_shape(loss_config, prompts: int, most: int, longest: int, mesh) -> tuple[int, int, int]:
-  """(M, B, T) of a minibatch, whatever its rollouts are: T is `row_length`, B is `micro_rows` for each device along
-  `data` and `fsdp`, and M is what rollouts of full length would need.
+  """(M, B, T) of a minibatch, whatever its rollouts are: T is `row_length`, B is `micro_rows` for
+  each device along `data` and `fsdp`, and M is what rollouts of full length would need.
 
-  prompts: of a step, at most; most: rollouts of a prompt; longest: tokens of a prompt and a response, less one.
+  prompts: of a step, at most; most: rollouts of a prompt; longest: tokens of a prompt and a
+  response, less one.
 
   Raises ValueError for a `row_length` that the longest possible rollout does not fit.
   """
@@ -343,10 +374,11 @@ def minibatches(
 
   The prompts of `members` bool [P] (default: `prompts.mask`) are cut into `config.loss.minibatches`
   contiguous parts; a part without any rollout that counts is left out. advantage float [P, K];
-  importance float [P] multiplies all of a prompt's loss (default: 1); `max_response` in tokens is the
-  denominator of `aggregate = constant`.
+  importance float [P] multiplies all of a prompt's loss (default: 1); `max_response` in tokens is
+  the denominator of `aggregate = constant`.
 
-  M, B and T are those of `batch_shape`, which raises ValueError for a `row_length` that is too short.
+  M, B and T are those of `batch_shape`, which raises ValueError for a `row_length` that is too
+  short.
   """
   members = np.asarray(prompts.mask if members is None else members, bool)
   longest = prompts.tokens.shape[1] + rollouts.tokens.shape[1] - 1
@@ -359,7 +391,14 @@ def minibatches(
     if importance is not None:
       weight = weight * importance[:, None]
     batch, used = packing.pack(
-      prompts, rollouts, advantage, weight, length, micros * micro, chosen, loss_config.share_prompts
+      prompts,
+      rollouts,
+      advantage,
+      weight,
+      length,
+      micros * micro,
+      chosen,
+      loss_config.share_prompts,
     )
     if used:
       batch = jax.tree.map(lambda x: x.reshape(micros, micro, length), batch)

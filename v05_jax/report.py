@@ -25,23 +25,27 @@ from v05_jax.runs import (
 
 
 def report(workdirs: list[str], out: str | None = None, names=None) -> list[Row]:
-  """Compares runs: prints a Markdown table and writes it, plots and a page -> a row a method, in order.
+  """Compares runs: prints a Markdown table and writes it, plots and a page -> a row a method, in
+  order.
 
   Every score is taken on the rollouts that all runs have reached: `start`, `end` and `area`, the
   mean height of the curve (its integral divided by its length), so longer runs gain nothing from
-  their length. Runs whose configs differ by nothing but the seed are averaged, and the seeds that a method shares with
-  the first one give paired differences from it.
+  their length. Runs whose configs differ by nothing but the seed are averaged, and the seeds that a
+  method shares with the first one give paired differences from it.
 
-  Files: comparison.md; comparison.html, everything in one file; comparison.png (over rollouts), comparison_steps.png
-  and comparison_metrics.png. `out`: their folder; by default the one that holds the first workdir. `names`: of the
-  runs, instead of their folders'. Raises ValueError for a workdir without metrics.
+  Files: comparison.md; comparison.html, everything in one file; comparison.png (over rollouts),
+  comparison_steps.png and comparison_metrics.png. `out`: their folder; by default the one that
+  holds the first workdir. `names`: of the runs, instead of their folders'. Raises ValueError for a
+  workdir without metrics.
   """
   runs = [load(workdir) for workdir in workdirs]
   if names is not None:
     runs = [run._replace(name=name) for run, name in zip(runs, names, strict=True)]
   score = common_score(runs)
   if score is None:
-    raise ValueError(f"no metric is in all of {', '.join(workdirs)}; expected one of {', '.join(SCORES)}")
+    raise ValueError(
+      f"no metric is in all of {', '.join(workdirs)}; expected one of {', '.join(SCORES)}"
+    )
   rows = compare(runs, score)
   text = page.table(rows, score)
   print(text)
@@ -57,7 +61,10 @@ def report(workdirs: list[str], out: str | None = None, names=None) -> list[Row]
 
 def _pictures(folder: epath.Path, rows: list[Row], score: str):
   title, axis = TITLES[score].split(":")[0], rows[0].axis
-  curves = {"step": [metric_curve(row, score, "step", smooth=False) for row in rows], axis: [r.curve for r in rows]}
+  curves = {
+    "step": [metric_curve(row, score, "step", smooth=False) for row in rows],
+    axis: [r.curve for r in rows],
+  }
   for place, name in {"step": "comparison_steps.png", axis: "comparison.png"}.items():
     (folder / name).write_bytes(figures.png(figures.score, rows, curves[place], title, place))
   found = overlays(rows, score)

@@ -1,8 +1,8 @@
 """Random keys by `fold_in` only: a key names what it is for, so no generator state exists to save.
 
-A rollout's key depends on (seed, step, prompt position, index) and nothing else: not on its slot, its
-neighbours or the order of work. So an adaptively stopped group is the prefix of the full one, and a
-resumed run repeats nothing and skips nothing.
+A rollout's key depends on (seed, step, prompt position, index) and nothing else: not on its slot,
+its neighbours or the order of work. So an adaptively stopped group is the prefix of the full one,
+and a resumed run repeats nothing and skips nothing.
 """
 
 from functools import partial
@@ -20,6 +20,7 @@ def at(seed: int, step, stream: int = TRAIN) -> jax.Array:
 
 
 def rollout_key(step_key: jax.Array, prompt, index) -> jax.Array:
-  """The key of one rollout. `prompt` is the position in the data stream, not the prompt's id: the same
-  prompt may stand in a step twice. Token t of the rollout is drawn with `fold_in(rollout_key, t)`."""
+  """The key of one rollout. `prompt` is the position in the data stream, not the prompt's id: the
+  same prompt may stand in a step twice. Token t of the rollout is drawn with `fold_in(rollout_key,
+  t)`."""
   return jax.random.fold_in(jax.random.fold_in(step_key, prompt), index)

@@ -1,19 +1,20 @@
 """The sampler's host side: keeps the slots full, has rollouts verified, asks the budget, refills.
 
-One mechanism serves fixed groups, adaptive groups and evaluation: a queue of (prompt, index) requests in
-front of a fixed number of slots. Between two decode chunks the host
+One mechanism serves fixed groups, adaptive groups and evaluation: a queue of (prompt, index)
+requests in front of a fixed number of slots. Between two decode chunks the host
 
     1. applies the verdicts of the rollouts that ended one boundary ago (waiting for late ones),
     2. hands the rollouts that have just ended to the verifier,
     3. asks `budget.extra` about prompts all of whose rollouts have verdicts,
     4. opens further prompts (prefill) and starts requests in free slots.
 
-A verdict is applied exactly one boundary after its rollout ended, so arrival time changes neither slots nor
-samples.
+A verdict is applied exactly one boundary after its rollout ended, so arrival time changes neither
+slots nor samples.
 
-Where a run has several processes, each holds the slots of its own devices and verifies the rollouts of its own prompts
-(they take turns). What a chunk has sampled and what the verdicts are goes to all of them, so that every process keeps
-the same books and makes the same calls: one queue serves the slots of all.
+Where a run has several processes, each holds the slots of its own devices and verifies the rollouts
+of its own prompts (they take turns). What a chunk has sampled and what the verdicts are goes to all
+of them, so that every process keeps the same books and makes the same calls: one queue serves the
+slots of all.
 """
 
 from collections.abc import Callable
@@ -45,21 +46,24 @@ class Groups(NamedTuple):
 
   @property
   def unconditional(self) -> int:
-    """A prompt's first rollouts, whose number no outcome has chosen: what may be learnt from without bias."""
+    """A prompt's first rollouts, whose number no outcome has chosen: what may be learnt from
+    without bias."""
     return self.k_max if self.rule in ("fixed", "value") else self.k_init
 
 
 def make(policy, config, mesh, verifier, ahead: Ahead | None = None) -> Callable:
   """Builds `collect` for a `models.Policy`, a run's config, a mesh and a verifier (`rewards.load`).
 
-  `collect(params, prompts, step_key, groups, value=None, temperature=None, limit=None, ewa=None)` samples every
-  prompt's rollouts and returns `(Rollouts, stats)`. `value [P]` is the prior, which an adaptive rule needs, and
-  `ewa` what EWA-Beta has learnt, which the rule "neyman" needs; `limit [P, K]` caps the response tokens of each
-  rollout below `config.sampler.max_response` (default: the data row's `max_tokens`, where it has one); stats are
-  (sum, count) pairs. Between calls a CPU keeps the device buffers. The policy's own parameters are not used.
+  `collect(params, prompts, step_key, groups, value=None, temperature=None, limit=None, ewa=None)`
+  samples every prompt's rollouts and returns `(Rollouts, stats)`. `value [P]` is the prior, which
+  an adaptive rule needs, and `ewa` what EWA-Beta has learnt, which the rule "neyman" needs; `limit
+  [P, K]` caps the response tokens of each rollout below `config.sampler.max_response` (default: the
+  data row's `max_tokens`, where it has one); stats are (sum, count) pairs. Between calls a CPU
+  keeps the device buffers. The policy's own parameters are not used.
 
-  The first call compiles, in threads of `ahead`, the programs of all of the cache's shapes and the changes from each
-  to the next; what `ahead` holds besides is started then. A change that passes over a shape compiles when it comes.
+  The first call compiles, in threads of `ahead`, the programs of all of the cache's shapes and the
+  changes from each to the next; what `ahead` holds besides is started then. A change that passes
+  over a shape compiles when it comes.
   """
   options, lanes = config.sampler, sharding.lanes(mesh)
   tokenizer, stop = policy.tokenizer, policy.stop
@@ -67,7 +71,9 @@ def make(policy, config, mesh, verifier, ahead: Ahead | None = None) -> Callable
   given = sampler.arguments(policy.config, options, mesh)
   store, cache, shape, begun = None, None, None, False
 
-  def collect(params, prompts, step_key, groups, value=None, temperature=None, limit=None, ewa=None):
+  def collect(
+    params, prompts, step_key, groups, value=None, temperature=None, limit=None, ewa=None
+  ):
     nonlocal store, cache, shape, begun
     with contextlib.nullcontext(ahead) if begun or ahead else Ahead() as threads:
       if begun:
@@ -77,12 +83,15 @@ def make(policy, config, mesh, verifier, ahead: Ahead | None = None) -> Callable
         begun = True
       ledger = _Ledger(prompts, groups, value, ewa, config, stop)
       limit = row_limits(prompts, options.max_response) if limit is None else np.asarray(limit)
-      limit = np.broadcast_to(limit.clip(1, options.max_response), (len(prompts.mask), groups.k_max))
+      limit = np.broadcast_to(
+        limit.clip(1, options.max_response), (len(prompts.mask), groups.k_max)
+      )
       schedule = Schedule(prompts, limit, ledger.first(), options, lanes)
       temperature = np.float32(options.temperature if temperature is None else temperature)
       store = programs.store() if store is None else store
       waited = work(params, weights, compiled, prompts, step_key, temperature, ledger, schedule)
-      if policy.config.backend != "cpu":  # the update wants the memory; on a CPU fresh memory is slow
+      # the update wants the memory; on a CPU fresh memory is slow
+      if policy.config.backend != "cpu":
         store, cache, shape = None, None, None
       for wait in compiled.values():
         wait()
@@ -94,7 +103,9 @@ def make(policy, config, mesh, verifier, ahead: Ahead | None = None) -> Callable
     ended, waited, groups = [], 0.0, ledger.groups
     while ended or not schedule.finished:
       verdicts = _submit(ended, prompts, tokenizer, verifier, config, stop)
-      while (batch := schedule.open(final=groups.rule in ("fixed", *budget.BATCH_RULES))) is not None:
+      while (
+        batch := schedule.open(final=groups.rule in ("fixed", *budget.BATCH_RULES))
+      ) is not None:
         store = programs.prefill(params, store, *batch)
       if (change := schedule.fit()) is not None:
         slots, new = change
@@ -108,7 +119,9 @@ def make(policy, config, mesh, verifier, ahead: Ahead | None = None) -> Callable
       schedule.start()
       just_ended = []
       if schedule.active:
-        cache, chunk = programs.decode(weights, cache, store, *schedule.rows(), step_key, temperature)
+        cache, chunk = programs.decode(
+          weights, cache, store, *schedule.rows(), step_key, temperature
+        )
         just_ended = schedule.read(distributed.fetch(chunk), stop)
       began = time.perf_counter()
       for rollout, reward in zip(ended, _rewards(ended, verdicts, options.slots)):
@@ -123,7 +136,8 @@ def make(policy, config, mesh, verifier, ahead: Ahead | None = None) -> Callable
 
 
 def _resized(resize, layers: list, slots):
-  """The layers' caches, resized one after another, each in the place of the old one: `layers` is used up."""
+  """The layers' caches, resized one after another, each in the place of the old one: `layers` is
+  used up."""
   for i in range(len(layers)):
     layers[i] = resize(layers[i], slots)
   return tuple(layers)
@@ -133,17 +147,30 @@ def _nothing():
   """What there is to wait for where everything is compiled."""
 
 
-def _compile(programs: sampler.Programs, given: sampler.Arguments, params, step_key, options, mesh, ahead: Ahead):
-  """Compiles prefill, decode for each of the cache's shapes, and the changes from a shape to the next as a run meets
-  them, all but the first of them in the background -> (weights, {shape: waits for its programs})."""
+def _compile(
+  programs: sampler.Programs,
+  given: sampler.Arguments,
+  params,
+  step_key,
+  options,
+  mesh,
+  ahead: Ahead,
+):
+  """Compiles prefill, decode for each of the cache's shapes, and the changes from a shape to the
+  next as a run meets them, all but the first of them in the background -> (weights, {shape: waits
+  for its programs})."""
   key, store = shapes(step_key), given.store()
   prefill = ahead.now(programs.prefill.lower(shapes(params), store, *given.prompts()).compile)
   weights = programs.weights(params)
   weights_at, temperature = shapes(weights), jax.ShapeDtypeStruct((), np.float32)
-  order = sorted(sampler.shapes(options, sharding.lanes(mesh)), key=lambda shape: (-shape.slots, shape.columns))
+  order = sorted(
+    sampler.shapes(options, sharding.lanes(mesh)), key=lambda shape: (-shape.slots, shape.columns)
+  )
 
   def decode(shape):
-    return programs.decode.lower(weights_at, given.cache(shape), store, *given.rows(shape), key, temperature)
+    return programs.decode.lower(
+      weights_at, given.cache(shape), store, *given.rows(shape), key, temperature
+    )
 
   def both(old, new):
     whole(decode(new).compile())
@@ -156,7 +183,9 @@ def _compile(programs: sampler.Programs, given: sampler.Arguments, params, step_
       chunk = jax.tree.map(place, compiled.out_info[1], compiled.output_shardings[1])
       distributed.replicate(mesh).lower(chunk).compile()
 
-  compiled = {order[0]: ahead.now(partial(lambda decode: whole(decode.compile()), decode(order[0])))}
+  compiled = {
+    order[0]: ahead.now(partial(lambda decode: whole(decode.compile()), decode(order[0])))
+  }
   compiled |= {new: ahead.later(partial(both, old, new)) for old, new in itertools.pairwise(order)}
   ahead.go()
   prefill()
@@ -180,7 +209,11 @@ class _Ledger:
     self.total = round(groups.k_mean * self.real.sum())  # of a rule that divides one
     self.divided = False  # it has been
     self.value = np.full(shape[0], np.nan, np.float32) if value is None else np.asarray(value)
-    self.low, self.high, self.truncated = config.rewards.low, config.rewards.high, config.sampler.truncated
+    self.low, self.high, self.truncated = (
+      config.rewards.low,
+      config.rewards.high,
+      config.sampler.truncated,
+    )
     self.done: list[Sampled] = []
     self.length = np.zeros(shape, np.int32)
     self.reward = np.full(shape, np.nan, np.float32)
@@ -201,7 +234,8 @@ class _Ledger:
     self.changed.add(rollout.prompt)
 
   def first(self) -> np.ndarray:
-    """int [P]: rollouts to begin with, `k_init` but for the rule that knows every number beforehand."""
+    """int [P]: rollouts to begin with, `k_init` but for the rule that knows every number
+    beforehand."""
     first = np.full(len(self.real), self.groups.k_init)
     return first + self._extra(self.real) if self.groups.rule == "value" else first
 
@@ -227,14 +261,26 @@ class _Ledger:
     """`budget.extra` for the prompts that are `ready` [P]."""
     groups, judged = self.groups, (self.length > 0).sum(1)
     s, k = shrinkage.outcomes(shrinkage.map_reward(self.reward, self.low, self.high), self.mask)
-    k = np.full(len(judged), groups.k_init) if groups.rule == "value" else np.asarray(k).astype(np.int32)
+    k = (
+      np.full(len(judged), groups.k_init)
+      if groups.rule == "value"
+      else np.asarray(k).astype(np.int32)
+    )
     # Rollouts without a verdict count towards k_max and the total, though not towards k.
     lost = np.maximum(judged - k, 0)
     more = budget.extra(
-      groups.rule, self.ewa, self.value, s, k.astype(np.int32), ready,
-      np.int32(self.total - lost.sum()), k_max=(groups.k_max - lost).astype(np.int32), cost=groups.cost,
-      block=groups.block, real=self.real,
-    )  # fmt: skip
+      groups.rule,
+      self.ewa,
+      self.value,
+      s,
+      k.astype(np.int32),
+      ready,
+      np.int32(self.total - lost.sum()),
+      k_max=(groups.k_max - lost).astype(np.int32),
+      cost=groups.cost,
+      block=groups.block,
+      real=self.real,
+    )
     return np.asarray(more)
 
   def rollouts(self, max_response: int) -> Rollouts:
@@ -253,12 +299,18 @@ class _Ledger:
       sampled_logprob=rows("sampled_logprob", np.float32),
       prompt=np.array([r.prompt for r in done], np.int32),
       index=np.array([r.index for r in done], np.int32),
-      length=self.length, reward=self.reward, ended=self.ended, mask=self.mask,
-    )  # fmt: skip
+      length=self.length,
+      reward=self.reward,
+      ended=self.ended,
+      mask=self.mask,
+    )
 
 
-def _submit(ended, prompts: Prompts, tokenizer, verifier, config, stop) -> list[Callable[[], float]]:
+def _submit(
+  ended, prompts: Prompts, tokenizer, verifier, config, stop
+) -> list[Callable[[], float]]:
   """Hands rollouts to the verifier -> for each a function that waits for its reward."""
+
   def needs_verdict(rollout):
     return config.sampler.truncated == "score" or rollout.tokens[-1][-1] in stop
 
@@ -272,7 +324,8 @@ def _submit(ended, prompts: Prompts, tokenizer, verifier, config, stop) -> list[
 
 
 def _rewards(ended, verdicts, slots: int) -> list[float]:
-  """The rollouts' rewards: a process waits for the verdicts on its own prompts and is told the others."""
+  """The rollouts' rewards: a process waits for the verdicts on its own prompts and is told the
+  others."""
   if not distributed.several():
     return [verdict() for verdict in verdicts]
   rewards = np.zeros(slots, np.float32)  # always as many: one program
@@ -285,7 +338,9 @@ def _rewards(ended, verdicts, slots: int) -> list[float]:
   return [float(told[rollout.prompt % len(told), i]) for i, rollout in enumerate(ended)]
 
 
-def _stats(schedule: Schedule, ledger: _Ledger, slots: int, waited: float) -> dict[str, tuple[float, float]]:
+def _stats(
+  schedule: Schedule, ledger: _Ledger, slots: int, waited: float
+) -> dict[str, tuple[float, float]]:
   count = len(ledger.done)
   return {
     "sampler/utilisation": (schedule.sampled, schedule.computed),

@@ -1,4 +1,5 @@
-"""Runs read back and compared: what `metrics.jsonl` and `config.json` of workdirs say, nothing else.
+"""Runs read back and compared: what `metrics.jsonl` and `config.json` of workdirs say, nothing
+else.
 
 A method is one config; runs that differ by nothing but the seed are seeds of a method.
 """
@@ -70,7 +71,9 @@ class Run(NamedTuple):
 
   def curve(self, name: str, axis: str = "") -> tuple[np.ndarray, np.ndarray]:
     """(place on the axis, by default its own; value) of the lines that hold a metric."""
-    points = [(line[axis or self.axis], line[name]) for line in self.lines if line.get(name) is not None]
+    points = [
+      (line[axis or self.axis], line[name]) for line in self.lines if line.get(name) is not None
+    ]
     places, values = np.array(points, float).reshape(-1, 2).T
     return places, values
 
@@ -84,7 +87,8 @@ class Run(NamedTuple):
 
 
 class Curve(NamedTuple):
-  """A metric of a method along an axis: mean and standard error over its seeds, arrays of one shape."""
+  """A metric of a method along an axis: mean and standard error over its seeds, arrays of one
+  shape."""
 
   x: np.ndarray
   mean: np.ndarray
@@ -139,7 +143,8 @@ def common_score(runs: list[Run]) -> str | None:
 
 
 def compare(runs: list[Run], score: str) -> list[Row]:
-  """A row for each method, in the order of the runs, on the part of the axis that all of them have reached.
+  """A row for each method, in the order of the runs, on the part of the axis that all of them have
+  reached.
 
   Raises ValueError where there is no such part.
   """
@@ -174,18 +179,24 @@ def _row(group: list[Run], score: str, axis: str, first: float, last: float) -> 
     seeds=len(group),
     axis=axis,
     curve=Curve(points, values.mean(0), standard_error(values)),
-    start=start, end=end, gain=gain, area=area,
+    start=start,
+    end=end,
+    gain=gain,
+    area=area,
     errors=tuple(standard_error(scores).tolist()),
     rollouts=float(np.mean([run.lines[-1]["rollouts"] for run in group])),
     prompts=float(np.mean([run.total("prompts") for run in group])),
     seconds=float(np.mean([run.seconds for run in group])),
-    by_seed={seed: tuple(np.mean(x, 0).tolist()) for seed, x in of_seed.items() if seed is not None},
+    by_seed={
+      seed: tuple(np.mean(x, 0).tolist()) for seed, x in of_seed.items() if seed is not None
+    },
     runs=tuple(group),
-  )  # fmt: skip
+  )
 
 
 def _together(curves, first: float, last: float, most: int = 0) -> tuple[np.ndarray, np.ndarray]:
-  """Curves (x, y) on all of their points from first to last, `most` at most -> (points, values [curves, points])."""
+  """Curves (x, y) on all of their points from first to last, `most` at most -> (points, values
+  [curves, points])."""
   points = np.unique(np.concatenate([x for x, _ in curves] + [[first, last]]))
   points = points[(points >= first) & (points <= last)]
   if 0 < most < len(points):
@@ -207,11 +218,13 @@ def _name(group: list[Run]) -> str:
 
 
 def paired(row: Row, first: Row, what: str) -> Difference | None:
-  """Mean of `row` minus `first` over the seeds that both have, in their "end" or "area"; None without any.
+  """Mean of `row` minus `first` over the seeds that both have, in their "end" or "area"; None
+  without any.
 
     d_s = row_s - first_s;  mean d ± t(.975, n - 1) sd(d) / sqrt(n)
 
-  Seeds share the order of the data and the prompts' keys, so that what a seed does to both falls out.
+  Seeds share the order of the data and the prompts' keys, so that what a seed does to both falls
+  out.
   """
   place = ("end", "area").index(what)
   shared = sorted(row.by_seed.keys() & first.by_seed.keys())
@@ -255,12 +268,15 @@ def moving_mean(y: np.ndarray, width: int) -> np.ndarray:
 
 
 def overlays(rows: list[Row], score: str) -> list[tuple[str, dict[int, Curve]]]:
-  """(title, number of the method -> curve) of each of PANELS' metrics but the score; a panel of several metrics
-  becomes several. A metric that repeats an earlier one in all methods is left out."""
+  """(title, number of the method -> curve) of each of PANELS' metrics but the score; a panel of
+  several metrics becomes several. A metric that repeats an earlier one in all methods is left
+  out."""
   panels, seen = [], [{i: metric_curve(row, score, row.axis) for i, row in enumerate(rows)}]
   for title, names in PANELS:
     for label, name in names.items():
-      curves = {i: c for i, row in enumerate(rows) if (c := metric_curve(row, name, row.axis)) is not None}
+      curves = {
+        i: c for i, row in enumerate(rows) if (c := metric_curve(row, name, row.axis)) is not None
+      }
       if name == score or not curves or any(_same(curves, other) for other in seen):
         continue
       seen.append(curves)
@@ -269,7 +285,9 @@ def overlays(rows: list[Row], score: str) -> list[tuple[str, dict[int, Curve]]]:
 
 
 def _same(curves, others) -> bool:
-  return curves.keys() == others.keys() and all(np.array_equal(curves[i].mean, others[i].mean) for i in curves)
+  return curves.keys() == others.keys() and all(
+    np.array_equal(curves[i].mean, others[i].mean) for i in curves
+  )
 
 
 def panels(run: Run) -> list[tuple[str, dict]]:
@@ -292,7 +310,8 @@ def panels(run: Run) -> list[tuple[str, dict]]:
 
 
 def standings(*runs: Run) -> list[tuple[str, float, float]]:
-  """(estimator, difference, standard error) of the scoreboards' last lines, best first; [] without one.
+  """(estimator, difference, standard error) of the scoreboards' last lines, best first; [] without
+  one.
 
   Of several runs of one method the mean over those that have a scoreboard.
   """
@@ -300,32 +319,45 @@ def standings(*runs: Run) -> list[tuple[str, float, float]]:
   found = []
   for name in boards[0] if boards else ():
     differences, errors = zip(*(board[name] for board in boards))
-    found.append((name, float(np.mean(differences)), float(np.sqrt(np.sum(np.square(errors))) / len(boards))))
+    found.append(
+      (name, float(np.mean(differences)), float(np.sqrt(np.sum(np.square(errors))) / len(boards)))
+    )
   return sorted(found, key=lambda row: row[1])
 
 
 def _board(last: dict) -> dict[str, tuple[float, float]]:
   names = {name.split("/")[1] for name in last if name.startswith("scoreboard/")}
   own = {name for name in names if f"scoreboard/{name}/difference" not in last}
-  rows = {x: (last[f"scoreboard/{x}/difference"], last[f"scoreboard/{x}/standard_error"]) for x in names - own}
+  rows = {
+    x: (last[f"scoreboard/{x}/difference"], last[f"scoreboard/{x}/standard_error"])
+    for x in names - own
+  }
   if any(None in row for row in rows.values()):  # nothing was judged
     return {}
   return rows | {f"{name} (own)": (0.0, 0.0) for name in own}
 
 
 def k_shares(row: Row) -> dict[int, float]:
-  """k -> share of a method's prompts that got k rollouts, over all of its runs; {} where no run says so."""
+  """k -> share of a method's prompts that got k rollouts, over all of its runs; {} where no run
+  says so."""
   counts: collections.Counter[int] = collections.Counter()
   for run in row.runs:
     for line in run.lines:
-      counts.update({int(name.split("/")[-1]): value for name, value in line.items() if name.startswith("k/hist/")})
+      counts.update(
+        {
+          int(name.split("/")[-1]): value
+          for name, value in line.items()
+          if name.startswith("k/hist/")
+        }
+      )
   total = sum(counts.values())
   return {k: counts[k] / total for k in sorted(counts)} if total else {}
 
 
 def settings(rows: list[Row]) -> tuple[dict[str, list[str]], dict[str, str]]:
-  """-> (config key -> its value in each method, where these differ; key -> value where all methods have the same, and
-  not that of configs/default.py). The seed is left out; several values in one method stand side by side."""
+  """-> (config key -> its value in each method, where these differ; key -> value where all methods
+  have the same, and not that of configs/default.py). The seed is left out; several values in one
+  method stand side by side."""
   usual = configuration.flatten(default.get_config())
   known = [all(run.keys for run in row.runs) for row in rows]
   differing, shared = {}, {}
@@ -341,7 +373,9 @@ def settings(rows: list[Row]) -> tuple[dict[str, list[str]], dict[str, str]]:
 
 
 def _values(row: Row, key: str) -> str:
-  return " / ".join(dict.fromkeys(_text(run.keys[key]) if key in run.keys else "-" for run in row.runs))
+  return " / ".join(
+    dict.fromkeys(_text(run.keys[key]) if key in run.keys else "-" for run in row.runs)
+  )
 
 
 def _text(value) -> str:

@@ -1,17 +1,20 @@
 """The sampler's device side: prefill and decode, over a fixed set of slots.
 
-Invariant. A slot holds one rollout. The keys and values of its prompt lie in the store, once for all of the
-prompt's rollouts, except those of the last prompt token: it is the rollout's first input, so that every decode
-step of an active slot samples exactly one response token. What the rollout has put in so far lies in the first
-`count` columns of its slot's cache; its last token is not yet there.
+Invariant. A slot holds one rollout. The keys and values of its prompt lie in the store, once for
+all of the prompt's rollouts, except those of the last prompt token: it is the rollout's first
+input, so that every decode step of an active slot samples exactly one response token. What the
+rollout has put in so far lies in the first `count` columns of its slot's cache; its last token is
+not yet there.
 
-Decoding only reads the store and the cache; what it computes goes into a small cache of its own, whose columns are
-moved to the slots behind the loop. The cache has one of a few shapes (slots, columns), compiled beforehand: ended
-rollouts and columns that nothing has reached yet then cost nothing.
+Decoding only reads the store and the cache; what it computes goes into a small cache of its own,
+whose columns are moved to the slots behind the loop. The cache has one of a few shapes (slots,
+columns), compiled beforehand: ended rollouts and columns that nothing has reached yet then cost
+nothing.
 
-Token t of a rollout is drawn with `fold_in(rollout_key, t)`: a rollout depends on neither its slot nor its
-neighbours. Slots and store are split over the mesh's `data` and `fsdp` axes; each shard ("lane") owns its own and
-never looks at another's. Everything here is pure; `schedule.py` decides on the host what goes where.
+Token t of a rollout is drawn with `fold_in(rollout_key, t)`: a rollout depends on neither its slot
+nor its neighbours. Slots and store are split over the mesh's `data` and `fsdp` axes; each shard
+("lane") owns its own and never looks at another's. Everything here is pure; `schedule.py` decides
+on the host what goes where.
 """
 
 from functools import cache, partial
@@ -30,7 +33,8 @@ from v05_jax.models import transformer
 class Rows(NamedTuple):
   """What one decode call is told of every slot, [lanes * S] each; an idle slot has `limit` 0."""
 
-  place: np.ndarray  # int32  entry * share + a number below `share`, which no other rollout in flight has
+  # int32 entry * share + a number below `share`, which no other rollout in flight has
+  place: np.ndarray
   prompt: np.ndarray  # int32  position in the data stream, for the key
   index: np.ndarray  # int32  number of the rollout within its prompt
   token: np.ndarray  # int32  last token, not yet in the cache
@@ -57,21 +61,26 @@ class Shape(NamedTuple):
 
 
 class Programs(NamedTuple):
-  """The compiled sampler. Every function has fixed shapes; prefill and decode donate what they replace."""
+  """The compiled sampler. Every function has fixed shapes; prefill and decode donate what they
+  replace."""
 
   store: callable  # () -> store
   cache: callable  # Shape -> cache
-  resize: callable  # Shape -> (a layer's cache, slots [lanes * S]) -> the same of these slots, in the new order
+  # Shape -> (a layer's cache, slots [lanes * S]) -> the same of these slots, in the new order
+  resize: callable
   weights: callable  # params -> the parameters as decode wants them, whole along `fsdp`
   prefill: callable  # (params, store, tokens [B, T], length [B], entry [B]) -> store
-  decode: callable  # (weights, cache, store, length [lanes * E], Rows, step_key, temperature) -> (cache, Chunk)
+  # (weights, cache, store, length [lanes * E], Rows, step_key, temperature) -> (cache, Chunk)
+  decode: callable
 
 
 def truncate(logprob: jax.Array, top_k: int, top_p: float) -> jax.Array:
-  """Log-probs `[S, V]` outside the top-k, then outside the nucleus of mass `top_p`, become -inf; renormalised.
+  """Log-probs `[S, V]` outside the top-k, then outside the nucleus of mass `top_p`, become -inf;
+  renormalised.
 
-  The nucleus is the smallest set of most probable tokens whose mass reaches `top_p` (arXiv 1904.09751);
-  ties at its edge stay in. Its threshold is found by bisection on the float's bits: exact, without a sort.
+  The nucleus is the smallest set of most probable tokens whose mass reaches `top_p` (arXiv
+  1904.09751); ties at its edge stay in. Its threshold is found by bisection on the float's bits:
+  exact, without a sort.
   """
   if top_k:
     kth = lax.top_k(logprob, min(top_k, logprob.shape[-1]))[0][:, -1:]
@@ -87,16 +96,19 @@ def truncate(logprob: jax.Array, top_k: int, top_p: float) -> jax.Array:
       return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
     low = jnp.zeros_like(bits[:, :1])
-    low, _ = lax.fori_loop(0, 31, halve, (low, low + lax.bitcast_convert_type(jnp.float32(2.0), jnp.int32)))
+    low, _ = lax.fori_loop(
+      0, 31, halve, (low, low + lax.bitcast_convert_type(jnp.float32(2.0), jnp.int32))
+    )
     logprob = jax.nn.log_softmax(jnp.where(bits >= low, logprob, -jnp.inf))
   return logprob
 
 
 def draw(key: jax.Array, logprob: jax.Array, block: int = 128) -> jax.Array:
-  """One token a row from log-probs `[S, V]` by inverting the distribution function; one uniform a row.
+  """One token a row from log-probs `[S, V]` by inverting the distribution function; one uniform a
+  row.
 
-  The sum runs over blocks of the vocabulary first, then inside the block that is hit, so that a large
-  vocabulary costs one pass and no random number a token.
+  The sum runs over blocks of the vocabulary first, then inside the block that is hit, so that a
+  large vocabulary costs one pass and no random number a token.
   """
   probability = jnp.exp(logprob)
   size, vocab = probability.shape
@@ -109,8 +121,11 @@ def draw(key: jax.Array, logprob: jax.Array, block: int = 128) -> jax.Array:
   inside = jnp.take_along_axis(padded, hit[:, None, None], axis=1)[:, 0]
   offset = jnp.sum(jnp.cumsum(inside, -1) <= (target - before)[:, None], -1)
   token = jnp.minimum(hit * block + offset, vocab - 1).astype(jnp.int32)
-  # Rounding of the sums may point past the last token of positive probability: take the mode instead.
-  return jnp.where(_pick(probability, token) > 0, token, jnp.argmax(probability, -1).astype(jnp.int32))
+  # Rounding of the sums may point past the last token of positive probability: take the mode
+  # instead.
+  return jnp.where(
+    _pick(probability, token) > 0, token, jnp.argmax(probability, -1).astype(jnp.int32)
+  )
 
 
 def _pick(table, index):
@@ -118,9 +133,11 @@ def _pick(table, index):
 
 
 def sample_token(key, logits, temperature, top_k: int, top_p: float):
-  """Draws from softmax(logits / temperature) -> (token, log-prob, log-prob after truncation), each `[S]`.
+  """Draws from softmax(logits / temperature) -> (token, log-prob, log-prob after truncation), each
+  `[S]`.
 
-  The trainer's log-probs are untruncated at the same temperature, so `logprob` is what it compares with.
+  The trainer's log-probs are untruncated at the same temperature, so `logprob` is what it compares
+  with.
   """
   logprob = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
   sampled = truncate(logprob, top_k, top_p)
@@ -129,19 +146,25 @@ def sample_token(key, logits, temperature, top_k: int, top_p: float):
 
 
 def weights(config, mesh, params):
-  """The parameters for decode, cast and gathered along `fsdp` once, where a loop would do it at every step."""
+  """The parameters for decode, cast and gathered along `fsdp` once, where a loop would do it at
+  every step."""
   out = transformer.decode_weights(config, params)
   return lax.with_sharding_constraint(out, sharding.param_shardings(mesh, out, decode=True))
 
 
 def put(store, new, entry):
-  """Writes the keys and values of B prompts into the store; entries out of range are dropped (padding)."""
-  return jax.tree.map(lambda old, x: old.at[entry].set(x.astype(old.dtype), mode="drop"), store, new)
+  """Writes the keys and values of B prompts into the store; entries out of range are dropped
+  (padding)."""
+  return jax.tree.map(
+    lambda old, x: old.at[entry].set(x.astype(old.dtype), mode="drop"), store, new
+  )
 
 
 def resize(layer, slots, shape: Shape):
-  """Takes these slots of a layer's (k, v), in this order, with as many columns as the new shape has; new columns mean
-  nothing. A layer at a time, so that the old cache and the new one are never both there."""
+  """Takes these slots of a layer's (k, v), in this order, with as many columns as the new shape
+  has; new columns mean nothing. A layer at a time, so that the old cache and the new one are never
+  both there."""
+
   def change(x, axis):
     x = x.at[slots].get(mode="clip")
     missing = [(0, 0)] * 4
@@ -166,26 +189,46 @@ def commit(cache, fresh, rows: Rows, together: bool):
       return lax.dynamic_update_slice(x, jnp.where(real[slot], piece, old), (slot, 0, *start))
 
     at = rows.count[slot]
-    return tuple((put(k, nk, (0, at)), put(v, nv, (at, 0))) for (k, v), (nk, nv) in zip(cache, fresh))
+    return tuple(
+      (put(k, nk, (0, at)), put(v, nv, (at, 0))) for (k, v), (nk, nv) in zip(cache, fresh)
+    )
 
   return lax.fori_loop(0, len(real) if together else jnp.sum(real), move, cache)
 
 
 def decode(
-  config, weights, cache, store, length, rows: Rows, step_key, temperature,
-  *, share: int, chunk: int, top_k: int, top_p: float, stop: tuple[int, ...], together: bool,
-):  # fmt: skip
+  config,
+  weights,
+  cache,
+  store,
+  length,
+  rows: Rows,
+  step_key,
+  temperature,
+  *,
+  share: int,
+  chunk: int,
+  top_k: int,
+  top_p: float,
+  stop: tuple[int, ...],
+  together: bool,
+):
   """Samples up to `chunk` tokens for every active slot -> (cache, Chunk).
 
-  A slot is active until it samples a token of `stop` or reaches its limit; the loop ends when none is.
-  `length` [E]: columns of each prompt, `share`: its rollouts in flight at most. `together`: the lanes leave
-  their loops at the same step. They must where the model is split over further devices: its collectives span
-  all of them, and a lane that had left would be waited for.
+  A slot is active until it samples a token of `stop` or reaches its limit; the loop ends when none
+  is. `length` [E]: columns of each prompt, `share`: its rollouts in flight at most. `together`: the
+  lanes leave their loops at the same step. They must where the model is split over further devices:
+  its collectives span all of them, and a lane that had left would be waited for.
   """
   size, entries = len(rows.token), len(length)
   keys = jax.vmap(lambda p, i: rng.rollout_key(step_key, p, i))(rows.prompt, rows.index)
   place = jnp.where(rows.limit > 0, rows.place, entries * share)
-  table = jnp.full((entries * share,), size).at[place].set(jnp.arange(size), mode="drop").reshape(entries, share)
+  table = (
+    jnp.full((entries * share,), size)
+    .at[place]
+    .set(jnp.arange(size), mode="drop")
+    .reshape(entries, share)
+  )
   shared = transformer.Shared(table, place, length)
 
   def step(carry):
@@ -210,21 +253,27 @@ def decode(
   ints = jnp.zeros((size, chunk), jnp.int32) + zero[:, None]
   floats = ints.astype(jnp.float32)
   fresh = jax.tree.map(
-    lambda x: x + zero[:, None, None, None].astype(x.dtype), transformer.empty_cache(config, size, chunk)
+    lambda x: x + zero[:, None, None, None].astype(x.dtype),
+    transformer.empty_cache(config, size, chunk),
   )
   active = rows.count < rows.limit
   start = (zero[0], some(active), fresh, rows.token, active, ints, floats, floats)
-  steps, _, fresh, _, active, *buffers = lax.while_loop(lambda c: (c[0] < chunk) & c[1], step, start)
+  steps, _, fresh, _, active, *buffers = lax.while_loop(
+    lambda c: (c[0] < chunk) & c[1], step, start
+  )
   return commit(cache, fresh, rows, together), Chunk(*buffers, active=active, steps=steps[None])
 
 
 def shapes(sampler, lanes: int) -> list[Shape]:
-  """The cache's shapes, the cheapest first: all columns for a half, a quarter ... of the slots, and all slots for
-  equal parts of the columns."""
+  """The cache's shapes, the cheapest first: all columns for a half, a quarter ... of the slots, and
+  all slots for equal parts of the columns."""
   slots, columns = sampler.slots // lanes, sampler.max_response
   fewer = [(max(slots // 2**i, 1), columns) for i in range(1, sampler.slot_sizes)]
-  shorter = [(slots, -(-columns * i // sampler.column_sizes)) for i in range(1, sampler.column_sizes)]
-  found = {Shape(n, c + sampler.chunk) for n, c in [(slots, columns), *fewer, *shorter]}  # a chunk is moved as a whole
+  shorter = [
+    (slots, -(-columns * i // sampler.column_sizes)) for i in range(1, sampler.column_sizes)
+  ]
+  # a chunk is moved as a whole
+  found = {Shape(n, c + sampler.chunk) for n, c in [(slots, columns), *fewer, *shorter]}
   return sorted(found, key=lambda shape: shape.slots * shape.columns)
 
 
@@ -246,7 +295,9 @@ def arguments(config, sampler, mesh) -> Arguments:
   place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
   def cache(shape):
-    empty = jax.eval_shape(partial(transformer.empty_cache, config, lanes * shape.slots, shape.columns))
+    empty = jax.eval_shape(
+      partial(transformer.empty_cache, config, lanes * shape.slots, shape.columns)
+    )
     return jax.tree.map(lambda x: place(x, at), empty)
 
   def weights(params):
@@ -257,8 +308,15 @@ def arguments(config, sampler, mesh) -> Arguments:
     store=lambda: cache(Shape(sampler.open_prompts // lanes, sampler.max_prompt)),
     cache=cache,
     weights=weights,
-    prompts=lambda: (ints(sampler.prefill, sampler.max_prompt), ints(sampler.prefill), ints(sampler.prefill)),
-    rows=lambda shape: (ints(sampler.open_prompts), Rows(*(ints(lanes * shape.slots) for _ in Rows._fields))),
+    prompts=lambda: (
+      ints(sampler.prefill, sampler.max_prompt),
+      ints(sampler.prefill),
+      ints(sampler.prefill),
+    ),
+    rows=lambda shape: (
+      ints(sampler.open_prompts),
+      Rows(*(ints(lanes * shape.slots) for _ in Rows._fields)),
+    ),
     slots=lambda shape: ints(lanes * shape.slots),
   )
 
@@ -278,24 +336,37 @@ def make(config, sampler, stop: tuple[int, ...], mesh) -> Programs:
   for name in ("slots", "open_prompts", "prefill"):
     if sampler[name] % lanes:
       raise ValueError(
-        f"config.sampler.{name}={sampler[name]} does not divide by the mesh's data and fsdp axes ({lanes} devices)"
+        f"config.sampler.{name}={sampler[name]} does not divide by the mesh's data and fsdp axes "
+        f"({lanes} devices)"
       )
   split, whole = PartitionSpec(sharding.ROWS), PartitionSpec()
   mapped = partial(sharding.mapped, mesh, axes=sharding.ROWS)
   # Said and not left to the compiler, as each program's cache is the next one's argument.
   at, rows = cache_sharding(config, mesh), NamedSharding(mesh, split)
   loop = partial(
-    decode, config, share=sampler.share, chunk=sampler.chunk, top_k=sampler.top_k, top_p=sampler.top_p,
-    stop=tuple(stop), together=mesh.shape["tensor"] > 1,
-  )  # fmt: skip
+    decode,
+    config,
+    share=sampler.share,
+    chunk=sampler.chunk,
+    top_k=sampler.top_k,
+    top_p=sampler.top_p,
+    stop=tuple(stop),
+    together=mesh.shape["tensor"] > 1,
+  )
   write = mapped(put, in_specs=(split, split, split), out_specs=split, out_shardings=at)
 
   # The compiler's but for the last line: rows are split, layers are gathered in their turn.
   def prefill(params, store, tokens, length, entry):
     # A lookup in an embedding that is split over two axes may abort XLA (jax 0.12).
-    params = params | {"embedding": lax.with_sharding_constraint(params["embedding"], sharding.replicated(mesh))}
+    params = params | {
+      "embedding": lax.with_sharding_constraint(params["embedding"], sharding.replicated(mesh))
+    }
     tokens, length = lax.with_sharding_constraint((tokens, length), rows)
-    return write(store, lax.with_sharding_constraint(transformer.prefill(config, params, tokens, length), at), entry)
+    return write(
+      store,
+      lax.with_sharding_constraint(transformer.prefill(config, params, tokens, length), at),
+      entry,
+    )
 
   @cache
   def empty(size, columns):
@@ -304,7 +375,9 @@ def make(config, sampler, stop: tuple[int, ...], mesh) -> Programs:
 
   @cache
   def resized(shape):
-    return mapped(partial(resize, shape=shape), in_specs=(split, split), out_specs=split, out_shardings=at)
+    return mapped(
+      partial(resize, shape=shape), in_specs=(split, split), out_specs=split, out_shardings=at
+    )
 
   return Programs(
     store=empty(sampler.open_prompts // lanes, sampler.max_prompt),
@@ -313,7 +386,10 @@ def make(config, sampler, stop: tuple[int, ...], mesh) -> Programs:
     weights=jax.jit(partial(weights, config, mesh)),
     prefill=jax.jit(prefill, donate_argnums=1, out_shardings=at),
     decode=mapped(
-      loop, in_specs=(whole, split, split, split, split, whole, whole), out_specs=split, donate=(1,),
+      loop,
+      in_specs=(whole, split, split, split, split, whole, whole),
+      out_specs=split,
+      donate=(1,),
       out_shardings=(at, None),
     ),
   )

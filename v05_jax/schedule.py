@@ -1,8 +1,10 @@
-"""Which rollout runs in which slot: the bookkeeping of continuous batching, on host, without a device.
+"""Which rollout runs in which slot: the bookkeeping of continuous batching, on host, without a
+device.
 
-Slots and store entries are split into lanes, one a device along the mesh's `data` and `fsdp` axes. A prompt is
-opened on the lane with the most room, holds a store entry (its prefilled prefix) there, and all its rollouts run there.
-The entry is free again once the prompt is closed (gets no further rollouts) and all of them have ended.
+Slots and store entries are split into lanes, one a device along the mesh's `data` and `fsdp` axes.
+A prompt is opened on the lane with the most room, holds a store entry (its prefilled prefix) there,
+and all its rollouts run there. The entry is free again once the prompt is closed (gets no further
+rollouts) and all of them have ended.
 """
 
 from collections import Counter, deque
@@ -30,8 +32,8 @@ class Schedule:
   """Slots, store entries and requests of one `collect` call."""
 
   def __init__(self, prompts: Prompts, limit: np.ndarray, first: np.ndarray, options, lanes: int):
-    """`limit [P, K]`: response tokens at most; `first [P]`: rollouts to begin with; `options`: a `config.sampler`;
-    `lanes`: of `sharding.lanes`."""
+    """`limit [P, K]`: response tokens at most; `first [P]`: rollouts to begin with; `options`: a
+    `config.sampler`; `lanes`: of `sharding.lanes`."""
     self.prompts, self.limit = prompts, limit
     self.lanes, self.share, self.chunk = lanes, options.share, options.chunk
     self.lane_slots = options.slots // lanes
@@ -45,7 +47,8 @@ class Schedule:
     self.entries = [deque(range(self.lane_entries)) for _ in range(lanes)]  # free ones of each lane
     self.requests = [deque() for _ in range(lanes)]  # (prompt, index) to start
     self.home: dict[int, tuple[int, int]] = {}  # open prompt -> (lane, entry)
-    self.places: dict[int, list[int]] = {}  # open prompt -> `Rows.place` of further rollouts at once
+    # open prompt -> `Rows.place` of further rollouts at once
+    self.places: dict[int, list[int]] = {}
     self.unopened = deque()  # (prompt, indices of its rollouts)
     self.asked = np.zeros(len(prompts.mask), np.int32)  # rollouts requested
     self.unfinished = np.zeros(len(prompts.mask), np.int32)  # of them not yet ended
@@ -64,8 +67,8 @@ class Schedule:
     return not (self.active or self.unopened or any(self.requests))
 
   def request(self, prompt: int, count: int):
-    """Asks for `count` more rollouts of a prompt. Those of an open prompt come before the prompts that wait to begin;
-    a prompt whose entry is gone, or was never there, waits with them."""
+    """Asks for `count` more rollouts of a prompt. Those of an open prompt come before the prompts
+    that wait to begin; a prompt whose entry is gone, or was never there, waits with them."""
     first = int(self.asked[prompt])
     if prompt in self.home:
       lane, _ = self.home[prompt]
@@ -88,9 +91,9 @@ class Schedule:
   def open(self, final: bool):
     """Opens waiting prompts where slots have nothing to do; `final` closes them too.
 
-    What room is left in the call is given to the prompts that come next: it is computed anyway. Returns the next
-    prefill call's (tokens [B, T], length [B], entry [B]), padding with entries out of range, or None when there is
-    nothing to open. Call until None.
+    What room is left in the call is given to the prompts that come next: it is computed anyway.
+    Returns the next prefill call's (tokens [B, T], length [B], entry [B]), padding with entries out
+    of range, or None when there is nothing to open. Call until None.
     """
     size = self.lane_prefill * self.lanes
     tokens = np.zeros((size, self.prompts.tokens.shape[1]), np.int32)
@@ -112,13 +115,17 @@ class Schedule:
     return (tokens, length, entry) if any(taken) else None
 
   def _roomiest(self, taken, free) -> int | None:
-    """The lane with the most idle slots beyond its requests, among those with an entry and a prefill row."""
-    able = [lane for lane in range(self.lanes) if self.entries[lane] and taken[lane] < self.lane_prefill]
+    """The lane with the most idle slots beyond its requests, among those with an entry and a
+    prefill row."""
+    able = [
+      lane for lane in range(self.lanes) if self.entries[lane] and taken[lane] < self.lane_prefill
+    ]
     able = able if any(taken) else [lane for lane in able if free[lane] > 0]
     return max(able, key=lambda lane: free[lane]) if able else None
 
   def _asked(self) -> list[int]:
-    """Slots of each lane that are busy, or whose rollouts wait and could start now, `share` allowing."""
+    """Slots of each lane that are busy, or whose rollouts wait and could start now, `share`
+    allowing."""
     asked = []
     for lane, queue in zip(self.slots, self.requests):
       waiting = Counter(prompt for prompt, _ in queue)
@@ -127,9 +134,11 @@ class Schedule:
     return asked
 
   def fit(self) -> tuple[np.ndarray, sampler.Shape] | None:
-    """-> (which of its lane's slots each new slot is [lanes * S], shape) where the cache must change, or should.
+    """-> (which of its lane's slots each new slot is [lanes * S], shape) where the cache must
+    change, or should.
 
-    It takes the cheapest shape that holds what is in flight and waits to start, and does not move for a small gain.
+    It takes the cheapest shape that holds what is in flight and waits to start, and does not move
+    for a small gain.
     """
     wanted = min(max(self._asked()), self.lane_slots)
     if not wanted:
@@ -139,9 +148,13 @@ class Schedule:
     fits = wanted <= self.shape.slots and columns <= self.shape.columns
     if fits and best.slots * best.columns > 0.6 * self.shape.slots * self.shape.columns:
       return None
-    idle = np.array([[held is None for held in lane] for lane in self.slots], bool).reshape(self.lanes, -1)
+    idle = np.array([[held is None for held in lane] for lane in self.slots], bool).reshape(
+      self.lanes, -1
+    )
     order = np.argsort(idle, axis=1, kind="stable")[:, : best.slots]
-    self.now = sampler.Rows(*(_resized(np.take_along_axis(x, order, 1), best.slots) for x in self.now))
+    self.now = sampler.Rows(
+      *(_resized(np.take_along_axis(x, order, 1), best.slots) for x in self.now)
+    )
     self.slots = [[lane[i] for i in chosen] for lane, chosen in zip(self.slots, order.tolist())]
     self.slots = [lane + [None] * (best.slots - len(lane)) for lane in self.slots]
     self.shape = best
@@ -162,19 +175,26 @@ class Schedule:
         slots[slot] = Sampled(prompt, index)
         last = int(self.prompts.length[prompt]) - 1
         row = sampler.Rows(
-          place=self.places[prompt].pop(), prompt=self.prompts.position[prompt], index=index,
-          token=self.prompts.tokens[prompt, last], position=last, count=0, limit=self.limit[prompt, index],
-        )  # fmt: skip
+          place=self.places[prompt].pop(),
+          prompt=self.prompts.position[prompt],
+          index=index,
+          token=self.prompts.tokens[prompt, last],
+          position=last,
+          count=0,
+          limit=self.limit[prompt, index],
+        )
         for table, value in zip(self.now, row):
           table[lane, slot] = value
         self.started += 1
 
   def rows(self) -> tuple[np.ndarray, sampler.Rows]:
-    """What the next decode call is told: the columns of every entry, and of every slot its rollout."""
+    """What the next decode call is told: the columns of every entry, and of every slot its
+    rollout."""
     return self.length.reshape(-1).copy(), sampler.Rows(*(x.reshape(-1).copy() for x in self.now))
 
   def read(self, chunk: sampler.Chunk, stop: tuple[int, ...]) -> list[Sampled]:
-    """Takes what the decode call sampled (on host) -> the rollouts that ended in it; their slots are free."""
+    """Takes what the decode call sampled (on host) -> the rollouts that ended in it; their slots
+    are free."""
     ended, before, waiting = [], self.sampled, any(self.requests) or bool(self.unopened)
     self.steps += int(chunk.steps.max())
     self.computed += int(chunk.steps.sum()) * self.shape.slots

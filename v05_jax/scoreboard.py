@@ -1,7 +1,9 @@
-"""Which baseline would fit this run best: every estimator judged on the run's own rollouts, without knowing the truth.
+"""Which baseline would fit this run best: every estimator judged on the run's own rollouts, without
+knowing the truth.
 
-The mean squared leave-one-out advantage of a baseline is E[1 - mu^2] plus its mean squared error (`shrinkage.sq_loo`),
-and the first term is the same for all, so differences between estimators are differences of squared error.
+The mean squared leave-one-out advantage of a baseline is E[1 - mu^2] plus its mean squared error
+(`shrinkage.sq_loo`), and the first term is the same for all, so differences between estimators are
+differences of squared error.
 """
 
 from typing import NamedTuple
@@ -14,10 +16,12 @@ from v05_jax import shrinkage
 
 
 class Board(NamedTuple):
-  """Running moments, over prompts, of each estimator's squared advantage minus that of the run's own baseline."""
+  """Running moments, over prompts, of each estimator's squared advantage minus that of the run's
+  own baseline."""
 
   count: jax.Array  # []
-  mean: jax.Array  # [E]  in the order of shrinkage.ESTIMATORS; negative = it fits better than the run's own
+  # [E] in the order of shrinkage.ESTIMATORS; negative = it fits better than the run's own
+  mean: jax.Array
   square: jax.Array  # [E]  sum of squared deviations from the mean
 
 
@@ -28,18 +32,22 @@ def empty() -> Board:
 
 
 def judge(reward, mask, value, prior, state, history):
-  """[E, P] squared leave-one-out advantages by estimator and prompt; NaN where a prompt has no rollout.
+  """[E, P] squared leave-one-out advantages by estimator and prompt; NaN where a prompt has no
+  rollout.
 
-  Give rollouts whose number was fixed in advance, and the `state` and `history` of the step before; the arguments
-  are those of `shrinkage.advantage`. `prior [P]` is the value before the history was fused in: the tracker counts
-  the history itself.
+  Give rollouts whose number was fixed in advance, and the `state` and `history` of the step before;
+  the arguments are those of `shrinkage.advantage`. `prior [P]` is the value before the history was
+  fused in: the tracker counts the history itself.
   """
   values = {name: prior if name == "tracker" else value for name in shrinkage.ESTIMATORS}
-  return jnp.stack([shrinkage.sq_loo(name, reward, mask, v, state, history) for name, v in values.items()])
+  return jnp.stack(
+    [shrinkage.sq_loo(name, reward, mask, v, state, history) for name, v in values.items()]
+  )
 
 
 def update(board: Board, squares, own: str) -> Board:
-  """Adds the prompts of a step; `squares` from `judge`, `own`: the estimator behind the run's advantages."""
+  """Adds the prompts of a step; `squares` from `judge`, `own`: the estimator behind the run's
+  advantages."""
   difference = squares - squares[shrinkage.ESTIMATORS.index(own)]
   where = jnp.all(jnp.isfinite(difference), axis=0)
   number = jnp.sum(where)
@@ -49,7 +57,9 @@ def update(board: Board, squares, own: str) -> Board:
   square = average((difference - mean[:, None]) ** 2) * number
   shift = mean - board.mean  # two samples' moments joined (Chan, Golub and LeVeque, 1979)
   share = number / jnp.maximum(total, 1)
-  return Board(total, board.mean + shift * share, board.square + square + shift**2 * board.count * share)
+  return Board(
+    total, board.mean + shift * share, board.square + square + shift**2 * board.count * share
+  )
 
 
 @jax.jit

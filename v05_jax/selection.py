@@ -1,7 +1,9 @@
-"""Which prompts of a pool are worth rollouts, judged by their value prior before anything is sampled; on host.
+"""Which prompts of a pool are worth rollouts, judged by their value prior before anything is
+sampled; on host.
 
-A prompt that always fails or always succeeds teaches nothing, so the pool is sampled in proportion to the spread of
-the reward that the prior expects, sqrt(1 - V^2); SPO's prioritised prompts (arXiv 2509.13232) are the same idea.
+A prompt that always fails or always succeeds teaches nothing, so the pool is sampled in proportion
+to the spread of the reward that the prior expects, sqrt(1 - V^2); SPO's prioritised prompts (arXiv
+2509.13232) are the same idea.
 """
 
 import numpy as np
@@ -36,10 +38,11 @@ def inclusion(value, count: int) -> np.ndarray:
 
 
 def systematic(pi, uniform: float) -> np.ndarray:
-  """Indices, ascending, of the prompts taken: exactly sum pi of them, prompt i with probability pi_i.
+  """Indices, ascending, of the prompts taken: exactly sum pi of them, prompt i with probability
+  pi_i.
 
-  One number in [0, 1) decides: prompt i is taken when [pi_1 + .. + pi_(i-1), pi_1 + .. + pi_i) holds one of
-  uniform, uniform + 1, ...
+  One number in [0, 1) decides: prompt i is taken when [pi_1 + .. + pi_(i-1), pi_1 + .. + pi_i)
+  holds one of uniform, uniform + 1, ...
   """
   pi = np.asarray(pi, np.float64)
   count = round(float(pi.sum()))

@@ -2,8 +2,8 @@
 
     loss = - sum over response tokens of log p(token | those before it) / number of response tokens
 
-Built-in tasks are taught by fresh draws of their noisy demonstrator at every step, rows of a file by their
-answer; EOS follows either.
+Built-in tasks are taught by fresh draws of their noisy demonstrator at every step, rows of a file
+by their answer; EOS follows either.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,8 @@ ROWS = PartitionSpec(sharding.ROWS)
 
 
 class Batch(NamedTuple):
-  """Prompt and response side by side, right-padded. T tokens hold the longest prompt and response."""
+  """Prompt and response side by side, right-padded. T tokens hold the longest prompt and
+  response."""
 
   tokens: Any  # int32 [N, T]
   prompt: Any  # int32 [N]  tokens of the prompt
@@ -47,26 +48,31 @@ class Batch(NamedTuple):
 def sft(config, workdir: str) -> dict[str, float]:
   """Trains `config.policy` on demonstrations of `config.data` for `config.sft.steps` steps.
 
-  AdamW of `config.optimizer` with the learning rate and the warm-up of `config.sft`, cosine to zero. Writes
-  config.json, metrics.jsonl (`sft/loss` every step; for the built-in tasks the exact success on the prompts
-  of `config.eval` every `config.eval.period` steps), TensorBoard events, and the policy as a Hugging Face
-  directory WORKDIR/hf. Returns the last values. It does not resume: a second start begins again.
+  AdamW of `config.optimizer` with the learning rate and the warm-up of `config.sft`, cosine to
+  zero. Writes config.json, metrics.jsonl (`sft/loss` every step; for the built-in tasks the exact
+  success on the prompts of `config.eval` every `config.eval.period` steps), TensorBoard events, and
+  the policy as a Hugging Face directory WORKDIR/hf. Returns the last values. It does not resume: a
+  second start begins again.
 
   Raises ValueError for bad input before anything expensive.
   """
   configuration.validate(config)
   if metrics.is_remote(metrics.folder(workdir)):
     raise ValueError(
-      f"--workdir={workdir}: found a remote folder, expected a local one: the model is written there"
+      f"--workdir={workdir}: found a remote folder, expected a local one: the model is written "
+      "there"
     )
   if (metrics.folder(workdir) / "checkpoints").exists():
     raise ValueError(
-      f"--workdir={workdir}: found the checkpoints of another run, expected a workdir of its own for --mode=sft"
+      f"--workdir={workdir}: found the checkpoints of another run, expected a workdir of its own "
+      "for --mode=sft"
     )
   mesh = sharding.make_mesh(config.mesh)
   shards = sharding.lanes(mesh)
   if config.sft.batch % shards:
-    raise ValueError(f"config.sft.batch: found {config.sft.batch}, expected a multiple of {shards} devices")
+    raise ValueError(
+      f"config.sft.batch: found {config.sft.batch}, expected a multiple of {shards} devices"
+    )
   policy = models.load(config.policy, config.seed)
   dataset = data.load(config.data, policy.tokenizer, config.sampler.max_prompt, seed=config.seed)
   batch = make_batches(config, dataset, policy.tokenizer)
@@ -92,7 +98,8 @@ def sft(config, workdir: str) -> dict[str, float]:
 def make_batches(config, dataset: data.Dataset, tokenizer) -> Callable[[int], Batch]:
   """Builds `batch(step) -> Batch` [config.sft.batch, T], a function of the step alone.
 
-  Raises ValueError naming the first row of a file whose answer with EOS exceeds `config.sampler.max_response`.
+  Raises ValueError naming the first row of a file whose answer with EOS exceeds
+  `config.sampler.max_response`.
   """
   n, built_in = config.sft.batch, config.data.path == data.TASKS
   encode = lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -104,9 +111,14 @@ def make_batches(config, dataset: data.Dataset, tokenizer) -> Callable[[int], Ba
     longest = 1 + max(map(len, answers))
   if longest > config.sampler.max_response:
     long = [i for i, ids in enumerate(answers or []) if len(ids) >= config.sampler.max_response]
-    where = f"{config.data.path}: row {long[0] + 1}: the answer" if long else "an answer of the built-in tasks"
+    where = (
+      f"{config.data.path}: row {long[0] + 1}: the answer"
+      if long
+      else "an answer of the built-in tasks"
+    )
     raise ValueError(
-      f"{where} is longer than config.sampler.max_response = {config.sampler.max_response} tokens, EOS "
+      f"{where} is longer than config.sampler.max_response = {config.sampler.max_response} tokens, "
+      "EOS "
       f"included; the longest has {longest}"
     )
   width = int(np.diff(dataset.start).max()) + longest
@@ -129,7 +141,8 @@ def make_batches(config, dataset: data.Dataset, tokenizer) -> Callable[[int], Ba
 
 
 def make_evaluation(config, policy) -> Callable:
-  """Builds `evaluate(params) -> pairs` of the exact success, overall and by family; none for file data."""
+  """Builds `evaluate(params) -> pairs` of the exact success, overall and by family; none for file
+  data."""
   if config.data.path != data.TASKS or config.eval.path != data.TASKS:
     return lambda params: {}
   source = data.eval_config(config)
@@ -139,15 +152,19 @@ def make_evaluation(config, policy) -> Callable:
 
   def evaluate(params):
     success = exact(params, rows)
-    pairs = {f"eval/exact/{f}": diagnostics.pair(success, families == f) for f in sorted({*families})}
-    return {name: p for name, p in {"eval/exact": diagnostics.pair(success), **pairs}.items() if p[1]}
+    pairs = {
+      f"eval/exact/{f}": diagnostics.pair(success, families == f) for f in sorted({*families})
+    }
+    return {
+      name: p for name, p in {"eval/exact": diagnostics.pair(success), **pairs}.items() if p[1]
+    }
 
   return evaluate
 
 
 def make_step(config, policy, mesh):
-  """(params, opt_state, step) on the mesh, where `step(params, opt_state, Batch)` overwrites both and returns
-  (params, opt_state, loss)."""
+  """(params, opt_state, step) on the mesh, where `step(params, opt_state, Batch)` overwrites both
+  and returns (params, opt_state, loss)."""
   options = config.optimizer.copy_and_resolve_references()
   options.learning_rate, options.warmup_steps = config.sft.learning_rate, config.sft.warmup_steps
   options.schedule = "cosine"
@@ -156,10 +173,14 @@ def make_step(config, policy, mesh):
   at_params, at_state = jax.tree.map(lambda x: x.sharding, like)
   loss = partial(mean_loss, policy.config, config.loss.vocab_chunk)
 
-  @partial(jax.jit, donate_argnums=(0, 1), out_shardings=(at_params, at_state, sharding.replicated(mesh)))
+  @partial(
+    jax.jit, donate_argnums=(0, 1), out_shardings=(at_params, at_state, sharding.replicated(mesh))
+  )
   def step(params, opt_state, batch):
     params, frozen = lora.split(params)
-    value, gradient = jax.value_and_grad(lambda params: loss(lora.join(params, frozen), batch))(params)
+    value, gradient = jax.value_and_grad(lambda params: loss(lora.join(params, frozen), batch))(
+      params
+    )
     updates, opt_state = optimizer.update(gradient, opt_state, params)
     return lora.join(optax.apply_updates(params, updates), frozen), opt_state, value
 

@@ -1,8 +1,9 @@
 """The device mesh, one ordered table of parameter shardings, and the mapped step.
 
-Three axes: `data` and `fsdp` split rows, prompts and slots; `fsdp` splits parameters and optimiser state too,
-`tensor` splits matrices and the heads of the cache. `data` is manual inside `mapped`, and `fsdp` in the sampler's
-decode, which has the parameters whole along it; all else is left to the compiler (GSPMD).
+Three axes: `data` and `fsdp` split rows, prompts and slots; `fsdp` splits parameters and optimiser
+state too, `tensor` splits matrices and the heads of the cache. `data` is manual inside `mapped`,
+and `fsdp` in the sampler's decode, which has the parameters whole along it; all else is left to the
+compiler (GSPMD).
 """
 
 from functools import partial
@@ -15,15 +16,22 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # the axes that rows, prompts and slots are split over
 
-# The first rule whose pattern is found in a parameter's '/'-joined path gives its sharding in training and in
-# decode, where a loop would gather it at every step. The names are those of models/transformer.py, for policy and
-# embedder, with value_prior's `adapter` and `judge` (the head) as prefixes. Layers are stacked on a leading axis,
-# which is never split: a scan slices it. In decode they are a tuple, without that axis.
+# The first rule whose pattern is found in a parameter's '/'-joined path gives its sharding in
+# training and in decode, where a loop would gather it at every step. The names are those of
+# models/transformer.py, for policy and embedder, with value_prior's `adapter` and `judge` (the
+# head) as prefixes. Layers are stacked on a leading axis, which is never split: a scan slices it.
+# In decode they are a tuple, without that axis.
 RULES = (
   (r"^(adapter|judge)/", PartitionSpec(), PartitionSpec()),
   (r"(^|/)(embedding|head)$", PartitionSpec("tensor", "fsdp"), PartitionSpec("tensor")),  # [V, D]
-  (r"(^|/)(q|k|v|gate|up)/kernel$", PartitionSpec(None, "fsdp", "tensor"), PartitionSpec(None, "tensor")),  # [D, out]
-  (r"(^|/)(o|down)/kernel$", PartitionSpec(None, "tensor", "fsdp"), PartitionSpec("tensor")),  # [in, D]
+  # [D, out]
+  (
+    r"(^|/)(q|k|v|gate|up)/kernel$",
+    PartitionSpec(None, "fsdp", "tensor"),
+    PartitionSpec(None, "tensor"),
+  ),
+  # [in, D]
+  (r"(^|/)(o|down)/kernel$", PartitionSpec(None, "tensor", "fsdp"), PartitionSpec("tensor")),
   # Low-rank adapters, which decode has merged into the matrices.
   (r"(^|/)(q|k|v|gate|up)/lora_a$", PartitionSpec(None, "fsdp", None), None),  # [L, D, rank]
   (r"(^|/)(q|k|v|gate|up)/lora_b$", PartitionSpec(None, None, "tensor"), None),  # [L, rank, out]
@@ -70,9 +78,9 @@ def lanes(mesh: Mesh) -> int:
 def param_specs(mesh: Mesh, params, decode: bool = False):
   """A PartitionSpec for every parameter, from `RULES`; `params` holds arrays or their shapes.
 
-  decode: of `transformer.decode_weights`. Whatever holds parameters will do: an optimiser's state, whose single numbers
-  are replicated. A mesh axis that does not divide its dimension is left out, and the
-  dimension replicated over it. Raises ValueError for a parameter that no rule matches.
+  decode: of `transformer.decode_weights`. Whatever holds parameters will do: an optimiser's state,
+  whose single numbers are replicated. A mesh axis that does not divide its dimension is left out,
+  and the dimension replicated over it. Raises ValueError for a parameter that no rule matches.
   """
 
   def find(path, x):
@@ -106,7 +114,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def mapped(
-  mesh: Mesh, f, in_specs, out_specs, donate=(), in_shardings=None, out_shardings=None, axes=("data",), check=True
+  mesh: Mesh,
+  f,
+  in_specs,
+  out_specs,
+  donate=(),
+  in_shardings=None,
+  out_shardings=None,
+  axes=("data",),
+  check=True,
 ):
   """`jax.jit(jax.shard_map(f))`, manual over `axes` alone: f sees its device's part along them.
 
@@ -117,13 +133,16 @@ def mapped(
   The types track what varies over `axes` (`check_vma`), with one consequence to know: the gradient
   with respect to a *replicated* argument arrives summed over them already; one more sum counts it
   twice and more, and Adam and clipping hide the factor. The gradient with respect to `vary(x)` is
-  the device's own. `check=False` tracks no types, for kernels, which have none; then every gradient is the
-  device's own.
+  the device's own. `check=False` tracks no types, for kernels, which have none; then every gradient
+  is the device's own.
   """
   # XLA fails on a sum over a manual axis of one device beside larger automatic ones
-  # ("Cross-partition allreduce must be in (partial) manual partitioning mode"): over such an axis nothing may vary.
+  # ("Cross-partition allreduce must be in (partial) manual partitioning mode"): over such an axis
+  # nothing may vary.
   strip = partial(_without, {axis for axis in axes if mesh.shape[axis] == 1})
-  in_specs, out_specs = (jax.tree.map(strip, specs, is_leaf=_is_spec) for specs in (in_specs, out_specs))
+  in_specs, out_specs = (
+    jax.tree.map(strip, specs, is_leaf=_is_spec) for specs in (in_specs, out_specs)
+  )
   inner = jax.shard_map(
     f, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=set(axes), check_vma=check
   )
@@ -133,9 +152,11 @@ def mapped(
 
 
 def split(f, in_specs, out_specs):
-  """Inside an unchecked `mapped`: f on each device's part along `fsdp` and `tensor` too, which the specs name; for a
-  kernel, which the compiler cannot split."""
-  return jax.shard_map(f, in_specs=in_specs, out_specs=out_specs, axis_names=set(AXES) - {"data"}, check_vma=False)
+  """Inside an unchecked `mapped`: f on each device's part along `fsdp` and `tensor` too, which the
+  specs name; for a kernel, which the compiler cannot split."""
+  return jax.shard_map(
+    f, in_specs=in_specs, out_specs=out_specs, axis_names=set(AXES) - {"data"}, check_vma=False
+  )
 
 
 def vary(tree):
@@ -159,7 +180,9 @@ def _without(axes, spec):
   """`spec` without these axes."""
 
   def keep(part):
-    left = tuple(axis for axis in (part if isinstance(part, tuple) else (part,)) if axis not in axes)
+    left = tuple(
+      axis for axis in (part if isinstance(part, tuple) else (part,)) if axis not in axes
+    )
     return left if len(left) > 1 else left[0] if left else None
 
   return PartitionSpec(*map(keep, spec))

@@ -1,7 +1,8 @@
-"""What a run would do next, in a readable form: prompts, what the prior says, the rollouts, and what is made of them.
+"""What a run would do next, in a readable form: prompts, what the prior says, the rollouts, and
+what is made of them.
 
-The next step's prompts, prior, rollouts and advantages, by the functions that the training loop calls; the step is
-not taken.
+The next step's prompts, prior, rollouts and advantages, by the functions that the training loop
+calls; the step is not taken.
 """
 
 import json
@@ -18,18 +19,21 @@ from v05_jax.step import Draw, Run, capacity, exact_truth, judge, prompts_per_st
 from v05_jax.structs import TrainState
 from v05_jax.value_prior import history as histories
 
-ENDS = 160, 80  # characters at the two ends of a long response that are printed; the rest is counted
+# characters at the two ends of a long response that are printed; the rest is counted
+ENDS = 160, 80
 ENDS_OF_PROMPT = 600, 200
 # Baselines whose advantages depend on the other prompts of a step.
 OF_THE_BATCH = ("beta_shrink", "batch_shrink", "james_stein", "spo")
 
 
 def show(config, workdir: str, step: int | None = None, prompts: int = 8) -> list[dict[str, Any]]:
-  """`--mode=sample`: prints the run's next `prompts` prompts and writes them to WORKDIR/sample.jsonl -> its lines.
+  """`--mode=sample`: prints the run's next `prompts` prompts and writes them to
+  WORKDIR/sample.jsonl -> its lines.
 
-  Takes the checkpoint of `step`, by default the newest, or, where there is none, the policy of the config. What does
-  not depend on the number of prompts is what the next training step sees: prompts, V, rollouts, and the advantages
-  but for OF_THE_BATCH. Nothing else in the workdir changes.
+  Takes the checkpoint of `step`, by default the newest, or, where there is none, the policy of the
+  config. What does not depend on the number of prompts is what the next training step sees:
+  prompts, V, rollouts, and the advantages but for OF_THE_BATCH. Nothing else in the workdir
+  changes.
 
   Raises ValueError for bad input before anything is sampled.
   """
@@ -44,7 +48,11 @@ def show(config, workdir: str, step: int | None = None, prompts: int = 8) -> lis
   found_lines = lines(run, state, draw)
   path = folder / "sample.jsonl"
   metrics.replace(path, "".join(json.dumps(line) + "\n" for line in found_lines))
-  parts = [heading(run, state, draw, found, workdir, usual), *map(text, found_lines), totals(found_lines)]
+  parts = [
+    heading(run, state, draw, found, workdir, usual),
+    *map(text, found_lines),
+    totals(found_lines),
+  ]
   print("\n\n".join([*parts, os.fspath(path)]))
   return found_lines
 
@@ -54,15 +62,18 @@ def narrowed(config, prompts: int):
   if prompts < 1:
     raise ValueError(f"--prompts={prompts}: expected at least 1")
   config = config.copy_and_resolve_references()
-  fewest = config.budget.k_mean if config.budget.rule in budget.BATCH_RULES else config.budget.k_init
+  fewest = (
+    config.budget.k_mean if config.budget.rule in budget.BATCH_RULES else config.budget.k_init
+  )
   config.rollouts_per_step = math.ceil(prompts * fewest)
   config.loss.minibatches = 1
   return config
 
 
 def lines(run: Run, state: TrainState, draw: Draw) -> list[dict[str, Any]]:
-  """A JSON object a prompt; a number that does not exist or is infinite is null. Rewards are the verifier's own,
-  `exact` is a success probability, V, vbar, the baseline and the advantage are in units of rewards mapped to [-1, 1].
+  """A JSON object a prompt; a number that does not exist or is infinite is null. Rewards are the
+  verifier's own, `exact` is a success probability, V, vbar, the baseline and the advantage are in
+  units of rewards mapped to [-1, 1].
   """
   config, rolls = run.config, draw.rolls
   advantage, fusion, expected = judge(config, state, draw)
@@ -70,27 +81,39 @@ def lines(run: Run, state: TrainState, draw: Draw) -> list[dict[str, Any]]:
   s, k = (np.asarray(x) for x in shrinkage.outcomes(reward, rolls.mask))
   truth = exact_truth(run, state.params, draw.prompts)
   columns = {
-    "position": draw.prompts.position, "row": draw.prompts.row, "value": draw.value,
-    "vbar": np.where(k > 0, 2 * s / np.maximum(k, 1) - 1, np.nan), "k": k.astype(int),
-    "exact": np.full(len(k), np.nan) if truth is None else truth, "importance": draw.weight,
+    "position": draw.prompts.position,
+    "row": draw.prompts.row,
+    "value": draw.value,
+    "vbar": np.where(k > 0, 2 * s / np.maximum(k, 1) - 1, np.nan),
+    "k": k.astype(int),
+    "exact": np.full(len(k), np.nan) if truth is None else truth,
+    "importance": draw.weight,
     **jax.device_get(fusion._asdict()),
-  }  # fmt: skip
+  }
   bought = stops(run.groups, draw, reward)
   terms = own_terms(config, state, draw, reward, expected)
   texts, advantage, found = responses(run, draw), np.asarray(advantage), []
   for i, row in enumerate(draw.prompts.rows):
     tokens = draw.prompts.tokens[i, : draw.prompts.length[i]]
     line = {"step": int(state.step), "number": i, "baseline_kind": config.baseline}
-    line |= {key: row[key] for key in ("benchmark", "family", "level", "prompt", "answer") if key in row}
+    line |= {
+      key: row[key] for key in ("benchmark", "family", "level", "prompt", "answer") if key in row
+    }
     line["seen"] = decode(run, tokens)
     line |= {name: number(column[i]) for name, column in columns.items()} | bought[i]
     line |= {"terms": {name: number(column[i]) for name, column in terms.items()}, "rollouts": []}
     for j, answer in enumerate(texts[i]):
-      line["rollouts"].append({
-        "index": j, "reward": number(rolls.reward[i, j]), "length": int(rolls.length[i, j]),
-        "ended": bool(rolls.ended[i, j]), "counts": bool(rolls.mask[i, j]),
-        "advantage": number(advantage[i, j]), "text": answer,
-      })  # fmt: skip
+      line["rollouts"].append(
+        {
+          "index": j,
+          "reward": number(rolls.reward[i, j]),
+          "length": int(rolls.length[i, j]),
+          "ended": bool(rolls.ended[i, j]),
+          "counts": bool(rolls.mask[i, j]),
+          "advantage": number(advantage[i, j]),
+          "text": answer,
+        }
+      )
     found.append(line)
   return found
 
@@ -107,14 +130,18 @@ def responses(run: Run, draw: Draw) -> list[list[str]]:
 def decode(run: Run, tokens) -> str:
   """Text of tokens, special ones visible."""
   tokens = [int(t) for t in tokens]
-  return run.policy.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+  return run.policy.tokenizer.decode(
+    tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
+  )
 
 
 def stops(groups: rollouts.Groups, draw: Draw, reward) -> list[dict[str, Any]]:
-  """Of each prompt: rollouts `bought`, why there are no more (`stop`), and the numbers that a look-ahead compared.
+  """Of each prompt: rollouts `bought`, why there are no more (`stop`), and the numbers that a
+  look-ahead compared.
 
-  stop: "fixed" | "share" (of a total that the rule divides) | "cost" (gain <= cost) | "k_max" | "planned" (by
-  two_stage, after its first stage). The gain is that of one more rollout at the end, or after two_stage's first stage.
+  stop: "fixed" | "share" (of a total that the rule divides) | "cost" (gain <= cost) | "k_max" |
+  "planned" (by two_stage, after its first stage). The gain is that of one more rollout at the end,
+  or after two_stage's first stage.
   """
   rolls = draw.rolls
   bought = (rolls.length > 0).sum(1)
@@ -154,7 +181,9 @@ def own_terms(config, state: TrainState, draw: Draw, reward, expected) -> dict[s
   if config.baseline == "grpo":
     counts = np.maximum(mask.sum(1) - 1, 1)
     vbar = np.where(mask, reward, 0).sum(1) / np.maximum(mask.sum(1), 1)
-    found["standard deviation"] = np.sqrt(np.where(mask, (reward - vbar[:, None]) ** 2, 0).sum(1) / counts)
+    found["standard deviation"] = np.sqrt(
+      np.where(mask, (reward - vbar[:, None]) ** 2, 0).sum(1) / counts
+    )
   return {name: np.asarray(x) for name, x in jax.device_get(found).items()}
 
 
@@ -167,28 +196,47 @@ def number(x):
 # --- What is printed
 
 
-def heading(run: Run, state: TrainState, draw: Draw, step: int | None, workdir: str, usual: int) -> str:
+def heading(
+  run: Run, state: TrainState, draw: Draw, step: int | None, workdir: str, usual: int
+) -> str:
   """What was sampled how."""
   config, groups, count = run.config, run.groups, len(draw.prompts.rows)
-  who = f"step {step} of {workdir}" if step is not None else "the policy of the config (no checkpoint)"
+  who = (
+    f"step {step} of {workdir}" if step is not None else "the policy of the config (no checkpoint)"
+  )
   pairs = f", {min(int(state.context.count), config.prior.context)} pairs in its context"
   prior = config.prior.kind + pairs * (config.prior.kind != "none")
-  rule = f"{groups.k_init}" if groups.rule == "fixed" else f"{groups.k_init} to {groups.k_max}, {groups.rule}"
+  rule = (
+    f"{groups.k_init}"
+    if groups.rule == "fixed"
+    else f"{groups.k_init} to {groups.k_max}, {groups.rule}"
+  )
   parts = [
     f"{who}: the next {count} prompts",
-    f"baseline {config.baseline}; prior {prior}; rollouts a prompt: {rule}; temperature {config.sampler.temperature:g}",
-    "V, vbar, the baseline and the advantage are in units of rewards mapped to [-1, 1], rewards the verifier's own",
+    f"baseline {config.baseline}; prior {prior}; rollouts a prompt: {rule}; temperature "
+    f"{config.sampler.temperature:g}",
+    "V, vbar, the baseline and the advantage are in units of rewards mapped to [-1, 1], rewards "
+    "the verifier's own",
   ]
   if draw.generated > len(draw.rolls.prompt):
     lost = draw.generated - len(draw.rolls.prompt)
-    parts.append(f"{lost} of {draw.generated} rollouts had no signal and were replaced (budget.max_resample)")
-  batch = [name for name, there in (
-    (f"baseline {config.baseline}", config.baseline in OF_THE_BATCH),
-    (f"budget.rule {groups.rule}", groups.rule in budget.BATCH_RULES),
-    ("selection", config.selection.pool > 1),
-  ) if there]  # fmt: skip
+    parts.append(
+      f"{lost} of {draw.generated} rollouts had no signal and were replaced (budget.max_resample)"
+    )
+  batch = [
+    name
+    for name, there in (
+      (f"baseline {config.baseline}", config.baseline in OF_THE_BATCH),
+      (f"budget.rule {groups.rule}", groups.rule in budget.BATCH_RULES),
+      ("selection", config.selection.pool > 1),
+    )
+    if there
+  ]
   if batch and usual != count:
-    parts.append(f"{' and '.join(batch)}: of these prompts alone; --prompts={usual} shows a whole training step")
+    parts.append(
+      f"{' and '.join(batch)}: of these prompts alone; --prompts={usual} shows a whole training "
+      "step"
+    )
   return "\n".join(parts)
 
 
@@ -205,11 +253,16 @@ def totals(found: list[dict[str, Any]]) -> str:
 def text(line: dict[str, Any]) -> str:
   """One prompt of sample.jsonl as it is printed."""
   label = line.get("benchmark") or line.get("family") or ""
-  title = f"prompt {line['number'] + 1}: row {line['row']}, position {line['position']}{', ' * bool(label)}{label}"
+  title = (
+    f"prompt {line['number'] + 1}: row {line['row']}, position "
+    f"{line['position']}{', ' * bool(label)}{label}"
+  )
   fields = {
-    "prompt": shortened(line["seen"], ENDS_OF_PROMPT), "answer": shortened(str(line["answer"])),
-    "V": _success(line["value"]), "vbar": _success(line["vbar"]) + f", {_rollouts(line['k'])}",
-  }  # fmt: skip
+    "prompt": shortened(line["seen"], ENDS_OF_PROMPT),
+    "answer": shortened(str(line["answer"])),
+    "V": _success(line["value"]),
+    "vbar": _success(line["vbar"]) + f", {_rollouts(line['k'])}",
+  }
   if line["exact"] is not None:
     fields["exact"] = _success(2 * line["exact"] - 1)
   fields |= {"test": decision(line), "baseline": _baseline(line), "budget": stopping(line)}
@@ -221,7 +274,10 @@ def text(line: dict[str, Any]) -> str:
   found.append("    #   reward  tokens  ended  advantage  text")
   for r in line["rollouts"]:
     ended = "yes" if r["ended"] else "no"
-    shown = f"{r['index']:>5}  {_plain(r['reward']):>7}  {r['length']:>6}  {ended:>5}  {r['advantage']:>+9.3f}"
+    shown = (
+      f"{r['index']:>5}  {_plain(r['reward']):>7}  {r['length']:>6}  {ended:>5}  "
+      f"{r['advantage']:>+9.3f}"
+    )
     found.append(f"{shown}  {shortened(r['text'])}{'' if r['counts'] else '  (does not count)'}")
   return "\n".join(found)
 
@@ -262,12 +318,18 @@ def stopping(line: dict[str, Any]) -> str:
 
 
 def shortened(text: str, ends: tuple[int, int] = ENDS) -> str:
-  """Text on one line, control characters escaped; of a long one its two ends and how much is between them."""
-  visible = lambda x: "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in x)
+  """Text on one line, control characters escaped; of a long one its two ends and how much is
+  between them."""
+  visible = lambda x: "".join(
+    c if c.isprintable() else c.encode("unicode_escape").decode() for c in x
+  )
   head, tail = ends
   if len(text) <= head + tail + 40:
     return visible(text)
-  return f"{visible(text[:head])} [... {len(text) - head - tail:,} characters ...] {visible(text[-tail:])}"
+  return (
+    f"{visible(text[:head])} [... {len(text) - head - tail:,} characters ...] "
+    f"{visible(text[-tail:])}"
+  )
 
 
 def _rollouts(number: int) -> str:

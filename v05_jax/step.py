@@ -1,4 +1,5 @@
-"""One training step in two halves: `sample` (prompts to rollouts) and `learn` (advantages to update)."""
+"""One training step in two halves: `sample` (prompts to rollouts) and `learn` (advantages to
+update)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -41,11 +42,19 @@ from v05_jax.value_prior import prior as priors
 MEAN_K_DECAY = 0.8  # of the running mean of rollouts per prompt
 LEARNED = ("neighbours", "v0")  # priors that can be wrong about single prompts: what drift is about
 # Metrics that are numbers of a step and not means.
-TOTALS = ("k/hist/", "prompts", "rewards/failed", "sampler/decode_steps", "sampler/refills", "time/verify")
+TOTALS = (
+  "k/hist/",
+  "prompts",
+  "rewards/failed",
+  "sampler/decode_steps",
+  "sampler/refills",
+  "time/verify",
+)
 
 
 class Run(NamedTuple):
-  """What a config stands for: everything that can be wrong with it has been found when this exists."""
+  """What a config stands for: everything that can be wrong with it has been found when this
+  exists."""
 
   config: Any
   mesh: Any
@@ -63,14 +72,21 @@ class Run(NamedTuple):
     params = self.update.place(self.policy.params)
     zero = np.zeros((), np.int32)
     groups = self.groups
-    # A rule that stops by the outcome has no prior to lean on at first and uses up to k_max rollouts a prompt.
+    # A rule that stops by the outcome has no prior to lean on at first and uses up to k_max
+    # rollouts a prompt.
     first_k = {"fixed": groups.k_init} | dict.fromkeys(budget.BATCH_RULES, groups.k_mean)
     return TrainState(
-      params=params, opt_state=self.update.init(params), step=zero, cursor=zero, rollouts=zero,
+      params=params,
+      opt_state=self.update.init(params),
+      step=zero,
+      cursor=zero,
+      rollouts=zero,
       skipped=distributed.put(zero, sharding.replicated(self.mesh)),
-      mean_k=np.float32(first_k.get(groups.rule, groups.k_max)), estimator=estimator.init(len(self.prompts)),
-      context=contexts.empty(self.config.prior.context, self.prior.width), drift=drifts.init(),
-    )  # fmt: skip
+      mean_k=np.float32(first_k.get(groups.rule, groups.k_max)),
+      estimator=estimator.init(len(self.prompts)),
+      context=contexts.empty(self.config.prior.context, self.prior.width),
+      drift=drifts.init(),
+    )
 
   def batch_shape(self) -> tuple[int, int, int]:
     """(M, B, T) of an update's batch."""
@@ -82,43 +98,62 @@ class Draw(NamedTuple):
 
   prompts: Prompts
   rolls: Rollouts
-  value: np.ndarray  # float32 [P]  the prior that the rollouts were judged with; NaN = it did not speak
-  weight: np.ndarray  # float32 [P]  of a prompt in the loss: 1, or 1 / its chance of having been selected
+  # float32 [P] the prior that the rollouts were judged with; NaN = it did not speak
+  value: np.ndarray
+  # float32 [P] of a prompt in the loss: 1, or 1 / its chance of having been selected
+  weight: np.ndarray
   context: Context
   estimator: estimator.Estimator
   drift: drifts.Drift
   cursor: int
   generated: int  # rollouts, discarded ones included
-  pairs: tuple[np.ndarray, np.ndarray, np.ndarray]  # row of the dataset, mean reward in [-1, 1], rollouts: see `sample`
+  # row of the dataset, mean reward in [-1, 1], rollouts: see `sample`
+  pairs: tuple[np.ndarray, np.ndarray, np.ndarray]
   metrics: diagnostics.Pairs
 
 
 def setup(config) -> Run:
-  """Checks a config and loads what it names. Raises ValueError that names the key or file at fault."""
+  """Checks a config and loads what it names. Raises ValueError that names the key or file at
+  fault."""
   configuration.validate(config)
   mesh = sharding.make_mesh(config.mesh)
   distributed.connect(mesh)
   policy = models.load(config.policy, config.seed)
   weights = jax.tree.leaves(policy.params)
-  distributed.check_same("config.policy", lambda: [
-    repr(policy.config), repr(policy.stop), *(np.ravel(x)[:: max(1, x.size // 4096)] for x in weights),
-  ])  # fmt: skip
+  distributed.check_same(
+    "config.policy",
+    lambda: [
+      repr(policy.config),
+      repr(policy.stop),
+      *(np.ravel(x)[:: max(1, x.size // 4096)] for x in weights),
+    ],
+  )
   prompts = data.load(config.data, policy.tokenizer, config.sampler.max_prompt, seed=config.seed)
-  distributed.check_same("config.data", lambda: [prompts.tokens, prompts.start, *(str(row) for row in prompts.rows)])
+  distributed.check_same(
+    "config.data", lambda: [prompts.tokens, prompts.start, *(str(row) for row in prompts.rows)]
+  )
   groups = rollouts.Groups(**{name: config.budget[name] for name in rollouts.Groups._fields})
   update = policy_gradient.make(
-    policy.config, config.loss, config.optimizer, mesh, temperature=config.sampler.temperature,
+    policy.config,
+    config.loss,
+    config.optimizer,
+    mesh,
+    temperature=config.sampler.temperature,
     total_updates=config.num_steps * config.loss.minibatches * config.loss.epochs,
-  )  # fmt: skip
+  )
   built_in = config.data.path == data.TASKS
   return Run(
-    config, mesh, policy, prompts,
+    config,
+    mesh,
+    policy,
+    prompts,
     prior=value_prior.make(config.prior, policy, mesh, config.sampler.max_prompt),
     update=update,
     exact=tasks.make_exact(policy.config, policy.tokenizer, config.sampler) if built_in else None,
     reference=update.freeze(policy.params) if config.loss.kl_coef else None,
-    groups=groups, capacity=capacity(config),
-  )  # fmt: skip
+    groups=groups,
+    capacity=capacity(config),
+  )
 
 
 def capacity(config) -> int:
@@ -132,7 +167,9 @@ def capacity(config) -> int:
 def batch_shape(config, mesh) -> tuple[int, int, int]:
   """(M, B, T) of an update's batch."""
   longest = config.sampler.max_prompt + config.sampler.max_response - 1
-  return policy_gradient.batch_shape(config.loss, capacity(config), config.budget.k_max, longest, mesh)
+  return policy_gradient.batch_shape(
+    config.loss, capacity(config), config.budget.k_max, longest, mesh
+  )
 
 
 def prompts_per_step(run: Run, mean_k: float) -> int:
@@ -145,29 +182,47 @@ def prompts_per_step(run: Run, mean_k: float) -> int:
 def sample(run: Run, collect, state: TrainState, step: int) -> Draw:
   """Takes the step's prompts, asks the prior, samples and verifies their rollouts.
 
-  With `config.budget.max_resample`, groups without signal are replaced by those of further prompts, as many
-  at a time as are missing.
+  With `config.budget.max_resample`, groups without signal are replaced by those of further prompts,
+  as many at a time as are missing.
   """
   began = time.perf_counter()
   count = missing = prompts_per_step(run, state.mean_k)
   key = rng.at(run.config.seed, step)
-  context, learnt, cursor, draws, measured = state.context, state.estimator, int(state.cursor), [], {}
+  context, learnt, cursor, draws, measured = (
+    state.context,
+    state.estimator,
+    int(state.cursor),
+    [],
+    {},
+  )
   pairs = []  # of every prompt asked, with the rollouts whose number was fixed in advance
   for _ in range(1 + run.config.budget.max_resample):
     asked = ask(run, state, cursor, missing, step)
     prompts, value, cursor = asked.prompts, asked.value, asked.cursor
-    rolls, stats = collect(state.params, prompts, key, run.groups, value=value, ewa=state.estimator.ewa)
+    rolls, stats = collect(
+      state.params, prompts, key, run.groups, value=value, ewa=state.estimator.ewa
+    )
     first = run.groups.unconditional  # rollouts whose number was not chosen by their outcome
     success = success_share(run.config, rolls)
     mean, valid = mean_success(success[:, :first], rolls.mask[:, :first])
     seen = valid & np.isfinite(mean)
     pairs.append((prompts.row[seen], 2 * mean[seen] - 1, rolls.mask[:, :first].sum(1)[seen]))
     context, learnt, told = take_in(
-      context, learnt, (asked.features, asked.raw, mean, valid), prompts.row, np.int32(step),
-      2 * success[:, :first] - 1, rolls.mask[:, :first], value, asked.prior,
-      own=shrinkage.KINDS[run.config.baseline], half_life=run.config.prior.half_life,
-    )  # fmt: skip
-    found = diagnostics.rollout_metrics(prompts, rolls, success) | scored(told.squares) | asked.metrics
+      context,
+      learnt,
+      (asked.features, asked.raw, mean, valid),
+      prompts.row,
+      np.int32(step),
+      2 * success[:, :first] - 1,
+      rolls.mask[:, :first],
+      value,
+      asked.prior,
+      own=shrinkage.KINDS[run.config.baseline],
+      half_life=run.config.prior.half_life,
+    )
+    found = (
+      diagnostics.rollout_metrics(prompts, rolls, success) | scored(told.squares) | asked.metrics
+    )
     if len(asked.rivals) > 1:
       found |= diagnostics.rival_metrics(asked.rivals, mean, valid)
     measured = metrics.merge(measured, stats | found)
@@ -192,7 +247,9 @@ def sample(run: Run, collect, state: TrainState, step: int) -> Draw:
   if not run.prior.smoothed(state.context):  # a rate that stood in for V does not speak against it
     drift = watch(drift, measured, run.config.prior.fallback, step)
   pairs = tuple(np.concatenate(x) for x in zip(*pairs))
-  return Draw(prompts, rolls, value, asked.weight, context, learnt, drift, cursor, generated, pairs, measured)
+  return Draw(
+    prompts, rolls, value, asked.weight, context, learnt, drift, cursor, generated, pairs, measured
+  )
 
 
 class Told(NamedTuple):
@@ -205,13 +262,18 @@ class Told(NamedTuple):
 
 @partial(jax.jit, static_argnames=("own",))
 def take_in(context, learnt, pairs, row, step, reward, mask, value, prior, *, own, half_life):
-  """What is learnt from rollouts whose number was fixed in advance, as one program -> (Context, Estimator, Told).
+  """What is learnt from rollouts whose number was fixed in advance, as one program -> (Context,
+  Estimator, Told).
 
   `pairs` are those of `context.remember`; the others are the arguments of `estimator.learn`.
   """
   context = contexts.remember(context, *pairs)
   learnt, squares = estimator.learn(learnt, row, step, reward, mask, value, prior, own, half_life)
-  return context, learnt, Told(squares, scoreboard.standard_error(learnt.board), drifts.errors(context))
+  return (
+    context,
+    learnt,
+    Told(squares, scoreboard.standard_error(learnt.board), drifts.errors(context)),
+  )
 
 
 class Asked(NamedTuple):
@@ -222,14 +284,16 @@ class Asked(NamedTuple):
   raw: np.ndarray  # float32 [P]  the prior's own V, which the context is to remember
   rivals: np.ndarray  # float32 [1 or 2, P]  of `predict`
   prior: np.ndarray  # float32 [P]  the V in use: one of the rivals
-  value: np.ndarray  # float32 [P]  V, with the prompt's own history where `config.prior.history` says so
+  # float32 [P] V, with the prompt's own history where `config.prior.history` says so
+  value: np.ndarray
   weight: np.ndarray  # float32 [P]
   cursor: int  # behind the prompts that were taken or passed over
   metrics: diagnostics.Pairs
 
 
 def ask(run: Run, state: TrainState, cursor: int, count: int, step: int) -> Asked:
-  """The next `count` prompts with their prior, or the `count` that are worth most of a pool several times as large."""
+  """The next `count` prompts with their prior, or the `count` that are worth most of a pool several
+  times as large."""
   options, size = run.config.selection, count * run.config.selection.pool
   prompts = run.prompts.at(cursor, size, pad_to=run.capacity * options.pool)
   features = run.prior.features(prompts)
@@ -253,13 +317,19 @@ def ask(run: Run, state: TrainState, cursor: int, count: int, step: int) -> Aske
     known["selection/chance"] = diagnostics.pair(chance[index])
     padded = np.pad(index, (0, run.capacity - count))
     prompts = data.take(prompts, index, run.capacity)
-    features, raw, rivals, prior, value = features[padded], raw[padded], rivals[:, padded], prior[padded], value[padded]
+    features, raw, rivals, prior, value = (
+      features[padded],
+      raw[padded],
+      rivals[:, padded],
+      prior[padded],
+      value[padded],
+    )
   return Asked(prompts, features, raw, rivals, prior, value, weight, cursor + size, known)
 
 
 def predict(run: Run, context: Context, features) -> tuple[np.ndarray, np.ndarray]:
-  """(the prior's own V [P], rivals [1 or 2, P]): V, recalibrated where the config says so; with a fallback, the
-  context's mean as well."""
+  """(the prior's own V [P], rivals [1 or 2, P]): V, recalibrated where the config says so; with a
+  fallback, the context's mean as well."""
   options = run.config.prior
   raw = value = run.prior.predict(context, features)
   rivals = []
@@ -271,7 +341,8 @@ def predict(run: Run, context: Context, features) -> tuple[np.ndarray, np.ndarra
 
 
 def record(run: Run, state: TrainState, errors) -> diagnostics.Pairs:
-  """How V has fared over the context that the step leaves behind (`drift.errors`), and whether V was in use."""
+  """How V has fared over the context that the step leaves behind (`drift.errors`), and whether V
+  was in use."""
   rmse, bias = errors
   found = {"prior/rmse": (rmse, 1), "prior/bias": (bias, 1)}
   if run.config.prior.kind in LEARNED and run.config.prior.fallback:
@@ -281,21 +352,35 @@ def record(run: Run, state: TrainState, errors) -> diagnostics.Pairs:
   return found
 
 
-def watch(drift: drifts.Drift, measured: diagnostics.Pairs, patience: int, step: int) -> drifts.Drift:
+def watch(
+  drift: drifts.Drift, measured: diagnostics.Pairs, patience: int, step: int
+) -> drifts.Drift:
   """Which of V and the context's mean the next step is to use; a change is logged.
 
   A step that cannot tell, for want of a prompt where both speak, changes nothing.
   """
-  (own, count), (mean, _) = (measured.get(name, (0.0, 0)) for name in ("prior/mse", "prior/constant_mse"))
+  (own, count), (mean, _) = (
+    measured.get(name, (0.0, 0)) for name in ("prior/mse", "prior/constant_mse")
+  )
   if not count:
     return drift
   after = drifts.update(drift, own < mean if drift.fallen else own > mean, patience)
   if after.fallen != drift.fallen:
-    left, used = ("the prior", "the context's mean") if after.fallen else ("the context's mean", "the prior")
+    left, used = (
+      ("the prior", "the context's mean") if after.fallen else ("the context's mean", "the prior")
+    )
     logging.warning(
-      "step %d: %s was worse than %s for %d steps in a row (mean squared error of the prior %.4f, of the context's mean"
-      " %.4f); from now on %s is used", step + 1, left, used, patience, own / count, mean / count, used,
-    )  # fmt: skip
+      "step %d: %s was worse than %s for %d steps in a row (mean squared error of the prior %.4f, "
+      "of the context's mean"
+      " %.4f); from now on %s is used",
+      step + 1,
+      left,
+      used,
+      patience,
+      own / count,
+      mean / count,
+      used,
+    )
   return after
 
 
@@ -306,18 +391,24 @@ def scored(squares) -> diagnostics.Pairs:
 
 
 def standings(board: scoreboard.Board, error, own: str) -> diagnostics.Pairs:
-  """The scoreboard of the run so far: each estimator's lead or lag against the run's own, and its standard `error`."""
+  """The scoreboard of the run so far: each estimator's lead or lag against the run's own, and its
+  standard `error`."""
   found, error = {}, np.asarray(error)
   difference = np.where(np.asarray(board.count) > 0, np.asarray(board.mean), np.nan)
   for name, mean, spread in zip(shrinkage.ESTIMATORS, difference, error):
     if name != own:
-      found |= {f"scoreboard/{name}/difference": (mean, 1), f"scoreboard/{name}/standard_error": (spread, 1)}
+      found |= {
+        f"scoreboard/{name}/difference": (mean, 1),
+        f"scoreboard/{name}/standard_error": (spread, 1),
+      }
   return found
 
 
 def success_share(config, rolls: Rollouts) -> np.ndarray:
   """Rewards as a share of their range, [P, K] in [0, 1]; NaN where there is none."""
-  return (shrinkage.map_reward(np.asarray(rolls.reward), config.rewards.low, config.rewards.high) + 1) / 2
+  return (
+    shrinkage.map_reward(np.asarray(rolls.reward), config.rewards.low, config.rewards.high) + 1
+  ) / 2
 
 
 def mean_success(success, mask):
@@ -328,7 +419,8 @@ def mean_success(success, mask):
 
 
 def learn(run: Run, state: TrainState, draw: Draw) -> tuple[TrainState, diagnostics.Pairs]:
-  """Turns a draw into advantages and updates the policy; `state.params` and `opt_state` are donated."""
+  """Turns a draw into advantages and updates the policy; `state.params` and `opt_state` are
+  donated."""
   began = time.perf_counter()
   config, rolls = run.config, draw.rolls
   advantage, fusion, expected = judge(config, state, draw)
@@ -336,20 +428,28 @@ def learn(run: Run, state: TrainState, draw: Draw) -> tuple[TrainState, diagnost
 
   params, opt_state, measured, updates = state.params, state.opt_state, draw.metrics, {}
   minibatches = policy_gradient.minibatches(
-    draw.prompts, rolls, np.asarray(advantage), config.loss, config.sampler.max_response, run.mesh,
+    draw.prompts,
+    rolls,
+    np.asarray(advantage),
+    config.loss,
+    config.sampler.max_response,
+    run.mesh,
     importance=draw.weight,
-  )  # fmt: skip
+  )
   if config.loss.old_logprob == "recompute" and minibatches:
     minibatches, updates["loss/logprob_gap"] = run.update.recompute(params, minibatches)
   for batch, used in minibatches * config.loss.epochs:
     params, opt_state, update = run.update.step(params, opt_state, batch, used, run.reference)
-    # The sampler's log-probs are of the parameters before the step's first update: only there is it a gap.
+    # The sampler's log-probs are of the parameters before the step's first update: only there is it
+    # a gap.
     gap = updates.get("loss/logprob_gap", update.get("loss/logprob_gap"))
     updates = metrics.merge(updates, update) | {"loss/logprob_gap": gap}
 
   success = success_share(config, rolls)
   measured = measured | updates
-  measured |= diagnostics.baseline_metrics(draw.value, fusion, advantage, success, rolls.mask, truth)
+  measured |= diagnostics.baseline_metrics(
+    draw.value, fusion, advantage, success, rolls.mask, truth
+  )
   if config.baseline == "ewa":
     measured["shrinkage/estimated_mse"] = diagnostics.pair(expected, rolls.mask.any(1))
   prompts = int(draw.prompts.mask.sum())
@@ -358,18 +458,27 @@ def learn(run: Run, state: TrainState, draw: Draw) -> tuple[TrainState, diagnost
     mean_k = np.float32(MEAN_K_DECAY * mean_k + (1 - MEAN_K_DECAY) * draw.generated / prompts)
   measured["time/update"] = (time.perf_counter() - began, 1)
   state = state.replace(
-    params=params, opt_state=opt_state, step=state.step + np.int32(1), cursor=np.int32(draw.cursor),
-    rollouts=state.rollouts + np.int32(draw.generated), mean_k=mean_k, context=draw.context,
-    estimator=draw.estimator, drift=draw.drift,
+    params=params,
+    opt_state=opt_state,
+    step=state.step + np.int32(1),
+    cursor=np.int32(draw.cursor),
+    rollouts=state.rollouts + np.int32(draw.generated),
+    mean_k=mean_k,
+    context=draw.context,
+    estimator=draw.estimator,
+    drift=draw.drift,
     skipped=in_a_row(state.skipped, updates["grad/skipped"][0]) if updates else state.skipped,
-  )  # fmt: skip
+  )
   return state, measured
 
 
 def judge(config, state: TrainState, draw: Draw):
-  """What a draw's rollouts are worth: `advantages`, with what the run has learnt before or by this step."""
+  """What a draw's rollouts are worth: `advantages`, with what the run has learnt before or by this
+  step."""
   rolls, before = draw.rolls, state.estimator
-  shaping = rewards.overlong_penalty(rolls.length, config.sampler.max_response, config.rewards.overlong_buffer)
+  shaping = rewards.overlong_penalty(
+    rolls.length, config.sampler.max_response, config.rewards.overlong_buffer
+  )
   reward = shrinkage.map_reward(rolls.reward, config.rewards.low, config.rewards.high)
   ewa = draw.estimator.ewa if config.ewa_update == "before" else before.ewa
   past = before.history, draw.prompts.row, state.step, config.prior.half_life
@@ -378,21 +487,27 @@ def judge(config, state: TrainState, draw: Draw):
 
 @partial(jax.jit, static_argnames=("kind",))
 def advantages(kind, reward, mask, value, shaping, ewa, history, row, step, half_life):
-  """`shrinkage.advantage` with the history of the prompts' rows, and for EWA-Beta the squared error that it expects
-  of its baseline [P], as one program -> (advantage, Fusion, expected or None)."""
+  """`shrinkage.advantage` with the history of the prompts' rows, and for EWA-Beta the squared error
+  that it expects of its baseline [P], as one program -> (advantage, Fusion, expected or None)."""
   past = histories.read(history, row, step, half_life)
-  expected = shrinkage.ewa_baseline(ewa, value, *shrinkage.outcomes(reward, mask))[2] if kind == "ewa" else None
+  expected = (
+    shrinkage.ewa_baseline(ewa, value, *shrinkage.outcomes(reward, mask))[2]
+    if kind == "ewa"
+    else None
+  )
   return *shrinkage.advantage(kind, reward, mask, value, shaping, ewa, past), expected
 
 
 @jax.jit
 def in_a_row(before, skipped):
-  """Steps in a row with a skipped update, an int32 that stays on the device; `skipped`: updates of this step."""
+  """Steps in a row with a skipped update, an int32 that stays on the device; `skipped`: updates of
+  this step."""
   return jnp.where(skipped > 0, before + 1, 0)
 
 
 def exact_truth(run: Run, params, prompts: Prompts) -> np.ndarray | None:
-  """The true success probability of each prompt [P], NaN where the task does not allow it; None without."""
+  """The true success probability of each prompt [P], NaN where the task does not allow it; None
+  without."""
   if run.exact is None:
     return None
   truth = np.full(len(prompts.mask), np.nan)

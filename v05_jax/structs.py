@@ -1,8 +1,10 @@
-"""The data that flows through one step: prompts -> value -> rollouts -> advantage -> batch -> update.
+"""The data that flows through one step: prompts -> value -> rollouts -> advantage -> batch ->
+update.
 
-Letters, once for all: P prompts, K rollouts a prompt, N rows, T tokens, R response tokens, F features,
-M context pairs. Rewards and masks are dense `[P, K]`; tokens are flat rows (design: "dense small, packed
-big"). `P` and `K` are static capacities of a run, so that nothing recompiles when their use varies.
+Letters, once for all: P prompts, K rollouts a prompt, N rows, T tokens, R response tokens, F
+features, M context pairs. Rewards and masks are dense `[P, K]`; tokens are flat rows (design:
+"dense small, packed big"). `P` and `K` are static capacities of a run, so that nothing recompiles
+when their use varies.
 """
 
 from typing import Any
@@ -16,23 +18,27 @@ Array = jax.Array | np.ndarray
 
 @struct.dataclass
 class Prompts:
-  """One batch of prompts, on host. Rows at and after the number asked for are padding (`mask` False)."""
+  """One batch of prompts, on host. Rows at and after the number asked for are padding (`mask`
+  False)."""
 
   tokens: Array  # int32 [P, T]  prompt tokens, right-padded
   length: Array  # int32 [P]     tokens of the prompt; 1 for padding
   position: Array  # int32 [P]   place in the data stream: names the rollouts' keys
   mask: Array  # bool  [P]       a real prompt
   row: Array  # int32 [P]        row of the dataset: the same prompt in every epoch
-  rows: tuple[dict[str, Any], ...] = struct.field(pytree_node=False)  # the data rows of the real prompts
+  # the data rows of the real prompts
+  rows: tuple[dict[str, Any], ...] = struct.field(pytree_node=False)
 
 
 @struct.dataclass
 class Rollouts:
-  """What was sampled for a batch of prompts, on host; flat rows `[N, ...]` point into dense `[P, K]`."""
+  """What was sampled for a batch of prompts, on host; flat rows `[N, ...]` point into dense `[P,
+  K]`."""
 
   tokens: Array  # int32 [N, R]    response tokens, EOS included, right-padded
   logprob: Array  # float32 [N, R] log-softmax(logits / temperature) of each token, untruncated
-  sampled_logprob: Array  # float32 [N, R] the same after top-k/top-p truncation (equal to logprob without)
+  # float32 [N, R] the same after top-k/top-p truncation (equal to logprob without)
+  sampled_logprob: Array
   prompt: Array  # int32 [N]       row of the prompt in the batch
   index: Array  # int32 [N]        number of the rollout within its prompt, 0 .. K-1
   length: Array  # int32 [P, K]    response tokens, EOS included; 0 where there is no rollout
@@ -43,11 +49,13 @@ class Rollouts:
 
 @struct.dataclass
 class Batch:
-  """Rollouts packed into rows of a fixed length; every array `[B, T]` (or `[M, B, T]` for M micro-batches).
+  """Rollouts packed into rows of a fixed length; every array `[B, T]` (or `[M, B, T]` for M
+  micro-batches).
 
-  Index t holds an input token; `target`, `weight`, `advantage` and `old_logprob` at t speak of the response token
-  that it predicts. All but the last of a prompt's tokens are one segment, which stands before its responses; the
-  prompt's last token and all but the last of a response's are another.
+  Index t holds an input token; `target`, `weight`, `advantage` and `old_logprob` at t speak of the
+  response token that it predicts. All but the last of a prompt's tokens are one segment, which
+  stands before its responses; the prompt's last token and all but the last of a response's are
+  another.
   """
 
   tokens: Array  # int32    input tokens
@@ -62,10 +70,12 @@ class Batch:
 
 @struct.dataclass
 class Context:
-  """Ring buffer of the policy's own last (prompt, success) pairs: what the value prior conditions on."""
+  """Ring buffer of the policy's own last (prompt, success) pairs: what the value prior conditions
+  on."""
 
   features: Array  # float32 [M, F]  frozen features of the prompt
-  value: Array  # float32 [M]        the prior's raw V of the prompt, asked before its outcome was seen; NaN = none
+  # float32 [M] the prior's raw V of the prompt, asked before its outcome was seen; NaN = none
+  value: Array
   success: Array  # float32 [M]      mean success in [0, 1] of its first k_init rollouts
   count: Array  # int32 []           pairs ever written; row `i % M` was written by pair i
 

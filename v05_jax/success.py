@@ -1,17 +1,21 @@
-"""What n sampled responses a prompt say about a policy: pass@k, and how far its score on these prompts is chance."""
+"""What n sampled responses a prompt say about a policy: pass@k, and how far its score on these
+prompts is chance."""
 
 import jax
 import numpy as np
 
-DRAWS = 2000  # bootstrap samples: enough that the ends of an interval move by less than its third digit
+# bootstrap samples: enough that the ends of an interval move by less than its third digit
+DRAWS = 2000
 LEVEL = 0.95
 
 
 def pass_at(count, n: int, k: int) -> np.ndarray:
-  """The chance that k responses, drawn without replacement from a prompt's n of which `count` succeed, hold a success.
+  """The chance that k responses, drawn without replacement from a prompt's n of which `count`
+  succeed, hold a success.
 
-  1 - C(n - count, k) / C(n, k): unbiased for the chance of k fresh responses, which 1 - (1 - count / n)^k is not.
-  Source: arXiv 2107.03374, equation 1. `count` is of any shape, 1 <= k <= n, else ValueError.
+  1 - C(n - count, k) / C(n, k): unbiased for the chance of k fresh responses, which 1 - (1 - count
+  / n)^k is not. Source: arXiv 2107.03374, equation 1. `count` is of any shape, 1 <= k <= n, else
+  ValueError.
   """
   if not 1 <= k <= n:
     raise ValueError(f"pass@k: found k = {k}, expected 1 to n = {n} responses")
@@ -26,10 +30,12 @@ def passes(n: int) -> list[int]:
 
 
 def bootstrap(key: jax.Array, values, draws: int = DRAWS) -> np.ndarray:
-  """Means `[draws, M]` of `values [n, M]` over n prompts drawn with replacement, the same ones for every column.
+  """Means `[draws, M]` of `values [n, M]` over n prompts drawn with replacement, the same ones for
+  every column.
 
-  A prompt is drawn with all its responses, so the spread is that of another set of prompts with other responses to
-  them, which is what a comparison of two policies on a benchmark of 30 problems has to reckon with.
+  A prompt is drawn with all its responses, so the spread is that of another set of prompts with
+  other responses to them, which is what a comparison of two policies on a benchmark of 30 problems
+  has to reckon with.
   """
   values = np.asarray(values, np.float64)
   index = np.asarray(jax.random.randint(key, (draws, len(values)), 0, len(values)))

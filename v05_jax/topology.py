@@ -12,7 +12,8 @@ GIB = 1 << 30
 
 
 class Chip(NamedTuple):
-  """What bounds a program on one device. Peaks are the vendor's, of the whole device; memory is what XLA may use."""
+  """What bounds a program on one device. Peaks are the vendor's, of the whole device; memory is
+  what XLA may use."""
 
   memory: float  # bytes
   flops: float  # bfloat16 operations a second
@@ -21,8 +22,9 @@ class Chip(NamedTuple):
   clock: float  # cycles a second, in which the compiler counts
 
 
-# By jax.Device.device_kind. Memory: what libtpu 0.0.42 says is available when a program needs more. The other numbers:
-# cloud.google.com/tpu/docs/v5e, v5p and v6e; the clock is that at which the matrix units reach the peak.
+# By jax.Device.device_kind. Memory: what libtpu 0.0.42 says is available when a program needs more.
+# The other numbers: cloud.google.com/tpu/docs/v5e, v5p and v6e; the clock is that at which the
+# matrix units reach the peak.
 CHIPS = {
   "TPU v5 lite": Chip(15.75 * GIB, 197e12, 819e9, 200e9, 1.5e9),
   "TPU v5": Chip(95.73 * GIB, 459e12, 2765e9, 600e9, 1.75e9),
@@ -40,7 +42,8 @@ def devices(name: str) -> list:
     return jax.devices()
   if importlib.util.find_spec("libtpu") is None:
     raise ValueError(
-      f"--topology={name}: found no libtpu, expected the tpu extra: pip install -e '.[tpu]' (it needs no TPU)"
+      f"--topology={name}: found no libtpu, expected the tpu extra: pip install -e '.[tpu]' (it "
+      "needs no TPU)"
     )
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or libtpu asks for minutes where it is
   # libtpu expects hosts of several chips, but for one chip alone.
@@ -49,7 +52,9 @@ def devices(name: str) -> list:
     return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **alone).devices)
   except Exception as error:  # of several kinds, by version
     message = " ".join(str(error).split())[:200]
-    raise ValueError(f"--topology: found {name!r}, expected a TPU slice such as {EXAMPLES} ({message})") from error
+    raise ValueError(
+      f"--topology: found {name!r}, expected a TPU slice such as {EXAMPLES} ({message})"
+    ) from error
 
 
 def chip(device) -> Chip | None:

@@ -1,4 +1,5 @@
-"""The one training loop: prompts -> prior -> rollouts -> test and fusion -> advantage -> update -> context."""
+"""The one training loop: prompts -> prior -> rollouts -> test and fusion -> advantage -> update ->
+context."""
 
 import contextlib
 import time
@@ -17,9 +18,9 @@ from v05_jax.value_prior import pairs
 def train(config, workdir: str) -> TrainState:
   """Runs `config` in `workdir`, or resumes it there, and returns the final state.
 
-  Writes config.json, metrics.jsonl, TensorBoard events, checkpoints and summary.png, and with `config.collect` the
-  step's (prompt, score) pairs. A line of the metrics
-  with `step` n describes the state after n steps. Raises ValueError for bad input before anything expensive,
+  Writes config.json, metrics.jsonl, TensorBoard events, checkpoints and summary.png, and with
+  `config.collect` the step's (prompt, score) pairs. A line of the metrics with `step` n describes
+  the state after n steps. Raises ValueError for bad input before anything expensive,
   FloatingPointError after more than `config.loss.max_skipped` non-finite updates in a row, and
   `checkpoint.Preempted` when a signal asked it to stop; the state is saved then.
   """
@@ -50,7 +51,8 @@ def train(config, workdir: str) -> TrainState:
       if not first and config.eval.period:
         log.write(0, 0, evaluation.summarise(evaluate(state.params)))
       for step in range(first, config.num_steps):
-        began, failed = time.perf_counter(), int(state.skipped)  # of the updates before, which have ended
+        # of the updates before, which have ended
+        began, failed = time.perf_counter(), int(state.skipped)
         draw = sample(run, collect, state, step)
         if collected:
           collected.write(step, *draw.pairs)
@@ -73,32 +75,42 @@ def train(config, workdir: str) -> TrainState:
             collected.flush()
           saved.save(done, state)
         if stopping and not last:
-          raise checkpoint.Preempted(f"stopped by a signal; saved at step {done}, the same command continues")
+          raise checkpoint.Preempted(
+            f"stopped by a signal; saved at step {done}, the same command continues"
+          )
   if distributed.first():
     report.summary(workdir)
   return state
 
 
 def agreed(requested: bool, state: TrainState, done: int) -> bool:
-  """Whether any process was asked to stop. Raises ValueError where several no longer decide by the same numbers."""
-  decided = state.replace(params=None, opt_state=None, skipped=None)  # what each has worked out for itself
+  """Whether any process was asked to stop. Raises ValueError where several no longer decide by the
+  same numbers."""
+  # what each has worked out for itself
+  decided = state.replace(params=None, opt_state=None, skipped=None)
   distributed.check_same(f"the state after step {done}", lambda: jax.tree.leaves(decided))
   return distributed.anywhere(requested)
 
 
 def collector(config, workdir: str, run, first: int):
-  """What writes the step's (prompt, score) pairs where `config.collect` says so; a context manager."""
+  """What writes the step's (prompt, score) pairs where `config.collect` says so; a context
+  manager."""
   if not config.collect or not distributed.first():
     return contextlib.nullcontext()
-  return pairs.Collector(workdir, data.label(config.data.path), [row["prompt"] for row in run.prompts.rows], first)
+  return pairs.Collector(
+    workdir, data.label(config.data.path), [row["prompt"] for row in run.prompts.rows], first
+  )
 
 
 def diverged(config, workdir: str, failed: int, good: int | None) -> str:
   """What a run says that stops because its updates keep failing."""
-  kept = "there is no checkpoint yet" if good is None else f"the last good checkpoint is of step {good}"
+  kept = (
+    "there is no checkpoint yet" if good is None else f"the last good checkpoint is of step {good}"
+  )
   return (
     f"{failed} steps in a row had an update with a non-finite loss or gradient, which were skipped "
-    f"(config.loss.max_skipped={config.loss.max_skipped}); {kept} in {workdir}. To go on from it with other "
+    f"(config.loss.max_skipped={config.loss.max_skipped}); {kept} in {workdir}. To go on from it "
+    "with other "
     "settings: --mode=export it, and start in a new workdir with --config.policy.path"
   )
 

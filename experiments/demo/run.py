@@ -3,9 +3,9 @@
     make demo                                        one seed
     python -m experiments.demo.run --seeds=0,1,2     what experiments/demo/README.md reports
 
-Each run is one of the training loop with `configs/demo.py`. A run that is already complete in runs/demo is taken
-as it is, one that was interrupted is continued. Ends with a table, comparison.png, and how much of V0.5's lead is
-owed to having more prompts.
+Each run is one of the training loop with `configs/demo.py`. A run that is already complete in
+runs/demo is taken as it is, one that was interrupted is continued. Ends with a table,
+comparison.png, and how much of V0.5's lead is owed to having more prompts.
 """
 
 from pathlib import Path
@@ -38,13 +38,21 @@ def main(_):
 
 
 def credit(rows) -> str:
-  """Splits V0.5's lead over GRPO (G=16) by what the methods between them change, one thing after the other."""
+  """Splits V0.5's lead over GRPO (G=16) by what the methods between them change, one thing after
+  the other."""
   end = {method: 100 * row.end for method, row in rows.items()}
-  prompts, loss, prior = end["grpo4"] - end["grpo16"], end["rloo4"] - end["grpo4"], end["v05"] - end["rloo4"]
+  prompts, loss, prior = (
+    end["grpo4"] - end["grpo16"],
+    end["rloo4"] - end["grpo4"],
+    end["v05"] - end["rloo4"],
+  )
   return (
-    f"\nV0.5 ends {end['v05'] - end['grpo16']:+.1f} points from GRPO (G=16). Of these {prompts:+.1f} come from four "
-    f"times as many prompts for the same\nrollouts (GRPO with G=4), {loss:+.1f} from the loss (RLOO: no division by "
-    f"the standard deviation, prompts weigh the same),\n{prior:+.1f} from the value prior and shrinkage."
+    f"\nV0.5 ends {end['v05'] - end['grpo16']:+.1f} points from GRPO (G=16). Of these "
+    f"{prompts:+.1f} come from four "
+    f"times as many prompts for the same\nrollouts (GRPO with G=4), {loss:+.1f} from the loss "
+    "(RLOO: no division by "
+    f"the standard deviation, prompts weigh the same),\n{prior:+.1f} from the value prior and "
+    "shrinkage."
   )
 
 

@@ -1,8 +1,10 @@
-"""What a number of rollouts that depends on their outcome does to the policy gradient, by exact enumeration.
+"""What a number of rollouts that depends on their outcome does to the policy gradient, by exact
+enumeration.
 
-The policy of `gradient.py`: one logit a prompt. Each rollout is left out of its own baseline, so at a fixed number of
-rollouts the gradient is unbiased; what is found here is owed to the rule alone. A prompt's rollouts are averaged
-(`loss.aggregate=prompt`) or added up (`rollout`: prompts with more rollouts weigh more).
+The policy of `gradient.py`: one logit a prompt. Each rollout is left out of its own baseline, so at
+a fixed number of rollouts the gradient is unbiased; what is found here is owed to the rule alone. A
+prompt's rollouts are averaged (`loss.aggregate=prompt`) or added up (`rollout`: prompts with more
+rollouts weigh more).
 """
 
 import numpy as np
@@ -13,7 +15,8 @@ from v05_jax import shrinkage
 
 
 def ends(c: Cells, rule: str, state, k_mean: float) -> np.ndarray:
-  """Probability that a prompt ends with k rollouts and s successes, [C, 17, 17]; `rule`: "Neyman, 2 first"."""
+  """Probability that a prompt ends with k rollouts and s successes, [C, 17, 17]; `rule`: "Neyman, 2
+  first"."""
   name, first = rule.split(", ")
   k_init = int(first.split()[0])
   return sequential(c, k_init) if name == "sequential" else neyman(c, k_init, state, k_mean)
@@ -34,7 +37,9 @@ def sequential(c: Cells, k_init: int) -> np.ndarray:
 def neyman(c: Cells, k_init: int, state, k_mean: float) -> np.ndarray:
   """The Neyman budget of an infinite batch; a fractional number is rounded at random."""
   s = np.arange(k_init + 1.0)
-  _, sigma2, var = (np.asarray(x) for x in shrinkage.ewa_baseline(state, c.value[:, None], s, float(k_init)))
+  _, sigma2, var = (
+    np.asarray(x) for x in shrinkage.ewa_baseline(state, c.value[:, None], s, float(k_init))
+  )
   start = binomial(k_init, c.mu)[:, : k_init + 1]
   share = lambda x: np.clip(k_init + np.sqrt(sigma2) * x - sigma2 / var, k_init, K_MAX)
   low, high = 0.0, 1e4
@@ -56,14 +61,17 @@ def measure(c: Cells, rule: str, estimator: str, state, k_mean: float) -> dict:
   """Mean rollouts, and the expected gradient against the true one.
 
   Returns:
-    "k": mean; "gradient": expected over true, summed over prompts, with "least" and "most" of one prompt and "cosine":
+    "k": mean; "gradient": expected over true, summed over prompts, with "least" and "most" of one
+      prompt and "cosine":
     of averaged rollouts; "cosine_sum": of added ones.
   """
   end, p = ends(c, rule, state, k_mean), (1 + c.mu[:, None]) / 2
   average, total, rollouts = (np.zeros(len(c.mu)) for _ in range(3))
   for k in range(1, K_MAX + 1):
     others = lambda s, k=k: np.asarray(
-      shrinkage.baseline(estimator, c.value[:, None], np.clip(s, 0, k - 1)[None].astype(float), k - 1.0, state=state)
+      shrinkage.baseline(
+        estimator, c.value[:, None], np.clip(s, 0, k - 1)[None].astype(float), k - 1.0, state=state
+      )
     )
     g = S * (1 - others(S - 1)) * (1 - p) - np.maximum(k - S, 0) * (-1 - others(S)) * p
     each = np.sum(end[:, k] * g, -1)
@@ -72,6 +80,10 @@ def measure(c: Cells, rule: str, estimator: str, state, k_mean: float) -> dict:
   ratio = average[inside] / true[inside]
   cosine = lambda x: float(mean(c, x * true) / np.sqrt(mean(c, x**2) * mean(c, true**2)))
   return {
-    "k": mean(c, rollouts), "gradient": mean(c, average) / mean(c, true), "least": float(ratio.min()),
-    "most": float(ratio.max()), "cosine": cosine(average), "cosine_sum": cosine(total),
-  }  # fmt: skip
+    "k": mean(c, rollouts),
+    "gradient": mean(c, average) / mean(c, true),
+    "least": float(ratio.min()),
+    "most": float(ratio.max()),
+    "cosine": cosine(average),
+    "cosine_sum": cosine(total),
+  }

@@ -1,6 +1,8 @@
-"""Mean squared errors, rollouts and the test by exact enumeration: every outcome, weighted by its probability.
+"""Mean squared errors, rollouts and the test by exact enumeration: every outcome, weighted by its
+probability.
 
-Everything is computed by the package's own functions, in float64 (the caller enables it). Nothing is random.
+Everything is computed by the package's own functions, in float64 (the caller enables it). Nothing
+is random.
 """
 
 import numpy as np
@@ -22,10 +24,13 @@ KS = (1, 2, 4, 8, 16)
 
 
 def of_means(c: Cells) -> shrinkage.Fit:
-  """What an infinite batch would teach BetaShrink: n0 = E[1 - mu^2] / E[(V - mu)^2], and no offset."""
+  """What an infinite batch would teach BetaShrink: n0 = E[1 - mu^2] / E[(V - mu)^2], and no
+  offset."""
   noise = mean(c, 1 - c.mu**2)
   center = mean(c, c.mu)
-  return shrinkage.Fit(noise / max(rmse(c) ** 2, 1e-12), 0.0, center, noise, mean(c, (c.mu - center) ** 2))
+  return shrinkage.Fit(
+    noise / max(rmse(c) ** 2, 1e-12), 0.0, center, noise, mean(c, (c.mu - center) ** 2)
+  )
 
 
 def squared_error(c: Cells, k, estimator: str):
@@ -44,12 +49,16 @@ def decisions(rule: str, value, k):
   """`budget.extra` at every s, int [C, 17]."""
   s, v = (np.array(x, float) for x in np.broadcast_arrays(np.minimum(S, k), value[:, None]))
   ended = np.ones(s.shape, bool)
-  return np.asarray(budget.extra(rule, None, v, s, np.full(s.shape, k), ended, 0, k_max=K_MAX, cost=COST))
+  return np.asarray(
+    budget.extra(rule, None, v, s, np.full(s.shape, k), ended, 0, k_max=K_MAX, cost=COST)
+  )
 
 
 def osla(c: Cells, k_init=4) -> dict:
-  """The sequential rule: for each prompt E[k] and the squared error [C], and where it stops (masses of k)."""
-  p, alive = (1 + c.mu[:, None]) / 2, binomial(k_init, c.mu)  # probability of reaching (k, s) undecided
+  """The sequential rule: for each prompt E[k] and the squared error [C], and where it stops (masses
+  of k)."""
+  # probability of reaching (k, s) undecided
+  p, alive = (1 + c.mu[:, None]) / 2, binomial(k_init, c.mu)
   rollouts, loss, stops = np.zeros(len(c.mu)), np.zeros(len(c.mu)), {}
   for k in range(k_init, K_MAX + 1):
     more = decisions("sequential", c.value, k) > 0
@@ -92,14 +101,16 @@ def row(c: Cells) -> dict:
 
 
 def uniform(c: Cells, rollouts: float) -> float:
-  """V0.5's MSE at a fixed number of rollouts, the same for all prompts but for one more in a random share of them."""
+  """V0.5's MSE at a fixed number of rollouts, the same for all prompts but for one more in a random
+  share of them."""
   low = int(np.floor(rollouts))
   share = rollouts - low
   return (1 - share) * mse_at(c, low) + (share * mse_at(c, low + 1) if share else 0.0)
 
 
 def spending(c: Cells) -> dict:
-  """Where the sequential rule spends, and what it buys against a uniform k at its mean number of rollouts."""
+  """Where the sequential rule spends, and what it buys against a uniform k at its mean number of
+  rollouts."""
   out = osla(c)
   k = mean(c, out["k"])
   loss = mean(c, out["loss"])
@@ -108,26 +119,42 @@ def spending(c: Cells) -> dict:
   result["ratio"] = loss / result["uniform_mse"]
   result["two_stage_ratio"] = mean(c, two["loss"]) / uniform(c, mean(c, two["k"]))
   four = np.sum(binomial(4, c.mu) * squared_error(c, 4, "v05"), -1)
-  missed = (1 - rejected(4, c.mu, c.value)) * (c.value - c.mu) ** 2  # accepted at once: the prior is the baseline
-  fields = {"k": out["k"], "mse": out["loss"], "missed": missed, "mse_k4": four, "mean_k4": (1 - c.mu**2) / 4}
+  # accepted at once: the prior is the baseline
+  missed = (1 - rejected(4, c.mu, c.value)) * (c.value - c.mu) ** 2
+  fields = {
+    "k": out["k"],
+    "mse": out["loss"],
+    "missed": missed,
+    "mse_k4": four,
+    "mean_k4": (1 - c.mu**2) / 4,
+  }
   for name, chosen in {"sound": ~c.wrong, "hallucinated": c.wrong}.items():
     if np.sum(c.mass[chosen]) > 0:
-      result[name] = {field: float(np.average(x[chosen], weights=c.mass[chosen])) for field, x in fields.items()}
+      result[name] = {
+        field: float(np.average(x[chosen], weights=c.mass[chosen])) for field, x in fields.items()
+      }
   return result
 
 
 def calibration(c: Cells, k: int) -> dict:
-  """The plug-in MSE delta2 / (k delta2 + 1) against the true one, over all outcomes and where the prior is accepted."""
+  """The plug-in MSE delta2 / (k delta2 + 1) against the true one, over all outcomes and where the
+  prior is accepted."""
   weight = c.mass[:, None] * binomial(k, c.mu)
   delta2 = shrinkage.fuse(2 * np.minimum(S, k) / k - 1, k, c.value[:, None]).delta2
   estimate, true = np.asarray(budget.mse(delta2, k)), squared_error(c, k, "v05")
   accepted = np.asarray(delta2) == 0
-  average = lambda x, where=True: float(np.sum((weight * x), where=where) / np.sum(weight, where=where))
+  average = lambda x, where=True: float(
+    np.sum((weight * x), where=where) / np.sum(weight, where=where)
+  )
   return {
-    "estimate": average(estimate), "true": average(true), "true_over_estimate": average(true) / average(estimate),
-    "accepted": float(np.sum(weight, where=accepted)), "true_where_accepted": average(true, accepted),
-    "estimate_where_rejected": average(estimate, ~accepted), "true_where_rejected": average(true, ~accepted),
-  }  # fmt: skip
+    "estimate": average(estimate),
+    "true": average(true),
+    "true_over_estimate": average(true) / average(estimate),
+    "accepted": float(np.sum(weight, where=accepted)),
+    "true_where_accepted": average(true, accepted),
+    "estimate_where_rejected": average(estimate, ~accepted),
+    "true_where_rejected": average(true, ~accepted),
+  }
 
 
 def straying(sds, hs) -> dict:
@@ -135,7 +162,9 @@ def straying(sds, hs) -> dict:
   found = {}
   for k in range(1, K_MAX + 1):
     vbar = 2 * np.arange(k + 1) / k - 1
-    far = [shrinkage.fuse(vbar, k, cells(sd, h).value[:, None]).baseline - vbar for sd in sds for h in hs]
+    far = [
+      shrinkage.fuse(vbar, k, cells(sd, h).value[:, None]).baseline - vbar for sd in sds for h in hs
+    ]
     found[k] = float(max(np.max(np.abs(x)) for x in far) * np.sqrt(k))
   return found
 
@@ -147,10 +176,17 @@ def rejected(k: int, mu, value):
 
 
 def test_curves(number, ks=(4, 8, 16), mus=(0.0, 0.4, 0.8, 1.0), points=81) -> dict:
-  """Size and power: rejection over the bias |V - mu|, V on the other side of 0 from mu; size over mu; both averages."""
+  """Size and power: rejection over the bias |V - mu|, V on the other side of 0 from mu; size over
+  mu; both averages."""
   share = np.array(number) / np.sum(number)
   bias = np.linspace(0, 2, points)
-  result = {"bias": bias.tolist(), "mu": list(mus), "levels": LEVELS.tolist(), "power": {}, "size": {}}
+  result = {
+    "bias": bias.tolist(),
+    "mu": list(mus),
+    "levels": LEVELS.tolist(),
+    "power": {},
+    "size": {},
+  }
   result |= {"mean_size": {}, "mean_power": {}}
   sign = np.where(LEVELS >= 0, 1, -1)
   for k in ks:
@@ -165,25 +201,34 @@ def test_curves(number, ks=(4, 8, 16), mus=(0.0, 0.4, 0.8, 1.0), points=81) -> d
     result["size"][k] = size.tolist()
     result["mean_size"][k] = float(np.sum(share * size))
     wrong = {b: np.round(np.clip(LEVELS - b * sign, -1, 1), 12) for b in (0.3, 0.6, 0.9, 1.2)}
-    result["mean_power"][k] = {b: float(np.sum(share * rejected(k, LEVELS, value))) for b, value in wrong.items()}
+    result["mean_power"][k] = {
+      b: float(np.sum(share * rejected(k, LEVELS, value))) for b, value in wrong.items()
+    }
   return result
 
 
 def rollouts_over_bias(mus=(0.0, 0.4, 0.8, 1.0), points=81) -> dict:
-  """Expected rollouts of the two paper rules over the bias |V - mu|, V on the other side of 0 from mu."""
+  """Expected rollouts of the two paper rules over the bias |V - mu|, V on the other side of 0 from
+  mu."""
   bias = np.linspace(0, 2, points)
   result = {"bias": bias.tolist(), "sequential": {}, "two_stage": {}}
   for mu in mus:
     value = np.round(mu - bias, 12)
     inside = value >= -1
-    c = Cells(np.full(points, mu), np.clip(value, -1, 1), np.full(points, 1 / points), np.zeros(points, bool))
+    c = Cells(
+      np.full(points, mu),
+      np.clip(value, -1, 1),
+      np.full(points, 1 / points),
+      np.zeros(points, bool),
+    )
     for name, rule in {"sequential": osla, "two_stage": two_stage}.items():
       result[name][str(mu)] = [float(k) if ok else None for k, ok in zip(rule(c)["k"], inside)]
   return result
 
 
 def break_even(h: float, number, k=4, against=4, sds=np.arange(0.0, 1.0001, 0.02)) -> dict:
-  """Prior RMSE up to which V0.5 at k is better than the mean of `against` rollouts (linear between points)."""
+  """Prior RMSE up to which V0.5 at k is better than the mean of `against` rollouts (linear between
+  points)."""
   populations = [cells(sd, h, number) for sd in sds]
   x = np.array([rmse(c) for c in populations])
   gap = np.array([mse_at(c, k) - mse_at(c, against, "mean") for c in populations])
@@ -191,4 +236,8 @@ def break_even(h: float, number, k=4, against=4, sds=np.arange(0.0, 1.0001, 0.02
   if not len(worse) or worse[0] == 0:
     return {"rmse": None, "always": not len(worse), "never": bool(len(worse))}
   i = worse[0]
-  return {"rmse": float(np.interp(0, gap[i - 1 : i + 1], x[i - 1 : i + 1])), "always": False, "never": False}
+  return {
+    "rmse": float(np.interp(0, gap[i - 1 : i + 1], x[i - 1 : i + 1])),
+    "always": False,
+    "never": False,
+  }

@@ -2,9 +2,9 @@
 
     python -m experiments.estimator_lab.live [--seeds=0,1,2]
 
-Trains the demo's V0.5 and the same with other baselines, budgets and prompt selection, at equal rollouts. Prints each
-estimator's place on V0.5's scoreboard and a table of all runs; writes live.json beside this file. A run that is
-complete in --out is taken as it is.
+Trains the demo's V0.5 and the same with other baselines, budgets and prompt selection, at equal
+rollouts. Prints each estimator's place on V0.5's scoreboard and a table of all runs; writes
+live.json beside this file. A run that is complete in --out is taken as it is.
 """
 
 import json
@@ -22,7 +22,8 @@ HERE = Path(__file__).parent
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "seeds of the runs")
 OUT = flags.DEFINE_string("out", "runs/estimator_lab", "folder of the runs")
 
-# Name -> what differs from the demo's V0.5 with 4 rollouts a prompt, here with the kernel regression as its prior.
+# Name -> what differs from the demo's V0.5 with 4 rollouts a prompt, here with the kernel
+# regression as its prior.
 NEYMAN = {"budget.rule": "neyman", "budget.k_init": 2, "budget.k_mean": 4.0, "budget.k_max": 16}
 RUNS = {
   "v05": {},
@@ -34,7 +35,11 @@ RUNS = {
   "rloo": {"baseline": "rloo", "prior.kind": "none"},
   "ewa, Neyman from 2": {"baseline": "ewa", **NEYMAN},
   "ewa, pool of 4": {"baseline": "ewa", "selection.pool": 4},
-  "ewa, pool of 4, unweighted": {"baseline": "ewa", "selection.pool": 4, "selection.weighted": False},
+  "ewa, pool of 4, unweighted": {
+    "baseline": "ewa",
+    "selection.pool": 4,
+    "selection.weighted": False,
+  },
 }
 
 
@@ -51,10 +56,16 @@ def main(_):
       train(config, workdirs[-1])
   own = [metrics.read(workdir)[-1] for name, workdir in zip(names, workdirs) if name == "v05"]
   board = standings(own)
-  print("\n" + table(["estimator", "MSE minus V0.5's"], [[n, f"{m:+.4f} ± {e:.4f}"] for n, m, e in board]) + "\n")
+  print(
+    "\n"
+    + table(["estimator", "MSE minus V0.5's"], [[n, f"{m:+.4f} ± {e:.4f}"] for n, m, e in board])
+    + "\n"
+  )
   rows = report.report(workdirs, OUT.value, names=names)
   results = {"seeds": [int(seed) for seed in SEEDS.value], "scoreboard": board}
-  results["runs"] = {row.name: {"end": row.end, "area": row.area, "errors": row.errors[1::2]} for row in rows}
+  results["runs"] = {
+    row.name: {"end": row.end, "area": row.area, "errors": row.errors[1::2]} for row in rows
+  }
   (HERE / "live.json").write_text(json.dumps(results, indent=1) + "\n")
 
 

@@ -1,7 +1,9 @@
-"""The population of prompts: true means mu, priors V and their masses, and what s successes in k rollouts weigh.
+"""The population of prompts: true means mu, priors V and their masses, and what s successes in k
+rollouts weigh.
 
-mu is one of 11 values with the masses of real mean scores; V = clip(mu + sd z), z at 200 normal quantiles, except in
-a share h of the mass, where the prior is hallucinated: V = clip(mu - 1.2 sgn mu), sgn 0 = +1.
+mu is one of 11 values with the masses of real mean scores; V = clip(mu + sd z), z at 200 normal
+quantiles, except in a share h of the mass, where the prior is hallucinated: V = clip(mu - 1.2 sgn
+mu), sgn 0 = +1.
 """
 
 import json
@@ -34,10 +36,13 @@ class Cells(NamedTuple):
 
 
 def counts(path: str) -> tuple[int, ...]:
-  """Prompts at each of the 11 mean scores of a .jsonl file with a "score" in [-1, 1]; COUNTS without that file."""
+  """Prompts at each of the 11 mean scores of a .jsonl file with a "score" in [-1, 1]; COUNTS
+  without that file."""
   if not path or not Path(path).exists():
     return COUNTS
-  scores = [json.loads(line)["score"] for line in Path(path).read_text().splitlines() if line.strip()]
+  scores = [
+    json.loads(line)["score"] for line in Path(path).read_text().splitlines() if line.strip()
+  ]
   index = np.rint((np.array(scores) + 1) * 5).astype(int)
   if not len(index) or index.min() < 0 or index.max() > 10:
     raise ValueError(f"--data: found scores outside [-1, 1], or none, in {path}")
@@ -45,7 +50,8 @@ def counts(path: str) -> tuple[int, ...]:
 
 
 def cells(sd: float, h: float, number=COUNTS) -> Cells:
-  """The population with an error of the prior of `sd` before clipping and a share h of hallucinations."""
+  """The population with an error of the prior of `sd` before clipping and a share h of
+  hallucinations."""
   share = np.array(number) / np.sum(number)
   mu = np.repeat(LEVELS, QUANTILES)
   value = mu + sd * np.tile(NORMAL, 11)

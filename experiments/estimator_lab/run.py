@@ -1,9 +1,10 @@
-"""Which baseline, which budget? Every estimator and budget of the package on populations whose truth is known.
+"""Which baseline, which budget? Every estimator and budget of the package on populations whose
+truth is known.
 
     python -m experiments.estimator_lab.run [--data=.../context.jsonl] [--seeds=0,1,2,3,4,5,6,7]
 
-Regenerates the acceptance table by exact enumeration, simulates what learns from batches, and writes results.json,
-four plots, and the tables of the README on the terminal.
+Regenerates the acceptance table by exact enumeration, simulates what learns from batches, and
+writes results.json, four plots, and the tables of the README on the terminal.
 """
 
 import json
@@ -21,10 +22,13 @@ from experiments.estimator_lab.population import ROWS, TABLE_ROWS, cells, counts
 HERE = Path(__file__).parent
 REFERENCE = HERE.parent.parent / "tests" / "data" / "estimator.json"
 SEEDS = flags.DEFINE_list("seeds", [str(i) for i in range(8)], "seeds of the simulations")
-DATA = flags.DEFINE_string("data", "data/v0_rollouts/context.jsonl", "mean scores of real prompts; built in if absent")
+DATA = flags.DEFINE_string(
+  "data", "data/v0_rollouts/context.jsonl", "mean scores of real prompts; built in if absent"
+)
 OUT = flags.DEFINE_string("out", str(HERE), "folder of results.json and the plots")
 
-# The published table, to six decimals: sd, h, V0.5 at k = 4, 8, 16, sequential k and MSE, two-stage k and MSE.
+# The published table, to six decimals: sd, h, V0.5 at k = 4, 8, 16, sequential k and MSE, two-stage
+# k and MSE.
 PUBLISHED = (
   (0.1, 0.0, 0.029956, 0.018235, 0.012027, 4.306604, 0.010368, 4.745850, 0.011262),
   (0.2, 0.0, 0.046159, 0.031540, 0.021410, 4.443026, 0.028543, 4.899882, 0.028956),
@@ -37,22 +41,28 @@ PUBLISHED = (
 )
 PUBLISHED_MEANS = {"mean4": 0.099489, "mean16": 0.024872}
 COLUMNS = ("v05_4", "v05_8", "v05_16", "oslaK", "oslaM", "tsK", "tsM")
-# EWA-Beta's MSE over V0.5's at k = 4, and with the Neyman budget over the sequential rule's, at most.
+# EWA-Beta's MSE over V0.5's at k = 4, and with the Neyman budget over the sequential rule's, at
+# most.
 EWA_BARS = {(0.2, 0.0): 0.55, (0.4, 0.0): 0.70, (0.4, 0.1): 0.80}
 NEYMAN_BARS = {(0.2, 0.0): 0.85, (0.4, 0.1): 0.72, (0.6, 0.1): 0.60}
 BUDGETS = (("neyman", 2), ("neyman", 3), ("neyman", 4), ("value", 1), ("value", 4), ("uniform", 0))
 GRADIENT_ROWS, GRADIENT_KS = ((0.2, 0.0), (0.4, 0.1)), (2, 4, 8, 16)
-# Rules that choose k by the outcome: name, estimator, rollouts first, rollouts a prompt of Neyman's budget.
+# Rules that choose k by the outcome: name, estimator, rollouts first, rollouts a prompt of Neyman's
+# budget.
 ADAPTIVE = (
-  ("sequential, 4 first", "v05", 4, 0.0), ("Neyman, 2 first", "ewa", 2, 4.0), ("Neyman, 4 first", "ewa", 4, 6.0),
-)  # fmt: skip
+  ("sequential, 4 first", "v05", 4, 0.0),
+  ("Neyman, 2 first", "ewa", 2, 4.0),
+  ("Neyman, 4 first", "ewa", 4, 6.0),
+)
 
 
 def main(_):
   began = time.perf_counter()
   say = lambda text: print(f"[{time.perf_counter() - began:4.0f} s] {text}", flush=True)
   number, seeds = counts(DATA.value), [int(seed) for seed in SEEDS.value]
-  results = {"machine": {"cpus": os.cpu_count(), "jax": jax.__version__, "device": jax.devices()[0].platform}}
+  results = {
+    "machine": {"cpus": os.cpu_count(), "jax": jax.__version__, "device": jax.devices()[0].platform}
+  }
   results |= {"seeds": seeds, "counts": number, "batch": simulate.BATCH, "steps": simulate.STEPS}
   say("acceptance table, by exact enumeration")
   with jax.enable_x64(True):
@@ -76,7 +86,8 @@ def main(_):
 
 
 def acceptance(number) -> dict:
-  """The table, and its largest differences from the published one and from the reference values of the tests."""
+  """The table, and its largest differences from the published one and from the reference values of
+  the tests."""
   rows = [{"sd": sd, "h": h, **exact.row(cells(sd, h, number))} for sd, h in ROWS]
   at = {(row["sd"], row["h"]): row for row in rows}
   published = [abs(at[x[:2]][name] - y) for x in PUBLISHED for name, y in zip(COLUMNS, x[2:])]
@@ -103,14 +114,18 @@ def enumerated(number) -> dict:
   for h in (0.0, 0.1):
     for sd in np.arange(0, 1.0001, 0.05):
       c = cells(sd, h, number)
-      mses = {name: {k: exact.mse_at(c, k, name) for k in exact.KS} for name in ("mean", "value", "v05")}
+      mses = {
+        name: {k: exact.mse_at(c, k, name) for k in exact.KS} for name in ("mean", "value", "v05")
+      }
       curves.append({"sd": round(float(sd), 2), "h": h, "rmse": rmse(c), **mses})
   return {
     "curves": curves,
     "spending": label(exact.spending),
     "calibration": label(calibration),
     "straying": exact.straying((0.1, 0.4, 0.8), (0.0, 0.1)),
-    "break_even": {f"h={h}, mean of {k}": exact.break_even(h, number, 4, k) for h in (0.0, 0.1) for k in (4, 16)},
+    "break_even": {
+      f"h={h}, mean of {k}": exact.break_even(h, number, 4, k) for h in (0.0, 0.1) for k in (4, 16)
+    },
     "test": exact.test_curves(number),
     "rollouts": exact.rollouts_over_bias(),
   }
@@ -121,7 +136,8 @@ def share_of(number):
 
 
 def learned(number, seeds, results, say) -> tuple[dict, dict]:
-  """All estimators at all k on all rows; and EWA's last state of the first seed for each (sd, h, k)."""
+  """All estimators at all k on all rows; and EWA's last state of the first seed for each (sd, h,
+  k)."""
   rows, states, keys = [], {}, simulate.keys(seeds)
   prior = {(row["sd"], row["h"]): row["rmse"] for row in results["table"]}
   for sd, h in ROWS:
@@ -131,12 +147,15 @@ def learned(number, seeds, results, say) -> tuple[dict, dict]:
       states[sd, h, k] = jax.tree.map(lambda x: np.asarray(x[0]), state)
       ratio = simulate.summary(np.array(got["ewa"]) / np.array(got["v05"]))
       mses = {name: simulate.summary(x) for name, x in got.items()}
-      rows.append({"sd": sd, "h": h, "k": k, "rmse": prior[sd, h], "mse": mses, "ewa_over_v05": ratio})
+      rows.append(
+        {"sd": sd, "h": h, "k": k, "rmse": prior[sd, h], "mse": mses, "ewa_over_v05": ratio}
+      )
   return {"estimators": rows}, states
 
 
 def divided(number, seeds, results, say) -> list:
-  """EWA with each way to divide the rollouts that the sequential rule needs, over that rule's exact MSE."""
+  """EWA with each way to divide the rollouts that the sequential rule needs, over that rule's exact
+  MSE."""
   rows, keys = [], simulate.keys(seeds)
   at = {(row["sd"], row["h"]): row for row in results["table"]}
   for sd, h in TABLE_ROWS:
@@ -148,13 +167,23 @@ def divided(number, seeds, results, say) -> list:
       assert np.allclose(got["k"], total / simulate.BATCH)
       ratio = simulate.summary(np.array(got["ewa"]) / osla["oslaM"])
       v05 = simulate.summary(np.array(got["v05"]) / osla["oslaM"])
-      rows.append({"sd": sd, "h": h, "rule": rule, "k_init": k_init, "total": total,
-                   "ewa_over_osla": ratio, "v05_over_osla": v05})  # fmt: skip
+      rows.append(
+        {
+          "sd": sd,
+          "h": h,
+          "rule": rule,
+          "k_init": k_init,
+          "total": total,
+          "ewa_over_osla": ratio,
+          "v05_over_osla": v05,
+        }
+      )
   return rows
 
 
 def gradients(number, states) -> dict:
-  """Bias and noise of every kind of advantage; and how far the identity of the scoreboard is from holding."""
+  """Bias and noise of every kind of advantage; and how far the identity of the scoreboard is from
+  holding."""
   rows, off = [], []
   for sd, h in GRADIENT_ROWS:
     c = cells(sd, h, number)
@@ -171,8 +200,18 @@ def gradients(number, states) -> dict:
       state = jax.tree.map(lambda x: np.asarray(x, float), states[sd, h, first])
       got = adaptive.measure(cells(sd, h, number), rule, estimator, state, k_mean)
       chosen.append({"sd": sd, "h": h, "rule": rule, "estimator": estimator, **got})
-  unbiased = [abs(x - 1) for row in rows if row["kind"] in gradient.UNBIASED for x in (row["least"], row["most"])]
-  return {"gradient": rows, "adaptive": chosen, "identity_off": max(off), "leave_one_out_bias": max(unbiased)}
+  unbiased = [
+    abs(x - 1)
+    for row in rows
+    if row["kind"] in gradient.UNBIASED
+    for x in (row["least"], row["most"])
+  ]
+  return {
+    "gradient": rows,
+    "adaptive": chosen,
+    "identity_off": max(off),
+    "leave_one_out_bias": max(unbiased),
+  }
 
 
 def bars(results) -> list:
@@ -180,7 +219,16 @@ def bars(results) -> list:
   found = []
 
   def add(name, row, value, bar):
-    found.append({"bar": name, "sd": row["sd"], "h": row["h"], **value, "at_most": bar, "met": value["mean"] <= bar})
+    found.append(
+      {
+        "bar": name,
+        "sd": row["sd"],
+        "h": row["h"],
+        **value,
+        "at_most": bar,
+        "met": value["mean"] <= bar,
+      }
+    )
 
   for row in results["estimators"]:
     where = row["sd"], row["h"]

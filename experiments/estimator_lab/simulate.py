@@ -1,7 +1,9 @@
-"""Estimators that learn from batches, and budgets that divide a batch's rollouts, simulated; vmapped over seeds.
+"""Estimators that learn from batches, and budgets that divide a batch's rollouts, simulated;
+vmapped over seeds.
 
-110 steps of 128 prompts, the first 10 left out of every mean. A prompt's 16 possible rollouts are drawn at once and
-its first k count, so that all numbers of rollouts and all estimators see the same outcomes.
+110 steps of 128 prompts, the first 10 left out of every mean. A prompt's 16 possible rollouts are
+drawn at once and its first k count, so that all numbers of rollouts and all estimators see the same
+outcomes.
 """
 
 import functools
@@ -19,7 +21,8 @@ ESTIMATORS = ("mean", "value", "v05", "beta_shrink", "batch_shrink", "james_stei
 
 
 def draw(key, share, sd, h):
-  """BATCH prompts of the population: mu [P], prior [P], successes of all possible rollouts bool [P, 16]."""
+  """BATCH prompts of the population: mu [P], prior [P], successes of all possible rollouts bool [P,
+  16]."""
   level, quantile, wrong, rollouts = jax.random.split(key, 4)
   mu = jnp.asarray(LEVELS, jnp.float32)[jax.random.choice(level, len(LEVELS), (BATCH,), p=share)]
   z = jnp.asarray(NORMAL, jnp.float32)[jax.random.randint(quantile, (BATCH,), 0, QUANTILES)]
@@ -34,7 +37,8 @@ def first(success, k):
 
 
 def _over_seeds(step, keys):
-  """Scans `step` (state, key) -> (state, outputs) over STEPS keys for each seed; means of the outputs over steps."""
+  """Scans `step` (state, key) -> (state, outputs) over STEPS keys for each seed; means of the
+  outputs over steps."""
 
   def one(key):
     state, outputs = jax.lax.scan(step, shrinkage.ewa_init(), jax.random.split(key, STEPS))
@@ -47,10 +51,12 @@ def _over_seeds(step, keys):
 def estimators(keys, share, sd, h, k):
   """Every estimator at k rollouts of every prompt.
 
-  EWA has the state of the step before. The moments of the others are those of the batch without the prompt itself.
+  EWA has the state of the step before. The moments of the others are those of the batch without the
+  prompt itself.
 
   Returns:
-    (EWA at the end, with a leading axis of seeds; {estimator: MSE [seeds]}, and "ewa_var", the MSE that EWA expects).
+    (EWA at the end, with a leading axis of seeds; {estimator: MSE [seeds]}, and "ewa_var", the MSE
+      that EWA expects).
   """
 
   def step(state, key):
@@ -58,7 +64,9 @@ def estimators(keys, share, sd, h, k):
     s, group = first(success, k), jnp.full(BATCH, k, jnp.float32)
     fit = lambda scale: shrinkage.beta_fit(value, s, group, scale, leave_out=True)
     fits = {"beta_shrink": fit(1.0), "batch_shrink": fit(0.0)}
-    error = lambda name: jnp.mean((shrinkage.baseline(name, value, s, group, fits, state) - mu) ** 2)
+    error = lambda name: jnp.mean(
+      (shrinkage.baseline(name, value, s, group, fits, state) - mu) ** 2
+    )
     outputs = {name: error(name) for name in ESTIMATORS}
     outputs["ewa_var"] = jnp.mean(shrinkage.ewa_baseline(state, value, s, group)[2])
     return shrinkage.ewa_update(state, value, s, group), outputs
@@ -68,10 +76,11 @@ def estimators(keys, share, sd, h, k):
 
 @functools.partial(jax.jit, static_argnames=("rule",))
 def budgets(rule, keys, share, sd, h, k_init, total):
-  """EWA after `total` rollouts of the batch, divided by "neyman", "value" or "uniform"; at least k_init a prompt.
+  """EWA after `total` rollouts of the batch, divided by "neyman", "value" or "uniform"; at least
+  k_init a prompt.
 
-  With "neyman" EWA learns from the first k_init rollouts alone; the other two fix all numbers in advance, and it
-  learns from all.
+  With "neyman" EWA learns from the first k_init rollouts alone; the other two fix all numbers in
+  advance, and it learns from all.
 
   Returns:
     {"ewa", "v05": MSE [seeds], "k": mean rollouts [seeds]}.

@@ -1,4 +1,5 @@
-"""Priors that no run could have, to see what a prior is worth: the truth, and V spoilt in known ways."""
+"""Priors that no run could have, to see what a prior is worth: the truth, and V spoilt in known
+ways."""
 
 import zlib
 
@@ -15,10 +16,11 @@ SAMPLES = 32  # rollouts that stand for the truth of a prompt whose success is n
 def make(control: str, prior: Prior, seed: int, truth) -> Prior:
   """`prior` with V replaced as `control` says.
 
-    ""            as it is
-    "oracle"      2 mu - 1 of the present policy: `truth(prompts) -> success probability [P]`, asked in every step
-    "flip SHARE"  the sign is turned over for that share of the prompts, always the same ones
-    "shuffle"     V is permuted among the prompts of a batch, before any of them is selected
+  ""            as it is
+  "oracle"      2 mu - 1 of the present policy: `truth(prompts) -> success probability [P]`, asked
+                in every step
+  "flip SHARE"  the sign is turned over for that share of the prompts, always the same ones
+  "shuffle"     V is permuted among the prompts of a batch, before any of them is selected
   """
   if not control:
     return prior
@@ -51,8 +53,8 @@ def flipped(prompts: Prompts, share: float, seed: int) -> np.ndarray:
 
 
 def make_truth(run, collect, params, seed: int):
-  """Builds `truth(prompts)`: exact where the task allows it, else the mean of SAMPLES rollouts. `params()` are the
-  policy's at that time."""
+  """Builds `truth(prompts)`: exact where the task allows it, else the mean of SAMPLES rollouts.
+  `params()` are the policy's at that time."""
   groups = rollouts.Groups("fixed", SAMPLES, SAMPLES)
   key = jax.random.fold_in(rng.at(seed, 0, rng.EVAL), 1)
 

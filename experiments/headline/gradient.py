@@ -1,4 +1,5 @@
-"""The exact policy gradient, where success is a probability that can be differentiated, and how near an update is."""
+"""The exact policy gradient, where success is a probability that can be differentiated, and how
+near an update is."""
 
 import functools
 
@@ -17,10 +18,14 @@ ROWS = 64  # at once
 
 
 def make(run):
-  """Builds `exact(params) -> gradient` of the mean success probability of the data's first PROMPTS exact prompts."""
+  """Builds `exact(params) -> gradient` of the mean success probability of the data's first PROMPTS
+  exact prompts."""
   rows = [row for row in run.prompts.rows if row["family"] in tasks.EXACT][:PROMPTS]
   rows = rows[: len(rows) // ROWS * ROWS]
-  tokenizer, width = run.policy.tokenizer, run.config.sampler.max_prompt + run.config.sampler.max_response
+  tokenizer, width = (
+    run.policy.tokenizer,
+    run.config.sampler.max_prompt + run.config.sampler.max_response,
+  )
   tokens, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width - 1), bool)
   for i, row in enumerate(rows):
     start = tokenizers.encode_prompt(tokenizer, row["prompt"], False)
@@ -28,12 +33,15 @@ def make(run):
     ids = [*start, *answer, tokenizer.eos_token_id]
     tokens[i, : len(ids)], mask[i, len(start) - 1 : len(ids) - 1] = ids, True
   parts = tokens.reshape(-1, ROWS, width), mask.reshape(-1, ROWS, width - 1)
-  return functools.partial(mean_gradient, run.policy.config, float(run.config.sampler.temperature), *parts)
+  return functools.partial(
+    mean_gradient, run.policy.config, float(run.config.sampler.temperature), *parts
+  )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def mean_gradient(config, temperature, tokens, mask, params):
-  """Gradient of the mean of exp(log-prob of the one right response); tokens [n, ROWS, T], mask [n, ROWS, T - 1]."""
+  """Gradient of the mean of exp(log-prob of the one right response); tokens [n, ROWS, T], mask [n,
+  ROWS, T - 1]."""
 
   def success(params, tokens, mask):
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
@@ -55,11 +63,18 @@ def cosine(run, exact, state: TrainState, draw) -> float:
   of_exact = np.zeros(len(draw.prompts.mask), bool)
   of_exact[: len(draw.prompts.rows)] = [row["family"] in tasks.EXACT for row in draw.prompts.rows]
   batches = policy_gradient.minibatches(
-    draw.prompts, rolls, np.where(of_exact[:, None], np.asarray(advantage), 0.0), config.loss,
-    config.sampler.max_response, run.mesh, importance=draw.weight,
-  )  # fmt: skip
+    draw.prompts,
+    rolls,
+    np.where(of_exact[:, None], np.asarray(advantage), 0.0),
+    config.loss,
+    config.sampler.max_response,
+    run.mesh,
+    importance=draw.weight,
+  )
   found = [run.update.loss_and_grad(state.params, batch, used)[1] for batch, used in batches]
   own = jax.tree.map(lambda *x: -sum(x), *found)
   true = exact(state.params)
-  dot = lambda a, b: float(sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b))))
+  dot = lambda a, b: float(
+    sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+  )
   return dot(own, true) / max((dot(own, own) * dot(true, true)) ** 0.5, 1e-30)

@@ -1,4 +1,5 @@
-"""What is compared: every method as what it changes in `configs/demo.py`, the regimes, and the study's settings."""
+"""What is compared: every method as what it changes in `configs/demo.py`, the regimes, and the
+study's settings."""
 
 from typing import Any, NamedTuple
 
@@ -16,7 +17,8 @@ class Method(NamedTuple):
   changes: dict[str, Any]  # keys of the config -> values
   control: str = ""  # "oracle", "flip SHARE" or "shuffle": what stands in for V, see `controls`
   core: bool = False  # in all three regimes
-  rate_of: str = ""  # the method whose learning rate it takes, so as to differ in nothing else; "" = one of its own
+  # the method whose learning rate it takes, so as to differ in nothing else; "" = one of its own
+  rate_of: str = ""
 
 
 def fixed(k: int, baseline: str = "v05") -> dict[str, Any]:
@@ -31,10 +33,21 @@ def group(baseline: str, k: int, aggregate: str) -> dict[str, Any]:
 
 DAPO = {"budget.max_resample": 9, "loss.clip_high": 0.28, "rewards.overlong_buffer": 1}
 CONSTANT = {"prior.kind": "constant"}
-OSLA = {"budget.rule": "sequential", "budget.k_init": 4, "budget.k_max": 16, "budget.block": 2, "sampler.slots": 128}
+OSLA = {
+  "budget.rule": "sequential",
+  "budget.k_init": 4,
+  "budget.k_max": 16,
+  "budget.block": 2,
+  "sampler.slots": 128,
+}
 NEYMAN = {"budget.rule": "neyman", "budget.k_init": 2, "budget.k_mean": 4.0, "budget.k_max": 16}
 POOL = {"selection.pool": 4}
-SPO = {"data.size": 1024, "prior.half_life": 32.0, "selection.weighted": False, "loss.aggregate": "rollout"}
+SPO = {
+  "data.size": 1024,
+  "prior.half_life": 32.0,
+  "selection.weighted": False,
+  "loss.aggregate": "rollout",
+}
 
 REUSE = {"loss.epochs": 2, "loss.clip_high": 0.28}  # how the recipe uses a rollout
 PLUS = fixed(1, "ewa") | POOL | REUSE  # configs/v05_plus.py
@@ -47,17 +60,25 @@ METHODS = {
   "rloo4": Method("RLOO, 4", group("rloo", 4, "prompt"), core=True),
   "rloo2": Method("RLOO, 2", group("rloo", 2, "prompt"), core=True),
   "spo": Method("SPO, 1", fixed(1, "spo") | CONSTANT | POOL | SPO, core=True),
-  "shrink4": Method("no prior, shrunk to the batch's mean, 4", group("batch_shrink", 4, "prompt"), rate_of="v05"),
+  "shrink4": Method(
+    "no prior, shrunk to the batch's mean, 4", group("batch_shrink", 4, "prompt"), rate_of="v05"
+  ),
   "v05": Method("V0.5, 4", fixed(4), core=True),
   "v05_constant": Method("V0.5, 4, constant prior", fixed(4) | CONSTANT, core=True, rate_of="v05"),
   "v05_oracle": Method("V0.5, 4, oracle prior", fixed(4), "oracle", rate_of="v05"),
   "v05_flip10": Method("V0.5, 4, 10 % of V flipped", fixed(4), "flip 0.1", rate_of="v05"),
   "v05_flip50": Method("V0.5, 4, 50 % of V flipped", fixed(4), "flip 0.5", rate_of="v05"),
   "value": Method("V alone, 4", fixed(4, "value"), rate_of="v05"),
-  "value_constant": Method("V alone, 4, constant prior", fixed(4, "value") | CONSTANT, rate_of="v05"),
+  "value_constant": Method(
+    "V alone, 4, constant prior", fixed(4, "value") | CONSTANT, rate_of="v05"
+  ),
   "value_oracle": Method("V alone, 4, oracle prior", fixed(4, "value"), "oracle", rate_of="v05"),
-  "value_flip10": Method("V alone, 4, 10 % of V flipped", fixed(4, "value"), "flip 0.1", rate_of="v05"),
-  "value_flip50": Method("V alone, 4, 50 % of V flipped", fixed(4, "value"), "flip 0.5", rate_of="v05"),
+  "value_flip10": Method(
+    "V alone, 4, 10 % of V flipped", fixed(4, "value"), "flip 0.1", rate_of="v05"
+  ),
+  "value_flip50": Method(
+    "V alone, 4, 50 % of V flipped", fixed(4, "value"), "flip 0.5", rate_of="v05"
+  ),
   "v05_k1": Method("V0.5, 1", fixed(1)),
   "v05_k2": Method("V0.5, 2", fixed(2), rate_of="v05"),
   "v05_k8": Method("V0.5, 8", fixed(8), rate_of="v05"),
@@ -65,23 +86,35 @@ METHODS = {
   "v05_osla": Method("V0.5, 4 to 16 (OSLA)", OSLA, core=True),
   "ewa4": Method("EWA-Beta, 4", fixed(4, "ewa"), rate_of="v05"),
   "ewa2": Method("EWA-Beta, 2", fixed(2, "ewa"), core=True),
-  "ewa_neyman": Method("EWA-Beta, Neyman budget, 2 + 2", {"baseline": "ewa"} | NEYMAN, rate_of="ewa2"),
+  "ewa_neyman": Method(
+    "EWA-Beta, Neyman budget, 2 + 2", {"baseline": "ewa"} | NEYMAN, rate_of="ewa2"
+  ),
   "v05_plus": Method("V0.5+ (ours)", PLUS, core=True),
   "plus_constant": Method("V0.5+, constant prior", PLUS | CONSTANT, core=True),
   "plus_shuffle": Method("V0.5+, V shuffled", PLUS, "shuffle", rate_of="v05_plus"),
-  "plus_all": Method("V0.5+, no selection", PLUS | {"selection.pool": 1}, core=True, rate_of="v05_plus"),
+  "plus_all": Method(
+    "V0.5+, no selection", PLUS | {"selection.pool": 1}, core=True, rate_of="v05_plus"
+  ),
   "plus_k2": Method("V0.5+, 2 rollouts a prompt", PLUS | fixed(2, "ewa"), rate_of="v05_plus"),
   "plus_k4": Method("V0.5+, 4 rollouts a prompt", PLUS | fixed(4, "ewa"), rate_of="v05_plus"),
-  "plus_value": Method("V0.5+, V alone as the baseline", PLUS | {"baseline": "value"}, rate_of="v05_plus"),
+  "plus_value": Method(
+    "V0.5+, V alone as the baseline", PLUS | {"baseline": "value"}, rate_of="v05_plus"
+  ),
   "plus_clip": Method("V0.5+, clipped at 1.2", PLUS | {"loss.clip_high": 0.2}, rate_of="v05_plus"),
   "plus_once": Method("V0.5+, every rollout used once", PLUS | {"loss.epochs": 1}),
   "v05_reuse": Method("V0.5, 4, rollouts used as in V0.5+", fixed(4) | REUSE),
-  "v05_k1_reuse": Method("V0.5, 1, rollouts used as in V0.5+", fixed(1) | REUSE, rate_of="v05_plus"),
+  "v05_k1_reuse": Method(
+    "V0.5, 1, rollouts used as in V0.5+", fixed(1) | REUSE, rate_of="v05_plus"
+  ),
   "spo_reuse": Method(
-    "SPO, 1, rollouts used as in V0.5+", fixed(1, "spo") | CONSTANT | POOL | SPO | REUSE, rate_of="v05_plus"
+    "SPO, 1, rollouts used as in V0.5+",
+    fixed(1, "spo") | CONSTANT | POOL | SPO | REUSE,
+    rate_of="v05_plus",
   ),
   "rloo4_reuse": Method("RLOO, 4, rollouts used as in V0.5+", group("rloo", 4, "prompt") | REUSE),
-  "grpo16_reuse": Method("GRPO, 16, rollouts used as in V0.5+", group("grpo", 16, "rollout") | REUSE),
+  "grpo16_reuse": Method(
+    "GRPO, 16, rollouts used as in V0.5+", group("grpo", 16, "rollout") | REUSE
+  ),
   "ewa2_pool": Method("EWA-Beta, 2, selected by V", fixed(2, "ewa") | POOL, rate_of="ewa2"),
 }
 
@@ -95,7 +128,8 @@ def best(areas: dict[float, list[float]]) -> float:
 
 
 def rates_to_try(areas: dict[float, list[float]]) -> list[float]:
-  """RATES at first, then the next one beyond an edge that is the best so far; [] where the best lies between others."""
+  """RATES at first, then the next one beyond an edge that is the best so far; [] where the best
+  lies between others."""
   if not areas:
     return list(RATES)
   edges = {min(areas): min(areas) / 2, max(areas): max(areas) * 2}
@@ -120,8 +154,11 @@ REGIMES = {
 }
 
 
-def config(regime: str, changes: dict[str, Any], rate: float, seed: int, policy: str, value_model: str):
-  """The config of a run. policy: Hugging Face directory of the warm start; value_model: directory of the V0."""
+def config(
+  regime: str, changes: dict[str, Any], rate: float, seed: int, policy: str, value_model: str
+):
+  """The config of a run. policy: Hugging Face directory of the warm start; value_model: directory
+  of the V0."""
   c = demo.get_config("v05")
   c.prior.update({"path": value_model, "fallback": 0})
   c.eval.update({"size": 768, "samples": 4})

@@ -2,9 +2,9 @@
 
     python -m experiments.throughput.ceilings --backend=xla [--devices=2] [--dtype=bfloat16]
 
-The shapes are a large square, the layers of both policies over a training batch, and one decode step of 64 or 256
-rows. The best repetition counts: a ceiling is what was seen once. With several devices every one multiplies, or
-copies, its share of the rows.
+The shapes are a large square, the layers of both policies over a training batch, and one decode
+step of 64 or 256 rows. The best repetition counts: a ceiling is what was seen once. With several
+devices every one multiplies, or copies, its share of the rows.
 """
 
 import argparse
@@ -20,7 +20,11 @@ SHAPES = {  # rows, inner, columns
   "decode 256 s": (256, 256, 768),
   "decode 64 l": (64, 768, 2304),
 }
-LARGE = {"square": (8192, 8192, 8192), "train 1.7b": (16384, 2048, 6144), "decode 64 1.7b": (64, 2048, 6144)}
+LARGE = {
+  "square": (8192, 8192, 8192),
+  "train 1.7b": (16384, 2048, 6144),
+  "decode 64 1.7b": (64, 2048, 6144),
+}
 SMALL = {"square": (1024, 1024, 1024)}
 WORK = 2e8  # FLOPs of one timed call at least: small products are repeated inside of it
 COPIED = {"cpu": 1 << 28, "large": 1 << 30, "small": 1 << 24}  # numbers of an array that is copied
@@ -48,7 +52,9 @@ def by_xla(args, shapes, numbers: int) -> dict:
 
   mesh = jax.make_mesh((len(jax.devices()),), ("data",))
   rows, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
-  normal = jax.jit(lambda m, n: jax.random.normal(jax.random.key(0), (m, n), args.dtype), static_argnums=(0, 1))
+  normal = jax.jit(
+    lambda m, n: jax.random.normal(jax.random.key(0), (m, n), args.dtype), static_argnums=(0, 1)
+  )
   found = {}
 
   @partial(jax.jit, static_argnums=2)
@@ -60,14 +66,22 @@ def by_xla(args, shapes, numbers: int) -> dict:
     return jax.lax.fori_loop(0, inner, lambda i, s: s + a @ some[i % 4], jnp.zeros_like(a @ b))
 
   for name, (m, k, n) in shapes.items():
-    a, b, inner = jax.device_put(normal(m, k), rows), jax.device_put(normal(k, n), whole), repeats(m, k, n)
+    a, b, inner = (
+      jax.device_put(normal(m, k), rows),
+      jax.device_put(normal(k, n), whole),
+      repeats(m, k, n),
+    )
     call = lambda a=a, b=b, inner=inner: products(a, b, inner).block_until_ready()
     found[name] = 2 * m * k * n * inner / best(call, args.seconds) / 1e9
   x = jax.device_put(jnp.ones((numbers,), args.dtype), rows)
   copy = jax.jit(lambda x: x + 1)
   traffic = 2 * x.nbytes / best(lambda: copy(x).block_until_ready(), args.seconds)
   devices = jax.devices()
-  about = {"backend": f"jax {jax.__version__}", "platform": devices[0].platform, "devices": len(devices)}
+  about = {
+    "backend": f"jax {jax.__version__}",
+    "platform": devices[0].platform,
+    "devices": len(devices),
+  }
   return about | rounded(found, traffic)
 
 
@@ -96,7 +110,12 @@ def by_torch(args, shapes, numbers: int) -> dict:
 
   traffic = 2 * source.element_size() * numbers / best(copy, args.seconds)
   threads = 1 if device == "cuda" else torch.get_num_threads()
-  return {"backend": f"torch {torch.__version__}", "platform": device, "devices": threads, **rounded(found, traffic)}
+  return {
+    "backend": f"torch {torch.__version__}",
+    "platform": device,
+    "devices": threads,
+    **rounded(found, traffic),
+  }
 
 
 def repeats(m: int, k: int, n: int) -> int:
@@ -104,13 +123,18 @@ def repeats(m: int, k: int, n: int) -> int:
 
 
 def rounded(gflops: dict, traffic: float) -> dict:
-  return {"matmul_gflops": {name: round(x, 1) for name, x in gflops.items()}, "copy_gbytes": round(traffic / 1e9, 2)}
+  return {
+    "matmul_gflops": {name: round(x, 1) for name, x in gflops.items()},
+    "copy_gbytes": round(traffic / 1e9, 2),
+  }
 
 
 def main():
   p = argparse.ArgumentParser()
   p.add_argument("--backend", required=True, choices=("xla", "torch"))
-  p.add_argument("--devices", type=int, default=0, help="forced host devices (xla on CPU); 0 = as they are")
+  p.add_argument(
+    "--devices", type=int, default=0, help="forced host devices (xla on CPU); 0 = as they are"
+  )
   p.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="of torch")
   p.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
   p.add_argument("--scale", default="cpu", choices=tuple(COPIED), help="large is for accelerators")

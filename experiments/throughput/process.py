@@ -24,7 +24,8 @@ FIELDS = {
   "med_s": "seconds of a call, median of the later ones",
   "min_s": "the fastest of these",
   "reps": "number of these",
-  "useful_tokens": "response tokens of a call (sampling, steps), or real tokens of its sequences (updates)",
+  "useful_tokens": "response tokens of a call (sampling, steps), or real tokens of its sequences "
+  "(updates)",
   "per_s": "useful tokens (sampling) or sequences (updates, steps) a second, by the median",
   "unit": "of per_s",
   "useful_gflops": "least arithmetic of the work over the median, GFLOP/s",
@@ -37,27 +38,34 @@ FIELDS = {
   "useful_over_computed": "useful tokens over those that the programs computed",
   "compilations": "programs compiled up to the end of the timed calls",
   "compilations_late": "of them after the second call",
-  "peak_rss_mb": "of the process at the end of the timed calls; reward workers are processes of their own",
+  "peak_rss_mb": "of the process at the end of the timed calls; reward workers are processes of "
+  "their own",
   "start_s": "seconds from the start of the process to the end of the first call",
   "others_cores": "cores that other processes kept busy meanwhile, median",
-  "logprob_gap": "largest |log-prob - recomputed log-prob| of the last call's response tokens, nats",
+  "logprob_gap": "largest |log-prob - recomputed log-prob| of the last call's response tokens, "
+  "nats",
   "details": "what only this program has",
-}  # fmt: skip
+}
 MOST_SECONDS = 120.0  # of the repetitions of one program
 
 
 def parser(programs, several: bool = False) -> argparse.ArgumentParser:
-  """The arguments that every contender takes. several: `program` becomes a list, given with commas."""
+  """The arguments that every contender takes. several: `program` becomes a list, given with
+  commas."""
 
   def names(text):
     found = text.split(",")
     if unknown := sorted(set(found) - set(programs)):
-      raise argparse.ArgumentTypeError(f"found {', '.join(unknown)}, expected some of {', '.join(programs)}")
+      raise argparse.ArgumentTypeError(
+        f"found {', '.join(unknown)}, expected some of {', '.join(programs)}"
+      )
     return found
 
   p = argparse.ArgumentParser()
   if several:
-    p.add_argument("--program", required=True, type=names, help=f"with commas: {', '.join(programs)}")
+    p.add_argument(
+      "--program", required=True, type=names, help=f"with commas: {', '.join(programs)}"
+    )
   else:
     p.add_argument("--program", required=True, choices=programs)
   p.add_argument("--size", default="s", choices=list(work.SHAPES))
@@ -66,10 +74,19 @@ def parser(programs, several: bool = False) -> argparse.ArgumentParser:
   p.add_argument("--prompt", type=int, default=work.PROMPT, help="tokens")
   p.add_argument("--response", type=int, default=work.RESPONSE, help="tokens at most")
   p.add_argument("--reps", type=int, default=3, help="timed calls after the first one")
-  p.add_argument("--micro", type=int, default=0, help="sequences, or packed rows, of a micro-batch; 0 = the default")
+  p.add_argument(
+    "--micro",
+    type=int,
+    default=0,
+    help="sequences, or packed rows, of a micro-batch; 0 = the default",
+  )
   p.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-  p.add_argument("--matmul", type=float, default=0.0, help="the machine's matmul ceiling, GFLOP/s; 0 = unknown")
-  p.add_argument("--copy", type=float, default=0.0, help="the machine's copy ceiling, GB/s; 0 = unknown")
+  p.add_argument(
+    "--matmul", type=float, default=0.0, help="the machine's matmul ceiling, GFLOP/s; 0 = unknown"
+  )
+  p.add_argument(
+    "--copy", type=float, default=0.0, help="the machine's copy ceiling, GB/s; 0 = unknown"
+  )
   return p
 
 
@@ -134,9 +151,12 @@ class Stopwatch:
     """The first call is reported by itself: it compiles. At least two calls are needed."""
     first, *later = self.seconds
     return {
-      "first_s": round(first, 4), "med_s": round(statistics.median(later), 5), "min_s": round(min(later), 5),
-      "reps": len(later), "others_cores": round(statistics.median(self.others[1:]), 2),
-    }  # fmt: skip
+      "first_s": round(first, 4),
+      "med_s": round(statistics.median(later), 5),
+      "min_s": round(min(later), 5),
+      "reps": len(later),
+      "others_cores": round(statistics.median(self.others[1:]), 2),
+    }
 
 
 def timed(call: Callable, reps: int, after: Callable = lambda count: None) -> dict:
@@ -158,8 +178,8 @@ def timed(call: Callable, reps: int, after: Callable = lambda count: None) -> di
 def rates(args, seconds: float, lengths, kind: str, steps: int = 0) -> dict:
   """The fields that follow from the work of a call and its seconds.
 
-  lengths: response tokens of each sequence. kind: "sample", "update" or "step", which is both. steps: decode steps,
-  where memory traffic is wanted ("sample" alone).
+  lengths: response tokens of each sequence. kind: "sample", "update" or "step", which is both.
+  steps: decode steps, where memory traffic is wanted ("sample" alone).
   """
   shape, lengths, samples = work.SHAPES[args.size], [int(x) for x in lengths], kind == "sample"
   flops = work.sample_flops(shape, args.prompt, lengths, args.groups) if kind != "update" else 0.0
@@ -185,8 +205,13 @@ def emit(args, contender: str, versions: str, **fields):
 
   Raises ValueError for a field that FIELDS does not have.
   """
-  fields = {"contender": contender, "versions": versions, "program": args.program, "size": args.size,
-            "n": args.groups * args.group} | fields  # fmt: skip
+  fields = {
+    "contender": contender,
+    "versions": versions,
+    "program": args.program,
+    "size": args.size,
+    "n": args.groups * args.group,
+  } | fields
   if unknown := sorted(set(fields) - set(FIELDS)):
     raise ValueError(f"fields that process.FIELDS does not have: {', '.join(unknown)}")
   print(json.dumps({name: fields.get(name) for name in FIELDS}), flush=True)

@@ -1,6 +1,8 @@
-"""The verifier of the measurements: a coin of each prompt's own bias, thrown by the response's text.
+"""The verifier of the measurements: a coin of each prompt's own bias, thrown by the response's
+text.
 
-Deterministic, and random enough for the budget rule to ask for anything between its fewest and most rollouts.
+Deterministic, and random enough for the budget rule to ask for anything between its fewest and most
+rollouts.
 """
 
 import zlib
@@ -17,7 +19,8 @@ def success(prompt: str) -> float:
 
 
 def prior(prompt: str) -> float:
-  """A value prior for the prompt, in [-1, 1), that knows nothing: right for some prompts and far off for others."""
+  """A value prior for the prompt, in [-1, 1), that knows nothing: right for some prompts and far
+  off for others."""
   return 2 * share("guess of " + prompt) - 1
 
 

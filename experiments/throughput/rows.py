@@ -6,8 +6,11 @@ from typing import NamedTuple
 from experiments.throughput import work
 
 OURS = "experiments.throughput.programs"
-PEERS = {name: f"experiments.throughput.peers.with_{name}" for name in ("transformers", "trl", "tunix")}
-ENVIRONMENT = {"transformers": "torch", "trl": "torch", "tunix": "tunix"}  # folder of --peers with its interpreter
+PEERS = {
+  name: f"experiments.throughput.peers.with_{name}" for name in ("transformers", "trl", "tunix")
+}
+# folder of --peers with its interpreter
+ENVIRONMENT = {"transformers": "torch", "trl": "torch", "tunix": "tunix"}
 
 
 class Contender(NamedTuple):
@@ -37,8 +40,14 @@ class Bar(NamedTuple):
 
   @property
   def share(self) -> bool:
-    """Whether the figure is a ratio or a share, which is printed with more digits than the figure of a unit."""
-    return bool(self.against) or "share" in self.field or "over" in self.field or "utilisation" in self.field
+    """Whether the figure is a ratio or a share, which is printed with more digits than the figure
+    of a unit."""
+    return (
+      bool(self.against)
+      or "share" in self.field
+      or "over" in self.field
+      or "utilisation" in self.field
+    )
 
 
 class Row(NamedTuple):
@@ -56,8 +65,8 @@ def versus(name: str, title: str, program: str, bars: dict[str, float | None], *
 
 
 def step_row(size: str, bars: dict[str, float], memory: float, *flags: str) -> Row:
-  """A whole RL step. Peers decode to the longest row, which is a full one, so their full-length step stands in for the
-  ragged one. `memory`: MB that the full-length step may need, 0 = no bar."""
+  """A whole RL step. Peers decode to the longest row, which is a full one, so their full-length
+  step stands in for the ragged one. `memory`: MB that the full-length step may need, 0 = no bar."""
   full, ragged = (f"--program={program}" for program in ("step", "step_ragged"))
   contenders = (
     Contender("ours ragged", (ragged, f"--size={size}", *flags)),
@@ -67,7 +76,11 @@ def step_row(size: str, bars: dict[str, float], memory: float, *flags: str) -> R
   title = f"RL step {size}, n = 64, ragged (peers at full length)"
   found = [Bar(title, "per_s", bar, peer, of="ours ragged") for peer, bar in bars.items()]
   if memory:
-    found.append(Bar(f"peak memory, step {size}, n = 64, MB", "peak_rss_mb", memory, of="ours full", at_most=True))
+    found.append(
+      Bar(
+        f"peak memory, step {size}, n = 64, MB", "peak_rss_mb", memory, of="ours full", at_most=True
+      )
+    )
   return Row(f"step_{size}", contenders, tuple(found))
 
 
@@ -93,12 +106,35 @@ START = Row(
 )
 CPU = (
   versus("sample_s", "sample s, n = 64", "sample", {"transformers": 2.4, "tunix": 3.2}),
-  versus("sample_s_256", "sample s, n = 256", "sample", {"transformers": 2.8, "tunix": 4.2}, "--group=16"),
-  versus("ragged_s", "ragged s, n = 64, useful tokens", "ragged", {"transformers": 4.0, "tunix": 5.0}),
-  versus("sample_l", "sample l, n = 64", "sample", {"transformers": 1.4, "tunix": 1.7}, "--size=l", "--reps=2"),
+  versus(
+    "sample_s_256", "sample s, n = 256", "sample", {"transformers": 2.8, "tunix": 4.2}, "--group=16"
+  ),
+  versus(
+    "ragged_s", "ragged s, n = 64, useful tokens", "ragged", {"transformers": 4.0, "tunix": 5.0}
+  ),
+  versus(
+    "sample_l",
+    "sample l, n = 64",
+    "sample",
+    {"transformers": 1.4, "tunix": 1.7},
+    "--size=l",
+    "--reps=2",
+  ),
   versus("train_s", "update s, all rows full", "train", {"transformers": 1.0, "tunix": 2.2}),
-  versus("train_ragged_s", "update s, ragged, packed (transformers padded)", "train_ragged", {"transformers": 1.5}),
-  versus("train_l", "update l, all rows full", "train", {"transformers": 0.85, "tunix": 1.6}, "--size=l", "--reps=1"),
+  versus(
+    "train_ragged_s",
+    "update s, ragged, packed (transformers padded)",
+    "train_ragged",
+    {"transformers": 1.5},
+  ),
+  versus(
+    "train_l",
+    "update l, all rows full",
+    "train",
+    {"transformers": 0.85, "tunix": 1.6},
+    "--size=l",
+    "--reps=1",
+  ),
   step_row("s", {"trl": 2.5, "tunix": 4.0}, 1000.0),
   step_row("l", {"trl": 1.3, "tunix": 2.0}, 0.0, "--reps=1"),
   adaptive_row(1),
@@ -106,21 +142,33 @@ CPU = (
   START,
 )
 
-# The programs of --quick: fewer sequences, few programs to compile, and what compiles most with a tiny shape.
+# The programs of --quick: fewer sequences, few programs to compile, and what compiles most with a
+# tiny shape.
 LITTLE = ("--groups=4", "--response=32", "--reps=1", "--set=sampler.slots=16")
 ONE_SHAPE = tuple(f"--set={change}" for change in work.ONE_SHAPE)
 QUICK = (
   ("--program=sample,ragged", *LITTLE, *ONE_SHAPE),
-  ("--program=train,train_ragged,step,step_ragged,adaptive,start", "--size=tiny", *LITTLE, *ONE_SHAPE, "--block=2"),
+  (
+    "--program=train,train_ragged,step,step_ragged,adaptive,start",
+    "--size=tiny",
+    *LITTLE,
+    *ONE_SHAPE,
+    "--block=2",
+  ),
 )
 
 
 def gpu_rows(size: str) -> tuple[Row, Row]:
-  """Decode at batch 64 and the update, in bfloat16. Bars: half of the copy bandwidth while decoding, 40 % of the matmul
-  rate in the update; the ratios to transformers are shown beside. Few repetitions: the suite has 8 minutes."""
+  """Decode at batch 64 and the update, in bfloat16. Bars: half of the copy bandwidth while
+  decoding, 40 % of the matmul rate in the update; the ratios to transformers are shown beside. Few
+  repetitions: the suite has 8 minutes."""
   flags = (f"--size={size}", "--prompt=256", "--response=512", "--dtype=bfloat16", "--reps=1")
-  sample = versus(f"gpu_sample_{size}", f"decode {size}, batch 64", "sample", {"transformers": None}, *flags)
-  train = versus(f"gpu_train_{size}", f"update {size}, n = 64", "train", {"transformers": None}, *flags)
+  sample = versus(
+    f"gpu_sample_{size}", f"decode {size}, batch 64", "sample", {"transformers": None}, *flags
+  )
+  train = versus(
+    f"gpu_train_{size}", f"update {size}, n = 64", "train", {"transformers": None}, *flags
+  )
   copied = Bar(f"decode {size}, batch 64: share of copy bandwidth", "copy_share", 0.5)
   peak = Bar(f"update {size}, n = 64: share of the matmul ceiling", "matmul_share", 0.4)
   return sample._replace(bars=(copied, *sample.bars)), train._replace(bars=(peak, *train.bars))
@@ -130,7 +178,8 @@ GPU = (*gpu_rows("0.6b"), *gpu_rows("1.7b"))
 
 
 def pick(wanted, names):
-  """The rows called `names`, all if there are none. Raises SystemExit for a name that does not exist."""
+  """The rows called `names`, all if there are none. Raises SystemExit for a name that does not
+  exist."""
   known = {row.name: row for row in wanted}
   if unknown := sorted(set(names) - set(known)):
     sys.exit(f"error: --only: found {', '.join(unknown)}, expected some of {', '.join(known)}")
@@ -139,4 +188,6 @@ def pick(wanted, names):
 
 def done(row: dict | None, contenders, rounds: int) -> bool:
   """Whether a row's results have every contender in every round."""
-  return row is not None and all(len(row["contenders"].get(c.name, ())) >= rounds for c in contenders)
+  return row is not None and all(
+    len(row["contenders"].get(c.name, ())) >= rounds for c in contenders
+  )

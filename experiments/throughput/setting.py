@@ -1,4 +1,5 @@
-"""A run's config for the measurements, its prompts and tokenizer in a folder, its objects as train.py builds them."""
+"""A run's config for the measurements, its prompts and tokenizer in a folder, its objects as
+train.py builds them."""
 
 from collections.abc import Iterator
 import contextlib
@@ -31,7 +32,8 @@ class Bench(NamedTuple):
 
 
 def force_devices(count: int):
-  """On a CPU backend gives jax `count` devices, 0 = one for each core of this process. Before the backend starts."""
+  """On a CPU backend gives jax `count` devices, 0 = one for each core of this process. Before the
+  backend starts."""
   jax.config.update("jax_num_cpu_devices", count or process.cores())
 
 
@@ -48,10 +50,20 @@ def config(folder, args, overrides=()):
   c.reward = "experiments.throughput.reward:coin"
   c.prior.kind, c.baseline = "none", "grpo"
   c.budget.update({"rule": "fixed", "k_init": args.group, "k_max": args.group})
-  c.sampler.update({
-    "slots": n, "open_prompts": args.groups, "prefill": args.groups, "chunk": 8, "max_prompt": args.prompt,
-    "max_response": args.response, "truncated": "score", "share": args.group, "slot_sizes": 3, "column_sizes": 2,
-  })  # fmt: skip
+  c.sampler.update(
+    {
+      "slots": n,
+      "open_prompts": args.groups,
+      "prefill": args.groups,
+      "chunk": 8,
+      "max_prompt": args.prompt,
+      "max_response": args.response,
+      "truncated": "score",
+      "share": args.group,
+      "slot_sizes": 3,
+      "column_sizes": 2,
+    }
+  )
   # On a CPU a row has room for a prompt and all its responses.
   row = args.prompt - 1 + args.group * args.response if args.size in SMALL else 0
   c.loss.update({"minibatches": 1, "micro_rows": args.micro or 2, "row_length": row})
@@ -65,7 +77,8 @@ def config(folder, args, overrides=()):
 
 
 def change(c, overrides):
-  """Sets "KEY=VALUE" texts in a config, KEY with dots. Raises KeyError for a key that it does not have."""
+  """Sets "KEY=VALUE" texts in a config, KEY with dots. Raises KeyError for a key that it does not
+  have."""
   flat = {}
   for text in overrides:
     key, _, value = text.partition("=")
@@ -77,23 +90,40 @@ def change(c, overrides):
 
 
 def write_tokenizer(folder: Path, vocab: int):
-  """A Hugging Face tokenizer of the words t0, t1, ...: at most as many as the small shape's vocabulary has."""
+  """A Hugging Face tokenizer of the words t0, t1, ...: at most as many as the small shape's
+  vocabulary has."""
   words = [f"t{i}" for i in range(min(vocab, work.SHAPES["s"].vocab))]
-  words[work.PAD], words[work.END] = "<pad>", "<end>"  # not t0 and t2, which would be found inside t25
-  special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+  # not t0 and t2, which would be found inside t25
+  words[work.PAD], words[work.END] = "<pad>", "<end>"
+  special = {
+    "single_word": False,
+    "lstrip": False,
+    "rstrip": False,
+    "normalized": False,
+    "special": True,
+  }
   tokenizer = {
     "version": "1.0",
     "added_tokens": [{"id": i, "content": words[i], **special} for i in (work.PAD, work.END)],
     "pre_tokenizer": {"type": "WhitespaceSplit"},
-    "model": {"type": "WordLevel", "vocab": {w: i for i, w in enumerate(words)}, "unk_token": words[work.UNKNOWN]},
+    "model": {
+      "type": "WordLevel",
+      "vocab": {w: i for i, w in enumerate(words)},
+      "unk_token": words[work.UNKNOWN],
+    },
   }
-  names = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": words[work.PAD], "eos_token": words[work.END]}
+  names = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "pad_token": words[work.PAD],
+    "eos_token": words[work.END],
+  }
   (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
   (folder / "tokenizer_config.json").write_text(json.dumps(names))
 
 
 def write_prompts(path: Path, args):
-  """One data row for each prompt of a step: every step then has the same prompts, in an order of its own."""
+  """One data row for each prompt of a step: every step then has the same prompts, in an order of
+  its own."""
   ids = work.prompts(args.groups, work.SHAPES[args.size], args.prompt)
   rows = [{"prompt": " ".join(f"t{i}" for i in row), "answer": "0"} for row in ids]
   path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -102,15 +132,18 @@ def write_prompts(path: Path, args):
 def limited(run: step.Run, args) -> step.Run:
   """The run with a response length in each data row (`max_tokens`), of work.row_lengths."""
   lengths = work.row_lengths(args.groups, args.group, args.response)
-  rows = [row | {"max_tokens": int(length)} for row, length in zip(run.prompts.rows, lengths, strict=True)]
+  rows = [
+    row | {"max_tokens": int(length)} for row, length in zip(run.prompts.rows, lengths, strict=True)
+  ]
   return run._replace(prompts=dataclasses.replace(run.prompts, rows=rows))
 
 
 @contextlib.contextmanager
 def bench(args, overrides=()) -> Iterator[Bench]:
-  """The objects of a run of `config`, built as train.py builds them, but for one thing: no token ends
-  a response, so that its limit alone does. The loader only takes tokens of the vocabulary, each of which a random
-  policy samples now and then, so the stop token is put outside of it here."""
+  """The objects of a run of `config`, built as train.py builds them, but for one thing: no token
+  ends a response, so that its limit alone does. The loader only takes tokens of the vocabulary,
+  each of which a random policy samples now and then, so the stop token is put outside of it
+  here."""
   with tempfile.TemporaryDirectory() as folder, metrics.CompilationCounter() as compilations:
     c = config(folder, args, overrides)
     with rewards.load(c) as verifier:

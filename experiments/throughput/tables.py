@@ -5,23 +5,36 @@ import statistics
 from experiments.throughput import rows
 
 LINES = {  # field -> head of its column
-  "per_s": "a second", "useful_gflops": "GFLOP/s", "matmul_share": "of matmul", "copy_share": "of copy",
-  "decode_steps": "decode steps", "utilisation": "slots in use", "utilisation_filled": "until the drain",
-  "useful_over_computed": "useful / computed", "compilations": "compilations", "peak_rss_mb": "peak MB",
-  "first_s": "first call, s", "med_s": "call, s", "start_s": "start to first, s", "others_cores": "other load, cores",
-}  # fmt: skip
+  "per_s": "a second",
+  "useful_gflops": "GFLOP/s",
+  "matmul_share": "of matmul",
+  "copy_share": "of copy",
+  "decode_steps": "decode steps",
+  "utilisation": "slots in use",
+  "utilisation_filled": "until the drain",
+  "useful_over_computed": "useful / computed",
+  "compilations": "compilations",
+  "peak_rss_mb": "peak MB",
+  "first_s": "first call, s",
+  "med_s": "call, s",
+  "start_s": "start to first, s",
+  "others_cores": "other load, cores",
+}
 SHARES = ("matmul_share", "copy_share", "utilisation", "utilisation_filled", "useful_over_computed")
 
 
 def everything(results: dict, wanted) -> str:
-  """All tables; `wanted`: the rows of rows.py in their order, those not measured yet are left out."""
+  """All tables; `wanted`: the rows of rows.py in their order, those not measured yet are left
+  out."""
   measured = [row for row in wanted if row.name in results["rows"]]
   parts = [machine(results), bars(results, measured), contenders(results, measured)]
   return "\n\n".join(parts) + "\n"
 
 
 def table(head, lines) -> str:
-  return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in [head, ["---"] * len(head), *lines])
+  return "\n".join(
+    "| " + " | ".join(map(str, line)) + " |" for line in [head, ["---"] * len(head), *lines]
+  )
 
 
 def machine(results: dict) -> str:
@@ -29,7 +42,12 @@ def machine(results: dict) -> str:
   found = results["ceilings"]
   shapes = list(dict.fromkeys(name for ceiling in found for name in ceiling["matmul_gflops"]))
   lines = [
-    [c["backend"], c["devices"], *(c["matmul_gflops"].get(name, "-") for name in shapes), c["copy_gbytes"]]
+    [
+      c["backend"],
+      c["devices"],
+      *(c["matmul_gflops"].get(name, "-") for name in shapes),
+      c["copy_gbytes"],
+    ]
     for c in found
   ]
   head = ["ceilings", "devices", *(f"matmul {name}, GFLOP/s" for name in shapes), "copy, GB/s"]
@@ -50,14 +68,17 @@ def middle(lines: list[dict], field: str) -> float | None:
 
 
 def measure(bar: rows.Bar, of: dict[str, list[dict]]) -> tuple[float | None, list[float]]:
-  """The figure of a bar, by medians, and its value in each round. `of`: JSON lines of each contender, by rounds."""
+  """The figure of a bar, by medians, and its value in each round. `of`: JSON lines of each
+  contender, by rounds."""
   ours, peer = of.get(bar.of, []), of.get(bar.against, [])
   each = [figure(line, bar.field) for line in ours]
   value = middle(ours, bar.field)
   if bar.against:
     below = middle(peer, bar.field)
     value = value / below if value is not None and below else None
-    each = [a / b for a, line in zip(each, peer) if a is not None and (b := figure(line, bar.field))]
+    each = [
+      a / b for a, line in zip(each, peer) if a is not None and (b := figure(line, bar.field))
+    ]
   return value, [x for x in each if x is not None] if value is not None else []
 
 
@@ -93,7 +114,9 @@ def contenders(results: dict, measured) -> str:
         continue
       values = {field: middle(found, field) for field in LINES}
       texts = [number(x, 3 if field in SHARES else 1) for field, x in values.items()]
-      lines.append([row.name, name, found[0]["devices"], f"{texts[0]} {found[0]['unit']}", *texts[1:]])
+      lines.append(
+        [row.name, name, found[0]["devices"], f"{texts[0]} {found[0]['unit']}", *texts[1:]]
+      )
   return table(["row", "who", "devices", *LINES.values()], lines)
 
 

@@ -1,4 +1,5 @@
-"""The work that every contender is given, and the least arithmetic and memory traffic that it takes.
+"""The work that every contender is given, and the least arithmetic and memory traffic that it
+takes.
 
 Standard library and numpy alone: the peers' environments import this file too.
 """
@@ -38,9 +39,16 @@ SHAPES = {
   "1.7b": Shape(2048, 28, 16, 8, 128, 6144, 151936),
 }
 # The names of these shapes in v05_jax/models/presets.py.
-PRESETS = {"tiny": "tiny", "s": "throughput-s", "l": "throughput-l", "0.6b": "qwen3-0.6b", "1.7b": "qwen3-1.7b"}
+PRESETS = {
+  "tiny": "tiny",
+  "s": "throughput-s",
+  "l": "throughput-l",
+  "0.6b": "qwen3-0.6b",
+  "1.7b": "qwen3-1.7b",
+}
 
-# The cache's shapes as configs/default.py has them: one. Each further shape is a decode program more to compile.
+# The cache's shapes as configs/default.py has them: one. Each further shape is a decode program
+# more to compile.
 ONE_SHAPE = ("sampler.slot_sizes=1", "sampler.column_sizes=1")
 
 
@@ -58,21 +66,29 @@ def ragged(count: int, longest: int, seed: int = 0) -> np.ndarray:
 
 
 def row_lengths(groups: int, group: int, longest: int) -> np.ndarray:
-  """One response length for each of `groups` prompts, int32 [groups]: of `ragged`'s, sorted downwards, every
-  `group`-th, so that the longest one stays and the mean is hardly above that of all."""
+  """One response length for each of `groups` prompts, int32 [groups]: of `ragged`'s, sorted
+  downwards, every `group`-th, so that the longest one stays and the mean is hardly above that of
+  all."""
   return np.sort(ragged(groups * group, longest))[::-1][::group].copy()
 
 
 def forward_flops(shape: Shape, tokens: float, attended: float, logits: float) -> float:
-  """FLOPs of `tokens` through the layers, which attend to `attended` keys in all, with `logits` rows of logits."""
+  """FLOPs of `tokens` through the layers, which attend to `attended` keys in all, with `logits`
+  rows of logits."""
   layers = 2 * shape.params(embedding=False) * tokens
-  return layers + 4 * shape.layers * shape.heads * shape.head_dim * attended + 2 * shape.vocab * shape.hidden * logits
+  return (
+    layers
+    + 4 * shape.layers * shape.heads * shape.head_dim * attended
+    + 2 * shape.vocab * shape.hidden * logits
+  )
 
 
 def sample_flops(shape: Shape, prompt: int, lengths, groups: int) -> float:
-  """The least of a sampling call: each of `groups` prompts prefilled once, a row of logits for each sampled token.
+  """The least of a sampling call: each of `groups` prompts prefilled once, a row of logits for each
+  sampled token.
 
-  The first response token comes from the prompt's last one, so a response of n tokens takes n - 1 decode steps.
+  The first response token comes from the prompt's last one, so a response of n tokens takes n - 1
+  decode steps.
   """
   lengths = np.asarray(lengths, np.int64)
   steps = lengths - 1
@@ -82,21 +98,25 @@ def sample_flops(shape: Shape, prompt: int, lengths, groups: int) -> float:
 
 
 def update_tokens(prompt: int, lengths, groups: int) -> int:
-  """Tokens that the least of an update computes: a prompt once for its responses, whose last tokens are no input."""
+  """Tokens that the least of an update computes: a prompt once for its responses, whose last tokens
+  are no input."""
   return int(groups * (prompt - 1) + np.sum(lengths))
 
 
 def update_flops(shape: Shape, prompt: int, lengths, groups: int) -> float:
-  """The least of an update of `groups` prompts: forward and twice as much backward over `update_tokens`, causal
-  attention, logits for responses alone."""
+  """The least of an update of `groups` prompts: forward and twice as much backward over
+  `update_tokens`, causal attention, logits for responses alone."""
   lengths = np.asarray(lengths, np.int64)
-  attended = groups * (prompt - 1) * prompt // 2 + (lengths * (prompt - 1) + lengths * (lengths + 1) // 2).sum()
+  attended = (
+    groups * (prompt - 1) * prompt // 2
+    + (lengths * (prompt - 1) + lengths * (lengths + 1) // 2).sum()
+  )
   return 3 * forward_flops(shape, update_tokens(prompt, lengths, groups), attended, np.sum(lengths))
 
 
 def decode_bytes(shape: Shape, prompt: int, lengths, steps: int, itemsize: int) -> float:
-  """The least memory traffic of `steps` decode steps: the weights once a step, and for every sampled token the live
-  part of its own cache read and one column written."""
+  """The least memory traffic of `steps` decode steps: the weights once a step, and for every
+  sampled token the live part of its own cache read and one column written."""
   lengths = np.asarray(lengths, np.int64)
   column = 2 * shape.layers * shape.kv_heads * shape.head_dim * itemsize
   columns = (lengths * (prompt + 1) + lengths * (lengths - 1) // 2).sum()

@@ -1,4 +1,5 @@
-"""What V0 is to know: contexts and held-out prompts of a run's checkpoints, with exact and sampled success."""
+"""What V0 is to know: contexts and held-out prompts of a run's checkpoints, with exact and sampled
+success."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -35,7 +36,10 @@ def moments(workdir: Path, steps, prompts: int = 512) -> list[Moment]:
   missing = [step for step in steps if f"exact{step}" not in known]
   if missing:
     run = setup(run_config)
-    with rewards.load(run_config) as verifier, checkpoint.Checkpoints(workdir, run_config.checkpoint.keep) as saved:
+    with (
+      rewards.load(run_config) as verifier,
+      checkpoint.Checkpoints(workdir, run_config.checkpoint.keep) as saved,
+    ):
       collect = rollouts.make(run.policy, run_config, run.mesh, verifier)
       measure = evaluate.make(run.policy, run_config, run.mesh, collect)
       for step in missing:
@@ -47,9 +51,18 @@ def moments(workdir: Path, steps, prompts: int = 512) -> list[Moment]:
   result = []
   for step in steps:
     before = [c for c in contexts if c.key[-1] < step]
-    prompt, score = (np.concatenate([getattr(c, x) for c in before])[-SUPPORT:] for x in ("prompt", "score"))
-    result.append(Moment(
-      workdir.name, step, [texts[i] for i in prompt], score, [row["prompt"] for row in rows],
-      known[f"exact{step}"], known[f"mean{step}"],
-    ))  # fmt: skip
+    prompt, score = (
+      np.concatenate([getattr(c, x) for c in before])[-SUPPORT:] for x in ("prompt", "score")
+    )
+    result.append(
+      Moment(
+        workdir.name,
+        step,
+        [texts[i] for i in prompt],
+        score,
+        [row["prompt"] for row in rows],
+        known[f"exact{step}"],
+        known[f"mean{step}"],
+      )
+    )
   return result

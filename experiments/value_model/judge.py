@@ -17,9 +17,9 @@ COLUMNS = ("intra-context AUC", "RMSE of V", "RMSE against 10 rollouts", "ECE")
 def measure(model: ValuePrior, tested: dict[str, list[Moment]], others: list[Moment]) -> dict:
   """The tables over the moments: method -> mean and standard error over runs of each of `COLUMNS`.
 
-  All are of the five families whose true success is known. AUC and ECE are against the mean of ten rollouts (positive
-  from a half on), RMSE of V = 2 p - 1 against the true mean reward and against that of the rollouts. A run's moments
-  are averaged first.
+  All are of the five families whose true success is known. AUC and ECE are against the mean of ten
+  rollouts (positive from a half on), RMSE of V = 2 p - 1 against the true mean reward and against
+  that of the rollouts. A run's moments are averaged first.
   """
   # What V0 knows of prompts in general: its mean over the contexts of other policies.
   rng = np.random.default_rng(0)
@@ -27,7 +27,9 @@ def measure(model: ValuePrior, tested: dict[str, list[Moment]], others: list[Mom
   foreign = [model.predict(m.texts, m.scores, others[0].prompts) for m in others]
   methods = {
     "V0": lambda m: model.predict(m.texts, m.scores, m.prompts),
-    "V0, context's labels shuffled": lambda m: model.predict(m.texts, rng.permutation(m.scores), m.prompts),
+    "V0, context's labels shuffled": lambda m: model.predict(
+      m.texts, rng.permutation(m.scores), m.prompts
+    ),
     "V0, no context of its own": lambda m: np.mean(foreign, 0),
     "mean of the context": lambda m: np.full(len(m.prompts), m.scores.mean()),
     "the same by family": family_mean,
@@ -41,12 +43,20 @@ def measure(model: ValuePrior, tested: dict[str, list[Moment]], others: list[Mom
     runs = [found for name, found in tested.items() if name.startswith(prefix)]
     tables[kind] = {name: standard_error(method, runs) for name, method in methods.items()}
     known = np.isfinite(average)
-    p, t = (np.concatenate([x(m)[known] for found in runs for m in found]) for x in (methods["V0"], lambda m: m.mean))
+    p, t = (
+      np.concatenate([x(m)[known] for found in runs for m in found])
+      for x in (methods["V0"], lambda m: m.mean)
+    )
     reliability[kind] = np.nan_to_num(scores.reliability(p, t)).tolist() + [[scores.ece(p, t)]]
   truth = np.stack([m.exact for m in others])
   spread = 2 * np.sqrt(np.nanmean(truth.var(0, ddof=1)))
   facts = {name: [float(2 * np.nanstd(m.exact)) for m in found] for name, found in tested.items()}
-  return {"tables": tables, "reliability": reliability, "spread_between_runs": float(spread), "sd_of_truth": facts}
+  return {
+    "tables": tables,
+    "reliability": reliability,
+    "spread_between_runs": float(spread),
+    "sd_of_truth": facts,
+  }
 
 
 def standard_error(method: Callable, runs: list[list[Moment]]) -> list[tuple[float, float]]:
@@ -55,7 +65,12 @@ def standard_error(method: Callable, runs: list[list[Moment]]) -> list[tuple[flo
   def row(m: Moment):
     known = np.isfinite(m.exact)
     p, seen = np.asarray(method(m))[known], m.mean[known]
-    return scores.auc(p, seen >= 0.5), scores.rmse(p, m.exact[known]), scores.rmse(p, seen), scores.ece(p, seen)
+    return (
+      scores.auc(p, seen >= 0.5),
+      scores.rmse(p, m.exact[known]),
+      scores.rmse(p, seen),
+      scores.ece(p, seen),
+    )
 
   rows = np.array([np.mean([row(m) for m in found], 0) for found in runs])
   return list(zip(rows.mean(0).tolist(), (rows.std(0, ddof=1) / len(rows) ** 0.5).tolist()))
@@ -89,11 +104,14 @@ def neighbours(m: Moment):
   given, asked = map(embedder(), (m.texts, m.prompts))
   none, every = np.full(len(given), np.nan), np.ones(len(given), bool)
   found = context.remember(context.empty(*given.shape), given, none, m.scores, every)
-  return (1 + np.asarray(prior.neighbours(found, asked, default.get_config().prior.bandwidth, 1))) / 2
+  return (
+    1 + np.asarray(prior.neighbours(found, asked, default.get_config().prior.bandwidth, 1))
+  ) / 2
 
 
 def plot(results: dict, path):
-  """Reliability on both kinds of runs, and the RMSE of each method beside the spread between runs."""
+  """Reliability on both kinds of runs, and the RMSE of each method beside the spread between
+  runs."""
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(9, 3.8), layout="constrained")
@@ -101,8 +119,18 @@ def plot(results: dict, path):
   left.plot([0, 1], [0, 1], color="gray", linewidth=1)
   for kind, (*rows, error) in results["reliability"].items():
     share, predicted, seen = np.array(rows).T
-    left.plot(predicted[share > 0], seen[share > 0], "o-", label=f"{kind}:\nECE {error[0]:.3f}, all together")
-  left.set(xlabel="predicted probability of success", ylabel="mean success of ten rollouts", xlim=(0, 1), ylim=(0, 1))
+    left.plot(
+      predicted[share > 0],
+      seen[share > 0],
+      "o-",
+      label=f"{kind}:\nECE {error[0]:.3f}, all together",
+    )
+  left.set(
+    xlabel="predicted probability of success",
+    ylabel="mean success of ten rollouts",
+    xlim=(0, 1),
+    ylim=(0, 1),
+  )
   left.legend(fontsize=7, loc="upper left", frameon=False)
   methods = [name for name in next(iter(results["tables"].values())) if name != "the truth"]
   for number, (kind, rows) in enumerate(results["tables"].items()):

@@ -1,11 +1,14 @@
-"""The value model of the built-in tasks, from nothing: policies, their pairs, the model, and what it is worth.
+"""The value model of the built-in tasks, from nothing: policies, their pairs, the model, and what
+it is worth.
 
     python -m experiments.value_model.run [--out=runs/value_model] [--install]
 
-Warm starts are fine-tuned with other seeds than the shipped one and trained by reinforcement learning, which collects
-(prompt, success) pairs; a V0 learns from the pairs of five of them and of the shipped one; the last two test it, later
-in training than any policy that it learned from. Every command is one that README.md describes; what is complete in
---out is taken as it is. Writes results.json and model.png beside this file; with --install the model goes to
+Warm starts are fine-tuned with other seeds than the shipped one and trained by reinforcement
+learning, which collects (prompt, success) pairs; a V0 learns from the pairs of five of them and of
+the shipped one; the last two test it, later in training than any policy that it learned from. Every
+command is one that README.md describes; what is complete in
+--out is taken as it is. Writes results.json and model.png beside this file; with --install the
+  model goes to
 v05_jax/tasks/value_model, which `prior.path=builtin` opens.
 """
 
@@ -31,7 +34,11 @@ def main(_):
   pool.make(out)
   made = pool.runs(out)
   data = ",".join(str(out / name / "pairs") for name in made if name.startswith("learn"))
-  pool.each({"value": ["--mode=value", "--config=configs/value.py", f"--config.value.data={data}"]}, out, "v0/v0.json")
+  pool.each(
+    {"value": ["--mode=value", "--config=configs/value.py", f"--config.value.data={data}"]},
+    out,
+    "v0/v0.json",
+  )
   tested = {name: moments(out / name, pool.LATER) for name in made if not name.startswith("learn")}
   others = [moments(out / f"learn{w}-{pool.SEEDS[0]}", (pool.STEPS,))[0] for w in pool.LEARNT]
   results = judge.measure(v0.load(str(out / "value" / "v0")), tested, others)
@@ -39,7 +46,10 @@ def main(_):
   (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
   judge.plot(results, HERE / "model.png")
   for name, rows in results["tables"].items():
-    cells = [[method, *(f"{mean:.3f} ± {error:.3f}" for mean, error in found)] for method, found in rows.items()]
+    cells = [
+      [method, *(f"{mean:.3f} ± {error:.3f}" for mean, error in found)]
+      for method, found in rows.items()
+    ]
     print(f"\n{name}\n" + table(["", *judge.COLUMNS], cells))
   if INSTALL.value:
     shutil.rmtree(v0.BUILTIN, ignore_errors=True)

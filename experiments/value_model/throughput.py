@@ -2,8 +2,9 @@
 
     python -m experiments.value_model.throughput [--runs=9]
 
-Medians over --runs, warm, on all cores: features and values of 1,024 new prompts from 256 support rows; the same with
-the features known; the prior's share of a step of configs/v05.py; and programs compiled while rows vary in a bucket.
+Medians over --runs, warm, on all cores: features and values of 1,024 new prompts from 256 support
+rows; the same with the features known; the prior's share of a step of configs/v05.py; and programs
+compiled while rows vary in a bucket.
 """
 
 import os
@@ -38,14 +39,20 @@ def main(_):
   with metrics.CompilationCounter() as compilations:
     for n, m in ((129, 128), (150, 65), (256, 99), (199, 70)):
       judge(n, m)
-    print(f"programs compiled while 129 to 256 support rows and 65 to 128 queries vary: {compilations()}")
+    print(
+      "programs compiled while 129 to 256 support rows and 65 to 128 queries vary: "
+      f"{compilations()}"
+    )
   config = v05.get_config()
   config.num_steps, config.eval.period = 24, 0
   with tempfile.TemporaryDirectory() as workdir:
     train(config, workdir)
     lines = metrics.read(workdir)[8:]
   step, prompts = (np.median([line[name] for line in lines]) for name in ("time/step", "prompts"))
-  print(f"a step of configs/v05.py ({prompts:.0f} prompts): {step:.3f} s; of it the prior {100 * values / step:.1f} %")
+  print(
+    f"a step of configs/v05.py ({prompts:.0f} prompts): {step:.3f} s; of it the prior "
+    f"{100 * values / step:.1f} %"
+  )
 
 
 def median(function) -> float:

@@ -1,10 +1,12 @@
-"""What can cheap features say of a prompt's difficulty? Real policies on real competition mathematics.
+"""What can cheap features say of a prompt's difficulty? Real policies on real competition
+mathematics.
 
     python -m experiments.value_prior_real.run --data=FOLDER [--quick] [--head=runs/head/v0]
 
-FOLDER holds context.jsonl and prompts.json of V0's public sample (github.com/Now-Join-Us/V0, folder data/, Apache-2.0):
-mean rewards of ten rollouts for 512 prompts in each of six contexts, a policy at a training step. In five folds
-each context's prompts are judged from the others of it. Writes results.json and scores.png.
+FOLDER holds context.jsonl and prompts.json of V0's public sample (github.com/Now-Join-Us/V0, folder
+data/, Apache-2.0): mean rewards of ten rollouts for 512 prompts in each of six contexts, a policy
+at a training step. In five folds each context's prompts are judged from the others of it. Writes
+results.json and scores.png.
 """
 
 import functools
@@ -25,7 +27,9 @@ from v05_jax.value_prior import scores
 HERE = Path(__file__).parent
 DATA = flags.DEFINE_string("data", "data/v0_rollouts", "folder with context.jsonl and prompts.json")
 HEAD = flags.DEFINE_string("head", "", "V0 directory whose head is judged too, see README.md")
-QUICK = flags.DEFINE_bool("quick", False, "one division into folds instead of eight; nothing is written")
+QUICK = flags.DEFINE_bool(
+  "quick", False, "one division into folds instead of eight; nothing is written"
+)
 
 FOLDS, REPEATS = 5, 8
 BUCKETS, GRAMS = 4096, (2, 3, 4)  # of hashed character n-grams
@@ -46,7 +50,10 @@ def main(_):
     known["few components"] = known["components"][:, :FEW]
   found = {name: [] for name in methods}  # a list over contexts of the means over repeats
   for key, rows in groups.items():
-    index, t = np.array([place[text] for text, _ in rows]), np.array([(score + 1) / 2 for _, score in rows])
+    index, t = (
+      np.array([place[text] for text, _ in rows]),
+      np.array([(score + 1) / 2 for _, score in rows]),
+    )
     features = {name: x[index] for name, x in known.items()}
     each = {name: [] for name in methods}
     for repeat in range(1 if QUICK.value else REPEATS):
@@ -58,12 +65,23 @@ def main(_):
         each[name].append(measure(np.clip(p, 0, 1), t, fold))
     for name in methods:
       found[name].append(np.mean(each[name], 0))
-    print(f"[{time.perf_counter() - began:3.0f} s] {' '.join(map(str, key))}: {len(t)} prompts", flush=True)
+    print(
+      f"[{time.perf_counter() - began:3.0f} s] {' '.join(map(str, key))}: {len(t)} prompts",
+      flush=True,
+    )
   table = {name: summary(np.array(x)) for name, x in found.items()}
-  noise = np.mean([np.mean(1 - np.array([s for _, s in rows]) ** 2) / 9 for rows in groups.values()])
-  results = {"methods": table, "floor_rmse": float(np.sqrt(noise)), "contexts": [list(key) for key in groups],
-             "folds": FOLDS, "repeats": REPEATS, "cpus": os.cpu_count(),
-             "seconds": round(time.perf_counter() - began)}  # fmt: skip
+  noise = np.mean(
+    [np.mean(1 - np.array([s for _, s in rows]) ** 2) / 9 for rows in groups.values()]
+  )
+  results = {
+    "methods": table,
+    "floor_rmse": float(np.sqrt(noise)),
+    "contexts": [list(key) for key in groups],
+    "folds": FOLDS,
+    "repeats": REPEATS,
+    "cpus": os.cpu_count(),
+    "seconds": round(time.perf_counter() - began),
+  }
   print("\n" + markdown(results))
   if not QUICK.value:
     (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -71,10 +89,13 @@ def main(_):
 
 
 def load(folder: Path) -> dict[tuple, list[tuple[str, float]]]:
-  """(dataset, policy, step) -> its (prompt, mean reward in [-1, 1]) rows. Raises ValueError without the files."""
+  """(dataset, policy, step) -> its (prompt, mean reward in [-1, 1]) rows. Raises ValueError without
+  the files."""
   for name in ("context.jsonl", "prompts.json"):
     if not (folder / name).exists():
-      raise ValueError(f"--data: found no {name} in {folder}, expected V0's public sample (see the docstring)")
+      raise ValueError(
+        f"--data: found no {name} in {folder}, expected V0's public sample (see the docstring)"
+      )
   prompts = json.loads((folder / "prompts.json").read_text())
   groups: dict[tuple, list] = {}
   for line in (folder / "context.jsonl").read_text().splitlines():
@@ -88,9 +109,12 @@ def load(folder: Path) -> dict[tuple, list[tuple[str, float]]]:
 
 
 def lengths(texts) -> np.ndarray:
-  """[N, 5] standardised: logarithms of characters, words, digits, formula marks, and the share of ASCII."""
+  """[N, 5] standardised: logarithms of characters, words, digits, formula marks, and the share of
+  ASCII."""
   count = lambda text, marks: sum(text.count(mark) for mark in marks)
-  rows = [[len(x), len(x.split()), sum(c.isdigit() for c in x), count(x, "$\\^_{"), 0] for x in texts]
+  rows = [
+    [len(x), len(x.split()), sum(c.isdigit() for c in x), count(x, "$\\^_{"), 0] for x in texts
+  ]
   x = np.log1p(np.array(rows, float))
   x[:, 4] = [np.mean([c.isascii() for c in text]) for text in texts]
   return (x - x.mean(0)) / x.std(0)
@@ -124,8 +148,11 @@ def constant(features, t, given, asked):
 def neighbours(features, t, given, asked, bandwidth=0.5):
   x = features["components"]
   context = contexts.remember(
-    contexts.empty(int(given.sum()), x.shape[1]), x[given], np.full(given.sum(), np.nan, np.float32),
-    t[given].astype(np.float32), np.ones(given.sum(), bool),
+    contexts.empty(int(given.sum()), x.shape[1]),
+    x[given],
+    np.full(given.sum(), np.nan, np.float32),
+    t[given].astype(np.float32),
+    np.ones(given.sum(), bool),
   )
   return (1 + np.asarray(priors.neighbours(context, x[asked], bandwidth, 1))) / 2
 
@@ -144,7 +171,8 @@ def ridge(name, scale=1.0):
 
 
 def head(model):
-  """A head trained on synthetic tasks alone, on few components: it learns from the given rows by reading them."""
+  """A head trained on synthetic tasks alone, on few components: it learns from the given rows by
+  reading them."""
 
   def method(features, t, given, asked):
     x = features["few components"]
@@ -154,27 +182,43 @@ def head(model):
 
 
 METHODS = {
-  "constant": constant, "length": ridge("length", 5.0), "neighbours": neighbours, "n-grams, ridge": ridge("n-grams"),
-}  # fmt: skip
+  "constant": constant,
+  "length": ridge("length", 5.0),
+  "neighbours": neighbours,
+  "n-grams, ridge": ridge("n-grams"),
+}
 MEASURES = ("AUC", "RMSE", "ECE")
 
 
 def measure(p, t, fold) -> list[float]:
-  """AUC of t >= .5 inside the folds (between them a mean without the fold would rank it upside down), RMSE, ECE."""
+  """AUC of t >= .5 inside the folds (between them a mean without the fold would rank it upside
+  down), RMSE, ECE."""
   return [scores.grouped_auc(p, t >= 0.5, fold.tolist()), scores.rmse(p, t), scores.ece(p, t)]
 
 
 def summary(x) -> dict:
   """Mean over contexts [6, 3] and its standard error, by measure."""
   error = x.std(0, ddof=1) / np.sqrt(len(x))
-  return {name: {"mean": float(m), "error": float(e)} for name, m, e in zip(MEASURES, x.mean(0), error)}
+  return {
+    name: {"mean": float(m), "error": float(e)} for name, m, e in zip(MEASURES, x.mean(0), error)
+  }
 
 
 def markdown(results) -> str:
   lines = ["| method | intra-context AUC | RMSE of V | ECE |", "| --- | --- | --- | --- |"]
   for name, row in results["methods"].items():
-    lines.append(f"| {name} | " + " | ".join(f"{x['mean']:.3f} ± {x['error']:.3f}" for x in row.values()) + " |")
-  return "\n".join([*lines, "", f"RMSE of the true means against those of ten rollouts: {results['floor_rmse']:.3f}"])
+    lines.append(
+      f"| {name} | "
+      + " | ".join(f"{x['mean']:.3f} ± {x['error']:.3f}" for x in row.values())
+      + " |"
+    )
+  return "\n".join(
+    [
+      *lines,
+      "",
+      f"RMSE of the true means against those of ten rollouts: {results['floor_rmse']:.3f}",
+    ]
+  )
 
 
 def plot(results, path: Path):
@@ -188,7 +232,13 @@ def plot(results, path: Path):
   names = list(results["methods"])
   for axes, name in zip(grid, MEASURES):
     values = [results["methods"][method][name] for method in names]
-    axes.errorbar([x["mean"] for x in values], names, xerr=[x["error"] for x in values], fmt="o", color="#0072b2")
+    axes.errorbar(
+      [x["mean"] for x in values],
+      names,
+      xerr=[x["error"] for x in values],
+      fmt="o",
+      color="#0072b2",
+    )
     axes.set_title(name, loc="left", fontsize=9)
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)

@@ -3,9 +3,9 @@
     python -m v05_jax.main --mode=sft --config=configs/warm_start.py --workdir=runs/warm_start
     python -m experiments.warm_start.run --made=runs/warm_start
 
-The first command makes the policy, the second one gives the shipped policy as much fine-tuning again (same
-steps, same schedule, other draws), measures both on held-out prompts, and writes results.json and
-plateau.png. A continuation that is complete in --out is taken as it is.
+The first command makes the policy, the second one gives the shipped policy as much fine-tuning
+again (same steps, same schedule, other draws), measures both on held-out prompts, and writes
+results.json and plateau.png. A continuation that is complete in --out is taken as it is.
 """
 
 import itertools
@@ -22,7 +22,9 @@ from v05_jax import metrics, models, rewards, rollouts, sharding, tasks
 from v05_jax.sft import sft
 
 HERE = Path(__file__).parent
-MADE = flags.DEFINE_string("made", "", "workdir of the run that made the warm start, for its part of the curve")
+MADE = flags.DEFINE_string(
+  "made", "", "workdir of the run that made the warm start, for its part of the curve"
+)
 OUT = flags.DEFINE_string("out", "runs/warm_start_continued", "workdir of the further fine-tuning")
 
 BINS = (0.0, 0.05, 0.3, 0.7, 0.95, 1.0)
@@ -50,7 +52,8 @@ def main(_):
 
 
 def measure(config, path: str) -> dict:
-  """Held-out success of a policy: exact, sampled and greedy, by family, and the spread over prompts."""
+  """Held-out success of a policy: exact, sampled and greedy, by family, and the spread over
+  prompts."""
   config = config.copy_and_resolve_references()
   config.policy.path = path
   config.eval.update({"split": "heldout", "samples": SAMPLES})
@@ -79,19 +82,27 @@ def measure(config, path: str) -> dict:
 
 def curve(workdir: str) -> list[tuple[int, float]]:
   """(step, exact success on validation prompts) of a workdir."""
-  return [(x["step"], x["eval/exact"]) for x in metrics.read(workdir) if x.get("eval/exact") is not None]
+  return [
+    (x["step"], x["eval/exact"]) for x in metrics.read(workdir) if x.get("eval/exact") is not None
+  ]
 
 
 def table(results) -> str:
   """The measured tables, in Markdown."""
-  lines = ["| held-out success | " + " | ".join(["all", *tasks.FAMILIES]) + " |", "| --- |" + " --- |" * 7]
+  lines = [
+    "| held-out success | " + " | ".join(["all", *tasks.FAMILIES]) + " |",
+    "| --- |" + " --- |" * 7,
+  ]
   for when in ("before", "after"):
     for kind in ("exact", "sampled", "greedy"):
       values = results[when][kind].values()
       cells = " | ".join("-" if x != x else f"{x:.3f}" for x in values)
       lines.append(f"| {kind}, {when} | {cells} |")
-  lines += ["", "| exact success of a prompt | " + " | ".join(map(str, itertools.pairwise(BINS))) + " |",
-            "| --- |" + " --- |" * 5]  # fmt: skip
+  lines += [
+    "",
+    "| exact success of a prompt | " + " | ".join(map(str, itertools.pairwise(BINS))) + " |",
+    "| --- |" + " --- |" * 5,
+  ]
   for when in ("before", "after"):
     cells = " | ".join(f"{x:.1%}" for x in results[when]["spread"])
     lines.append(f"| share of prompts, {when} | {cells} |")
@@ -109,7 +120,12 @@ def plot(results, path: Path):
   made, continued = (np.array(results["curve"].get(name, [])) for name in ("made", "continued"))
   if len(made):
     axes.plot(*made.T, color="#0072b2", label="making the warm start")
-  axes.plot(continued[:, 0] + results["steps"], continued[:, 1], color="#d55e00", label="as many steps again")
+  axes.plot(
+    continued[:, 0] + results["steps"],
+    continued[:, 1],
+    color="#d55e00",
+    label="as many steps again",
+  )
   axes.axhline(continued[0, 1], color="#777777", lw=0.8, ls="--", label="the shipped policy")
   axes.set(xlabel="SFT steps", ylabel="exact success, validation prompts", ylim=(0, None))
   axes.legend(frameon=False, loc="lower right")

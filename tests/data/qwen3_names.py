@@ -1,16 +1,19 @@
-"""Makes qwen3_names.json: names and shapes of every tensor of the published Qwen3 models, as transformers makes them.
+"""Makes qwen3_names.json: names and shapes of every tensor of the published Qwen3 models, as
+transformers makes them.
 
     python tests/data/qwen3_names.py
 
-The models are built on PyTorch's meta device, without weights, from the numbers in the config.json that the Qwen team
-published with each. Layers are alike, so the file has the tensors of one layer and the number of layers; that they are
-alike is checked here. Made with torch 2.13.0 and transformers 5.23.0.
+The models are built on PyTorch's meta device, without weights, from the numbers in the config.json
+that the Qwen team published with each. Layers are alike, so the file has the tensors of one layer
+and the number of layers; that they are alike is checked here. Made with torch 2.13.0 and
+transformers 5.23.0.
 """
 
 import json
 from pathlib import Path
 
-# hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, tie_word_embeddings of Qwen/Qwen3-NAME
+# hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, tie_word_embeddings of
+# Qwen/Qwen3-NAME
 PUBLISHED = {
   "0.6b": (1024, 28, 16, 3072, True),
   "1.7b": (2048, 28, 16, 6144, True),
@@ -26,9 +29,15 @@ def tensors(hidden, layers, heads, intermediate, tied) -> dict[str, list[int]]:
   from transformers import Qwen3Config, Qwen3ForCausalLM
 
   config = Qwen3Config(
-    vocab_size=151936, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=8,
-    head_dim=128, intermediate_size=intermediate, tie_word_embeddings=tied,
-  )  # fmt: skip
+    vocab_size=151936,
+    hidden_size=hidden,
+    num_hidden_layers=layers,
+    num_attention_heads=heads,
+    num_key_value_heads=8,
+    head_dim=128,
+    intermediate_size=intermediate,
+    tie_word_embeddings=tied,
+  )
   with torch.device("meta"):
     model = Qwen3ForCausalLM(config)
   model.tie_weights()
@@ -37,7 +46,11 @@ def tensors(hidden, layers, heads, intermediate, tied) -> dict[str, list[int]]:
 
 def folded(found: dict[str, list[int]], layers: int) -> dict:
   """`found` with one layer for all of them. Raises AssertionError where they differ."""
-  part = lambda i: {k.replace(LAYER.format(i=i), LAYER): x for k, x in found.items() if k.startswith(LAYER.format(i=i))}
+  part = lambda i: {
+    k.replace(LAYER.format(i=i), LAYER): x
+    for k, x in found.items()
+    if k.startswith(LAYER.format(i=i))
+  }
   assert all(part(i) == part(0) for i in range(layers))
   other = {name: shape for name, shape in found.items() if not name.startswith("model.layers.")}
   assert len(other) + layers * len(part(0)) == len(found)

@@ -15,37 +15,56 @@ BUILTIN = Path(__file__).parent.parent / "tasks" / "warm_start"
 
 class Policy(NamedTuple):
   config: transformer.ModelConfig
-  params: Any  # numpy arrays on host, float32 (beside adapters: see `lora.add`); models/transformer.py has the tree
+  # numpy arrays on host, float32 (beside adapters: see `lora.add`); models/transformer.py has the
+  # tree
+  params: Any
   tokenizer: Any  # a transformers tokenizer with an EOS token
   stop: tuple[int, ...]  # tokens that end a response, the tokenizer's EOS first
 
 
 def backend(platform: str | None = None) -> str:
-  """`ModelConfig.backend` for a platform of JAX, by default that of the machine that this runs on."""
+  """`ModelConfig.backend` for a platform of JAX, by default that of the machine that this runs
+  on."""
   return "cpu" if (platform or jax.default_backend()) == "cpu" else "accelerator"
 
 
 def shape(path: str, preset: str) -> transformer.ModelConfig:
-  """The shape of a model that need not be here: of the preset, of the folder's config.json, or, where there is no such
-  folder, of the preset that the folder is named after. Raises ValueError where none of these is known."""
+  """The shape of a model that need not be here: of the preset, of the folder's config.json, or,
+  where there is no such folder, of the preset that the folder is named after. Raises ValueError
+  where none of these is known."""
   directory = BUILTIN if path == "builtin" else Path(path)
   name = preset or directory.name.lower()
   if not preset and directory.is_dir():
     return hf.read_config(directory)
   if name not in presets.PRESETS:
     key = "preset" if preset else "path"
-    raise ValueError(f"config.policy.{key}: found {preset or path!r}, expected a Hugging Face directory or the name of "
-                     f"a known shape: {', '.join(presets.PRESETS)}")
+    raise ValueError(
+      f"config.policy.{key}: found {preset or path!r}, expected a Hugging Face directory or the "
+      "name of "
+      f"a known shape: {', '.join(presets.PRESETS)}"
+    )
   return presets.PRESETS[name]
 
 
-def adapt(config: transformer.ModelConfig, policy, platform: str | None = None) -> transformer.ModelConfig:
-  """The shape as `config.policy` wants it computed on a platform of JAX, by default this machine's."""
+def adapt(
+  config: transformer.ModelConfig, policy, platform: str | None = None
+) -> transformer.ModelConfig:
+  """The shape as `config.policy` wants it computed on a platform of JAX, by default this
+  machine's."""
   platform = platform or jax.default_backend()
   attention = flash.KERNELS.get(platform, "plain") if policy.attention == "flash" else "plain"
-  adapters = lora.Lora(policy.lora_rank, policy.lora_alpha, tuple(policy.lora_targets)) if policy.lora_rank else None
+  adapters = (
+    lora.Lora(policy.lora_rank, policy.lora_alpha, tuple(policy.lora_targets))
+    if policy.lora_rank
+    else None
+  )
   return dataclasses.replace(
-    config, dtype=policy.dtype, remat=policy.remat, attention=attention, backend=backend(platform), adapters=adapters
+    config,
+    dtype=policy.dtype,
+    remat=policy.remat,
+    attention=attention,
+    backend=backend(platform),
+    adapters=adapters,
   )
 
 
@@ -57,15 +76,21 @@ def load(policy, seed: int = 0) -> Policy:
   Raises ValueError, naming the key or file, for whatever cannot be used.
   """
   if policy.dtype not in transformer.DTYPES:
-    raise ValueError(f"config.policy.dtype: found {policy.dtype!r}, expected one of "
-                     f"{', '.join(transformer.DTYPES)}")
+    raise ValueError(
+      f"config.policy.dtype: found {policy.dtype!r}, expected one of "
+      f"{', '.join(transformer.DTYPES)}"
+    )
   if policy.preset and policy.preset not in presets.PRESETS:
-    raise ValueError(f"config.policy.preset: found {policy.preset!r}, expected \"\" or one of "
-                     f"{', '.join(presets.PRESETS)}")
+    raise ValueError(
+      f'config.policy.preset: found {policy.preset!r}, expected "" or one of '
+      f"{', '.join(presets.PRESETS)}"
+    )
   directory = BUILTIN if policy.path == "builtin" else Path(policy.path)
   if not directory.is_dir():
-    raise ValueError(f"config.policy.path: found {policy.path!r}, expected \"builtin\" or a Hugging "
-                     f"Face directory; {directory} is not a directory")
+    raise ValueError(
+      f'config.policy.path: found {policy.path!r}, expected "builtin" or a Hugging '
+      f"Face directory; {directory} is not a directory"
+    )
   tokenizer = tokenizers.load(directory)
   config = presets.PRESETS[policy.preset] if policy.preset else hf.read_config(directory)
   tokenizers.check(tokenizer, config.vocab_size, directory, padded=bool(policy.preset))

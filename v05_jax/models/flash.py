@@ -1,10 +1,11 @@
-"""Attention of the training pass by the backends' own kernels, which never hold the scores [T, T] of a head.
+"""Attention of the training pass by the backends' own kernels, which never hold the scores [T, T]
+of a head.
 
     splash  TPU: jax.experimental.pallas.ops.tpu.splash_attention; skips blocks above the diagonal
     cudnn   NVIDIA GPUs: jax.nn.dot_product_attention(implementation="cudnn"), bfloat16 only
 
-The compiler cannot split a kernel over devices: see `sharding.split`. On a CPU, models/cpu.py does the same with
-blocks of its own.
+The compiler cannot split a kernel over devices: see `sharding.split`. On a CPU, models/cpu.py does
+the same with blocks of its own.
 """
 
 import jax
@@ -17,9 +18,11 @@ BLOCKS = (512, 256, TILE)  # of queries and keys, the first that divides the row
 
 
 def attend(kernel: str, q, k, v, segments, interpret: bool = False):
-  """Grouped-query attention `softmax(q k / sqrt(Dh)) v` of tokens to their own segment up to themselves.
+  """Grouped-query attention `softmax(q k / sqrt(Dh)) v` of tokens to their own segment up to
+  themselves.
 
-  q [N, T, KV, G, Dh], k and v [N, T, KV, Dh], segments int32 [N, T] -> [N, T, KV, G, Dh]. Segment 0 is a segment too.
+  q [N, T, KV, G, Dh], k and v [N, T, KV, Dh], segments int32 [N, T] -> [N, T, KV, G, Dh]. Segment 0
+  is a segment too.
 
   kernel: of `KERNELS`. interpret: run splash on any backend, slowly.
   """
@@ -32,10 +35,13 @@ def _splash(q, k, v, segments, interpret):
   shape = q.shape
   missing = -shape[1] % TILE
   q = q.reshape(*shape[:2], -1, shape[-1]) * shape[-1] ** -0.5
-  q, k, v = (jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))).swapaxes(1, 2) for x in (q, k, v))  # [N, H, T, Dh]
+  # [N, H, T, Dh]
+  q, k, v = (jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))).swapaxes(1, 2) for x in (q, k, v))
   segments = jnp.pad(segments, ((0, 0), (0, missing)))
   ids = splash_attention.SegmentIds(q=segments, kv=segments)
-  out = jax.vmap(_kernel(q.shape[1], q.shape[2], interpret))(q.astype(k.dtype), k, v, segment_ids=ids)
+  out = jax.vmap(_kernel(q.shape[1], q.shape[2], interpret))(
+    q.astype(k.dtype), k, v, segment_ids=ids
+  )
   return out.swapaxes(1, 2)[:, : shape[1]].reshape(shape)
 
 
@@ -44,15 +50,25 @@ def _kernel(heads: int, tokens: int, interpret: bool):
   from jax.experimental.pallas.ops.tpu import splash_attention
 
   block = next(size for size in BLOCKS if tokens % size == 0)
-  names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute",
-           "block_q_dq", "block_kv_dq")  # fmt: skip
+  names = (
+    "block_q",
+    "block_kv",
+    "block_kv_compute",
+    "block_q_dkv",
+    "block_kv_dkv",
+    "block_kv_dkv_compute",
+    "block_q_dq",
+    "block_kv_dq",
+  )
   mask = splash_attention.splash_attention_mask.MultiHeadMask(
     [splash_attention.CausalMask((tokens, tokens)) for _ in range(heads)]
   )
   return splash_attention.make_splash_mha_single_device(
-    mask, block_sizes=splash_attention.BlockSizes(**dict.fromkeys(names, block)), residual_checkpoint_name=NAME,
+    mask,
+    block_sizes=splash_attention.BlockSizes(**dict.fromkeys(names, block)),
+    residual_checkpoint_name=NAME,
     interpret=interpret,
-  )  # fmt: skip
+  )
 
 
 def _cudnn(q, k, v, segments):

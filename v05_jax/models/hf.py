@@ -66,9 +66,10 @@ LAYER = {
 def load(directory, dtype: str = "float32", matrices: str = "float32") -> tuple[ModelConfig, dict]:
   """(config, float32 numpy parameters) of a Qwen3 directory; `dtype` is the config's compute dtype.
 
-  Weights may be stored in float32, bfloat16 or float16, in one file or in shards; `matrices` is the dtype that all
-  but the norms' scales are turned into. Raises ValueError naming file and key or tensor for another architecture, a
-  variant that is not implemented, and missing, unexpected, misshapen or damaged tensors.
+  Weights may be stored in float32, bfloat16 or float16, in one file or in shards; `matrices` is the
+  dtype that all but the norms' scales are turned into. Raises ValueError naming file and key or
+  tensor for another architecture, a variant that is not implemented, and missing, unexpected,
+  misshapen or damaged tensors.
   """
   directory = Path(directory)
   config = read_config(directory, dtype)
@@ -88,19 +89,29 @@ def load(directory, dtype: str = "float32", matrices: str = "float32") -> tuple[
   return config, params
 
 
-def save(directory, config: ModelConfig, params, tokenizer=None, dtype: str = "float32",
-         shard_bytes: int = 4 << 30, stop=()):
+def save(
+  directory,
+  config: ModelConfig,
+  params,
+  tokenizer=None,
+  dtype: str = "float32",
+  shard_bytes: int = 4 << 30,
+  stop=(),
+):
   """Writes `params` as a Hugging Face directory, stored in `dtype` (float32 or bfloat16).
 
   Weights beyond `shard_bytes` are split into shards of at most that size (or one tensor). The long
   part is written under temporary names; then an old model is replaced, config.json last: an
   interrupted save leaves the old model, or a directory without config.json, which is none. `params`
   must be addressable from this process. `stop`: tokens that end a response, where it is not the
-  tokenizer's EOS alone. Adapters are merged into the matrices beside them, in float32 (models/lora.py). Raises
-  ValueError for a remote directory, and if `params` have not the shapes of `config`.
+  tokenizer's EOS alone. Adapters are merged into the matrices beside them, in float32
+  (models/lora.py). Raises ValueError for a remote directory, and if `params` have not the shapes of
+  `config`.
   """
   if "://" in os.fspath(directory):
-    raise ValueError(f"{os.fspath(directory)}: found a remote folder, expected a local one: copy it from there")
+    raise ValueError(
+      f"{os.fspath(directory)}: found a remote folder, expected a local one: copy it from there"
+    )
   directory = Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, _shapes(config)):
@@ -114,8 +125,11 @@ def save(directory, config: ModelConfig, params, tokenizer=None, dtype: str = "f
     for i, names in enumerate(shards):
       file = WEIGHTS if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
       temporary[file] = directory / f".{file}.{os.getpid()}.tmp"
-      save_file({name: _tensor(params, path, layer, stored) for name, path, layer in names},
-                temporary[file], metadata={"format": "pt"})
+      save_file(
+        {name: _tensor(params, path, layer, stored) for name, path, layer in names},
+        temporary[file],
+        metadata={"format": "pt"},
+      )
       temporary[file].chmod(0o644)  # safetensors makes files that only their owner can read
       index |= {name: file for name, _, _ in names}
     (directory / "config.json").unlink(missing_ok=True)
@@ -132,8 +146,10 @@ def save(directory, config: ModelConfig, params, tokenizer=None, dtype: str = "f
     _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": index})
   if tokenizer is not None:
     tokenizer.save_pretrained(str(directory))
-  ends = {"eos_token_id": getattr(tokenizer, "eos_token_id", None),
-          "pad_token_id": getattr(tokenizer, "pad_token_id", None)}
+  ends = {
+    "eos_token_id": getattr(tokenizer, "eos_token_id", None),
+    "pad_token_id": getattr(tokenizer, "pad_token_id", None),
+  }
   all_ends = ends | ({"eos_token_id": list(stop)} if len(stop) > 1 else {})
   _write_json(directory / "generation_config.json", {"do_sample": True, **all_ends})
   _write_json(directory / "config.json", _config_json(config, dtype) | ends)
@@ -142,16 +158,22 @@ def save(directory, config: ModelConfig, params, tokenizer=None, dtype: str = "f
 def merged(config: ModelConfig, params) -> tuple[ModelConfig, dict]:
   """A model with adapters as one without: (config, float32 parameters on host)."""
   wide = lambda params: jax.tree.map(lambda x: x.astype(jnp.float32), params)
-  return lora.plain(config), jax.device_get(jax.jit(lambda params: lora.merge(config, wide(params)))(params))
+  return lora.plain(config), jax.device_get(
+    jax.jit(lambda params: lora.merge(config, wide(params)))(params)
+  )
 
 
 def save_adapters(directory, config: ModelConfig, params, base: str = ""):
-  """Writes the adapters alone as PEFT does: adapter_config.json and adapter_model.safetensors, in float32.
+  """Writes the adapters alone as PEFT does: adapter_config.json and adapter_model.safetensors, in
+  float32.
 
-  base: the model that they belong to, for adapter_config.json. Raises ValueError for a model without adapters.
+  base: the model that they belong to, for adapter_config.json. Raises ValueError for a model
+  without adapters.
   """
   if not config.adapters:
-    raise ValueError(f"{directory}: found a model without adapters (config.policy.lora_rank = 0), nothing to save")
+    raise ValueError(
+      f"{directory}: found a model without adapters (config.policy.lora_rank = 0), nothing to save"
+    )
   directory, tensors, names = Path(directory), {}, {}
   directory.mkdir(parents=True, exist_ok=True)
   for name, (layer, kind) in LAYER.items():
@@ -160,30 +182,46 @@ def save_adapters(directory, config: ModelConfig, params, base: str = ""):
       for ours, theirs in zip(lora.NAMES, ("lora_A", "lora_B")):
         stacked = jax.device_get(params["layers"][layer][ours])  # [L, in, rank], [L, rank, out]
         for i, x in enumerate(stacked):
-          tensors[f"base_model.model.model.layers.{i}.{name}.{theirs}.weight"] = np.ascontiguousarray(x.T)
+          tensors[f"base_model.model.model.layers.{i}.{name}.{theirs}.weight"] = (
+            np.ascontiguousarray(x.T)
+          )
   save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
   (directory / "adapter_model.safetensors").chmod(0o644)
-  _write_json(directory / "adapter_config.json", {
-    "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": config.adapters.rank,
-    "lora_alpha": config.adapters.alpha, "target_modules": sorted(names.values()), "lora_dropout": 0.0,
-    "bias": "none", "fan_in_fan_out": False, "inference_mode": True,
-  })  # fmt: skip
+  _write_json(
+    directory / "adapter_config.json",
+    {
+      "peft_type": "LORA",
+      "task_type": "CAUSAL_LM",
+      "base_model_name_or_path": base,
+      "r": config.adapters.rank,
+      "lora_alpha": config.adapters.alpha,
+      "target_modules": sorted(names.values()),
+      "lora_dropout": 0.0,
+      "bias": "none",
+      "fan_in_fan_out": False,
+      "inference_mode": True,
+    },
+  )
 
 
 def read_config(directory, dtype: str = "float32") -> ModelConfig:
-  """The ModelConfig of a directory's config.json. Raises ValueError naming the key that is wrong."""
+  """The ModelConfig of a directory's config.json. Raises ValueError naming the key that is
+  wrong."""
   file = Path(directory) / "config.json"
   found = _read_json(file)
   architectures = found.get("architectures") or []
   if not set(architectures) & set(ARCHITECTURES):
-    raise ValueError(f"{file}: architectures: found {architectures} (model_type "
-                     f"{found.get('model_type')!r}), supported: {', '.join(ARCHITECTURES)}")
+    raise ValueError(
+      f"{file}: architectures: found {architectures} (model_type "
+      f"{found.get('model_type')!r}), supported: {', '.join(ARCHITECTURES)}"
+    )
   for key, allowed in ONLY.items():
     if found.get(key) not in allowed:
       raise ValueError(f"{file}: {key}: found {found[key]!r}, supported: {allowed[0]!r}")
   if set(found.get("layer_types") or ()) - {"full_attention"}:
-    raise ValueError(f"{file}: layer_types: found {sorted(set(found['layer_types']))}, supported: "
-                     "full_attention")
+    raise ValueError(
+      f"{file}: layer_types: found {sorted(set(found['layer_types']))}, supported: full_attention"
+    )
   missing = [key for key in KEYS if not isinstance(found.get(key), int)]
   if missing:
     raise ValueError(f"{file}: {missing[0]}: found {found.get(missing[0])!r}, expected an integer")
@@ -207,15 +245,19 @@ def _rope_theta(file, found) -> float:
       raise ValueError(f"{file}: {key}: found {rope!r}, expected an object")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
-      raise ValueError(f"{file}: {key}: found rope type {kind!r}, expected 'default': scaled rotary "
-                       "embeddings are not supported")
+      raise ValueError(
+        f"{file}: {key}: found rope type {kind!r}, expected 'default': scaled rotary "
+        "embeddings are not supported"
+      )
     if "rope_theta" in rope:
       found = {"rope_theta": rope["rope_theta"]}
       break
   theta = found.get("rope_theta")
   if isinstance(theta, bool) or not isinstance(theta, int | float):
-    raise ValueError(f"{file}: rope_theta: found {theta!r}, expected a number, at the top level or "
-                     "in rope_parameters")
+    raise ValueError(
+      f"{file}: rope_theta: found {theta!r}, expected a number, at the top level or "
+      "in rope_parameters"
+    )
   return float(theta)
 
 
@@ -237,7 +279,8 @@ def _config_json(config: ModelConfig, dtype: str) -> dict:
 
 
 def _names(config: ModelConfig) -> Iterator[tuple[str, tuple, int | None]]:
-  """(name in transformers, path in our parameters, layer or None) of every tensor, in file order."""
+  """(name in transformers, path in our parameters, layer or None) of every tensor, in file
+  order."""
   yield "model.embed_tokens.weight", ("embedding",), None
   for i in range(config.num_layers):
     for name, path in LAYER.items():
@@ -265,7 +308,7 @@ def _at(tree, path):
 
 def _stored_shape(params, path, layer) -> tuple[int, ...]:
   """Shape of a tensor in the file: without the layer axis, matrices as [out, in]."""
-  shape = tuple(_at(params, path).shape)[0 if layer is None else 1:]
+  shape = tuple(_at(params, path).shape)[0 if layer is None else 1 :]
   return shape[::-1] if path[-1] == "kernel" else shape
 
 
@@ -307,8 +350,11 @@ def _locate(directory: Path, expected: dict[str, tuple]) -> dict[Path, list[str]
         elif kind not in STORED:
           problems.append(f"{file}: {name}: found type {kind}, expected one of {', '.join(STORED)}")
         where.setdefault(name, file)
-  problems += [f"{directory}: {name}: found in no file, expected {list(shape)}"
-               for name, shape in expected.items() if name not in where]
+  problems += [
+    f"{directory}: {name}: found in no file, expected {list(shape)}"
+    for name, shape in expected.items()
+    if name not in where
+  ]
   if problems:
     more = f"\n... and {len(problems) - 8} more" if len(problems) > 8 else ""
     raise ValueError("\n".join(problems[:8]) + more)
@@ -324,10 +370,14 @@ def _check_head(directory: Path, embedding):
     with _open(file) as tensors:
       if HEAD in tensors.keys():
         same = tensors.get_slice(HEAD).get_dtype() in STORED
-        if not same or not np.array_equal(tensors.get_tensor(HEAD).astype(embedding.dtype), embedding):
+        if not same or not np.array_equal(
+          tensors.get_tensor(HEAD).astype(embedding.dtype), embedding
+        ):
           raise ValueError(
-            f"{file}: {HEAD}: found another matrix than model.embed_tokens.weight, expected the same one or none, as "
-            f"tie_word_embeddings is true in {directory / 'config.json'}; if this head is meant, set that to false"
+            f"{file}: {HEAD}: found another matrix than model.embed_tokens.weight, expected the "
+            "same one or none, as "
+            f"tie_word_embeddings is true in {directory / 'config.json'}; if this head is meant, "
+            "set that to false"
           )
 
 
@@ -338,13 +388,16 @@ def _weight_files(directory: Path) -> list[Path]:
     raise ValueError(f"{directory}: found no weights, expected {WEIGHTS} or {INDEX}")
   index = _read_json(directory / INDEX).get("weight_map")
   if not isinstance(index, dict) or not all(isinstance(f, str) for f in index.values()):
-    raise ValueError(f"{directory / INDEX}: weight_map: found {type(index).__name__}, expected an "
-                     "object of tensor name -> file name")
+    raise ValueError(
+      f"{directory / INDEX}: weight_map: found {type(index).__name__}, expected an "
+      "object of tensor name -> file name"
+    )
   files = [directory / name for name in sorted(set(index.values()))]
   for file in files:
     if file.parent != directory or not file.is_file():
-      raise ValueError(f"{directory / INDEX}: found the shard {file.name!r}, expected it in "
-                       f"{directory}")
+      raise ValueError(
+        f"{directory / INDEX}: found the shard {file.name!r}, expected it in {directory}"
+      )
   return files
 
 
@@ -353,16 +406,20 @@ def _open(file: Path):
     return safetensors.safe_open(file, framework="numpy")
   except (safetensors.SafetensorError, OSError) as error:
     size = file.stat().st_size if file.exists() else 0
-    raise ValueError(f"{file}: found a damaged file of {size} bytes ({error}), expected "
-                     "safetensors: copy or download it again") from error
+    raise ValueError(
+      f"{file}: found a damaged file of {size} bytes ({error}), expected "
+      "safetensors: copy or download it again"
+    ) from error
 
 
 def _read_json(file: Path) -> dict:
   try:
     found = json.loads(file.read_text(encoding="utf-8"))
   except FileNotFoundError as error:
-    raise ValueError(f"{file}: found no such file, expected {file.parent} to be a Hugging Face model "
-                     "directory (or config.policy.preset to be set, for random weights)") from error
+    raise ValueError(
+      f"{file}: found no such file, expected {file.parent} to be a Hugging Face model "
+      "directory (or config.policy.preset to be set, for random weights)"
+    ) from error
   except (OSError, ValueError) as error:
     raise ValueError(f"{file}: cannot be read as JSON: {error}") from error
   if not isinstance(found, dict):

@@ -1,20 +1,21 @@
 """The Qwen3 decoder as pure functions of explicit parameters.
 
 RMSNorm before attention and MLP, RMSNorm of each query and key head before the rotary embedding
-(QK-norm), grouped-query attention, SwiGLU, tied or untied head, no biases. The arithmetic is that of
-Hugging Face transformers' `Qwen3ForCausalLM` (half-rotated rotary embedding). Parameters are float32
-and are cast to `config.dtype` where they are used; norms, rotary embedding, softmax and logits are
-float32 always.
+(QK-norm), grouped-query attention, SwiGLU, tied or untied head, no biases. The arithmetic is that
+of Hugging Face transformers' `Qwen3ForCausalLM` (half-rotated rotary embedding). Parameters are
+float32 and are cast to `config.dtype` where they are used; norms, rotary embedding, softmax and
+logits are float32 always.
 
 `forward` and `prefill` scan over layers whose parameters are stacked on a leading axis, so that
-compile time does not grow with depth. `decode` is unrolled over layers and keeps one cache array per
-layer: a cache stacked over layers is copied at every step of a decode loop. It reads a cache that the loop
-does not change, and writes into a small one beside it: neither is copied nor scattered into at a step.
+compile time does not grow with depth. `decode` is unrolled over layers and keeps one cache array
+per layer: a cache stacked over layers is copied at every step of a decode loop. It reads a cache
+that the loop does not change, and writes into a small one beside it: neither is copied nor
+scattered into at a step.
 
 Parameters (`F` the MLP width, matrices are `[in, out]`):
 
-    embedding [V, D], norm/scale [D], head [V, D] (untied only), and under layers/, with a leading L:
-    attention_norm/scale [D], q/kernel [D, H Dh], k/kernel and v/kernel [D, KV Dh], q_norm/scale
+    embedding [V, D], norm/scale [D], head [V, D] (untied only), and under layers/, with a leading
+    L: attention_norm/scale [D], q/kernel [D, H Dh], k/kernel and v/kernel [D, KV Dh], q_norm/scale
     and k_norm/scale [Dh], o/kernel [H Dh, D], mlp_norm/scale [D], gate/kernel and up/kernel [D, F],
     down/kernel [F, D]
 """
@@ -38,7 +39,8 @@ ATTENTION = ("plain", *flash.KERNELS.values())
 REMAT = {
   "none": None,  # all
   "full": jax.checkpoint_policies.nothing_saveable,  # the layer's input alone
-  "attention": jax.checkpoint_policies.save_only_these_names(flash.NAME),  # and what splash attention returns
+  # and what splash attention returns
+  "attention": jax.checkpoint_policies.save_only_these_names(flash.NAME),
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # and the products with weights
 }
 MASKED = cpu.MASKED
@@ -46,7 +48,8 @@ MASKED = cpu.MASKED
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """Shape of a Qwen3 decoder. Hashable, so that it can be a static argument of a jitted function."""
+  """Shape of a Qwen3 decoder. Hashable, so that it can be a static argument of a jitted
+  function."""
 
   vocab_size: int
   hidden_size: int
@@ -62,7 +65,8 @@ class ModelConfig:
   dtype: str = "float32"  # of the computation; parameters are float32
   remat: str = "none"  # of REMAT
   attention: str = "plain"  # of the update: see flash.py
-  backend: str = "accelerator"  # what XLA compiles for: "cpu" takes the training pass of models/cpu.py
+  # what XLA compiles for: "cpu" takes the training pass of models/cpu.py
+  backend: str = "accelerator"
   adapters: lora.Lora | None = None  # all that is trained, where there are any
 
   def __post_init__(self):
@@ -71,16 +75,22 @@ class ModelConfig:
       if field.type in (int, float) and (isinstance(value, bool) or not value > 0):
         raise ValueError(f"ModelConfig.{field.name}: found {value!r}, expected a positive number")
     if self.num_heads % self.num_kv_heads:
-      raise ValueError(f"ModelConfig.num_heads: found {self.num_heads}, expected a multiple of "
-                       f"num_kv_heads = {self.num_kv_heads}")
+      raise ValueError(
+        f"ModelConfig.num_heads: found {self.num_heads}, expected a multiple of "
+        f"num_kv_heads = {self.num_kv_heads}"
+      )
     if self.head_dim % 2:
-      raise ValueError(f"ModelConfig.head_dim: found {self.head_dim}, expected an even number "
-                       "(the rotary embedding turns pairs)")
+      raise ValueError(
+        f"ModelConfig.head_dim: found {self.head_dim}, expected an even number "
+        "(the rotary embedding turns pairs)"
+      )
     if self.dtype not in DTYPES:
       raise ValueError(f"ModelConfig.dtype: found {self.dtype!r}, expected one of {DTYPES}")
     for name, known in (("backend", BACKENDS), ("remat", tuple(REMAT)), ("attention", ATTENTION)):
       if getattr(self, name) not in known:
-        raise ValueError(f"ModelConfig.{name}: found {getattr(self, name)!r}, expected one of {known}")
+        raise ValueError(
+          f"ModelConfig.{name}: found {getattr(self, name)!r}, expected one of {known}"
+        )
     if self.adapters:
       lora.check(self)
 
@@ -98,7 +108,8 @@ class RMSNorm(nn.Module):
 
 
 class Layer(nn.Module):
-  """One decoder layer. `keep_kv`: also return the keys and values, in the cache's layouts. `kernel`: see `forward`."""
+  """One decoder layer. `keep_kv`: also return the keys and values, in the cache's layouts.
+  `kernel`: see `forward`."""
 
   config: ModelConfig
   keep_kv: bool = False
@@ -113,7 +124,9 @@ class Layer(nn.Module):
       init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
       if c.adapters and name in c.adapters.targets:
         return lora.Dense(features, c.adapters, c.dtype, init, product)
-      return nn.Dense(features, use_bias=False, dtype=c.dtype, kernel_init=init, dot_general=product)
+      return nn.Dense(
+        features, use_bias=False, dtype=c.dtype, kernel_init=init, dot_general=product
+      )
 
     self.attention_norm = RMSNorm(c.rms_norm_eps)
     self.q = dense("q", c.num_heads * c.head_dim)
@@ -128,8 +141,8 @@ class Layer(nn.Module):
     self.down = dense("down", c.hidden_size, residual)
 
   def __call__(self, x, rotation, mask):
-    """x [N, T, D], rotation 2 x [N, T, Dh/2], mask bool [N, T, T] (`cpu.see` of it on a CPU, segments [N, T] for a
-    kernel) -> x, (k, v) or None.
+    """x [N, T, D], rotation 2 x [N, T, Dh/2], mask bool [N, T, T] (`cpu.see` of it on a CPU,
+    segments [N, T] for a kernel) -> x, (k, v) or None.
 
     k [N, KV, Dh, T] has the rotary embedding applied; v [N, KV, T, Dh].
     """
@@ -145,12 +158,19 @@ class Layer(nn.Module):
     return x, (columns if self.keep_kv else None)
 
   def decode(self, x, rotation, caches, shared, seen, step):
-    """x [S, D], rotation 2 x [S, Dh/2], this layer's three caches, their masks -> x, the last cache."""
+    """x [S, D], rotation 2 x [S, Dh/2], this layer's three caches, their masks -> x, the last
+    cache."""
     q, k, v = self._qkv(x, rotation)
     prompt, past, (keys, values) = caches
-    fresh = (jax.lax.dynamic_update_slice_in_dim(keys, k[..., None], step, 3),
-             jax.lax.dynamic_update_slice_in_dim(values, v[:, :, None], step, 2))
-    out = join(attend_shared(q, prompt, shared, seen[0]), attend_part(q, past, seen[1]), attend_part(q, fresh, seen[2]))
+    fresh = (
+      jax.lax.dynamic_update_slice_in_dim(keys, k[..., None], step, 3),
+      jax.lax.dynamic_update_slice_in_dim(values, v[:, :, None], step, 2),
+    )
+    out = join(
+      attend_shared(q, prompt, shared, seen[0]),
+      attend_part(q, past, seen[1]),
+      attend_part(q, fresh, seen[2]),
+    )
     return self._mlp(x + self.o(out.astype(q.dtype).reshape(x.shape[0], -1))), fresh
 
   def _qkv(self, x, rotation):
@@ -189,8 +209,13 @@ class Decoder(nn.Module):
       mask, policy = cpu.see(mask, c.num_heads), policy or cpu.saved
     if policy:
       layer = nn.remat(Layer, prevent_cse=False, policy=policy)
-    layers = nn.scan(layer, variable_axes={"params": 0}, split_rngs={"params": True},
-                     in_axes=(nn.broadcast, nn.broadcast), length=c.num_layers)
+    layers = nn.scan(
+      layer,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      in_axes=(nn.broadcast, nn.broadcast),
+      length=c.num_layers,
+    )
     x = embed(c, embedding, tokens)
     x, kv = layers(c, self.keep_kv, self.kernel, name="layers")(x, rotation(c, positions), mask)
     return RMSNorm(c.rms_norm_eps, name="norm")(x).astype(c.dtype), kv
@@ -199,7 +224,11 @@ class Decoder(nn.Module):
 def embed(config, embedding, tokens):
   """Embeddings [..., D] of tokens [...], in the compute dtype."""
   embedding = embedding.astype(config.dtype)
-  return cpu.lookup(embedding, tokens) if config.backend == "cpu" else jnp.take(embedding, tokens, axis=0)
+  return (
+    cpu.lookup(embedding, tokens)
+    if config.backend == "cpu"
+    else jnp.take(embedding, tokens, axis=0)
+  )
 
 
 def rotation(config, positions):
@@ -225,7 +254,7 @@ def attend(q, k, v, mask):
   """
   shape = q.shape
   q = q.reshape(*shape[:2], -1, shape[-1])
-  scores = jnp.matmul(q, k, preferred_element_type=jnp.float32) * shape[-1]**-0.5
+  scores = jnp.matmul(q, k, preferred_element_type=jnp.float32) * shape[-1] ** -0.5
   scores = scores.reshape(*shape[:4], -1)
   scores = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1)
   weights = scores.astype(v.dtype).reshape(*q.shape[:3], -1)
@@ -236,17 +265,20 @@ class Shared(NamedTuple):
   """Which of the prompts `[E]` in a cache each of S rows goes on from, up to m rows of a prompt."""
 
   rows: jax.Array  # int32 [E, m]  the rows of a prompt; S = none
-  place: jax.Array  # int32 [S]    where `rows`, as one list, has this row; anything for a row that is not there
+  # int32 [S] where `rows`, as one list, has this row; anything for a row that is not there
+  place: jax.Array
   length: jax.Array  # int32 [E]   columns of the prompt
 
 
 def attend_part(q, cache, mask):
-  """Attention over a part of the columns: q [B, KV, Q, Dh], k [B, KV, Dh, C], v [B, KV, C, Dh], mask [B or 1, C].
+  """Attention over a part of the columns: q [B, KV, Q, Dh], k [B, KV, Dh, C], v [B, KV, C, Dh],
+  mask [B or 1, C].
 
-  -> (sum of exp(score - most) v [B, KV, Q, Dh], sum of exp(score - most), most [B, KV, Q, 1]), float32.
+  -> (sum of exp(score - most) v [B, KV, Q, Dh], sum of exp(score - most), most [B, KV, Q, 1]),
+    float32.
   """
   k, v = cache
-  scores = jnp.matmul(q, k, preferred_element_type=jnp.float32) * q.shape[-1]**-0.5
+  scores = jnp.matmul(q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
   scores = jnp.where(mask[:, None, None], scores, MASKED)
   most = jnp.max(scores, -1, keepdims=True)
   weights = jnp.exp(scores - most)
@@ -255,7 +287,8 @@ def attend_part(q, cache, mask):
 
 
 def attend_shared(q, cache, shared, mask):
-  """`attend_part` of q [S, KV, G, Dh] over the prompts: each is read once for all rows that go on from it."""
+  """`attend_part` of q [S, KV, G, Dh] over the prompts: each is read once for all rows that go on
+  from it."""
   count, most = shared.rows.shape
   _, heads, group, width = q.shape
   q = q.at[shared.rows].get(mode="fill", fill_value=0)  # [E, m, KV, G, Dh]
@@ -269,7 +302,8 @@ def attend_shared(q, cache, shared, mask):
 
 
 def join(*parts):
-  """The attention over all columns from those over parts of them; one part at least must not be masked whole."""
+  """The attention over all columns from those over parts of them; one part at least must not be
+  masked whole."""
   highest = functools.reduce(jnp.maximum, (most for *_, most in parts))
   scales = [jnp.exp(most - highest) for *_, most in parts]
   out = sum(out * scale for (out, *_), scale in zip(parts, scales))
@@ -287,23 +321,25 @@ def init(config: ModelConfig, key):
 def forward(config: ModelConfig, params, tokens, positions, segments, prompts=None, kernel=None):
   """Hidden states [N, T, D] after the final norm, in the compute dtype.
 
-  tokens, positions, segments, prompts int32 [N, T]. A token sees the tokens of its own segment and of the segment
-  `prompts` up to itself, in row order; segment 0 is padding: it sees padding only, so its hidden state is finite
-  and meaningless. `positions` go to the rotary embedding alone.
+  tokens, positions, segments, prompts int32 [N, T]. A token sees the tokens of its own segment and
+  of the segment `prompts` up to itself, in row order; segment 0 is padding: it sees padding only,
+  so its hidden state is finite and meaningless. `positions` go to the rotary embedding alone.
 
-  kernel: of `flash.attend`, (q, k, v, segments) -> out, instead of plain attention. It sees one segment a
-  token: `segments`, or `prompts`, which is that where rollouts share no prompt.
+  kernel: of `flash.attend`, (q, k, v, segments) -> out, instead of plain attention. It sees one
+  segment a token: `segments`, or `prompts`, which is that where rollouts share no prompt.
   """
   mask = causal(segments, prompts) if kernel is None else segments if prompts is None else prompts
   return Decoder(config, kernel=kernel).apply({"params": params}, tokens, positions, mask)[0]
 
 
 def causal(segments, prompts=None):
-  """Which columns each token sees, bool [N, T, T]: its own segment (padding is one too) and, if given, that of its
-  prompt, up to itself."""
+  """Which columns each token sees, bool [N, T, T]: its own segment (padding is one too) and, if
+  given, that of its prompt, up to itself."""
   index = jnp.arange(segments.shape[1])
   of = lambda x: x[:, :, None] == segments[:, None, :]
-  return (of(segments) if prompts is None else of(segments) | of(prompts)) & (index[:, None] >= index)
+  return (of(segments) if prompts is None else of(segments) | of(prompts)) & (
+    index[:, None] >= index
+  )
 
 
 def unembed(config: ModelConfig, params):
@@ -318,10 +354,12 @@ def logits(config: ModelConfig, params, hidden):
 
 
 def decode_weights(config: ModelConfig, params):
-  """The parameters as `decode` and `logits` want them: matrices in the compute dtype, with their adapters merged into
-  them, `layers` a tuple of L trees."""
+  """The parameters as `decode` and `logits` want them: matrices in the compute dtype, with their
+  adapters merged into them, `layers` a tuple of L trees."""
+
   def cast(path, x):
     return x if path[-1].key in ("scale", *lora.NAMES) else x.astype(config.dtype)
+
   params = jax.tree_util.tree_map_with_path(cast, params)
   layers = lora.merge_layers(config, params["layers"])
   layer = lambda i: jax.tree.map(lambda x: x[i], layers)
@@ -331,16 +369,20 @@ def decode_weights(config: ModelConfig, params):
 def empty_cache(config: ModelConfig, slots: int, columns: int):
   """Zeroed cache: a tuple of L pairs (k [S, KV, Dh, C], v [S, KV, C, Dh]) in the compute dtype."""
   shape = (slots, config.num_kv_heads)
-  return tuple((jnp.zeros((*shape, config.head_dim, columns), config.dtype),
-                jnp.zeros((*shape, columns, config.head_dim), config.dtype))
-               for _ in range(config.num_layers))
+  return tuple(
+    (
+      jnp.zeros((*shape, config.head_dim, columns), config.dtype),
+      jnp.zeros((*shape, columns, config.head_dim), config.dtype),
+    )
+    for _ in range(config.num_layers)
+  )
 
 
 def prefill(config: ModelConfig, params, tokens, length):
   """The cache of prompts: a tuple of L pairs (k [N, KV, Dh, T], v [N, KV, T, Dh]).
 
-  tokens int32 [N, T] right-padded, length int32 [N]. The rotary embedding is applied to k. Columns at
-  and after `length` are finite and meaningless.
+  tokens int32 [N, T] right-padded, length int32 [N]. The rotary embedding is applied to k. Columns
+  at and after `length` are finite and meaningless.
   """
   index = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
   mask = causal((index < length[:, None]).astype(jnp.int32))
@@ -349,7 +391,8 @@ def prefill(config: ModelConfig, params, tokens, length):
 
 
 def decode(config: ModelConfig, weights, caches, shared: Shared, token, position, count, step):
-  """One token for every row: (hidden [S, D] after the final norm, the last cache with this token's k and v).
+  """One token for every row: (hidden [S, D] after the final norm, the last cache with this token's
+  k and v).
 
   What a row attends to lies in three caches, L pairs (k [., KV, Dh, C], v [., KV, C, Dh]) each:
 
@@ -357,13 +400,17 @@ def decode(config: ModelConfig, weights, caches, shared: Shared, token, position
       its own past [S], which a loop only reads: the columns `< count`;
       its newest tokens [S], one column a step, which this call writes: the columns `<= step`.
 
-  weights: `decode_weights(config, params)`; token, position (of the token, for the rotary embedding),
-  count int32 [S]; step int32 [], the same for all rows. Rows do not touch each other.
+  weights: `decode_weights(config, params)`; token, position (of the token, for the rotary
+  embedding), count int32 [S]; step int32 [], the same for all rows. Rows do not touch each other.
   """
   prompts, past, fresh = caches
   plain = lora.plain(config)
   columns = lambda cache: jnp.arange(cache[0][0].shape[-1])
-  seen = (columns(prompts) < shared.length[:, None], columns(past) < count[:, None], columns(fresh)[None] <= step)
+  seen = (
+    columns(prompts) < shared.length[:, None],
+    columns(past) < count[:, None],
+    columns(fresh)[None] <= step,
+  )
   x = jnp.take(weights["embedding"], token, axis=0)
   turn = rotation(config, position)
   new = []
@@ -376,5 +423,8 @@ def decode(config: ModelConfig, weights, caches, shared: Shared, token, position
 
 @functools.partial(jax.jit, static_argnums=0)
 def _decode_layer(config, weights, x, turn, caches, shared, seen, step):
-  """`Layer.decode`, jitted so that it is traced once and not once a layer; XLA inlines the calls."""
-  return Layer(config).apply({"params": weights}, x, turn, caches, shared, seen, step, method="decode")
+  """`Layer.decode`, jitted so that it is traced once and not once a layer; XLA inlines the
+  calls."""
+  return Layer(config).apply(
+    {"params": weights}, x, turn, caches, shared, seen, step, method="decode"
+  )

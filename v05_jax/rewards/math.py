@@ -12,7 +12,8 @@ from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
 from math_verify import verify as equal
 
 TARGETS = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
-# 4.5e33 as Minerva Math and models write it, which math-verify takes for a product with Euler's number.
+# 4.5e33 as Minerva Math and models write it, which math-verify takes for a product with Euler's
+# number.
 SCIENTIFIC = re.compile(r"(?<![\w.\\])(\d+(?:\.\d*)?)[eE]([+-]?\d+)(?![\w.])")
 SMALL = 1e-3
 TAIL = 2000  # characters of an unboxed response in which the answer is looked for
@@ -24,9 +25,9 @@ logging.getLogger("math_verify").setLevel(logging.ERROR)
 def verify(prompt: str, response: str, row: dict) -> float:
   """1.0 if the response's answer equals `row["answer"]`, else 0.0.
 
-  Equal as numbers (to 6 decimals, math-verify's own setting; below 1/1000 to 3 digits as well), expressions, sets or
-  intervals, or as the same text in a box. An answer of several parts wants all of them, in any order unless it is a
-  tuple.
+  Equal as numbers (to 6 decimals, math-verify's own setting; below 1/1000 to 3 digits as well),
+  expressions, sets or intervals, or as the same text in a box. An answer of several parts wants all
+  of them, in any order unless it is a tuple.
   """
   gold = str(row["answer"])
   gold = _powers_of_ten((boxed(gold) or gold).strip(" $\n"))
@@ -38,7 +39,10 @@ def verify(prompt: str, response: str, row: dict) -> float:
   else:
     prediction = _parse(rf"\boxed{{{answer}}}")
   expected = _parse(rf"\boxed{{{gold}}}")
-  return float(equal(expected, prediction, timeout_seconds=None) and not _small_and_different(expected, prediction))
+  return float(
+    equal(expected, prediction, timeout_seconds=None)
+    and not _small_and_different(expected, prediction)
+  )
 
 
 def boxed(text: str) -> str | None:
@@ -55,8 +59,11 @@ def boxed(text: str) -> str | None:
 
 
 def _small_and_different(expected: list, found: list) -> bool:
-  """Whether both are numbers so small that 6 decimals do not tell them apart, and do differ: 3e-24 and 5e-24."""
-  number = lambda parsed: next((x for x in parsed if getattr(x, "is_number", False) and x.is_real), None)
+  """Whether both are numbers so small that 6 decimals do not tell them apart, and do differ: 3e-24
+  and 5e-24."""
+  number = lambda parsed: next(
+    (x for x in parsed if getattr(x, "is_number", False) and x.is_real), None
+  )
   a, b = number(expected), number(found)
   if a is None or b is None:
     return False

@@ -1,4 +1,5 @@
-"""The built-in verifiable tasks, their exact success probability, and a policy warm-started on them."""
+"""The built-in verifiable tasks, their exact success probability, and a policy warm-started on
+them."""
 
 from v05_jax.tasks.exact import exact_success, make_exact
 from v05_jax.tasks.families import (

@@ -1,8 +1,8 @@
 """The exact probability of success, from one teacher-forced pass instead of samples.
 
-Five of the six families accept exactly one string. With one token per character that string is one token
-sequence, so the policy's success rate on a prompt is that sequence's probability: no sampling noise in the
-accuracy, and a true mean reward to compare baselines with.
+Five of the six families accept exactly one string. With one token per character that string is one
+token sequence, so the policy's success rate on a prompt is that sequence's probability: no sampling
+noise in the accuracy, and a true mean reward to compare baselines with.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,17 +35,22 @@ def exact_success(logprob: np.ndarray, mask: np.ndarray) -> np.ndarray:
   return np.exp(masked.sum(axis=-1))
 
 
-def make_exact(model_config, tokenizer, sampler, rows_per_call: int = ROWS) -> Callable[..., np.ndarray]:
-  """Builds `exact(params, rows, lower_bound=False) -> float64 [n]`: success probabilities of task rows.
+def make_exact(
+  model_config, tokenizer, sampler, rows_per_call: int = ROWS
+) -> Callable[..., np.ndarray]:
+  """Builds `exact(params, rows, lower_bound=False) -> float64 [n]`: success probabilities of task
+  rows.
 
-  The probability is that of a rollout sampled at `sampler.temperature`, with EOS after the answer. It is NaN
-  where success is not exact: rows of other families than `tasks.EXACT`, and every row when the sampler
-  truncates (top-k, top-p), since the log-probs here are untruncated. With `lower_bound`, chain rows hold the
-  probability of the flawless trace instead of NaN: a lower bound, since any trace that ends in the right
-  digit succeeds, not a success rate. A response longer than `sampler.max_response` has probability 0.
+  The probability is that of a rollout sampled at `sampler.temperature`, with EOS after the answer.
+  It is NaN where success is not exact: rows of other families than `tasks.EXACT`, and every row
+  when the sampler truncates (top-k, top-p), since the log-probs here are untruncated. With
+  `lower_bound`, chain rows hold the probability of the flawless trace instead of NaN: a lower
+  bound, since any trace that ends in the right digit succeeds, not a success rate. A response
+  longer than `sampler.max_response` has probability 0.
 
-  One program of fixed shape, `rows_per_call` x (max_prompt + max_response - 1) tokens, whatever n is. A
-  tokenizer that spells one text in several ways makes the result a lower bound for every family.
+  One program of fixed shape, `rows_per_call` x (max_prompt + max_response - 1) tokens, whatever n
+  is. A tokenizer that spells one text in several ways makes the result a lower bound for every
+  family.
   """
   width = sampler.max_prompt + sampler.max_response
   truncates = sampler.top_k > 0 or sampler.top_p < 1
@@ -101,8 +106,10 @@ def _pad(pairs, count: int, width: int):
   prompt, length = np.ones((2, count), np.int32)
   for i, (ids, start) in enumerate(pairs):
     if start >= width:
-      raise ValueError(f"a built-in task's prompt has {start} tokens, found room for {width}: raise "
-                       "config.sampler.max_prompt")  # fmt: skip
+      raise ValueError(
+        f"a built-in task's prompt has {start} tokens, found room for {width}: raise "
+        "config.sampler.max_prompt"
+      )
     ids = ids[:width]
     tokens[i, : len(ids)], prompt[i], length[i] = ids, start, len(ids)
   return tokens, prompt, length

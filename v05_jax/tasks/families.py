@@ -10,16 +10,18 @@
 | chain | `C7+5*3=` | `26` | reads * as + | 1, 2, 3 operations, and 3 with two * or more |
 
 add and sub write every number least significant digit first and zero padded: 047 + 085 = 0132 and
-053 - 049 = 004 above, so that each digit of the answer stands at a fixed distance from its operands'. mod is
-47 mod 7. lin solves a x + b = cc: 3 x + 5 = 17. chain works from left to right modulo 10; the response
-holds the running values and only the last one counts.
+053 - 049 = 004 above, so that each digit of the answer stands at a fixed distance from its
+operands'. mod is 47 mod 7. lin solves a x + b = cc: 3 x + 5 = 17. chain works from left to right
+modulo 10; the response holds the running values and only the last one counts.
 
 The levels' ranges are disjoint, so family and level are functions of the prompt, and so is the
-probability of a sloppy demonstration. A policy trained on such demonstrations knows both ways of doing a
-task and picks the right one at a rate that varies from prompt to prompt and can be read from the prompt:
-a skill for reinforcement learning to elicit, and a spread for a value prior to predict.
+probability of a sloppy demonstration. A policy trained on such demonstrations knows both ways of
+doing a task and picks the right one at a rate that varies from prompt to prompt and can be read
+from the prompt: a skill for reinforcement learning to elicit, and a spread for a value prior to
+predict.
 
-A prompt belongs to a split by its own hash, crc32(prompt) % 8: 0 held out, 1 validation, the rest train.
+A prompt belongs to a split by its own hash, crc32(prompt) % 8: 0 held out, 1 validation, the rest
+train.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,11 +38,13 @@ LEVELS = 4
 MAX_PROMPT = 9  # characters of the longest prompt
 MAX_RESPONSE = 7  # tokens of the longest canonical response, EOS included
 
-# Probability of a sloppy demonstration: level's base + SPREAD * (q % 3 - 1), q a digit of the prompt.
+# Probability of a sloppy demonstration: level's base + SPREAD * (q % 3 - 1), q a digit of the
+# prompt.
 SLOPPY_BASE = (0.35, 0.5, 0.65, 0.8)
 SLOPPY_SPREAD = 0.25
 SLOPPY_RANGE = (0.05, 0.95)
-METHOD_SHARE = 0.5  # of the sloppy demonstrations use the family's wrong method, the others slip in one digit
+# of the sloppy demonstrations use the family's wrong method, the others slip in one digit
+METHOD_SHARE = 0.5
 
 
 class Family(NamedTuple):
@@ -112,7 +116,10 @@ def _right_add(prompt):
 
 
 def _sloppy_add(prompt):
-  return "".join(str((int(a) + int(b)) % 10) for a, b in zip(prompt[1:4], prompt[4:7], strict=True)) + "0"
+  return (
+    "".join(str((int(a) + int(b)) % 10) for a, b in zip(prompt[1:4], prompt[4:7], strict=True))
+    + "0"
+  )
 
 
 def _right_sub(prompt):
@@ -173,7 +180,8 @@ EXACT = ("add", "sub", "mod", "sort", "lin")
 
 
 def split_of(prompt: str) -> str:
-  """The split that a prompt belongs to: crc32(prompt) % 8 is 0 = heldout, 1 = validation, else train."""
+  """The split that a prompt belongs to: crc32(prompt) % 8 is 0 = heldout, 1 = validation, else
+  train."""
   return {0: "heldout", 1: "validation"}.get(zlib.crc32(prompt.encode()) % 8, "train")
 
 
@@ -187,21 +195,25 @@ def _make_row(prompt: str, family: str, level: int) -> dict[str, Any]:
 def rows(
   split: str, size: int, seed: int, families: Sequence[str] = tuple(FAMILIES)
 ) -> list[dict[str, Any]]:
-  """`size` rows {"prompt", "answer", "family", "level"} of one split, a function of the arguments alone.
+  """`size` rows {"prompt", "answer", "family", "level"} of one split, a function of the arguments
+  alone.
 
   Families take turns row by row and levels take turns within a family, so both are uniform in every
   prefix. The draws of one (family, level) are distinct until its prompts are used up (the one-digit
-  subtractions are 55 in all, a level of mod or lin has some 200); then it starts again, so large sizes
-  hold each prompt of a small level several times.
+  subtractions are 55 in all, a level of mod or lin has some 200); then it starts again, so large
+  sizes hold each prompt of a small level several times.
 
   Raises ValueError for an unknown split or family.
   """
   if split not in SPLITS:
-    raise ValueError(f"split of the built-in tasks: expected one of {', '.join(SPLITS)}, found {split!r}")
+    raise ValueError(
+      f"split of the built-in tasks: expected one of {', '.join(SPLITS)}, found {split!r}"
+    )
   unknown = [name for name in families if name not in FAMILIES]
   if unknown or not families:
     raise ValueError(
-      f"families of the built-in tasks: expected names among {', '.join(FAMILIES)}, found {tuple(families)!r}"
+      f"families of the built-in tasks: expected names among {', '.join(FAMILIES)}, found "
+      f"{tuple(families)!r}"
     )
   rng = np.random.default_rng([seed, SPLITS.index(split)])
   seen = {}
@@ -214,10 +226,11 @@ def rows(
 
 
 def _draw_new(rng, split: str, family: str, level: int, used: set[str]) -> str:
-  """A prompt of the split that is not in `used`, to which it is added; `used` is emptied when it is full.
+  """A prompt of the split that is not in `used`, to which it is added; `used` is emptied when it is
+  full.
 
-  It counts as full after ten times as many vain draws as it holds (plus 50): one prompt of n is then
-  missing with a probability of about exp(-10).
+  It counts as full after ten times as many vain draws as it holds (plus 50): one prompt of n is
+  then missing with a probability of about exp(-10).
   """
   draw, misses = FAMILIES[family].draw, 0
   while True:
@@ -233,7 +246,8 @@ def _draw_new(rng, split: str, family: str, level: int, used: set[str]) -> str:
 
 
 def canonical(row: dict[str, Any]) -> str:
-  """The response of a flawless demonstrator: the answer, or for chain the whole trace that ends in it."""
+  """The response of a flawless demonstrator: the answer, or for chain the whole trace that ends in
+  it."""
   return FAMILIES[row["family"]].right(row["prompt"])
 
 
@@ -248,8 +262,8 @@ def demonstration(row: dict[str, Any], rng: np.random.Generator) -> str:
   """A response as the noisy demonstrator writes it, without EOS.
 
   With probability `sloppy_probability(row)` it is careless: half of the time it uses the
-  family's wrong method, otherwise one digit slips. Slips spread over many strings while the right one is
-  one, so that the most likely response is right more often than a sampled one.
+  family's wrong method, otherwise one digit slips. Slips spread over many strings while the right
+  one is one, so that the most likely response is right more often than a sampled one.
   """
   family = FAMILIES[row["family"]]
   draw, sloppy = rng.random(), sloppy_probability(row)
@@ -263,16 +277,16 @@ def _slip(response: str, rng: np.random.Generator) -> str:
   """One digit of the response replaced by another one."""
   index = int(rng.integers(len(response)))
   digit = (int(response[index]) + int(rng.integers(1, 10))) % 10
-  return f"{response[:index]}{digit}{response[index + 1:]}"
+  return f"{response[:index]}{digit}{response[index + 1 :]}"
 
 
 def verify(prompt: str, response: str, row: dict[str, Any]) -> float:
   """1.0 for a correct response, else 0.0; never raises.
 
   Exact families: the response must equal `row["answer"]` character for character (no spaces, no
-  leading zeros beyond the format). chain: the response must be a non-empty string of the digits 0-9,
-  of which only the last is compared; the digits before it, right, wrong, missing or too many, do not count.
-  `response` is the text without EOS; a row without a known family scores 0.
+  leading zeros beyond the format). chain: the response must be a non-empty string of the digits
+  0-9, of which only the last is compared; the digits before it, right, wrong, missing or too many,
+  do not count. `response` is the text without EOS; a row without a known family scores 0.
   """
   del prompt
   if not isinstance(response, str) or not isinstance(row, dict):

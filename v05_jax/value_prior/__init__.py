@@ -1,4 +1,5 @@
-"""The value prior: what success to expect of a prompt before anything is sampled, from `config.prior`."""
+"""The value prior: what success to expect of a prompt before anything is sampled, from
+`config.prior`."""
 
 from collections.abc import Callable
 import functools
@@ -14,21 +15,33 @@ from v05_jax.models import transformer
 from v05_jax.value_prior import prior as priors
 from v05_jax.value_prior.v0 import ValuePrior, load
 
-__all__ = ("KINDS", "Prior", "ValuePrior", "embed_prompts", "load", "make", "make_features", "make_v0")
+__all__ = (
+  "KINDS",
+  "Prior",
+  "ValuePrior",
+  "embed_prompts",
+  "load",
+  "make",
+  "make_features",
+  "make_v0",
+)
 
 KINDS = ("none", "constant", "neighbours", "v0")
-ROWS = 16  # prompts embedded at once by V0, always as many: a resumed run computes what the unbroken one did
+# prompts embedded at once by V0, always as many: a resumed run computes what the unbroken one did
+ROWS = 16
 ROWS_SPLIT = PartitionSpec(sharding.ROWS)
 TOKENS_PER_CALL = 8192  # of prompts embedded at once on a device: bounds the memory of attention
 
 
 class Prior(NamedTuple):
-  """A prior in two steps, so that a prompt's features are computed once and remembered with its outcome."""
+  """A prior in two steps, so that a prompt's features are computed once and remembered with its
+  outcome."""
 
   width: int  # F
   features: Callable  # Prompts -> float32 [P, F] on host; frozen for the whole run
   predict: Callable  # (Context, features [P, F]) -> V [P] in [-1, 1]; NaN = it does not speak
-  smoothed: Callable = lambda context: False  # whether V is a smoothed success rate, for want of a better context
+  # whether V is a smoothed success rate, for want of a better context
+  smoothed: Callable = lambda context: False
 
 
 def make(config, policy, mesh, max_prompt: int) -> Prior:
@@ -37,7 +50,8 @@ def make(config, policy, mesh, max_prompt: int) -> Prior:
     none        V is NaN: the group mean serves
     constant    the mean success of the context
     neighbours  kernel regression over the context, on features of the frozen first policy
-    v0          the generalist value model in the directory `path`, of `value_prior.convert` or `--mode=value`
+    v0          the generalist value model in the directory `path`, of `value_prior.convert` or
+                `--mode=value`
 
   Args:
     config: a `config.prior`.
@@ -45,8 +59,8 @@ def make(config, policy, mesh, max_prompt: int) -> Prior:
     mesh: where the features are computed.
     max_prompt: tokens, the width of `Prompts.tokens`.
 
-  Raises ValueError for an unknown kind, a bandwidth not above 0, or a min_support that the context cannot
-  hold.
+  Raises ValueError for an unknown kind, a bandwidth not above 0, or a min_support that the context
+  cannot hold.
   """
   if config.kind not in KINDS:
     raise ValueError(f"prior.kind: found {config.kind!r}, expected one of {', '.join(KINDS)}")
@@ -56,7 +70,9 @@ def make(config, policy, mesh, max_prompt: int) -> Prior:
       f"{config.context}"
     )
   if config.kind == "none":
-    return Prior(1, _no_features, lambda context, features: np.full(len(features), np.nan, np.float32))
+    return Prior(
+      1, _no_features, lambda context, features: np.full(len(features), np.nan, np.float32)
+    )
   if config.kind == "constant":
     return Prior(
       1, _no_features, functools.partial(priors.constant, min_support=config.min_support)
@@ -73,15 +89,18 @@ def make(config, policy, mesh, max_prompt: int) -> Prior:
 
 
 def make_v0(model: ValuePrior, min_support: int) -> Prior:
-  """The prior of a V0: a prompt's features are computed once, and kept on host by its row of the dataset.
+  """The prior of a V0: a prompt's features are computed once, and kept on host by its row of the
+  dataset.
 
-  Its fingerprint column is noise by design; here it goes by the place in the context and in the batch, so that no
-  rounding error of a feature can turn it over.
+  Its fingerprint column is noise by design; here it goes by the place in the context and in the
+  batch, so that no rounding error of a feature can turn it over.
   """
   known: dict[int, np.ndarray] = {}
 
   def features(prompts) -> np.ndarray:
-    new = {int(i): row["prompt"] for i, row in zip(prompts.row, prompts.rows) if int(i) not in known}
+    new = {
+      int(i): row["prompt"] for i, row in zip(prompts.row, prompts.rows) if int(i) not in known
+    }
     known.update(zip(new, model.features(list(new.values()), ROWS)))
     found = np.zeros((len(prompts.length), model.width), np.float32)
     for place, i in enumerate(prompts.row[: len(prompts.rows)]):
@@ -95,7 +114,11 @@ def make_v0(model: ValuePrior, min_support: int) -> Prior:
     support, success = np.asarray(context.features)[:count], np.asarray(context.success)[:count]
     marks = model.marks(*([str(i) for i in range(n)] for n in (count, len(queries))))
     capacity = len(context.success)
-    return 2.0 * model.judge(support, success, np.asarray(queries), fingerprints=marks, capacity=capacity) - 1.0
+    return (
+      2.0
+      * model.judge(support, success, np.asarray(queries), fingerprints=marks, capacity=capacity)
+      - 1.0
+    )
 
   def smoothed(context) -> bool:
     count = min(int(context.count), len(context.success))
@@ -110,7 +133,8 @@ def _no_features(prompts):
 
 
 def make_features(config, params, mesh, max_prompt: int) -> Callable:
-  """Builds `features(prompts) -> float32 [P, 2 D]`: the last hidden state of the prompt and their mean.
+  """Builds `features(prompts) -> float32 [P, 2 D]`: the last hidden state of the prompt and their
+  mean.
 
   The prompts go through in blocks of a fixed number of rows, one compiled shape for a given P.
   """
@@ -138,7 +162,8 @@ def make_features(config, params, mesh, max_prompt: int) -> Callable:
 
 
 def cast(config, params):
-  """Matrices in the compute dtype, to which the model casts them anyway: half the memory in bfloat16."""
+  """Matrices in the compute dtype, to which the model casts them anyway: half the memory in
+  bfloat16."""
   keep = lambda path, x: x if path[-1].key == "scale" else x.astype(jnp.dtype(config.dtype))
   return jax.tree_util.tree_map_with_path(keep, params)
 
@@ -154,7 +179,8 @@ def make_embed(config, mesh):
 
 
 def embed_prompts(config, params, tokens, length):
-  """tokens int32 [N, T], length int32 [N] -> float32 [N, 2 D]: (last hidden state, mean hidden state)."""
+  """tokens int32 [N, T], length int32 [N] -> float32 [N, 2 D]: (last hidden state, mean hidden
+  state)."""
   index = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
   inside = index < length[:, None]
   hidden = transformer.forward(config, params, tokens, index, inside.astype(jnp.int32))

@@ -1,15 +1,18 @@
-"""V0's residual query adapter: the hidden states of a prompt -> a fixed number of features, as a pure function.
+"""V0's residual query adapter: the hidden states of a prompt -> a fixed number of features, as a
+pure function.
 
-Learned static queries plus a correction from the last token read the prompt's tokens through one narrow multi-head
-attention. Source: the specification of the released V0 (Now-Join-Us/V0), section 3. Of its options, "dynamic" is the
-model; "fixed" leaves out the correction; "last" is the last token's hidden state itself.
+Learned static queries plus a correction from the last token read the prompt's tokens through one
+narrow multi-head attention. Source: the specification of the released V0 (Now-Join-Us/V0), section
+3. Of its options, "dynamic" is the model; "fixed" leaves out the correction; "last" is the last
+token's hidden state itself.
 
-Letters: N prompts, L tokens, D backbone width, Q queries, d their width, B bottleneck. Parameters are a flat dict under
-the official names, matrices [out, in], float32:
+Letters: N prompts, L tokens, D backbone width, Q queries, d their width, B bottleneck. Parameters
+are a flat dict under the official names, matrices [out, in], float32:
 
-    static_queries [1, Q, d], proj_kv.{weight [d, D], bias}, ln_q.{weight, bias} [d], ln_kv.{weight, bias} [d],
-    generator.0.{weight [B, D], bias}, generator.1.{weight, bias} [B] (LayerNorm), generator.4.{weight [Q d, B], bias},
-    mha.in_proj_weight [3 d, d] (rows q, k, v), mha.in_proj_bias [3 d], mha.out_proj.{weight [d, d], bias}
+    static_queries [1, Q, d], proj_kv.{weight [d, D], bias}, ln_q.{weight, bias} [d], ln_kv.{weight,
+    bias} [d], generator.0.{weight [B, D], bias}, generator.1.{weight, bias} [B] (LayerNorm),
+    generator.4.{weight [Q d, B], bias}, mha.in_proj_weight [3 d, d] (rows q, k, v),
+    mha.in_proj_bias [3 d], mha.out_proj.{weight [d, d], bias}
 """
 
 import functools
@@ -26,8 +29,9 @@ einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 def init(key, hidden_size: int, queries: int = 168, width: int = 6, bottleneck: int = 128):
-  """Random parameters: static queries N(0, 1), matrices and their biases uniform in +-1/sqrt(fan_in), in-projection
-  Xavier uniform, attention biases 0, the generator's last layer 0, so that the correction is 0 at first."""
+  """Random parameters: static queries N(0, 1), matrices and their biases uniform in
+  +-1/sqrt(fan_in), in-projection Xavier uniform, attention biases 0, the generator's last layer 0,
+  so that the correction is 0 at first."""
   keys = iter(jax.random.split(key, 7))
   uniform = lambda shape, bound: jax.random.uniform(next(keys), shape, minval=-bound, maxval=bound)
   ones, zeros = jnp.ones, jnp.zeros
@@ -58,9 +62,10 @@ def features(params, hidden, mask, num_heads: int, dropout_key=None, pooling: st
 
   Args:
     params: of `init`, or official ones.
-    hidden: [N, L, D], the backbone's hidden states after its final norm; padding may hold anything finite.
-    mask: bool or int [N, L], not 0 at real tokens, which may stand left or right. A row without any gives finite
-      values without a meaning.
+    hidden: [N, L, D], the backbone's hidden states after its final norm; padding may hold anything
+      finite.
+    mask: bool or int [N, L], not 0 at real tokens, which may stand left or right. A row without any
+      gives finite values without a meaning.
     num_heads: of the attention; it divides d.
     dropout_key: a key in training; None = no dropout.
     pooling: one of `POOLINGS`.
@@ -88,7 +93,9 @@ def correction(params, last, dropout_key=None):
   """What is added to the static queries, [N, Q, d], from the last token [N, D]."""
   x = gelu(layer_norm(params, "generator.1", linear(params, "generator.0", last)))
   if dropout_key is not None:
-    x = jnp.where(jax.random.bernoulli(dropout_key, 1.0 - DROPOUT, x.shape), x / (1.0 - DROPOUT), 0.0)
+    x = jnp.where(
+      jax.random.bernoulli(dropout_key, 1.0 - DROPOUT, x.shape), x / (1.0 - DROPOUT), 0.0
+    )
   return linear(params, "generator.4", x).reshape(-1, *params["static_queries"].shape[1:])
 
 
@@ -132,6 +139,6 @@ def layer_norm(params, name, x):
 
 
 def gelu(x):
-  """The exact GELU. Written with erf, which XLA's CPU code computes faster than jax.nn.gelu's erfc."""
+  """The exact GELU. Written with erf, which XLA's CPU code computes faster than jax.nn.gelu's
+  erfc."""
   return 0.5 * x * (1.0 + jax.lax.erf(x * 2.0**-0.5))
-

@@ -1,9 +1,11 @@
-"""Training tasks of V0 from collected pairs: a context's support rows, and queries in pairs; on host.
+"""Training tasks of V0 from collected pairs: a context's support rows, and queries in pairs; on
+host.
 
-A task is one success and one failure after the other, `pairs` times, all of one context, to be judged from `support`
-other rows of that context. An epoch takes every context: its rows are split into asked and given ones (`pairs.split`),
-asked successes and failures shuffled, the fewer of them repeated cyclically, and the pairs cut into tasks. Everything
-is a function of (seed, number of the task). Source: the specification of V0 (arXiv 2602.03584), section 8.
+A task is one success and one failure after the other, `pairs` times, all of one context, to be
+judged from `support` other rows of that context. An epoch takes every context: its rows are split
+into asked and given ones (`pairs.split`), asked successes and failures shuffled, the fewer of them
+repeated cyclically, and the pairs cut into tasks. Everything is a function of (seed, number of the
+task). Source: the specification of V0 (arXiv 2602.03584), section 8.
 """
 
 from collections.abc import Sequence
@@ -19,7 +21,8 @@ TRAIN = formats.TYPES.index("train_query")
 
 
 class Batch(NamedTuple):
-  """B tasks of n support rows and m queries, in the order positive, negative, positive, ...; host arrays."""
+  """B tasks of n support rows and m queries, in the order positive, negative, positive, ...; host
+  arrays."""
 
   prompt: np.ndarray  # int32 [B, n + m]  index of the text
   score: np.ndarray  # float32 [B, n + m]  mean success in [0, 1]
@@ -40,8 +43,8 @@ class Task(NamedTuple):
 class Tasks:
   """The tasks of some contexts in an endless stateless order.
 
-  Raises ValueError where no context has both successes and failures, among the rows to judge and among those to judge
-  them from.
+  Raises ValueError where no context has both successes and failures, among the rows to judge and
+  among those to judge them from.
   """
 
   def __init__(self, contexts: Sequence[Context], support: int, pairs: int, seed: int):
@@ -51,8 +54,10 @@ class Tasks:
     self._first = self._epoch(0)
     self.per_epoch = len(self._first)
     if not self.per_epoch:
-      raise ValueError(f"config.value.data: found {len(contexts)} contexts, none with successes and failures both "
-                       "among the rows to judge and the rest: raise config.value.window, or collect more")  # fmt: skip
+      raise ValueError(
+        f"config.value.data: found {len(contexts)} contexts, none with successes and failures both "
+        "among the rows to judge and the rest: raise config.value.window, or collect more"
+      )
 
   def batch(self, first: int, size: int) -> Batch:
     """The tasks first .. first + size - 1."""
@@ -62,14 +67,22 @@ class Tasks:
   def _task(self, number: int):
     epoch, place = divmod(number, self.per_epoch)
     tasks = self._epoch(epoch)
-    context, query, given, share = tasks[place % len(tasks)]  # an epoch may have a few tasks less than the first
+    # an epoch may have a few tasks less than the first
+    context, query, given, share = tasks[place % len(tasks)]
     n, m = self._support, 2 * self._pairs
-    support = np.random.default_rng([self._seed, 1, number]).choice(given, min(n, len(given)), replace=False)
+    support = np.random.default_rng([self._seed, 1, number]).choice(
+      given, min(n, len(given)), replace=False
+    )
     rows = np.zeros(n + m, np.int64)
     rows[: len(support)], rows[n : n + len(query)] = support, query
     inside = lambda count, size: np.arange(size) < count
-    return (context.prompt[rows], context.score[rows], inside(len(support), n), inside(len(query), m),
-            np.float32(share))  # fmt: skip
+    return (
+      context.prompt[rows],
+      context.score[rows],
+      inside(len(support), n),
+      inside(len(query), m),
+      np.float32(share),
+    )
 
   def _epoch(self, epoch: int) -> list[Task]:
     if self._latest[0] != epoch:
@@ -80,14 +93,19 @@ class Tasks:
     return self._latest[1]
 
   def _cut(self, context: Context, rng) -> list[Task]:
-    """An epoch's tasks of one context; none where the head could not judge it, or nothing is to be ranked."""
+    """An epoch's tasks of one context; none where the head could not judge it, or nothing is to be
+    ranked."""
     rows, given = formats.split(context, TRAIN, rng)
     rows, positive = rng.permutation(rows), context.score >= 0.5
     sides = rows[positive[rows]], rows[~positive[rows]]
-    if not all(map(len, sides)) or prior.smoothed(context.score[given], positive[given]) is not None:
+    if (
+      not all(map(len, sides)) or prior.smoothed(context.score[given], positive[given]) is not None
+    ):
       return []
     count = np.arange(max(map(len, sides)))
     queries = np.stack([side[count % len(side)] for side in sides], 1).ravel()
     share = len(sides[0]) / len(rows)
     size = 2 * self._pairs
-    return [Task(context, queries[i : i + size], given, share) for i in range(0, len(queries), size)]
+    return [
+      Task(context, queries[i : i + size], given, share) for i in range(0, len(queries), size)
+    ]

@@ -1,4 +1,5 @@
-"""The ring buffer of the policy's own last (prompt, success) pairs: what a value prior conditions on."""
+"""The ring buffer of the policy's own last (prompt, success) pairs: what a value prior conditions
+on."""
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +20,19 @@ def empty(size: int, width: int) -> Context:
 
 @jax.jit
 def remember(context: Context, features, value, success, mask) -> Context:
-  """Appends the pairs of P prompts where `mask`, in order; pair i goes to row i % M, over the oldest.
+  """Appends the pairs of P prompts where `mask`, in order; pair i goes to row i % M, over the
+  oldest.
 
-  A pair is one prompt with the mean success, in [0, 1], of its first `k_init` rollouts: their number was
-  fixed before anything was seen. The mean of a group that the budget stopped by its outcome is biased. A
-  pair whose success is NaN is left out; of more than M pairs the last M stay.
+  A pair is one prompt with the mean success, in [0, 1], of its first `k_init` rollouts: their
+  number was fixed before anything was seen. The mean of a group that the budget stopped by its
+  outcome is biased. A pair whose success is NaN is left out; of more than M pairs the last M stay.
 
   Args:
     context: M pairs.
     features: float [P, F].
-    value: float [P], the prior's own V, not recalibrated and without history, of the context before this one: the
-      record of V against outcomes that had no part in it. NaN = the prior did not speak.
+    value: float [P], the prior's own V, not recalibrated and without history, of the context before
+      this one: the record of V against outcomes that had no part in it. NaN = the prior did not
+      speak.
     success: float [P].
     mask: bool [P].
   """

@@ -1,14 +1,16 @@
-"""The official V0 value model as one directory of safetensors:
+r"""The official V0 value model as one directory of safetensors:
 
-    python -m v05_jax.value_prior.convert --checkpoint=v0.pt --tabpfn=tabpfn-v2.5.ckpt --backbone=DIR --out=DIR
+    python -m v05_jax.value_prior.convert --checkpoint=v0.pt \
+      --tabpfn=tabpfn-v2.5.ckpt --backbone=DIR --out=DIR
 
-The adapter comes from a V0 checkpoint, the head from a TabPFN-v2.5 one, the backbone from a Qwen3(-Embedding)
-directory, or, where the V0 checkpoint holds its weights, from there. torch is not needed, and no pickled code is run:
-the unpickler knows tensors and plain data alone. Every tensor is accounted for before anything is written, and --out
-appears as a whole or not at all:
+The adapter comes from a V0 checkpoint, the head from a TabPFN-v2.5 one, the backbone from a
+Qwen3(-Embedding) directory, or, where the V0 checkpoint holds its weights, from there. torch is not
+needed, and no pickled code is run: the unpickler knows tensors and plain data alone. Every tensor
+is accounted for before anything is written, and --out appears as a whole or not at all:
 
     adapter.safetensors, head.safetensors   official names without prefix, float32
-    backbone/                               config, weights and tokenizer, as `v05_jax.models.hf.load` opens them
+    backbone/                               config, weights and tokenizer, as
+                                            `v05_jax.models.hf.load` opens them
     v0.json                                 sizes and settings, see `directory.load`
 """
 
@@ -39,25 +41,60 @@ from v05_jax.value_prior.directory import (
 )
 
 # Of the released model, which no file tells.
-SETTINGS = {"temperature": 0.9, "estimators": 4, "max_tokens": 2048, "backbone": directory.FOLDER, "licences": LICENCES}
+SETTINGS = {
+  "temperature": 0.9,
+  "estimators": 4,
+  "max_tokens": 2048,
+  "backbone": directory.FOLDER,
+  "licences": LICENCES,
+}
 STORED = FLOATS[:3]  # what `hf.load` reads
 STORAGES = dict(
-  FloatStorage=np.float32, HalfStorage=np.float16, BFloat16Storage=ml_dtypes.bfloat16, DoubleStorage=np.float64,
-  LongStorage=np.int64, IntStorage=np.int32, ShortStorage=np.int16, CharStorage=np.int8, ByteStorage=np.uint8,
+  FloatStorage=np.float32,
+  HalfStorage=np.float16,
+  BFloat16Storage=ml_dtypes.bfloat16,
+  DoubleStorage=np.float64,
+  LongStorage=np.int64,
+  IntStorage=np.int32,
+  ShortStorage=np.int16,
+  CharStorage=np.int8,
+  ByteStorage=np.uint8,
   BoolStorage=np.bool_,
-)  # fmt: skip
+)
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # how files of torch before 1.6 begin
-FILES = ("tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt "
-         "tokenizer.model chat_template.jinja generation_config.json")  # fmt: skip
-# Keys of a TabPFN checkpoint's config: those that must agree with the shapes, and the model that is implemented.
-CONFIG = dict(emsize="E", nhead="heads", features_per_group="group", num_thinking_rows="thinking", nlayers="layers",
-              nhid_factor="factor", max_num_classes="outputs", encoder_type="encoder")  # fmt: skip
+FILES = (
+  "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json "
+  "merges.txt "
+  "tokenizer.model chat_template.jinja generation_config.json"
+)
+# Keys of a TabPFN checkpoint's config: those that must agree with the shapes, and the model that is
+# implemented.
+CONFIG = dict(
+  emsize="E",
+  nhead="heads",
+  features_per_group="group",
+  num_thinking_rows="thinking",
+  nlayers="layers",
+  nhid_factor="factor",
+  max_num_classes="outputs",
+  encoder_type="encoder",
+)
 FIXED = {
-  "feature_positional_embedding": "subspace", "item_attention_type": "full", "feature_attention_type": "full",
-  "multiquery_item_attention": False, "multiquery_item_attention_for_test_set": True, "encoder_use_bias": False,
-  "nan_handling_enabled": True, "nan_handling_y_encoder": True, "normalize_x": True, "normalize_to_ranking": False,
-  "normalize_on_train_only": True, "normalize_by_used_features": True, "remove_empty_features": True, "seed": 42,
-}  # fmt: skip
+  "feature_positional_embedding": "subspace",
+  "item_attention_type": "full",
+  "feature_attention_type": "full",
+  "multiquery_item_attention": False,
+  "multiquery_item_attention_for_test_set": True,
+  "encoder_use_bias": False,
+  "nan_handling_enabled": True,
+  "nan_handling_y_encoder": True,
+  "normalize_x": True,
+  "normalize_to_ranking": False,
+  "normalize_on_train_only": True,
+  "normalize_by_used_features": True,
+  "remove_empty_features": True,
+  "seed": 42,
+}
 
 
 def main(_):
@@ -73,7 +110,8 @@ def convert(checkpoint, tabpfn, backbone, out, heads: int = 3) -> str:
 
   Args:
     checkpoint, tabpfn: files of torch.save, see `read_v0` and `read_tabpfn`.
-    backbone: a Hugging Face Qwen3 directory; of its weights nothing is read where the checkpoint holds them.
+    backbone: a Hugging Face Qwen3 directory; of its weights nothing is read where the checkpoint
+      holds them.
     out: a folder that does not exist, or an empty one.
     heads: of the adapter's attention, which no shape tells.
 
@@ -83,13 +121,17 @@ def convert(checkpoint, tabpfn, backbone, out, heads: int = 3) -> str:
     raise ValueError(f"{os.fspath(out)}: found a remote folder, expected a local one")
   out = Path(out).absolute()
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
-    raise ValueError(f"{out}: found a {'folder with files' if out.is_dir() else 'file'}, expected a new folder")
+    raise ValueError(
+      f"{out}: found a {'folder with files' if out.is_dir() else 'file'}, expected a new folder"
+    )
   sizes, adapter_params, weights = read_v0(checkpoint, heads)
   head, head_params = read_tabpfn(tabpfn)
   work = next(x for x in out.parents if x.is_dir()) / f".{out.name}.{os.getpid()}.tmp"
   work.mkdir()
   try:
-    config = write_backbone(checkpoint, weights, Path(backbone), work / "backbone", sizes["hidden_size"])
+    config = write_backbone(
+      checkpoint, weights, Path(backbone), work / "backbone", sizes["hidden_size"]
+    )
     directory.save(work, {"adapter": sizes, "head": head} | SETTINGS, adapter_params, head_params)
     directory.load(work)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -98,33 +140,48 @@ def convert(checkpoint, tabpfn, backbone, out, heads: int = 3) -> str:
     raise ValueError(str(error).replace(str(work / "backbone"), os.fspath(backbone))) from error
   finally:
     shutil.rmtree(work, ignore_errors=True)
-  note = "" if head["E"] == 192 else " (the column table of the released model is for E 192: this head needs its own)"
-  return "\n".join([
-    f"adapter: {sizes}, {sum(x.size for x in adapter_params.values()):,} parameters",
-    f"head: {head}, {sum(x.size for x in head_params.values()):,} parameters{note}",
-    f"backbone: {config.num_layers} layers, hidden size {config.hidden_size}, vocabulary {config.vocab_size}, "
-    f"{presets.num_params(config):,} parameters of {checkpoint if weights else backbone}",
-    f"wrote {out}", "", LICENCES,
-  ])  # fmt: skip
+  note = (
+    ""
+    if head["E"] == 192
+    else " (the column table of the released model is for E 192: this head needs its own)"
+  )
+  return "\n".join(
+    [
+      f"adapter: {sizes}, {sum(x.size for x in adapter_params.values()):,} parameters",
+      f"head: {head}, {sum(x.size for x in head_params.values()):,} parameters{note}",
+      f"backbone: {config.num_layers} layers, hidden size {config.hidden_size}, vocabulary "
+      f"{config.vocab_size}, "
+      f"{presets.num_params(config):,} parameters of {checkpoint if weights else backbone}",
+      f"wrote {out}",
+      "",
+      LICENCES,
+    ]
+  )
 
 
 class _Dict(dict):
-  """Stands for OrderedDict, without its attributes, and for argparse.Namespace, whose attributes become items."""
+  """Stands for OrderedDict, without its attributes, and for argparse.Namespace, whose attributes
+  become items."""
 
   def __setstate__(self, state):
     self.update({} if self else state)
 
 
 class _Unpickler(pickle.Unpickler):
-  """Reads data.pkl of an open torch file: tensors become read-only numpy arrays, anything unknown an error.
+  """Reads data.pkl of an open torch file: tensors become read-only numpy arrays, anything unknown
+  an error.
 
   The callables it hands out are bound methods and classes that a pickle's BUILD cannot change.
   """
 
   def __init__(self, records: zipfile.ZipFile):
-    prefixes = [name.removesuffix("data.pkl") for name in records.namelist() if name.endswith("/data.pkl")]
+    prefixes = [
+      name.removesuffix("data.pkl") for name in records.namelist() if name.endswith("/data.pkl")
+    ]
     if len(prefixes) != 1:
-      raise ValueError(f"found {len(prefixes)} data.pkl in the zip file, expected one, as torch.save writes it")
+      raise ValueError(
+        f"found {len(prefixes)} data.pkl in the zip file, expected one, as torch.save writes it"
+      )
     super().__init__(records.open(f"{prefixes[0]}data.pkl"))
     self.records, self.prefix, self.bytes = records, prefixes[0], {}
     if f"{self.prefix}byteorder" in records.namelist() and self.record("byteorder") != b"little":
@@ -140,7 +197,10 @@ class _Unpickler(pickle.Unpickler):
 
   def find_class(self, module, name):
     if f"{module}.{name}" not in self.known:
-      raise ValueError(f"found the callable {module}.{name}, expected tensors and plain data alone; nothing was run")
+      raise ValueError(
+        f"found the callable {module}.{name}, expected tensors and plain data alone; nothing was "
+        "run"
+      )
     return self.known[f"{module}.{name}"]
 
   def persistent_load(self, reference):
@@ -154,18 +214,25 @@ class _Unpickler(pickle.Unpickler):
       self.bytes[name] = self.record(name)
     size = len(self.bytes[name])
     if size != length * dtype.itemsize:
-      raise ValueError(f"{name}: found {size} bytes, expected {length * dtype.itemsize}, {length} of {dtype}")
+      raise ValueError(
+        f"{name}: found {size} bytes, expected {length * dtype.itemsize}, {length} of {dtype}"
+      )
     return np.frombuffer(self.bytes[name], dtype)
 
   def tensor(self, storage, offset, size, stride, requires_grad=False, hooks=None, metadata=None):
     """A view of a storage; each of its values stands in one place at most."""
-    fits = all(type(x) is int and x >= 0 for x in (offset, *size, *stride)) and len(size) == len(stride)
+    fits = all(type(x) is int and x >= 0 for x in (offset, *size, *stride)) and len(size) == len(
+      stride
+    )
     if fits and 0 not in size:
       last = offset + sum((n - 1) * step for n, step in zip(size, stride))
       fits = max(last, math.prod(size) - 1) < len(storage)
     if not fits or metadata:
-      raise ValueError(f"found a tensor of size {size}, stride {stride}, offset {offset} and metadata {metadata} in a "
-                       f"storage of {len(storage)} values, expected one that fits in it")  # fmt: skip
+      raise ValueError(
+        f"found a tensor of size {size}, stride {stride}, offset {offset} and metadata {metadata} "
+        "in a "
+        f"storage of {len(storage)} values, expected one that fits in it"
+      )
     steps = [step * storage.itemsize for step in stride]
     return np.lib.stride_tricks.as_strided(storage[offset:], size, steps, writeable=False)
 
@@ -174,75 +241,114 @@ class _Unpickler(pickle.Unpickler):
 
   def record(self, name) -> bytes:
     name = self.prefix + name
-    if name not in self.records.namelist() or self.records.getinfo(name).compress_type != zipfile.ZIP_STORED:
-      raise ValueError(f"{name}: found no such record, or one that is compressed, expected what torch.save stores")
+    if (
+      name not in self.records.namelist()
+      or self.records.getinfo(name).compress_type != zipfile.ZIP_STORED
+    ):
+      raise ValueError(
+        f"{name}: found no such record, or one that is compressed, expected what torch.save stores"
+      )
     return self.records.read(name)  # checks its CRC
 
 
 def read_checkpoint(path) -> dict:
-  """What torch.save wrote to a file, as dictionaries and read-only numpy arrays (bfloat16: of ml_dtypes).
+  """What torch.save wrote to a file, as dictionaries and read-only numpy arrays (bfloat16: of
+  ml_dtypes).
 
-  Raises ValueError for a file that is not whole, not of torch, in torch's format before 1.6, or that holds anything
-  but tensors and plain data; no code of it is run.
+  Raises ValueError for a file that is not whole, not of torch, in torch's format before 1.6, or
+  that holds anything but tensors and plain data; no code of it is run.
   """
   try:
     with open(path, "rb") as file:
       if file.read(len(LEGACY)) == LEGACY:
-        raise ValueError("found torch's format before 1.6, expected its zip format: read it with torch.load(path, "
-                         "map_location='cpu', weights_only=True) and save that with torch.save")  # fmt: skip
+        raise ValueError(
+          "found torch's format before 1.6, expected its zip format: read it with torch.load(path, "
+          "map_location='cpu', weights_only=True) and save that with torch.save"
+        )
       with zipfile.ZipFile(file) as records:
         found = _Unpickler(records).load()
     if not isinstance(found, dict):
       raise ValueError(f"found {type(found).__name__}, expected a dictionary")
   except Exception as error:  # a wrong pickle can raise anything; none of it is more than data
-    text = str(error) if type(error) is ValueError else f"found no readable file ({type(error).__name__}: {error})"
-    more = "" if "expected" in text else ", expected a whole zip file of torch.save: copy or download it again"
+    text = (
+      str(error)
+      if type(error) is ValueError
+      else f"found no readable file ({type(error).__name__}: {error})"
+    )
+    more = (
+      ""
+      if "expected" in text
+      else ", expected a whole zip file of torch.save: copy or download it again"
+    )
     raise ValueError(f"{path}: {text}{more}") from error
   return found
 
 
 def read_v0(file, heads: int):
-  """(sizes, adapter parameters, backbone weights or {}) of a V0 checkpoint; names without `module.`."""
+  """(sizes, adapter parameters, backbone weights or {}) of a V0 checkpoint; names without
+  `module.`."""
   found = _section(file, read_checkpoint(file), "model_state_dict")
   if found and all(name.startswith("module.") for name in found):
     found = {name.removeprefix("module."): x for name, x in found.items()}
   backbone = {name: x for name, x in found.items() if name.startswith("backbone.")}
   found = {name: x for name, x in found.items() if name not in backbone}
   sizes = adapter_sizes(file, found, heads, "adapter_layer.")
-  return sizes, {name.removeprefix("adapter_layer."): float32(x) for name, x in found.items()}, backbone
+  return (
+    sizes,
+    {name.removeprefix("adapter_layer."): float32(x) for name, x in found.items()},
+    backbone,
+  )
 
 
 def read_tabpfn(file):
-  """(sizes, parameters) of the head in a TabPFN-v2.5 checkpoint, its sizes compared with its config."""
+  """(sizes, parameters) of the head in a TabPFN-v2.5 checkpoint, its sizes compared with its
+  config."""
   checkpoint = read_checkpoint(file)
   found, config = _section(file, checkpoint, "state_dict"), _section(file, checkpoint, "config")
   if checkpoint.get("architecture_name") != "base":
-    raise ValueError(f"{file}: architecture_name: found {checkpoint.get('architecture_name')!r}, expected 'base'")
+    raise ValueError(
+      f"{file}: architecture_name: found {checkpoint.get('architecture_name')!r}, expected 'base'"
+    )
   sizes = head_sizes(file, found)
   expected = FIXED | {key: sizes[ours] for key, ours in CONFIG.items()}
-  expected |= {"encoder_mlp_hidden_dim": sizes["encoder_hidden"]} if sizes["encoder"] == "mlp" else {}
-  refuse([f"{file}: config.{key}: found {config[key]!r}, expected {value!r}"
-           for key, value in expected.items() if key in config and config[key] != value])  # fmt: skip
+  expected |= (
+    {"encoder_mlp_hidden_dim": sizes["encoder_hidden"]} if sizes["encoder"] == "mlp" else {}
+  )
+  refuse(
+    [
+      f"{file}: config.{key}: found {config[key]!r}, expected {value!r}"
+      for key, value in expected.items()
+      if key in config and config[key] != value
+    ]
+  )
   return sizes, {name: float32(x) for name, x in found.items()}
 
 
 def write_backbone(checkpoint, weights, source: Path, target: Path, hidden_size: int):
-  """Copies a backbone to `target` as `hf.load` wants it, checks that it opens there, and returns its config.
+  """Copies a backbone to `target` as `hf.load` wants it, checks that it opens there, and returns
+  its config.
 
-  `weights` are those of the checkpoint, where it has any. Names in the directory may begin with `model.` or, as in
-  Qwen3-Embedding, not; a language model's output layer is left out.
+  `weights` are those of the checkpoint, where it has any. Names in the directory may begin with
+  `model.` or, as in Qwen3-Embedding, not; a language model's output layer is left out.
   """
   target.mkdir()
   for name in ("config.json", *FILES.split()):
     if (source / name).is_file():
       shutil.copyfile(source / name, target / name)
   written = hf._read_json(target / "config.json") | {"tie_word_embeddings": True}
-  written |= {"architectures": list(hf.ARCHITECTURES[:1])} if written.get("architectures") == ["Qwen3Model"] else {}
+  written |= (
+    {"architectures": list(hf.ARCHITECTURES[:1])}
+    if written.get("architectures") == ["Qwen3Model"]
+    else {}
+  )
   hf._write_json(target / "config.json", written)
   config = hf.read_config(target)
   if config.hidden_size != hidden_size:
-    raise ValueError(f"{source}: hidden_size: found {config.hidden_size}, expected {hidden_size}, as the adapter in "
-                     f"{checkpoint} reads it")  # fmt: skip
+    raise ValueError(
+      f"{source}: hidden_size: found {config.hidden_size}, expected {hidden_size}, as the adapter "
+      "in "
+      f"{checkpoint} reads it"
+    )
   found, prefix, origin = weights, "backbone.", checkpoint
   if not weights:
     found, origin = {}, source
@@ -251,10 +357,16 @@ def write_backbone(checkpoint, weights, source: Path, target: Path, hidden_size:
         found |= {name: tensors.get_tensor(name) for name in tensors.keys() if name != hf.HEAD}
     prefix = "model." if any(name.startswith("model.") for name in found) else ""
   shapes = jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
-  shapes = {name.removeprefix("model."): hf._stored_shape(shapes, *where) for name, *where in hf._names(config)}
+  shapes = {
+    name.removeprefix("model."): hf._stored_shape(shapes, *where)
+    for name, *where in hf._names(config)
+  }
   account(origin, found, {prefix + name: shape for name, shape in shapes.items()}, STORED)
-  save_file({f"model.{name.removeprefix(prefix)}": np.ascontiguousarray(x) for name, x in found.items()},
-            target / hf.WEIGHTS, metadata={"format": "pt"})  # fmt: skip
+  save_file(
+    {f"model.{name.removeprefix(prefix)}": np.ascontiguousarray(x) for name, x in found.items()},
+    target / hf.WEIGHTS,
+    metadata={"format": "pt"},
+  )
   (target / hf.WEIGHTS).chmod(0o644)
   hf.load(target)
   tokenizer.check(tokenizer.load(target), config.vocab_size)
@@ -264,15 +376,21 @@ def write_backbone(checkpoint, weights, source: Path, target: Path, hidden_size:
 def _section(file, checkpoint: dict, key: str) -> dict:
   found = checkpoint.get(key)
   if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-    raise ValueError(f"{file}: {key}: found {type(found).__name__} among the keys {[*checkpoint][:8]}, expected a "
-                     "dictionary of names")  # fmt: skip
+    raise ValueError(
+      f"{file}: {key}: found {type(found).__name__} among the keys {[*checkpoint][:8]}, expected a "
+      "dictionary of names"
+    )
   return found
 
 
 if __name__ == "__main__":  # flags are defined here alone: v05_jax.main has its own --out
   flags.DEFINE_string("checkpoint", None, "V0 checkpoint, a .pt file", required=True)
-  flags.DEFINE_string("tabpfn", None, "TabPFN-v2.5 classifier checkpoint, a .ckpt file", required=True)
-  flags.DEFINE_string("backbone", None, "Qwen3-Embedding directory: config, tokenizer, weights", required=True)
+  flags.DEFINE_string(
+    "tabpfn", None, "TabPFN-v2.5 classifier checkpoint, a .ckpt file", required=True
+  )
+  flags.DEFINE_string(
+    "backbone", None, "Qwen3-Embedding directory: config, tokenizer, weights", required=True
+  )
   flags.DEFINE_string("out", None, "folder to write", required=True)
   flags.DEFINE_integer("heads", 3, "attention heads of the adapter")
   app.run(main)

@@ -1,8 +1,9 @@
 """A V0 on disk: adapter, head and backbone in one directory, and what its sizes must be.
 
-    adapter.safetensors, head.safetensors   official names without prefix, float32
-    backbone/                               config, weights and tokenizer, as `models.hf.load` opens them, or left out
-    v0.json                                 sizes and settings, see `load`
+adapter.safetensors, head.safetensors   official names without prefix, float32
+backbone/                               config, weights and tokenizer, as `models.hf.load` opens
+                                        them, or left out
+v0.json                                 sizes and settings, see `load`
 """
 
 import functools
@@ -16,28 +17,44 @@ from safetensors.numpy import load_file, save_file
 from v05_jax.value_prior import adapter
 
 FORMAT = 1  # of v0.json
-FOLDER, BUILTIN = "backbone", "builtin"  # where the backbone is: beside, or the policy of the built-in tasks
+# where the backbone is: beside, or the policy of the built-in tasks
+FOLDER, BUILTIN = "backbone", "builtin"
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 LAYERS = "transformer_encoder.layers."
 LINEAR, MLP = "encoder.5.layer.weight", ("encoder.5.mlp.0.weight", "encoder.5.mlp.2.weight")
 ADAPTER = ("queries", "width", "heads", "bottleneck", "hidden_size", "pooling")
-HEAD = ("E", "heads", "group", "thinking", "layers", "factor", "outputs", "encoder", "encoder_hidden")
+HEAD = (
+  "E",
+  "heads",
+  "group",
+  "thinking",
+  "layers",
+  "factor",
+  "outputs",
+  "encoder",
+  "encoder_hidden",
+)
 LICENCES = (
-  "TabPFN-2.5 weights (head.safetensors) are under Prior Labs' own non-commercial licence, whatever file they are of. "
-  "This project ships none of them and grants no right to them. Whoever distributes them, or a model made with them, "
-  'must include that licence, display "Built with PriorLabs-TabPFN" and name the model "TabPFN...". '
+  "TabPFN-2.5 weights (head.safetensors) are under Prior Labs' own non-commercial licence, "
+  "whatever file they are of. "
+  "This project ships none of them and grants no right to them. Whoever distributes them, or a "
+  "model made with them, "
+  'must include that licence, display "Built with PriorLabs-TabPFN" and name the model '
+  '"TabPFN...". '
   "The V0 repository and Qwen3-Embedding are under Apache-2.0."
 )
 # The released V0, for whoever wants its shapes without it.
 RELEASED = {
   "adapter": dict(zip(ADAPTER, (168, 6, 3, 128, 1024, "dynamic"))),
-  "head": dict(zip(HEAD, (192, 3, 3, 64, 24, 2, 10, "linear", 0))), "estimators": 4,
+  "head": dict(zip(HEAD, (192, 3, 3, 64, 24, 2, 10, "linear", 0))),
+  "estimators": 4,
 }
 float32 = functools.partial(np.ascontiguousarray, dtype=np.float32)
 
 
 def save(directory, settings: dict, adapter_params: dict, head_params: dict):
-  """Writes adapter.safetensors, head.safetensors and v0.json: `settings` as of `load`, and any further ones."""
+  """Writes adapter.safetensors, head.safetensors and v0.json: `settings` as of `load`, and any
+  further ones."""
   directory = Path(directory)
   for name, params in (("adapter", adapter_params), ("head", head_params)):
     file = directory / f"{name}.safetensors"
@@ -48,48 +65,77 @@ def save(directory, settings: dict, adapter_params: dict, head_params: dict):
 
 
 def load(directory) -> tuple[dict, dict, dict]:
-  """(settings, adapter parameters, head parameters), numpy float32, of a directory that `save` wrote.
+  """(settings, adapter parameters, head parameters), numpy float32, of a directory that `save`
+  wrote.
 
-  Settings are v0.json's: "adapter" {queries, width, heads, bottleneck, hidden_size, pooling}, "head" {E, heads, group,
-  thinking, layers, factor (MLP width / E), outputs, encoder (linear or mlp), encoder_hidden (0 = linear)},
-  "temperature", "estimators", "max_tokens", "backbone" (its folder, or "builtin": the policy of the built-in tasks).
+  Settings are v0.json's: "adapter" {queries, width, heads, bottleneck, hidden_size, pooling},
+  "head" {E, heads, group, thinking, layers, factor (MLP width / E), outputs, encoder (linear or
+  mlp), encoder_hidden (0 = linear)},
+  "temperature", "estimators", "max_tokens", "backbone" (its folder, or "builtin": the policy of the
+    built-in tasks).
   Raises ValueError where names or shapes do not fit them.
   """
   directory = Path(directory)
-  file, (a, h) = directory / "v0.json", (directory / f"{x}.safetensors" for x in ("adapter", "head"))
+  file, (a, h) = (
+    directory / "v0.json",
+    (directory / f"{x}.safetensors" for x in ("adapter", "head")),
+  )
   try:
     settings = json.loads(file.read_text(encoding="utf-8"))
-    adapter_params, head_params = ({name: float32(x) for name, x in load_file(x).items()} for x in (a, h))
+    adapter_params, head_params = (
+      {name: float32(x) for name, x in load_file(x).items()} for x in (a, h)
+    )
   except Exception as error:  # safetensors raises its own kinds
-    raise ValueError(f"{directory}: found a missing or damaged file ({error}), expected {file.name}, {a.name} and "
-                     f"{h.name} as value_prior.convert and --mode=value write them") from error  # fmt: skip
+    raise ValueError(
+      f"{directory}: found a missing or damaged file ({error}), expected {file.name}, {a.name} and "
+      f"{h.name} as value_prior.convert and --mode=value write them"
+    ) from error
   settings = settings if isinstance(settings, dict) else {}
   rules = {
     "format": (lambda x: x == FORMAT, FORMAT),
-    "adapter": (lambda x: isinstance(x, dict) and x.get("pooling") in adapter.POOLINGS, "one with a known pooling"),
+    "adapter": (
+      lambda x: isinstance(x, dict) and x.get("pooling") in adapter.POOLINGS,
+      "one with a known pooling",
+    ),
     "temperature": (lambda x: type(x) in (int, float) and x > 0, "a number above 0"),
     "estimators": (lambda x: type(x) is int and x > 0, "an integer above 0"),
     "max_tokens": (lambda x: type(x) is int and x > 0, "an integer above 0"),
     "backbone": (lambda x: x in (FOLDER, BUILTIN), f"{FOLDER} or {BUILTIN}"),
   }
-  refuse([f"{file}: {key}: found {settings.get(key)!r}, expected {what}"
-          for key, (holds, what) in rules.items() if not holds(settings.get(key))])  # fmt: skip
+  refuse(
+    [
+      f"{file}: {key}: found {settings.get(key)!r}, expected {what}"
+      for key, (holds, what) in rules.items()
+      if not holds(settings.get(key))
+    ]
+  )
   sizes = settings["adapter"].get("heads"), "", settings["adapter"]["pooling"]
   sizes = {"adapter": adapter_sizes(a, adapter_params, *sizes), "head": head_sizes(h, head_params)}
-  refuse([f"{file}: {key}: found {settings.get(key)}, expected {found}, the sizes of the parameters"
-          for key, found in sizes.items() if settings.get(key) != found])  # fmt: skip
+  refuse(
+    [
+      f"{file}: {key}: found {settings.get(key)}, expected {found}, the sizes of the parameters"
+      for key, found in sizes.items()
+      if settings.get(key) != found
+    ]
+  )
   return settings, adapter_params, head_params
 
 
-def adapter_sizes(file, found: dict, heads: int, prefix: str = "", pooling: str = "dynamic") -> dict:
+def adapter_sizes(
+  file, found: dict, heads: int, prefix: str = "", pooling: str = "dynamic"
+) -> dict:
   """v0.json's "adapter", read off the parameters, which must be complete and fit each other."""
   queries, width = shape_of(file, found, f"{prefix}static_queries", "1 Q d")[1:]
   hidden_size = shape_of(file, found, f"{prefix}proj_kv.weight", "d D")[1]
   bottleneck = shape_of(file, found, f"{prefix}generator.0.weight", "B D")[0]
-  shapes = jax.eval_shape(lambda: adapter.init(jax.random.key(0), hidden_size, queries, width, bottleneck))
+  shapes = jax.eval_shape(
+    lambda: adapter.init(jax.random.key(0), hidden_size, queries, width, bottleneck)
+  )
   account(file, found, {prefix + name: x.shape for name, x in shapes.items()})
   if type(heads) is not int or heads < 1 or width % heads:
-    raise ValueError(f"{file}: heads: found {heads}, expected a divisor of the adapter's width {width}")
+    raise ValueError(
+      f"{file}: heads: found {heads}, expected a divisor of the adapter's width {width}"
+    )
   return dict(zip(ADAPTER, (queries, width, heads, bottleneck, hidden_size, pooling)))
 
 
@@ -101,10 +147,15 @@ def head_sizes(file, found: dict) -> dict:
   name, letters = (MLP[0], "H 2*g") if MLP[0] in found else (LINEAR, "E 2*g")
   H, cells = shape_of(file, found, name, letters)
   outputs = shape_of(file, found, "decoder_dict.standard.2.weight", "10 f*E")[0]
-  layers = len({name.removeprefix(LAYERS).partition(".")[0] for name in found if name.startswith(LAYERS)})
+  layers = len(
+    {name.removeprefix(LAYERS).partition(".")[0] for name in found if name.startswith(LAYERS)}
+  )
   if E % heads or E % 4 or F % E or outputs < 2:
-    raise ValueError(f"{file}: found E {E}, {heads} heads, MLP width {F} and {outputs} outputs, expected E to divide "
-                     "that width and to be a multiple of 4 and of the heads, and 2 outputs or more")  # fmt: skip
+    raise ValueError(
+      f"{file}: found E {E}, {heads} heads, MLP width {F} and {outputs} outputs, expected E to "
+      "divide "
+      "that width and to be a multiple of 4 and of the heads, and 2 outputs or more"
+    )
   encoder = ("linear", 0) if name == LINEAR else ("mlp", H)
   sizes = dict(zip(HEAD, (E, heads, cells // 2, thinking, layers, F // E, outputs, *encoder)))
   account(file, found, head_shapes(*sizes.values()))
@@ -114,17 +165,30 @@ def head_sizes(file, found: dict) -> dict:
 def head_shapes(E, heads, group, thinking, layers, factor, outputs, encoder, H) -> dict[str, tuple]:
   """Shapes of the head's parameters, for sizes in the order of `HEAD`."""
   F = factor * E
-  shapes = {LINEAR: (E, 2 * group)} if encoder == "linear" else {MLP[0]: (H, 2 * group), MLP[1]: (E, H)}
+  shapes = (
+    {LINEAR: (E, 2 * group)} if encoder == "linear" else {MLP[0]: (H, 2 * group), MLP[1]: (E, H)}
+  )
   layer = {"mlp.linear1.weight": (F, E), "mlp.linear2.weight": (E, F)}
   for attention in ("self_attn_between_features", "self_attn_between_items"):
-    layer |= {f"{attention}._w_qkv": (3, heads, E // heads, E), f"{attention}._w_out": (heads, E // heads, E)}
-  return shapes | {f"{LAYERS}{i}.{name}": shape for i in range(layers) for name, shape in layer.items()} | {
-    "y_encoder.2.layer.weight": (E, 2), "y_encoder.2.layer.bias": (E,),
-    "add_thinking_tokens.row_token_values": (thinking, E),
-    "feature_positional_embedding_embeddings.weight": (E, E // 4), "feature_positional_embedding_embeddings.bias": (E,),
-    "decoder_dict.standard.0.weight": (F, E), "decoder_dict.standard.0.bias": (F,),
-    "decoder_dict.standard.2.weight": (outputs, F), "decoder_dict.standard.2.bias": (outputs,),
-  }  # fmt: skip
+    layer |= {
+      f"{attention}._w_qkv": (3, heads, E // heads, E),
+      f"{attention}._w_out": (heads, E // heads, E),
+    }
+  return (
+    shapes
+    | {f"{LAYERS}{i}.{name}": shape for i in range(layers) for name, shape in layer.items()}
+    | {
+      "y_encoder.2.layer.weight": (E, 2),
+      "y_encoder.2.layer.bias": (E,),
+      "add_thinking_tokens.row_token_values": (thinking, E),
+      "feature_positional_embedding_embeddings.weight": (E, E // 4),
+      "feature_positional_embedding_embeddings.bias": (E,),
+      "decoder_dict.standard.0.weight": (F, E),
+      "decoder_dict.standard.0.bias": (F,),
+      "decoder_dict.standard.2.weight": (outputs, F),
+      "decoder_dict.standard.2.bias": (outputs,),
+    }
+  )
 
 
 def stacked(sizes: dict) -> dict[str, tuple]:
@@ -139,27 +203,42 @@ def stacked(sizes: dict) -> dict[str, tuple]:
 def features(settings: dict) -> int:
   """F, the features of a prompt."""
   options = settings["adapter"]
-  return options["hidden_size"] if options["pooling"] == "last" else options["queries"] * options["width"]
+  return (
+    options["hidden_size"]
+    if options["pooling"] == "last"
+    else options["queries"] * options["width"]
+  )
 
 
 def account(file, found: dict, expected: dict[str, tuple], types=FLOATS):
-  """Raises ValueError unless the arrays have the expected names and shapes, a known type and finite values."""
+  """Raises ValueError unless the arrays have the expected names and shapes, a known type and finite
+  values."""
   problems = []
   for name in dict.fromkeys([*expected, *found]):
     x, wanted = found.get(name), list(expected[name]) if name in expected else "no such tensor"
-    shape = list(x.shape) if isinstance(x, np.ndarray) else f"a {type(x).__name__}" if name in found else "none"
+    shape = (
+      list(x.shape)
+      if isinstance(x, np.ndarray)
+      else f"a {type(x).__name__}"
+      if name in found
+      else "none"
+    )
     if shape != wanted:
       problems.append(f"{file}: {name}: found {shape}, expected {wanted}")
     elif str(x.dtype) not in types:
       problems.append(f"{file}: {name}: found type {x.dtype}, expected one of {', '.join(types)}")
     elif not np.all(np.isfinite(x)):
-      problems.append(f"{file}: {name}: found {np.sum(~np.isfinite(x))} values that are not finite, expected none")
+      problems.append(
+        f"{file}: {name}: found {np.sum(~np.isfinite(x))} values that are not finite, expected none"
+      )
   refuse(problems)
 
 
 def refuse(problems: list[str], most: int = 6):
   if problems:
-    raise ValueError("\n".join(problems[:most] + [f"... and {len(problems) - most} more"] * (len(problems) > most)))
+    raise ValueError(
+      "\n".join(problems[:most] + [f"... and {len(problems) - most} more"] * (len(problems) > most))
+    )
 
 
 def shape_of(file, found: dict, name: str, letters: str) -> tuple:

@@ -1,8 +1,9 @@
-"""What comes before the TabPFN head: each estimator's own table of the features, and the constant column table.
+"""What comes before the TabPFN head: each estimator's own table of the features, and the constant
+column table.
 
-First what is made on host, deterministic numbers by numpy, then what is differentiated. Source: the specification of V0
-on tabpfn 6.2.0, sections 4.1 - 4.4; no code of it. n support rows, m query rows, F features, F' of them in use,
-C = F' + 1 columns, e estimators, G groups, E embedding width.
+First what is made on host, deterministic numbers by numpy, then what is differentiated. Source: the
+specification of V0 on tabpfn 6.2.0, sections 4.1 - 4.4; no code of it. n support rows, m query
+rows, F features, F' of them in use, C = F' + 1 columns, e estimators, G groups, E embedding width.
 """
 
 import hashlib
@@ -16,9 +17,11 @@ SEED = 42  # of the column table
 
 
 def randomness(estimators: int, columns: int):
-  """(salts int [e], permutations int [e, C]) of an ensemble with random_state 0, deterministic (4.2).
+  """(salts int [e], permutations int [e, C]) of an ensemble with random_state 0, deterministic
+  (4.2).
 
-  The order of the draws is the library's; what is drawn and dropped belongs to options that V0 switches off.
+  The order of the draws is the library's; what is drawn and dropped belongs to options that V0
+  switches off.
   """
   most = 2**31 - 1
   rng = default_rng(0)
@@ -32,19 +35,24 @@ def randomness(estimators: int, columns: int):
 
 
 def keep_columns(x_support):
-  """Indices [F'] of the features [n, F] that differ from support row 0 somewhere; ValueError if none does (4.1)."""
+  """Indices [F'] of the features [n, F] that differ from support row 0 somewhere; ValueError if
+  none does (4.1)."""
   x = np.asarray(x_support)
   keep = np.flatnonzero(np.any(x != x[:1], axis=0))
   if not len(keep):
-    raise ValueError(f"x_support: all {x.shape[1]} features are constant over {len(x)} rows, expected one that varies")
+    raise ValueError(
+      f"x_support: all {x.shape[1]} features are constant over {len(x)} rows, expected one that "
+      "varies"
+    )
   return keep
 
 
 def fingerprints(z_support, z_query, salt: int):
-  """One estimator's fingerprint columns (support [n], query [m]) in [0, 1), float32, from z-scored features (4.3).
+  """One estimator's fingerprint columns (support [n], query [m]) in [0, 1), float32, from z-scored
+  features (4.3).
 
-  A hash of a row's float32 bytes: noise, which one ulp anywhere turns over. Support rows that repeat an earlier hash
-  are moved on until theirs is unused; query rows are salted twice instead.
+  A hash of a row's float32 bytes: noise, which one ulp anywhere turns over. Support rows that
+  repeat an earlier hash are moved on until theirs is unused; query rows are salted twice instead.
   """
   salt, seen, support = np.float32(salt), set(), []
   for row in np.asarray(z_support, np.float32) + salt:
@@ -64,24 +72,32 @@ def _hash(row):
 
 
 def column_table(groups: int, width: int = 48):
-  """The constant table of standard normals float32 [G, E/4], E/4 = `width` (4.4); rows do not depend on `groups`.
+  """The constant table of standard normals float32 [G, E/4], E/4 = `width` (4.4); rows do not
+  depend on `groups`.
 
-  At width 48 (E = 192) it is the table of the released v2.5 model, to 2.4e-6. Official tables of other widths come
-  from torch's generator and must be given; for own models this one serves at any width.
+  At width 48 (E = 192) it is the table of the released v2.5 model, to 2.4e-6. Official tables of
+  other widths come from torch's generator and must be given; for own models this one serves at any
+  width.
   """
   number = np.arange(groups * width, dtype=np.uint64)
   zeros = np.zeros_like(number)
-  radius, angle = (x * 2.0**-32 + 2.0**-33 for x in philox((zeros, zeros, number, zeros), (SEED, 0))[:2])
+  radius, angle = (
+    x * 2.0**-32 + 2.0**-33 for x in philox((zeros, zeros, number, zeros), (SEED, 0))[:2]
+  )
   normal = np.sqrt(-2.0 * np.log(radius)) * np.sin(2.0 * np.pi * angle)
   return normal.astype(np.float32).reshape(groups, width)
 
 
 def philox(counter, key):
-  """Philox4x32-10 (Salmon et al. 2011): 4 words of 32 bits for `counter` (4 uint64 arrays) and `key` (2 integers)."""
+  """Philox4x32-10 (Salmon et al. 2011): 4 words of 32 bits for `counter` (4 uint64 arrays) and
+  `key` (2 integers)."""
   a, b, c, d = counter
   low = np.uint64(2**32 - 1)
   for i in range(10):
-    k0, k1 = np.uint64((key[0] + i * 0x9E3779B9) % 2**32), np.uint64((key[1] + i * 0xBB67AE85) % 2**32)
+    k0, k1 = (
+      np.uint64((key[0] + i * 0x9E3779B9) % 2**32),
+      np.uint64((key[1] + i * 0xBB67AE85) % 2**32),
+    )
     p, q = np.uint64(0xD2511F53) * a, np.uint64(0xCD9E8D57) * c
     a, b, c, d = (q >> np.uint64(32)) ^ b ^ k0, q & low, (p >> np.uint64(32)) ^ d ^ k1, p & low
   return a, b, c, d
@@ -96,7 +112,8 @@ def full_mask(x, mask=None):
 
 
 def moments(x, mask=None):
-  """(mean, sample standard deviation) [...] of x [n, ...] over the rows where mask, bool [n] or of x's shape.
+  """(mean, sample standard deviation) [...] of x [n, ...] over the rows where mask, bool [n] or of
+  x's shape.
 
   Of fewer than two rows the deviation is 0. Its gradient at 0 is 0, not NaN.
   """
@@ -110,26 +127,34 @@ def moments(x, mask=None):
 
 
 def standardize(x, statistics):
-  """(x - mean) / std with a std of 0 taken as 1, for x [..., F] and `statistics` = (mean [F], std [F])."""
+  """(x - mean) / std with a std of 0 taken as 1, for x [..., F] and `statistics` = (mean [F], std
+  [F])."""
   mean, std = statistics
   return (x - mean) / jnp.where(std == 0, 1.0, std)
 
 
 def make_columns(features, statistics, fingerprint, permutation, keep=None):
-  """Rows of one estimator's table [R, C] from features [R, F]: z-scored, fingerprinted [R], permuted [C] (4.1)."""
+  """Rows of one estimator's table [R, C] from features [R, F]: z-scored, fingerprinted [R],
+  permuted [C] (4.1)."""
   features = features if keep is None else features[:, keep]
   fingerprint = jax.lax.stop_gradient(jnp.asarray(fingerprint, jnp.float32))
-  return jnp.concatenate([standardize(features, statistics), fingerprint[:, None]], axis=1)[:, permutation]
+  return jnp.concatenate([standardize(features, statistics), fingerprint[:, None]], axis=1)[
+    :, permutation
+  ]
 
 
-def preprocess(features_support, labels, features_query, fingerprints, permutation, keep=None, support_mask=None):
-  """One estimator's table (x_support [n, C], y [n], x_query [m, C]), fitted on the support alone (4.1).
+def preprocess(
+  features_support, labels, features_query, fingerprints, permutation, keep=None, support_mask=None
+):
+  """One estimator's table (x_support [n, C], y [n], x_query [m, C]), fitted on the support alone
+  (4.1).
 
   Args:
     features_support, features_query: [n, F], [m, F].
     labels: [n], scores in [0, 1] or their 0/1 labels; y = 1 at and above .5.
     fingerprints: (support [n], query [m]); no gradient passes.
-    permutation: int [C]; new column j is old column permutation[j], the last old one being the fingerprint.
+    permutation: int [C]; new column j is old column permutation[j], the last old one being the
+      fingerprint.
     keep: int [F'], the features in use, of `keep_columns`; None = all of them.
     support_mask: bool [n]; None = all rows are real.
   """

@@ -1,8 +1,10 @@
-"""A prompt's own past as a second prior: a discounted Beta count for every row of the data, and its fusion with V.
+"""A prompt's own past as a second prior: a discounted Beta count for every row of the data, and its
+fusion with V.
 
-The tracker is SPO's (arXiv 2509.13232) but for how evidence fades: with the training steps since the prompt was last
-seen, where SPO takes the KL divergence between the policies of the two visits (another forward pass), and without
-SPO's lower bound, for a prompt not seen for long is to be forgotten. Values are in [-1, 1].
+The tracker is SPO's (arXiv 2509.13232) but for how evidence fades: with the training steps since
+the prompt was last seen, where SPO takes the KL divergence between the policies of the two visits
+(another forward pass), and without SPO's lower bound, for a prompt not seen for long is to be
+forgotten. Values are in [-1, 1].
 """
 
 from typing import NamedTuple
@@ -21,12 +23,14 @@ MIN_ERROR = 1e-3
 
 
 class History(NamedTuple):
-  """Discounted outcomes of every row of the data, and how well V and they have predicted; zeros at first."""
+  """Discounted outcomes of every row of the data, and how well V and they have predicted; zeros at
+  first."""
 
   successes: jax.Array  # float32 [D]
   rollouts: jax.Array  # float32 [D]
   seen: jax.Array  # int32 [D]  the step of the last visit
-  moments: jax.Array  # float32 [5]  discounted sums of [1, (V - r)(V - H), (H - r)(H - V), 1 / rollouts, 1 - r H]
+  # float32 [5] discounted sums of [1, (V - r)(V - H), (H - r)(H - V), 1 / rollouts, 1 - r H]
+  moments: jax.Array
 
 
 def empty(size: int) -> History:
@@ -39,7 +43,8 @@ def empty(size: int) -> History:
 def read(history: History, row, step, half_life):
   """(successes [P], rollouts [P]) of earlier visits to the rows [P], faded to `step`.
 
-  A visit keeps min(2^(-age / half_life), .96) of the evidence before it; `half_life` in training steps.
+  A visit keeps min(2^(-age / half_life), .96) of the evidence before it; `half_life` in training
+  steps.
   """
   age = (step - history.seen[row]).astype(jnp.float32)
   kept = jnp.minimum(jnp.exp2(-age / half_life), MOST_KEPT)
@@ -50,8 +55,8 @@ def read(history: History, row, step, half_life):
 def remember(history: History, row, value, s, k, mask, step, half_life) -> History:
   """Adds s successes of k rollouts to the rows [P] where `mask`; a row may stand there twice.
 
-  `value [P]` is the prior before fusion: how it and the history agree with the new outcomes is what `fuse` goes by.
-  The numbers of rollouts are to have been fixed in advance.
+  `value [P]` is the prior before fusion: how it and the history agree with the new outcomes is what
+  `fuse` goes by. The numbers of rollouts are to have been fixed in advance.
   """
   past, rollouts = read(history, row, step, half_life)
   mask = jnp.asarray(mask, bool) & (k > 0)
@@ -61,8 +66,13 @@ def remember(history: History, row, value, s, k, mask, step, half_life) -> Histo
   known = mask & spoken & (rollouts > 0)
   count = jnp.where(rollouts > 0, rollouts, 1.0)
   own, reward = 2.0 * past / count - 1.0, 2.0 * s / jnp.where(mask, k, 1.0) - 1.0
-  terms = (jnp.ones_like(own), (prior - reward) * (prior - own), (own - reward) * (own - prior), 1.0 / count,
-           1.0 - reward * own)  # fmt: skip
+  terms = (
+    jnp.ones_like(own),
+    (prior - reward) * (prior - own),
+    (own - reward) * (own - prior),
+    1.0 / count,
+    1.0 - reward * own,
+  )
   batch = jnp.stack([jnp.sum(jnp.where(known, x, 0.0)) for x in terms])
   return History(
     put(history.successes, past).at[where].add(s, mode="drop"),
@@ -84,13 +94,15 @@ def fuse(moments, value, past):
 
     squared error of V   mean (V - r)(V - H)
     squared error of H   drift + sigma2 / rollouts, on average mean (H - r)(H - V)
-    sigma2               mean 1 - r H, the variance of one reward, for E[r H] = E[mu^2]; less where the average says so,
+    sigma2               mean 1 - r H, the variance of one reward, for E[r H] = E[mu^2]; less where
+                         the average says so,
                          for faded rollouts are worth more than their number
     drift                what is left of the average: the policy has moved on
 
-  r is the mean reward of a later visit. The three err independently, so that the products leave one error each
-  (the three-cornered hat), at any number of rollouts a visit. A prior whose context still holds the same prompt's
-  earlier outcomes is not independent of them, and is trusted too much.
+  r is the mean reward of a later visit. The three err independently, so that the products leave one
+  error each (the three-cornered hat), at any number of rollouts a visit. A prior whose context
+  still holds the same prompt's earlier outcomes is not independent of them, and is trusted too
+  much.
 
   Args:
     moments: [5] of a `History`.
@@ -113,4 +125,6 @@ def fuse(moments, value, past):
   own = 2.0 * successes / number - 1.0
   weight = jnp.where(seen, prior_error / (prior_error + drift + sigma2 / number), 0.0)
   alone = jnp.where(seen, (2.0 * successes - rollouts) / (1.0 + rollouts), jnp.nan)
-  return jnp.where(spoken, (1.0 - weight) * prior + weight * own, alone), jnp.where(spoken, weight, seen * 1.0)
+  return jnp.where(spoken, (1.0 - weight) * prior + weight * own, alone), jnp.where(
+    spoken, weight, seen * 1.0
+  )

@@ -1,4 +1,5 @@
-"""A V0 judged on collected pairs: each context's prompts from other pairs of the same context; on host."""
+"""A V0 judged on collected pairs: each context's prompts from other pairs of the same context; on
+host."""
 
 from collections.abc import Sequence
 import sys
@@ -19,11 +20,14 @@ class Judged(NamedTuple):
   prompt: np.ndarray  # int32  index of the text
 
 
-def judge(model, texts: Sequence[str], contexts: Sequence[Context], support: int, seed: int = 0) -> Judged:
-  """What `model`, a `ValuePrior`, says of each context's queries from at most `support` of its other pairs.
+def judge(
+  model, texts: Sequence[str], contexts: Sequence[Context], support: int, seed: int = 0
+) -> Judged:
+  """What `model`, a `ValuePrior`, says of each context's queries from at most `support` of its
+  other pairs.
 
-  Rows to judge are those of type test_query, or, in a context without marked queries, a half of its prompts, drawn by
-  `seed`; contexts without any are left out.
+  Rows to judge are those of type test_query, or, in a context without marked queries, a half of its
+  prompts, drawn by `seed`; contexts without any are left out.
   """
   used = np.unique(np.concatenate([c.prompt for c in contexts]))
   features = np.zeros((len(texts), model.width), np.float32)
@@ -33,22 +37,34 @@ def judge(model, texts: Sequence[str], contexts: Sequence[Context], support: int
     rng = np.random.default_rng([seed, number])
     asked, given = split(context, TYPES.index("test_query"), rng)
     given = rng.choice(given, min(support, len(given)), replace=False)
-    marks = model.marks([texts[i] for i in context.prompt[given]], [texts[i] for i in context.prompt[asked]])
-    p = model.judge(features[context.prompt[given]], context.score[given], features[context.prompt[asked]],
-                    fingerprints=marks)  # fmt: skip
-    parts.append((p, context.score[asked], np.full(len(asked), number, np.int32), context.prompt[asked]))
+    marks = model.marks(
+      [texts[i] for i in context.prompt[given]], [texts[i] for i in context.prompt[asked]]
+    )
+    p = model.judge(
+      features[context.prompt[given]],
+      context.score[given],
+      features[context.prompt[asked]],
+      fingerprints=marks,
+    )
+    parts.append(
+      (p, context.score[asked], np.full(len(asked), number, np.int32), context.prompt[asked])
+    )
   return Judged(*(np.concatenate(x) for x in zip(*parts)))
 
 
 def summary(found: Judged) -> dict[str, float]:
-  """The measures of `scores` over all pairs: gauc is inside a context, pairs are of one prompt in two contexts."""
+  """The measures of `scores` over all pairs: gauc is inside a context, pairs are of one prompt in
+  two contexts."""
   positive = found.t >= 0.5
   strict, ranking, _ = scores.pair_accuracy(found.p, positive, found.prompt.tolist())
   return {
-    "auc": scores.auc(found.p, positive), "gauc": scores.grouped_auc(found.p, positive, found.context.tolist()),
-    "rmse": scores.rmse(found.p, found.t), "ece": scores.ece(found.p, found.t), "pair_strict": strict,
+    "auc": scores.auc(found.p, positive),
+    "gauc": scores.grouped_auc(found.p, positive, found.context.tolist()),
+    "rmse": scores.rmse(found.p, found.t),
+    "ece": scores.ece(found.p, found.t),
+    "pair_strict": strict,
     "pair_ranking": ranking,
-  }  # fmt: skip
+  }
 
 
 def plot(found: Judged, path):
@@ -60,9 +76,16 @@ def plot(found: Judged, path):
     return
   share, predicted, seen = scores.reliability(found.p, found.t).T
   figure = Figure(figsize=(4.5, 4.5), layout="constrained")
-  axes = figure.add_subplot(xlabel="predicted probability of success", ylabel="mean success", xlim=(0, 1), ylim=(0, 1))
+  axes = figure.add_subplot(
+    xlabel="predicted probability of success", ylabel="mean success", xlim=(0, 1), ylim=(0, 1)
+  )
   axes.plot([0, 1], [0, 1], color="gray", linewidth=1)
-  axes.bar((np.arange(len(share)) + 0.5) / len(share), share, 1 / len(share), color="tab:blue", alpha=0.2)
+  axes.bar(
+    (np.arange(len(share)) + 0.5) / len(share), share, 1 / len(share), color="tab:blue", alpha=0.2
+  )
   axes.plot(predicted, seen, "o-", color="tab:blue")
-  axes.set_title(f"{len(found.p):,} prompts: ECE {scores.ece(found.p, found.t):.3f}; bars: their share", fontsize=9)
+  axes.set_title(
+    f"{len(found.p):,} prompts: ECE {scores.ece(found.p, found.t):.3f}; bars: their share",
+    fontsize=9,
+  )
   figure.savefig(path, dpi=120)

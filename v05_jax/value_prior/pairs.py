@@ -1,12 +1,14 @@
-"""(prompt, score) pairs of a policy in V0's own format: what `config.collect` writes and `--mode=value` reads.
+"""(prompt, score) pairs of a policy in V0's own format: what `config.collect` writes and
+`--mode=value` reads.
 
-A folder holds prompts.json, "{dataset}_{id}" -> text, and one or more .jsonl files with a pair a line:
+A folder holds prompts.json, "{dataset}_{id}" -> text, and one or more .jsonl files with a pair a
+line:
 
     {"id": 7, "dataset": "tasks", "model": "v05-seed1", "step": 12, "score": 0.5, "type": "context"}
 
-`score` is the mean reward of some rollouts in [-1, 1], `step` the training steps that the policy `model` had behind it.
-The types context, train_query and test_query are V0's; a run writes context alone, which `split` divides.
-Source: the specification of V0 (arXiv 2602.03584), section 8.
+`score` is the mean reward of some rollouts in [-1, 1], `step` the training steps that the policy
+`model` had behind it. The types context, train_query and test_query are V0's; a run writes context
+alone, which `split` divides. Source: the specification of V0 (arXiv 2602.03584), section 8.
 """
 
 from collections.abc import Sequence
@@ -26,7 +28,8 @@ FIELDS = {"id": int, "dataset": str, "model": str, "step": int, "score": (int, f
 class Collector:
   """Writes the pairs of a run to WORKDIR/pairs as it goes; a context manager.
 
-  `done` steps stand in the restored state: pairs of later ones are cut off, since the run will write them again.
+  `done` steps stand in the restored state: pairs of later ones are cut off, since the run will
+  write them again.
   """
 
   def __init__(self, workdir, dataset: str, texts: Sequence[str], done: int = 0):
@@ -36,15 +39,25 @@ class Collector:
     kept = [row for _, row in _lines(self._folder / FILE) if row["step"] < done] if done else []
     self._lines = metrics.Lines(self._folder / FILE, kept)
     prompts = {f"{dataset}_{i}": text for i, text in enumerate(texts)}
-    metrics.replace(self._folder / PROMPTS, json.dumps(prompts, ensure_ascii=False, indent=0) + "\n")
+    metrics.replace(
+      self._folder / PROMPTS, json.dumps(prompts, ensure_ascii=False, indent=0) + "\n"
+    )
 
   def write(self, step: int, row, score, rollouts):
-    """The pairs of a step: row of the dataset [n], mean reward in [-1, 1] [n], number of its rollouts [n]."""
+    """The pairs of a step: row of the dataset [n], mean reward in [-1, 1] [n], number of its
+    rollouts [n]."""
     for i, mean, k in zip(row, score, rollouts, strict=True):
-      self._lines.append({
-        "id": int(i), "dataset": self._dataset, "model": self._model, "step": int(step), "score": round(float(mean), 6),
-        "type": TYPES[0], "rollouts": int(k),
-      })  # fmt: skip
+      self._lines.append(
+        {
+          "id": int(i),
+          "dataset": self._dataset,
+          "model": self._model,
+          "step": int(step),
+          "score": round(float(mean), 6),
+          "type": TYPES[0],
+          "rollouts": int(k),
+        }
+      )
 
   def flush(self):
     """Makes sure that every pair so far survives; call it before each checkpoint."""
@@ -69,9 +82,10 @@ class Context(NamedTuple):
 def split(context: Context, asked: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
   """(rows to judge, rows to judge them from) of a context, no prompt in both.
 
-  Where rows are marked as queries, those of the type `asked` are judged, from the rows of type context. Else a random
-  half of the prompts is judged from the other half: what is given has the successes of the whole context then, which
-  it would not have once a balanced choice of queries were taken out of it.
+  Where rows are marked as queries, those of the type `asked` are judged, from the rows of type
+  context. Else a random half of the prompts is judged from the other half: what is given has the
+  successes of the whole context then, which it would not have once a balanced choice of queries
+  were taken out of it.
   """
   if context.type.any():
     rows, given = context.type == asked, context.type == 0
@@ -84,8 +98,8 @@ def split(context: Context, asked: int, rng: np.random.Generator) -> tuple[np.nd
 
 
 def read(folders: Sequence[str], window: int = 1) -> tuple[list[str], list[Context]]:
-  """(texts, contexts) of folders in the format above; pairs of one (dataset, model) whose steps fall into the same
-  `window` steps share a context.
+  """(texts, contexts) of folders in the format above; pairs of one (dataset, model) whose steps
+  fall into the same `window` steps share a context.
 
   Raises ValueError that names the folder, file or line: what was found and what was expected.
   """
@@ -95,18 +109,25 @@ def read(folders: Sequence[str], window: int = 1) -> tuple[list[str], list[Conte
     path = metrics.folder(folder)
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else []
     if not files or not (path / PROMPTS).exists():
-      raise ValueError(f"{path}: found no pairs, expected a folder with {PROMPTS} and .jsonl files, as config.collect "
-                       "makes WORKDIR/pairs")  # fmt: skip
+      raise ValueError(
+        f"{path}: found no pairs, expected a folder with {PROMPTS} and .jsonl files, as "
+        "config.collect "
+        "makes WORKDIR/pairs"
+      )
     texts = _prompts(path / PROMPTS)
     for where, row in (line for file in files for line in _lines(file)):
       name = f"{row['dataset']}_{row['id']}"
       if name not in texts:
-        raise ValueError(f"{where}: found the prompt {name}, expected one that {path / PROMPTS} holds")
+        raise ValueError(
+          f"{where}: found the prompt {name}, expected one that {path / PROMPTS} holds"
+        )
       key = (str(path), row["dataset"], row["model"], row["step"] // window * window)
       prompt = place.setdefault(texts[name], len(place))
       rows.setdefault(key, []).append((prompt, (row["score"] + 1) / 2, TYPES.index(row["type"])))
   contexts = [
-    Context(key, *(np.array(x, kind) for x, kind in zip(zip(*found), (np.int32, np.float32, np.int8))))
+    Context(
+      key, *(np.array(x, kind) for x, kind in zip(zip(*found), (np.int32, np.float32, np.int8)))
+    )
     for key, found in rows.items()
   ]
   return list(place), contexts
@@ -123,7 +144,8 @@ def _prompts(file: epath.Path) -> dict[str, str]:
 
 
 def _lines(file: epath.Path):
-  """Yields (where, row) of a .jsonl file of pairs; a last line that is torn (the writer was killed) is left out."""
+  """Yields (where, row) of a .jsonl file of pairs; a last line that is torn (the writer was killed)
+  is left out."""
   lines = file.read_text().split("\n") if file.exists() else []
   for number, line in enumerate(lines, 1):
     where = f"{file}, line {number}"

@@ -1,4 +1,5 @@
-"""Value priors as pure functions of a context and of prompt features: V [P] = 2 success - 1, in [-1, 1].
+"""Value priors as pure functions of a context and of prompt features: V [P] = 2 success - 1, in
+[-1, 1].
 
 `constant` and `neighbours` never train anything; V is NaN, "no prior", until the context holds
 `min_support` pairs.
@@ -27,11 +28,12 @@ def constant(context: Context, features, min_support: int):
 def neighbours(context: Context, features, bandwidth: float, min_support: int):
   """V [P] by kernel regression over the context (Nadaraya-Watson), shrunk to the context's mean.
 
-    success(x) = (a mean + sum_j w_j success_j) / (a + sum_j w_j),  w_j = exp(-|x - x_j|^2 / (2 h^2 m))
+    success(x) = (a mean + sum_j w_j success_j) / (a + sum_j w_j),  w_j = exp(-|x - x_j|^2 / (2 h^2
+                                                                    m))
 
   Features are standardised by the context's own mean and standard deviation, those constant in the
-  context are left out, and m is the mean squared distance of two pairs of the context (twice the number of
-  features left). A prompt unlike everything in the context gets the context's mean.
+  context are left out, and m is the mean squared distance of two pairs of the context (twice the
+  number of features left). A prompt unlike everything in the context gets the context's mean.
 
   Args:
     context: M pairs, of which the valid ones count.
@@ -64,10 +66,11 @@ def distances(context: Context, features):
 
 
 def smoothed(scores, labels):
-  """What to expect of any prompt where a context is too small for a learned head, or None where it is not.
+  """What to expect of any prompt where a context is too small for a learned head, or None where it
+  is not.
 
-  The head was made for contexts of both classes, and for more than a few rows. With fewer than MIN_ROWS rows, or one
-  class: (sum of scores + 1) / (rows + 2), Laplace's rule; .5 without any row.
+  The head was made for contexts of both classes, and for more than a few rows. With fewer than
+  MIN_ROWS rows, or one class: (sum of scores + 1) / (rows + 2), Laplace's rule; .5 without any row.
 
   Args:
     scores: [n] in [0, 1]. labels: bool [n].

@@ -1,8 +1,8 @@
 """How good a value prior is: ranking, calibration and error of its probabilities, on host; pure.
 
-`p` [n] are predicted probabilities of success, `t` [n] mean success in [0, 1] (fractional, from several rollouts); a
-prompt counts as positive from t = .5 on. What cannot be measured, for want of one class, is NaN. Source: the
-specification of V0 (arXiv 2602.03584), section 9.
+`p` [n] are predicted probabilities of success, `t` [n] mean success in [0, 1] (fractional, from
+several rollouts); a prompt counts as positive from t = .5 on. What cannot be measured, for want of
+one class, is NaN. Source: the specification of V0 (arXiv 2602.03584), section 9.
 """
 
 import numpy as np
@@ -21,10 +21,11 @@ def auc(p, positive) -> float:
 
 
 def grouped_auc(p, positive, group) -> float:
-  """Intra-context AUC: of each group by itself, weighted by its size; groups of one class are left out.
+  """Intra-context AUC: of each group by itself, weighted by its size; groups of one class are left
+  out.
 
-  `group`: n hashable keys. A context is (dataset, policy, step): the released code groups by the step alone, which
-  merges policies.
+  `group`: n hashable keys. A context is (dataset, policy, step): the released code groups by the
+  step alone, which merges policies.
   """
   p, positive, total, weight = np.asarray(p), np.asarray(positive, bool), 0.0, 0
   keys = list(group)
@@ -37,9 +38,11 @@ def grouped_auc(p, positive, group) -> float:
 
 
 def pair_accuracy(p, positive, pair) -> tuple[float, float, int]:
-  """(strict, ranking, number) over pair ids with just one positive and one negative row; None = in no pair.
+  """(strict, ranking, number) over pair ids with just one positive and one negative row; None = in
+  no pair.
 
-  Strict: the positive row is above .5 and the negative is not. Ranking: it is above the negative; ties are wrong.
+  Strict: the positive row is above .5 and the negative is not. Ranking: it is above the negative;
+  ties are wrong.
   """
   rows: dict = {}
   for i, key in enumerate(pair):
@@ -55,7 +58,8 @@ def pair_accuracy(p, positive, pair) -> tuple[float, float, int]:
 
 
 def reliability(p, t, bins: int = 10) -> np.ndarray:
-  """[bins, 3]: share of the prompts, mean p and mean t of those with p in each tenth of [0, 1]; NaN where none is."""
+  """[bins, 3]: share of the prompts, mean p and mean t of those with p in each tenth of [0, 1]; NaN
+  where none is."""
   p, t = np.asarray(p, np.float64), np.asarray(t, np.float64)
   place = np.minimum((p * bins).astype(int), bins - 1)
   rows = [place == i for i in range(bins)]
@@ -64,11 +68,13 @@ def reliability(p, t, bins: int = 10) -> np.ndarray:
 
 
 def ece(p, t, bins: int = 10) -> float:
-  """Expected calibration error: mean |mean p - mean t| over the bins of `reliability`, weighted by their share."""
+  """Expected calibration error: mean |mean p - mean t| over the bins of `reliability`, weighted by
+  their share."""
   share, predicted, seen = reliability(p, t, bins).T
   return float(np.nansum(share * np.abs(predicted - seen)))
 
 
 def rmse(p, t) -> float:
-  """Root mean squared error of V = 2 p - 1 against the mean reward 2 t - 1, in value units; the noise of t included."""
+  """Root mean squared error of V = 2 p - 1 against the mean reward 2 t - 1, in value units; the
+  noise of t included."""
   return float(2.0 * np.sqrt(np.mean((np.asarray(p, np.float64) - np.asarray(t, np.float64)) ** 2)))

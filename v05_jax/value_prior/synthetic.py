@@ -1,8 +1,10 @@
-"""Classification tasks drawn from a prior, from which a head learns to condition on a context without any data.
+"""Classification tasks drawn from a prior, from which a head learns to condition on a context
+without any data.
 
-A task has 1 to 8 hidden causes z. Features are random mixtures of them, some bent, some rounded, some pure noise; the
-probability of success is sigmoid(strength f(z) + bias), where f is linear, a small network, a product of two causes, or
-a level for each of 6 kinds of row. In the spirit of prior-fitted networks (arXiv 2112.10510, 2207.01848), small.
+A task has 1 to 8 hidden causes z. Features are random mixtures of them, some bent, some rounded,
+some pure noise; the probability of success is sigmoid(strength f(z) + bias), where f is linear, a
+small network, a product of two causes, or a level for each of 6 kinds of row. In the spirit of
+prior-fitted networks (arXiv 2112.10510, 2207.01848), small.
 """
 
 import jax
@@ -13,11 +15,15 @@ LABELS = (1, 2, 4, 10)  # rollouts behind a label
 
 
 def draw(key, rows: int, width: int):
-  """(features [rows, width], mean success [rows] of a few rollouts, its true probability [rows]) of one task."""
+  """(features [rows, width], mean success [rows] of a few rollouts, its true probability [rows]) of
+  one task."""
   keys = iter(jax.random.split(key, 20))
   normal = lambda *shape: jax.random.normal(next(keys), shape)
-  # The fewer causes, the easier: without easy tasks it takes long until a head learns from a context at all.
-  z = normal(rows, CAUSES) * (jnp.arange(CAUSES) < jax.random.randint(next(keys), (), 1, CAUSES + 1))
+  # The fewer causes, the easier: without easy tasks it takes long until a head learns from a
+  # context at all.
+  z = normal(rows, CAUSES) * (
+    jnp.arange(CAUSES) < jax.random.randint(next(keys), (), 1, CAUSES + 1)
+  )
   x = z @ normal(CAUSES, width) + 0.3 * normal(rows, width)
   kind = jax.random.uniform(next(keys), (3, width))
   x = jnp.where(kind[0] < 0.3, jnp.tanh(x), x)

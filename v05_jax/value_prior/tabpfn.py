@@ -1,19 +1,22 @@
-"""The TabPFN-v2.5 classifier as V0 calls it: support rows with 0/1 labels and query rows -> logits, as pure functions.
+"""The TabPFN-v2.5 classifier as V0 calls it: support rows with 0/1 labels and query rows -> logits,
+as pure functions.
 
-A table's cells are embedded in groups of columns, a target column holds the labels, and every layer attends over the
-columns of a row, then over the rows of a column. Support rows and thinking rows see each other, a query row sees them
-and never another query: `context` runs them once and keeps what query rows attend to, `query` streams rows through it.
-Source: the specification of V0 on tabpfn 6.2.0 (section 4), whose numbering "4.x" below refers to; no code of either.
+A table's cells are embedded in groups of columns, a target column holds the labels, and every layer
+attends over the columns of a row, then over the rows of a column. Support rows and thinking rows
+see each other, a query row sees them and never another query: `context` runs them once and keeps
+what query rows attend to, `query` streams rows through it. Source: the specification of V0 on
+tabpfn 6.2.0 (section 4), whose numbering "4.x" below refers to; no code of either.
 
-Letters: n support rows, m query rows, F features, C = F + 1 columns (with the fingerprint), g columns a group,
-G groups, T thinking rows, N = T + n, E embedding width, h heads, d = E / h, e estimators, L layers. All sizes are read
-off the parameters: a flat dict under the official names, layers stacked (`stack`), float32, matrices [out, in]:
+Letters: n support rows, m query rows, F features, C = F + 1 columns (with the fingerprint), g
+columns a group, G groups, T thinking rows, N = T + n, E embedding width, h heads, d = E / h, e
+estimators, L layers. All sizes are read off the parameters: a flat dict under the official names,
+layers stacked (`stack`), float32, matrices [out, in]:
 
-    encoder.5.layer.weight [E, 2 g], or encoder.5.mlp.0.weight [H, 2 g] and encoder.5.mlp.2.weight [E, H]
-    y_encoder.2.layer.{weight [E, 2], bias}, feature_positional_embedding_embeddings.{weight [E, E/4], bias}
-    add_thinking_tokens.row_token_values [T, E], decoder_dict.standard.{0, 2}.{weight, bias}
-    layers.self_attn_between_{features, items}.{_w_qkv [L, 3, h, d, E], _w_out [L, h, d, E]}
-    layers.mlp.{linear1.weight [L, f E, E], linear2.weight [L, E, f E]}
+    encoder.5.layer.weight [E, 2 g], or encoder.5.mlp.0.weight [H, 2 g] and encoder.5.mlp.2.weight
+    [E, H] y_encoder.2.layer.{weight [E, 2], bias}, feature_positional_embedding_embeddings.{weight
+    [E, E/4], bias} add_thinking_tokens.row_token_values [T, E], decoder_dict.standard.{0,
+    2}.{weight, bias} layers.self_attn_between_{features, items}.{_w_qkv [L, 3, h, d, E], _w_out [L,
+    h, d, E]} layers.mlp.{linear1.weight [L, f E, E], linear2.weight [L, E, f E]}
 """
 
 from typing import NamedTuple
@@ -36,20 +39,35 @@ from v05_jax.value_prior.ensemble import (
 )
 
 __all__ = (
-  "average", "column_table", "context", "fingerprints", "forward", "keep_columns", "make_columns", "moments", "predict",
-  "preprocess", "query", "randomness", "raw_logits", "stack", "standardize",
-)  # fmt: skip
+  "average",
+  "column_table",
+  "context",
+  "fingerprints",
+  "forward",
+  "keep_columns",
+  "make_columns",
+  "moments",
+  "predict",
+  "preprocess",
+  "query",
+  "randomness",
+  "raw_logits",
+  "stack",
+  "standardize",
+)
 
 CLASSES = 2  # of the decoder's outputs, those in use
 TEMPERATURE = 0.9
 SIGMA = 12.0  # support values farther out are outliers
 CLIP = 100.0  # of z-scored cells
-NAN, POSITIVE, NEGATIVE, QUERY = -2.0, 2.0, 4.0, -2.0  # indicators: of a cell not finite, of a row without a label
+# indicators: of a cell not finite, of a row without a label
+NAN, POSITIVE, NEGATIVE, QUERY = -2.0, 2.0, 4.0, -2.0
 LAYER = "transformer_encoder.layers."
 
 
 class Statistics(NamedTuple):
-  """What the support says of the cells, [G, g] each, and of the labels; queries are encoded by it (4.5, 4.6)."""
+  """What the support says of the cells, [G, g] each, and of the labels; queries are encoded by it
+  (4.5, 4.6)."""
 
   constant: jax.Array  # bool, after the reordering: these cells are 0
   fill: jax.Array  # in place of a value that is not finite
@@ -63,7 +81,8 @@ class Statistics(NamedTuple):
 
 
 class Cache(NamedTuple):
-  """What query rows need of a context. Keys and values are head 0's; the last layer needs the target column alone."""
+  """What query rows need of a context. Keys and values are head 0's; the last layer needs the
+  target column alone."""
 
   statistics: Statistics
   keys: jax.Array  # [L - 1, G + 1, N, d]
@@ -74,7 +93,8 @@ class Cache(NamedTuple):
 
 
 def stack(state_dict):
-  """Parameters from a checkpoint's `state_dict` {official name: array}: layers stacked as "layers.<name>" [L, ...].
+  """Parameters from a checkpoint's `state_dict` {official name: array}: layers stacked as
+  "layers.<name>" [L, ...].
 
   ValueError where the layers are not 0 .. L-1 with the same tensors each.
   """
@@ -99,7 +119,9 @@ def unstack(params):
   found = {name: np.asarray(x) for name, x in params.items() if not name.startswith("layers.")}
   for name, stacked in params.items():
     if name.startswith("layers."):
-      found |= {f"{LAYER}{i}.{name.removeprefix('layers.')}": x for i, x in enumerate(np.asarray(stacked))}
+      found |= {
+        f"{LAYER}{i}.{name.removeprefix('layers.')}": x for i, x in enumerate(np.asarray(stacked))
+      }
   return found
 
 
@@ -107,7 +129,8 @@ def unstack(params):
 
 
 def constant_columns(x, mask):
-  """bool [...]: the columns of x [R, ...] that are equal in all rows where mask [R]; a NaN equals nothing."""
+  """bool [...]: the columns of x [R, ...] that are equal in all rows where mask [R]; a NaN equals
+  nothing."""
   mask = mask.reshape(-1, *(1,) * (x.ndim - 1))
   return jnp.all((x == x[jnp.argmax(mask)]) | ~mask, axis=0)
 
@@ -120,14 +143,16 @@ def into_groups(x, size):
 
 
 def reorder(statistics, x):
-  """Groups [R, G, g] of x [R, C] with the columns that vary in front, in order, and zeros behind (4.5.2)."""
+  """Groups [R, G, g] of x [R, C] with the columns that vary in front, in order, and zeros behind
+  (4.5.2)."""
   x = into_groups(x, statistics.order.shape[1])
   x = jnp.take_along_axis(x, statistics.order[None], axis=2)
   return jnp.where(statistics.constant, 0.0, x)
 
 
 def make_statistics(x, y, mask, others, size):
-  """`Statistics` of support rows x [n, C] with labels y [n] where mask [n], for groups of `size` columns.
+  """`Statistics` of support rows x [n, C] with labels y [n] where mask [n], for groups of `size`
+  columns.
 
   `others` = (rows, mask): a column is constant if it is so over the support and them.
   """
@@ -137,9 +162,13 @@ def make_statistics(x, y, mask, others, size):
   constant = jnp.take_along_axis(constant, order, axis=1)
   zeros = jnp.zeros(constant.shape, jnp.float32)
   label = jnp.sum(jnp.where(mask, y, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
-  s = Statistics(constant, zeros, zeros, zeros, zeros, zeros, jnp.ones((len(order), 1)), order, label)
+  s = Statistics(
+    constant, zeros, zeros, zeros, zeros, zeros, jnp.ones((len(order), 1)), order, label
+  )
   x = reorder(s, x)
-  s = s._replace(fill=moments(jnp.where(jnp.isfinite(x), x, 0.0), mask[:, None, None] & jnp.isfinite(x))[0])
+  s = s._replace(
+    fill=moments(jnp.where(jnp.isfinite(x), x, 0.0), mask[:, None, None] & jnp.isfinite(x))[0]
+  )
   x, inside = fill(s, x)[0], jnp.broadcast_to(mask[:, None, None], x.shape)
   mean, std = moments(x, inside)
   mean, std = moments(x, inside & (x >= mean - SIGMA * std) & (x <= mean + SIGMA * std))
@@ -152,7 +181,9 @@ def make_statistics(x, y, mask, others, size):
 
 def fill(statistics, x):
   """(x with its values that are not finite replaced, their indicators), [R, G, g] both (4.5.3)."""
-  indicators = jnp.where(jnp.isnan(x), NAN, jnp.where(x == jnp.inf, POSITIVE, jnp.where(x == -jnp.inf, NEGATIVE, 0.0)))
+  indicators = jnp.where(
+    jnp.isnan(x), NAN, jnp.where(x == jnp.inf, POSITIVE, jnp.where(x == -jnp.inf, NEGATIVE, 0.0))
+  )
   return jnp.where(jnp.isfinite(x), x, statistics.fill), indicators
 
 
@@ -168,7 +199,8 @@ def normalize(statistics, x):
 
 
 def scale(statistics, x):
-  """Groups [R, G, g] of `reorder` -> (what the network sees of them, indicators), [R, G, g] both (4.5.3 - 4.5.6)."""
+  """Groups [R, G, g] of `reorder` -> (what the network sees of them, indicators), [R, G, g] both
+  (4.5.3 - 4.5.6)."""
   x, indicators = fill(statistics, x)
   return normalize(statistics, x) * jnp.sqrt(x.shape[2] / statistics.used), indicators
 
@@ -186,12 +218,15 @@ def embed_columns(params, table, groups):
   name = "feature_positional_embedding_embeddings"
   width = params[f"{name}.weight"].shape[1]
   if table.shape[0] < groups or table.shape[1] != width:
-    raise ValueError(f"table: found shape {table.shape}, expected at least {groups} rows of {width}")
+    raise ValueError(
+      f"table: found shape {table.shape}, expected at least {groups} rows of {width}"
+    )
   return linear(params, name, table[:groups])
 
 
 def make_tokens(params, statistics, x, y, table):
-  """Tokens [R, G + 1, E] of rows x [R, C] with y [R, 2] = (label, indicator), the target column last."""
+  """Tokens [R, G + 1, E] of rows x [R, C] with y [R, 2] = (label, indicator), the target column
+  last."""
   cells = embed_cells(params, *scale(statistics, reorder(statistics, x)))
   cells = cells + embed_columns(params, table, cells.shape[1])
   return jnp.concatenate([cells, linear(params, "y_encoder.2.layer", y)[:, None]], axis=1)
@@ -199,7 +234,9 @@ def make_tokens(params, statistics, x, y, table):
 
 def group_size(params):
   """g."""
-  name = "encoder.5.layer.weight" if "encoder.5.layer.weight" in params else "encoder.5.mlp.0.weight"
+  name = (
+    "encoder.5.layer.weight" if "encoder.5.layer.weight" in params else "encoder.5.mlp.0.weight"
+  )
   return params[name].shape[1] // 2
 
 
@@ -208,12 +245,15 @@ def group_size(params):
 
 def split_layers(params):
   """(the first L - 1 layers, stacked; the last one)."""
-  layers = {name.removeprefix("layers."): x for name, x in params.items() if name.startswith("layers.")}
+  layers = {
+    name.removeprefix("layers."): x for name, x in params.items() if name.startswith("layers.")
+  }
   return {name: x[:-1] for name, x in layers.items()}, {name: x[-1] for name, x in layers.items()}
 
 
 def mix_columns(layer, tokens, target=False):
-  """Self-attention over the columns of each row: [R, K, E] -> the same, or [R, 1, E] for the last column alone."""
+  """Self-attention over the columns of each row: [R, K, E] -> the same, or [R, 1, E] for the last
+  column alone."""
   weight, out = (layer[f"self_attn_between_features.{x}"] for x in ("_w_qkv", "_w_out"))
   asking = tokens[:, -1:] if target else tokens
   q, k, v = project(weight[:1], asking)[0], *project(weight[1:], tokens)  # [R, K, h, d]
@@ -223,9 +263,11 @@ def mix_columns(layer, tokens, target=False):
 
 
 def mix_rows(layer, tokens, keys, values, mask):
-  """Attention of rows [R, K, E] over the training rows of their column: keys and values [K, N, d], or [K, h, N, d].
+  """Attention of rows [R, K, E] over the training rows of their column: keys and values [K, N, d],
+  or [K, h, N, d].
 
-  `mask` bool [N]. Query rows are given head 0's keys and values for all their heads, training rows every head's.
+  `mask` bool [N]. Query rows are given head 0's keys and values for all their heads, training rows
+  every head's.
   """
   weight, out = (layer[f"self_attn_between_items.{x}"] for x in ("_w_qkv", "_w_out"))
   rows, columns, _ = tokens.shape
@@ -239,7 +281,8 @@ def mix_rows(layer, tokens, keys, values, mask):
 
 
 def attend(q, k, v, mask=None):
-  """softmax(q k / sqrt(d)) v for q [..., Q, d], k and v [..., S, d], over the sources where mask [S].
+  """softmax(q k / sqrt(d)) v for q [..., Q, d], k and v [..., S, d], over the sources where mask
+  [S].
 
   The division by softmax's sum waits for the product with v: one pass less over the scores.
   """
@@ -268,7 +311,9 @@ def keys_and_values(layer, tokens):
 
 def mlp(layer, tokens):
   """The last sublayer, on every token."""
-  return layer_norm(tokens + matmul(gelu(matmul(tokens, layer["mlp.linear1.weight"])), layer["mlp.linear2.weight"]))
+  return layer_norm(
+    tokens + matmul(gelu(matmul(tokens, layer["mlp.linear1.weight"])), layer["mlp.linear2.weight"])
+  )
 
 
 def layer_norm(x):
@@ -279,7 +324,9 @@ def layer_norm(x):
 
 def decode(params, target):
   """All outputs [R, 10] of the decoder for the target column's tokens [R, E] (4.9)."""
-  return linear(params, "decoder_dict.standard.2", gelu(linear(params, "decoder_dict.standard.0", target)))
+  return linear(
+    params, "decoder_dict.standard.2", gelu(linear(params, "decoder_dict.standard.0", target))
+  )
 
 
 # --- The forward pass of one estimator
@@ -294,10 +341,10 @@ def context(params, x_support, y, table, support_mask=None, others=None) -> Cach
     x_support, y: [n, C], [n] of `preprocess`.
     table: [>= G, E/4], see `column_table`.
     support_mask: bool [n]; rows outside are padding and change nothing. None = all are real.
-    others: the query rows [m, C] and their mask, bool [m], where they are known: nothing of them is kept but which
-      columns are constant. The model leaves out the columns constant over support and queries (4.5.2, 4.5.6); None =
-      those constant over the support, as in a stream. The two agree for every table of `preprocess` with
-      `keep_columns`, which has dropped them already.
+    others: the query rows [m, C] and their mask, bool [m], where they are known: nothing of them is
+      kept but which columns are constant. The model leaves out the columns constant over support
+      and queries (4.5.2, 4.5.6); None = those constant over the support, as in a stream. The two
+      agree for every table of `preprocess` with `keep_columns`, which has dropped them already.
   """
   mask = full_mask(x_support, support_mask)
   x_support, y = jnp.where(mask[:, None], x_support, 0.0), jnp.where(mask, y, 0.0)
@@ -306,7 +353,10 @@ def context(params, x_support, y, table, support_mask=None, others=None) -> Cach
   tokens = make_tokens(params, statistics, x_support, jnp.stack([y, jnp.zeros_like(y)], 1), table)
   thinking = params["add_thinking_tokens.row_token_values"]
   thinking = jnp.broadcast_to(thinking[:, None], (len(thinking), *tokens.shape[1:]))
-  tokens, mask = jnp.concatenate([thinking, tokens]), jnp.concatenate([jnp.ones(len(thinking), bool), mask])
+  tokens, mask = (
+    jnp.concatenate([thinking, tokens]),
+    jnp.concatenate([jnp.ones(len(thinking), bool), mask]),
+  )
 
   def step(tokens, layer):
     tokens = mix_columns(layer, tokens)
@@ -321,7 +371,8 @@ def context(params, x_support, y, table, support_mask=None, others=None) -> Cach
 
 @jax.jit
 def query(params, cache: Cache, x_query, table):
-  """Raw logits [m, 2] of rows x_query [m, C]; rows do not see each other, so that any split gives the same."""
+  """Raw logits [m, 2] of rows x_query [m, C]; rows do not see each other, so that any split gives
+  the same."""
   y = jnp.broadcast_to(jnp.stack([cache.statistics.label, QUERY]), (x_query.shape[0], 2))
   tokens = make_tokens(params, cache.statistics, x_query, y, table)
 
@@ -331,13 +382,16 @@ def query(params, cache: Cache, x_query, table):
 
   first, last = split_layers(params)
   tokens, _ = jax.lax.scan(step, tokens, (first, cache.keys, cache.values))
-  target = mix_rows(last, mix_columns(last, tokens, target=True), cache.target_keys, cache.target_values, cache.mask)
+  target = mix_rows(
+    last, mix_columns(last, tokens, target=True), cache.target_keys, cache.target_values, cache.mask
+  )
   return decode(params, mlp(last, target)[:, 0])[:, :CLASSES]
 
 
 @jax.jit
 def forward(params, x_support, y, x_query, table, support_mask=None, query_mask=None):
-  """Raw logits [m, 2] of one estimator's table (`preprocess`); rows outside the masks [n], [m] are padding.
+  """Raw logits [m, 2] of one estimator's table (`preprocess`); rows outside the masks [n], [m] are
+  padding.
 
   Padding query rows get finite logits without a meaning.
   """
@@ -347,9 +401,18 @@ def forward(params, x_support, y, x_query, table, support_mask=None, query_mask=
 
 @jax.jit
 def raw_logits(
-  params, features_support, labels, features_query, tables, fingerprints_support, fingerprints_query, permutations,
-  keep=None, support_mask=None, query_mask=None,
-):  # fmt: skip
+  params,
+  features_support,
+  labels,
+  features_query,
+  tables,
+  fingerprints_support,
+  fingerprints_query,
+  permutations,
+  keep=None,
+  support_mask=None,
+  query_mask=None,
+):
   """Logits [e, m, 2] of every estimator, before temperature; arguments as of `predict`."""
 
   def one(table, fingerprints, permutation):
@@ -363,25 +426,45 @@ def raw_logits(
 
 
 def predict(
-  params, features_support, labels, features_query, tables, fingerprints_support, fingerprints_query, permutations,
-  keep=None, temperature=TEMPERATURE, support_mask=None, query_mask=None,
-):  # fmt: skip
+  params,
+  features_support,
+  labels,
+  features_query,
+  tables,
+  fingerprints_support,
+  fingerprints_query,
+  permutations,
+  keep=None,
+  temperature=TEMPERATURE,
+  support_mask=None,
+  query_mask=None,
+):
   """(logits [m, 2], probabilities of success [m]): estimators averaged before the softmax (4.9).
 
   Args:
     params: of `stack`.
     features_support, labels, features_query: [n, F], [n] (scores or 0/1), [m, F], see `preprocess`.
     tables: [>= G, E/4] for all estimators, or [e, >= G, E/4].
-    fingerprints_support, fingerprints_query: [e, n], [e, m] in [0, 1), of `fingerprints` or any uniform source.
+    fingerprints_support, fingerprints_query: [e, n], [e, m] in [0, 1), of `fingerprints` or any
+      uniform source.
     permutations: int [e, C], of `randomness`.
     keep: int [F'] of `keep_columns`; None = no feature is constant over the support.
     temperature: divides the logits.
     support_mask, query_mask: bool [n], [m]; rows outside are padding. None = all rows are real.
   """
   raw = raw_logits(
-    params, features_support, labels, features_query, tables, fingerprints_support, fingerprints_query, permutations,
-    keep, support_mask, query_mask,
-  )  # fmt: skip
+    params,
+    features_support,
+    labels,
+    features_query,
+    tables,
+    fingerprints_support,
+    fingerprints_query,
+    permutations,
+    keep,
+    support_mask,
+    query_mask,
+  )
   return average(raw, temperature)
 
 

@@ -1,13 +1,15 @@
 """Training of a V0: `--mode=value`.
 
-The backbone is frozen; the adapter learns, and the head with it where none was trained before. Meant as V0's paper says
-(arXiv 2602.03584) and not as its released trainer does: the gradient reaches every feature (there: 4 of 1,008, since
-padding columns detach the others), the loss is the pairwise and soft one (`losses`), the intra-context AUC groups by
-policy too, and what is saved is what `value_prior.load` predicts with, adapter included.
+The backbone is frozen; the adapter learns, and the head with it where none was trained before.
+Meant as V0's paper says (arXiv 2602.03584) and not as its released trainer does: the gradient
+reaches every feature (there: 4 of 1,008, since padding columns detach the others), the loss is the
+pairwise and soft one (`losses`), the intra-context AUC groups by policy too, and what is saved is
+what `value_prior.load` predicts with, adapter included.
 
-Where it differs from V0's recipe by default: queries weigh as their context's own share of successes (`value.natural`);
-a run's pairs are split anew into asked and given ones in every epoch, where V0 has fixed rows for either; a context
-never borrows rows of another. V0's own values are learning_rate 2e-4, tasks 4, pairs 4, natural False.
+Where it differs from V0's recipe by default: queries weigh as their context's own share of
+successes (`value.natural`); a run's pairs are split anew into asked and given ones in every epoch,
+where V0 has fixed rows for either; a context never borrows rows of another. V0's own values are
+learning_rate 2e-4, tasks 4, pairs 4, natural False.
 """
 
 from collections.abc import Callable
@@ -43,7 +45,8 @@ from v05_jax.value_prior import (
 )
 
 SYNTHETIC = "synthetic"  # value.data of a head alone
-TABLE_BYTES = 2**31  # up to this much, the hidden states of all prompts are computed once and kept on the device
+# up to this much, the hidden states of all prompts are computed once and kept on the device
+TABLE_BYTES = 2**31
 ROWS = 64  # prompts that go through the backbone at once
 TASKS = PartitionSpec(sharding.ROWS)  # of a batch's first axis
 
@@ -71,13 +74,17 @@ def train_value(config, workdir: str) -> v0.ValuePrior:
   """Trains a V0 as `config.value` says, or resumes it in `workdir`, and returns it.
 
   Writes config.json, metrics.jsonl, TensorBoard events, checkpoints, the model as WORKDIR/v0, which
-  `value_prior.load` and `config.prior.path` open, and, with `config.value.heldout`, reliability.png. Raises ValueError
-  for bad input before anything expensive, FloatingPointError after more than `config.loss.max_skipped` non-finite
-  updates in a row, and `checkpoint.Preempted` when a signal asked it to stop.
+  `value_prior.load` and `config.prior.path` open, and, with `config.value.heldout`,
+  reliability.png. Raises ValueError for bad input before anything expensive, FloatingPointError
+  after more than `config.loss.max_skipped` non-finite updates in a row, and `checkpoint.Preempted`
+  when a signal asked it to stop.
   """
   configuration.validate(config)
   if metrics.is_remote(metrics.folder(workdir)):
-    raise ValueError(f"--workdir={workdir}: found a remote folder, expected a local one: the model is written there")
+    raise ValueError(
+      f"--workdir={workdir}: found a remote folder, expected a local one: the model is written "
+      "there"
+    )
   metrics.prepare(workdir)
   checkpoint.check_config(workdir, config)
   with (
@@ -89,29 +96,42 @@ def train_value(config, workdir: str) -> v0.ValuePrior:
     if first:
       state = saved.restore(first, state)
       if state.digest != trainer.state.digest:
-        raise ValueError("config.value.data: found other pairs than those that the run has learned from so far, "
-                         "expected the same: take another workdir")  # fmt: skip
+        raise ValueError(
+          "config.value.data: found other pairs than those that the run has learned from so far, "
+          "expected the same: take another workdir"
+        )
     with metrics.Writer(workdir, config, first) as log, metrics.Progress(total, first) as progress:
       for number in range(first, total):
-        began, failed = time.perf_counter(), int(state.skipped)  # of the updates before, which have ended
+        # of the updates before, which have ended
+        began, failed = time.perf_counter(), int(state.skipped)
         state, measured = trainer.step(state, number)
         done, last = number + 1, number + 1 == total
         found = {f"value/{name}": (x, 1) for name, x in measured.items()}
         if last or (config.eval.period and done % config.eval.period == 0):
           judged = trainer.evaluate(with_params(trainer.model, state.params))
-          found |= {f"value/heldout/{name}": (x, 1) for name, x in measure.summary(judged).items()} if judged else {}
+          found |= (
+            {f"value/heldout/{name}": (x, 1) for name, x in measure.summary(judged).items()}
+            if judged
+            else {}
+          )
         log.write(done, 0, found | {"time/step": (time.perf_counter() - began, 1)})
-        progress.update(done, log.latest, ("value/loss", "value/heldout/gauc", "value/heldout/rmse"))
+        progress.update(
+          done, log.latest, ("value/loss", "value/heldout/gauc", "value/heldout/rmse")
+        )
         if failed > config.loss.max_skipped:
-          raise FloatingPointError(f"{failed} updates in a row had a non-finite loss or gradient and were skipped, the "
-                                   f"last one at step {done - 1}; the checkpoints before them are kept")  # fmt: skip
+          raise FloatingPointError(
+            f"{failed} updates in a row had a non-finite loss or gradient and were skipped, the "
+            f"last one at step {done - 1}; the checkpoints before them are kept"
+          )
         # While updates fail, the checkpoints before them are kept.
         regular = config.checkpoint.period and done % config.checkpoint.period == 0
         if last or preemption.requested or (regular and not failed):
           log.flush()
           saved.save(done, state)
         if preemption.requested and not last:
-          raise checkpoint.Preempted(f"stopped by a signal; saved at step {done}, the same command continues")
+          raise checkpoint.Preempted(
+            f"stopped by a signal; saved at step {done}, the same command continues"
+          )
   model = with_params(trainer.model, state.params)
   folder = metrics.folder(workdir)
   save(model, folder / "v0")
@@ -124,15 +144,21 @@ def train_value(config, workdir: str) -> v0.ValuePrior:
 
 
 def make(config) -> Trainer:
-  """Reads the pairs, builds the model and the step. Raises ValueError that names the key or file at fault."""
+  """Reads the pairs, builds the model and the step. Raises ValueError that names the key or file at
+  fault."""
   options = config.value
   if not options.data:
-    raise ValueError(f"config.value.data: found '', expected folders of pairs, which runs with --config.collect=True "
-                     f"write, or {SYNTHETIC}")  # fmt: skip
+    raise ValueError(
+      "config.value.data: found '', expected folders of pairs, which runs with "
+      "--config.collect=True "
+      f"write, or {SYNTHETIC}"
+    )
   mesh = sharding.make_mesh(config.mesh)
   shards = sharding.lanes(mesh)
   if options.tasks % shards:
-    raise ValueError(f"config.value.tasks: found {options.tasks}, expected a multiple of {shards} devices")
+    raise ValueError(
+      f"config.value.tasks: found {options.tasks}, expected a multiple of {shards} devices"
+    )
   model, evaluate = begin(config), make_evaluation(config)
   both = {"adapter": model.adapter, "head": model.head}
   learnt = {"adapter": ("adapter",), "head": ("head",), "both": ("adapter", "head")}[options.train]
@@ -144,7 +170,9 @@ def make(config) -> Trainer:
   else:
     texts, contexts = read(options.data, options.window)
     tasks = batches.Tasks(contexts, options.support, options.pairs, config.seed)
-    digest = functools.reduce(lambda crc, x: zlib.crc32(x.tobytes(), crc), (x for c in contexts for x in c[1:]), 0)
+    digest = functools.reduce(
+      lambda crc, x: zlib.crc32(x.tobytes(), crc), (x for c in contexts for x in c[1:]), 0
+    )
     lookup = make_lookup(model, texts, mesh)
     loss = pairs_loss(model, options)
     batch = lambda step: tasks.batch(step * options.tasks, options.tasks)
@@ -154,37 +182,57 @@ def make(config) -> Trainer:
 
   @functools.partial(jax.jit, donate_argnums=0, out_shardings=everywhere)
   def update(state, frozen, lookup, batch, key):
-    value_and_grad = jax.value_and_grad(lambda params: loss(params | frozen, lookup, batch, key), has_aux=True)
+    value_and_grad = jax.value_and_grad(
+      lambda params: loss(params | frozen, lookup, batch, key), has_aux=True
+    )
     (value, measured), gradient = value_and_grad(state.params)
     norm = optax.tree.norm(gradient)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     after = optax.apply_updates(state.params, updates), opt_state
     fine = jnp.isfinite(value) & jnp.isfinite(norm)
-    params, opt_state = jax.tree.map(lambda x, y: jnp.where(fine, x, y), after, (state.params, state.opt_state))
+    params, opt_state = jax.tree.map(
+      lambda x, y: jnp.where(fine, x, y), after, (state.params, state.opt_state)
+    )
     skipped = jnp.where(fine, 0, state.skipped + 1)
-    return State(params, opt_state, skipped, state.digest), measured | {"loss": value, "grad_norm": norm}
+    return State(params, opt_state, skipped, state.digest), measured | {
+      "loss": value,
+      "grad_norm": norm,
+    }
 
   def step(state, number: int):
     place = NamedSharding(mesh, TASKS)
-    return update(state, frozen, lookup, jax.device_put(batch(number), place), rng.at(config.seed, number, rng.VALUE))
+    return update(
+      state,
+      frozen,
+      lookup,
+      jax.device_put(batch(number), place),
+      rng.at(config.seed, number, rng.VALUE),
+    )
 
   @functools.partial(jax.jit, out_shardings=everywhere)
   def first(params):  # copies, since a step overwrites them
-    return State(jax.tree.map(jnp.copy, params), optimizer.init(params), jnp.zeros((), jnp.int32), jnp.uint32(digest))
+    return State(
+      jax.tree.map(jnp.copy, params),
+      optimizer.init(params),
+      jnp.zeros((), jnp.int32),
+      jnp.uint32(digest),
+    )
 
   frozen, state = jax.device_put(frozen, everywhere), first({name: both[name] for name in learnt})
   return Trainer(model, state, step, evaluate)
 
 
 def begin(config) -> v0.ValuePrior:
-  """The model before training: that in `value.start`, or else a new adapter on `config.policy` and a new head, or the
-  head of `value.head`."""
+  """The model before training: that in `value.start`, or else a new adapter on `config.policy` and
+  a new head, or the head of `value.head`."""
   options = config.value
   key = jax.random.fold_in(rng.at(config.seed, 0, rng.INIT), rng.VALUE)
   if options.start:
     model = v0.load(options.start)
     if options.train == "adapter" and model.settings["adapter"]["pooling"] == "last":
-      raise ValueError(f"config.value.train: found 'adapter', expected head: {options.start} pools the last token")
+      raise ValueError(
+        f"config.value.train: found 'adapter', expected head: {options.start} pools the last token"
+      )
   else:
     policy = models.load(config.policy, config.seed)
     # As `v0.load` opens it again.
@@ -192,30 +240,49 @@ def begin(config) -> v0.ValuePrior:
     sizes = (policy.config.hidden_size, options.queries, options.width, options.bottleneck)
     built_in = config.policy.path == "builtin" and not config.policy.preset
     settings = {
-      "adapter": dict(zip(directory.ADAPTER, (*sizes[1:3], options.heads, sizes[3], sizes[0], "dynamic"))),
-      "head": new_head(options), "temperature": 0.9, "estimators": options.estimators,
-      "max_tokens": policy.config.max_positions, "backbone": directory.BUILTIN if built_in else directory.FOLDER,
-    }  # fmt: skip
+      "adapter": dict(
+        zip(directory.ADAPTER, (*sizes[1:3], options.heads, sizes[3], sizes[0], "dynamic"))
+      ),
+      "head": new_head(options),
+      "temperature": 0.9,
+      "estimators": options.estimators,
+      "max_tokens": policy.config.max_positions,
+      "backbone": directory.BUILTIN if built_in else directory.FOLDER,
+    }
     head = init_head(jax.random.fold_in(key, 0), settings["head"])
     first = jax.jit(lambda key: adapter.init(key, *sizes))(jax.random.fold_in(key, 1))
     params = jax.tree.map(jnp.asarray, policy.params)
     model = v0.ValuePrior(settings, policy.config, params, policy.tokenizer, first, head)
   if options.head:
     other = v0.load(options.head)
-    taken = {key: other.settings[key] for key in ("head", "temperature", "licences") if key in other.settings}
+    taken = {
+      key: other.settings[key]
+      for key in ("head", "temperature", "licences")
+      if key in other.settings
+    }
     model = dataclasses.replace(model, head=other.head, settings=model.settings | taken)
   return model
 
 
 def new_head(options) -> dict[str, Any]:
   """v0.json's "head" for a new one."""
-  sizes = (options.embed, options.attention_heads, options.group, options.thinking, options.layers, 2, 2, "linear", 0)
+  sizes = (
+    options.embed,
+    options.attention_heads,
+    options.group,
+    options.thinking,
+    options.layers,
+    2,
+    2,
+    "linear",
+    0,
+  )
   return dict(zip(directory.HEAD, sizes))
 
 
 def init_head(key, sizes: dict[str, Any]):
-  """A new head, stacked: matrices N(0, 1 / fan-in), those that end a sublayer 0, so that a layer changes nothing at
-  first, biases 0, thinking rows N(0, 1)."""
+  """A new head, stacked: matrices N(0, 1 / fan-in), those that end a sublayer 0, so that a layer
+  changes nothing at first, biases 0, thinking rows N(0, 1)."""
 
   def draw(key):
     found = {}
@@ -229,13 +296,15 @@ def init_head(key, sizes: dict[str, Any]):
 
 
 def make_optimizer(options) -> optax.GradientTransformation:
-  """V0's: AdamW behind clipping, a linear warm-up, whose first update is not 0, and then a cosine to 0; biases and the
-  LayerNorm weights of queries and keys do not decay."""
+  """V0's: AdamW behind clipping, a linear warm-up, whose first update is not 0, and then a cosine
+  to 0; biases and the LayerNorm weights of queries and keys do not decay."""
   warmup = round(options.warmup * options.steps)
   rate = optax.cosine_decay_schedule(options.learning_rate, max(options.steps - warmup, 1))
   rate = optimizers.warm_up(rate, options.learning_rate, warmup)
   kept = ("bias", "ln_q.weight", "ln_kv.weight")
-  decays = functools.partial(jax.tree_util.tree_map_with_path, lambda path, _: not path[-1].key.endswith(kept))
+  decays = functools.partial(
+    jax.tree_util.tree_map_with_path, lambda path, _: not path[-1].key.endswith(kept)
+  )
   adamw = optax.adamw(rate, 0.9, 0.999, 1e-8, weight_decay=options.weight_decay, mask=decays)
   return optax.chain(optax.clip_by_global_norm(options.clip_norm), adamw)
 
@@ -244,8 +313,8 @@ def make_optimizer(options) -> optax.GradientTransformation:
 
 
 def make_lookup(model: v0.ValuePrior, texts, mesh) -> dict[str, Any]:
-  """What `features` takes: tokens [N, L] and mask [N, L] of all texts, and either the hidden states of all,
-  [N, L, D], or the backbone's parameters."""
+  """What `features` takes: tokens [N, L] and mask [N, L] of all texts, and either the hidden states
+  of all, [N, L, D], or the backbone's parameters."""
   encoded = model.encode(texts)
   longest = max(map(len, encoded))
   tokens, mask = np.zeros((2, len(encoded), longest), np.int32)
@@ -258,15 +327,18 @@ def make_lookup(model: v0.ValuePrior, texts, mesh) -> dict[str, Any]:
     size = len(tokens) + -len(tokens) % ROWS
     padded = (v0.pad(x, size).reshape(-1, ROWS, longest) for x in (tokens, mask))
     forward = jax.jit(functools.partial(v0.hidden, model.config))
-    table = np.concatenate([np.asarray(forward(params, *part)) for part in zip(*padded)])[: len(tokens)]
+    table = np.concatenate([np.asarray(forward(params, *part)) for part in zip(*padded)])[
+      : len(tokens)
+    ]
   put = lambda x: None if x is None else jax.device_put(x, where)
   params = params if table is None else None
   return {"tokens": put(tokens), "mask": put(mask), "table": put(table), "params": params}
 
 
 def features(model: v0.ValuePrior, params, lookup, prompt, dropout_key=None):
-  """Features [R, F] of the texts `prompt` [R] by the adapter `params`, in blocks of ROWS; the backward pass computes a
-  block's hidden states once more where they are not kept, so that those of one block exist at once."""
+  """Features [R, F] of the texts `prompt` [R] by the adapter `params`, in blocks of ROWS; the
+  backward pass computes a block's hidden states once more where they are not kept, so that those of
+  one block exist at once."""
   options = model.settings["adapter"]
 
   def block(prompt, number):
@@ -274,7 +346,9 @@ def features(model: v0.ValuePrior, params, lookup, prompt, dropout_key=None):
     if lookup["table"] is not None:
       states = lookup["table"][prompt]
     else:
-      states = jax.lax.stop_gradient(v0.hidden(model.config, lookup["params"], lookup["tokens"][prompt], mask))
+      states = jax.lax.stop_gradient(
+        v0.hidden(model.config, lookup["params"], lookup["tokens"][prompt], mask)
+      )
     key = None if dropout_key is None else jax.random.fold_in(dropout_key, number)
     return adapter.features(params, states, mask, options["heads"], key, options["pooling"])
 
@@ -286,14 +360,17 @@ def features(model: v0.ValuePrior, params, lookup, prompt, dropout_key=None):
 
 
 def logits(head, settings, x, labels, masks, key):
-  """Logits [m, 2] of features x [n + m, F] whose first n rows are the support with `labels` [n]; fresh fingerprints."""
+  """Logits [m, 2] of features x [n + m, F] whose first n rows are the support with `labels` [n];
+  fresh fingerprints."""
   n, estimators = len(labels), settings["estimators"]
   columns = x.shape[1] + 1
   permutations = tabpfn.randomness(estimators, columns)[1]
   groups = -(-columns // tabpfn.group_size(head))
   table = tabpfn.column_table(groups, settings["head"]["E"] // 4)
   marks = jax.random.uniform(key, (estimators, len(x)))
-  raw = tabpfn.raw_logits(head, x[:n], labels, x[n:], table, marks[:, :n], marks[:, n:], permutations, None, *masks)
+  raw = tabpfn.raw_logits(
+    head, x[:n], labels, x[n:], table, marks[:, :n], marks[:, n:], permutations, None, *masks
+  )
   return tabpfn.average(raw, settings["temperature"])[0]
 
 
@@ -323,7 +400,8 @@ def pairs_loss(model: v0.ValuePrior, options) -> Callable:
 
 
 def synthetic_loss(model: v0.ValuePrior, options) -> Callable:
-  """The same for tasks of `synthetic.draw`, whose true probabilities are the targets: soft cross-entropy alone."""
+  """The same for tasks of `synthetic.draw`, whose true probabilities are the targets: soft
+  cross-entropy alone."""
 
   def one(head, key):
     task, marks = jax.random.split(key)
@@ -352,8 +430,11 @@ def make_evaluation(config) -> Callable:
   asked = pairs.TYPES.index("test_query")
   contexts = [c for c in contexts if all(map(len, pairs.split(c, asked, np.random.default_rng(0))))]
   if not contexts:
-    raise ValueError(f"config.value.heldout: found no context in {options.heldout} with pairs to judge and others to "
-                     "judge them from")  # fmt: skip
+    raise ValueError(
+      f"config.value.heldout: found no context in {options.heldout} with pairs to judge and others "
+      "to "
+      "judge them from"
+    )
   return lambda model: measure.judge(model, texts, contexts, options.support, config.seed)
 
 
@@ -375,6 +456,8 @@ def save(model: v0.ValuePrior, folder):
   head = tabpfn.unstack(model.head)
   directory.save(work, model.settings, model.adapter, head)
   if model.settings["backbone"] == directory.FOLDER:
-    hf.save(f"{work}/{directory.FOLDER}", model.config, jax.device_get(model.params), model.tokenizer)
+    hf.save(
+      f"{work}/{directory.FOLDER}", model.config, jax.device_get(model.params), model.tokenizer
+    )
   shutil.rmtree(folder, ignore_errors=True)
   os.replace(work, folder)

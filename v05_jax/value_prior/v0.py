@@ -1,12 +1,14 @@
-"""V0 as its users call it: prompts with scores as context, prompts to judge -> probabilities of success.
+"""V0 as its users call it: prompts with scores as context, prompts to judge -> probabilities of
+success.
 
-    prior = value_prior.load("v0-converted")             # made by `python -m v05_jax.value_prior.convert`
+    prior = value_prior.load("v0-converted")  # made by `python -m v05_jax.value_prior.convert`
     p = prior.predict(context_prompts, context_scores, target_prompts)
 
-Frozen backbone -> adapter -> TabPFN head. Texts are read raw, without instruction or chat template. Source: the
-specification of V0 (arXiv 2602.03584; released code Now-Join-Us/V0). Two things are as intended and not as released:
-the adapter is used (the released helper pools the last token), and a context that the head was never made for, with
-one class or fewer than four rows, has a defined answer, the smoothed success rate.
+Frozen backbone -> adapter -> TabPFN head. Texts are read raw, without instruction or chat template.
+Source: the specification of V0 (arXiv 2602.03584; released code Now-Join-Us/V0). Two things are as
+intended and not as released: the adapter is used (the released helper pools the last token), and a
+context that the head was never made for, with one class or fewer than four rows, has a defined
+answer, the smoothed success rate.
 """
 
 from collections.abc import Sequence
@@ -36,7 +38,8 @@ SMALLEST = 16  # of the buckets that rows and tokens are padded to: powers of tw
 
 @dataclasses.dataclass(frozen=True)
 class ValuePrior:
-  """A converted V0, on one device or over a mesh: the backbone split like a policy, adapter and head on each device."""
+  """A converted V0, on one device or over a mesh: the backbone split like a policy, adapter and
+  head on each device."""
 
   settings: dict[str, Any]  # v0.json
   config: transformer.ModelConfig  # of the backbone
@@ -46,11 +49,14 @@ class ValuePrior:
   head: dict[str, jax.Array]  # of `tabpfn.stack`
   mesh: Mesh | None = None
 
-  def predict(self, context_prompts: Sequence[str], context_scores, target_prompts: Sequence[str]) -> np.ndarray:
+  def predict(
+    self, context_prompts: Sequence[str], context_scores, target_prompts: Sequence[str]
+  ) -> np.ndarray:
     """Probability of success of each target prompt, float32 [n].
 
     Args:
-      context_prompts, context_scores: prompts that the policy has tried, and its mean success in [0, 1].
+      context_prompts, context_scores: prompts that the policy has tried, and its mean success in
+        [0, 1].
       target_prompts: prompts to judge.
 
     Raises:
@@ -58,9 +64,14 @@ class ValuePrior:
     """
     scores = np.asarray(context_scores, np.float32)
     if scores.shape != (len(context_prompts),):
-      raise ValueError(f"context_scores: found shape {scores.shape}, expected ({len(context_prompts)},), one a prompt")
+      raise ValueError(
+        f"context_scores: found shape {scores.shape}, expected ({len(context_prompts)},), one a "
+        "prompt"
+      )
     if not np.all((scores >= 0) & (scores <= 1)):
-      raise ValueError(f"context_scores: found {scores[~((scores >= 0) & (scores <= 1))][0]}, expected 0 to 1")
+      raise ValueError(
+        f"context_scores: found {scores[~((scores >= 0) & (scores <= 1))][0]}, expected 0 to 1"
+      )
     texts = list(dict.fromkeys([*context_prompts, *target_prompts]))  # every text once
     place = {text: i for i, text in enumerate(texts)}
     features = self.features(texts)
@@ -69,13 +80,17 @@ class ValuePrior:
     return self.judge(rows(context_prompts), scores, rows(target_prompts), fingerprints=marks)
 
   def features(self, prompts: Sequence[str], rows: int | None = None) -> np.ndarray:
-    """What the head sees of each text, float32 [N, F]; texts longer than the backbone was trained for are cut.
+    """What the head sees of each text, float32 [N, F]; texts longer than the backbone was trained
+    for are cut.
 
-    `rows` at once on a mesh's device, by default as many as fit and are needed. A fixed number gives the same bits for
-    a text whatever stands beside it, as far as the compiler keeps rows apart.
+    `rows` at once on a mesh's device, by default as many as fit and are needed. A fixed number
+    gives the same bits for a text whatever stands beside it, as far as the compiler keeps rows
+    apart.
     """
     shards = sharding.lanes(self.mesh) if self.mesh else 1
-    at, whole = (NamedSharding(self.mesh, spec) if self.mesh else None for spec in (ROWS, PartitionSpec()))
+    at, whole = (
+      NamedSharding(self.mesh, spec) if self.mesh else None for spec in (ROWS, PartitionSpec())
+    )
     encoded = self.encode(prompts)
     found = np.zeros((len(prompts), self.width), np.float32)
     order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))  # alike lengths together
@@ -98,7 +113,9 @@ class ValuePrior:
   def encode(self, prompts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text, read raw; texts longer than the backbone was trained for are cut."""
     most = self.settings["max_tokens"]
-    encoded = [tokenizers.encode_prompt(self.tokenizer, text, chat_template=False) for text in prompts]
+    encoded = [
+      tokenizers.encode_prompt(self.tokenizer, text, chat_template=False) for text in prompts
+    ]
     # The end token stays: V0's tokenizer appends it after cutting.
     return [ids if len(ids) <= most else [*ids[: most - 1], ids[-1]] for ids in encoded]
 
@@ -114,14 +131,20 @@ class ValuePrior:
     """F, the features of a prompt."""
     return directory.features(self.settings)
 
-  def judge(self, support, scores, query, tables=None, fingerprints=None, capacity: int = 0) -> np.ndarray:
-    """Probabilities of success [m] of query features [m, F], given support features [n, F] with scores [n] in [0, 1].
+  def judge(
+    self, support, scores, query, tables=None, fingerprints=None, capacity: int = 0
+  ) -> np.ndarray:
+    """Probabilities of success [m] of query features [m, F], given support features [n, F] with
+    scores [n] in [0, 1].
 
     Args:
-      tables: column table [>= G, E/4]; default `tabpfn.column_table`, the released model's where E = 192.
-      fingerprints: per estimator (support [n], query [m]) in [0, 1); default the released ones, hashes of the
-        features, which one ulp of difference turns over. `predict` hashes the texts instead.
-      capacity: support rows to prepare for, so that a context that grows to it compiles nothing anew.
+      tables: column table [>= G, E/4]; default `tabpfn.column_table`, the released model's where E
+        = 192.
+      fingerprints: per estimator (support [n], query [m]) in [0, 1); default the released ones,
+        hashes of the features, which one ulp of difference turns over. `predict` hashes the texts
+        instead.
+      capacity: support rows to prepare for, so that a context that grows to it compiles nothing
+        anew.
     """
     labels = np.asarray(scores) >= 0.5
     usual = prior.smoothed(scores, labels)
@@ -134,11 +157,18 @@ class ValuePrior:
     groups = -(-(len(keep) + 1) // tabpfn.group_size(self.head))
     width = self.head["feature_positional_embedding_embeddings.weight"].shape[1]
     whole = sharding.replicated(self.mesh) if self.mesh else None
-    tables = distributed.put(tabpfn.column_table(groups, width) if tables is None else tables, whole)
+    tables = distributed.put(
+      tabpfn.column_table(groups, width) if tables is None else tables, whole
+    )
     asked, caches = [], []  # of each estimator
     for i, (salt, permutation) in enumerate(zip(salts, permutations)):
-      marks = tabpfn.fingerprints(z_support, z_query, salt) if fingerprints is None else fingerprints[i]
-      x, rows = (np.c_[z, mark][:, permutation].astype(np.float32) for z, mark in zip((z_support, z_query), marks))
+      marks = (
+        tabpfn.fingerprints(z_support, z_query, salt) if fingerprints is None else fingerprints[i]
+      )
+      x, rows = (
+        np.c_[z, mark][:, permutation].astype(np.float32)
+        for z, mark in zip((z_support, z_query), marks)
+      )
       size = bucket(max(len(x), capacity))
       x, y, mask = pad(x, size), pad(labels.astype(np.float32), size), np.arange(size) < len(x)
       caches.append(tabpfn.context(self.head, x, y, tables, mask))
@@ -147,7 +177,10 @@ class ValuePrior:
     for start in range(0, len(query), QUERIES_PER_CALL):
       parts = [rows[start : start + QUERIES_PER_CALL] for rows in asked]
       size, count = bucket(len(parts[0])), len(parts[0])
-      raw = [tabpfn.query(self.head, cache, pad(part, size), tables) for cache, part in zip(caches, parts)]
+      raw = [
+        tabpfn.query(self.head, cache, pad(part, size), tables)
+        for cache, part in zip(caches, parts)
+      ]
       found.append(np.asarray(average(raw, self.settings["temperature"]))[:count])
     return np.concatenate(found)
 
@@ -164,31 +197,38 @@ def pad(x, count: int):
 
 
 def fingerprints(salt: str, texts: Sequence[str]) -> np.ndarray:
-  """A number in [0, 1) for each text, float32: the same whatever it is computed with, another for every salt."""
+  """A number in [0, 1) for each text, float32: the same whatever it is computed with, another for
+  every salt."""
   hashes = (hashlib.sha256(f"{salt}\n{text}".encode()).digest() for text in texts)
   return np.array([int.from_bytes(x[:3], "big") / 2**24 for x in hashes], np.float32)
 
 
 def bucket(count: int) -> int:
-  """The power of two, at least SMALLEST, that `count` rows or tokens are padded to: few shapes are compiled."""
+  """The power of two, at least SMALLEST, that `count` rows or tokens are padded to: few shapes are
+  compiled."""
   return max(SMALLEST, 1 << (count - 1).bit_length())
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def embed(config, heads, pooling, where, params, adapter_params, tokens, mask):
-  """Features float32 [N, F] of right-padded tokens int32 [N, L] where mask int [N, L]; `where`: their sharding."""
-  found = adapter.features(adapter_params, hidden(config, params, tokens, mask), mask, heads, pooling=pooling)
+  """Features float32 [N, F] of right-padded tokens int32 [N, L] where mask int [N, L]; `where`:
+  their sharding."""
+  found = adapter.features(
+    adapter_params, hidden(config, params, tokens, mask), mask, heads, pooling=pooling
+  )
   return found if where is None else jax.lax.with_sharding_constraint(found, where)
 
 
 def hidden(config, params, tokens, mask):
-  """The backbone's hidden states float32 [N, L, D] of right-padded tokens [N, L] where mask [N, L]."""
+  """The backbone's hidden states float32 [N, L, D] of right-padded tokens [N, L] where mask [N,
+  L]."""
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
   return transformer.forward(config, params, tokens, positions, mask).astype(jnp.float32)
 
 
 def shapes(path: str) -> tuple[dict[str, Any], transformer.ModelConfig]:
-  """(v0.json, the backbone's shape) of a directory as `load` takes it; of the released V0 where there is none."""
+  """(v0.json, the backbone's shape) of a directory as `load` takes it; of the released V0 where
+  there is none."""
   path = BUILTIN if os.fspath(path) == directory.BUILTIN else Path(path)
   if not path.is_dir():
     return directory.RELEASED, models.shape("", "qwen3-embedding-0.6b")
@@ -198,7 +238,8 @@ def shapes(path: str) -> tuple[dict[str, Any], transformer.ModelConfig]:
 
 
 def abstract(settings, config: transformer.ModelConfig, mesh: Mesh) -> dict[str, Any]:
-  """What stands for the parameters of a V0 on a mesh: shapes and shardings of "embedder", "adapter" and "judge"."""
+  """What stands for the parameters of a V0 on a mesh: shapes and shardings of "embedder", "adapter"
+  and "judge"."""
   queries, width, _, bottleneck, hidden_size, _ = settings["adapter"].values()
   key = jax.random.key(0)
   head = directory.stacked(settings["head"])
@@ -212,17 +253,23 @@ def abstract(settings, config: transformer.ModelConfig, mesh: Mesh) -> dict[str,
 
 
 def load(path: str, mesh: Mesh | None = None) -> ValuePrior:
-  """The V0 in a directory made by `value_prior.convert` or `--mode=value`; "builtin" is that of the built-in tasks.
+  """The V0 in a directory made by `value_prior.convert` or `--mode=value`; "builtin" is that of the
+  built-in tasks.
 
-  mesh: devices to spread it over; None = one. Raises ValueError that names what is missing or wrong.
+  mesh: devices to spread it over; None = one. Raises ValueError that names what is missing or
+  wrong.
   """
   path = BUILTIN if os.fspath(path) == directory.BUILTIN else path
   settings, adapter_params, head = directory.load(path)
-  backbone = models.BUILTIN if settings["backbone"] == directory.BUILTIN else f"{path}/{directory.FOLDER}"
+  backbone = (
+    models.BUILTIN if settings["backbone"] == directory.BUILTIN else f"{path}/{directory.FOLDER}"
+  )
   config, params = hf.load(backbone)
   config = dataclasses.replace(config, backend=models.backend())
   tokenizer = tokenizers.load(backbone)
   tokenizers.check(tokenizer, config.vocab_size)
   parts = {"embedder": params, "adapter": adapter_params, "judge": tabpfn.stack(head)}
   parts = distributed.put(parts, sharding.param_shardings(mesh, parts) if mesh else None)
-  return ValuePrior(settings, config, parts["embedder"], tokenizer, parts["adapter"], parts["judge"], mesh)
+  return ValuePrior(
+    settings, config, parts["embedder"], tokenizer, parts["adapter"], parts["judge"], mesh
+  )

@@ -1,8 +1,10 @@
-"""transformers (PyTorch) on the same work: `generate` with its cache, and a clipped update written by hand.
+"""transformers (PyTorch) on the same work: `generate` with its cache, and a clipped update written
+by hand.
 
     python -m experiments.throughput.peers.with_transformers --program=ragged --size=s
 
-    sample, ragged        one `generate` call; ragged rows stop by a criterion of their own, the call at the longest
+    sample, ragged        one `generate` call; ragged rows stop by a criterion of their own, the
+                          call at the longest
     train, train_ragged   one update of padded rows
     step                  sample and update, full length
 """
@@ -16,7 +18,8 @@ from experiments.throughput import process, work
 from experiments.throughput.peers import torch_policy
 
 PROGRAMS = ("sample", "ragged", "train", "train_ragged", "step")
-MICRO = {"tiny": 64, "s": 64, "l": 64, "0.6b": 4, "1.7b": 4}  # sequences of a micro-batch, where none is asked for
+# sequences of a micro-batch, where none is asked for
+MICRO = {"tiny": 64, "s": 64, "l": 64, "0.6b": 4, "1.7b": 4}
 
 
 class Stop(StoppingCriteria):
@@ -37,12 +40,20 @@ class Generator:
     prompts = work.prompts(args.groups, work.SHAPES[args.size], args.prompt)
     self.ids = torch.tensor(prompts, device=model.device).long().repeat_interleave(args.group, 0)
     self.config = GenerationConfig(
-      max_new_tokens=args.response, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, pad_token_id=work.PAD,
-      eos_token_id=None, bos_token_id=None,
-    )  # fmt: skip
+      max_new_tokens=args.response,
+      do_sample=True,
+      temperature=1.0,
+      top_k=0,
+      top_p=1.0,
+      pad_token_id=work.PAD,
+      eos_token_id=None,
+      bos_token_id=None,
+    )
     self.stop = None
     if lengths is not None:
-      self.stop = StoppingCriteriaList([Stop(torch.tensor(lengths, device=model.device), args.prompt)])
+      self.stop = StoppingCriteriaList(
+        [Stop(torch.tensor(lengths, device=model.device), args.prompt)]
+      )
     model.model.register_forward_hook(self.count)
 
   def count(self, *_):
@@ -54,9 +65,11 @@ class Generator:
     torch.manual_seed(seed)
     with torch.no_grad():
       ids = self.model.generate(
-        input_ids=self.ids, attention_mask=torch.ones_like(self.ids), generation_config=self.config,
+        input_ids=self.ids,
+        attention_mask=torch.ones_like(self.ids),
+        generation_config=self.config,
         stopping_criteria=self.stop,
-      )  # fmt: skip
+      )
     self.steps = self.passes
     return ids
 
@@ -79,7 +92,11 @@ def sample(args, model, lengths, generate) -> dict:
 
 
 def train(args, model, lengths, micro) -> dict:
-  rng, shape, adamw = np.random.default_rng(0), work.SHAPES[args.size], torch_policy.optimizer(model)
+  rng, shape, adamw = (
+    np.random.default_rng(0),
+    work.SHAPES[args.size],
+    torch_policy.optimizer(model),
+  )
   model.train()
 
   def data():
@@ -96,7 +113,11 @@ def train(args, model, lengths, micro) -> dict:
   fields = process.timed(call, args.reps)
   computed = len(lengths) * (args.prompt + int(lengths.max()) - 1)
   share = work.update_tokens(args.prompt, lengths, args.groups) / computed
-  return fields | {"useful_over_computed": round(share, 4)} | process.rates(args, fields["med_s"], lengths, "update")
+  return (
+    fields
+    | {"useful_over_computed": round(share, 4)}
+    | process.rates(args, fields["med_s"], lengths, "update")
+  )
 
 
 def step(args, model, lengths, generate, micro) -> dict:
@@ -130,7 +151,10 @@ def main():
     fields = step(*run, micro) if args.program == "step" else sample(*run)
   fields |= {"peak_rss_mb": process.peak_rss_mb(), "devices": torch.get_num_threads()}
   if args.device == "cuda":
-    fields |= {"devices": 1, "details": {"peak_device_mb": round(torch.cuda.max_memory_allocated() / 1e6, 1)}}
+    fields |= {
+      "devices": 1,
+      "details": {"peak_device_mb": round(torch.cuda.max_memory_allocated() / 1e6, 1)},
+    }
   versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
   process.emit(args, "transformers", versions, **fields)
 

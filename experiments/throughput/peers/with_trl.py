@@ -1,6 +1,6 @@
 """TRL's GRPOTrainer on the same step: `transformers` generates, full length.
 
-    python -m experiments.throughput.peers.with_trl --program=step --size=s
+python -m experiments.throughput.peers.with_trl --program=step --size=s
 """
 
 import tempfile
@@ -21,13 +21,18 @@ MICRO = 64  # sequences of a micro-batch, where none is asked for
 
 
 def tokenizer(vocab: int) -> PreTrainedTokenizerFast:
-  """The words t0, t1, ...; the end of a response lies outside of the vocabulary, so that lengths are exact."""
+  """The words t0, t1, ...; the end of a response lies outside of the vocabulary, so that lengths
+  are exact."""
   words = {f"t{i}": i for i in range(vocab)} | {"<end>": vocab + 8}
   unknown = f"t{work.UNKNOWN}"
   backend = Tokenizer(models.WordLevel(words, unk_token=unknown))
   backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
   return PreTrainedTokenizerFast(
-    tokenizer_object=backend, pad_token=f"t{work.PAD}", eos_token="<end>", unk_token=unknown, padding_side="left"
+    tokenizer_object=backend,
+    pad_token=f"t{work.PAD}",
+    eos_token="<end>",
+    unk_token=unknown,
+    padding_side="left",
   )
 
 
@@ -50,27 +55,53 @@ def main():
   args = process.parser(("step",)).parse_args()
   shape, n = work.SHAPES[args.size], args.groups * args.group
   model = torch_policy.build(args.size, args.dtype, "cpu")
-  texts = [" ".join(f"t{i}" for i in row) for row in work.prompts(args.groups * (args.reps + 2), shape, args.prompt)]
+  texts = [
+    " ".join(f"t{i}" for i in row)
+    for row in work.prompts(args.groups * (args.reps + 2), shape, args.prompt)
+  ]
   micro, laps = min(args.micro or MICRO, n), Laps()
   with tempfile.TemporaryDirectory() as folder:
     config = GRPOConfig(
-      output_dir=folder, per_device_train_batch_size=micro, gradient_accumulation_steps=n // micro,
-      num_generations=args.group, max_completion_length=args.response, max_steps=args.reps + 1, beta=0.0,
-      learning_rate=1e-6, use_cpu=True, bf16=False, gradient_checkpointing=False, report_to=[], save_strategy="no",
-      logging_strategy="no", disable_tqdm=True, temperature=1.0, top_p=1.0, top_k=0, optim="adamw_torch_fused",
-    )  # fmt: skip
+      output_dir=folder,
+      per_device_train_batch_size=micro,
+      gradient_accumulation_steps=n // micro,
+      num_generations=args.group,
+      max_completion_length=args.response,
+      max_steps=args.reps + 1,
+      beta=0.0,
+      learning_rate=1e-6,
+      use_cpu=True,
+      bf16=False,
+      gradient_checkpointing=False,
+      report_to=[],
+      save_strategy="no",
+      logging_strategy="no",
+      disable_tqdm=True,
+      temperature=1.0,
+      top_p=1.0,
+      top_k=0,
+      optim="adamw_torch_fused",
+    )
     trainer = GRPOTrainer(
-      model=model, reward_funcs=reward, args=config, train_dataset=Dataset.from_dict({"prompt": texts}),
-      processing_class=tokenizer(shape.vocab), callbacks=[laps],
-    )  # fmt: skip
+      model=model,
+      reward_funcs=reward,
+      args=config,
+      train_dataset=Dataset.from_dict({"prompt": texts}),
+      processing_class=tokenizer(shape.vocab),
+      callbacks=[laps],
+    )
     laps.watch.restart()
     trainer.train()
   fields = laps.watch.fields() | {
-    "start_s": round(laps.first_end - process.started(), 2), "peak_rss_mb": process.peak_rss_mb(),
-    "devices": torch.get_num_threads(), "decode_steps": args.response,
-  }  # fmt: skip
+    "start_s": round(laps.first_end - process.started(), 2),
+    "peak_rss_mb": process.peak_rss_mb(),
+    "devices": torch.get_num_threads(),
+    "decode_steps": args.response,
+  }
   fields |= process.rates(args, fields["med_s"], [args.response] * n, "step")
-  versions = f"trl {trl.__version__}, transformers {transformers.__version__}, torch {torch.__version__}"
+  versions = (
+    f"trl {trl.__version__}, transformers {transformers.__version__}, torch {torch.__version__}"
+  )
   process.emit(args, "trl", versions, **fields)
 
 

@@ -1,8 +1,10 @@
-"""Tunix on the same work: its own ("vanilla") sampler and its GRPO learner, on one device as it comes.
+"""Tunix on the same work: its own ("vanilla") sampler and its GRPO learner, on one device as it
+comes.
 
     python -m experiments.throughput.peers.with_tunix --program=ragged --size=s
 
-    sample, ragged   one call of the sampler; ragged rows are marked as done at their length, the call ends at the
+    sample, ragged   one call of the sampler; ragged rows are marked as done at their length, the
+                     call ends at the
                      longest
     train            the actor's compiled step, on full rows
     step             GRPOLearner.train, full length
@@ -59,10 +61,17 @@ def build(size: str):
   """Tunix' Qwen3 with random matrices: it begins with zeros in the MLP."""
   shape = work.SHAPES[size]
   config = qwen3.ModelConfig(
-    num_layers=shape.layers, vocab_size=shape.vocab, embed_dim=shape.hidden, hidden_dim=shape.mlp,
-    num_heads=shape.heads, head_dim=shape.head_dim, num_kv_heads=shape.kv_heads, rope_theta=1_000_000, norm_eps=1e-6,
+    num_layers=shape.layers,
+    vocab_size=shape.vocab,
+    embed_dim=shape.hidden,
+    hidden_dim=shape.mlp,
+    num_heads=shape.heads,
+    head_dim=shape.head_dim,
+    num_kv_heads=shape.kv_heads,
+    rope_theta=1_000_000,
+    norm_eps=1e-6,
     use_tied_embedding=True,
-  )  # fmt: skip
+  )
   model = qwen3.Qwen3(config, rngs=nnx.Rngs(0))
   leaves, tree = jax.tree.flatten(nnx.state(model, nnx.Param))
   keys = jax.random.split(jax.random.key(0), len(leaves))
@@ -72,7 +81,8 @@ def build(size: str):
 
 
 class Sampler(samplers.Sampler):
-  """Marks row i as done after `lengths[i]` response tokens, where lengths are given; counts decode steps."""
+  """Marks row i as done after `lengths[i]` response tokens, where lengths are given; counts decode
+  steps."""
 
   lengths, prompt, steps = None, 0, 0
 
@@ -98,9 +108,11 @@ class Sampler(samplers.Sampler):
 def sample(args, model, lengths, texts, after) -> dict:
   shape = work.SHAPES[args.size]
   cache = samplers.CacheConfig(
-    cache_size=args.prompt + args.response, num_layers=shape.layers, num_kv_heads=shape.kv_heads,
+    cache_size=args.prompt + args.response,
+    num_layers=shape.layers,
+    num_kv_heads=shape.kv_heads,
     head_dim=shape.head_dim,
-  )  # fmt: skip
+  )
   sampler = Sampler(model, Words(), cache)
   sampler.lengths, sampler.prompt = lengths if args.program == "ragged" else None, args.prompt
   sampler.count_steps()
@@ -108,13 +120,19 @@ def sample(args, model, lengths, texts, after) -> dict:
 
   def call(i):
     sampler(
-      repeated, max_generation_steps=args.response, max_prompt_length=args.prompt, temperature=1.0, top_p=1.0,
-      seed=i + 1, eos_tokens=[NEVER],
-    )  # fmt: skip
+      repeated,
+      max_generation_steps=args.response,
+      max_prompt_length=args.prompt,
+      temperature=1.0,
+      top_p=1.0,
+      seed=i + 1,
+      eos_tokens=[NEVER],
+    )
 
   fields = process.timed(call, args.reps, after)
   steps = int(sampler.steps) - args.prompt
-  # Of each row's places up to the longest response; the first token comes from the prefill, before any step.
+  # Of each row's places up to the longest response; the first token comes from the prefill, before
+  # any step.
   share = round(float(lengths.sum()) / (len(lengths) * int(lengths.max())), 4)
   found = {"decode_steps": steps, "utilisation": share, "useful_over_computed": share}
   return fields | found | process.rates(args, fields["med_s"], lengths, "sample", steps)
@@ -125,26 +143,41 @@ def reward(prompts, completions, **_) -> list[float]:
 
 
 def cluster(args, model, micro: int):
-  """Everything on one device, and the learner's settings of the comparison: AdamW, one update a step, no KL."""
+  """Everything on one device, and the learner's settings of the comparison: AdamW, one update a
+  step, no KL."""
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("fsdp", "tp"))
   adamw = optax.adamw(1e-6, b1=0.9, b2=0.95, weight_decay=0.01)
   training = rl_cluster.RLTrainingConfig(
-    actor_optimizer=optax.chain(optax.clip_by_global_norm(1.0), adamw), eval_every_n_steps=10**6,
-    max_steps=args.reps + 1, mini_batch_size=args.groups, train_micro_batch_size=micro // args.group,
-    rollout_micro_batch_size=args.groups, compute_logps_micro_batch_size=args.groups,
-  )  # fmt: skip
+    actor_optimizer=optax.chain(optax.clip_by_global_norm(1.0), adamw),
+    eval_every_n_steps=10**6,
+    max_steps=args.reps + 1,
+    mini_batch_size=args.groups,
+    train_micro_batch_size=micro // args.group,
+    rollout_micro_batch_size=args.groups,
+    compute_logps_micro_batch_size=args.groups,
+  )
   rollout = base_rollout.RolloutConfig(
-    max_tokens_to_generate=args.response, max_prompt_length=args.prompt, kv_cache_size=args.prompt + args.response,
-    temperature=1.0, top_p=1.0,
-  )  # fmt: skip
+    max_tokens_to_generate=args.response,
+    max_prompt_length=args.prompt,
+    kv_cache_size=args.prompt + args.response,
+    temperature=1.0,
+    top_p=1.0,
+  )
   roles = rl_cluster.Role
   config = rl_cluster.ClusterConfig(
-    role_to_mesh=dict.fromkeys((roles.ACTOR, roles.REFERENCE, roles.ROLLOUT), mesh), rollout_engine="vanilla",
-    offload_to_cpu=False, training_config=training, rollout_config=rollout,
-  )  # fmt: skip
+    role_to_mesh=dict.fromkeys((roles.ACTOR, roles.REFERENCE, roles.ROLLOUT), mesh),
+    rollout_engine="vanilla",
+    offload_to_cpu=False,
+    training_config=training,
+    rollout_config=rollout,
+  )
   made = rl_cluster.RLCluster(actor=model, reference=None, tokenizer=Words(), cluster_config=config)
   settings = grpo_learner.GRPOConfig(num_generations=args.group, beta=0.0, num_iterations=1)
-  return mesh, made, grpo_learner.GRPOLearner(rl_cluster=made, reward_fns=reward, algo_config=settings)
+  return (
+    mesh,
+    made,
+    grpo_learner.GRPOLearner(rl_cluster=made, reward_fns=reward, algo_config=settings),
+  )
 
 
 def train(args, model, lengths, micro, after) -> dict:
@@ -152,13 +185,18 @@ def train(args, model, lengths, micro, after) -> dict:
   mesh, made, _ = cluster(args, model, micro)
 
   def example():
-    ids = rng.integers(work.FIRST, shape.vocab, (micro, args.prompt + args.response)).astype(np.int32)
+    ids = rng.integers(work.FIRST, shape.vocab, (micro, args.prompt + args.response)).astype(
+      np.int32
+    )
     return grpo_learner.TrainExample(
-      prompt_ids=jnp.array(ids[:, : args.prompt]), prompt_mask=jnp.ones((micro, args.prompt), bool),
-      completion_ids=jnp.array(ids[:, args.prompt :]), completion_mask=jnp.ones((micro, args.response), bool),
-      ref_per_token_logps=None, advantages=jnp.array(rng.standard_normal(micro), jnp.float32),
+      prompt_ids=jnp.array(ids[:, : args.prompt]),
+      prompt_mask=jnp.ones((micro, args.prompt), bool),
+      completion_ids=jnp.array(ids[:, args.prompt :]),
+      completion_mask=jnp.ones((micro, args.response), bool),
+      ref_per_token_logps=None,
+      advantages=jnp.array(rng.standard_normal(micro), jnp.float32),
       old_per_token_logps=None,
-    )  # fmt: skip
+    )
 
   sets = [[example() for _ in range(n // micro)] for _ in range(args.reps + 1)]
   with mesh:
@@ -170,8 +208,14 @@ def train(args, model, lengths, micro, after) -> dict:
       jax.block_until_ready(out)
 
     fields = process.timed(call, args.reps, after)
-  share = work.update_tokens(args.prompt, lengths, args.groups) / (n * (args.prompt + args.response - 1))
-  return fields | {"useful_over_computed": round(share, 4)} | process.rates(args, fields["med_s"], lengths, "update")
+  share = work.update_tokens(args.prompt, lengths, args.groups) / (
+    n * (args.prompt + args.response - 1)
+  )
+  return (
+    fields
+    | {"useful_over_computed": round(share, 4)}
+    | process.rates(args, fields["med_s"], lengths, "update")
+  )
 
 
 def step(args, model, lengths, texts, micro, after) -> dict:
@@ -194,7 +238,10 @@ def step(args, model, lengths, texts, micro, after) -> dict:
 
   learner.train(data())
   ended(args.reps + 1)
-  fields = watch.fields() | {"start_s": round(first_end[0] - process.started(), 2), "decode_steps": args.response}
+  fields = watch.fields() | {
+    "start_s": round(first_end[0] - process.started(), 2),
+    "decode_steps": args.response,
+  }
   return fields | process.rates(args, fields["med_s"], lengths, "step")
 
 
@@ -210,7 +257,10 @@ def main():
   jax.monitoring.register_event_duration_secs_listener(listen)
   after = lambda _: compiled.append(counter["count"])
   model, n = build(args.size), args.groups * args.group
-  texts = [" ".join(map(str, row)) for row in work.prompts(args.groups, work.SHAPES[args.size], args.prompt)]
+  texts = [
+    " ".join(map(str, row))
+    for row in work.prompts(args.groups, work.SHAPES[args.size], args.prompt)
+  ]
   lengths = work.ragged(n, args.response) if args.program == "ragged" else np.full(n, args.response)
   micro = min(args.micro or MICRO, n)
   if args.program == "train":
@@ -220,10 +270,14 @@ def main():
   else:
     fields = sample(args, model, lengths, texts, after)
   fields |= {
-    "devices": 1, "peak_rss_mb": process.peak_rss_mb(), "compilations": compiled[-1],
+    "devices": 1,
+    "peak_rss_mb": process.peak_rss_mb(),
+    "compilations": compiled[-1],
     "compilations_late": compiled[-1] - compiled[1],
-  }  # fmt: skip
-  versions = f"google-tunix {version('google-tunix')}, jax {jax.__version__}, flax {version('flax')}"
+  }
+  versions = (
+    f"google-tunix {version('google-tunix')}, jax {jax.__version__}, flax {version('flax')}"
+  )
   process.emit(args, "tunix", versions, **fields)
 
 

@@ -1,10 +1,11 @@
-"""Makes what test_main.py trains on: problems.jsonl and a random tiny Qwen3 that `transformers` wrote.
+"""Makes what test_main.py trains on: problems.jsonl and a random tiny Qwen3 that `transformers`
+wrote.
 
     pip install torch transformers
     python tests/data/math/make.py
 
-The problems are our own (Apache-2.0, as everything here). The model has random weights, a byte-level BPE
-tokenizer trained on the problems, and a chat template.
+The problems are our own (Apache-2.0, as everything here). The model has random weights, a
+byte-level BPE tokenizer trained on the problems, and a chat template.
 """
 
 from fractions import Fraction
@@ -36,7 +37,10 @@ def problems(count=60):
     elif kind == 2:
       text, answer = f"Solve ${b}x + {c} = {b * a + c}$ for $x$.", a
     elif kind == 3:
-      text, answer = f"What is the area of a triangle with base {a} and height {b}?", Fraction(a * b, 2)
+      text, answer = (
+        f"What is the area of a triangle with base {a} and height {b}?",
+        Fraction(a * b, 2),
+      )
     elif kind == 4:
       text, answer = f"Simplify $\\sqrt{{{b * b * c}}}$ as far as you can.", f"{b}\\sqrt{{{c}}}"
     else:
@@ -54,18 +58,33 @@ def main():
   backend.decoder = decoders.ByteLevel()
   special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
   trainer = trainers.BpeTrainer(
-    vocab_size=384, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    vocab_size=384,
+    special_tokens=special,
+    initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    show_progress=False,
   )
   backend.train_from_iterator((row["problem"] for row in rows), trainer)
   tokenizer = PreTrainedTokenizerFast(
-    tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=TEMPLATE
+    tokenizer_object=backend,
+    eos_token="<|im_end|>",
+    pad_token="<|endoftext|>",
+    chat_template=TEMPLATE,
   )
   torch.manual_seed(0)
   config = Qwen3Config(
-    vocab_size=384, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-    intermediate_size=64, rope_theta=5e6, tie_word_embeddings=True, max_position_embeddings=512,
-    eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
-  )  # fmt: skip
+    vocab_size=384,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    intermediate_size=64,
+    rope_theta=5e6,
+    tie_word_embeddings=True,
+    max_position_embeddings=512,
+    eos_token_id=tokenizer.eos_token_id,
+    bos_token_id=None,
+  )
   Qwen3ForCausalLM(config).save_pretrained(HERE / "model")
   tokenizer.save_pretrained(HERE / "model")
 

@@ -9,7 +9,8 @@ def brief(prompt: str, response: str, row: dict) -> float:
 
 
 def noted(prompt: str, response: str, row: dict) -> float:
-  """`brief`, with a note of who asked: a line in the file `notes`, for the tests of several processes."""
+  """`brief`, with a note of who asked: a line in the file `notes`, for the tests of several
+  processes."""
   with open(os.path.join(os.environ["V05_NOTES"], "notes"), "a") as file:
     file.write(json.dumps({"prompt": prompt, "of": os.getppid()}) + "\n")
   return brief(prompt, response, row)

@@ -1,5 +1,5 @@
-"""Makes the stored parity outputs: tiny random Qwen3 models that transformers wrote, with their logits
-and gradients. Run where torch and transformers are installed:
+"""Makes the stored parity outputs: tiny random Qwen3 models that transformers wrote, with their
+logits and gradients. Run where torch and transformers are installed:
 
     python tests/data/qwen3/make.py
 
@@ -21,10 +21,22 @@ def model(tied: bool, seed: int = 0):
 
   torch.manual_seed(seed)
   config = Qwen3Config(
-    vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-    head_dim=8, intermediate_size=32, rms_norm_eps=1e-3, tie_word_embeddings=tied,
-    max_position_embeddings=512, initializer_range=0.3, attn_implementation="eager",
-    rope_parameters={"rope_type": "default", "rope_theta": 5e6}, eos_token_id=1, pad_token_id=0)
+    vocab_size=64,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    intermediate_size=32,
+    rms_norm_eps=1e-3,
+    tie_word_embeddings=tied,
+    max_position_embeddings=512,
+    initializer_range=0.3,
+    attn_implementation="eager",
+    rope_parameters={"rope_type": "default", "rope_theta": 5e6},
+    eos_token_id=1,
+    pad_token_id=0,
+  )
   policy = Qwen3ForCausalLM(config).float().eval()
   with torch.no_grad():
     for name, parameter in policy.named_parameters():
@@ -40,7 +52,8 @@ def tokens(seed: int = 0) -> np.ndarray:
 
 
 def outputs(policy, tokens: np.ndarray) -> dict[str, np.ndarray]:
-  """Logits of all tokens, and the gradients of the mean negative log-likelihood of the next token."""
+  """Logits of all tokens, and the gradients of the mean negative log-likelihood of the next
+  token."""
   import torch
 
   ids = torch.tensor(tokens, dtype=torch.long)
