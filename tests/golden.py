@@ -44,7 +44,7 @@ def config(name: str):
 
 def lines(name: str, folder) -> list[dict]:
   """The metrics of a run of that config, without the times."""
-  from v05_jax import metrics
+  from v05_jax.run import metrics
   from v05_jax.train import train
 
   train(config(name), folder)

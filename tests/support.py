@@ -6,8 +6,10 @@ import jax
 import numpy as np
 
 from configs import default
-from v05_jax import models, rollouts, sharding
+from v05_jax import models
 from v05_jax.models import transformer
+from v05_jax.sampling import rollouts
+from v05_jax.scale import sharding
 from v05_jax.structs import Prompts
 
 EOS = 1

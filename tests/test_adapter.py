@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 from scipy.special import erf
 
-from v05_jax.value_prior import adapter
+from v05_jax.value_model import adapter
 
 DATA = Path(__file__).parent / "data" / "v0"
 EXAMPLE = load_file(DATA / "e2e.safetensors")

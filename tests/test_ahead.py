@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from v05_jax import metrics
-from v05_jax.ahead import Ahead, shapes
+from v05_jax.run import metrics
+from v05_jax.sampling.ahead import Ahead, shapes
 
 
 def test_what_is_put_off_starts_with_go_or_with_who_waits_and_runs_once():

@@ -17,10 +17,11 @@ import optax
 import pytest
 
 from configs import default
-from v05_jax import checkpoint, estimator
 from v05_jax import config as configuration
+from v05_jax import estimator
+from v05_jax.priors import drift
+from v05_jax.run import checkpoint
 from v05_jax.structs import Context, TrainState
-from v05_jax.value_prior import drift
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCHEDULE = optax.linear_schedule(1e-3, 0.0, 100)

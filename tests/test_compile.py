@@ -12,9 +12,11 @@ import pytest
 
 from configs import default, v05, v05_qwen3_4b
 from tests import support
-from v05_jax import compile as compiling
-from v05_jax import models, sampler, sharding, topology
-from v05_jax.value_prior import v0
+from v05_jax import models
+from v05_jax.sampling import sampler
+from v05_jax.scale import compile as compiling
+from v05_jax.scale import sharding, topology
+from v05_jax.value_model import v0
 
 GIB = topology.GIB
 PROGRAMS = ["prior", "judge", "weights", "prefill", "decode", "update", "recompute", "evaluate"]

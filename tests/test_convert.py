@@ -23,9 +23,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from v05_jax.models import hf, tokenizer
-from v05_jax.value_prior import convert as module
-from v05_jax.value_prior import directory
-from v05_jax.value_prior.convert import convert, read_checkpoint
+from v05_jax.value_model import convert as module
+from v05_jax.value_model import directory
+from v05_jax.value_model.convert import convert, read_checkpoint
 
 DATA = Path(__file__).parent / "data" / "v0"
 V0, TABPFN, BACKBONE = DATA / "v0_checkpoint.pt", DATA / "tabpfn-v2.5-tiny.ckpt", DATA / "backbone"

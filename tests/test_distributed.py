@@ -17,8 +17,9 @@ import pytest
 from configs import default
 from tests.test_main import OWN_INPUT
 from tests.test_train import lines, small
-from v05_jax import checkpoint, distributed, metrics, peers, sharding
 from v05_jax import config as configuration
+from v05_jax.run import checkpoint, metrics
+from v05_jax.scale import distributed, peers, sharding
 from v05_jax.train import train
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -11,10 +11,12 @@ import pytest
 from configs import default
 from tests import support
 from tests.test_train import lines, small
-from v05_jax import estimator, rollouts, structs, tasks, train, value_prior
+from v05_jax import estimator, structs, tasks, train
+from v05_jax import priors as value_prior
 from v05_jax import step as steps
-from v05_jax.value_prior import context as contexts
-from v05_jax.value_prior import drift as drifts
+from v05_jax.priors import context as contexts
+from v05_jax.priors import drift as drifts
+from v05_jax.sampling import rollouts
 
 
 def recorded(value, outcome, size=None):

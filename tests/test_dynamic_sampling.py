@@ -3,7 +3,9 @@
 import numpy as np
 
 from tests import support
-from v05_jax import dynamic_sampling, packing, rng, rollouts
+from v05_jax import rng
+from v05_jax.sampling import dynamic_sampling, rollouts
+from v05_jax.update import packing
 
 
 def draw(seed):

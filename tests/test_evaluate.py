@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from configs import default
-from v05_jax import evaluate, metrics, success
 from v05_jax.models import tokenizer as tokenizers
+from v05_jax.run import evaluate, metrics, success
 
 DATA = pathlib.Path(__file__).parent / "data"
 NAN = math.nan

@@ -13,8 +13,8 @@ from configs import v05_plus
 from experiments.headline import controls, gradient, methods, prepare, report, run, session
 from v05_jax import config as configuration
 from v05_jax import data, rng
+from v05_jax.priors import Prior
 from v05_jax.step import sample
-from v05_jax.value_prior import Prior
 
 FOLDER = Path(run.__file__).parent
 

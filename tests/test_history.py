@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from v05_jax.value_prior import history as histories
+from v05_jax.priors import history as histories
 
 HALF_LIFE = 4.0
 

@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec, SingleDeviceSharding
 import numpy as np
 import pytest
 
-from v05_jax import hlo, sharding, topology
 from v05_jax.models import presets, transformer
+from v05_jax.scale import hlo, sharding, topology
 
 ROWS, TOKENS = 4, 32
 

@@ -15,13 +15,16 @@ from safetensors.numpy import load_file
 from configs import v05_qwen3_tiny
 from tests import test_policy_gradient as tools
 from tests.test_train import small
-from v05_jax import checkpoint, metrics, models, policy_gradient, sft, sharding
 from v05_jax import config as configuration
-from v05_jax import optimizer as optimizers
-from v05_jax.export import export
+from v05_jax import models
 from v05_jax.models import hf, lora, transformer
+from v05_jax.run import checkpoint, metrics, sft
+from v05_jax.run.export import export
+from v05_jax.scale import sharding
 from v05_jax.step import setup
 from v05_jax.train import train
+from v05_jax.update import optimizer as optimizers
+from v05_jax.update import policy_gradient
 
 ADAPTERS = lora.Lora(3, 4.5, lora.TARGETS)
 MODEL = dataclasses.replace(tools.MODEL, adapters=ADAPTERS)

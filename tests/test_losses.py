@@ -6,7 +6,7 @@ from jax.sharding import AxisType, PartitionSpec
 import numpy as np
 import pytest
 
-from v05_jax import losses
+from v05_jax.update import losses
 
 
 def inputs(n=3, t=7, d=5, v=11, seed=0):

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from v05_jax import metrics
+from v05_jax.run import metrics
 
 ROOT = pathlib.Path(__file__).parent.parent
 MATH = ROOT / "tests" / "data" / "math"

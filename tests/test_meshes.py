@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 
 from tests import support, test_policy_gradient
-from v05_jax import rng, rollouts, sharding, value_prior
+from v05_jax import priors as value_prior
+from v05_jax import rng
+from v05_jax.sampling import rollouts
+from v05_jax.scale import sharding
 
 SHAPES = [
   shape for shape in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(shape) in (2, 4, 8)

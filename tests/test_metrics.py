@@ -11,7 +11,7 @@ import pytest
 
 from configs import default
 from v05_jax import config as configuration
-from v05_jax import metrics
+from v05_jax.run import metrics
 
 CONFIG = default.get_config()
 

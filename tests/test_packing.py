@@ -7,7 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from v05_jax import losses, packing, structs
+from v05_jax import structs
+from v05_jax.update import losses, packing
 
 
 def make(seed, P=7, K=4, T=6, R=5, real=6, share=0.8, vocab=50):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from v05_jax.value_prior import pairs
+from v05_jax.value_model import pairs
 
 ROW = {"id": 1, "dataset": "d", "model": "m", "step": 16, "score": 0.5, "type": "context"}
 

@@ -11,9 +11,11 @@ import optax
 import pytest
 
 from configs.default import get_config
-from v05_jax import losses, policy_gradient, sharding, structs
-from v05_jax import optimizer as optimizers
+from v05_jax import structs
 from v05_jax.models import cpu, flash, transformer
+from v05_jax.scale import sharding
+from v05_jax.update import losses, policy_gradient
+from v05_jax.update import optimizer as optimizers
 
 P, K, T, R, V = 6, 4, 6, 5, 20
 MODEL = transformer.ModelConfig(V, 16, 2, 4, 2, 4, 24)

@@ -8,7 +8,7 @@ import pytest
 
 from configs import default
 from v05_jax import config as configuration
-from v05_jax import figures, metrics, page, report, runs
+from v05_jax.run import figures, metrics, page, report, runs
 
 
 def make(folder: pathlib.Path, scores, per_step=100, seed=0, k=4, name="eval/exact", **extra):

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from tests import support
-from v05_jax import budget, rng, rollouts, sampler, sharding, shrinkage
-from v05_jax.schedule import Schedule
+from v05_jax import budget, rng, shrinkage
+from v05_jax.sampling import rollouts, sampler
+from v05_jax.sampling.schedule import Schedule
+from v05_jax.scale import sharding
 
 FIXED = rollouts.Groups("fixed", 6, 6)
 FIELDS = ("tokens", "prompt", "index", "length", "reward", "ended", "mask")

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from tests import support
-from v05_jax import losses, rng, rollouts, sampler
+from v05_jax import rng
 from v05_jax.models import transformer
+from v05_jax.sampling import rollouts, sampler
+from v05_jax.update import losses
 
 
 def nucleus(logits, top_k, top_p):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests import support
-from v05_jax import sampler
-from v05_jax.schedule import Schedule
+from v05_jax.sampling import sampler
+from v05_jax.sampling.schedule import Schedule
 
 
 class Device:

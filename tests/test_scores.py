@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from v05_jax.value_prior import scores
+from v05_jax.value_model import scores
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "v0" / "metrics.json").read_text())
 ROWS = GOLDEN["rows"]

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from v05_jax import selection
+from v05_jax.sampling import selection
 
 
 def pools():

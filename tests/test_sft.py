@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from configs import default, warm_start
-from v05_jax import data, metrics, models, sft, tasks
+from v05_jax import data, models, tasks
 from v05_jax.models import tokenizer as tokenizers
+from v05_jax.run import metrics, sft
 
 
 @pytest.fixture(scope="module")

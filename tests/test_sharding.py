@@ -9,8 +9,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from v05_jax import sharding, value_prior
+from v05_jax import priors as value_prior
 from v05_jax.models import lora, presets, transformer
+from v05_jax.scale import sharding
 
 
 def mesh_of(data=1, fsdp=1, tensor=1):

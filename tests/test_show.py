@@ -8,11 +8,13 @@ import pytest
 
 from tests import support
 from tests.test_train import small
-from v05_jax import budget, estimator, main, metrics, rollouts, show, shrinkage
+from v05_jax import budget, estimator, main, shrinkage
+from v05_jax.priors import context as contexts
+from v05_jax.run import metrics, show
+from v05_jax.sampling import rollouts
 from v05_jax.step import Draw, Run
 from v05_jax.structs import Rollouts, TrainState
 from v05_jax.train import train
-from v05_jax.value_prior import context as contexts
 
 
 def config():

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from v05_jax import success
+from v05_jax.run import success
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 8])

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 from scipy.special import erf
 
-from v05_jax.value_prior import ensemble, losses, tabpfn
+from v05_jax.value_model import ensemble, losses, tabpfn
 
 DATA = Path(__file__).parent / "data" / "v0"
 CONFIG, RNG = (json.loads((DATA / f"{name}.json").read_text()) for name in ("config", "rng"))

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 
 from configs import dapo, default, demo, ewa, grpo, rloo, spo, v05
-from v05_jax import checkpoint, metrics, models, step
 from v05_jax import config as configuration
+from v05_jax import models, step
 from v05_jax.models import hf
+from v05_jax.run import checkpoint, metrics
 from v05_jax.train import train
-from v05_jax.value_prior import convert
+from v05_jax.value_model import convert
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from v05_jax import metrics, sharding, value_prior
-from v05_jax.value_prior import convert, prior, v0
+from v05_jax import priors as value_prior
+from v05_jax.priors import prior
+from v05_jax.run import metrics
+from v05_jax.scale import sharding
+from v05_jax.value_model import convert, v0
 
 DATA = Path(__file__).parent / "data" / "v0"
 PROMPTS = json.loads((DATA / "prompts.json").read_text())

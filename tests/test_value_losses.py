@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from v05_jax.value_prior import batches, losses, pairs, synthetic
-from v05_jax.value_prior.pairs import Context
+from v05_jax.value_model import batches, losses, pairs, synthetic
+from v05_jax.value_model.pairs import Context
 
 LOGITS = np.array([[0.2, 1.0], [0.0, -0.5], [1.0, 0.0], [-1.0, 0.5]], np.float32)
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from configs import default, v05
-from v05_jax import models, tasks, value_prior
-from v05_jax.value_prior import scores, v0
+from v05_jax import models, tasks
+from v05_jax import priors as value_prior
+from v05_jax.value_model import scores, v0
 
 
 @pytest.fixture(scope="module")

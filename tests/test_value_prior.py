@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from v05_jax import sharding, value_prior
+from v05_jax import priors as value_prior
 from v05_jax.models import transformer
+from v05_jax.priors import context as contexts
+from v05_jax.priors import prior
+from v05_jax.scale import sharding
 from v05_jax.structs import Prompts
-from v05_jax.value_prior import context as contexts
-from v05_jax.value_prior import prior
 
 MODEL = transformer.ModelConfig(
   vocab_size=12,

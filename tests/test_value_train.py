@@ -15,8 +15,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from configs import default
-from v05_jax import metrics, tasks, value_prior
-from v05_jax.value_prior import batches, convert, measure, pairs, tabpfn, train
+from v05_jax import priors as value_prior
+from v05_jax import tasks
+from v05_jax.run import metrics
+from v05_jax.value_model import batches, convert, measure, pairs, tabpfn, train
 
 DATA = Path(__file__).parent / "data" / "v0"
 

@@ -8,7 +8,7 @@ import jax
 
 from v05_jax import scoreboard, shrinkage
 from v05_jax.ewa import EWA, ewa_init, ewa_update
-from v05_jax.value_prior import history as histories
+from v05_jax.priors import history as histories
 
 
 class Estimator(NamedTuple):

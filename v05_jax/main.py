@@ -34,7 +34,8 @@ import sys
 
 from absl import app, flags, logging
 
-from v05_jax import backend, command_line, peers
+from v05_jax import backend, command_line
+from v05_jax.scale import peers
 
 MODES = ("train", "sft", "value", "eval", "sample", "export", "report", "compile")
 SEVERAL = ("train", "eval")  # modes of several processes
@@ -117,31 +118,31 @@ def start(
 
     train(config, workdir)
   elif mode == "sft":
-    from v05_jax.sft import sft
+    from v05_jax.run.sft import sft
 
     sft(config, workdir)
   elif mode == "value":
-    from v05_jax.value_prior.train import train_value
+    from v05_jax.value_model.train import train_value
 
     train_value(config, workdir)
   elif mode == "eval":
-    from v05_jax.evaluate import evaluate_workdir
+    from v05_jax.run.evaluate import evaluate_workdir
 
     evaluate_workdir(config, workdir, step)
   elif mode == "sample":
-    from v05_jax.show import show
+    from v05_jax.run.show import show
 
     show(config, workdir, step, prompts)
   elif mode == "export":
-    from v05_jax.export import export
+    from v05_jax.run.export import export
 
     export(config, workdir, out, step)
   elif mode == "compile":
-    from v05_jax import compile
+    from v05_jax.scale import compile
 
     compile.report(config, topology)
   else:
-    from v05_jax.report import report
+    from v05_jax.run.report import report
 
     report(workdir.split(","), out)
 

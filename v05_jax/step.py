@@ -16,28 +16,25 @@ from v05_jax import (
   budget,
   data,
   diagnostics,
-  distributed,
-  dynamic_sampling,
   estimator,
-  metrics,
   models,
-  policy_gradient,
   rewards,
   rng,
-  rollouts,
   scoreboard,
-  selection,
-  sharding,
   shrinkage,
   tasks,
-  value_prior,
 )
 from v05_jax import config as configuration
+from v05_jax import priors as value_prior
+from v05_jax.priors import context as contexts
+from v05_jax.priors import drift as drifts
+from v05_jax.priors import history as histories
+from v05_jax.priors import prior as priors
+from v05_jax.run import metrics
+from v05_jax.sampling import dynamic_sampling, rollouts, selection
+from v05_jax.scale import distributed, sharding
 from v05_jax.structs import Context, Prompts, Rollouts, TrainState
-from v05_jax.value_prior import context as contexts
-from v05_jax.value_prior import drift as drifts
-from v05_jax.value_prior import history as histories
-from v05_jax.value_prior import prior as priors
+from v05_jax.update import policy_gradient
 
 MEAN_K_DECAY = 0.8  # of the running mean of rollouts per prompt
 LEARNED = ("neighbours", "v0")  # priors that can be wrong about single prompts: what drift is about

@@ -6,13 +6,16 @@ import time
 
 import jax
 
-from v05_jax import checkpoint, data, distributed, metrics, report, rewards, rollouts
 from v05_jax import config as configuration
-from v05_jax import evaluate as evaluation
-from v05_jax.ahead import Ahead
+from v05_jax import data, rewards
+from v05_jax.run import checkpoint, metrics, report
+from v05_jax.run import evaluate as evaluation
+from v05_jax.sampling import rollouts
+from v05_jax.sampling.ahead import Ahead
+from v05_jax.scale import distributed
 from v05_jax.step import learn, sample, setup
 from v05_jax.structs import TrainState
-from v05_jax.value_prior import pairs
+from v05_jax.value_model import pairs
 
 
 def train(config, workdir: str) -> TrainState:

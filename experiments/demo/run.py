@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import app, flags, logging
 
 from configs import demo
-from v05_jax import report
+from v05_jax.run import report
 from v05_jax.train import train
 
 SEEDS = flags.DEFINE_list("seeds", ["0"], "seeds of the runs")

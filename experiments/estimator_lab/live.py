@@ -15,7 +15,8 @@ import numpy as np
 
 from configs import demo
 from experiments.estimator_lab.tables import table
-from v05_jax import metrics, report, shrinkage
+from v05_jax import shrinkage
+from v05_jax.run import metrics, report
 from v05_jax.train import train
 
 HERE = Path(__file__).parent

@@ -6,9 +6,10 @@ import zlib
 import jax
 import numpy as np
 
-from v05_jax import rng, rollouts
+from v05_jax import rng
+from v05_jax.priors import Prior
+from v05_jax.sampling import rollouts
 from v05_jax.structs import Prompts
-from v05_jax.value_prior import Prior
 
 SAMPLES = 32  # rollouts that stand for the truth of a prompt whose success is not exact
 

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from v05_jax import losses, policy_gradient, tasks
+from v05_jax import tasks
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.models import transformer
 from v05_jax.step import judge
 from v05_jax.structs import TrainState
+from v05_jax.update import losses, policy_gradient
 
 PROMPTS = 512  # that the exact gradient is the mean over
 ROWS = 64  # at once

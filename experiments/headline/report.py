@@ -7,8 +7,8 @@ import numpy as np
 
 from experiments.estimator_lab.tables import table
 from experiments.headline.methods import METHODS, REGIMES
-from v05_jax.figures import GRID, INK
-from v05_jax.runs import interval, standard_error
+from v05_jax.run.figures import GRID, INK
+from v05_jax.run.runs import interval, standard_error
 
 REFERENCE = "grpo16"  # the paper's baseline: leads are over it, and rollouts to its end
 # In the plots, with their colours.

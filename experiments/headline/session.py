@@ -10,19 +10,14 @@ import numpy as np
 from experiments.headline import controls, gradient
 from experiments.headline.methods import MARKS
 from v05_jax import config as configuration
-from v05_jax import (
-  data,
-  metrics,
-  models,
-  policy_gradient,
-  rewards,
-  rollouts,
-  sharding,
-  tasks,
-  value_prior,
-)
-from v05_jax import evaluate as evaluation
+from v05_jax import data, models, rewards, tasks
+from v05_jax import priors as value_prior
+from v05_jax.run import evaluate as evaluation
+from v05_jax.run import metrics
+from v05_jax.sampling import rollouts
+from v05_jax.scale import sharding
 from v05_jax.step import Run, capacity, learn, sample
+from v05_jax.update import policy_gradient
 
 # Metrics kept of every step; of the others only the evaluations are.
 KEPT = (

@@ -29,9 +29,10 @@ import jax
 import numpy as np
 
 from experiments.throughput import process, reward, setting, start, work
-from v05_jax import backend, losses, policy_gradient, rng, step
+from v05_jax import backend, rng, step
 from v05_jax.models import transformer
 from v05_jax.structs import Rollouts
+from v05_jax.update import losses, policy_gradient
 
 PROGRAMS = ("sample", "ragged", "adaptive", "train", "train_ragged", "step", "step_ragged", "start")
 # nats; bfloat16 rounds logits of a few nats to a hundredth and more

@@ -14,8 +14,10 @@ import numpy as np
 
 from configs import default
 from experiments.throughput import process, work
-from v05_jax import metrics, rewards, rollouts, step
+from v05_jax import rewards, step
 from v05_jax.models import presets
+from v05_jax.run import metrics
+from v05_jax.sampling import rollouts
 from v05_jax.structs import Prompts
 
 SMALL = ("s", "l", "tiny")  # shapes that one CPU can hold

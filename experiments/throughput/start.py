@@ -17,7 +17,7 @@ import time
 
 from experiments.throughput import process, setting, work
 from v05_jax import config as configuration
-from v05_jax import metrics
+from v05_jax.run import metrics
 
 ROOT = Path(__file__).parent.parent.parent
 MOST_SECONDS = 600.0  # of one run

@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from v05_jax import checkpoint, config, data, evaluate, rewards, rollouts
+from v05_jax import config, data, rewards
+from v05_jax.run import checkpoint, evaluate
+from v05_jax.sampling import rollouts
 from v05_jax.step import setup
-from v05_jax.value_prior import pairs
+from v05_jax.value_model import pairs
 
 SUPPORT = 256  # pairs in a context, the newest ones, as in training
 SAMPLES = 10  # rollouts a held-out prompt, as in V0's own data

@@ -8,8 +8,10 @@ import numpy as np
 
 from configs import default
 from experiments.value_model.checkpoints import Moment
-from v05_jax import models, tasks, value_prior
-from v05_jax.value_prior import ValuePrior, context, prior, scores
+from v05_jax import models, tasks
+from v05_jax import priors as value_prior
+from v05_jax.priors import ValuePrior, context, prior
+from v05_jax.value_model import scores
 
 COLUMNS = ("intra-context AUC", "RMSE of V", "RMSE against 10 rollouts", "ECE")
 

@@ -22,7 +22,7 @@ from absl import app, flags
 from experiments.estimator_lab.tables import table
 from experiments.value_model import judge, pool
 from experiments.value_model.checkpoints import moments
-from v05_jax.value_prior import v0
+from v05_jax.value_model import v0
 
 HERE = Path(__file__).parent
 OUT = flags.DEFINE_string("out", "runs/value_model", "folder of the runs")

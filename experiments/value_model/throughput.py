@@ -15,7 +15,9 @@ from absl import app, flags, logging
 import numpy as np
 
 from configs import v05
-from v05_jax import metrics, tasks, value_prior
+from v05_jax import priors as value_prior
+from v05_jax import tasks
+from v05_jax.run import metrics
 from v05_jax.train import train
 
 RUNS = flags.DEFINE_integer("runs", 9, "repetitions")

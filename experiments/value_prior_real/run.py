@@ -19,10 +19,10 @@ import zlib
 from absl import app, flags
 import numpy as np
 
-from v05_jax import value_prior
-from v05_jax.value_prior import context as contexts
-from v05_jax.value_prior import prior as priors
-from v05_jax.value_prior import scores
+from v05_jax import priors as value_prior
+from v05_jax.priors import context as contexts
+from v05_jax.priors import prior as priors
+from v05_jax.value_model import scores
 
 HERE = Path(__file__).parent
 DATA = flags.DEFINE_string("data", "data/v0_rollouts", "folder with context.jsonl and prompts.json")

@@ -17,9 +17,12 @@ from absl import app, flags
 import numpy as np
 
 from configs import warm_start
-from v05_jax import evaluate as evaluation
-from v05_jax import metrics, models, rewards, rollouts, sharding, tasks
-from v05_jax.sft import sft
+from v05_jax import models, rewards, tasks
+from v05_jax.run import evaluate as evaluation
+from v05_jax.run import metrics
+from v05_jax.run.sft import sft
+from v05_jax.sampling import rollouts
+from v05_jax.scale import sharding
 
 HERE = Path(__file__).parent
 MADE = flags.DEFINE_string(

@@ -25,7 +25,7 @@ def load(config) -> Direct | Pool:
   Raises ValueError, naming the key, if a worker cannot import the function or it is not callable.
   """
   if config.reward == "task":
-    from v05_jax import tasks  # here, so that a worker process does not load it
+    from v05_jax import tasks
 
     return Direct(tasks.verify)
   if config.rewards.workers < 1:

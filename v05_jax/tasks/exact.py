@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from v05_jax import distributed, losses
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.models import transformer
+from v05_jax.scale import distributed
 from v05_jax.tasks import families
+from v05_jax.update import losses
 
 ROWS = 64  # prompts scored at once
 CHUNK = 4096  # tokens whose logits exist at once

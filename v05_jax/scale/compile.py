@@ -25,11 +25,15 @@ from jax.sharding import NamedSharding
 import numpy as np
 
 from v05_jax import config as configuration
-from v05_jax import hlo, models, policy_gradient, sampler, sharding, step, topology, value_prior
-from v05_jax import optimizer as optimizers
+from v05_jax import models, step
+from v05_jax import priors as value_prior
 from v05_jax.models import transformer
+from v05_jax.sampling import sampler
+from v05_jax.scale import hlo, sharding, topology
 from v05_jax.tasks import exact
-from v05_jax.value_prior import directory, tabpfn, v0
+from v05_jax.update import optimizer as optimizers
+from v05_jax.update import policy_gradient
+from v05_jax.value_model import directory, tabpfn, v0
 
 GIB = topology.GIB
 # What a run keeps on its devices, and for how long.

@@ -1,8 +1,8 @@
 """Writes a run's checkpoint as a Hugging Face directory, which `transformers` and
 `config.policy.path` open."""
 
-from v05_jax import checkpoint
 from v05_jax.models import hf
+from v05_jax.run import checkpoint
 from v05_jax.step import Run, setup
 from v05_jax.structs import TrainState
 

@@ -9,8 +9,8 @@ import sys
 
 from etils import epath
 
-from v05_jax import figures, metrics, page
-from v05_jax.runs import (
+from v05_jax.run import figures, metrics, page
+from v05_jax.run.runs import (
   SCORES,
   TITLES,
   Row,

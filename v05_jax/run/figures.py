@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from v05_jax.runs import AXES, Curve, Difference, Row, Run, moving_mean
+from v05_jax.run.runs import AXES, Curve, Difference, Row, Run, moving_mean
 
 # Okabe and Ito's, told apart by colour-blind readers too; from the ninth method on in other dashes.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#888888", "#b8a500")

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from v05_jax.value_prior import pairs as formats
-from v05_jax.value_prior import prior
-from v05_jax.value_prior.pairs import Context
+from v05_jax.priors import prior
+from v05_jax.value_model import pairs as formats
+from v05_jax.value_model.pairs import Context
 
 TRAIN = formats.TYPES.index("train_query")
 

@@ -15,20 +15,12 @@ from etils import epath
 import jax
 import numpy as np
 
-from v05_jax import (
-  benchmarks,
-  checkpoint,
-  data,
-  distributed,
-  metrics,
-  rewards,
-  rng,
-  rollouts,
-  success,
-  tasks,
-)
+from v05_jax import benchmarks, data, rewards, rng, tasks
 from v05_jax.diagnostics import Pairs, pair
-from v05_jax.export import parameters
+from v05_jax.run import checkpoint, metrics, success
+from v05_jax.run.export import parameters
+from v05_jax.sampling import rollouts
+from v05_jax.scale import distributed
 from v05_jax.step import setup, success_share
 
 

@@ -28,11 +28,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import optax
 
-from v05_jax import checkpoint, metrics, models, rng, sharding
 from v05_jax import config as configuration
-from v05_jax import optimizer as optimizers
+from v05_jax import models, rng
 from v05_jax.models import hf
-from v05_jax.value_prior import (
+from v05_jax.run import checkpoint, metrics
+from v05_jax.scale import sharding
+from v05_jax.update import optimizer as optimizers
+from v05_jax.value_model import (
   adapter,
   batches,
   directory,

@@ -1,7 +1,7 @@
 """V0 as its users call it: prompts with scores as context, prompts to judge -> probabilities of
 success.
 
-    prior = value_prior.load("v0-converted")  # made by `python -m v05_jax.value_prior.convert`
+    prior = value_prior.load("v0-converted")  # made by `python -m v05_jax.value_model.convert`
     p = prior.predict(context_prompts, context_scores, target_prompts)
 
 Frozen backbone -> adapter -> TabPFN head. Texts are read raw, without instruction or chat template.
@@ -24,10 +24,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from v05_jax import distributed, models, sharding
+from v05_jax import models
 from v05_jax.models import hf, transformer
 from v05_jax.models import tokenizer as tokenizers
-from v05_jax.value_prior import adapter, directory, prior, tabpfn
+from v05_jax.priors import prior
+from v05_jax.scale import distributed, sharding
+from v05_jax.value_model import adapter, directory, tabpfn
 
 BUILTIN = Path(__file__).parent.parent / "tasks" / "value_model"  # made by experiments/value_model
 TOKENS_PER_CALL = 16384  # of prompts embedded at once: bounds the memory of attention

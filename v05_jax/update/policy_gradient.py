@@ -28,9 +28,11 @@ from jax.sharding import PartitionSpec
 import numpy as np
 import optax
 
-from v05_jax import distributed, losses, packing, sharding, structs
-from v05_jax import optimizer as optimizers
+from v05_jax import structs
 from v05_jax.models import flash, lora, transformer
+from v05_jax.scale import distributed, sharding
+from v05_jax.update import losses, packing
+from v05_jax.update import optimizer as optimizers
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, count)
 

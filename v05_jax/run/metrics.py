@@ -25,7 +25,7 @@ from etils import epath
 import jax
 
 from v05_jax import config as configuration
-from v05_jax import distributed
+from v05_jax.scale import distributed
 
 Pairs = dict[str, tuple[float, float]]  # name -> (sum, count); the metric is sum / count
 

@@ -27,10 +27,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from v05_jax import budget, distributed, sampler, sharding, shrinkage
-from v05_jax.ahead import Ahead, shapes
+from v05_jax import budget, shrinkage
 from v05_jax.models import tokenizer as tokenizers
-from v05_jax.schedule import Sampled, Schedule
+from v05_jax.sampling import sampler
+from v05_jax.sampling.ahead import Ahead, shapes
+from v05_jax.sampling.schedule import Sampled, Schedule
+from v05_jax.scale import distributed, sharding
 from v05_jax.structs import Prompts, Rollouts
 
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from v05_jax.value_prior import scores
-from v05_jax.value_prior.pairs import TYPES, Context, split
+from v05_jax.value_model import scores
+from v05_jax.value_model.pairs import TYPES, Context, split
 
 
 class Judged(NamedTuple):

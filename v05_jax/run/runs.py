@@ -13,7 +13,7 @@ import numpy as np
 
 from configs import default
 from v05_jax import config as configuration
-from v05_jax import metrics
+from v05_jax.run import metrics
 
 # The first of these that all runs have is compared.
 SCORES = ("eval/accuracy", "eval/exact", "accuracy", "reward")

@@ -12,7 +12,7 @@ import dataclasses
 
 import numpy as np
 
-from v05_jax import sampler
+from v05_jax.sampling import sampler
 from v05_jax.structs import Prompts
 
 

@@ -13,11 +13,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from v05_jax import budget, metrics, rewards, rollouts, shrinkage
-from v05_jax.export import restored
+from v05_jax import budget, rewards, shrinkage
+from v05_jax.priors import history as histories
+from v05_jax.run import metrics
+from v05_jax.run.export import restored
+from v05_jax.sampling import rollouts
 from v05_jax.step import Draw, Run, capacity, exact_truth, judge, prompts_per_step, sample, setup
 from v05_jax.structs import TrainState
-from v05_jax.value_prior import history as histories
 
 # characters at the two ends of a long response that are printed; the rest is counted
 ENDS = 160, 80

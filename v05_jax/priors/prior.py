@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from v05_jax.priors import context as contexts
 from v05_jax.structs import Context
-from v05_jax.value_prior import context as contexts
 
 MAX_SCORE = 5.0  # standardised features are clipped here: a feature nearly constant in the context
 MIN_ROWS = 4  # of a context for a learned head

@@ -19,19 +19,12 @@ import numpy as np
 import optax
 
 from v05_jax import config as configuration
-from v05_jax import (
-  data,
-  diagnostics,
-  losses,
-  metrics,
-  models,
-  policy_gradient,
-  rng,
-  sharding,
-  tasks,
-)
-from v05_jax import optimizer as optimizers
+from v05_jax import data, diagnostics, models, rng, tasks
 from v05_jax.models import hf, lora, transformer
+from v05_jax.run import metrics
+from v05_jax.scale import sharding
+from v05_jax.update import losses, policy_gradient
+from v05_jax.update import optimizer as optimizers
 
 ROWS = PartitionSpec(sharding.ROWS)
 

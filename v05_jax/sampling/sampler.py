@@ -26,8 +26,9 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
-from v05_jax import rng, sharding
+from v05_jax import rng
 from v05_jax.models import transformer
+from v05_jax.scale import sharding
 
 
 class Rows(NamedTuple):

@@ -17,7 +17,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from v05_jax import config as configuration
-from v05_jax import distributed, metrics
+from v05_jax.run import metrics
+from v05_jax.scale import distributed
 
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
 

@@ -25,8 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from v05_jax.value_prior.adapter import EPS, MASKED, einsum, gelu, linear, matmul
-from v05_jax.value_prior.ensemble import (
+from v05_jax.value_model.adapter import EPS, MASKED, einsum, gelu, linear, matmul
+from v05_jax.value_model.ensemble import (
   column_table,
   fingerprints,
   full_mask,

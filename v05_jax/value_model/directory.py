@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from v05_jax.value_prior import adapter
+from v05_jax.value_model import adapter
 
 FORMAT = 1  # of v0.json
 # where the backbone is: beside, or the policy of the built-in tasks

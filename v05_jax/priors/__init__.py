@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
-from v05_jax import distributed, sharding
 from v05_jax.models import transformer
-from v05_jax.value_prior import prior as priors
-from v05_jax.value_prior.v0 import ValuePrior, load
+from v05_jax.priors import prior as priors
+from v05_jax.scale import distributed, sharding
+from v05_jax.value_model.v0 import ValuePrior, load
 
 __all__ = (
   "KINDS",

@@ -1,6 +1,6 @@
 r"""The official V0 value model as one directory of safetensors:
 
-    python -m v05_jax.value_prior.convert --checkpoint=v0.pt \
+    python -m v05_jax.value_model.convert --checkpoint=v0.pt \
       --tabpfn=tabpfn-v2.5.ckpt --backbone=DIR --out=DIR
 
 The adapter comes from a V0 checkpoint, the head from a TabPFN-v2.5 one, the backbone from a
@@ -29,8 +29,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from v05_jax.models import hf, presets, tokenizer, transformer
-from v05_jax.value_prior import directory
-from v05_jax.value_prior.directory import (
+from v05_jax.value_model import directory
+from v05_jax.value_model.directory import (
   FLOATS,
   LICENCES,
   account,

@@ -7,8 +7,8 @@ light or dark setting.
 from importlib import resources
 import math
 
-from v05_jax import figures
-from v05_jax.runs import (
+from v05_jax.run import figures
+from v05_jax.run.runs import (
   LEVEL,
   TITLES,
   Difference,

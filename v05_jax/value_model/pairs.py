@@ -18,7 +18,7 @@ from typing import NamedTuple
 from etils import epath
 import numpy as np
 
-from v05_jax import metrics
+from v05_jax.run import metrics
 
 FOLDER, FILE, PROMPTS = "pairs", "pairs.jsonl", "prompts.json"
 TYPES = ("context", "train_query", "test_query")

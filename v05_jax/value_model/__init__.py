@@ -1,0 +1,1 @@
+"""V0, the generalist value model: adapter, head, conversion, training."""
