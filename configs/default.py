@@ -6,6 +6,8 @@ must.
 
 from ml_collections import ConfigDict
 
+from v05_jax import plug
+
 
 def get_config() -> ConfigDict:
   c = ConfigDict()
@@ -15,7 +17,6 @@ def get_config() -> ConfigDict:
   c.rollouts_per_step = 256
 
   # write every step's (prompt, score) pairs to WORKDIR/pairs, which --mode=value learns from
-  c.collect = False
 
   c.policy = policy = ConfigDict()
   # Hugging Face directory; "builtin" = the warm-started policy of the built-in tasks
@@ -64,21 +65,14 @@ def get_config() -> ConfigDict:
   rewards.overlong_buffer = 0
 
   c.prior = prior = ConfigDict()
-  prior.kind = "neighbours"  # none | constant | neighbours | v0
-  # V0 directory (v0): of value_prior.convert or --mode=value; "builtin" = that of the built-in
-  # tasks
-  prior.path = ""
+  prior.kind = (
+    "neighbours"  # a name of v05_jax/priors: none | constant | neighbours | v0 | module:function
+  )
   prior.context = 256  # (prompt, success) pairs kept
   prior.min_support = 32  # pairs before the prior speaks; until then the group mean serves
-  prior.bandwidth = 0.25  # of the kernel, as a share of the context's typical distance (neighbours)
-  # fuse a prompt's own earlier outcomes into its prior: for data seen more than once
-  prior.history = False
-  # training steps in which a prompt's earlier outcomes lose half of their weight
-  prior.half_life = 16.0
-  prior.recalibrate = False  # fit V to the context's outcomes by an affine map
-  # Steps in a row that V must be worse than the context's mean before that takes its place (and
-  # better before it returns); 0 = never.
-  prior.fallback = 8
+  # Wrapped around it, the first innermost: names of v05_jax/priors, recalibrate | fallback |
+  # history, or module:function. The first two are left out around a prior that is not learned.
+  prior.wrappers = ("fallback",)
 
   c.selection = selection = ConfigDict()  # of prompts by their prior, before any rollout
   # prompts looked at for each one taken; 1 = off. Metrics are of the prompts taken
@@ -105,21 +99,20 @@ def get_config() -> ConfigDict:
   sampler.truncated = "fail"  # a rollout without EOS at the limit: score | fail | mask
 
   c.budget = budget = ConfigDict()
-  budget.rule = "fixed"  # fixed | sequential | two_stage | neyman | value
+  # A name of v05_jax/budgets: fixed | sequential | two_stage | neyman | value | module:function
+  budget.rule = "fixed"
   budget.k_init = 4  # rollouts of every prompt
   budget.k_max = 4  # rollouts of a prompt at most
-  budget.k_mean = 4.0  # rollouts of a prompt on average, which the rules neyman and value divide
-  budget.cost = 1 / 256  # a further rollout must lower the estimated MSE by more than this
-  budget.block = 1  # rollouts issued at once by the sequential rule
-  # times that groups without signal are replaced by further prompts (DAPO); 0 = off
+  # Times that groups without signal are replaced by further prompts (DAPO); 0 = off
   budget.max_resample = 0
 
-  # The advantage's baseline (`shrinkage.advantage` has the equations), of one of these kinds:
-  # v05 | v05_loo | ewa | beta_shrink | batch_shrink | james_stein | spo | grpo | dr_grpo | rloo |
-  # value
+  # The advantage's baseline, a name of v05_jax/estimators: v05 | v05_loo | ewa | beta_shrink |
+  # batch_shrink | james_stein | spo | grpo | dr_grpo | rloo | value | module:function
   c.baseline = "v05"
-  # after | before: when EWA-Beta learns from a step's rollouts; after keeps them unseen
-  c.ewa_update = "after"
+
+  # What looks on at every step: names of v05_jax/observers, diagnostics | exact | scoreboard |
+  # pairs, or module:function.
+  c.observe = ("diagnostics", "exact")
 
   c.loss = loss = ConfigDict()
   loss.clip_low = 0.2
@@ -215,4 +208,8 @@ def get_config() -> ConfigDict:
   mesh.data = -1  # devices along each axis; -1 = all that are left
   mesh.fsdp = 1
   mesh.tensor = 1
+
+  # Each plug's own options, declared in its file: c.priors.neighbours.bandwidth stands in
+  # v05_jax/priors/neighbours.py. `python -m v05_jax.plug` prints them all.
+  plug.fill(c, plug.options())
   return c

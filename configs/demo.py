@@ -23,7 +23,8 @@ def get_config(method="v05"):
   c.eval.update({"period": 8, "size": 1024, "samples": 8})
   c.checkpoint.period = 64
   if method == "v05":
-    c.prior.update({"kind": "v0", "path": "builtin"})
+    c.prior.kind = "v0"
+    c.observe = (*c.observe, "scoreboard")
     return c
   c.prior.kind = "none"
   c.baseline = method.rstrip("0123456789")

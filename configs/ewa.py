@@ -18,5 +18,7 @@ from configs import default
 def get_config():
   c = default.get_config()
   c.baseline = "ewa"
-  c.budget.update({"rule": "neyman", "k_init": 2, "k_mean": 4.0, "k_max": 16})
+  c.budget.update({"rule": "neyman", "k_init": 2, "k_max": 16})
+  c.budgets.neyman.k_mean = 4.0
+  c.observe = (*c.observe, "scoreboard")
   return c

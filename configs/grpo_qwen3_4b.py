@@ -14,7 +14,7 @@ from configs import v05_qwen3_4b
 
 def get_config():
   c = v05_qwen3_4b.get_config()
-  c.prior.update({"kind": "none", "path": ""})
+  c.prior.kind = "none"
   c.baseline = "grpo"
   c.budget.update({"rule": "fixed", "k_init": 16, "k_max": 16})
   c.loss.aggregate = "rollout"

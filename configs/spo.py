@@ -21,7 +21,8 @@ def get_config():
   c = default.get_config()
   c.baseline = "spo"
   c.data.size = 1024
-  c.prior.update({"kind": "constant", "half_life": 32.0})
+  c.prior.kind = "constant"
+  c.estimators.spo.half_life = 32.0
   c.budget.update({"k_init": 1, "k_max": 1})
   c.selection.update({"pool": 4, "weighted": False})
   c.loss.aggregate = "rollout"

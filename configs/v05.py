@@ -16,7 +16,9 @@ from configs import default
 def get_config():
   c = default.get_config()
   c.baseline = "v05"
-  c.prior.update({"kind": "v0", "path": "builtin"})
-  c.budget.update({"rule": "sequential", "k_init": 4, "k_max": 16, "cost": 1 / 256, "block": 2})
+  c.prior.kind = "v0"
+  c.budget.update({"rule": "sequential", "k_init": 4, "k_max": 16})
+  c.budgets.sequential.update({"cost": 1 / 256, "block": 2})
+  c.observe = (*c.observe, "scoreboard")
   c.sampler.slots = 128  # the late rollouts of an adaptive step come in small blocks
   return c

@@ -16,7 +16,7 @@ def get_config():
   c = demo.get_config("v05")
   c.baseline = "ewa"
   c.budget.k_init = c.budget.k_max = 1
-  c.prior.fallback = 0  # as it was measured
+  c.prior.wrappers = ()  # as it was measured
   c.selection.pool = 4
   c.loss.epochs, c.loss.clip_high = 2, 0.28
   return c

@@ -43,7 +43,8 @@ def get_config():
   )
   c.reward = "math"
   c.baseline = "v05"
-  c.budget.update({"rule": "sequential", "k_init": 4, "k_max": 16, "cost": 1 / 256, "block": 2})
+  c.budget.update({"rule": "sequential", "k_init": 4, "k_max": 16})
+  c.budgets.sequential.update({"cost": 1 / 256, "block": 2})
   c.sampler.update(
     {
       "slots": 32,

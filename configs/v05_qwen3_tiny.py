@@ -15,7 +15,8 @@ def get_config():
   c = default.get_config()
   c.policy.update({"dtype": "bfloat16", "remat": "full", "lora_rank": 8, "lora_alpha": 8.0})
   c.baseline = "v05"
-  c.budget.update({"rule": "sequential", "k_init": 4, "k_max": 16, "cost": 1 / 256, "block": 2})
+  c.budget.update({"rule": "sequential", "k_init": 4, "k_max": 16})
+  c.budgets.sequential.update({"cost": 1 / 256, "block": 2})
   c.sampler.slots = 128
   c.loss.old_logprob = "recompute"
   c.optimizer.learning_rate = 5e-3

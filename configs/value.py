@@ -4,7 +4,7 @@ rollouts.
     python -m v05_jax.main --mode=value --config=configs/value.py --workdir=runs/value \
       --config.value.data=FOLDER,FOLDER
 
-FOLDERs are WORKDIR/pairs of runs with --config.collect=True. experiments/value_model makes
+FOLDERs are WORKDIR/pairs of runs that observe pairs. experiments/value_model makes
 the policies, the pairs and the model that v05_jax/tasks/value_model holds, by one
 command, and has its figures.
 """

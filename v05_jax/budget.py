@@ -1,25 +1,27 @@
-"""How many rollouts a prompt is worth.
+"""How many rollouts a prompt is worth: the paper's equations alone.
 
 The paper's rule is a one-step look-ahead on the estimated MSE of the fused baseline: `mse`, `gain`,
 `should_continue` and `final_k`, elementwise, where `delta2` is the estimated squared bias of the
 prior (`shrinkage.fuse`) and `k` the rollouts so far. Source: V0.5 (arXiv 2603.10848). `neyman`
-instead divides a fixed number of rollouts among the prompts of a batch, and `extra` is the one
-interface of all rules.
+instead divides a fixed number of rollouts among the prompts of a batch. Every rule is a file in
+`budgets/`, and `extra` asks any of them from outside.
 """
 
-import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
 
-from v05_jax import shrinkage
-from v05_jax.ewa import floats
+from v05_jax.shrinkage import floats
 
-RULES = ("fixed", "sequential", "two_stage", "neyman", "value")
-# Rules that divide a known total among the prompts of a batch.
-BATCH_RULES = ("neyman", "value")
 HALVINGS = 60  # of the interval that holds the Lagrange multiplier
 MIN_SIGMA, MAX_NU = 1e-6, 1e4
+
+
+def __getattr__(name: str):
+  if name != "extra":  # what other trainers take from here
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  return importlib.import_module("v05_jax.budgets.base").extra
 
 
 @jax.jit
@@ -120,58 +122,3 @@ def neyman(sigma2, var, k0, total, k_min, k_max):
   order = jnp.argsort(jnp.where(room, whole - k, 1.0), stable=True)  # largest remainder first
   rank = jnp.zeros(len(k), jnp.int32).at[order].set(jnp.arange(len(k), dtype=jnp.int32))
   return (whole + (room & (rank < left))).astype(jnp.int32)
-
-
-@functools.partial(jax.jit, static_argnames=("rule",))
-def extra(rule, state, value, s, k, ended, total, *, k_max=16, cost=1 / 256, block=1, real=True):
-  """Further rollouts to issue to each of P prompts, now that some of their rollouts have verdicts.
-
-    "fixed"       0: the same number for every prompt (uniform)
-    "sequential"  min(block, k_max - k) while `should_continue`, else 0
-    "two_stage"   `final_k` - k; the caller asks once a prompt
-    "neyman"      `neyman` - k with EWA-Beta's sigma2 and var; 0 until every prompt's rollouts have
-                  ended; the caller
-                  asks once a batch
-    "value"       the allocation k_i ~ sqrt(1 - V_i^2) - k: known before any rollout; where
-                  prompts weigh the same (`loss.aggregate=prompt`) it biases nothing
-
-  Args:
-    rule: one of RULES (static).
-    state: EWA (`shrinkage.ewa_init`), for "neyman"; its own rollouts must not have been learnt yet.
-    value: [P] the prior V; NaN = none.
-    s: [P] successes: sum of (r + 1) / 2 over the k valid rollouts, r in [-1, 1].
-    k: int [P] valid rollouts. A rollout without a verdict is not in k: the caller caps what it
-      issues.
-    ended: bool [P] all issued rollouts of the prompt have verdicts; elsewhere the answer is 0.
-    total: rollouts of the whole batch, those in k included, for the rules in BATCH_RULES.
-    k_max: rollouts of a prompt at most, [P] or a scalar. cost: of a rollout, in units of the MSE.
-      The defaults are the paper's.
-    block: rollouts at once.
-    real: bool [P], the prompt is not padding.
-
-  Returns:
-    int32 [P].
-
-  Raises:
-    ValueError: unknown rule.
-  """
-  if rule not in RULES:
-    raise ValueError(f"budget.rule: found {rule!r}, expected one of {', '.join(RULES)}")
-  real = jnp.broadcast_to(real, jnp.shape(k))
-  k, k_max = jnp.where(real, k, 0), jnp.where(real, k_max, 0)  # padding gets nothing of the total
-  vbar = 2.0 * s / jnp.maximum(k, 1) - 1.0
-  delta2 = shrinkage.fuse(vbar, k, value).delta2
-  if rule == "fixed":
-    more = jnp.zeros_like(k)
-  elif rule == "sequential":
-    more = jnp.where(should_continue(delta2, k, cost, k_max), jnp.minimum(block, k_max - k), 0)
-  elif rule == "two_stage":
-    more = final_k(delta2, k, cost, k_max) - k
-  elif rule == "neyman":
-    _, sigma2, var = shrinkage.ewa_baseline(state, value, s, k)
-    more = neyman(sigma2, var, k, total, k, k_max) - k
-    ended = ended & jnp.all(ended | ~real)
-  else:
-    sigma2 = jnp.where(jnp.isfinite(value), 1.0 - jnp.clip(value, -1.0, 1.0) ** 2, 1.0)
-    more = neyman(sigma2, jnp.inf, jnp.zeros_like(k), total, k, k_max) - k
-  return jnp.where(ended & real, more, 0).astype(jnp.int32)

@@ -12,6 +12,7 @@ from ml_collections import config_flags
 
 from configs import default
 from v05_jax import config as configuration
+from v05_jax import plug
 
 
 def parse(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
@@ -38,10 +39,11 @@ def _parse(argv, flag_values):
     saved = epath.Path(workdir) / "config.json" if workdir else None
     path = str(saved) if saved is not None and saved.exists() else None
   config = default.get_config() if path is None else configuration.load(path)
-  problems = configuration.structure(config)
+  problems = configuration.structure(configuration.add_options(config))
   if problems:
     raise ValueError("\n  ".join([f"{path}: not a config of this version", *problems]))
   typed = default.get_config()  # a file may hold 1 where a key takes 0.5
+  plug.fill(typed, _options(config, argv))
   typed.update_from_flattened_dict(configuration.flatten(config))
   _check_names(argv, typed, flag_values)
   config_flags.DEFINE_config_dict(
@@ -53,8 +55,36 @@ def _parse(argv, flag_values):
     raise ValueError(configuration.one_line(e)) from e
   if len(rest) > 1:
     raise ValueError(f"found the argument {rest[1]!r}, expected flags alone: --name=value")
+  _check_options(config, flag_values.config, argv)
   configuration.validate(flag_values.config)
   return rest
+
+
+def _options(config, argv) -> dict[str, plug.Option]:
+  """The options of all plugs that the file or a flag names, a user's own among them."""
+  named = config.copy_and_resolve_references()
+  for kind in plug.KINDS.values():
+    text, _ = _take(argv, f"config.{kind.key}")
+    if text is None:
+      continue
+    section, _, last = kind.key.rpartition(".")
+    node = named[section] if section else named
+    several = isinstance(node[last], tuple)
+    node[last] = tuple(re.findall(r"[\w.:]+", text)) if several else text
+  return plug.options(tuple(plug.chosen(config))) | plug.options(tuple(plug.chosen(named)))
+
+
+def _check_options(file, config, argv):
+  """Raises ValueError for an option on the command line of a plug that is not in use. Those that
+  the file has for a plug which a flag has replaced are taken back to their defaults."""
+  typed = [match[1] for word in argv if (match := re.match(r"--?config\.([\w.]+)", word))]
+  if problems := plug.unused(config, typed):
+    raise ValueError("\n  ".join(problems))
+  before, after = plug.owners(file), plug.owners(config)
+  for key, option in plug.options(tuple(plug.chosen(file))).items():
+    owned = lambda owners, key=key: any(key.startswith(prefix) for prefix in owners)
+    if owned(before) and not owned(after):
+      config.update_from_flattened_dict({key: option.default})
 
 
 def _take(argv: list[str], name: str) -> tuple[str | None, list[str]]:

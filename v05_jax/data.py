@@ -81,6 +81,7 @@ def take(prompts: Prompts, index: np.ndarray, pad_to: int) -> Prompts:
     mask=mask,
     row=prompts.row[padded],
     rows=tuple(prompts.rows[i] for i in index),
+    step=prompts.step,
   )
 
 

@@ -7,11 +7,13 @@ features, M context pairs. Rewards and masks are dense `[P, K]`; tokens are flat
 when their use varies.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import struct
 import jax
 import numpy as np
+
+from v05_jax.groups import Groups
 
 Array = jax.Array | np.ndarray
 
@@ -28,6 +30,7 @@ class Prompts:
   row: Array  # int32 [P]        row of the dataset: the same prompt in every epoch
   # the data rows of the real prompts
   rows: tuple[dict[str, Any], ...] = struct.field(pytree_node=False)
+  step: Array = 0  # int32 []  training step that takes them
 
 
 @struct.dataclass
@@ -45,6 +48,17 @@ class Rollouts:
   reward: Array  # float32 [P, K]  the verifier's own units; NaN where the verifier failed
   ended: Array  # bool [P, K]      EOS was sampled; False = truncated at the limit
   mask: Array  # bool [P, K]       the rollout exists and counts
+
+
+class Draw(NamedTuple):
+  """Prompts, what the prior said of them, and their rollouts; on host."""
+
+  prompts: Prompts
+  value: np.ndarray  # float32 [P]  V, NaN = the prior did not speak
+  asked: dict[str, Any]  # what the prior remembers of having been asked
+  rolls: Rollouts
+  groups: Groups
+  importance: np.ndarray  # float32 [P]  of a prompt in the loss: 1, or 1 / its chance of selection
 
 
 @struct.dataclass
@@ -82,7 +96,11 @@ class Context:
 
 @struct.dataclass
 class TrainState:
-  """Everything that a run needs to continue; a checkpoint is exactly this."""
+  """Everything that a run needs to continue; a checkpoint is exactly this.
+
+  What plugs have learnt is kept under their names: a checkpoint without the state of one is no
+  error.
+  """
 
   params: Any  # policy parameters, float32
   opt_state: Any  # optax state
@@ -90,7 +108,11 @@ class TrainState:
   cursor: Array  # int32 []      prompts taken from the data stream
   rollouts: Array  # int32 []    rollouts generated so far, discarded ones included
   mean_k: Array  # float32 []    running mean of rollouts per prompt
-  estimator: Any  # estimator.Estimator: EWA-Beta, every prompt's history, the scoreboard
-  drift: Any  # value_prior.drift.Drift: whether the prior or the context's mean is in use
   skipped: Array  # int32 []     updates skipped in a row for a non-finite loss or gradient
-  context: Context
+  prior: dict[str, Any]  # name of the prior, and of each of its wrappers -> what it has learnt
+  budget: dict[str, Any]  # name of the rule -> what it has learnt
+  estimator: dict[str, Any]  # name of the baseline -> what it has learnt
+  observers: dict[str, Any]  # name of each observer -> what it keeps
+
+
+PLUGS = ("prior", "budget", "estimator", "observers")  # fields of TrainState that are kept by name

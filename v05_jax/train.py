@@ -1,31 +1,33 @@
 """The one training loop: prompts -> prior -> rollouts -> test and fusion -> advantage -> update ->
 context."""
 
-import contextlib
 import time
+from typing import Any, NamedTuple
 
 import jax
 
 from v05_jax import config as configuration
-from v05_jax import data, rewards
+from v05_jax import rewards
+from v05_jax.observers.base import Step
 from v05_jax.run import checkpoint, metrics, report
 from v05_jax.run import evaluate as evaluation
 from v05_jax.sampling import rollouts
 from v05_jax.sampling.ahead import Ahead
+from v05_jax.sampling.draw import draw
 from v05_jax.scale import distributed
-from v05_jax.step import learn, sample, setup
+from v05_jax.setup import Run, setup
+from v05_jax.step import learn, update
 from v05_jax.structs import TrainState
-from v05_jax.value_model import pairs
 
 
 def train(config, workdir: str) -> TrainState:
   """Runs `config` in `workdir`, or resumes it there, and returns the final state.
 
-  Writes config.json, metrics.jsonl, TensorBoard events, checkpoints and summary.png, and with
-  `config.collect` the step's (prompt, score) pairs. A line of the metrics with `step` n describes
-  the state after n steps. Raises ValueError for bad input before anything expensive,
-  FloatingPointError after more than `config.loss.max_skipped` non-finite updates in a row, and
-  `checkpoint.Preempted` when a signal asked it to stop; the state is saved then.
+  Writes config.json, metrics.jsonl, TensorBoard events, checkpoints, summary.png and what observers
+  write. A line of the metrics with `step` n describes the state after n steps. Raises ValueError
+  for bad input before anything expensive, FloatingPointError after more than
+  `config.loss.max_skipped` non-finite updates in a row, and `checkpoint.Preempted` when a signal
+  asked it to stop; the state is saved then.
   """
   configuration.validate(config)
   checkpoint.prepare(workdir, config)
@@ -37,53 +39,81 @@ def train(config, workdir: str) -> TrainState:
     checkpoint.Preemption() as preemption,
     Ahead() as ahead,
   ):
-    run = setup(config)
+    first = saved.latest() or 0
+    run = setup(config, workdir, first)
     collect = rollouts.make(run.policy, config, run.mesh, verifier, ahead)
     evaluate = evaluation.make(run.policy, config, run.mesh, collect)
-    state, first = run.init(), saved.latest() or 0
-    if first:
-      state = saved.restore(first, state)
-    if first < config.num_steps:
-      # While the first rollouts are sampled.
-      updating = ahead.later(lambda: run.update.lower(run.batch_shape()).compile())
+    state = saved.restore(first, run.init()) if first else run.init()
+    if first < config.num_steps:  # while the first rollouts are sampled
+      lower = lambda: run.update.lower(run.shapes.batch(config.loss, run.mesh))
+      compiled = ahead.later(lambda: lower().compile())
     with (
+      run.observers,
       metrics.writer(workdir, config, first) as log,
       metrics.Progress(config.num_steps, first) as progress,
-      collector(config, workdir, run, first) as collected,
     ):
-      if not first and config.eval.period:
-        log.write(0, 0, evaluation.summarise(evaluate(state.params)))
+      house = House(run, workdir, saved, log, progress, preemption, evaluate, compilations)
+      house.begin(state, first)
       for step in range(first, config.num_steps):
-        # of the updates before, which have ended
-        began, failed = time.perf_counter(), int(state.skipped)
-        draw = sample(run, collect, state, step)
-        if collected:
-          collected.write(step, *draw.pairs)
-        updating()
-        state, measured = learn(run, state, draw)
-        done, last = step + 1, step + 1 == config.num_steps
-        if config.eval.period and (last or due(done, config.eval.period)):
-          measured |= evaluation.summarise(evaluate(state.params))
-        measured["time/compilations"] = (compilations(), 1)
-        measured["time/step"] = (time.perf_counter() - began, 1)
-        log.write(done, int(state.rollouts), measured)
-        progress.update(done, log.latest)
-        if failed > config.loss.max_skipped:
-          raise FloatingPointError(diverged(config, workdir, failed, saved.latest()))
-        stopping = agreed(preemption.requested, state, done)
-        # While updates fail, the checkpoints before them are kept.
-        if last or stopping or (not failed and due(done, config.checkpoint.period)):
-          log.flush()
-          if collected:
-            collected.flush()
-          saved.save(done, state)
-        if stopping and not last:
-          raise checkpoint.Preempted(
-            f"stopped by a signal; saved at step {done}, the same command continues"
-          )
+        began, failed = (
+          time.perf_counter(),
+          int(state.skipped),
+        )  # of updates before, which have ended
+        drawn = draw(run, collect, state)  # prompts -> prior -> rollouts
+        taken = drawn.taken
+        advantage, test = run.advantages(state.estimator, taken.groups, taken.value)  # fusion
+        look = Step(step, state.params, drawn.draws, taken, advantage, test)
+        observers, seen = run.observers.see(state.observers, look)
+        compiled()
+        state, updated = update(run, state, taken, advantage)
+        state, learnt = learn(run, state, drawn)  # context, prior, budget and estimator
+        state = state.replace(observers=observers)
+        house.keep(state, drawn.metrics | seen | updated | learnt, began, failed)
   if distributed.first():
     report.summary(workdir)
   return state
+
+
+class House(NamedTuple):
+  """What a step leaves behind: a line of metrics, evaluations, checkpoints."""
+
+  run: Run
+  workdir: str
+  saved: checkpoint.Checkpoints
+  log: Any  # of metrics.writer
+  progress: metrics.Progress
+  preemption: checkpoint.Preemption
+  evaluate: Any  # params -> evaluation.Result
+  compilations: metrics.CompilationCounter
+
+  def begin(self, state: TrainState, first: int):
+    """The line before the first step."""
+    if not first and self.run.config.eval.period:
+      self.log.write(0, 0, evaluation.summarise(self.evaluate(state.params)))
+
+  def keep(self, state: TrainState, measured: metrics.Pairs, began: float, failed: int):
+    """After a step that began at `began` and before which `failed` updates in a row were
+    skipped."""
+    config, done = self.run.config, int(state.step)
+    last = done == config.num_steps
+    if config.eval.period and (last or due(done, config.eval.period)):
+      measured = measured | evaluation.summarise(self.evaluate(state.params))
+    measured["time/compilations"] = (self.compilations(), 1)
+    measured["time/step"] = (time.perf_counter() - began, 1)
+    self.log.write(done, int(state.rollouts), measured)
+    self.progress.update(done, self.log.latest)
+    if failed > config.loss.max_skipped:
+      raise FloatingPointError(diverged(config, self.workdir, failed, self.saved.latest()))
+    stopping = agreed(self.preemption.requested, state, done)
+    # While updates fail, the checkpoints before them are kept.
+    if last or stopping or (not failed and due(done, config.checkpoint.period)):
+      self.log.flush()
+      self.run.observers.flush()
+      self.saved.save(done, state)
+    if stopping and not last:
+      raise checkpoint.Preempted(
+        f"stopped by a signal; saved at step {done}, the same command continues"
+      )
 
 
 def agreed(requested: bool, state: TrainState, done: int) -> bool:
@@ -95,16 +125,6 @@ def agreed(requested: bool, state: TrainState, done: int) -> bool:
   return distributed.anywhere(requested)
 
 
-def collector(config, workdir: str, run, first: int):
-  """What writes the step's (prompt, score) pairs where `config.collect` says so; a context
-  manager."""
-  if not config.collect or not distributed.first():
-    return contextlib.nullcontext()
-  return pairs.Collector(
-    workdir, data.label(config.data.path), [row["prompt"] for row in run.prompts.rows], first
-  )
-
-
 def diverged(config, workdir: str, failed: int, good: int | None) -> str:
   """What a run says that stops because its updates keep failing."""
   kept = (
@@ -113,8 +133,8 @@ def diverged(config, workdir: str, failed: int, good: int | None) -> str:
   return (
     f"{failed} steps in a row had an update with a non-finite loss or gradient, which were skipped "
     f"(config.loss.max_skipped={config.loss.max_skipped}); {kept} in {workdir}. To go on from it "
-    "with other "
-    "settings: --mode=export it, and start in a new workdir with --config.policy.path"
+    "with "
+    "other settings: --mode=export it, and start in a new workdir with --config.policy.path"
   )
 
 

@@ -1,5 +1,8 @@
-"""The ring buffer of the policy's own last (prompt, success) pairs: what a value prior conditions
-on."""
+"""The ring buffer of the policy's own last (prompt, success) pairs: what a prior is conditioned on.
+
+It holds with every outcome the V that was asked before it was seen, so that V is judged, and
+corrected, on outcomes that had no part in it.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +11,7 @@ import numpy as np
 from v05_jax.structs import Context
 
 
-def empty(size: int, width: int) -> Context:
+def empty(size: int, width: int = 0) -> Context:
   """A context of `size` pairs with `width` features, none of them written."""
   return Context(
     features=np.zeros((size, width), np.float32),
@@ -16,6 +19,34 @@ def empty(size: int, width: int) -> Context:
     success=np.zeros(size, np.float32),
     count=np.zeros((), np.int32),
   )
+
+
+def remembered(context: Context, features, value) -> dict[str, np.ndarray]:
+  """What `learn` is to be told of prompts that were asked about: arrays [P, ...]."""
+  value = np.asarray(value, np.float32)
+  support = np.full(len(value), min(int(context.count), len(context.success)))
+  return {"features": np.asarray(features), "value": value, "support": support}
+
+
+def learn(context: Context, asked, groups):
+  """Remembers the unconditional rollouts of a step -> (Context, metrics).
+
+  `asked` is what `remembered` made when the prior was asked.
+  """
+  seen = groups.unconditional
+  success = (np.asarray(seen.vbar) + 1) / 2
+  context, rmse, bias = _taken_in(context, asked["features"], asked["value"], success, seen.k > 0)
+  return context, {
+    "prior/support": (float(np.mean(asked["support"])), 1),
+    "prior/rmse": (rmse, 1),
+    "prior/bias": (bias, 1),
+  }
+
+
+@jax.jit
+def _taken_in(context, features, value, success, mask):
+  context = remember(context, features, value, success, mask)
+  return context, *errors(context)
 
 
 @jax.jit
@@ -53,3 +84,34 @@ def remember(context: Context, features, value, success, mask) -> Context:
 def valid(context: Context):
   """bool [M]: the rows that hold a pair."""
   return jnp.arange(context.success.shape[0]) < context.count
+
+
+def mean_success(context: Context):
+  """The mean success of the pairs; 0 without any."""
+  known = valid(context)
+  return jnp.sum(jnp.where(known, context.success, 0.0)) / jnp.maximum(jnp.sum(known), 1)
+
+
+@jax.jit
+def mean_value(context: Context, min_support: int):
+  """V []: the mean of the context; NaN until it holds `min_support` pairs."""
+  return if_supported(context, 2.0 * mean_success(context) - 1.0, min_support)
+
+
+def if_supported(context: Context, value, min_support: int):
+  """V, clipped to [-1, 1]; NaN until the context holds `min_support` pairs."""
+  return jnp.where(context.count >= min_support, jnp.clip(value, -1.0, 1.0), jnp.nan)
+
+
+@jax.jit
+def errors(context: Context):
+  """(root mean square, mean) of V_i - y_i over the context's pairs with a V; NaN without any.
+
+  y_i is the mean reward of a few rollouts, whose noise is part of the first: even the true success
+  probability has an error of sqrt(mean (1 - mu^2) / k). The second is above 0 where V is too
+  optimistic.
+  """
+  error = context.value - (2.0 * context.success - 1.0)
+  known = jnp.isfinite(error)
+  mean = lambda x: jnp.sum(jnp.where(known, x, 0.0)) / jnp.sum(known)
+  return jnp.sqrt(mean(error**2)), mean(error)

@@ -17,10 +17,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from v05_jax import config as configuration
+from v05_jax import structs
 from v05_jax.run import metrics
 from v05_jax.scale import distributed
 
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
+
+
+PLUGS = tuple(f"{name}." for name in structs.PLUGS)  # what the names of learnt things begin with
+OLD = ("context.", "drift.", "estimator.board.")  # and of names in checkpoints of an earlier form
 
 
 class Preempted(InterruptedError):
@@ -58,23 +63,40 @@ class Checkpoints:
     in name, shape or dtype: it is of another architecture or optimiser.
     """
     where = f"checkpoint {os.fspath(self._path / str(step))}"
-    tensors = _tensors(example)
     try:
       with _quiet():
-        stored = _tensors(self._manager().item_metadata(step))
+        metadata = self._manager().item_metadata(step)
+        stored = _named(metadata)
     except Exception as error:
       raise self._unreadable(step, where, error) from error
-    if problems := _differences(stored, tensors):
+    if any(name.startswith(OLD) for name in stored):
+      raise ValueError(
+        f"{where} was written by a version of v05_jax that kept its state in another form: start "
+        "in a "
+        "new workdir, or export it with that version and go on from --config.policy.path"
+      )
+    wanted = _named(example)
+    own = {name: x for name, x in wanted.items() if name in stored or not name.startswith(PLUGS)}
+    found = {name: x for name, x in stored.items() if name in own or not name.startswith(PLUGS)}
+    if problems := _differences(_tensors(found), _tensors(own)):
       more = [f"and {len(problems) - 6} more"] if len(problems) > 6 else []
       head = f"{where} does not fit this config's model, optimizer and number of prompts:"
       raise ValueError("\n  ".join([head, *problems[:6], *more]))
-    abstract = _without_empty(jax.tree.map(_abstract, example))
+    if new := sorted({".".join(name.split(".")[:2]) for name in wanted if name not in own}):
+      logging.warning("%s has nothing of %s, which start empty", where, ", ".join(new))
+    # What is there and not wanted is read as well, and dropped: Orbax reads a whole tree.
+    empty = lambda x: np.zeros(x.shape, x.dtype)
+    abstract = {n: _abstract(own[n]) if n in own else empty(x) for n, x in stored.items()}
     try:
       with _quiet():
         restored = self._manager().restore(step, args=ocp.args.StandardRestore(abstract))
     except Exception as error:
       raise self._unreadable(step, where, error) from error
-    return jax.tree.map(_as_example, example, restored)
+    leaves, form = jax.tree.flatten(example)
+    names = list(_names(example))
+    return form.unflatten(
+      [_as_example(x, restored[name]) if name in own else x for name, x in zip(names, leaves)]
+    )
 
   def save(self, step: int, state):
     """Writes `state` and returns when it is safe. Raises ValueError if it cannot be written (a full
@@ -85,7 +107,7 @@ class Checkpoints:
           self._remove_unfinished()
           distributed.barrier("unfinished checkpoints are gone")
           self._wrote = True
-        args = ocp.args.StandardSave(_without_empty(jax.tree.map(_saveable, state)))
+        args = ocp.args.StandardSave({name: _saveable(x) for name, x in _named(state).items()})
         self._manager().save(step, args=args, force=True)
     except Exception as error:
       with contextlib.suppress(OSError):
@@ -204,12 +226,21 @@ class Preemption:
     os.write(2, f"\n{name}: saving after this step\n".encode())  # print is not safe in a handler
 
 
-def _tensors(tree) -> dict[str, str]:
-  """Dotted name -> dtype[shape] of each leaf that a checkpoint holds."""
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
+def _names(tree) -> list[str]:
+  """Dotted name of each leaf."""
+  paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+  return [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths]
+
+
+def _named(tree) -> dict[str, object]:
+  """Dotted name -> leaf, but for arrays of no elements, which Orbax refuses: they hold nothing."""
+  return {name: x for name, x in zip(_names(tree), jax.tree.leaves(tree)) if 0 not in x.shape}
+
+
+def _tensors(leaves) -> dict[str, str]:
+  """Name -> dtype[shape]."""
   shape = lambda x: f"{np.dtype(x.dtype).name}[{','.join(map(str, x.shape))}]"
-  return {name(path): shape(x) for path, x in leaves if 0 not in x.shape}
+  return {name: shape(x) for name, x in leaves.items()}
 
 
 def _differences(stored: dict[str, str], expected: dict[str, str]) -> list[str]:
@@ -241,11 +272,6 @@ def _as_example(x, saved):
   return (
     jax.device_put(saved) if isinstance(x, jax.Array) and isinstance(saved, np.ndarray) else saved
   )
-
-
-def _without_empty(tree):
-  """The tree without its arrays of no elements, which Orbax refuses; they hold nothing to save."""
-  return jax.tree.map(lambda x: None if 0 in x.shape else x, tree)
 
 
 @contextlib.contextmanager

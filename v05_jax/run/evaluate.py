@@ -16,12 +16,16 @@ import jax
 import numpy as np
 
 from v05_jax import benchmarks, data, rewards, rng, tasks
-from v05_jax.diagnostics import Pairs, pair
+from v05_jax.budgets.base import fixed_number
+from v05_jax.groups import map_reward
+from v05_jax.observers.base import pair
 from v05_jax.run import checkpoint, metrics, success
 from v05_jax.run.export import parameters
+from v05_jax.run.metrics import Pairs
 from v05_jax.sampling import rollouts
+from v05_jax.sampling.ledger import Order
 from v05_jax.scale import distributed
-from v05_jax.step import setup, success_share
+from v05_jax.setup import setup
 
 
 class Result(NamedTuple):
@@ -70,7 +74,7 @@ def make(policy, config, mesh, collect) -> Callable[..., Result]:
     sampler = config.sampler.copy_and_resolve_references()
     sampler.temperature = options.temperature
     exact = tasks.make_exact(policy.config, policy.tokenizer, sampler)
-  groups = rollouts.Groups("fixed", options.samples, options.samples)
+  order = Order(fixed_number(options.samples), temperature=options.temperature)
   size = len(dataset)
   prompts = dataset.at(0, size)
   prompts = prompts.replace(position=positions(prompts.rows))
@@ -88,12 +92,9 @@ def make(policy, config, mesh, collect) -> Callable[..., Result]:
         np.zeros(shape, bool),
       )
     key = rng.at(config.seed, 0, rng.EVAL)
-    rolls, _ = collect(
-      params, prompts.replace(mask=wanted), key, groups, temperature=options.temperature
-    )
-    return Result(
-      prompts.rows, probability, success_share(config, rolls), rolls.length, rolls.ended
-    )
+    rolls, _ = collect(params, prompts.replace(mask=wanted), key, order)
+    share = (map_reward(rolls.reward, config.rewards.low, config.rewards.high) + 1) / 2
+    return Result(prompts.rows, probability, share, rolls.length, rolls.ended)
 
   return evaluate
 

@@ -3,7 +3,7 @@
 
 from v05_jax.models import hf
 from v05_jax.run import checkpoint
-from v05_jax.step import Run, setup
+from v05_jax.setup import Run, setup
 from v05_jax.structs import TrainState
 
 

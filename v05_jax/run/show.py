@@ -10,22 +10,25 @@ import math
 import os
 from typing import Any
 
-import jax
 import numpy as np
 
-from v05_jax import budget, rewards, shrinkage
-from v05_jax.priors import history as histories
+from v05_jax import plug, rewards
+from v05_jax.budgets import base as budgets
+from v05_jax.observers.exact import truth
 from v05_jax.run import metrics
 from v05_jax.run.export import restored
 from v05_jax.sampling import rollouts
-from v05_jax.step import Draw, Run, capacity, exact_truth, judge, prompts_per_step, sample, setup
-from v05_jax.structs import TrainState
+from v05_jax.sampling.draw import Drawn, draw
+from v05_jax.setup import Run, setup
+from v05_jax.shapes import shapes
+from v05_jax.structs import Draw, TrainState
 
 # characters at the two ends of a long response that are printed; the rest is counted
 ENDS = 160, 80
 ENDS_OF_PROMPT = 600, 200
-# Baselines whose advantages depend on the other prompts of a step.
-OF_THE_BATCH = ("beta_shrink", "batch_shrink", "james_stein", "spo")
+# What `explained` holds that has a line of its own in the print.
+SHOWN = ("baseline", "weight", "delta2", "statistic")
+NAMES = {"expected_mse": "expected squared error"}  # of the rest, where they want another one
 
 
 def show(config, workdir: str, step: int | None = None, prompts: int = 8) -> list[dict[str, Any]]:
@@ -34,24 +37,25 @@ def show(config, workdir: str, step: int | None = None, prompts: int = 8) -> lis
 
   Takes the checkpoint of `step`, by default the newest, or, where there is none, the policy of the
   config. What does not depend on the number of prompts is what the next training step sees:
-  prompts, V, rollouts, and the advantages but for OF_THE_BATCH. Nothing else in the workdir
-  changes.
+  prompts, V, rollouts, and the advantages of an estimator that looks at one prompt alone. Nothing
+  else in the workdir changes.
 
   Raises ValueError for bad input before anything is sampled.
   """
   folder = metrics.prepare(workdir)
   run = setup(narrowed(config, prompts))
   found, state = restored(run, workdir, step)
-  usual = prompts_per_step(run._replace(config=config, capacity=capacity(config)), state.mean_k)
+  whole = run._replace(config=config, shapes=shapes(config, run.budget.limits))
+  usual = whole.prompts_per_step(float(state.mean_k))
   state = state.replace(mean_k=np.float32(run.config.rollouts_per_step / prompts))
   with rewards.load(run.config) as verifier:
     collect = rollouts.make(run.policy, run.config, run.mesh, verifier)
-    draw = sample(run, collect, state, int(state.step))
-  found_lines = lines(run, state, draw)
+    drawn = draw(run, collect, state)
+  found_lines = lines(run, state, drawn.taken)
   path = folder / "sample.jsonl"
   metrics.replace(path, "".join(json.dumps(line) + "\n" for line in found_lines))
   parts = [
-    heading(run, state, draw, found, workdir, usual),
+    heading(run, drawn, _who(found, workdir), usual),
     *map(text, found_lines),
     totals(found_lines),
   ]
@@ -64,10 +68,8 @@ def narrowed(config, prompts: int):
   if prompts < 1:
     raise ValueError(f"--prompts={prompts}: expected at least 1")
   config = config.copy_and_resolve_references()
-  fewest = (
-    config.budget.k_mean if config.budget.rule in budget.BATCH_RULES else config.budget.k_init
-  )
-  config.rollouts_per_step = math.ceil(prompts * fewest)
+  limits = budgets.make(plug.Setting(config)).limits
+  config.rollouts_per_step = math.ceil(prompts * (limits.mean or limits.first))
   config.loss.minibatches = 1
   return config
 
@@ -77,23 +79,26 @@ def lines(run: Run, state: TrainState, draw: Draw) -> list[dict[str, Any]]:
   verifier's own, `exact` is a success probability, V, vbar, the baseline and the advantage are in
   units of rewards mapped to [-1, 1].
   """
-  config, rolls = run.config, draw.rolls
-  advantage, fusion, expected = judge(config, state, draw)
-  reward = shrinkage.map_reward(rolls.reward, config.rewards.low, config.rewards.high)
-  s, k = (np.asarray(x) for x in shrinkage.outcomes(reward, rolls.mask))
-  truth = exact_truth(run, state.params, draw.prompts)
+  config, rolls, groups = run.config, draw.rolls, draw.groups
+  advantage, explained = run.advantages(state.estimator, groups, draw.value)
+  explained = {name: np.asarray(x) for name, x in explained.items()}
+  known = (
+    truth(run.exact, state.params, draw.prompts) if run.exact else np.full(len(groups.k), np.nan)
+  )
   columns = {
     "position": draw.prompts.position,
     "row": draw.prompts.row,
     "value": draw.value,
-    "vbar": np.where(k > 0, 2 * s / np.maximum(k, 1) - 1, np.nan),
-    "k": k.astype(int),
-    "exact": np.full(len(k), np.nan) if truth is None else truth,
-    "importance": draw.weight,
-    **jax.device_get(fusion._asdict()),
+    "vbar": np.where(groups.k > 0, groups.vbar, np.nan),
+    "k": groups.k.astype(int),
+    "exact": known,
+    "importance": draw.importance,
+    **{name: explained[name] for name in SHOWN},
   }
-  bought = stops(run.groups, draw, reward)
-  terms = own_terms(config, state, draw, reward, expected)
+  bought = stops(run.budget, draw)
+  terms = {NAMES.get(name, name): x for name, x in explained.items() if name not in SHOWN}
+  if past := draw.asked.get("history"):
+    terms |= {"V without the history": past["before"], "weight of the history": past["weight"]}
   texts, advantage, found = responses(run, draw), np.asarray(advantage), []
   for i, row in enumerate(draw.prompts.rows):
     tokens = draw.prompts.tokens[i, : draw.prompts.length[i]]
@@ -137,56 +142,23 @@ def decode(run: Run, tokens) -> str:
   )
 
 
-def stops(groups: rollouts.Groups, draw: Draw, reward) -> list[dict[str, Any]]:
-  """Of each prompt: rollouts `bought`, why there are no more (`stop`), and the numbers that a
-  look-ahead compared.
+def stops(budget: budgets.Budget, draw: Draw) -> list[dict[str, Any]]:
+  """Of each prompt: rollouts `bought`, why there are no more (`stop`), and what a look-ahead
+  compared.
 
   stop: "fixed" | "share" (of a total that the rule divides) | "cost" (gain <= cost) | "k_max" |
-  "planned" (by two_stage, after its first stage). The gain is that of one more rollout at the end,
-  or after two_stage's first stage.
+  "planned" (after a first stage) | what else the rule says. The gain is that of one more rollout at
+  the end, or after a first stage.
   """
-  rolls = draw.rolls
-  bought = (rolls.length > 0).sum(1)
-  if groups.rule in ("fixed", *budget.BATCH_RULES):
-    stop = "fixed" if groups.rule == "fixed" else "share"
-    return [{"bought": int(n), "stop": stop, "gain": None, "cost": None} for n in bought]
-  judged = rolls.mask.copy()
-  if groups.rule == "two_stage":
-    judged[:, groups.k_init :] = False
-  s, k = shrinkage.outcomes(reward, judged)
-  vbar = 2 * s / np.maximum(k, 1) - 1
-  delta2 = shrinkage.fuse(vbar, k, draw.value).delta2
-  gain = np.asarray(budget.gain(delta2, k))
-  stop = np.where(gain <= groups.cost, "cost", np.where(bought >= groups.k_max, "k_max", "planned"))
+  bought = (draw.rolls.length > 0).sum(1)
+  limits = budget.limits
+  stop = "fixed" if limits.first == limits.most else "share" if limits.mean else "rule"
+  found = {"stop": np.full(len(bought), stop), "gain": np.full(len(bought), np.nan), "cost": None}
+  found |= budget.explain(draw.groups, draw.value, bought)
   return [
-    {"bought": int(n), "stop": str(why), "gain": number(x), "cost": groups.cost}
-    for n, why, x in zip(bought, stop, gain)
+    {"bought": int(n), "stop": str(why), "gain": number(x), "cost": found["cost"]}
+    for n, why, x in zip(bought, found["stop"], found["gain"])
   ]
-
-
-def own_terms(config, state: TrainState, draw: Draw, reward, expected) -> dict[str, np.ndarray]:
-  """What else the run's baseline and prior go by, name -> [P]."""
-  estimator, mask, found = shrinkage.KINDS[config.baseline], draw.rolls.mask, {}
-  if config.prior.history or estimator == "tracker":
-    past = state.estimator.history, draw.prompts.row, state.step, config.prior.half_life
-    found |= dict(zip(("past successes", "past rollouts"), histories.read(*past)))
-  if expected is not None:
-    found["expected squared error"] = expected
-  if estimator in ("beta_shrink", "batch_shrink", "james_stein"):
-    s, k = shrinkage.outcomes(reward, mask)
-    fit = shrinkage.beta_fit(draw.value, s, k, float(estimator == "beta_shrink"), leave_out=True)
-    found |= {"mean of the other prompts": fit.center}
-    if estimator != "james_stein":
-      found["rollouts that its prior is worth"] = fit.count
-    else:
-      found |= {"noise of a group mean": fit.noise, "spread of the group means": fit.spread}
-  if config.baseline == "grpo":
-    counts = np.maximum(mask.sum(1) - 1, 1)
-    vbar = np.where(mask, reward, 0).sum(1) / np.maximum(mask.sum(1), 1)
-    found["standard deviation"] = np.sqrt(
-      np.where(mask, (reward - vbar[:, None]) ** 2, 0).sum(1) / counts
-    )
-  return {name: np.asarray(x) for name, x in jax.device_get(found).items()}
 
 
 def number(x):
@@ -198,21 +170,23 @@ def number(x):
 # --- What is printed
 
 
-def heading(
-  run: Run, state: TrainState, draw: Draw, step: int | None, workdir: str, usual: int
-) -> str:
-  """What was sampled how."""
-  config, groups, count = run.config, run.groups, len(draw.prompts.rows)
-  who = (
+def _who(step: int | None, workdir: str) -> str:
+  return (
     f"step {step} of {workdir}" if step is not None else "the policy of the config (no checkpoint)"
   )
-  pairs = f", {min(int(state.context.count), config.prior.context)} pairs in its context"
-  prior = config.prior.kind + pairs * (config.prior.kind != "none")
-  rule = (
-    f"{groups.k_init}"
-    if groups.rule == "fixed"
-    else f"{groups.k_init} to {groups.k_max}, {groups.rule}"
-  )
+
+
+def heading(run: Run, drawn: Drawn, who: str, usual: int) -> str:
+  """What was sampled how; `usual`: prompts of a training step."""
+  config, limits, draw = run.config, run.budget.limits, drawn.taken
+  count = len(draw.prompts.rows)
+  prior = config.prior.kind
+  support = drawn.draws[0].asked.get(plug.label(prior), {}).get("support")
+  if support is not None:
+    prior += f", {int(support[0])} pairs in its context"
+  rule = f"{limits.first}"
+  if limits.first != limits.most:
+    rule += f" to {limits.most}, {config.budget.rule}"
   parts = [
     f"{who}: the next {count} prompts",
     f"baseline {config.baseline}; prior {prior}; rollouts a prompt: {rule}; temperature "
@@ -220,16 +194,15 @@ def heading(
     "V, vbar, the baseline and the advantage are in units of rewards mapped to [-1, 1], rewards "
     "the verifier's own",
   ]
-  if draw.generated > len(draw.rolls.prompt):
-    lost = draw.generated - len(draw.rolls.prompt)
+  if lost := drawn.generated - len(draw.rolls.prompt):
     parts.append(
-      f"{lost} of {draw.generated} rollouts had no signal and were replaced (budget.max_resample)"
+      f"{lost} of {drawn.generated} rollouts had no signal and were replaced (budget.max_resample)"
     )
   batch = [
     name
     for name, there in (
-      (f"baseline {config.baseline}", config.baseline in OF_THE_BATCH),
-      (f"budget.rule {groups.rule}", groups.rule in budget.BATCH_RULES),
+      (f"baseline {config.baseline}", run.estimator.of_batch),
+      (f"budget.rule {config.budget.rule}", limits.mean and limits.first != limits.most),
       ("selection", config.selection.pool > 1),
     )
     if there
@@ -298,10 +271,11 @@ def _baseline(line: dict[str, Any]) -> str:
   kind, baseline = line["baseline_kind"], f"{line['baseline']:+.3f}"
   if line["weight"] is None:
     return f"{baseline} ({kind}, of all rollouts)"
-  if shrinkage.KINDS[kind] == "mean":
-    return f"{baseline} ({kind}: the group mean)"
-  if line["value"] is None and line["weight"] == 1:
-    return f"{baseline} ({kind}: vbar, without a prior)"
+  if line["weight"] == 1:
+    return (
+      f"{baseline} ({kind}: the group "
+      f"mean{'' if line['value'] is not None else ', without a prior'})"
+    )
   return f"{baseline} = w vbar + (1 - w) V, w = {line['weight']:.3f} ({kind})"
 
 
@@ -312,6 +286,8 @@ def stopping(line: dict[str, Any]) -> str:
     return f"{bought}fixed"
   if line["stop"] == "share":
     return f"{bought}its share of the step's total"
+  if line["stop"] not in ("cost", "k_max", "planned"):
+    return f"{bought}as the rule says"
   gain, cost = "inf" if line["gain"] is None else f"{line['gain']:.5f}", f"{line['cost']:.5f}"
   if line["stop"] == "cost":
     return f"{bought}stopped, as one more would gain {gain} <= cost {cost}"

@@ -12,8 +12,6 @@ compiler makes of it on one device:
 """
 
 from collections.abc import Callable
-import dataclasses
-from functools import partial
 import json
 import re
 import sys
@@ -21,19 +19,18 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import NamedSharding
 import numpy as np
 
 from v05_jax import config as configuration
-from v05_jax import models, step
-from v05_jax import priors as value_prior
+from v05_jax import models, plug
+from v05_jax.budgets import base as budgets
 from v05_jax.models import transformer
 from v05_jax.sampling import sampler
 from v05_jax.scale import hlo, sharding, topology
+from v05_jax.shapes import shapes
 from v05_jax.tasks import exact
 from v05_jax.update import optimizer as optimizers
 from v05_jax.update import policy_gradient
-from v05_jax.value_model import directory, tabpfn, v0
 
 GIB = topology.GIB
 # What a run keeps on its devices, and for how long.
@@ -135,8 +132,9 @@ def plan(config, model, mesh, platform: str) -> tuple[dict[str, Any], list[Progr
     temperature=options.temperature,
     total_updates=max(config.num_steps, 1),
   )
-  micros, rows, length = step.batch_shape(config, mesh)
-  longest = options.max_prompt + options.max_response - 1
+  sizes = shapes(config, budgets.make(plug.Setting(config)).limits)
+  micros, rows, length = sizes.batch(loss, mesh)
+  longest = sizes.tokens
   # on average, at most
   used = -(-config.rollouts_per_step // (loss.minibatches * (length // longest) * rows))
   key, temperature = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), np.float32)
@@ -209,66 +207,16 @@ def plan(config, model, mesh, platform: str) -> tuple[dict[str, Any], list[Progr
 
 
 def value_programs(config, model, mesh, params, kept: tuple[str, ...]) -> tuple[Any, list[Program]]:
-  """-> (what the prior keeps on the devices, its programs)."""
-  kind, width = config.prior.kind, config.sampler.max_prompt
-  whole, rows = sharding.replicated(mesh), NamedSharding(mesh, value_prior.ROWS_SPLIT)
-  beside = (*(part for part in ALWAYS if part != "prior"), *kept)
-  place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-  if kind == "neighbours":
-    embedder = jax.eval_shape(partial(value_prior.cast, model), params)
-    embedder = jax.tree.map(place, embedder, sharding.param_shardings(mesh, embedder))
-    count = min(value_prior.most_rows(mesh, width), step.capacity(config) * config.selection.pool)
-    count += -count % sharding.lanes(mesh)
-    tokens = jax.ShapeDtypeStruct((count, width), np.int32, sharding=rows)
-    lengths = jax.ShapeDtypeStruct((count,), np.int32, sharding=rows)
-    lower = lambda: value_prior.make_embed(model, mesh).lower(embedder, tokens, lengths)
-    work = f"features of {count} prompts of {width} tokens"
-    return embedder, [
-      Program("prior", lower, beside, 1, work, "sampler.max_prompt, a larger mesh.fsdp")
-    ]
-  if kind != "v0":
+  """-> (what the prior keeps on the devices, its programs): those of `programs` beside the
+  prior."""
+  made = plug.beside("prior", config.prior.kind, "programs")
+  if made is None:
     return (), []
-  settings, backbone = v0.shapes(config.prior.path)
-  if settings is directory.RELEASED:
-    print(
-      f"config.prior.path={config.prior.path} is not here: took the shapes of the released V0",
-      file=sys.stderr,
-    )
-  backbone = dataclasses.replace(backbone, backend=models.backend(mesh.devices.flat[0].platform))
-  parts = v0.abstract(settings, backbone, mesh)
-  count, tokens = value_prior.ROWS * sharding.lanes(mesh), v0.bucket(width)
-  text = jax.ShapeDtypeStruct((count, tokens), np.int32, sharding=rows)
-  embed = lambda: v0.embed.lower(
-    backbone,
-    settings["adapter"]["heads"],
-    settings["adapter"]["pooling"],
-    whole,
-    parts["embedder"],
-    parts["adapter"],
-    text,
-    text,
-  )
-  work = f"features of {count} prompts of {tokens} tokens"
-  support, columns, head = config.prior.context, directory.features(settings) + 1, settings["head"]
-  floats = lambda *size: jax.ShapeDtypeStruct(size, np.float32, sharding=whole)
-  judged = lambda: tabpfn.forward.lower(
-    parts["judge"],
-    floats(v0.bucket(support), columns),
-    floats(v0.bucket(support)),
-    floats(v0.QUERIES_PER_CALL, columns),
-    floats(-(-columns // head["group"]), head["E"] // 4),
-    jax.ShapeDtypeStruct((v0.bucket(support),), bool, sharding=whole),
-  )
+  parts, found = made(config, model, mesh, params)
+  others = (*(part for part in ALWAYS if part != "prior"), *kept)
   return parts, [
-    Program("prior", embed, beside, 1, work, "prior.kind=neighbours, a larger mesh.fsdp"),
-    Program(
-      "judge",
-      judged,
-      (*beside, "prior"),
-      1,
-      f"{v0.QUERIES_PER_CALL} prompts, {support} pairs, one estimator",
-      "prior.context",
-    ),
+    Program(name, lower, others if whole else (*others, "prior"), 1, work, knobs)
+    for name, lower, whole, work, knobs in found
   ]
 
 

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from v05_jax.priors import prior
 from v05_jax.value_model import pairs as formats
 from v05_jax.value_model.pairs import Context
+from v05_jax.value_model.smoothed import smoothed
 
 TRAIN = formats.TYPES.index("train_query")
 
@@ -98,9 +98,7 @@ class Tasks:
     rows, given = formats.split(context, TRAIN, rng)
     rows, positive = rng.permutation(rows), context.score >= 0.5
     sides = rows[positive[rows]], rows[~positive[rows]]
-    if (
-      not all(map(len, sides)) or prior.smoothed(context.score[given], positive[given]) is not None
-    ):
+    if not all(map(len, sides)) or smoothed(context.score[given], positive[given]) is not None:
       return []
     count = np.arange(max(map(len, sides)))
     queries = np.stack([side[count % len(side)] for side in sides], 1).ravel()

@@ -27,9 +27,9 @@ import numpy as np
 from v05_jax import models
 from v05_jax.models import hf, transformer
 from v05_jax.models import tokenizer as tokenizers
-from v05_jax.priors import prior
 from v05_jax.scale import distributed, sharding
 from v05_jax.value_model import adapter, directory, tabpfn
+from v05_jax.value_model.smoothed import smoothed
 
 BUILTIN = Path(__file__).parent.parent / "tasks" / "value_model"  # made by experiments/value_model
 TOKENS_PER_CALL = 16384  # of prompts embedded at once: bounds the memory of attention
@@ -149,7 +149,7 @@ class ValuePrior:
         anew.
     """
     labels = np.asarray(scores) >= 0.5
-    usual = prior.smoothed(scores, labels)
+    usual = smoothed(scores, labels)
     if usual is not None or not len(query):
       return np.full(len(query), usual if usual is not None else 0.0, np.float32)
     keep = tabpfn.keep_columns(support)

@@ -16,6 +16,10 @@ import jax.numpy as jnp
 from jax.scipy.special import gammaln
 import numpy as np
 
+from v05_jax import plug
+from v05_jax.estimators.base import from_counts
+from v05_jax.shrinkage import clean, floats
+
 SCALES, COUNTS, DOUBTS = (0.6, 1.0), (0.5, 2.0, 8.0, 32.0, 128.0), (0.0, 0.15, 0.4)
 # [A, n] pairs share their Beta functions: the three doubts differ in the mixture alone.
 _A, _N = (np.array(x) for x in zip(*((a, n) for a in SCALES for n in COUNTS)))
@@ -161,13 +165,32 @@ def _trust(ratio, spoken, eps: float):
   return jnp.where(spoken, odds, 0.0)
 
 
-def clean(value):
-  """(bool: there is a prior, the prior clipped to [-1, 1] with 0 where there is none)."""
-  spoken = jnp.isfinite(value)
-  return spoken, jnp.clip(jnp.where(spoken, value, 0.0), -1.0, 1.0)
+@plug.declare(
+  "estimator",
+  update=plug.Option(
+    "after",
+    "after | before the step's advantages: when it learns from them; after keeps them unseen",
+    lambda x: x in ("after", "before"),
+    "one of after, before",
+  ),
+)
+def ewa(options, setting):
+  """The experts' average, after the k - 1 other rollouts."""
 
+  def learn(state, groups, value):
+    seen = groups.unconditional
+    return ewa_update(state, value, seen.s, seen.k)
 
-def floats(*arrays):
-  """The arrays broadcast, as floats of one type."""
-  dtype = jnp.result_type(*arrays, jnp.float32)
-  return jnp.broadcast_arrays(*(jnp.asarray(x).astype(dtype) for x in arrays))
+  known = lambda state, groups, value: state
+  if options.update == "before":
+    known = learn
+  estimator = from_counts(lambda state, _, value, s, k: ewa_baseline(state, value, s, k)[0])
+
+  def explain(state, groups, value):
+    mean, _, expected = ewa_baseline(known(state, groups, value), value, groups.s, groups.k)
+    return {"baseline": mean, "expected_mse": expected}
+
+  def baseline(state, groups, value):
+    return estimator.baseline(known(state, groups, value), groups, value)
+
+  return estimator._replace(init=ewa_init, learn=learn, baseline=baseline, explain=explain)

@@ -1,0 +1,133 @@
+"""What a budget rule is, and how one is asked from outside of the training loop."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from v05_jax import groups as grouping
+from v05_jax import plug
+
+
+class Limits(NamedTuple):
+  """What is known of a prompt's rollouts beforehand."""
+
+  first: int  # to begin with; of a rule that divides a total, at least
+  most: int
+  mean: float | None  # of a batch, where the rule fixes it; None = the outcomes decide
+  unconditional: int  # a prompt's first rollouts, whose number no outcome has chosen
+  closes: (
+    bool  # a prompt gets no more than it began with, unless all prompts are asked again together
+  )
+
+
+class Asked(NamedTuple):
+  """Where the rollouts of P prompts stand when a rule is asked for more."""
+
+  issued: (
+    np.ndarray
+  )  # int [P]  so far; 0 = padding. A rollout without a verdict is not in `groups.k`
+  ended: np.ndarray  # bool [P]  all of them have ended and were judged
+
+
+class Budget(NamedTuple):
+  """A rule. `value` [P] is the prior V, NaN = it does not speak; `state` is what `init` and `learn`
+  return. All run on the host."""
+
+  limits: Limits
+  # (value [P], real bool [P]) -> int [P]: rollouts to begin with
+  first: Callable
+  # (state, Groups so far, value [P], Asked) -> int [P]: further rollouts, for the prompts that have
+  # ended; None = never any
+  more: Callable | None = None
+  init: Callable = lambda: ()
+  # (Groups, value [P], rollouts bought [P]) -> {"stop": why there are no more [P], "gain": what one
+  # more would have taken off the MSE [P], "cost": what that was compared with}, for --mode=sample
+  explain: Callable = lambda groups, value, bought: {}
+  # (state, Groups, value) -> state
+  learn: Callable = lambda state, groups, value: state
+
+
+def make(setting: plug.Setting) -> Budget:
+  """The rule that `config.budget.rule` names, tried on a few prompts; its state is {label:
+  state}."""
+  name = setting.config.budget.rule
+  found, what, key = (
+    plug.make("budget", name, setting, Budget),
+    f"budget.rule={name}",
+    plug.label(name),
+  )
+  value, real = np.full(3, np.nan, np.float32), np.array([True, True, False])
+  _check(what, "first", plug.call(what, found.first, value, real))
+  if found.more:
+    groups = grouping.make(np.zeros((3, found.limits.most)), np.zeros((3, found.limits.most), bool))
+    asked = Asked(np.array([1, 1, 0]), real)
+    _check(what, "more", plug.call(what, found.more, found.init(), groups, value, asked))
+  return found._replace(
+    more=found.more and (lambda state, *rest: found.more(state[key], *rest)),
+    init=lambda: {key: found.init()},
+    learn=lambda state, *rest: {key: found.learn(state[key], *rest)},
+  )
+
+
+def _check(what: str, name: str, found):
+  found = np.asarray(found)
+  if found.shape != (3,) or not np.issubdtype(found.dtype, np.integer):
+    raise ValueError(
+      f"{what}: {name}: found {found.dtype}{list(found.shape)} for 3 prompts, expected integers [3]"
+    )
+
+
+def constant(count: int) -> Callable:
+  """`first` of a rule that begins every prompt alike."""
+  return lambda value, real: np.where(real, count, 0)
+
+
+def fixed_number(count: int) -> Budget:
+  """The same number of rollouts for every prompt."""
+  return Budget(Limits(count, count, float(count), count, closes=True), constant(count))
+
+
+def extra(rule: str, state, value, s, k, ended, total: int = 0, **options):
+  """Further rollouts for each of P prompts by a rule of the package, in another trainer's sampler.
+
+  Args:
+    rule: a name that `config.budget.rule` may have.
+    state: EWA (`shrinkage.ewa_init`) for "neyman", which must not have learnt from these rollouts
+      yet; None for the others.
+    value: [P] the prior V; NaN = none.
+    s, k: [P] successes, the sum of (r + 1) / 2 over the k rollouts so far, r in [-1, 1].
+    ended: bool [P] all issued rollouts of the prompt have verdicts; elsewhere the answer is 0.
+    total: rollouts of the whole batch, those in k included, for a rule that divides one.
+    options: k_max (16 by default) and the rule's own options; real = bool [P], no padding.
+
+  Returns int [P]. Raises ValueError for an unknown rule or option.
+  """
+  from configs import default  # for the options' defaults
+
+  k, value = np.asarray(k), np.broadcast_to(np.asarray(value, np.float32), np.shape(k))
+  real = np.broadcast_to(options.pop("real", True), k.shape)
+  most, declared = int(options.pop("k_max", 16)), plug.declared("budget", rule).options
+  if unknown := [name for name in options if name not in declared]:
+    raise ValueError(f"budget.extra: found {unknown[0]}, expected one of {', '.join(declared)}")
+  if "k_mean" in declared:
+    options["k_mean"] = total / max(real.sum(), 1)
+
+  def begun(count) -> Budget:
+    config = default.get_config()
+    config.budget.update({"rule": rule, "k_init": int(count), "k_max": most})
+    if options:
+      config.budgets[rule].update(options)
+    return plug.make("budget", rule, plug.Setting(config), Budget)
+
+  asked = Asked(np.where(real, k, 0), np.asarray(ended, bool) & real)
+  found = begun(k.max(initial=1))
+  if found.more is None:  # the rule knows every number beforehand
+    return np.where(asked.ended, (begun(k.min(initial=most)).first(value, real) - k).clip(0), 0)
+  empty, s = np.zeros((len(k), 1)), np.where(real, s, 0)
+  vbar = 2.0 * s / asked.issued.clip(1) - 1.0
+  counts = {"k": asked.issued, "s": s, "vbar": vbar}
+  groups = grouping.make(empty, empty > 0)._replace(
+    **{name: np.asarray(x, np.float32) for name, x in counts.items()}
+  )
+  return np.where(asked.ended, found.more(state, groups, value, asked), 0)

@@ -1,0 +1,92 @@
+"""Baselines that compare a prompt's rollouts with each other alone: no prior. With k = 1 all give
+0.
+
+    grpo     (x - mean x) / (std x + 1e-6), std with k - 1    arXiv 2402.03300; DAPO with other
+             losses
+    dr_grpo  x - mean x                                       arXiv 2503.20783
+    rloo     x - mean of the others                           arXiv 2402.14740
+
+x is the shaped reward.
+"""
+
+import jax.numpy as jnp
+
+from v05_jax import plug
+from v05_jax.estimators.base import STD_EPSILON, Estimator
+
+
+def _from_best(groups):
+  """(best [P, 1], shaped rewards less the best [P, K]): equal rewards then give exactly 0."""
+  shaped = groups.reward + groups.shaping
+  best = jnp.max(jnp.where(groups.mask, shaped, -jnp.inf), axis=1, keepdims=True)
+  best = jnp.where(jnp.isfinite(best), best, 0.0)
+  return best, jnp.where(groups.mask, shaped - best, 0.0)
+
+
+def _mean(state, groups, value):
+  best, behind = _from_best(groups)
+  return best + jnp.sum(behind, axis=1, keepdims=True) / jnp.maximum(groups.k, 1.0)[:, None]
+
+
+def _mean_of_others(state, groups, value):
+  """A rollout alone is compared with itself."""
+  best, behind = _from_best(groups)
+  others = groups.k[:, None] - 1.0
+  total = jnp.sum(behind, axis=1, keepdims=True) - behind
+  return best + jnp.where(others > 0, total / jnp.maximum(others, 1.0), behind)
+
+
+def _unseen(state, groups, value):
+  """The mean of the others, of the verifier's reward alone; without others 0."""
+  alone = groups.k[:, None] < 2
+  return jnp.where(alone, 0.0, _mean_of_others(state, groups._replace(shaping=0.0), value))
+
+
+def _counts(state, prompt, value, s, k):
+  return jnp.where(k > 0, 2.0 * s / jnp.where(k > 0, k, 1.0) - 1.0, 0.0)
+
+
+def _explain(state, groups, value):
+  return {"baseline": groups.vbar, "weight": jnp.ones_like(groups.vbar)}
+
+
+def _spread(advantage, groups):
+  """Standard deviation of each group [P, 1]; 0 where all rewards are equal."""
+  total = jnp.sum(advantage**2, axis=1, keepdims=True)
+  variance = total / jnp.maximum(groups.k - 1.0, 1.0)[:, None]
+  some = variance > 0
+  return jnp.where(some, jnp.sqrt(jnp.where(some, variance, 1.0)), 0.0)
+
+
+def _two(name):
+  """Fewer than two rollouts cannot be compared."""
+
+  def check(config):
+    if config.budget.k_init < 2:
+      yield "budget.k_init", f"at least 2, since baseline {name} compares a prompt's rollouts"
+
+  return check
+
+
+@plug.declare("estimator", check=_two("grpo"))
+def grpo(options, setting):
+  """The group mean, divided by the group's standard deviation."""
+
+  def explain(state, groups, value):
+    centred = jnp.where(groups.mask, groups.reward - groups.vbar[:, None], 0.0)
+    return _explain(state, groups, value) | {"standard deviation": _spread(centred, groups)[:, 0]}
+
+  scale = lambda advantage, groups: advantage / (_spread(advantage, groups) + STD_EPSILON)
+  return Estimator(_mean, scale=scale, explain=explain, unseen=_unseen, counts=_counts)
+
+
+@plug.declare("estimator", check=_two("dr_grpo"))
+def dr_grpo(options, setting):
+  """The group mean."""
+  return Estimator(_mean, explain=_explain, unseen=_unseen, counts=_counts)
+
+
+@plug.declare("estimator", check=_two("rloo"))
+def rloo(options, setting):
+  """The mean of the others."""
+  return Estimator(_mean_of_others, explain=_explain, unseen=_unseen, counts=_counts)

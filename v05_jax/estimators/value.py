@@ -1,0 +1,19 @@
+"""The prior alone, whatever the rollouts say; without a prior the group mean."""
+
+import jax.numpy as jnp
+
+from v05_jax import plug, shrinkage
+from v05_jax.estimators.base import from_counts
+
+
+def _prior(state, prompt, value, s, k):
+  spoken, prior = shrinkage.clean(value)
+  vbar = jnp.where(k > 0, 2.0 * s / jnp.where(k > 0, k, 1.0) - 1.0, 0.0)
+  return jnp.where(spoken, prior, vbar)
+
+
+@plug.declare("estimator")
+def value(options, setting):
+  """V, which no rollout of the prompt has part in."""
+  weight = lambda groups, value: jnp.where(jnp.isfinite(value), 0.0, 1.0)
+  return from_counts(_prior, leave_out=False, weight=weight)

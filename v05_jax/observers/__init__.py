@@ -1,0 +1,1 @@
+"""Observers: what looks on at every step and changes nothing (`--config.observe`)."""

@@ -1,0 +1,94 @@
+"""What an observer is, and what it is shown of a step."""
+
+from collections.abc import Callable
+import contextlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from v05_jax import plug
+from v05_jax.run.metrics import Pairs, merge
+from v05_jax.structs import Draw
+
+# Metrics that are numbers of a step, not means over the draws that it took.
+TOTALS = (
+  "k/hist/",
+  "prompts",
+  "rewards/failed",
+  "sampler/decode_steps",
+  "sampler/refills",
+  "time/verify",
+)
+
+
+class Step(NamedTuple):
+  """A step, before its update."""
+
+  number: int  # steps done before it
+  params: Any  # the policy that sampled
+  drawn: tuple[
+    Draw, ...
+  ]  # all rollouts; more than one draw where groups without signal are replaced
+  taken: Draw  # those that the update sees
+  advantage: np.ndarray  # float32 [P, K]
+  explained: dict[str, np.ndarray]  # {name: [P]} of `estimators.base.advantages`
+
+
+class Observer(NamedTuple):
+  """What is called once a step, on the host."""
+
+  see: Callable  # (state, Step) -> (state, metrics as (sum, count) pairs)
+  init: Callable = lambda: ()
+  flush: Callable = lambda: (
+    None
+  )  # makes sure that what was written survives; before each checkpoint
+  close: Callable = lambda: None
+
+
+class Observers:
+  """Those that `config.observe` names; a context manager. Its state is {label: state}."""
+
+  def __init__(self, setting: plug.Setting):
+    self._all = {
+      name: plug.make("observer", name, setting, Observer) for name in setting.config.observe
+    }
+
+  def init(self) -> dict[str, Any]:
+    """The state before the first step."""
+    return {plug.label(name): observer.init() for name, observer in self._all.items()}
+
+  def see(self, state, step: Step) -> tuple[dict[str, Any], Pairs]:
+    """Shows a step to all -> (state, metrics)."""
+    after, metrics = {}, {}
+    for name, observer in self._all.items():
+      key = plug.label(name)
+      after[key], found = plug.call(f"observe={name}", observer.see, state[key], step)
+      metrics |= found
+    return after, metrics
+
+  def flush(self):
+    for observer in self._all.values():
+      observer.flush()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    with contextlib.ExitStack() as stack:  # all are closed, whatever one of them raises
+      for observer in self._all.values():
+        stack.callback(observer.close)
+
+
+def pair(x, where=None) -> tuple[float, float]:
+  """(sum, count) of the finite entries of `x` under the mask `where`."""
+  x = np.asarray(x, np.float64)
+  where = np.isfinite(x) if where is None else np.isfinite(x) & np.broadcast_to(where, x.shape)
+  return float(x[where].sum()), float(where.sum())
+
+
+def merged(draws) -> Pairs:
+  """The pairs of several draws together; those of `TOTALS` are sums over the draws."""
+  found: Pairs = {}
+  for pairs in draws:
+    found = merge(found, pairs)
+  return found | {name: (p[0], 1) for name, p in found.items() if name.startswith(TOTALS)}

@@ -1,0 +1,247 @@
+"""How a name in the config finds what it stands for: a function of the package, or a user's own.
+
+Estimators, budgets, priors, wrappers of priors, observers and model families are plugs. Each is a
+function in a file of its kind's folder, marked by `declare` with the options that it has and their
+defaults; these stand in the config as FOLDER.NAME.OPTION. A name with a colon, `module:function`,
+is a function in the user's own file, with or without `declare`. `docs/extending.md` has one of
+each.
+"""
+
+from collections.abc import Callable, Iterator
+import difflib
+import functools
+import importlib
+import os
+import pkgutil
+import sys
+from typing import Any, NamedTuple
+
+from v05_jax.rewards.worker import describe, resolve
+
+
+class Option(NamedTuple):
+  """A key of the config that a plug declares."""
+
+  default: Any
+  meaning: str  # and its unit
+  holds: Callable[[Any], bool] = lambda x: True
+  expected: str = "anything"
+
+
+class Declared(NamedTuple):
+  """What `declare` knows of a plug."""
+
+  kind: str
+  options: dict[str, Option]
+  check: Callable  # config -> [(key, expected)] for what does not go together with other keys
+
+
+class Kind(NamedTuple):
+  """A sort of plug."""
+
+  folder: str  # of the package with its files, and section of the config with its options
+  key: str  # of the config that names one, or several
+
+
+KINDS = {
+  "estimator": Kind("estimators", "baseline"),
+  "budget": Kind("budgets", "budget.rule"),
+  "prior": Kind("priors", "prior.kind"),
+  "wrapper": Kind("priors", "prior.wrappers"),
+  "observer": Kind("observers", "observe"),
+}
+
+
+def declare(kind: str, check: Callable = lambda config: (), **options: Option):
+  """Marks a function as a plug of a kind of `KINDS`, with its `options` by name.
+
+  `check(config)` yields (key, expected) for each value that cannot go together with this plug.
+  """
+
+  def mark(function):
+    function.plug = Declared(kind, options, check)
+    return function
+
+  return mark
+
+
+@functools.cache
+def known(kind: str) -> dict[str, Callable]:
+  """Name -> function, of the plugs of a kind that the package has, sorted by name."""
+  folder = importlib.import_module(f"v05_jax.{KINDS[kind].folder}")
+  found = {}
+  for part in pkgutil.iter_modules(folder.__path__):
+    module = importlib.import_module(f"{folder.__name__}.{part.name}")
+    for name, value in vars(module).items():
+      mark = getattr(value, "plug", None)
+      if isinstance(mark, Declared) and mark.kind == kind:
+        found[name.rstrip("_")] = value
+  return dict(sorted(found.items()))
+
+
+def find(kind: str, name: str) -> Callable:
+  """The function behind a name. Raises ValueError with the known names, or with what is wrong with
+  `module:function`."""
+  key = KINDS[kind].key
+  if ":" in name:
+    if os.getcwd() not in sys.path:  # where the run was started, and often the user's file lies
+      sys.path.append(os.getcwd())
+    try:
+      return resolve(name)
+    except Exception as error:
+      raise ValueError(
+        f"{key}: found {name!r}, expected module:function: {describe(error)}"
+      ) from error
+  functions = known(kind)
+  if name not in functions:
+    near = difflib.get_close_matches(name, functions, 1)
+    meant = f" (did you mean {near[0]}?)" if near else ""
+    raise ValueError(
+      f"{key}: found {name!r}{meant}, expected one of {', '.join(functions)}, or module:function "
+      "for "
+      f"a function that Python can import"
+    )
+  return functions[name]
+
+
+def label(name: str) -> str:
+  """What a plug is called in the config, in checkpoints and in messages: its name, or of
+  `module:function` the function."""
+  return name.rpartition(":")[2].rpartition(".")[2]
+
+
+def declared(kind: str, name: str) -> Declared:
+  """What a plug has declared; of a user's function without `declare`, nothing."""
+  return getattr(find(kind, name), "plug", None) or Declared(kind, {}, lambda config: ())
+
+
+def chosen(config) -> Iterator[tuple[str, str]]:
+  """(kind, name) of every plug that a config names."""
+  for kind, (_, key) in KINDS.items():
+    section, _, last = key.rpartition(".")
+    value = (config[section] if section else config)[last]
+    for name in (value,) if isinstance(value, str) else tuple(value):
+      yield kind, name
+
+
+def options(names=()) -> dict[str, Option]:
+  """ "folder.name.option" -> Option, of all plugs of the package, and of the (kind, name) in
+  `names`."""
+  found = [(kind, name) for kind in KINDS for name in known(kind)]
+  found += [pair for pair in names if ":" in pair[1]]
+  return {
+    f"{KINDS[kind].folder}.{label(name)}.{option}": value
+    for kind, name in found
+    for option, value in declared(kind, name).options.items()
+  }
+
+
+def fill(config, found: dict[str, Option]):
+  """Sets options that the config lacks to their defaults."""
+  for key, option in found.items():
+    *sections, last = key.split(".")
+    node = config
+    for name in sections:
+      if name not in node:
+        node[name] = type(config)()
+      node = node[name]
+    if last not in node:
+      node[last] = option.default
+
+
+def problems(config) -> list[str]:
+  """What is wrong with the names of plugs in a config."""
+  found = []
+  for kind, name in chosen(config):
+    try:
+      find(kind, name)
+    except ValueError as error:
+      found.append(str(error))
+  return found
+
+
+def unused(config, keys) -> list[str]:
+  """What is wrong with those of the config's `keys` that are options of plugs that it does not
+  name."""
+  folders, used = {kind.folder for kind in KINDS.values()}, owners(config)
+  found = []
+  for key in keys:
+    folder, _, rest = key.partition(".")
+    if folder in folders and not any(key.startswith(prefix) for prefix in used):
+      name = rest.partition(".")[0]
+      named = " and ".join(f"{k} is {v}" for k, v in _named(config, folder))
+      found.append(f"{key}: an option of {folder}/{name}, which is not in use: {named}")
+  return found
+
+
+def _named(config, folder: str):
+  for kind in KINDS.values():
+    if kind.folder == folder:
+      section, _, last = kind.key.rpartition(".")
+      value = (config[section] if section else config)[last]
+      yield kind.key, value if isinstance(value, str) else ", ".join(value) or "empty"
+
+
+def owners(config) -> dict[str, tuple[str, str]]:
+  """ "folder.name." -> (kind, name) of the plugs that a config names."""
+  return {f"{KINDS[kind].folder}.{label(name)}.": (kind, name) for kind, name in chosen(config)}
+
+
+def table() -> str:
+  """All options of the package's plugs as a Markdown table."""
+  rows = [f"| `{key}` | {x.default!r} | {x.meaning} |" for key, x in options().items()]
+  return "\n".join(["| option | default | meaning |", "| --- | --- | --- |", *rows])
+
+
+def beside(kind: str, name: str, what: str) -> Callable | None:
+  """A function that stands beside a plug in its file, None without."""
+  return getattr(sys.modules[find(kind, name).__module__], what, None)
+
+
+class Setting(NamedTuple):
+  """What a run has when its plugs are made."""
+
+  config: Any
+  rows: int = 0  # of the dataset
+  policy: Any = (
+    None  # the first `models.Policy`, its parameters on host; None in a check of the config
+  )
+  mesh: Any = None
+  prompts: Any = None  # data.Dataset
+  exact: Callable | None = None  # (params, rows) -> success probability, NaN where it is not exact
+  workdir: Any = None  # None: nothing is to be written
+  done: int = 0  # steps of the restored state
+
+
+def make(kind: str, name: str, setting: Setting, result: type):
+  """Calls a plug's function with its own options and the setting.
+
+  Raises ValueError, with the plug's name, where it raises or returns no `result`.
+  """
+  function, section = find(kind, name), setting.config
+  for part in (KINDS[kind].folder, label(name)):
+    section = section[part] if part in section else None
+    if section is None:
+      break
+  found = call(f"{KINDS[kind].key}={name}", function, section, setting)
+  if not isinstance(found, result):
+    raise ValueError(
+      f"{KINDS[kind].key}={name}: returned a {type(found).__name__}, expected a {result.__name__}"
+    )
+  return found
+
+
+def call(what: str, function: Callable, *arguments):
+  """The function's result; an exception of a user's function becomes a ValueError that names it."""
+  if ":" not in what:
+    return function(*arguments)
+  try:
+    return function(*arguments)
+  except Exception as error:
+    raise ValueError(f"{what}: {describe(error)}") from error
+
+
+if __name__ == "__main__":
+  from v05_jax import plug  # the module that the plugs know, which this one is not
+
+  print(plug.table())

@@ -1,0 +1,96 @@
+"""What a value prior is, what a wrapper of one is, and how they are composed.
+
+    history(fallback(recalibrate(v0)))   is   prior.kind=v0, prior.wrappers=(recalibrate, fallback,
+                                         history)
+
+Each keeps its state, and what it remembers of a step's prompts, under its own name. V is in [-1,
+1], 2 P(success) - 1.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from v05_jax import plug
+
+
+class Prior(NamedTuple):
+  """A prior, asked before the rollouts and taught after the update. All run on the host."""
+
+  # (state, Prompts) -> (V float32 [P], NaN = it does not speak; what `learn` is to be told: arrays
+  # [P, ...])
+  ask: Callable
+  init: Callable = lambda: ()
+  # (state, what `ask` remembered, Groups) -> (state, metrics as (sum, count) pairs)
+  learn: Callable = lambda state, asked, groups: (state, {})
+  learned: bool = True  # it can be wrong about single prompts: what corrections are about
+
+
+class Layer(NamedTuple):
+  """What a wrapper adds to the prior inside of it."""
+
+  # (state, Prompts, V of the inner prior, what that remembers) -> (V, what `learn` is to be told)
+  ask: Callable
+  init: Callable = lambda: ()
+  # (state, what `ask` remembered, Groups) -> (state, metrics as (sum, count) pairs)
+  learn: Callable = lambda state, asked, groups: (state, {})
+  corrects: bool = False  # it is for learned priors alone, and left out around any other
+
+
+def make(setting: plug.Setting) -> Prior:
+  """The prior of `config.prior`, wrappers and all; its state is {name: state}."""
+  options = setting.config.prior
+  prior = named(options.kind, plug.make("prior", options.kind, setting, Prior))
+  for name in options.wrappers:
+    layer = plug.make("wrapper", name, setting, Layer)
+    if prior.learned or not layer.corrects:
+      prior = wrapped(name, layer, prior)
+  return prior
+
+
+def speaks(config) -> bool:
+  """Whether anything says a V in runs of this config."""
+  return config.prior.kind != "none" or "history" in config.prior.wrappers
+
+
+def named(name: str, prior: Prior) -> Prior:
+  """The prior with its state, and what it remembers, under its name; its answers are checked."""
+  what, key = f"prior.kind={name}", plug.label(name)
+
+  def ask(state, prompts):
+    value, asked = plug.call(what, prior.ask, state[key], prompts)
+    return checked(what, value, prompts), {key: asked}
+
+  def learn(state, asked, groups):
+    after, metrics = plug.call(what, prior.learn, state[key], asked[key], groups)
+    return {key: after}, metrics
+
+  return Prior(ask, lambda: {key: plug.call(what, prior.init)}, learn, prior.learned)
+
+
+def wrapped(name: str, layer: Layer, inner: Prior) -> Prior:
+  """The inner prior with a layer around it."""
+  what, key = f"prior.wrappers={name}", plug.label(name)
+
+  def ask(state, prompts):
+    value, asked = inner.ask(state, prompts)
+    value, own = plug.call(what, layer.ask, state[key], prompts, value, asked)
+    return checked(what, value, prompts), asked | {key: own}
+
+  def learn(state, asked, groups):
+    after, metrics = inner.learn(state, asked, groups)
+    own, more = plug.call(what, layer.learn, state[key], asked[key], groups)
+    return after | {key: own}, metrics | more
+
+  return Prior(ask, lambda: inner.init() | {key: plug.call(what, layer.init)}, learn, inner.learned)
+
+
+def checked(what: str, value, prompts) -> np.ndarray:
+  """V as float32 [P]. Raises ValueError for another shape."""
+  value = np.asarray(value, np.float32)
+  if value.shape != (len(prompts.mask),):
+    raise ValueError(
+      f"{what}: ask: found V of shape {value.shape}, expected ({len(prompts.mask)},)"
+    )
+  return value

@@ -1,0 +1,213 @@
+"""What each key of the config may be (`RULES`), and what keys must have to do with each other.
+
+configs/default.py declares every key once. Options of plugs have their rules beside their defaults.
+"""
+
+from collections.abc import Callable
+import re
+from typing import Any, NamedTuple
+
+from v05_jax import benchmarks, plug
+from v05_jax.budgets.base import Budget
+
+
+class Rule(NamedTuple):
+  """What a key's value may be, beyond the type of its default."""
+
+  holds: Callable[[Any], bool]
+  expected: str
+  choices: tuple[str, ...] = ()
+
+
+ANYTHING = Rule(lambda x: True, "anything")
+
+
+def _one_of(*choices: str) -> Rule:
+  return Rule(lambda x: x in choices, "one of " + ", ".join(choices), choices)
+
+
+def _at_least(low) -> Rule:
+  return Rule(lambda x: x >= low, f"at least {low}")
+
+
+_NAMES = Rule(
+  lambda x: len(set(x)) == len(x) > 0 and all(re.fullmatch(r"\w+", str(name)) for name in x),
+  "at least one name, each once; on the command line \"('add', 'sub')\"",
+)
+_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+_MATRICES = Rule(
+  lambda x: len(set(x)) == len(x) > 0 and set(x) <= set(_TARGETS),
+  f"at least one of {', '.join(_TARGETS)}, each once; on the command line \"('q', 'v')\"",
+)
+_TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:function
+_REWARD = Rule(
+  lambda x: x in ("task", "math") or _TARGET.fullmatch(x) is not None,
+  "task, math or module:function",
+  ("task", "math", "module:function"),
+)
+
+
+_RANGES = (
+  (_at_least(1), "rollouts_per_step data.size rewards.workers prior.context prior.min_support"),
+  (_at_least(1), "sampler.slots sampler.chunk sampler.open_prompts sampler.prefill"),
+  (_at_least(0), "cpu_devices"),
+  (_at_least(1), "sampler.share sampler.slot_sizes sampler.column_sizes"),
+  (_at_least(1), "sampler.max_prompt sampler.max_response budget.k_init budget.k_max"),
+  (_at_least(1), "selection.pool"),
+  (_at_least(1), "loss.minibatches loss.epochs loss.micro_rows loss.vocab_chunk"),
+  (_at_least(1), "sft.batch eval.size checkpoint.keep"),
+  (_at_least(0), "num_steps data.seed rewards.overlong_buffer sampler.top_k"),
+  (_at_least(0), "budget.max_resample loss.clip_high loss.kl_coef loss.entropy_coef"),
+  (_at_least(0), "loss.row_length loss.max_skipped"),
+  (_at_least(0), "optimizer.learning_rate optimizer.warmup_steps optimizer.weight_decay"),
+  (_at_least(0), "optimizer.clip_norm sft.steps sft.learning_rate sft.warmup_steps"),
+  (_at_least(0), "eval.period eval.samples checkpoint.period"),
+  (
+    _at_least(1),
+    "value.steps value.tasks value.support value.pairs value.window value.queries value.width",
+  ),
+  (
+    _at_least(1),
+    "value.heads value.bottleneck value.estimators value.layers value.embed value.attention_heads",
+  ),
+  (_at_least(1), "value.group value.thinking"),
+  (_at_least(0), "value.learning_rate value.weight_decay"),
+  (Rule(lambda x: 0 <= x <= 1, "at least 0 and at most 1"), "value.pair_weight value.warmup"),
+  (_one_of("adapter", "head", "both"), "value.train"),
+  (Rule(lambda x: 0 <= x < 2**32, "at least 0 and below 2**32"), "seed"),
+  (Rule(lambda x: x > 0, "above 0"), "value.clip_norm rewards.timeout optimizer.eps"),
+  (Rule(lambda x: x > 0, "above 0"), "sampler.temperature eval.temperature"),
+  (Rule(lambda x: 0 < x <= 1, "above 0 and at most 1"), "sampler.top_p"),
+  (Rule(lambda x: 0 <= x <= 1, "at least 0 and at most 1"), "loss.clip_low"),
+  (Rule(lambda x: x == 0 or x > 1, "above 1, or 0 for off"), "loss.clip_dual"),
+  (Rule(lambda x: 0 <= x < 1, "at least 0 and below 1"), "optimizer.b1 optimizer.b2"),
+  (Rule(lambda x: x == -1 or x >= 1, "at least 1, or -1"), "mesh.data mesh.fsdp mesh.tensor"),
+  (Rule(lambda x: x.strip() != "", "a text that is not empty"), "policy.path data.folder"),
+  (Rule(benchmarks.is_path, benchmarks.EXPECTED), "data.path eval.path"),
+  (
+    Rule(lambda x: not x or "{prompt}" in x, "a text that holds {prompt}, or an empty one"),
+    "data.template",
+  ),
+  (_NAMES, "data.families"),
+  (_at_least(0), "policy.lora_rank"),
+  (Rule(lambda x: x > 0, "above 0"), "policy.lora_alpha"),
+  (_MATRICES, "policy.lora_targets"),
+  (_REWARD, "reward"),
+  (_one_of("float32", "bfloat16"), "policy.dtype"),
+  (_one_of("none", "full", "attention", "dots"), "policy.remat"),
+  (_one_of("plain", "flash"), "policy.attention"),
+  (_one_of("train", "validation", "heldout"), "data.split eval.split"),
+  (_one_of("score", "fail", "mask"), "sampler.truncated"),
+  (_one_of("token", "rollout", "prompt", "constant"), "loss.aggregate"),
+  (_one_of("sampler", "recompute"), "loss.old_logprob"),
+  (_one_of("constant", "cosine", "linear"), "optimizer.schedule"),
+  (ANYTHING, "value.data value.heldout value.start value.head value.natural value.dropout"),
+  (ANYTHING, "policy.preset data.prompt_key data.answer_key"),
+  (ANYTHING, "data.chat_template rewards.low rewards.high selection.weighted"),
+  (ANYTHING, "loss.share_prompts"),
+)
+RULES = {key: rule for rule, keys in _RANGES for key in keys.split()}
+# Keys that name plugs: what they may be is known by looking.
+RULES |= {kind.key: ANYTHING for kind in plug.KINDS.values()}
+
+
+def show(value) -> str:
+  """A value in a message, shortened."""
+  text = repr(value)
+  return text if len(text) <= 80 else text[:77] + "..."
+
+
+def relations(config, flat, wrong) -> list[str]:
+  """Problems between keys, beyond those of the keys that are `wrong` already."""
+  problems = []
+  loss, sampler, policy = config.loss, config.sampler, config.policy
+  longest = sampler.max_prompt + sampler.max_response - 1
+
+  def need(holds: bool, key: str, expected: str):
+    if not holds and key not in wrong:
+      problems.append(f"{key}: found {show(flat[key])}, expected {expected}")
+
+  one_prompt = f"at least budget.k_init = {config.budget.k_init}, what one prompt takes"
+  need(config.rollouts_per_step >= config.budget.k_init, "rollouts_per_step", one_prompt)
+  alone = "1, since budget.max_resample replaces prompts by others"
+  need(config.selection.pool == 1 or not config.budget.max_resample, "selection.pool", alone)
+  weighted = config.selection.weighted and config.selection.pool > 1
+  unbiased = (
+    "rollout, prompt or constant, since selection.weighted divides by no random number of tokens"
+  )
+  need(not weighted or loss.aggregate != "token", "loss.aggregate", unbiased)
+  row = f"0, or at least {longest} = sampler.max_prompt + sampler.max_response - 1"
+  need(loss.row_length == 0 or loss.row_length >= longest, "loss.row_length", row)
+  flash = "bfloat16, since policy.attention is flash, whose kernels want it"
+  need(policy.attention == "plain" or policy.dtype == "bfloat16", "policy.dtype", flash)
+  plain = "False, since policy.attention is flash, whose kernels see one segment a token"
+  need(policy.attention == "plain" or not loss.share_prompts, "loss.share_prompts", plain)
+  high = f"less than rewards.high = {config.rewards.high}"
+  need(config.rewards.low < config.rewards.high, "rewards.low", high)
+  response = f"at most sampler.max_response = {sampler.max_response}"
+  buffer = config.rewards.overlong_buffer
+  need(buffer <= sampler.max_response, "rewards.overlong_buffer", response)
+  _plugs(config, need)
+  _data(config, need)
+  _value(config.value, need)
+  context = f"at most prior.context = {config.prior.context}"
+  need(config.prior.min_support <= config.prior.context, "prior.min_support", context)
+  axes = [axis for axis, size in config.mesh.items() if size == -1]
+  if len(axes) > 1:
+    need(False, f"mesh.{axes[-1]}", f"-1 for one axis alone, not for {' and '.join(axes)}")
+  return problems
+
+
+def _plugs(config, need):
+  """What plugs want of other keys, and of a budget how many prompts a step has."""
+  for kind, name in plug.chosen(config):
+    for key, expected in plug.declared(kind, name).check(config):
+      need(False, key, expected)
+  if config.budget.k_init <= config.budget.k_max:
+    budget = plug.make("budget", config.budget.rule, plug.Setting(config), Budget)
+    most = budget.limits.mean or budget.limits.most
+    fewest = max(1, round(config.rollouts_per_step / max(1, most)))  # prompts of a step
+    prompts = (
+      f"at most {fewest}, the prompts of a step (rollouts_per_step / {most:g} rollouts of each)"
+    )
+    need(config.loss.minibatches <= fewest, "loss.minibatches", prompts)
+
+
+def _data(config, need):
+  """Files and benchmarks want another reward and another evaluation than the built-in tasks."""
+  own = {"data.path": config.data.path != "tasks", "eval.path": config.eval.path != "tasks"}
+  for key in (key for key, is_file in own.items() if is_file):
+    other = (
+      f'"math" or module:function, since {key} is a file or benchmark: "task" knows the built-in '
+      "tasks alone"
+    )
+    need(config.reward != "task", "reward", other)
+  if config.eval.period:
+    heldout = (
+      "a held-out file or benchmark, as data.path is one (or eval.period = 0: no evaluation)"
+    )
+    need(own["eval.path"] or not own["data.path"], "eval.path", heldout)
+    sampled = (
+      "at least 1, since eval.path is a file or benchmark: only the built-in tasks have an exact "
+      "success"
+    )
+    need(config.eval.samples > 0 or not own["eval.path"], "eval.samples", sampled)
+
+
+def _value(value, need):
+  """The same for the training of a V0."""
+  need(value.width % value.heads == 0, "value.heads", f"a divisor of value.width = {value.width}")
+  divisor = f"a divisor of value.embed = {value.embed}"
+  need(value.embed % value.attention_heads == 0, "value.attention_heads", divisor)
+  need(value.embed % 4 == 0, "value.embed", "a multiple of 4")
+  need(
+    value.data != "synthetic" or value.train == "head",
+    "value.train",
+    "head, since value.data is synthetic",
+  )
+  trained = value.start or value.head or value.train != "adapter"
+  need(
+    trained,
+    "value.train",
+    "both, or a trained head in value.start or value.head: a new one passes no gradient on",
+  )

@@ -1,0 +1,105 @@
+"""From prompts to rollouts: a step's prompts, what the prior says of them, and what was sampled."""
+
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from v05_jax import data, rewards, rng
+from v05_jax import groups as grouping
+from v05_jax.observers.base import merged, pair
+from v05_jax.run.metrics import Pairs
+from v05_jax.sampling import resample, selection
+from v05_jax.sampling.ledger import Order
+from v05_jax.structs import Draw, Prompts, TrainState
+
+
+class Drawn(NamedTuple):
+  """All that a step has sampled."""
+
+  taken: Draw  # what the update sees
+  draws: tuple[Draw, ...]  # all of it: several where groups without signal were replaced
+  cursor: int  # behind the prompts that were taken or passed over
+  metrics: Pairs
+
+  @property
+  def generated(self) -> int:
+    """Rollouts, those that were replaced included."""
+    return sum(len(draw.rolls.prompt) for draw in self.draws)
+
+
+def draw(run, collect, state: TrainState) -> Drawn:
+  """Takes the step's prompts, asks the prior, samples and verifies their rollouts.
+
+  With `config.budget.max_resample`, groups without signal are replaced by those of further prompts,
+  as many at a time as are missing.
+  """
+  began, config = time.perf_counter(), run.config
+  count = missing = run.prompts_per_step(float(state.mean_k))
+  key, cursor, draws, measured = rng.at(config.seed, int(state.step)), int(state.cursor), [], []
+  for _ in range(1 + config.budget.max_resample):
+    chosen = choose(run, state, cursor, missing)
+    cursor += missing * config.selection.pool
+    order = Order(run.budget, state.budget, chosen.value)
+    rolls, stats = collect(state.params, chosen.prompts, key, order)
+    draws.append(Draw(*chosen[:3], rolls, group(run, chosen.prompts, rolls), chosen.importance))
+    measured.append(stats | chosen.metrics)
+    keep = [resample.informative(draw.rolls) for draw in draws]
+    missing = count - sum(int(kept.sum()) for kept in keep)
+    if missing <= 0:
+      break
+  taken = resample.select(draws, keep, count) if config.budget.max_resample else draws[0]
+  found, seconds = merged(measured), time.perf_counter() - began
+  found["data/epoch"] = (cursor / len(run.prompts), 1)
+  found["time/sample"] = (seconds, 1)
+  found["time/tokens_per_second"] = (found["response/length"][0], seconds)
+  return Drawn(taken, tuple(draws), cursor, found)
+
+
+def group(run, prompts: Prompts, rolls) -> grouping.Groups:
+  """The groups of a batch's rollouts, with the shaping that the config asks for."""
+  config = run.config
+  limit, buffer = config.sampler.max_response, config.rewards.overlong_buffer
+  return grouping.of_rollouts(
+    rolls,
+    config.rewards,
+    rewards.overlong_penalty(rolls.length, limit, buffer),
+    prompts.row,
+    int(prompts.step),
+    run.budget.limits.unconditional,
+  )
+
+
+class Chosen(NamedTuple):
+  """The prompts of a draw and what the prior says of them."""
+
+  prompts: Prompts
+  value: np.ndarray  # float32 [P]
+  asked: Any  # what the prior remembers of having been asked, arrays [P, ...]
+  importance: np.ndarray  # float32 [P]
+  metrics: Pairs
+
+
+def choose(run, state: TrainState, cursor: int, count: int) -> Chosen:
+  """The next `count` prompts with their prior, or the `count` that are worth most of a pool several
+  times as large, by what the estimator expects of them."""
+  options, capacity = run.config.selection, run.shapes.prompts
+  size = count * options.pool
+  prompts = run.prompts.at(cursor, size, pad_to=capacity * options.pool)
+  prompts = prompts.replace(step=np.int32(state.step))
+  value, asked = run.prior.ask(state.prior, prompts)
+  importance = np.ones(capacity, np.float32)
+  if options.pool == 1:
+    return Chosen(prompts, value, asked, importance, {})
+  expected = run.estimator.expect(state.estimator, prompts.row, prompts.step, value)
+  chance = selection.inclusion(np.asarray(expected)[:size], count)
+  uniform = jax.random.uniform(rng.at(run.config.seed, int(state.step), rng.SELECT))
+  index = selection.systematic(chance, float(uniform))
+  if options.weighted:
+    importance[:count] = count / size / chance[index]
+  padded = np.pad(index, (0, capacity - count))
+  asked = jax.tree.map(lambda x: np.asarray(x)[padded], asked)
+  taken = data.take(prompts, index, capacity)
+  metrics = {"selection/chance": pair(chance[index])}
+  return Chosen(taken, value[padded], asked, importance, metrics)

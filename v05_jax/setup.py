@@ -1,0 +1,124 @@
+"""What a config stands for: model, data, plugs and programs, made and checked before anything
+runs."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from v05_jax import config as configuration
+from v05_jax import data, models, plug, tasks
+from v05_jax.budgets import base as budgets
+from v05_jax.estimators import base as estimators
+from v05_jax.observers import base as observers
+from v05_jax.priors import base as priors
+from v05_jax.scale import distributed, sharding
+from v05_jax.shapes import Shapes, shapes
+from v05_jax.structs import TrainState
+from v05_jax.update import policy_gradient
+
+
+class Run(NamedTuple):
+  """What a config stands for: all that can be wrong with it has been found when this exists."""
+
+  config: Any
+  mesh: Any
+  policy: models.Policy  # the first policy; parameters on host
+  prompts: data.Dataset
+  prior: priors.Prior
+  budget: budgets.Budget
+  estimator: estimators.Estimator  # its functions are programs
+  advantages: Callable  # (state, Groups, value) -> (advantage [P, K], {name: [P]})
+  observers: observers.Observers
+  update: policy_gradient.Update
+  reference: Any  # the first policy's parameters on the mesh, for the KL; None without
+  exact: Callable | None  # (params, rows) -> success probability, NaN where it is not exact
+  shapes: Shapes
+
+  def init(self) -> TrainState:
+    """The state before the first step."""
+    params = self.update.place(self.policy.params)
+    zero, limits = np.zeros((), np.int32), self.budget.limits
+    return TrainState(
+      params=params,
+      opt_state=self.update.init(params),
+      step=zero,
+      cursor=zero,
+      rollouts=zero,
+      # Outcomes have no prior to lean on at first, and may ask for all rollouts of every prompt.
+      mean_k=np.float32(limits.mean or limits.most),
+      skipped=distributed.put(zero, sharding.replicated(self.mesh)),
+      prior=self.prior.init(),
+      budget=self.budget.init(),
+      estimator=self.estimator.init(),
+      observers=self.observers.init(),
+    )
+
+  def prompts_per_step(self, mean_k: float) -> int:
+    """`rollouts_per_step / mean_k`, a multiple of the minibatches, within the capacity."""
+    parts = self.config.loss.minibatches
+    wanted = round(self.config.rollouts_per_step / mean_k / parts) * parts
+    return int(np.clip(wanted, parts, self.shapes.prompts))
+
+
+def setup(config, workdir: str | None = None, done: int = 0) -> Run:
+  """Checks a config and loads what it names. Raises ValueError that names the key or file at fault.
+
+  workdir: where observers write, None = nowhere; `done`: steps of the state that is to be restored.
+  """
+  configuration.validate(config)
+  mesh = sharding.make_mesh(config.mesh)
+  distributed.connect(mesh)
+  policy = models.load(config.policy, config.seed)
+  weights = jax.tree.leaves(policy.params)
+  sampled = lambda: (np.ravel(x)[:: max(1, x.size // 4096)] for x in weights)
+  described = [repr(policy.config), repr(policy.stop)]
+  distributed.check_same("config.policy", lambda: [*described, *sampled()])
+  prompts = data.load(config.data, policy.tokenizer, config.sampler.max_prompt, seed=config.seed)
+  texts = lambda: (str(row) for row in prompts.rows)
+  distributed.check_same("config.data", lambda: [prompts.tokens, prompts.start, *texts()])
+  built_in = config.data.path == data.TASKS
+  exact = tasks.make_exact(policy.config, policy.tokenizer, config.sampler) if built_in else None
+  setting = plug.Setting(config, len(prompts), policy, mesh, prompts, exact, workdir, done)
+  return assemble(setting, make_update(config, policy.config, mesh))
+
+
+def make_update(config, model_config, mesh) -> policy_gradient.Update:
+  """The update of a config, for a model on a mesh."""
+  return policy_gradient.make(
+    model_config,
+    config.loss,
+    config.optimizer,
+    mesh,
+    temperature=config.sampler.temperature,
+    total_updates=config.num_steps * config.loss.minibatches * config.loss.epochs,
+  )
+
+
+def assemble(setting: plug.Setting, update: policy_gradient.Update) -> Run:
+  """The run of what was loaded, with the plugs that its config names."""
+  config, policy = setting.config, setting.policy
+  budget, estimator = budgets.make(setting), estimators.make(setting)
+  learns = bool(jax.tree.leaves(estimator.init()))
+  run_advantages = lambda state, groups, value: estimators.advantages(
+    estimator, state, groups, value
+  )
+  return Run(
+    config=config,
+    mesh=setting.mesh,
+    policy=policy,
+    prompts=setting.prompts,
+    prior=priors.make(setting),
+    budget=budget,
+    estimator=estimator._replace(
+      expect=jax.jit(estimator.expect),
+      learn=jax.jit(estimator.learn) if learns else lambda state, groups, value: state,
+    ),
+    advantages=jax.jit(run_advantages),
+    observers=observers.Observers(setting),
+    update=update,
+    reference=update.freeze(policy.params) if config.loss.kl_coef else None,
+    exact=setting.exact,
+    shapes=shapes(config, budget.limits),
+  )
