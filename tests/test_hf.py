@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from configs import default
 from v05_jax import models
-from v05_jax.models import hf, presets, transformer
+from v05_jax.models import decoder, hf, presets
 from v05_jax.models import tokenizer as tokenizers
 
 DATA = Path(__file__).parent / "data" / "qwen3"
@@ -40,8 +40,8 @@ def make():
 def logits(config, params, tokens, real):
   """Logits [N, T, V]; `real` int32 [N, T] is 0 on padding."""
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-  hidden = transformer.forward(config, params, tokens, positions, real)
-  return transformer.logits(config, params, hidden)
+  hidden = decoder.forward(config, params, tokens, positions, real)
+  return decoder.logits(config, params, hidden)
 
 
 @partial(jax.jit, static_argnums=0)

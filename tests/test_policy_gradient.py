@@ -12,13 +12,13 @@ import pytest
 
 from configs.default import get_config
 from v05_jax import structs
-from v05_jax.models import cpu, flash, transformer
+from v05_jax.models import cpu, decoder, flash
 from v05_jax.scale import sharding
 from v05_jax.update import losses, policy_gradient
 from v05_jax.update import optimizer as optimizers
 
 P, K, T, R, V = 6, 4, 6, 5, 20
-MODEL = transformer.ModelConfig(V, 16, 2, 4, 2, 4, 24)
+MODEL = decoder.ModelConfig(V, 16, 2, 4, 2, 4, 24)
 TEMPERATURE = 0.9
 LONG = 20  # of a row that takes several rollouts
 
@@ -36,7 +36,7 @@ def mesh_of(data=1, fsdp=1, tensor=1):
 
 @functools.cache
 def parameters(seed=0):
-  init = jax.jit(functools.partial(transformer.init, MODEL))
+  init = jax.jit(functools.partial(decoder.init, MODEL))
   params = jax.device_get(init(jax.random.key(seed)))
   return jax.tree.map(lambda x: 2 * x, params)  # sharper than at the start, so that losses differ
 
@@ -131,8 +131,8 @@ def padded(prompts, rollouts):
 def padded_logprobs(params, tokens, length):
   """(log-probs of tokens[:, 1:], entropies), both [N, T + R - 1]."""
   index = jnp.broadcast_to(jnp.arange(T + R), tokens.shape)
-  hidden = transformer.forward(MODEL, params, tokens, index, (index < length[:, None]) * 1)
-  logits = transformer.logits(MODEL, params, hidden[:, :-1]) / TEMPERATURE
+  hidden = decoder.forward(MODEL, params, tokens, index, (index < length[:, None]) * 1)
+  logits = decoder.logits(MODEL, params, hidden[:, :-1]) / TEMPERATURE
   every = jax.nn.log_softmax(logits)
   logprob = jnp.take_along_axis(every, tokens[:, 1:, None], -1)[..., 0]
   return logprob, -jnp.sum(jnp.exp(every) * every, -1)
@@ -424,7 +424,7 @@ def test_an_attention_kernel_is_split_over_the_mesh(monkeypatch):
   """Splash attention, interpreted: every device has its rows and its heads."""
   monkeypatch.setattr(flash, "attend", functools.partial(flash.attend, interpret=True))
   model = dataclasses.replace(MODEL, head_dim=128)
-  params = jax.device_get(jax.jit(functools.partial(transformer.init, model))(jax.random.key(0)))
+  params = jax.device_get(jax.jit(functools.partial(decoder.init, model))(jax.random.key(0)))
   rows, c = sample(), config(share_prompts=False, row_length=LONG)
 
   def gradient(model, *sizes):

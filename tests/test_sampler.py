@@ -7,7 +7,7 @@ import pytest
 
 from tests import support
 from v05_jax import rng
-from v05_jax.models import transformer
+from v05_jax.models import decoder
 from v05_jax.sampling import rollouts, sampler
 from v05_jax.update import losses
 
@@ -78,10 +78,10 @@ def test_sampled_logprobs_equal_teacher_forced_ones():
 
   @jax.jit
   def teacher_forced(params):
-    hidden = transformer.forward(support.MODEL, params, text, index, np.ones_like(text))
-    head = transformer.unembed(support.MODEL, params)
+    hidden = decoder.forward(support.MODEL, params, text, index, np.ones_like(text))
+    head = decoder.unembed(support.MODEL, params)
     plain, _ = losses.token_logprobs(hidden, head, np.roll(text, -1, 1), 0.7, 64)
-    logits = transformer.logits(support.MODEL, params, hidden) / 0.7
+    logits = decoder.logits(support.MODEL, params, hidden) / 0.7
     kept = sampler.truncate(jax.nn.log_softmax(logits).reshape(-1, support.VOCAB), 9, 0.8)
     return plain, kept.reshape(logits.shape)
 

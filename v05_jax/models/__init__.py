@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 import jax
 
 from v05_jax import rng
-from v05_jax.models import flash, hf, lora, presets, transformer
+from v05_jax.models import decoder, flash, hf, lora, presets
 from v05_jax.models import tokenizer as tokenizers
 
 BUILTIN = Path(__file__).parent.parent / "tasks" / "warm_start"
 
 
 class Policy(NamedTuple):
-  config: transformer.ModelConfig
-  # numpy arrays on host, float32 (beside adapters: see `lora.add`); models/transformer.py has the
+  config: decoder.ModelConfig
+  # numpy arrays on host, float32 (beside adapters: see `lora.add`); models/decoder.py has the
   # tree
   params: Any
   tokenizer: Any  # a transformers tokenizer with an EOS token
@@ -28,7 +28,7 @@ def backend(platform: str | None = None) -> str:
   return "cpu" if (platform or jax.default_backend()) == "cpu" else "accelerator"
 
 
-def shape(path: str, preset: str) -> transformer.ModelConfig:
+def shape(path: str, preset: str) -> decoder.ModelConfig:
   """The shape of a model that need not be here: of the preset, of the folder's config.json, or,
   where there is no such folder, of the preset that the folder is named after. Raises ValueError
   where none of these is known."""
@@ -46,9 +46,7 @@ def shape(path: str, preset: str) -> transformer.ModelConfig:
   return presets.PRESETS[name]
 
 
-def adapt(
-  config: transformer.ModelConfig, policy, platform: str | None = None
-) -> transformer.ModelConfig:
+def adapt(config: decoder.ModelConfig, policy, platform: str | None = None) -> decoder.ModelConfig:
   """The shape as `config.policy` wants it computed on a platform of JAX, by default this
   machine's."""
   platform = platform or jax.default_backend()
@@ -75,10 +73,9 @@ def load(policy, seed: int = 0) -> Policy:
 
   Raises ValueError, naming the key or file, for whatever cannot be used.
   """
-  if policy.dtype not in transformer.DTYPES:
+  if policy.dtype not in decoder.DTYPES:
     raise ValueError(
-      f"config.policy.dtype: found {policy.dtype!r}, expected one of "
-      f"{', '.join(transformer.DTYPES)}"
+      f"config.policy.dtype: found {policy.dtype!r}, expected one of {', '.join(decoder.DTYPES)}"
     )
   if policy.preset and policy.preset not in presets.PRESETS:
     raise ValueError(
@@ -96,7 +93,7 @@ def load(policy, seed: int = 0) -> Policy:
   tokenizers.check(tokenizer, config.vocab_size, directory, padded=bool(policy.preset))
   config = adapt(config, policy)
   if policy.preset:
-    params = jax.device_get(jax.jit(lambda: transformer.init(config, rng.at(seed, 0, rng.INIT)))())
+    params = jax.device_get(jax.jit(lambda: decoder.init(config, rng.at(seed, 0, rng.INIT)))())
   else:
     params = hf.load(directory, matrices=policy.dtype if config.adapters else "float32")[1]
     if config.adapters:

@@ -1,6 +1,6 @@
 """What the decoder's training pass computes in another way where XLA compiles for a CPU.
 
-The functions are those of `transformer.py`; the order of work differs, with this in mind: what a
+The functions are those of `decoder.py`; the order of work differs, with this in mind: what a
 loop touches should stay in cache, memory that is written once and read once costs as much as
 arithmetic, a scatter runs one element at a time, and a matrix product runs at full speed only if
 neither operand has to be transposed in memory first.

@@ -16,8 +16,8 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
-from v05_jax.models import lora, transformer
-from v05_jax.models.transformer import ModelConfig
+from v05_jax.models import decoder, lora
+from v05_jax.models.decoder import ModelConfig
 
 ARCHITECTURES = ("Qwen3ForCausalLM",)
 STORED = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16}
@@ -297,7 +297,7 @@ def stored_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _shapes(config: ModelConfig):
-  return jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
+  return jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
 
 
 def _at(tree, path):

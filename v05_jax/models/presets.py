@@ -5,7 +5,7 @@ The Qwen3 numbers are those of the config.json files that the Qwen team publishe
 (`Qwen/Qwen3-0.6B` and so on); `num_params` of each equals the published model's parameter count.
 """
 
-from v05_jax.models.transformer import ModelConfig
+from v05_jax.models.decoder import ModelConfig
 
 # Characters are few and rollouts short: a small rope_theta turns the slowest pair within their
 # length.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
-from v05_jax.models import transformer
+from v05_jax.models import decoder
 from v05_jax.priors import prior as priors
 from v05_jax.scale import distributed, sharding
 from v05_jax.value_model.v0 import ValuePrior, load
@@ -183,7 +183,7 @@ def embed_prompts(config, params, tokens, length):
   state)."""
   index = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
   inside = index < length[:, None]
-  hidden = transformer.forward(config, params, tokens, index, inside.astype(jnp.int32))
+  hidden = decoder.forward(config, params, tokens, index, inside.astype(jnp.int32))
   hidden = jnp.where(inside[..., None], hidden.astype(jnp.float32), 0.0)
   last = jnp.sum(jnp.where((index == length[:, None] - 1)[..., None], hidden, 0.0), axis=1)
   return jnp.concatenate([last, jnp.sum(hidden, axis=1) / length[:, None]], axis=-1)

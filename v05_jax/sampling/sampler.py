@@ -27,7 +27,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from v05_jax import rng
-from v05_jax.models import transformer
+from v05_jax.models import decoder
 from v05_jax.scale import sharding
 
 
@@ -149,7 +149,7 @@ def sample_token(key, logits, temperature, top_k: int, top_p: float):
 def weights(config, mesh, params):
   """The parameters for decode, cast and gathered along `fsdp` once, where a loop would do it at
   every step."""
-  out = transformer.decode_weights(config, params)
+  out = decoder.decode_weights(config, params)
   return lax.with_sharding_constraint(out, sharding.param_shardings(mesh, out, decode=True))
 
 
@@ -230,14 +230,14 @@ def decode(
     .set(jnp.arange(size), mode="drop")
     .reshape(entries, share)
   )
-  shared = transformer.Shared(table, place, length)
+  shared = decoder.Shared(table, place, length)
 
   def step(carry):
     i, _, fresh, token, active, *buffers = carry
-    hidden, fresh = transformer.decode(
+    hidden, fresh = decoder.decode(
       config, weights, (store, cache, fresh), shared, token, rows.position + i, rows.count, i
     )
-    logits = transformer.logits(config, weights, hidden)
+    logits = decoder.logits(config, weights, hidden)
     key = jax.vmap(jax.random.fold_in)(keys, rows.count + i)
     drawn = sample_token(key, logits, temperature, top_k, top_p)
     buffers = [lax.dynamic_update_slice_in_dim(b, x[:, None], i, 1) for b, x in zip(buffers, drawn)]
@@ -255,7 +255,7 @@ def decode(
   floats = ints.astype(jnp.float32)
   fresh = jax.tree.map(
     lambda x: x + zero[:, None, None, None].astype(x.dtype),
-    transformer.empty_cache(config, size, chunk),
+    decoder.empty_cache(config, size, chunk),
   )
   active = rows.count < rows.limit
   start = (zero[0], some(active), fresh, rows.token, active, ints, floats, floats)
@@ -296,13 +296,11 @@ def arguments(config, sampler, mesh) -> Arguments:
   place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
   def cache(shape):
-    empty = jax.eval_shape(
-      partial(transformer.empty_cache, config, lanes * shape.slots, shape.columns)
-    )
+    empty = jax.eval_shape(partial(decoder.empty_cache, config, lanes * shape.slots, shape.columns))
     return jax.tree.map(lambda x: place(x, at), empty)
 
   def weights(params):
-    found = jax.eval_shape(partial(transformer.decode_weights, config), params)
+    found = jax.eval_shape(partial(decoder.decode_weights, config), params)
     return jax.tree.map(place, found, sharding.param_shardings(mesh, found, decode=True))
 
   return Arguments(
@@ -365,13 +363,13 @@ def make(config, sampler, stop: tuple[int, ...], mesh) -> Programs:
     tokens, length = lax.with_sharding_constraint((tokens, length), rows)
     return write(
       store,
-      lax.with_sharding_constraint(transformer.prefill(config, params, tokens, length), at),
+      lax.with_sharding_constraint(decoder.prefill(config, params, tokens, length), at),
       entry,
     )
 
   @cache
   def empty(size, columns):
-    fill = partial(transformer.empty_cache, config, size, columns)
+    fill = partial(decoder.empty_cache, config, size, columns)
     return mapped(fill, in_specs=(), out_specs=split, out_shardings=at)
 
   @cache

@@ -27,7 +27,7 @@ import numpy as np
 from v05_jax import config as configuration
 from v05_jax import models, step
 from v05_jax import priors as value_prior
-from v05_jax.models import transformer
+from v05_jax.models import decoder
 from v05_jax.sampling import sampler
 from v05_jax.scale import hlo, sharding, topology
 from v05_jax.tasks import exact
@@ -89,7 +89,7 @@ def report(config, name: str, file=None):
   return rows
 
 
-def shape(policy, platform: str) -> transformer.ModelConfig:
+def shape(policy, platform: str) -> decoder.ModelConfig:
   """The policy's shape: of its preset, of its folder's config.json, or of the preset with the
   folder's name."""
   return models.adapt(models.shape(policy.path, policy.preset), policy, platform)

@@ -18,7 +18,7 @@ ROWS = ("data", "fsdp")  # the axes that rows, prompts and slots are split over
 
 # The first rule whose pattern is found in a parameter's '/'-joined path gives its sharding in
 # training and in decode, where a loop would gather it at every step. The names are those of
-# models/transformer.py, for policy and embedder, with value_prior's `adapter` and `judge` (the
+# models/decoder.py, for policy and embedder, with value_prior's `adapter` and `judge` (the
 # head) as prefixes. Layers are stacked on a leading axis, which is never split: a scan slices it.
 # In decode they are a tuple, without that axis.
 RULES = (
@@ -78,7 +78,7 @@ def lanes(mesh: Mesh) -> int:
 def param_specs(mesh: Mesh, params, decode: bool = False):
   """A PartitionSpec for every parameter, from `RULES`; `params` holds arrays or their shapes.
 
-  decode: of `transformer.decode_weights`. Whatever holds parameters will do: an optimiser's state,
+  decode: of `decoder.decode_weights`. Whatever holds parameters will do: an optimiser's state,
   whose single numbers are replicated. A mesh axis that does not divide its dimension is left out,
   and the dimension replicated over it. Raises ValueError for a parameter that no rule matches.
   """

@@ -29,7 +29,7 @@ import numpy as np
 import optax
 
 from v05_jax import structs
-from v05_jax.models import flash, lora, transformer
+from v05_jax.models import decoder, flash, lora
 from v05_jax.scale import distributed, sharding
 from v05_jax.update import losses, packing
 from v05_jax.update import optimizer as optimizers
@@ -65,7 +65,7 @@ class Update(NamedTuple):
 
 
 def make(
-  model_config: transformer.ModelConfig,
+  model_config: decoder.ModelConfig,
   loss_config,
   optimizer_config,
   mesh: jax.sharding.Mesh,
@@ -178,7 +178,7 @@ def _check_reference(kl_coef, copied, reference):
 def layout(model_config, optimizer, mesh):
   """-> specs of the parameters, and what stands for them and for the optimiser state, which follows
   them: shapes and shardings."""
-  params = jax.eval_shape(lambda: transformer.init(model_config, jax.random.key(0)))
+  params = jax.eval_shape(lambda: decoder.init(model_config, jax.random.key(0)))
   state = jax.eval_shape(optimizer.init, lora.split(params)[0])
   specs, at_state = (sharding.param_specs(mesh, tree) for tree in (params, state))
   at_params, at_state = (sharding.shardings(mesh, tree) for tree in (specs, at_state))
@@ -208,9 +208,9 @@ def token_logprobs(model_config, config, temperature, groups, kernel, params, ba
   # The head is gathered along `fsdp`, like a layer's matrices in its turn: left alone, the compiler
   # sums whole chunks of logits instead. The embedding is gathered whole, as XLA aborts on the
   # lookup in a split table where data, fsdp and tensor are all used.
-  matrix = constrain(transformer.unembed(model_config, params), PartitionSpec("tensor"))
+  matrix = constrain(decoder.unembed(model_config, params), PartitionSpec("tensor"))
   params = params | {"embedding": constrain(params["embedding"], PartitionSpec())}
-  hidden = transformer.forward(
+  hidden = decoder.forward(
     model_config, params, batch.tokens, batch.position, batch.segment, batch.prompt, kernel
   )
   if model_config.backend == "cpu" and groups == 1:

@@ -28,7 +28,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from v05_jax.models import hf, presets, tokenizer, transformer
+from v05_jax.models import decoder, hf, presets, tokenizer
 from v05_jax.value_model import directory
 from v05_jax.value_model.directory import (
   FLOATS,
@@ -356,7 +356,7 @@ def write_backbone(checkpoint, weights, source: Path, target: Path, hidden_size:
       with hf._open(file) as tensors:
         found |= {name: tensors.get_tensor(name) for name in tensors.keys() if name != hf.HEAD}
     prefix = "model." if any(name.startswith("model.") for name in found) else ""
-  shapes = jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
+  shapes = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
   shapes = {
     name.removeprefix("model."): hf._stored_shape(shapes, *where)
     for name, *where in hf._names(config)
