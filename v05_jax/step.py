@@ -34,7 +34,7 @@ from v05_jax.run import metrics
 from v05_jax.sampling import dynamic_sampling, rollouts, selection
 from v05_jax.scale import distributed, sharding
 from v05_jax.structs import Context, Prompts, Rollouts, TrainState
-from v05_jax.update import policy_gradient
+from v05_jax.update import packing, policy_gradient
 
 MEAN_K_DECAY = 0.8  # of the running mean of rollouts per prompt
 LEARNED = ("neighbours", "v0")  # priors that can be wrong about single prompts: what drift is about
@@ -164,9 +164,7 @@ def capacity(config) -> int:
 def batch_shape(config, mesh) -> tuple[int, int, int]:
   """(M, B, T) of an update's batch."""
   longest = config.sampler.max_prompt + config.sampler.max_response - 1
-  return policy_gradient.batch_shape(
-    config.loss, capacity(config), config.budget.k_max, longest, mesh
-  )
+  return packing.batch_shape(config.loss, capacity(config), config.budget.k_max, longest, mesh)
 
 
 def prompts_per_step(run: Run, mean_k: float) -> int:
@@ -424,14 +422,8 @@ def learn(run: Run, state: TrainState, draw: Draw) -> tuple[TrainState, diagnost
   truth = exact_truth(run, state.params, draw.prompts)
 
   params, opt_state, measured, updates = state.params, state.opt_state, draw.metrics, {}
-  minibatches = policy_gradient.minibatches(
-    draw.prompts,
-    rolls,
-    np.asarray(advantage),
-    config.loss,
-    config.sampler.max_response,
-    run.mesh,
-    importance=draw.weight,
+  minibatches = packing.minibatches(
+    draw.prompts, rolls, np.asarray(advantage), config.loss, run.mesh, importance=draw.weight
   )
   if config.loss.old_logprob == "recompute" and minibatches:
     minibatches, updates["loss/logprob_gap"] = run.update.recompute(params, minibatches)

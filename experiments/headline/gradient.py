@@ -12,7 +12,7 @@ from v05_jax.models import decoder
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.step import judge
 from v05_jax.structs import TrainState
-from v05_jax.update import losses, policy_gradient
+from v05_jax.update import losses, packing
 
 PROMPTS = 512  # that the exact gradient is the mean over
 ROWS = 64  # at once
@@ -63,12 +63,11 @@ def cosine(run, exact, state: TrainState, draw) -> float:
   config, rolls, advantage = run.config, draw.rolls, judge(run.config, state, draw)[0]
   of_exact = np.zeros(len(draw.prompts.mask), bool)
   of_exact[: len(draw.prompts.rows)] = [row["family"] in tasks.EXACT for row in draw.prompts.rows]
-  batches = policy_gradient.minibatches(
+  batches = packing.minibatches(
     draw.prompts,
     rolls,
     np.where(of_exact[:, None], np.asarray(advantage), 0.0),
     config.loss,
-    config.sampler.max_response,
     run.mesh,
     importance=draw.weight,
   )

@@ -32,7 +32,7 @@ from experiments.throughput import process, reward, setting, start, work
 from v05_jax import backend, rng, step
 from v05_jax.models import decoder
 from v05_jax.structs import Rollouts
-from v05_jax.update import losses, policy_gradient
+from v05_jax.update import losses, packing
 
 PROGRAMS = ("sample", "ragged", "adaptive", "train", "train_ragged", "step", "step_ragged", "start")
 # nats; bfloat16 rounds logits of a few nats to a hundredth and more
@@ -234,9 +234,7 @@ def train(args, b: setting.Bench, ragged: bool) -> dict:
   def call(i):
     nonlocal params, opt_state, computed
     computed = 0
-    batches = policy_gradient.minibatches(
-      b.prompts, *data[i], b.config.loss, args.response, run.mesh
-    )
+    batches = packing.minibatches(b.prompts, *data[i], b.config.loss, run.mesh)
     for batch, count in batches:
       params, opt_state, found = run.update.step(params, opt_state, batch, count)
       computed += count * batch.tokens[0].size

@@ -140,7 +140,7 @@ def _attend_backward(saved, d_out):
   scale = q.shape[-1] ** -0.5
   inner = jnp.sum(out.astype(jnp.float32) * d_out, -1, keepdims=True)
   parts = blocks(q * scale), blocks(k), blocks(v), blocks(d_out), blocks(inner), log_sum, seen
-  d_q, d_k, d_v = jax.lax.map(lambda x: _backward(*x), parts)
+  d_q, d_k, d_v = jax.lax.map(_backward, parts)
   return (
     (_whole(d_q, q.shape) * scale).astype(q.dtype),
     _whole(d_k, k.shape),
@@ -207,12 +207,13 @@ def _forward(q, k, v, seen):
   return jax.lax.map(block, (q, *seen))
 
 
-def _backward(q, k, v, d_out, inner, log_sum, seen):
-  """Gradients of one part's q, k and v. inner [m, r, KV, G, B, 1] is the sum of d_out * out over
-  Dh.
+def _backward(part):
+  """Gradients of q, k and v of one part: (q, k, v, d_out, inner, log_sum, seen), cut into blocks.
 
-  With softmax's weights P, the gradient of the scores is P * (d_out v^T - inner).
+  inner [m, r, KV, G, B, 1] is the sum of d_out * out over Dh. With softmax's weights P, the
+  gradient of the scores is P * (d_out v^T - inner).
   """
+  q, k, v, d_out, inner, log_sum, seen = part
 
   def block(sums, x):
     q, d_out, inner, log_sum, bias, count, which = x

@@ -122,7 +122,7 @@ def make(policy, config, mesh, verifier, ahead: Ahead | None = None) -> Callable
       just_ended = []
       if schedule.active:
         cache, chunk = programs.decode(
-          weights, cache, store, *schedule.rows(), step_key, temperature
+          weights, cache, store, schedule.rows(), step_key, temperature
         )
         just_ended = schedule.read(distributed.fetch(chunk), stop)
       began = time.perf_counter()
@@ -171,7 +171,7 @@ def _compile(
 
   def decode(shape):
     return programs.decode.lower(
-      weights_at, given.cache(shape), store, *given.rows(shape), key, temperature
+      weights_at, given.cache(shape), store, given.rows(shape), key, temperature
     )
 
   def both(old, new):

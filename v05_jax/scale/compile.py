@@ -162,7 +162,7 @@ def plan(config, model, mesh, platform: str) -> tuple[dict[str, Any], list[Progr
     ),
     Program(
       "decode",
-      lambda: build.decode.lower(weights, cache, store, *given.rows(largest), key, temperature),
+      lambda: build.decode.lower(weights, cache, store, given.rows(largest), key, temperature),
       ALWAYS,
       options.chunk,
       f"{options.chunk} tokens in every slot, {columns}",

@@ -78,7 +78,7 @@ def lanes(mesh: Mesh) -> int:
 def param_specs(mesh: Mesh, params, decode: bool = False):
   """A PartitionSpec for every parameter, from `RULES`; `params` holds arrays or their shapes.
 
-  decode: of `decoder.decode_weights`. Whatever holds parameters will do: an optimiser's state,
+  decode: of `decoding.decode_weights`. Whatever holds parameters will do: an optimiser's state,
   whose single numbers are replicated. A mesh axis that does not divide its dimension is left out,
   and the dimension replicated over it. Raises ValueError for a parameter that no rule matches.
   """
@@ -113,22 +113,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def mapped(
-  mesh: Mesh,
-  f,
-  in_specs,
-  out_specs,
-  donate=(),
-  in_shardings=None,
-  out_shardings=None,
-  axes=("data",),
-  check=True,
-):
-  """`jax.jit(jax.shard_map(f))`, manual over `axes` alone: f sees its device's part along them.
+def mapped(mesh: Mesh, f, in_specs, out_specs, axes=("data",), check=True, **jit):
+  """`jax.jit(jax.shard_map(f), **jit)`, manual over `axes` alone: f sees its device's part along
+  them.
 
-  `in_specs` and `out_specs` name these axes only; the others inside f are the compiler's.
-  Give `in_shardings` and `out_shardings` where a result is the next call's argument and
-  its sharding over those must not vary. `donate`: arguments that the call may overwrite.
+  `in_specs` and `out_specs` name these axes only; the others inside f are the compiler's. Give
+  `in_shardings` and `out_shardings` of jax.jit where a result is the next call's argument and its
+  sharding over those must not vary.
 
   The types track what varies over `axes` (`check_vma`), with one consequence to know: the gradient
   with respect to a *replicated* argument arrives summed over them already; one more sum counts it
@@ -146,9 +137,7 @@ def mapped(
   inner = jax.shard_map(
     f, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=set(axes), check_vma=check
   )
-  given = {"in_shardings": in_shardings, "out_shardings": out_shardings}
-  given = {name: value for name, value in given.items() if value is not None}
-  return jax.jit(inner, donate_argnums=donate, **given)
+  return jax.jit(inner, **jit)
 
 
 def split(f, in_specs, out_specs):

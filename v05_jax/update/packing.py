@@ -6,11 +6,78 @@ to them and to itself (prefix sharing, arXiv 2506.05433).
 """
 
 import bisect
+import math
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from v05_jax import structs
+from v05_jax.scale import sharding
+from v05_jax.update import losses
+
+
+def batch_shape(loss_config, prompts: int, most: int, longest: int, mesh) -> tuple[int, int, int]:
+  """(M, B, T) of a minibatch, whatever its rollouts are: T is `row_length`, B is `micro_rows` for
+  each device along `data` and `fsdp`, and M is what rollouts of full length would need.
+
+  prompts: of a step, at most; most: rollouts of a prompt; longest: tokens of a prompt and a
+  response, less one.
+
+  Raises ValueError for a `row_length` that the longest possible rollout does not fit.
+  """
+  length = loss_config.row_length or longest
+  if length < longest:
+    raise ValueError(
+      f"config.loss.row_length={length}: expected at least {longest} (longest prompt + longest"
+      " response - 1), or 0 for just that"
+    )
+  micro = loss_config.micro_rows * sharding.lanes(mesh)
+  rollouts = math.ceil(prompts / loss_config.minibatches) * most
+  rows = math.ceil(rollouts / (length // longest))  # so many fit in every row: see `fit`
+  return math.ceil(rows / micro), micro, length
+
+
+def minibatches(
+  prompts: structs.Prompts,
+  rollouts: structs.Rollouts,
+  advantage: np.ndarray,
+  loss_config,
+  mesh,
+  importance: np.ndarray | None = None,
+) -> list[tuple[structs.Batch, int]]:
+  """One epoch: (Batch `[M, B, T]` of numpy arrays, micro-batches in use) for each minibatch.
+
+  The prompts of `prompts.mask` are cut into `config.loss.minibatches` contiguous parts; a part
+  without any rollout that counts is left out. advantage float [P, K]; importance float [P]
+  multiplies all of a prompt's loss (default: 1). The denominator of `aggregate = constant` is what
+  `rollouts.tokens` has room for.
+
+  M, B and T are those of `batch_shape`, which raises ValueError for a `row_length` that is too
+  short.
+  """
+  members, most = np.asarray(prompts.mask, bool), rollouts.tokens.shape[1]
+  longest = prompts.tokens.shape[1] + most - 1
+  micros, micro, length = batch_shape(loss_config, *rollouts.mask.shape, longest, mesh)
+  out = []
+  for part in np.array_split(np.flatnonzero(members), loss_config.minibatches):
+    chosen = np.isin(np.arange(members.size), part)
+    mask = np.asarray(rollouts.mask) & chosen[:, None]
+    weight = losses.rollout_weights(loss_config.aggregate, rollouts.length, mask, most)
+    if importance is not None:
+      weight = weight * importance[:, None]
+    batch, used = pack(
+      prompts.replace(mask=chosen),
+      rollouts,
+      advantage,
+      weight,
+      (micros * micro, length),
+      loss_config.share_prompts,
+    )
+    if used:
+      batch = jax.tree.map(lambda x: x.reshape(micros, micro, length), batch)
+      out.append((batch, math.ceil(used / micro)))
+  return out
 
 
 def pack(
@@ -18,25 +85,24 @@ def pack(
   rollouts: structs.Rollouts,
   advantage: np.ndarray,
   weight: np.ndarray,
-  row_length: int,
-  rows: int,
-  members: np.ndarray | None = None,
+  shape: tuple[int, int],
   share: bool = True,
 ) -> tuple[structs.Batch, int]:
-  """-> (Batch of numpy arrays `[rows, row_length]`, number of rows in use; these come first).
+  """-> (Batch of numpy arrays of `shape` [rows, places of a row], number of rows in use; these come
+  first).
 
-  advantage, weight float [P, K]: of every token of the rollout. members bool [P]: prompts to take
-  (default: `prompts.mask`). Rollouts without `rollouts.mask` are left out. A prompt of p tokens
-  takes p - 1 places and each of its responses of r tokens r, as the prompt's last token predicts
-  the first of each response and a response's last token is no input. share: a prompt stands once in
-  a row for all of its responses there, otherwise before each of them. The order depends on lengths,
-  on whose prompt is whose and on the order of the flat rows alone.
+  advantage, weight float [P, K]: of every token of the rollout. Rollouts without `rollouts.mask`,
+  and all of a prompt without `prompts.mask`, are left out. A prompt of p tokens takes p - 1 places
+  and each of its responses of r tokens takes r: the prompt's last token predicts the first of each
+  response, and a response's last token is no input. share: a prompt stands once in a row for all of
+  its responses there, otherwise before each of them. The order depends on lengths, on which
+  rollouts have a prompt in common and on the order of the flat rows alone.
 
   Raises ValueError where a rollout is longer than a row, where the rows do not suffice, and where
   the flat rows are not those of `rollouts.mask`, one each.
   """
-  members = np.asarray(prompts.mask if members is None else members, bool)
-  source = _chosen(rollouts, members)  # [n] flat rows
+  rows, row_length = shape
+  source = _chosen(rollouts, np.asarray(prompts.mask, bool))  # [n] flat rows
   prompt, index = np.asarray(rollouts.prompt)[source], np.asarray(rollouts.index)[source]
   before = np.asarray(prompts.length)[prompt] - 1  # places of the prompt
   size = np.asarray(rollouts.length)[prompt, index]
@@ -51,13 +117,13 @@ def pack(
       f"{len(size)} rollouts of {np.sum(before + size)} places need {used} rows of {row_length}, "
       f"found {rows}"
     )
-  return _fill(prompts, rollouts, advantage, weight, source, at, (rows, row_length)), used
+  of_rollouts = {"advantage": np.asarray(advantage), "weight": np.asarray(weight)}
+  return _fill(prompts, rollouts, of_rollouts, source, at, shape), used
 
 
-def _fill(
-  prompts, rollouts, advantage, weight, source, at: "Fit", shape: tuple[int, int]
-) -> structs.Batch:
-  """The Batch of `shape` with the flat rows `source` [n] where `at` says."""
+def _fill(prompts, rollouts, of_rollouts, source, at: "Fit", shape) -> structs.Batch:
+  """The Batch of `shape` with the flat rows `source` [n] where `at` says; of_rollouts: field -> [P,
+  K], what all response tokens of a rollout have."""
   prompt, index = np.asarray(rollouts.prompt)[source], np.asarray(rollouts.index)[source]
   before = np.asarray(prompts.length)[prompt] - 1
   size = np.asarray(rollouts.length)[prompt, index]
@@ -88,9 +154,8 @@ def _fill(
     segment=scatter(at.asked[asked[0]], at.said[owner], np.int32),
     prompt=scatter(at.asked[asked[0]], at.asked[owner], np.int32),
     position=scatter(asked[1], before[owner] + j, np.int32),
-    weight=scatter(0, np.asarray(weight)[dense], np.float32),
-    advantage=scatter(0, np.asarray(advantage)[dense], np.float32),
     old_logprob=scatter(0, of("logprob")[flat, j], np.float32),
+    **{name: scatter(0, x[dense], np.float32) for name, x in of_rollouts.items()},
   )
 
 
@@ -166,7 +231,8 @@ def _places(size):
 
 
 def _chosen(rollouts, members):
-  """The flat rows [n] that count: their prompt is a member, and the dense mask has them."""
+  """The flat rows [n] that count: `members` bool [P] has their prompt, the dense mask the
+  rollout."""
   prompt, index = np.asarray(rollouts.prompt), np.asarray(rollouts.index)
   exists = (prompt >= 0) & (index >= 0)  # negative marks an unused flat row
   mask = np.asarray(rollouts.mask) & members[:, None] & (np.asarray(rollouts.length) > 0)
