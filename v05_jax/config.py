@@ -136,7 +136,7 @@ _RANGES = (
   ),
   (
     Rule(lambda x: True, "anything"),
-    "collect policy.preset data.prompt_key data.answer_key prior.path",
+    "collect policy.preset policy.family data.prompt_key data.answer_key prior.path",
   ),
   (
     Rule(lambda x: True, "anything"),

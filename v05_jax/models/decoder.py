@@ -1,10 +1,10 @@
-"""The Qwen3 decoder as pure functions of explicit parameters.
+"""The decoder of a language model as pure functions of explicit parameters.
 
 RMSNorm before attention and MLP, RMSNorm of each query and key head before the rotary embedding
 (QK-norm), grouped-query attention, SwiGLU, tied or untied head, no biases. The arithmetic is that
 of Hugging Face transformers' `Qwen3ForCausalLM` (half-rotated rotary embedding). Parameters are
 float32 and are cast to `config.dtype` where they are used; norms, rotary embedding, softmax and
-logits are float32 always.
+logits are float32 always. How files of a model are called is the matter of families/.
 
 `forward` scans over layers whose parameters are stacked on a leading axis, so that compile time
 does not grow with depth. Decoding, a token at a time, is in decoding.py.
@@ -43,8 +43,7 @@ MASKED = cpu.MASKED
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """Shape of a Qwen3 decoder. Hashable, so that it can be a static argument of a jitted
-  function."""
+  """Shape of a decoder. Hashable, so that it can be a static argument of a jitted function."""
 
   vocab_size: int
   hidden_size: int
@@ -63,6 +62,7 @@ class ModelConfig:
   # what XLA compiles for: "cpu" takes the training pass of models/cpu.py
   backend: str = "accelerator"
   adapters: lora.Lora | None = None  # all that is trained, where there are any
+  family: str = "qwen3"  # by which its files are read and written: see families.find
 
   def __post_init__(self):
     for field in dataclasses.fields(self):

@@ -92,7 +92,7 @@ def report(config, name: str, file=None):
 def shape(policy, platform: str) -> decoder.ModelConfig:
   """The policy's shape: of its preset, of its folder's config.json, or of the preset with the
   folder's name."""
-  return models.adapt(models.shape(policy.path, policy.preset), policy, platform)
+  return models.adapt(models.shape(policy.path, policy.preset, policy.family), policy, platform)
 
 
 def held(tree) -> int:

@@ -39,9 +39,7 @@ def make_logprobs(model_config, loss_config, temperature: float, mesh) -> Callab
 
   def hidden_states(params, batch):
     given = model_config, params, batch.tokens, batch.position
-    if (
-      attend
-    ):  # one segment a token: config.loss.share_prompts is off, so `prompt` is the rollout's
+    if attend:  # config.loss.share_prompts is off: a rollout is one segment, its `prompt`
       return decoder.forward_kernel(attend, *given, batch.prompt)
     return decoder.forward(*given, batch.segment, batch.prompt)
 
