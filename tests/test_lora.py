@@ -144,7 +144,7 @@ def test_memory_of_the_update():
   optimizer = optimizers.make(tools.config().optimizer, 10)
   _, *like = policy_gradient.layout(model, optimizer, mesh)
   ((batch, _),) = tools.batches(tools.sample(), tools.config())
-  at = sharding.shardings(mesh, policy_gradient.ROWS)
+  at = sharding.shardings(mesh, policy_gradient.BATCH)
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), batch)
   used = jax.ShapeDtypeStruct((), np.int32, sharding=sharding.replicated(mesh))
   memory = built(model=model).program.lower(*like, batch, used, None).compile().memory_analysis()

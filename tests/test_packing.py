@@ -170,9 +170,9 @@ def test_fit_is_tight():
   rng = np.random.default_rng(0)
   for capacity, longest in [(23, 23), (64, 23), (100, 7)]:
     size, before = rng.integers(1, longest + 1, 500), np.zeros(500, int)
-    at, used = packing.fit(before, size, np.arange(500), capacity)
+    at, used = packing.place(before, size, np.arange(500), capacity)
     taken = np.zeros((used, capacity), int)
-    for r, s, n in zip(at.row, at.response, size):
+    for r, s, n in zip(at.row, at.response_start, size):
       taken[r, s : s + n] += 1
     assert taken.max() == 1 and taken.sum() == size.sum()  # no overlap, nothing outside
     assert used <= 1.1 * np.ceil(size.sum() / capacity)
@@ -182,7 +182,7 @@ def test_fit_is_tight():
       prompt = rng.integers(0, 4, number)
       before = rng.integers(0, longest // 2, 4)[prompt]
       size = rng.integers(longest // 4, longest - before + 1)
-      assert packing.fit(before, size, prompt, capacity)[1] <= -(-number // (capacity // longest))
+      assert packing.place(before, size, prompt, capacity)[1] <= -(-number // (capacity // longest))
 
 
 def test_groups_share_a_prompt_and_fill_their_rows():
@@ -191,15 +191,14 @@ def test_groups_share_a_prompt_and_fill_their_rows():
   rng = np.random.default_rng(1)
   prompt, before = np.arange(200) // 4, np.full(200, 63)
   size = rng.integers(8, 129, 200)
-  at, used = packing.fit(before, size, prompt, 576)
+  at, used = packing.place(before, size, prompt, 576)
   assert used * 576 <= 1.1 * (at.first.sum() * 63 + size.sum())
   assert at.first.sum() <= 50 + used
-  alone = packing.fit(before, size, np.arange(200), 576)[1]
+  alone = packing.place(before, size, np.arange(200), 576)[1]
   assert used <= 0.75 * alone
   for i in np.flatnonzero(~at.first):  # behind a prompt of its own, in the same row
-    assert (
-      at.first & (prompt == prompt[i]) & (at.row == at.row[i]) & (at.prompt == at.prompt[i])
-    ).sum() == 1
+    same = (at.row == at.row[i]) & (at.prompt_start == at.prompt_start[i])
+    assert (at.first & (prompt == prompt[i]) & same).sum() == 1
 
 
 def test_too_many_and_too_long():

@@ -15,16 +15,14 @@ BUILTIN = Path(__file__).parent.parent / "tasks" / "warm_start"
 
 class Policy(NamedTuple):
   config: decoder.ModelConfig
-  # numpy arrays on host, float32 (beside adapters: see `lora.add`); models/decoder.py has the
-  # tree
+  # the tree of models/decoder.py, numpy arrays on host, float32 (beside adapters: see `lora.add`)
   params: Any
   tokenizer: Any  # a transformers tokenizer with an EOS token
   stop: tuple[int, ...]  # tokens that end a response, the tokenizer's EOS first
 
 
 def backend(platform: str | None = None) -> str:
-  """`ModelConfig.backend` for a platform of JAX, by default that of the machine that this runs
-  on."""
+  """`ModelConfig.backend` for a platform of JAX, by default this machine's."""
   return "cpu" if (platform or jax.default_backend()) == "cpu" else "accelerator"
 
 

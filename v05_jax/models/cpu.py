@@ -161,7 +161,7 @@ def _blocks(seen, x):
 
 
 def _whole(x, shape):
-  """What `_blocks` has cut."""
+  """The array of `shape` that `_blocks` has cut."""
   x = jnp.moveaxis(x, (1, -2), (2, 3))
   return x.reshape(shape[0], -1, *shape[2:])[:, : shape[1]]
 
@@ -183,7 +183,7 @@ def _zeros(x, *like):
 
 
 def _forward(q, k, v, seen):
-  """One part of `attend`, cut into blocks -> (out as q, log of softmax's denominator [m, r, KV, G,
+  """Attention of one part, cut into blocks -> (out as q, log of softmax's denominator [m, r, KV, G,
   B, 1])."""
 
   def block(x):
@@ -223,7 +223,7 @@ def _backward(part):
       j = which[c]
       weights = jnp.exp(_scores(q, k[j], bias[j]) - log_sum)
       d_scores = (weights * (_dot("rhgqd,rhkd->rhgqk", d_out, v[j]) - inner)).astype(q.dtype)
-      # no scatter
+      # A scatter would add one element at a time.
       add_to = lambda x, more: jax.lax.dynamic_update_index_in_dim(x, x[j] + more, j, 0)
       d_k = add_to(d_k, _dot("rhgqk,rhgqd->rhkd", d_scores, q))
       d_v = add_to(d_v, _dot("rhgqk,rhgqd->rhkd", weights.astype(q.dtype), d_out))

@@ -30,13 +30,16 @@ from v05_jax.models import cpu, flash, lora
 DTYPES = ("float32", "bfloat16")
 BACKENDS = ("accelerator", "cpu")
 ATTENTION = ("plain", *flash.KERNELS.values())
-# What the backward pass of a layer finds stored; the rest it computes again.
+# What the forward pass of a layer stores for its backward pass, which computes the rest again.
 REMAT = {
-  "none": None,  # all
-  "full": jax.checkpoint_policies.nothing_saveable,  # the layer's input alone
-  # and what splash attention returns
+  # everything
+  "none": None,
+  # the layer's input
+  "full": jax.checkpoint_policies.nothing_saveable,
+  # the layer's input and what splash attention returns
   "attention": jax.checkpoint_policies.save_only_these_names(flash.NAME),
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # and the products with weights
+  # the layer's input and its products with weights
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 MASKED = cpu.MASKED
 
@@ -57,12 +60,11 @@ class ModelConfig:
   tie_embeddings: bool = True
   max_positions: int = 40960  # recorded in config.json; the rotary embedding itself has no limit
   dtype: str = "float32"  # of the computation; parameters are float32
-  remat: str = "none"  # of REMAT
-  attention: str = "plain"  # of the update: see flash.py
-  # what XLA compiles for: "cpu" takes the training pass of models/cpu.py
-  backend: str = "accelerator"
-  adapters: lora.Lora | None = None  # all that is trained, where there are any
-  family: str = "qwen3"  # by which its files are read and written: see families.find
+  remat: str = "none"  # a key of REMAT
+  attention: str = "plain"  # of the update, one of ATTENTION: see flash.py
+  backend: str = "accelerator"  # that XLA compiles for; "cpu" takes the training pass of cpu.py
+  adapters: lora.Lora | None = None  # where there are any, nothing else is trained
+  family: str = "qwen3"  # that reads and writes its files: see families.find
 
   def __post_init__(self):
     for field in dataclasses.fields(self):

@@ -17,11 +17,10 @@ from v05_jax.models.decoder import MASKED, Decoder, Layer, ModelConfig, RMSNorm,
 
 
 class Shared(NamedTuple):
-  """Which of the prompts `[E]` in a cache each of S rows goes on from, up to m rows of a prompt."""
+  """Which of the E prompts in a cache each of S rows goes on from, up to m rows of a prompt."""
 
-  rows: jax.Array  # int32 [E, m]  the rows of a prompt; S = none
-  # int32 [S] where `rows`, as one list, has this row; anything for a row that is not there
-  place: jax.Array
+  rows: jax.Array  # int32 [E, m]  the rows that go on from a prompt; S where there are fewer
+  place: jax.Array  # int32 [S]    index of a row in `rows.ravel()`; anything for an idle row
   length: jax.Array  # int32 [E]   columns of the prompt
 
 
@@ -38,11 +37,11 @@ class Caches(NamedTuple):
 
 
 def attend_part(q, cache, mask):
-  """Attention over a part of the columns: q [B, KV, Q, Dh], k [B, KV, Dh, C], v [B, KV, C, Dh],
-  mask [B or 1, C].
+  """Attention over a part of the columns, to be joined with that over the others: q [B, KV, Q, Dh],
+  k [B, KV, Dh, C], v [B, KV, C, Dh], mask [B or 1, C].
 
   -> (sum of exp(score - most) v [B, KV, Q, Dh], sum of exp(score - most), most [B, KV, Q, 1]),
-    float32.
+    float32, where `most` is the highest score of the part.
   """
   k, v = cache
   scores = jnp.matmul(q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
@@ -69,8 +68,8 @@ def attend_shared(q, cache, shared, mask):
 
 
 def join(*parts):
-  """The attention over all columns from those over parts of them; one part at least must not be
-  masked whole."""
+  """The attention over all columns, from what `attend_part` returns for parts of them; a query must
+  see a column in one part at least."""
   highest = functools.reduce(jnp.maximum, (most for *_, most in parts))
   scales = [jnp.exp(most - highest) for *_, most in parts]
   out = sum(out * scale for (out, *_), scale in zip(parts, scales))

@@ -35,7 +35,8 @@ from v05_jax.scale import sharding
 class Rows(NamedTuple):
   """What one decode call is told of every slot, [lanes * S] each; an idle slot has `limit` 0."""
 
-  # int32 entry * share + a number below `share`, which no other rollout in flight has
+  # int32  entry of its prompt in the lane's store * `share` + a number below `share`: no two
+  # rollouts in flight have the same
   place: np.ndarray
   prompt: np.ndarray  # int32  position in the data stream, for the key
   index: np.ndarray  # int32  number of the rollout within its prompt
@@ -56,7 +57,7 @@ class Chunk(NamedTuple):
 
 
 class Shape(NamedTuple):
-  """Of the cache, in each lane."""
+  """The size of a lane's cache."""
 
   slots: int
   columns: int
@@ -92,9 +93,9 @@ def put(store, new, entry):
 
 
 def resize(layer, slots, shape: Shape):
-  """Takes these slots of a layer's (k, v), in this order, with as many columns as the new shape
-  has; new columns mean nothing. A layer at a time, so that the old cache and the new one are never
-  both there."""
+  """These slots of a layer's (k, v), in this order, with as many columns as the new shape has; new
+  columns mean nothing. Called for one layer after another, so that memory never holds the old cache
+  and the new one."""
 
   def change(x, axis):
     x = x.at[slots].get(mode="clip")
@@ -107,7 +108,10 @@ def resize(layer, slots, shape: Shape):
 
 
 def commit(cache, fresh, rows: Rows, together: bool):
-  """Moves the columns of a decode call into their slots, behind those that are there."""
+  """Moves the columns of a decode call into their slots, behind those that are there.
+
+  The loop is over the slots in use alone, but over all where the lanes must stay `together`.
+  """
   real = rows.limit > 0
   order = jnp.argsort(~real, stable=True)
 

@@ -16,11 +16,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # the axes that rows, prompts and slots are split over
 
-# The first rule whose pattern is found in a parameter's '/'-joined path gives its sharding in
-# training and in decode, where a loop would gather it at every step. The names are those of
-# models/decoder.py, for policy and embedder, with value_prior's `adapter` and `judge` (the
-# head) as prefixes. Layers are stacked on a leading axis, which is never split: a scan slices it.
-# In decode they are a tuple, without that axis.
+# (pattern, sharding in training, sharding in decode): the first rule holds whose pattern is found
+# in a parameter's '/'-joined path. In decode nothing is split over `fsdp`, as its loop would gather
+# it at every step. The names are those of models/decoder.py, whatever the model's family, with the
+# value model's `adapter` and `judge` (its head) as prefixes. In training layers are stacked on a
+# leading axis, which is never split, since a scan slices it; in decode they are a tuple without it.
 RULES = (
   (r"^(adapter|judge)/", PartitionSpec(), PartitionSpec()),
   (r"(^|/)(embedding|head)$", PartitionSpec("tensor", "fsdp"), PartitionSpec("tensor")),  # [V, D]
@@ -141,15 +141,16 @@ def mapped(mesh: Mesh, f, in_specs, out_specs, axes=("data",), check=True, **jit
 
 
 def split(f, in_specs, out_specs):
-  """Inside an unchecked `mapped`: f on each device's part along `fsdp` and `tensor` too, which the
-  specs name; for a kernel, which the compiler cannot split."""
+  """Inside a `mapped` with check=False: f on each device's part along `fsdp` and `tensor` too,
+  which the specs name; for a kernel, which the compiler cannot split."""
   return jax.shard_map(
     f, in_specs=in_specs, out_specs=out_specs, axis_names=set(AXES) - {"data"}, check_vma=False
   )
 
 
 def vary(tree):
-  """Inside `mapped`: replicated values, typed as varying over `data`: no sum is added for them."""
+  """Inside `mapped`: replicated values, typed as varying over `data`, so that their gradient is the
+  device's own and not the sum over devices."""
   if jax.lax.axis_size("data") == 1:
     return tree
   return jax.lax.pcast(tree, ("data",), to="varying")

@@ -1,6 +1,6 @@
-"""Packs rollouts of any length into rows of one fixed length, on host.
+"""Packs rollouts of any length into rows of one fixed length, a minibatch at a time, on host.
 
-So padding costs little, and nothing recompiles when lengths and numbers vary. Rollouts of one
+Little of a row is padding, and nothing recompiles when lengths and numbers vary. Rollouts of one
 prompt that stand in one row can share its tokens: they are computed once, and each response attends
 to them and to itself (prefix sharing, arXiv 2506.05433).
 """
@@ -34,7 +34,7 @@ def batch_shape(loss_config, prompts: int, most: int, longest: int, mesh) -> tup
     )
   micro = loss_config.micro_rows * sharding.lanes(mesh)
   rollouts = math.ceil(prompts / loss_config.minibatches) * most
-  rows = math.ceil(rollouts / (length // longest))  # so many fit in every row: see `fit`
+  rows = math.ceil(rollouts / (length // longest))  # so many fit in every row: see `place`
   return math.ceil(rows / micro), micro, length
 
 
@@ -111,7 +111,7 @@ def pack(
       f"a rollout takes {longest} places, found rows of {row_length}: config.loss.row_length must"
       " be at least longest prompt + longest response - 1 (0 = just that)"
     )
-  at, used = fit(before, size, prompt if share else np.arange(len(size)), row_length)
+  at, used = place(before, size, prompt if share else np.arange(len(size)), row_length)
   if used > rows:
     raise ValueError(
       f"{len(size)} rollouts of {np.sum(before + size)} places need {used} rows of {row_length}, "
@@ -121,59 +121,59 @@ def pack(
   return _fill(prompts, rollouts, of_rollouts, source, at, shape), used
 
 
-def _fill(prompts, rollouts, of_rollouts, source, at: "Fit", shape) -> structs.Batch:
+def _fill(prompts, rollouts, of_rollouts, source, at: "Places", shape) -> structs.Batch:
   """The Batch of `shape` with the flat rows `source` [n] where `at` says; of_rollouts: field -> [P,
   K], what all response tokens of a rollout have."""
   prompt, index = np.asarray(rollouts.prompt)[source], np.asarray(rollouts.index)[source]
   before = np.asarray(prompts.length)[prompt] - 1
   size = np.asarray(rollouts.length)[prompt, index]
-  # From here on one entry a place: of the prompts where they stand first, then of all responses.
-  asked, said = _places(np.where(at.first, before, 0)), _places(size)
-  owner = np.concatenate([asked[0], said[0]])  # of [n] rollouts
-  start = np.concatenate([at.prompt[asked[0]], at.response[said[0]]])
-  index_within = np.concatenate([asked[1], said[1]])
-  place = at.row[owner] * shape[1] + start + index_within
+  # One entry for every place that is filled: p, i are the rollout [n] and the token's index in the
+  # prompts, each where it stands first; r, j are the same in the responses.
+  p, i = _tokens(np.where(at.first, before, 0))
+  r, j = _tokens(size)
+  in_prompts = at.row[p] * shape[1] + at.prompt_start[p] + i
+  in_responses = at.row[r] * shape[1] + at.response_start[r] + j
 
   def scatter(of_prompts, of_responses, dtype):
     flat = np.zeros(shape[0] * shape[1], dtype)
-    flat[place[: len(asked[0])]] = of_prompts
-    flat[place[len(asked[0]) :]] = of_responses
+    flat[in_prompts], flat[in_responses] = of_prompts, of_responses
     return flat.reshape(shape)
 
-  owner, j = said
-  flat, dense = source[owner], (prompt[owner], index[owner])
+  flat, dense = source[r], (prompt[r], index[r])
   of = lambda name: np.asarray(getattr(rollouts, name))
-  last = np.asarray(prompts.tokens)[prompt, before][owner]
+  last = np.asarray(prompts.tokens)[prompt, before][r]
   return structs.Batch(
     tokens=scatter(
-      np.asarray(prompts.tokens)[prompt[asked[0]], asked[1]],
+      np.asarray(prompts.tokens)[prompt[p], i],
       np.where(j, of("tokens")[flat, np.maximum(j - 1, 0)], last),
       np.int32,
     ),
     target=scatter(0, of("tokens")[flat, j], np.int32),
-    segment=scatter(at.asked[asked[0]], at.said[owner], np.int32),
-    prompt=scatter(at.asked[asked[0]], at.asked[owner], np.int32),
-    position=scatter(asked[1], before[owner] + j, np.int32),
+    segment=scatter(at.prompt_number[p], at.response_number[r], np.int32),
+    prompt=scatter(at.prompt_number[p], at.prompt_number[r], np.int32),
+    position=scatter(i, before[r] + j, np.int32),
     old_logprob=scatter(0, of("logprob")[flat, j], np.float32),
     **{name: scatter(0, x[dense], np.float32) for name, x in of_rollouts.items()},
   )
 
 
-class Fit(NamedTuple):
+class Places(NamedTuple):
   """Where n rollouts stand; every array int [n]. Within a row, prompts and responses are numbered
-  from 1."""
+  together, from 1: a number is the token's segment."""
 
   row: np.ndarray
-  prompt: np.ndarray  # place within the row where its prompt begins
-  response: np.ndarray  # the same of its response
-  asked: np.ndarray  # number of the prompt
-  said: np.ndarray  # number of the response
+  prompt_start: np.ndarray  # place within the row where its prompt begins
+  response_start: np.ndarray  # place within the row where its response begins
+  prompt_number: np.ndarray
+  response_number: np.ndarray
   first: np.ndarray  # bool: of the responses behind the same prompt, the first
 
 
-def fit(before: np.ndarray, size: np.ndarray, group: np.ndarray, capacity: int) -> tuple[Fit, int]:
-  """Prompts of `before` [n] places and responses of `size` [n] in rows of `capacity` -> (Fit, rows
-  used).
+def place(
+  before: np.ndarray, size: np.ndarray, group: np.ndarray, capacity: int
+) -> tuple[Places, int]:
+  """Prompts of `before` [n] places and responses of `size` [n] in rows of `capacity` -> (Places,
+  rows used).
 
   Rollouts of one group have their prompt in common. The groups are taken from the largest to the
   smallest, and so are their rollouts. Each goes behind its prompt where that stands and there is
@@ -183,7 +183,7 @@ def fit(before: np.ndarray, size: np.ndarray, group: np.ndarray, capacity: int) 
   of them.
   """
   n = len(size)
-  at = Fit(*np.zeros((5, n), np.int64), np.zeros(n, bool))
+  at = Places(*np.zeros((5, n), np.int64), np.zeros(n, bool))
   rooms, pieces = [], []  # (room left, row), sorted; prompts and responses in each row
 
   def take(row, room, places):
@@ -206,10 +206,10 @@ def fit(before: np.ndarray, size: np.ndarray, group: np.ndarray, capacity: int) 
         room, row = rooms.pop(found)
         here[row] = room - head, *take(row, room, head)
         at.first[i] = True
-      room, at.prompt[i], at.asked[i] = here[row]
+      room, at.prompt_start[i], at.prompt_number[i] = here[row]
       rooms.pop(bisect.bisect_left(rooms, (room, row)))
       at.row[i] = row
-      at.response[i], at.said[i] = take(row, room, need)
+      at.response_start[i], at.response_number[i] = take(row, room, need)
       here[row] = room - need, *here[row][1:]
       left -= need
   return at, len(pieces)
@@ -224,8 +224,8 @@ def _groups(before, size, group) -> list[list[int]]:
   return sorted(parts, key=lambda part: -int(before[part[0]] + size[part].sum()))
 
 
-def _places(size):
-  """(owner, index within the owner) of each of `size` [n] places."""
+def _tokens(size):
+  """(owner, index within the owner) of each token, where owner o of [n] has `size[o]` of them."""
   owner = np.repeat(np.arange(len(size)), size)
   return owner, np.arange(len(owner)) - np.repeat(np.cumsum(size) - size, size)
 

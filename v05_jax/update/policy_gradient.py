@@ -35,7 +35,7 @@ from v05_jax.update import optimizer as optimizers
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, count)
 
-ROWS = PartitionSpec(None, sharding.ROWS)  # of a Batch [M, B, T]
+BATCH = PartitionSpec(None, sharding.ROWS)  # of a Batch [M, B, T]
 
 
 class Update(NamedTuple):
@@ -92,7 +92,7 @@ def make(
   _, *like = layout(model_config, optimizer, mesh)
   run = make_programs(model_config, loss_config, optimizer, mesh, temperature)
   at_params, at_state = jax.tree.map(lambda x: x.sharding, like)
-  at_rows, whole = sharding.shardings(mesh, ROWS), sharding.replicated(mesh)
+  at_rows, whole = sharding.shardings(mesh, BATCH), sharding.replicated(mesh)
   copied = bool(loss_config.kl_coef) and not model_config.adapters
   initialise = jax.jit(lambda params: optimizer.init(lora.split(params)[0]), out_shardings=at_state)
 
@@ -142,7 +142,7 @@ def make_programs(model_config, loss_config, optimizer, mesh, temperature: float
   call."""
   specs, *like = layout(model_config, optimizer, mesh)
   at_params, at_state = jax.tree.map(lambda x: x.sharding, like)
-  at_rows, whole = sharding.shardings(mesh, ROWS), sharding.replicated(mesh)
+  at_rows, whole = sharding.shardings(mesh, BATCH), sharding.replicated(mesh)
   copied = loss_config.kl_coef and not model_config.adapters
   logprobs, frozen = (
     objective.make_logprobs(config, loss_config, temperature, mesh)
@@ -151,7 +151,8 @@ def make_programs(model_config, loss_config, optimizer, mesh, temperature: float
   loss = partial(objective.micro_loss, loss_config, logprobs, frozen)
   gradient = partial(accumulate, loss, specs)
   mapped = partial(sharding.mapped, mesh, check=model_config.attention == "plain")
-  # Manual over data only: fsdp stands in the jit's shardings and is the compiler's inside.
+  # The specs name `data` alone. Where parameters and rows are split along `fsdp` too, jit's
+  # shardings say so, and inside the program the compiler sees to it.
   split, same = PartitionSpec(None, "data"), PartitionSpec()
   at_gradient = whole, lora.split(at_params)[0], whole
   return Programs(
@@ -214,7 +215,8 @@ def accumulate(token_loss, specs, params, batch: structs.Batch, used, reference)
 
   The first `used` micro-batches of this device's `batch` `[M, B, T]` are gone through in a loop.
   """
-  # Varying parameters have this device's own gradient: one sum at the end, not one a micro-batch.
+  # `vary` keeps the gradient of each device its own, so that it is summed over devices once at the
+  # end and not at every micro-batch.
   pin, of_gradient = partial(jax.tree.map, jax.lax.with_sharding_constraint), lora.split(specs)[0]
   local, frozen = lora.split(pin(sharding.vary(params), specs))
   reference = frozen or reference
@@ -296,5 +298,7 @@ def make_step(optimizer, gradient) -> Callable:
   return update
 
 
-def _as(x, like):  # no copy where it is already: donating the result then frees the argument
+def _as(x, like):
+  """x in the dtype of `like`. Where it has that already it is not copied, so that donating the
+  result frees x."""
   return x if x.dtype == like.dtype else x.astype(like.dtype)
