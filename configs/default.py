@@ -23,6 +23,9 @@ def get_config() -> ConfigDict:
   policy.path = "builtin"
   # a name of models/presets.py: random weights instead of `path` (tokenizer still from `path`)
   policy.preset = ""
+  # names of its files' keys and tensors: a name of models/families, or module:function; "" = what
+  # config.json says
+  policy.family = ""
   policy.dtype = "float32"  # compute dtype: float32 | bfloat16; parameters are stored in float32
   # What a layer's backward pass computes again: nothing | all | all but attention (flash on a TPU)
   # | all but products with weights.

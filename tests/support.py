@@ -7,14 +7,14 @@ import numpy as np
 
 from configs import default
 from v05_jax import models
-from v05_jax.models import transformer
+from v05_jax.models import decoder
 from v05_jax.sampling import rollouts
 from v05_jax.scale import sharding
 from v05_jax.structs import Prompts
 
 EOS = 1
 VOCAB = 12  # small, so that random weights sample EOS often and rollouts end at random lengths
-MODEL = transformer.ModelConfig(
+MODEL = decoder.ModelConfig(
   vocab_size=VOCAB,
   hidden_size=32,
   num_layers=2,
@@ -53,7 +53,7 @@ class Verifier:
 
 
 def params(seed=0):
-  return transformer.init(MODEL, jax.random.key(seed))
+  return decoder.init(MODEL, jax.random.key(seed))
 
 
 def config(**sampler):

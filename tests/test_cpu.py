@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from v05_jax.models import cpu, transformer
+from v05_jax.models import cpu, decoder
 
 N, HEADS, GROUP, WIDTH = 4, 2, 3, 8
 
@@ -46,7 +46,7 @@ def ask(length, queries, scores, monkeypatch):
     draw(N, length, HEADS, GROUP, WIDTH),
     *(draw(N, length, HEADS, WIDTH, seed=i) for i in (1, 2)),
   )
-  return (q, k, v), draw(*q.shape, seed=3), transformer.causal(segments, prompts)
+  return (q, k, v), draw(*q.shape, seed=3), decoder.causal(segments, prompts)
 
 
 # In one block and in several, the last of them shorter; with one row at a time, two, and all.
@@ -79,7 +79,7 @@ def test_attention_looks_only_at_blocks_that_are_seen(monkeypatch):
   monkeypatch.setattr(cpu, "QUERIES", 4)
   index = jnp.arange(32)
   segments = jnp.where(index < 4, 1, 2 + (index - 4) // 8)[None]
-  seen = cpu.see(transformer.causal(segments, jnp.ones_like(segments)), 1)
+  seen = cpu.see(decoder.causal(segments, jnp.ones_like(segments)), 1)
   np.testing.assert_array_equal(seen.count[0], [1, 2, 3, 2, 3, 2, 3, 2])
   q, k, v = draw(1, 32, 1, 1, 8), draw(1, 32, 1, 8), draw(1, 32, 1, 8, seed=1)
   broken = (segments == 3)[..., None, None]

@@ -21,11 +21,12 @@ from safetensors.numpy import load_file, save_file
 
 from configs import default
 from v05_jax import models
-from v05_jax.models import hf, presets, transformer
+from v05_jax.models import decoder, files, hf, presets
 from v05_jax.models import tokenizer as tokenizers
 
 DATA = Path(__file__).parent / "data" / "qwen3"
 KINDS = ("tied", "untied")
+HEAD = "lm_head.weight"
 
 
 def make():
@@ -40,8 +41,8 @@ def make():
 def logits(config, params, tokens, real):
   """Logits [N, T, V]; `real` int32 [N, T] is 0 on padding."""
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-  hidden = transformer.forward(config, params, tokens, positions, real)
-  return transformer.logits(config, params, hidden)
+  hidden = decoder.forward(config, params, tokens, positions, real)
+  return decoder.logits(config, params, hidden)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -69,8 +70,8 @@ def assert_parity(directory, expected):
   at = real > 0
   np.testing.assert_allclose(found[at], expected["logits"][at], rtol=0, atol=1e-4)
   names = set()
-  for name, path, layer in hf._names(config):
-    found = hf._tensor(grads, path, layer, np.float32)
+  for tensor in hf.tensors(config):
+    name, found = tensor.name, hf.stored_tensor(grads, tensor, np.float32)
     np.testing.assert_allclose(found, expected[f"grad.{name}"], rtol=0, atol=1e-4, err_msg=name)
     assert np.abs(expected[f"grad.{name}"]).max() > 1e-2, name  # the tolerance means something
     names.add(f"grad.{name}")
@@ -113,7 +114,7 @@ def test_parity_with_transformers_live(kind, tmp_path):
   pytest.importorskip("torch")
   policy, tokens = make().model(kind == "tied", seed=1), make().tokens(seed=1)
   policy.save_pretrained(tmp_path, max_shard_size="10KB")
-  assert (tmp_path / hf.INDEX).exists()
+  assert (tmp_path / files.INDEX).exists()
   assert_parity(tmp_path, make().outputs(policy, tokens))
 
 
@@ -121,14 +122,17 @@ def test_parity_with_transformers_live(kind, tmp_path):
   "kind, dtype, shard_bytes",
   [("tied", "float32", 1 << 30), ("untied", "float32", 10_000), ("tied", "bfloat16", 1 << 30)],
 )
-def test_what_is_written_here_opens_in_transformers(kind, dtype, shard_bytes, tmp_path):
+def test_what_is_written_here_opens_in_transformers(
+  kind, dtype, shard_bytes, tmp_path, monkeypatch
+):
   torch = pytest.importorskip("torch")
   import transformers
 
   config, params = hf.load(DATA / kind)
   params = jax.tree.map(lambda x: (1.1 * x).astype(ml_dtypes.bfloat16).astype(np.float32), params)
   tokenizer = tokenizers.build_character_tokenizer("0123456789", 64)
-  hf.save(tmp_path, config, params, tokenizer, dtype, shard_bytes)
+  monkeypatch.setattr(hf, "SHARD_BYTES", shard_bytes)
+  hf.save(tmp_path, config, params, tokenizer, dtype)
   policy, info = transformers.AutoModelForCausalLM.from_pretrained(
     tmp_path, dtype=torch.float32, output_loading_info=True
   )
@@ -145,29 +149,31 @@ def test_what_is_written_here_opens_in_transformers(kind, dtype, shard_bytes, tm
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shard_bytes", [1 << 30, 10_000])
-def test_round_trip(kind, shard_bytes, tmp_path):
+def test_round_trip(kind, shard_bytes, tmp_path, monkeypatch):
   config, params = hf.load(DATA / kind)
   tokenizer = tokenizers.build_character_tokenizer("0123456789", 64)
-  hf.save(tmp_path, config, jax.device_put(params), tokenizer, shard_bytes=shard_bytes)
-  files = sorted(f.name for f in tmp_path.glob("*.safetensors"))
-  assert (files == [hf.WEIGHTS]) == (shard_bytes > 1 << 20)
-  assert all((tmp_path / f).stat().st_size < shard_bytes + 4096 for f in files)
+  monkeypatch.setattr(hf, "SHARD_BYTES", shard_bytes)
+  hf.save(tmp_path, config, jax.device_put(params), tokenizer)
+  written = sorted(f.name for f in tmp_path.glob("*.safetensors"))
+  assert (written == [files.WEIGHTS]) == (shard_bytes > 1 << 20)
+  assert all((tmp_path / f).stat().st_size < shard_bytes + 4096 for f in written)
   assert len({f.stat().st_mode & 0o044 for f in tmp_path.iterdir()}) == 1  # as readable as the rest
   found = hf.load(tmp_path)
   assert found[0] == config
   assert_equal(found[1], params)
   assert tokenizers.load(tmp_path).eos_token_id == 1
   if shard_bytes == 10_000:  # a second model in the same place leaves nothing of the first
+    monkeypatch.undo()
     hf.save(tmp_path, config, params, tokenizer)
-    assert [f.name for f in tmp_path.glob("model*")] == [hf.WEIGHTS]
+    assert [f.name for f in tmp_path.glob("model*")] == [files.WEIGHTS]
     assert_equal(hf.load(tmp_path)[1], params)
 
 
 @pytest.mark.parametrize("dtype, digits", [("bfloat16", 8), ("float16", 11)])
 def test_half_precision_files_are_widened_exactly(dtype, digits, stored):
   _, params = hf.load(stored)
-  tensors = load_file(stored / hf.WEIGHTS)
-  save_file({k: v.astype(dtype) for k, v in tensors.items()}, stored / hf.WEIGHTS)
+  tensors = load_file(stored / files.WEIGHTS)
+  save_file({k: v.astype(dtype) for k, v in tensors.items()}, stored / files.WEIGHTS)
   _, found = hf.load(stored)
   assert_equal(found, jax.tree.map(lambda x: x.astype(dtype).astype(np.float32), params))
   jax.tree.map(partial(np.testing.assert_allclose, rtol=2.0**-digits, atol=1e-6), found, params)
@@ -176,14 +182,14 @@ def test_half_precision_files_are_widened_exactly(dtype, digits, stored):
 def test_save_stores_bfloat16(tmp_path):
   config, params = hf.load(DATA / "tied")
   hf.save(tmp_path, config, params, dtype="bfloat16")
-  assert load_file(tmp_path / hf.WEIGHTS)["model.norm.weight"].dtype == ml_dtypes.bfloat16
+  assert load_file(tmp_path / files.WEIGHTS)["model.norm.weight"].dtype == ml_dtypes.bfloat16
   assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
 
 
 def test_a_stored_head_beside_tied_embeddings_is_accepted(stored):
-  tensors = load_file(stored / hf.WEIGHTS)
+  tensors = load_file(stored / files.WEIGHTS)
   head = tensors["model.embed_tokens.weight"]
-  save_file(tensors | {hf.HEAD: head}, stored / hf.WEIGHTS)
+  save_file(tensors | {HEAD: head}, stored / files.WEIGHTS)
   assert_equal(hf.load(stored), hf.load(DATA / "tied"))
   half = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16).astype(x.dtype), hf.load(stored)[1])
   found = hf.load(stored, matrices="bfloat16")[1]
@@ -194,15 +200,15 @@ def test_a_stored_head_beside_tied_embeddings_is_accepted(stored):
   other = head.copy()
   other[7, 3] += 0.5
   for wrong in (other, head[:-1], head.astype(np.int8)):
-    save_file(tensors | {hf.HEAD: wrong}, stored / hf.WEIGHTS)
+    save_file(tensors | {HEAD: wrong}, stored / files.WEIGHTS)
     message = (
-      rf"{hf.WEIGHTS}: {hf.HEAD}: found another matrix than .*tie_word_embeddings is true "
+      rf"{files.WEIGHTS}: {HEAD}: found another matrix than .*tie_word_embeddings is true "
       rf"in .*config\.json"
     )
     with pytest.raises(ValueError, match=message):
       hf.load(stored)
   edit(stored / "config.json", tie_word_embeddings=False)
-  save_file(tensors | {hf.HEAD: other}, stored / hf.WEIGHTS)
+  save_file(tensors | {HEAD: other}, stored / files.WEIGHTS)
   np.testing.assert_array_equal(hf.load(stored)[1]["head"], other)
 
 
@@ -254,7 +260,7 @@ def test_rope_theta_of_old_and_new_transformers(changes, theta, stored):
     ({"architectures": None}, r"architectures: found \[\]"),
     (
       {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe"},
-      r"found \['Qwen3MoeForCausalLM'\] \(model_type 'qwen3_moe'\), supported: Qwen3ForCausalLM$",
+      r"found \['Qwen3MoeForCausalLM'\] \(model_type 'qwen3_moe'\), supported: Qwen3ForCausalLM;",
     ),
     ({"attention_bias": True}, "attention_bias: found True, supported: False"),
     ({"hidden_act": "gelu"}, "hidden_act: found 'gelu'"),
@@ -310,9 +316,9 @@ NORM = "model.layers.1.self_attn.q_norm.weight"
   ],
 )
 def test_every_tensor_is_accounted_for(change, message, stored):
-  tensors = load_file(stored / hf.WEIGHTS)
+  tensors = load_file(stored / files.WEIGHTS)
   change(tensors)
-  save_file(tensors, stored / hf.WEIGHTS)
+  save_file(tensors, stored / files.WEIGHTS)
   with pytest.raises(ValueError, match=message) as error:
     hf.load(stored)
   assert str(stored) in str(error.value)
@@ -320,7 +326,7 @@ def test_every_tensor_is_accounted_for(change, message, stored):
 
 @pytest.mark.parametrize("keep", [0, 5, 100, 20_000, -1])
 def test_a_truncated_file_is_named(keep, stored):
-  file = stored / hf.WEIGHTS
+  file = stored / files.WEIGHTS
   whole = file.read_bytes()
   file.write_bytes(whole[:keep])
   with pytest.raises(ValueError, match=r"model\.safetensors: found a damaged file of \d+ bytes"):
@@ -330,9 +336,10 @@ def test_a_truncated_file_is_named(keep, stored):
     hf.load(stored)
 
 
-def test_shards_and_index_that_do_not_fit(stored):
+def test_shards_and_index_that_do_not_fit(stored, monkeypatch):
   config, params = hf.load(stored)
-  hf.save(stored, config, params, shard_bytes=10_000)
+  monkeypatch.setattr(hf, "SHARD_BYTES", 10_000)
+  hf.save(stored, config, params)
   first, *_, last = sorted(stored.glob("model-*"))
   shutil.copy(first, last)
   with pytest.raises(ValueError, match=rf"{last.name}: \S+: found again, expected in {first.name}"):
@@ -340,13 +347,13 @@ def test_shards_and_index_that_do_not_fit(stored):
   last.unlink()
   with pytest.raises(ValueError, match=f"index.json: found the shard '{last.name}'"):
     hf.load(stored)
-  edit(stored / hf.INDEX, weight_map=[])
+  edit(stored / files.INDEX, weight_map=[])
   with pytest.raises(ValueError, match="weight_map: found list"):
     hf.load(stored)
-  edit(stored / hf.INDEX, weight_map={"x": "../other.safetensors"})
+  edit(stored / files.INDEX, weight_map={"x": "../other.safetensors"})
   with pytest.raises(ValueError, match="expected it in"):
     hf.load(stored)
-  (stored / hf.INDEX).unlink()
+  (stored / files.INDEX).unlink()
   with pytest.raises(ValueError, match="found no weights, expected"):
     hf.load(stored)
 
@@ -365,8 +372,9 @@ def test_an_interrupted_save_keeps_the_old_model_or_leaves_none(stored, monkeypa
 
   for shard_bytes in (10_000, 1 << 30):  # the second has the old model's file name
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-      patch.setattr(hf, "save_file", full_disk)
-      hf.save(stored, config, other, shard_bytes=shard_bytes)
+      patch.setattr(files, "save_file", full_disk)
+      patch.setattr(hf, "SHARD_BYTES", shard_bytes)
+      hf.save(stored, config, other)
     assert sorted(f.name for f in stored.iterdir()) == before
     assert_equal(hf.load(stored)[1], params)
   assert len(written) == 4
@@ -376,7 +384,7 @@ def test_an_interrupted_save_keeps_the_old_model_or_leaves_none(stored, monkeypa
     def interrupted(*_):
       raise OSError("interrupted")
 
-    patch.setattr(hf, "_write_json", interrupted)
+    patch.setattr(files, "write_json", interrupted)
     hf.save(stored, config, other)
   with pytest.raises(ValueError, match=r"config\.json"):
     hf.load(stored)

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec, SingleDeviceSharding
 import numpy as np
 import pytest
 
-from v05_jax.models import presets, transformer
+from v05_jax.models import decoder, presets
 from v05_jax.scale import hlo, sharding, topology
 
 ROWS, TOKENS = 4, 32
@@ -24,17 +24,15 @@ def compiled(layers, unroll=False, preset="tiny", device=None):
 
   def loss(params, tokens):
     if not unroll:
-      return jnp.sum(transformer.forward(config, params, tokens, tokens, tokens) ** 2)
-    x = transformer.embed(config, params["embedding"], tokens)
-    turn, mask = transformer.rotation(config, tokens), transformer.causal(tokens)
+      return jnp.sum(decoder.forward(config, params, tokens, tokens, tokens) ** 2)
+    x = decoder.embed(config, params["embedding"], tokens)
+    turn, mask = decoder.rotation(config, tokens), decoder.causal(tokens)
     for i in range(layers):
       layer = jax.tree.map(lambda x, i=i: x[i], params["layers"])
-      x, _ = transformer.Layer(one).apply({"params": layer}, x, turn, mask)
-    return jnp.sum(
-      transformer.RMSNorm(config.rms_norm_eps).apply({"params": params["norm"]}, x) ** 2
-    )
+      x, _ = decoder.Layer(one).apply({"params": layer}, x, turn, mask)
+    return jnp.sum(decoder.RMSNorm(config.rms_norm_eps).apply({"params": params["norm"]}, x) ** 2)
 
-  params = jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
+  params = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
   at = SingleDeviceSharding(device or jax.devices()[0])
   tokens = jax.ShapeDtypeStruct((ROWS, TOKENS), jnp.int32)
   return jax.jit(jax.grad(loss), in_shardings=at).lower(params, tokens).compile()

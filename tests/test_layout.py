@@ -50,7 +50,7 @@ PURE = (
   "structs rng ewa shrinkage budget losses policy_gradient sampler packing diagnostics "
   "dynamic_sampling scoreboard"
   " selection estimator success"
-  " models/transformer value_prior/prior value_prior/context value_prior/history value_prior/drift "
+  " models/decoder value_prior/prior value_prior/context value_prior/history value_prior/drift "
   "value_prior/adapter"
   " value_prior/tabpfn value_prior/losses value_prior/synthetic value_prior/ensemble"
 ).split()

@@ -17,7 +17,7 @@ from tests import test_policy_gradient as tools
 from tests.test_train import small
 from v05_jax import config as configuration
 from v05_jax import models
-from v05_jax.models import hf, lora, transformer
+from v05_jax.models import decoder, hf, lora
 from v05_jax.run import checkpoint, metrics, sft
 from v05_jax.run.export import export
 from v05_jax.scale import sharding
@@ -64,7 +64,7 @@ def test_the_model_is_at_first_exactly_the_one_without_adapters():
     np.arange(14, dtype=np.int32).reshape(2, 7),
   )
   plain = lora.plain(model)
-  params = jax.device_get(jax.jit(transformer.init, static_argnums=0)(model, jax.random.key(0)))
+  params = jax.device_get(jax.jit(decoder.init, static_argnums=0)(model, jax.random.key(0)))
   base = jax.tree.map(lambda x: x / 2, tools.parameters())  # of the same seed, doubled there
   trainable, frozen = lora.split(params)
   kept = {"scale": np.float32, "kernel": jnp.bfloat16, "embedding": jnp.bfloat16}
@@ -76,7 +76,7 @@ def test_the_model_is_at_first_exactly_the_one_without_adapters():
   assert all((trainable["layers"][name][lora.B] == 0).all() for name in lora.TARGETS)
   variance = np.var(trainable["layers"]["down"][lora.A]) * MODEL.intermediate_size
   assert 0.25 < variance < 0.42 and trainable["layers"]["k"][lora.A].shape == (2, 16, 3)
-  forward = jax.jit(transformer.forward, static_argnums=0)
+  forward = jax.jit(decoder.forward, static_argnums=0)
   assert_equal(
     *(forward(m, p, tokens, tokens, tokens * 0 + 1) for m, p in ((model, params), (plain, base)))
   )
@@ -139,12 +139,12 @@ def test_memory_of_the_update():
   """By the compiler: the base once, updated in place; Adam's moments, gradient and its sum for the
   adapters alone. In float32, as a CPU turns bfloat16 matrices into float32 before a product; what
   lies there is bfloat16 otherwise."""
-  model = transformer.ModelConfig(64, 128, 4, 4, 2, 32, 384, remat="full", adapters=ADAPTERS)
+  model = decoder.ModelConfig(64, 128, 4, 4, 2, 32, 384, remat="full", adapters=ADAPTERS)
   mesh = tools.mesh_of()
   optimizer = optimizers.make(tools.config().optimizer, 10)
   _, *like = policy_gradient.layout(model, optimizer, mesh)
   ((batch, _),) = tools.batches(tools.sample(), tools.config())
-  at = sharding.shardings(mesh, policy_gradient.ROWS)
+  at = sharding.shardings(mesh, policy_gradient.BATCH)
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), batch)
   used = jax.ShapeDtypeStruct((), np.int32, sharding=sharding.replicated(mesh))
   memory = built(model=model).program.lower(*like, batch, used, None).compile().memory_analysis()
@@ -250,8 +250,8 @@ def test_what_is_exported_is_the_policy(run, tmp_path):
 
   @functools.partial(jax.jit, static_argnums=0)
   def logits(config, params):
-    return transformer.logits(
-      config, params, transformer.forward(config, params, tokens, place, place * 0 + 1)
+    return decoder.logits(
+      config, params, decoder.forward(config, params, tokens, place, place * 0 + 1)
     )
 
   expected = np.asarray(logits(policy.config, jax.device_get(state.params)))

@@ -172,13 +172,15 @@ def test_surrogate_by_hand():
   """A > 0 clips above only, A < 0 below only; the dual bound acts on large ratios of A < 0."""
   ratio = jnp.array([1.0, 1.5, 0.5, 1.5, 0.5, 1.25, 9.0])
   advantage = jnp.array([2.0, 2.0, 2.0, -2.0, -2.0, 2.0, -2.0])
-  loss, clipped = losses.surrogate(jnp.log(ratio), jnp.zeros(7), advantage, 0.2, 0.28, 3.0)
+  loss, clipped = losses.surrogate(
+    jnp.log(ratio), jnp.zeros(7), advantage, losses.Clip(0.2, 0.28, 3.0)
+  )
   np.testing.assert_allclose(loss, [-2.0, -2.56, -1.0, 3.0, 1.6, -2.5, 6.0], rtol=1e-6)
   np.testing.assert_array_equal(clipped, [0, 1, 0, 0, 1, 0, 1])
-  loss, clipped = losses.surrogate(jnp.log(ratio), jnp.zeros(7), advantage, 0.2, 0.28)
+  loss, clipped = losses.surrogate(jnp.log(ratio), jnp.zeros(7), advantage, losses.Clip(0.2, 0.28))
   assert float(loss[-1]) == pytest.approx(18.0) and not clipped[-1]
   with pytest.raises(ValueError, match="clip_dual"):
-    losses.surrogate(ratio, ratio, ratio, 0.2, 0.2, 0.5)
+    losses.surrogate(ratio, ratio, ratio, losses.Clip(0.2, 0.2, 0.5))
 
 
 def test_surrogate_gradient_is_minus_the_advantage_on_policy_and_zero_when_clipped():
@@ -186,7 +188,9 @@ def test_surrogate_gradient_is_minus_the_advantage_on_policy_and_zero_when_clipp
   advantage = jnp.array([3.0, 3.0, -3.0, -3.0])
 
   def f(logprob):
-    return jnp.sum(losses.surrogate(logprob, -jnp.ones(4), advantage, 0.2, 0.2, 4.0)[0])
+    return jnp.sum(
+      losses.surrogate(logprob, -jnp.ones(4), advantage, losses.Clip(0.2, 0.2, 4.0))[0]
+    )
 
   np.testing.assert_allclose(jax.grad(f)(logprob), [-3.0, 0.0, 0.0, 0.0], atol=1e-6)
 
@@ -200,7 +204,7 @@ def test_masked_tokens_may_hold_anything(bad):
   @jax.jit
   @functools.partial(jax.value_and_grad, has_aux=True)
   def f(logprob, old, advantage):
-    loss, clipped = losses.surrogate(logprob, old, advantage, 0.2, 0.2, 3.0, mask)
+    loss, clipped = losses.surrogate(logprob, old, advantage, losses.Clip(0.2, 0.2, 3.0), mask)
     loss += losses.kl(logprob, old, mask)
     return jnp.sum(loss), (loss, clipped)
 
@@ -214,13 +218,13 @@ def test_masked_tokens_may_hold_anything(bad):
 
 def test_a_real_nan_is_not_hidden():
   nan = jnp.array([jnp.nan])
-  assert np.isnan(losses.surrogate(nan, -jnp.ones(1), jnp.ones(1), 0.2, 0.2)[0][0])
+  assert np.isnan(losses.surrogate(nan, -jnp.ones(1), jnp.ones(1), losses.Clip(0.2, 0.2))[0][0])
   assert np.isnan(losses.kl(nan, -jnp.ones(1))[0])
 
 
 def test_far_off_policy_tokens_stay_finite():
   far = jnp.array([0.0, -500.0])
-  loss, _ = losses.surrogate(far, far[::-1], -jnp.ones(2), 0.2, 0.2)
+  loss, _ = losses.surrogate(far, far[::-1], -jnp.ones(2), losses.Clip(0.2, 0.2))
   assert np.isfinite(loss).all() and np.isfinite(losses.kl(far, far[::-1])).all()
 
 

@@ -101,7 +101,7 @@ def key(rollout):
 def test_unpacking_gives_every_rollout_back(seed, length, share):
   prompts, rollouts, advantage = make(seed)
   weight = weigh(rollouts)
-  batch, used = packing.pack(prompts, rollouts, advantage, weight, length, rows=30, share=share)
+  batch, used = packing.pack(prompts, rollouts, advantage, weight, (30, length), share=share)
   assert batch.tokens.shape == (30, length) and batch.tokens.dtype == np.int32
   found = sorted(unpack(batch), key=key)
   wanted = sorted(expected(prompts, rollouts, advantage, weight, prompts.mask), key=key)
@@ -121,7 +121,7 @@ def test_unpacking_gives_every_rollout_back(seed, length, share):
 def test_weights_sum_to_what_rollout_weights_says(aggregate):
   prompts, rollouts, advantage = make(1)
   weight = weigh(rollouts, aggregate)
-  batch, _ = packing.pack(prompts, rollouts, advantage, weight, 16, rows=30)
+  batch, _ = packing.pack(prompts, rollouts, advantage, weight, (30, 16))
   total = float((weight * rollouts.length).sum())
   np.testing.assert_allclose(batch.weight.sum(), total, rtol=1e-6)
   if aggregate != "constant":
@@ -130,7 +130,7 @@ def test_weights_sum_to_what_rollout_weights_says(aggregate):
 
 def test_only_response_tokens_have_weight():
   prompts, rollouts, advantage = make(2)
-  batch, _ = packing.pack(prompts, rollouts, advantage, weigh(rollouts), 16, rows=30)
+  batch, _ = packing.pack(prompts, rollouts, advantage, weigh(rollouts), (30, 16))
   assert (batch.weight > 0).sum() == rollouts.length[rollouts.mask].sum()
   weighted = np.sort(batch.old_logprob[batch.weight > 0])
   inside = [
@@ -146,7 +146,8 @@ def test_members_choose_prompts():
   members = np.zeros(7, bool)
   members[[1, 4]] = True
   weight = weigh(rollouts)
-  batch, _ = packing.pack(prompts, rollouts, advantage, weight, 10, rows=8, members=members)
+  chosen = prompts.replace(mask=members)
+  batch, _ = packing.pack(chosen, rollouts, advantage, weight, (8, 10))
   wanted = expected(prompts, rollouts, advantage, weight, members)
   assert sorted(map(key, unpack(batch))) == sorted(map(key, wanted)) and wanted
 
@@ -154,11 +155,11 @@ def test_members_choose_prompts():
 def test_order_depends_on_lengths_alone():
   prompts, rollouts, advantage = make(4)
   weight = weigh(rollouts)
-  one, _ = packing.pack(prompts, rollouts, advantage, weight, 16, rows=30)
+  one, _ = packing.pack(prompts, rollouts, advantage, weight, (30, 16))
   other = dataclasses.replace(
     rollouts, tokens=rollouts.tokens[::-1], logprob=rollouts.logprob[::-1]
   )
-  two, _ = packing.pack(prompts, other, -3 * advantage, 7 * weight, 16, rows=30)
+  two, _ = packing.pack(prompts, other, -3 * advantage, 7 * weight, (30, 16))
   np.testing.assert_array_equal(one.segment, two.segment)
   np.testing.assert_array_equal(one.prompt, two.prompt)
   np.testing.assert_array_equal(one.position, two.position)
@@ -169,9 +170,9 @@ def test_fit_is_tight():
   rng = np.random.default_rng(0)
   for capacity, longest in [(23, 23), (64, 23), (100, 7)]:
     size, before = rng.integers(1, longest + 1, 500), np.zeros(500, int)
-    at, used = packing.fit(before, size, np.arange(500), capacity)
+    at, used = packing.place(before, size, np.arange(500), capacity)
     taken = np.zeros((used, capacity), int)
-    for r, s, n in zip(at.row, at.response, size):
+    for r, s, n in zip(at.row, at.response_start, size):
       taken[r, s : s + n] += 1
     assert taken.max() == 1 and taken.sum() == size.sum()  # no overlap, nothing outside
     assert used <= 1.1 * np.ceil(size.sum() / capacity)
@@ -181,7 +182,7 @@ def test_fit_is_tight():
       prompt = rng.integers(0, 4, number)
       before = rng.integers(0, longest // 2, 4)[prompt]
       size = rng.integers(longest // 4, longest - before + 1)
-      assert packing.fit(before, size, prompt, capacity)[1] <= -(-number // (capacity // longest))
+      assert packing.place(before, size, prompt, capacity)[1] <= -(-number // (capacity // longest))
 
 
 def test_groups_share_a_prompt_and_fill_their_rows():
@@ -190,24 +191,23 @@ def test_groups_share_a_prompt_and_fill_their_rows():
   rng = np.random.default_rng(1)
   prompt, before = np.arange(200) // 4, np.full(200, 63)
   size = rng.integers(8, 129, 200)
-  at, used = packing.fit(before, size, prompt, 576)
+  at, used = packing.place(before, size, prompt, 576)
   assert used * 576 <= 1.1 * (at.first.sum() * 63 + size.sum())
   assert at.first.sum() <= 50 + used
-  alone = packing.fit(before, size, np.arange(200), 576)[1]
+  alone = packing.place(before, size, np.arange(200), 576)[1]
   assert used <= 0.75 * alone
   for i in np.flatnonzero(~at.first):  # behind a prompt of its own, in the same row
-    assert (
-      at.first & (prompt == prompt[i]) & (at.row == at.row[i]) & (at.prompt == at.prompt[i])
-    ).sum() == 1
+    same = (at.row == at.row[i]) & (at.prompt_start == at.prompt_start[i])
+    assert (at.first & (prompt == prompt[i]) & same).sum() == 1
 
 
 def test_too_many_and_too_long():
   prompts, rollouts, advantage = make(0)
   weight = weigh(rollouts)
   with pytest.raises(ValueError, match=r"need \d+ rows of 10, found 2"):
-    packing.pack(prompts, rollouts, advantage, weight, 10, rows=2)
+    packing.pack(prompts, rollouts, advantage, weight, (2, 10))
   with pytest.raises(ValueError, match=r"takes 10 places.*config.loss.row_length"):
-    packing.pack(prompts, rollouts, advantage, weight, 9, rows=30)
+    packing.pack(prompts, rollouts, advantage, weight, (30, 9))
 
 
 @pytest.mark.parametrize("change", ["missing", "twice"])
@@ -218,12 +218,12 @@ def test_flat_rows_must_be_those_of_the_mask(change):
   prompt[at[0]], index[at[0]] = (-1, -1) if change == "missing" else (prompt[at[1]], index[at[1]])
   broken = dataclasses.replace(rollouts, prompt=prompt, index=index)
   with pytest.raises(ValueError, match="flat rows, expected"):
-    packing.pack(prompts, broken, advantage, weigh(rollouts), 10, rows=30)
+    packing.pack(prompts, broken, advantage, weigh(rollouts), (30, 10))
 
 
 def test_nothing_to_pack():
   prompts, rollouts, advantage = make(0, share=0.0)
-  batch, used = packing.pack(prompts, rollouts, advantage, weigh(rollouts), 10, rows=4)
+  batch, used = packing.pack(prompts, rollouts, advantage, weigh(rollouts), (4, 10))
   assert used == 0 and not batch.segment.any()
 
 
@@ -233,6 +233,6 @@ def test_a_thousand_rollouts_are_packed_at_once():
   times = []
   for _ in range(5):
     start = time.process_time()
-    packing.pack(prompts, rollouts, advantage, weight, 64, rows=512)
+    packing.pack(prompts, rollouts, advantage, weight, (512, 64))
     times.append(time.process_time() - start)
   assert min(times) < 0.05, times

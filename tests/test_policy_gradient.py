@@ -12,13 +12,13 @@ import pytest
 
 from configs.default import get_config
 from v05_jax import structs
-from v05_jax.models import cpu, flash, transformer
+from v05_jax.models import cpu, decoder, flash
 from v05_jax.scale import sharding
-from v05_jax.update import losses, policy_gradient
+from v05_jax.update import losses, objective, packing, policy_gradient
 from v05_jax.update import optimizer as optimizers
 
 P, K, T, R, V = 6, 4, 6, 5, 20
-MODEL = transformer.ModelConfig(V, 16, 2, 4, 2, 4, 24)
+MODEL = decoder.ModelConfig(V, 16, 2, 4, 2, 4, 24)
 TEMPERATURE = 0.9
 LONG = 20  # of a row that takes several rollouts
 
@@ -36,7 +36,7 @@ def mesh_of(data=1, fsdp=1, tensor=1):
 
 @functools.cache
 def parameters(seed=0):
-  init = jax.jit(functools.partial(transformer.init, MODEL))
+  init = jax.jit(functools.partial(decoder.init, MODEL))
   params = jax.device_get(init(jax.random.key(seed)))
   return jax.tree.map(lambda x: 2 * x, params)  # sharper than at the start, so that losses differ
 
@@ -91,7 +91,7 @@ def sample(seed=0, real=5, share=0.8):
 
 
 def batches(rows, c, data=1, fsdp=1, tensor=1):
-  return policy_gradient.minibatches(*rows, c.loss, R, mesh_of(data, fsdp, tensor))
+  return packing.minibatches(*rows, c.loss, mesh_of(data, fsdp, tensor))
 
 
 def flat(tree):
@@ -131,8 +131,8 @@ def padded(prompts, rollouts):
 def padded_logprobs(params, tokens, length):
   """(log-probs of tokens[:, 1:], entropies), both [N, T + R - 1]."""
   index = jnp.broadcast_to(jnp.arange(T + R), tokens.shape)
-  hidden = transformer.forward(MODEL, params, tokens, index, (index < length[:, None]) * 1)
-  logits = transformer.logits(MODEL, params, hidden[:, :-1]) / TEMPERATURE
+  hidden = decoder.forward(MODEL, params, tokens, index, (index < length[:, None]) * 1)
+  logits = decoder.logits(MODEL, params, hidden[:, :-1]) / TEMPERATURE
   every = jax.nn.log_softmax(logits)
   logprob = jnp.take_along_axis(every, tokens[:, 1:, None], -1)[..., 0]
   return logprob, -jnp.sum(jnp.exp(every) * every, -1)
@@ -236,7 +236,7 @@ def test_the_pass_for_a_cpu_has_the_same_loss_gradient_and_metrics(sizes, monkey
   """Prompts shared and chunks and blocks many, beside one prompt a rollout and the pass for
   accelerators."""
   # so that chunks without counted tokens exist
-  monkeypatch.setattr(policy_gradient, "CPU_CHUNK", 4)
+  monkeypatch.setattr(objective, "CPU_CHUNK", 4)
   monkeypatch.setattr(cpu, "QUERIES", 4)
   monkeypatch.setattr(cpu, "SCORES", 64)
   rows, c = sample(), config(row_length=LONG)
@@ -304,7 +304,7 @@ def test_minibatches_split_the_prompts_and_weigh_each_part_alone():
   assert (parts[0][0].weight > 0).sum() == rows[1].length[first].sum()
 
   importance = np.array([0.0, 0.5, 3.0] + [1.0] * (P - 3), np.float32)
-  weighed = policy_gradient.minibatches(*rows, c.loss, R, mesh_of(), importance=importance)
+  weighed = packing.minibatches(*rows, c.loss, mesh_of(), importance=importance)
   each = losses.rollout_weights(c.loss.aggregate, rows[1].length, first, R) * rows[1].length
   np.testing.assert_allclose(
     weighed[0][0].weight.sum(), np.sum(each * importance[:, None]), rtol=1e-5
@@ -312,7 +312,8 @@ def test_minibatches_split_the_prompts_and_weigh_each_part_alone():
   np.testing.assert_array_equal(weighed[1][0].weight, parts[1][0].weight)
   np.testing.assert_array_equal(weighed[0][0].advantage, parts[0][0].advantage)
 
-  only = policy_gradient.minibatches(*rows, c.loss, R, mesh_of(), members=np.arange(P) == 1)
+  one = rows[0].replace(mask=np.arange(P) == 1)
+  only = packing.minibatches(one, *rows[1:], c.loss, mesh_of())
   assert len(only) == 1  # the part without prompts is left out
   with pytest.raises(ValueError, match="row_length=9: expected at least 10"):
     batches(rows, config(row_length=9))
@@ -424,7 +425,7 @@ def test_an_attention_kernel_is_split_over_the_mesh(monkeypatch):
   """Splash attention, interpreted: every device has its rows and its heads."""
   monkeypatch.setattr(flash, "attend", functools.partial(flash.attend, interpret=True))
   model = dataclasses.replace(MODEL, head_dim=128)
-  params = jax.device_get(jax.jit(functools.partial(transformer.init, model))(jax.random.key(0)))
+  params = jax.device_get(jax.jit(functools.partial(decoder.init, model))(jax.random.key(0)))
   rows, c = sample(), config(share_prompts=False, row_length=LONG)
 
   def gradient(model, *sizes):

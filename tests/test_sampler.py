@@ -7,8 +7,8 @@ import pytest
 
 from tests import support
 from v05_jax import rng
-from v05_jax.models import transformer
-from v05_jax.sampling import rollouts, sampler
+from v05_jax.models import decoder
+from v05_jax.sampling import categorical, rollouts, sampler
 from v05_jax.update import losses
 
 
@@ -32,7 +32,7 @@ def nucleus(logits, top_k, top_p):
 )
 def test_truncation_keeps_the_sorted_nucleus(top_k, top_p):
   logits = np.random.default_rng(0).normal(size=(6, 300)).astype(np.float32) * 3
-  out = np.asarray(sampler.truncate(jax.nn.log_softmax(jnp.asarray(logits)), top_k, top_p))
+  out = np.asarray(categorical.truncate(jax.nn.log_softmax(jnp.asarray(logits)), top_k, top_p))
   for row, kept in zip(logits, out):
     assert set(np.flatnonzero(np.isfinite(kept)).tolist()) == nucleus(
       row.astype(np.float64), top_k, top_p
@@ -47,7 +47,7 @@ def test_draw_follows_the_distribution(vocab):
   p /= p.sum()
   count = 40_000
   keys = jax.random.split(jax.random.key(0), count)
-  tokens = np.asarray(sampler.draw(keys, jnp.broadcast_to(jnp.log(p), (count, vocab))))
+  tokens = np.asarray(categorical.draw(keys, jnp.broadcast_to(jnp.log(p), (count, vocab))))
   seen = np.bincount(tokens, minlength=vocab)
   assert seen[vocab // 2] == 0
   big = p * count >= 10
@@ -57,7 +57,7 @@ def test_draw_follows_the_distribution(vocab):
 
 def test_draw_never_leaves_the_support():
   logprob = jnp.where(jnp.arange(300) % 7 == 3, 0.0, -jnp.inf)
-  tokens = sampler.draw(
+  tokens = categorical.draw(
     jax.random.split(jax.random.key(3), 5000), jnp.broadcast_to(logprob, (5000, 300))
   )
   assert np.all(np.asarray(tokens) % 7 == 3)
@@ -78,11 +78,11 @@ def test_sampled_logprobs_equal_teacher_forced_ones():
 
   @jax.jit
   def teacher_forced(params):
-    hidden = transformer.forward(support.MODEL, params, text, index, np.ones_like(text))
-    head = transformer.unembed(support.MODEL, params)
+    hidden = decoder.forward(support.MODEL, params, text, index, np.ones_like(text))
+    head = decoder.unembed(support.MODEL, params)
     plain, _ = losses.token_logprobs(hidden, head, np.roll(text, -1, 1), 0.7, 64)
-    logits = transformer.logits(support.MODEL, params, hidden) / 0.7
-    kept = sampler.truncate(jax.nn.log_softmax(logits).reshape(-1, support.VOCAB), 9, 0.8)
+    logits = decoder.logits(support.MODEL, params, hidden) / 0.7
+    kept = categorical.truncate(jax.nn.log_softmax(logits).reshape(-1, support.VOCAB), 9, 0.8)
     return plain, kept.reshape(logits.shape)
 
   plain, kept = (np.asarray(x) for x in teacher_forced(params))

@@ -109,16 +109,16 @@ def test_batches_hold_prompt_demonstration_and_eos_and_are_a_function_of_the_ste
 
 def test_loss_is_the_mean_over_response_tokens(policy):
   """Against the model's logits, a row alone and a token at a time."""
-  transformer, encode = models.transformer, lambda text: policy.tokenizer(text)["input_ids"]
+  decoder, encode = models.decoder, lambda text: policy.tokenizer(text)["input_ids"]
   width, prompt, length, nlls = 16, [], [], []
   tokens = np.zeros((2, width), np.int32)
 
   @jax.jit
   def logits(row):
-    hidden = transformer.forward(
+    hidden = decoder.forward(
       policy.config, policy.params, row, jnp.arange(width)[None], jnp.ones_like(row)
     )
-    return transformer.logits(policy.config, policy.params, hidden)[0]
+    return decoder.logits(policy.config, policy.params, hidden)[0]
 
   for i, (question, answer) in enumerate([("A100200=", "3000"), ("M477=", "5")]):
     ids = [*encode(question), *encode(answer), policy.tokenizer.eos_token_id]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from v05_jax import priors as value_prior
-from v05_jax.models import lora, presets, transformer
+from v05_jax.models import decoder, decoding, lora, presets
 from v05_jax.scale import sharding
 
 
@@ -20,8 +20,8 @@ def mesh_of(data=1, fsdp=1, tensor=1):
 
 
 def shapes(tie=False, config=None):
-  config = config or transformer.ModelConfig(10, 8, 3, 4, 2, 6, 12, tie_embeddings=tie)
-  return jax.eval_shape(lambda key: transformer.init(config, key), jax.random.key(0))
+  config = config or decoder.ModelConfig(10, 8, 3, 4, 2, 6, 12, tie_embeddings=tie)
+  return jax.eval_shape(lambda key: decoder.init(config, key), jax.random.key(0))
 
 
 def names(tree):
@@ -76,7 +76,7 @@ def test_every_rule_is_of_use():
 def test_in_decode_nothing_is_split_along_fsdp():
   config = presets.PRESETS["qwen3-4b"]
   weights = jax.eval_shape(
-    lambda: transformer.decode_weights(config, transformer.init(config, jax.random.key(0)))
+    lambda: decoding.decode_weights(config, decoder.init(config, jax.random.key(0)))
   )
   specs = sharding.param_specs(mesh_of(fsdp=4, tensor=2), weights, decode=True)
   assert specs["layers"][3]["q"]["kernel"] == PartitionSpec(None, "tensor")
@@ -145,5 +145,5 @@ def test_mapped_donates():
   mesh = mesh_of(data=8)
   x = jax.device_put(np.ones((8, 2), np.float32), NamedSharding(mesh, PartitionSpec("data")))
   split = PartitionSpec("data")
-  y = sharding.mapped(mesh, lambda x: 2 * x, (split,), split, donate=(0,))(x)
+  y = sharding.mapped(mesh, lambda x: 2 * x, (split,), split, donate_argnums=0)(x)
   assert x.is_deleted() and float(y.sum()) == 32

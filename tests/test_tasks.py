@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from v05_jax import models, tasks
-from v05_jax.models import hf, transformer
+from v05_jax.models import decoder, hf
 from v05_jax.models import tokenizer as tokenizers
 
 ROWS = tasks.rows("train", 2400, seed=3)
@@ -199,20 +199,20 @@ def test_sloppiness_varies_within_a_level_with_one_digit_of_the_prompt():
 # enumerated.
 
 SAMPLER = types.SimpleNamespace(max_prompt=10, max_response=8, temperature=1.0, top_k=0, top_p=1.0)
-MODEL = transformer.ModelConfig(32, 16, 1, 2, 1, 8, 24, rope_theta=100.0, backend="cpu")
+MODEL = decoder.ModelConfig(32, 16, 1, 2, 1, 8, 24, rope_theta=100.0, backend="cpu")
 
 
 @pytest.fixture(scope="module")
 def policy():
   tokenizer = tokenizers.build_character_tokenizer(tasks.CHARACTERS, 32)
-  return transformer.init(MODEL, jax.random.key(1)), tokenizer
+  return decoder.init(MODEL, jax.random.key(1)), tokenizer
 
 
 @jax.jit
 def next_logits(params, tokens, place):
   one = jnp.ones_like(tokens)
-  hidden = transformer.forward(MODEL, params, tokens, jnp.arange(tokens.shape[1])[None], one)
-  return transformer.logits(MODEL, params, hidden)[0, place]
+  hidden = decoder.forward(MODEL, params, tokens, jnp.arange(tokens.shape[1])[None], one)
+  return decoder.logits(MODEL, params, hidden)[0, place]
 
 
 def sequence_probability(params, prompt, response, temperature=1.0):

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from v05_jax import priors as value_prior
-from v05_jax.models import transformer
+from v05_jax.models import decoder
 from v05_jax.priors import context as contexts
 from v05_jax.priors import prior
 from v05_jax.scale import sharding
 from v05_jax.structs import Prompts
 
-MODEL = transformer.ModelConfig(
+MODEL = decoder.ModelConfig(
   vocab_size=12,
   hidden_size=16,
   num_layers=1,
@@ -33,7 +33,7 @@ def settings(**changes):
 
 @functools.cache
 def params():
-  return jax.device_get(jax.jit(lambda key: transformer.init(MODEL, key))(jax.random.key(0)))
+  return jax.device_get(jax.jit(lambda key: decoder.init(MODEL, key))(jax.random.key(0)))
 
 
 def policy():
@@ -180,7 +180,7 @@ def test_neighbours_are_finite_for_degenerate_features(features):
 
 
 def test_features_are_last_and_mean_hidden_state_without_padding():
-  forward = jax.jit(functools.partial(transformer.forward, MODEL))
+  forward = jax.jit(functools.partial(decoder.forward, MODEL))
   frozen, prompts = policy(), make_prompts(5)
   loaded = value_prior.make(settings(), frozen, mesh(), WIDTH)
   got = loaded.features(prompts)

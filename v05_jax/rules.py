@@ -102,7 +102,7 @@ _RANGES = (
   (_one_of("sampler", "recompute"), "loss.old_logprob"),
   (_one_of("constant", "cosine", "linear"), "optimizer.schedule"),
   (ANYTHING, "value.data value.heldout value.start value.head value.natural value.dropout"),
-  (ANYTHING, "policy.preset data.prompt_key data.answer_key"),
+  (ANYTHING, "policy.preset policy.family data.prompt_key data.answer_key"),
   (ANYTHING, "data.chat_template rewards.low rewards.high selection.weighted"),
   (ANYTHING, "loss.share_prompts"),
 )

@@ -5,7 +5,7 @@ import math
 from typing import NamedTuple
 
 from v05_jax.budgets.base import Limits
-from v05_jax.update import policy_gradient
+from v05_jax.update import packing
 
 
 class Shapes(NamedTuple):
@@ -18,7 +18,7 @@ class Shapes(NamedTuple):
 
   def batch(self, loss, mesh) -> tuple[int, int, int]:
     """(M, B, T) of an update's batch, for a `config.loss`."""
-    return policy_gradient.batch_shape(loss, self.prompts, self.rollouts, self.tokens, mesh)
+    return packing.batch_shape(loss, self.prompts, self.rollouts, self.tokens, mesh)
 
 
 def shapes(config, limits: Limits) -> Shapes:

@@ -11,7 +11,7 @@ from v05_jax.run.metrics import Pairs, merge
 from v05_jax.sampling.draw import Drawn
 from v05_jax.setup import Run
 from v05_jax.structs import Draw, TrainState
-from v05_jax.update import policy_gradient
+from v05_jax.update import packing
 
 MEAN_K_DECAY = 0.8  # of the running mean of rollouts per prompt
 
@@ -21,14 +21,8 @@ def update(run: Run, state: TrainState, taken: Draw, advantage) -> tuple[TrainSt
   donated."""
   began, config = time.perf_counter(), run.config
   params, opt_state, found = state.params, state.opt_state, {}
-  minibatches = policy_gradient.minibatches(
-    taken.prompts,
-    taken.rolls,
-    np.asarray(advantage),
-    config.loss,
-    config.sampler.max_response,
-    run.mesh,
-    importance=taken.importance,
+  minibatches = packing.minibatches(
+    taken.prompts, taken.rolls, np.asarray(advantage), config.loss, run.mesh, taken.importance
   )
   if config.loss.old_logprob == "recompute" and minibatches:
     minibatches, found["loss/logprob_gap"] = run.update.recompute(params, minibatches)

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from v05_jax import tasks
+from v05_jax.models import decoder
 from v05_jax.models import tokenizer as tokenizers
-from v05_jax.models import transformer
 from v05_jax.step import judge
 from v05_jax.structs import TrainState
-from v05_jax.update import losses, policy_gradient
+from v05_jax.update import losses, packing
 
 PROMPTS = 512  # that the exact gradient is the mean over
 ROWS = 64  # at once
@@ -48,8 +48,8 @@ def mean_gradient(config, temperature, tokens, mask, params):
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     place = jnp.broadcast_to(jnp.arange(inputs.shape[1]), inputs.shape)
     inside = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1] > 0  # prompt and response, no padding
-    hidden = transformer.forward(config, params, inputs, place, inside.astype(jnp.int32))
-    matrix = transformer.unembed(config, params)
+    hidden = decoder.forward(config, params, inputs, place, inside.astype(jnp.int32))
+    matrix = decoder.unembed(config, params)
     logprob, _ = losses.token_logprobs(hidden, matrix, targets, temperature, targets.size, mask)
     return jnp.mean(jnp.exp(jnp.sum(jnp.where(mask, logprob, 0.0), axis=1)))
 
@@ -63,12 +63,11 @@ def cosine(run, exact, state: TrainState, draw) -> float:
   config, rolls, advantage = run.config, draw.rolls, judge(run.config, state, draw)[0]
   of_exact = np.zeros(len(draw.prompts.mask), bool)
   of_exact[: len(draw.prompts.rows)] = [row["family"] in tasks.EXACT for row in draw.prompts.rows]
-  batches = policy_gradient.minibatches(
+  batches = packing.minibatches(
     draw.prompts,
     rolls,
     np.where(of_exact[:, None], np.asarray(advantage), 0.0),
     config.loss,
-    config.sampler.max_response,
     run.mesh,
     importance=draw.weight,
   )

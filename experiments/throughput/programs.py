@@ -15,7 +15,7 @@ fields).
     step_ragged    the same, each prompt's rollouts ending at the `max_tokens` of its data row
     start          seconds to the first finished step of `python -m v05_jax.main`: see start.py
 
-Whatever samples has its log-probs recomputed after the timing, by `transformer.forward` and
+Whatever samples has its log-probs recomputed after the timing, by `decoder.forward` and
 `losses.token_logprobs` with the same parameters; a gap above TOLERANCE is an error. `--program`
 takes several names with commas: they share the process and its compiled programs, so that peak
 memory, start and compilations are those of all before, too.
@@ -30,9 +30,9 @@ import numpy as np
 
 from experiments.throughput import process, reward, setting, start, work
 from v05_jax import backend, rng, step
-from v05_jax.models import transformer
+from v05_jax.models import decoder
 from v05_jax.structs import Rollouts
-from v05_jax.update import losses, policy_gradient
+from v05_jax.update import losses, packing
 
 PROGRAMS = ("sample", "ragged", "adaptive", "train", "train_ragged", "step", "step_ragged", "start")
 # nats; bfloat16 rounds logits of a few nats to a hundredth and more
@@ -93,8 +93,8 @@ def logprobs(b: setting.Bench, params, prompts, rolls: Rollouts) -> np.ndarray:
   @jax.jit
   def recompute(params, tokens, segments):
     index = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
-    hidden = transformer.forward(model, params, tokens, index, segments)[:, first - 1 : -1]
-    matrix = transformer.unembed(model, params)
+    hidden = decoder.forward(model, params, tokens, index, segments)[:, first - 1 : -1]
+    matrix = decoder.unembed(model, params)
     return losses.token_logprobs(hidden, matrix, tokens[:, first:], temperature, loss.vocab_chunk)[
       0
     ]
@@ -234,9 +234,7 @@ def train(args, b: setting.Bench, ragged: bool) -> dict:
   def call(i):
     nonlocal params, opt_state, computed
     computed = 0
-    batches = policy_gradient.minibatches(
-      b.prompts, *data[i], b.config.loss, args.response, run.mesh
-    )
+    batches = packing.minibatches(b.prompts, *data[i], b.config.loss, run.mesh)
     for batch, count in batches:
       params, opt_state, found = run.update.step(params, opt_state, batch, count)
       computed += count * batch.tokens[0].size

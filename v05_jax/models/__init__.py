@@ -7,48 +7,45 @@ from typing import Any, NamedTuple
 import jax
 
 from v05_jax import rng
-from v05_jax.models import flash, hf, lora, presets, transformer
+from v05_jax.models import decoder, flash, hf, lora, presets
 from v05_jax.models import tokenizer as tokenizers
 
 BUILTIN = Path(__file__).parent.parent / "tasks" / "warm_start"
 
 
 class Policy(NamedTuple):
-  config: transformer.ModelConfig
-  # numpy arrays on host, float32 (beside adapters: see `lora.add`); models/transformer.py has the
-  # tree
+  config: decoder.ModelConfig
+  # the tree of models/decoder.py, numpy arrays on host, float32 (beside adapters: see `lora.add`)
   params: Any
   tokenizer: Any  # a transformers tokenizer with an EOS token
   stop: tuple[int, ...]  # tokens that end a response, the tokenizer's EOS first
 
 
 def backend(platform: str | None = None) -> str:
-  """`ModelConfig.backend` for a platform of JAX, by default that of the machine that this runs
-  on."""
+  """`ModelConfig.backend` for a platform of JAX, by default this machine's."""
   return "cpu" if (platform or jax.default_backend()) == "cpu" else "accelerator"
 
 
-def shape(path: str, preset: str) -> transformer.ModelConfig:
+def shape(path: str, preset: str, family: str = "") -> decoder.ModelConfig:
   """The shape of a model that need not be here: of the preset, of the folder's config.json, or,
-  where there is no such folder, of the preset that the folder is named after. Raises ValueError
-  where none of these is known."""
+  where there is no such folder, of the preset that the folder is named after. family: as
+  `config.policy.family`. Raises ValueError where none of these is known."""
   directory = BUILTIN if path == "builtin" else Path(path)
   name = preset or directory.name.lower()
   if not preset and directory.is_dir():
-    return hf.read_config(directory)
-  if name not in presets.PRESETS:
+    return hf.read_config(directory, family=family)
+  known = presets.known(family)
+  if name not in known:
     key = "preset" if preset else "path"
     raise ValueError(
       f"config.policy.{key}: found {preset or path!r}, expected a Hugging Face directory or the "
       "name of "
-      f"a known shape: {', '.join(presets.PRESETS)}"
+      f"a known shape: {', '.join(known)}"
     )
-  return presets.PRESETS[name]
+  return known[name]
 
 
-def adapt(
-  config: transformer.ModelConfig, policy, platform: str | None = None
-) -> transformer.ModelConfig:
+def adapt(config: decoder.ModelConfig, policy, platform: str | None = None) -> decoder.ModelConfig:
   """The shape as `config.policy` wants it computed on a platform of JAX, by default this
   machine's."""
   platform = platform or jax.default_backend()
@@ -75,15 +72,14 @@ def load(policy, seed: int = 0) -> Policy:
 
   Raises ValueError, naming the key or file, for whatever cannot be used.
   """
-  if policy.dtype not in transformer.DTYPES:
+  if policy.dtype not in decoder.DTYPES:
     raise ValueError(
-      f"config.policy.dtype: found {policy.dtype!r}, expected one of "
-      f"{', '.join(transformer.DTYPES)}"
+      f"config.policy.dtype: found {policy.dtype!r}, expected one of {', '.join(decoder.DTYPES)}"
     )
-  if policy.preset and policy.preset not in presets.PRESETS:
+  known = presets.known(policy.family)
+  if policy.preset and policy.preset not in known:
     raise ValueError(
-      f'config.policy.preset: found {policy.preset!r}, expected "" or one of '
-      f"{', '.join(presets.PRESETS)}"
+      f'config.policy.preset: found {policy.preset!r}, expected "" or one of {", ".join(known)}'
     )
   directory = BUILTIN if policy.path == "builtin" else Path(policy.path)
   if not directory.is_dir():
@@ -92,13 +88,16 @@ def load(policy, seed: int = 0) -> Policy:
       f"Face directory; {directory} is not a directory"
     )
   tokenizer = tokenizers.load(directory)
-  config = presets.PRESETS[policy.preset] if policy.preset else hf.read_config(directory)
+  config = (
+    known[policy.preset] if policy.preset else hf.read_config(directory, family=policy.family)
+  )
   tokenizers.check(tokenizer, config.vocab_size, directory, padded=bool(policy.preset))
   config = adapt(config, policy)
   if policy.preset:
-    params = jax.device_get(jax.jit(lambda: transformer.init(config, rng.at(seed, 0, rng.INIT)))())
+    params = jax.device_get(jax.jit(lambda: decoder.init(config, rng.at(seed, 0, rng.INIT)))())
   else:
-    params = hf.load(directory, matrices=policy.dtype if config.adapters else "float32")[1]
+    matrices = policy.dtype if config.adapters else "float32"
+    params = hf.load(directory, matrices=matrices, family=policy.family)[1]
     if config.adapters:
       params = lora.join(jax.device_get(lora.init(config, rng.at(seed, 0, rng.INIT))), params)
   return Policy(config, params, tokenizer, tokenizers.stop_tokens(tokenizer, directory))

@@ -1,6 +1,6 @@
 """What the decoder's training pass computes in another way where XLA compiles for a CPU.
 
-The functions are those of `transformer.py`; the order of work differs, with this in mind: what a
+The functions are those of `decoder.py`; the order of work differs, with this in mind: what a
 loop touches should stay in cache, memory that is written once and read once costs as much as
 arithmetic, a scatter runs one element at a time, and a matrix product runs at full speed only if
 neither operand has to be transposed in memory first.
@@ -140,7 +140,7 @@ def _attend_backward(saved, d_out):
   scale = q.shape[-1] ** -0.5
   inner = jnp.sum(out.astype(jnp.float32) * d_out, -1, keepdims=True)
   parts = blocks(q * scale), blocks(k), blocks(v), blocks(d_out), blocks(inner), log_sum, seen
-  d_q, d_k, d_v = jax.lax.map(lambda x: _backward(*x), parts)
+  d_q, d_k, d_v = jax.lax.map(_backward, parts)
   return (
     (_whole(d_q, q.shape) * scale).astype(q.dtype),
     _whole(d_k, k.shape),
@@ -161,7 +161,7 @@ def _blocks(seen, x):
 
 
 def _whole(x, shape):
-  """What `_blocks` has cut."""
+  """The array of `shape` that `_blocks` has cut."""
   x = jnp.moveaxis(x, (1, -2), (2, 3))
   return x.reshape(shape[0], -1, *shape[2:])[:, : shape[1]]
 
@@ -183,7 +183,7 @@ def _zeros(x, *like):
 
 
 def _forward(q, k, v, seen):
-  """One part of `attend`, cut into blocks -> (out as q, log of softmax's denominator [m, r, KV, G,
+  """Attention of one part, cut into blocks -> (out as q, log of softmax's denominator [m, r, KV, G,
   B, 1])."""
 
   def block(x):
@@ -207,12 +207,13 @@ def _forward(q, k, v, seen):
   return jax.lax.map(block, (q, *seen))
 
 
-def _backward(q, k, v, d_out, inner, log_sum, seen):
-  """Gradients of one part's q, k and v. inner [m, r, KV, G, B, 1] is the sum of d_out * out over
-  Dh.
+def _backward(part):
+  """Gradients of q, k and v of one part: (q, k, v, d_out, inner, log_sum, seen), cut into blocks.
 
-  With softmax's weights P, the gradient of the scores is P * (d_out v^T - inner).
+  inner [m, r, KV, G, B, 1] is the sum of d_out * out over Dh. With softmax's weights P, the
+  gradient of the scores is P * (d_out v^T - inner).
   """
+  q, k, v, d_out, inner, log_sum, seen = part
 
   def block(sums, x):
     q, d_out, inner, log_sum, bias, count, which = x
@@ -222,7 +223,7 @@ def _backward(q, k, v, d_out, inner, log_sum, seen):
       j = which[c]
       weights = jnp.exp(_scores(q, k[j], bias[j]) - log_sum)
       d_scores = (weights * (_dot("rhgqd,rhkd->rhgqk", d_out, v[j]) - inner)).astype(q.dtype)
-      # no scatter
+      # A scatter would add one element at a time.
       add_to = lambda x, more: jax.lax.dynamic_update_index_in_dim(x, x[j] + more, j, 0)
       d_k = add_to(d_k, _dot("rhgqk,rhgqd->rhkd", d_scores, q))
       d_v = add_to(d_v, _dot("rhgqk,rhgqd->rhkd", weights.astype(q.dtype), d_out))

@@ -11,10 +11,10 @@ the same with blocks of its own.
 import jax
 import jax.numpy as jnp
 
-KERNELS = {"tpu": "splash", "gpu": "cudnn"}  # of the backends
-NAME = "attention"  # of what a rematerialised layer may keep
-TILE = 128  # of a TPU: tokens of a row are padded to a multiple
-BLOCKS = (512, 256, TILE)  # of queries and keys, the first that divides the row
+KERNELS = {"tpu": "splash", "gpu": "cudnn"}  # backend of JAX -> its kernel
+NAME = "attention"  # what remat="attention" keeps is called so
+TILE = 128  # the tokens of a row are padded to a multiple of it, for a TPU
+BLOCKS = (512, 256, TILE)  # sizes of a block of queries and keys: the first that divides the row
 
 
 def attend(kernel: str, q, k, v, segments, interpret: bool = False):

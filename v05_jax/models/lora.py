@@ -135,7 +135,7 @@ def split(params):
 
 
 def join(trainable, frozen):
-  """What `split` has split."""
+  """The tree that `split` has split."""
   return unflatten_dict(flatten_dict(frozen) | flatten_dict(trainable)) if frozen else trainable
 
 
@@ -149,8 +149,8 @@ def add(config, params, key):
 
 
 def merge_layers(config, layers):
-  """`merge` of stacked layers, one after another: the matrices in float32 exist for one layer at a
-  time, and a program has the sums of one layer."""
+  """`merge` of stacked layers, one after another: float32 matrices exist for one layer at a time,
+  and a program holds the arithmetic of one layer and not of all."""
   if not config.adapters:
     return layers
   drawn = thresholds(config)
@@ -162,8 +162,7 @@ def thresholds(config) -> jax.Array | None:
   rounded."""
   if config.dtype != "bfloat16":
     return None
-  # Behind the barrier, as the compiler would otherwise draw the numbers itself and store them in
-  # the program.
+  # Without the barrier the compiler would draw the numbers itself and store them in the program.
   key = jax.random.wrap_key_data(
     jax.lax.optimization_barrier(jax.random.key_data(jax.random.key(0)))
   )

@@ -1,11 +1,14 @@
-"""Named model shapes: two for the built-in tasks, one for tests, two for measurements, and the
-published Qwen3 sizes.
-
-The Qwen3 numbers are those of the config.json files that the Qwen team published with the models
-(`Qwen/Qwen3-0.6B` and so on); `num_params` of each equals the published model's parameter count.
+"""Named model shapes: two for the built-in tasks, one for tests, two for measurements, and those
+that the families publish.
 """
 
-from v05_jax.models.transformer import ModelConfig
+import dataclasses
+import math
+
+import jax
+
+from v05_jax.models import decoder, families, lora
+from v05_jax.models.decoder import ModelConfig
 
 # Characters are few and rollouts short: a small rope_theta turns the slowest pair within their
 # length.
@@ -16,9 +19,8 @@ _TASKS = {
   "rope_theta": 100.0,
   "max_positions": 512,
 }
-_QWEN3 = {"vocab_size": 151936, "num_kv_heads": 8, "head_dim": 128, "rope_theta": 1e6}
 
-PRESETS: dict[str, ModelConfig] = {
+_OWN = {
   "tiny": ModelConfig(
     vocab_size=64,
     hidden_size=16,
@@ -55,46 +57,24 @@ PRESETS: dict[str, ModelConfig] = {
     head_dim=64,
     intermediate_size=2304,
   ),
-  "qwen3-0.6b": ModelConfig(
-    hidden_size=1024, num_layers=28, num_heads=16, intermediate_size=3072, **_QWEN3
-  ),
-  "qwen3-1.7b": ModelConfig(
-    hidden_size=2048, num_layers=28, num_heads=16, intermediate_size=6144, **_QWEN3
-  ),
-  "qwen3-4b": ModelConfig(
-    hidden_size=2560, num_layers=36, num_heads=32, intermediate_size=9728, **_QWEN3
-  ),
-  "qwen3-8b": ModelConfig(
-    hidden_size=4096,
-    num_layers=36,
-    num_heads=32,
-    intermediate_size=12288,
-    tie_embeddings=False,
-    **_QWEN3,
-  ),
-  # The backbone of V0.
-  "qwen3-embedding-0.6b": ModelConfig(
-    hidden_size=1024,
-    num_layers=28,
-    num_heads=16,
-    intermediate_size=3072,
-    **(_QWEN3 | {"vocab_size": 151669}),
-  ),
-  "qwen3-4b-instruct-2507": ModelConfig(
-    hidden_size=2560,
-    num_layers=36,
-    num_heads=32,
-    intermediate_size=9728,
-    max_positions=262144,
-    **(_QWEN3 | {"rope_theta": 5e6}),
-  ),
+}
+PRESETS: dict[str, ModelConfig] = _OWN | {
+  preset: dataclasses.replace(shape, family=name)
+  for name in families.known()
+  for preset, shape in families.find(name).presets.items()
 }
 
 
+def known(family: str = "") -> dict[str, ModelConfig]:
+  """The shapes by their names. With a `family` (see `families.find`) its own are among them, and
+  that family reads and writes all of them."""
+  if not family:
+    return PRESETS
+  every = PRESETS | dict(families.find(family).presets)
+  return {name: dataclasses.replace(shape, family=family) for name, shape in every.items()}
+
+
 def num_params(config: ModelConfig) -> int:
-  """Parameters of a shape: an untied head counts, a tied one does not."""
-  c = config
-  attention = 2 * c.hidden_size * c.head_dim * (c.num_heads + c.num_kv_heads) + 2 * c.head_dim
-  mlp = 3 * c.hidden_size * c.intermediate_size
-  embeddings = (1 if c.tie_embeddings else 2) * c.vocab_size * c.hidden_size
-  return embeddings + c.num_layers * (attention + mlp + 2 * c.hidden_size) + c.hidden_size
+  """Parameters of a shape without adapters: an untied head counts, a tied one does not."""
+  shapes = jax.eval_shape(lambda: decoder.init(lora.plain(config), jax.random.key(0)))
+  return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))

@@ -10,7 +10,7 @@ import numpy as np
 
 from v05_jax import plug
 from v05_jax.budgets import base as budgets
-from v05_jax.models import transformer
+from v05_jax.models import decoder
 from v05_jax.priors import context as contexts
 from v05_jax.priors.base import Prior
 from v05_jax.scale import distributed, sharding
@@ -137,7 +137,7 @@ def embed_prompts(config, params, tokens, length):
   state)."""
   index = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
   inside = index < length[:, None]
-  hidden = transformer.forward(config, params, tokens, index, inside.astype(jnp.int32))
+  hidden = decoder.forward(config, params, tokens, index, inside.astype(jnp.int32))
   hidden = jnp.where(inside[..., None], hidden.astype(jnp.float32), 0.0)
   last = jnp.sum(jnp.where((index == length[:, None] - 1)[..., None], hidden, 0.0), axis=1)
   return jnp.concatenate([last, jnp.sum(hidden, axis=1) / length[:, None]], axis=-1)

@@ -20,7 +20,7 @@ import optax
 
 from v05_jax import config as configuration
 from v05_jax import data, diagnostics, models, rng, tasks
-from v05_jax.models import hf, lora, transformer
+from v05_jax.models import decoder, hf, lora
 from v05_jax.run import metrics
 from v05_jax.scale import sharding
 from v05_jax.update import losses, policy_gradient
@@ -186,8 +186,8 @@ def mean_loss(model_config, vocab_chunk: int, params, batch: Batch):
   inputs, targets = batch.tokens[:, :-1], batch.tokens[:, 1:]
   place = jnp.broadcast_to(jnp.arange(inputs.shape[1]), inputs.shape)
   segments = (place < batch.length[:, None]).astype(jnp.int32)
-  hidden = transformer.forward(model_config, params, inputs, place, segments)
-  matrix = transformer.unembed(model_config, params)
+  hidden = decoder.forward(model_config, params, inputs, place, segments)
+  matrix = decoder.unembed(model_config, params)
   mask = (place >= batch.prompt[:, None] - 1) & (place < batch.length[:, None] - 1)
   logprob, _ = losses.token_logprobs(hidden, matrix, targets, 1.0, vocab_chunk, mask)
   return -jnp.sum(jnp.where(mask, logprob, 0.0)) / jnp.sum(mask)

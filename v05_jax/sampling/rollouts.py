@@ -82,7 +82,7 @@ class Collect:
 
       def decode():
         rows = schedule.rows()
-        arguments = (weights, self._cache, self._store, *rows, step_key, np.float32(temperature))
+        arguments = (weights, self._cache, self._store, rows, step_key, np.float32(temperature))
         self._cache, chunk = self._programs.decode(*arguments)
         return schedule.read(distributed.fetch(chunk), self._stop)
 

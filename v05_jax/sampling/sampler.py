@@ -27,14 +27,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from v05_jax import rng
-from v05_jax.models import transformer
+from v05_jax.models import decoder, decoding
+from v05_jax.sampling import categorical
 from v05_jax.scale import sharding
 
 
 class Rows(NamedTuple):
   """What one decode call is told of every slot, [lanes * S] each; an idle slot has `limit` 0."""
 
-  # int32 entry * share + a number below `share`, which no other rollout in flight has
+  # int32  entry of its prompt in the lane's store * `share` + a number below `share`: no two
+  # rollouts in flight have the same
   place: np.ndarray
   prompt: np.ndarray  # int32  position in the data stream, for the key
   index: np.ndarray  # int32  number of the rollout within its prompt
@@ -55,7 +57,7 @@ class Chunk(NamedTuple):
 
 
 class Shape(NamedTuple):
-  """Of the cache, in each lane."""
+  """The size of a lane's cache."""
 
   slots: int
   columns: int
@@ -71,85 +73,14 @@ class Programs(NamedTuple):
   resize: callable
   weights: callable  # params -> the parameters as decode wants them, whole along `fsdp`
   prefill: callable  # (params, store, tokens [B, T], length [B], entry [B]) -> store
-  # (weights, cache, store, length [lanes * E], Rows, step_key, temperature) -> (cache, Chunk)
+  # (weights, cache, store, (length [lanes * E], Rows), step_key, temperature) -> (cache, Chunk)
   decode: callable
-
-
-def truncate(logprob: jax.Array, top_k: int, top_p: float) -> jax.Array:
-  """Log-probs `[S, V]` outside the top-k, then outside the nucleus of mass `top_p`, become -inf;
-  renormalised.
-
-  The nucleus is the smallest set of most probable tokens whose mass reaches `top_p` (arXiv
-  1904.09751); ties at its edge stay in. Its threshold is found by bisection on the float's bits:
-  exact, without a sort.
-  """
-  if top_k:
-    kth = lax.top_k(logprob, min(top_k, logprob.shape[-1]))[0][:, -1:]
-    logprob = jax.nn.log_softmax(jnp.where(logprob >= kth, logprob, -jnp.inf))
-  if top_p < 1.0:
-    bits = lax.bitcast_convert_type(jnp.exp(logprob), jnp.int32)  # ordered like the probabilities
-    mass = lambda low: jnp.sum(jnp.where(bits >= low, jnp.exp(logprob), 0.0), -1, keepdims=True)
-
-    def halve(_, bounds):
-      low, high = bounds  # mass(low) >= top_p > mass(high)
-      middle = low + (high - low) // 2
-      enough = mass(middle) >= top_p
-      return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
-
-    low = jnp.zeros_like(bits[:, :1])
-    low, _ = lax.fori_loop(
-      0, 31, halve, (low, low + lax.bitcast_convert_type(jnp.float32(2.0), jnp.int32))
-    )
-    logprob = jax.nn.log_softmax(jnp.where(bits >= low, logprob, -jnp.inf))
-  return logprob
-
-
-def draw(key: jax.Array, logprob: jax.Array, block: int = 128) -> jax.Array:
-  """One token a row from log-probs `[S, V]` by inverting the distribution function; one uniform a
-  row.
-
-  The sum runs over blocks of the vocabulary first, then inside the block that is hit, so that a
-  large vocabulary costs one pass and no random number a token.
-  """
-  probability = jnp.exp(logprob)
-  size, vocab = probability.shape
-  padded = jnp.pad(probability, ((0, 0), (0, -vocab % block))).reshape(size, -1, block)
-  cumulative = jnp.cumsum(padded.sum(-1), -1)  # [S, blocks]
-  uniform = jax.vmap(jax.random.uniform)(key)
-  target = uniform * cumulative[:, -1]
-  hit = jnp.sum(cumulative <= target[:, None], -1).clip(0, padded.shape[1] - 1)
-  before = jnp.where(hit > 0, _pick(cumulative, jnp.maximum(hit - 1, 0)), 0.0)
-  inside = jnp.take_along_axis(padded, hit[:, None, None], axis=1)[:, 0]
-  offset = jnp.sum(jnp.cumsum(inside, -1) <= (target - before)[:, None], -1)
-  token = jnp.minimum(hit * block + offset, vocab - 1).astype(jnp.int32)
-  # Rounding of the sums may point past the last token of positive probability: take the mode
-  # instead.
-  return jnp.where(
-    _pick(probability, token) > 0, token, jnp.argmax(probability, -1).astype(jnp.int32)
-  )
-
-
-def _pick(table, index):
-  return jnp.take_along_axis(table, index[:, None], axis=1)[:, 0]
-
-
-def sample_token(key, logits, temperature, top_k: int, top_p: float):
-  """Draws from softmax(logits / temperature) -> (token, log-prob, log-prob after truncation), each
-  `[S]`.
-
-  The trainer's log-probs are untruncated at the same temperature, so `logprob` is what it compares
-  with.
-  """
-  logprob = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
-  sampled = truncate(logprob, top_k, top_p)
-  token = draw(key, sampled)
-  return token, _pick(logprob, token), _pick(sampled, token)
 
 
 def weights(config, mesh, params):
   """The parameters for decode, cast and gathered along `fsdp` once, where a loop would do it at
   every step."""
-  out = transformer.decode_weights(config, params)
+  out = decoding.decode_weights(config, params)
   return lax.with_sharding_constraint(out, sharding.param_shardings(mesh, out, decode=True))
 
 
@@ -162,9 +93,9 @@ def put(store, new, entry):
 
 
 def resize(layer, slots, shape: Shape):
-  """Takes these slots of a layer's (k, v), in this order, with as many columns as the new shape
-  has; new columns mean nothing. A layer at a time, so that the old cache and the new one are never
-  both there."""
+  """These slots of a layer's (k, v), in this order, with as many columns as the new shape has; new
+  columns mean nothing. Called for one layer after another, so that memory never holds the old cache
+  and the new one."""
 
   def change(x, axis):
     x = x.at[slots].get(mode="clip")
@@ -177,7 +108,10 @@ def resize(layer, slots, shape: Shape):
 
 
 def commit(cache, fresh, rows: Rows, together: bool):
-  """Moves the columns of a decode call into their slots, behind those that are there."""
+  """Moves the columns of a decode call into their slots, behind those that are there.
+
+  The loop is over the slots in use alone, but over all where the lanes must stay `together`.
+  """
   real = rows.limit > 0
   order = jnp.argsort(~real, stable=True)
 
@@ -197,32 +131,63 @@ def commit(cache, fresh, rows: Rows, together: bool):
   return lax.fori_loop(0, len(real) if together else jnp.sum(real), move, cache)
 
 
-def decode(
-  config,
-  weights,
-  cache,
-  store,
-  length,
-  rows: Rows,
-  step_key,
-  temperature,
-  *,
-  share: int,
-  chunk: int,
-  top_k: int,
-  top_p: float,
-  stop: tuple[int, ...],
-  together: bool,
-):
-  """Samples up to `chunk` tokens for every active slot -> (cache, Chunk).
+def make_decode(config, sampler, stop: tuple[int, ...], together: bool):
+  """-> decode(weights, cache, store, (length, rows), step_key, temperature) -> (cache, Chunk):
+  samples up to `sampler.chunk` tokens for every active slot.
 
   A slot is active until it samples a token of `stop` or reaches its limit; the loop ends when none
-  is. `length` [E]: columns of each prompt, `share`: its rollouts in flight at most. `together`: the
-  lanes leave their loops at the same step. They must where the model is split over further devices:
-  its collectives span all of them, and a lane that had left would be waited for.
+  is. `length` int32 [E]: columns of each prompt. `together`: the lanes leave their loops at the
+  same step. They must where the model is split over further devices: its collectives span all of
+  them, and the others would wait for a lane that had left.
   """
+  chunk = sampler.chunk
+
+  def some(active):
+    found = jnp.any(active)
+    return sharding.total(found.astype(jnp.int32), sharding.ROWS) > 0 if together else found
+
+  def decode(weights, cache, store, asked, step_key, temperature):
+    length, rows = asked
+    keys = jax.vmap(lambda p, i: rng.rollout_key(step_key, p, i))(rows.prompt, rows.index)
+    shared = shared_prompts(rows, length, sampler.share)
+
+    def step(carry):
+      i, _, fresh, token, active, *buffers = carry
+      caches = decoding.Caches(store, shared, cache, rows.count, fresh, i)
+      hidden, fresh = decoding.decode(config, weights, caches, token, rows.position + i)
+      logits = decoder.logits(config, weights, hidden)
+      key = jax.vmap(jax.random.fold_in)(keys, rows.count + i)
+      drawn = categorical.sample_token(key, logits, temperature, sampler.top_k, sampler.top_p)
+      buffers = [
+        lax.dynamic_update_slice_in_dim(b, x[:, None], i, 1) for b, x in zip(buffers, drawn)
+      ]
+      ended = jnp.isin(drawn[0], jnp.asarray(stop)) | (rows.count + i + 1 >= rows.limit)
+      active &= ~ended
+      return i + 1, some(active), fresh, drawn[0], active, *buffers
+
+    # Inside `shard_map` the loop's carry must vary over the mesh from the start: adding a zero of
+    # the rows, which do, makes these zeros vary too.
+    zero = 0 * rows.token
+    ints = jnp.zeros((len(zero), chunk), jnp.int32) + zero[:, None]
+    floats = ints.astype(jnp.float32)
+    fresh = jax.tree.map(
+      lambda x: x + zero[:, None, None, None].astype(x.dtype),
+      decoding.empty_cache(config, len(zero), chunk),
+    )
+    active = rows.count < rows.limit
+    start = (zero[0], some(active), fresh, rows.token, active, ints, floats, floats)
+    steps, _, fresh, _, active, *buffers = lax.while_loop(
+      lambda c: (c[0] < chunk) & c[1], step, start
+    )
+    return commit(cache, fresh, rows, together), Chunk(*buffers, active=active, steps=steps[None])
+
+  return decode
+
+
+def shared_prompts(rows: Rows, length, share: int) -> decoding.Shared:
+  """Which slots go on from which of the E prompts of `length` [E] columns; `share`: rollouts of a
+  prompt in flight at most."""
   size, entries = len(rows.token), len(length)
-  keys = jax.vmap(lambda p, i: rng.rollout_key(step_key, p, i))(rows.prompt, rows.index)
   place = jnp.where(rows.limit > 0, rows.place, entries * share)
   table = (
     jnp.full((entries * share,), size)
@@ -230,39 +195,7 @@ def decode(
     .set(jnp.arange(size), mode="drop")
     .reshape(entries, share)
   )
-  shared = transformer.Shared(table, place, length)
-
-  def step(carry):
-    i, _, fresh, token, active, *buffers = carry
-    hidden, fresh = transformer.decode(
-      config, weights, (store, cache, fresh), shared, token, rows.position + i, rows.count, i
-    )
-    logits = transformer.logits(config, weights, hidden)
-    key = jax.vmap(jax.random.fold_in)(keys, rows.count + i)
-    drawn = sample_token(key, logits, temperature, top_k, top_p)
-    buffers = [lax.dynamic_update_slice_in_dim(b, x[:, None], i, 1) for b, x in zip(buffers, drawn)]
-    ended = jnp.isin(drawn[0], jnp.asarray(stop)) | (rows.count + i + 1 >= rows.limit)
-    active &= ~ended
-    return i + 1, some(active), fresh, drawn[0], active, *buffers
-
-  def some(active):
-    found = jnp.any(active)
-    return sharding.total(found.astype(jnp.int32), sharding.ROWS) > 0 if together else found
-
-  # Made from the rows, so that they vary over the mesh as what is written into them does.
-  zero = 0 * rows.token
-  ints = jnp.zeros((size, chunk), jnp.int32) + zero[:, None]
-  floats = ints.astype(jnp.float32)
-  fresh = jax.tree.map(
-    lambda x: x + zero[:, None, None, None].astype(x.dtype),
-    transformer.empty_cache(config, size, chunk),
-  )
-  active = rows.count < rows.limit
-  start = (zero[0], some(active), fresh, rows.token, active, ints, floats, floats)
-  steps, _, fresh, _, active, *buffers = lax.while_loop(
-    lambda c: (c[0] < chunk) & c[1], step, start
-  )
-  return commit(cache, fresh, rows, together), Chunk(*buffers, active=active, steps=steps[None])
+  return decoding.Shared(table, place, length)
 
 
 def shapes(sampler, lanes: int) -> list[Shape]:
@@ -297,12 +230,12 @@ def arguments(config, sampler, mesh) -> Arguments:
 
   def cache(shape):
     empty = jax.eval_shape(
-      partial(transformer.empty_cache, config, lanes * shape.slots, shape.columns)
+      partial(decoding.empty_cache, config, lanes * shape.slots, shape.columns)
     )
     return jax.tree.map(lambda x: place(x, at), empty)
 
   def weights(params):
-    found = jax.eval_shape(partial(transformer.decode_weights, config), params)
+    found = jax.eval_shape(partial(decoding.decode_weights, config), params)
     return jax.tree.map(place, found, sharding.param_shardings(mesh, found, decode=True))
 
   return Arguments(
@@ -342,36 +275,13 @@ def make(config, sampler, stop: tuple[int, ...], mesh) -> Programs:
       )
   split, whole = PartitionSpec(sharding.ROWS), PartitionSpec()
   mapped = partial(sharding.mapped, mesh, axes=sharding.ROWS)
-  # Said and not left to the compiler, as each program's cache is the next one's argument.
-  at, rows = cache_sharding(config, mesh), NamedSharding(mesh, split)
-  loop = partial(
-    decode,
-    config,
-    share=sampler.share,
-    chunk=sampler.chunk,
-    top_k=sampler.top_k,
-    top_p=sampler.top_p,
-    stop=tuple(stop),
-    together=mesh.shape["tensor"] > 1,
-  )
-  write = mapped(put, in_specs=(split, split, split), out_specs=split, out_shardings=at)
-
-  # The compiler's but for the last line: rows are split, layers are gathered in their turn.
-  def prefill(params, store, tokens, length, entry):
-    # A lookup in an embedding that is split over two axes may abort XLA (jax 0.12).
-    params = params | {
-      "embedding": lax.with_sharding_constraint(params["embedding"], sharding.replicated(mesh))
-    }
-    tokens, length = lax.with_sharding_constraint((tokens, length), rows)
-    return write(
-      store,
-      lax.with_sharding_constraint(transformer.prefill(config, params, tokens, length), at),
-      entry,
-    )
+  # Each program's cache is the next one's argument. Were its sharding left to the compiler, two
+  # programs could choose differently, and the second would compile again for what it is given.
+  at = cache_sharding(config, mesh)
 
   @cache
   def empty(size, columns):
-    fill = partial(transformer.empty_cache, config, size, columns)
+    fill = partial(decoding.empty_cache, config, size, columns)
     return mapped(fill, in_specs=(), out_specs=split, out_shardings=at)
 
   @cache
@@ -385,12 +295,31 @@ def make(config, sampler, stop: tuple[int, ...], mesh) -> Programs:
     cache=lambda shape: empty(*shape)(),
     resize=resized,
     weights=jax.jit(partial(weights, config, mesh)),
-    prefill=jax.jit(prefill, donate_argnums=1, out_shardings=at),
+    prefill=jax.jit(make_prefill(config, mesh), donate_argnums=1, out_shardings=at),
     decode=mapped(
-      loop,
-      in_specs=(whole, split, split, split, split, whole, whole),
+      make_decode(config, sampler, tuple(stop), together=mesh.shape["tensor"] > 1),
+      in_specs=(whole, split, split, split, whole, whole),
       out_specs=split,
-      donate=(1,),
+      donate_argnums=1,
       out_shardings=(at, None),
     ),
   )
+
+
+def make_prefill(config, mesh):
+  """-> prefill(params, store, tokens [B, T], length [B], entry [B]) -> store.
+
+  The compiler splits the work: rows over the devices, and each layer's parameters are gathered in
+  its turn. Only the writing into the store is mapped.
+  """
+  split, at = PartitionSpec(sharding.ROWS), cache_sharding(config, mesh)
+  write = sharding.mapped(mesh, put, (split, split, split), split, sharding.ROWS, out_shardings=at)
+  constrain = lax.with_sharding_constraint
+
+  def prefill(params, store, tokens, length, entry):
+    # A lookup in an embedding that is split over two axes may abort XLA (jax 0.12).
+    params = params | {"embedding": constrain(params["embedding"], sharding.replicated(mesh))}
+    tokens, length = constrain((tokens, length), NamedSharding(mesh, split))
+    return write(store, constrain(decoding.prefill(config, params, tokens, length), at), entry)
+
+  return prefill

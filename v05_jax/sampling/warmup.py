@@ -40,7 +40,7 @@ class Warmup:
   def _decode(self, weights, store, key, shape):
     temperature = jax.ShapeDtypeStruct((), np.float32)
     rows, cache = self._given.rows(shape), self._given.cache(shape)
-    return self._programs.decode.lower(weights, cache, store, *rows, key, temperature)
+    return self._programs.decode.lower(weights, cache, store, rows, key, temperature)
 
   def _change(self, decode: Callable, old, new):
     self._finish(decode(new))

@@ -24,7 +24,7 @@ import numpy as np
 from v05_jax import config as configuration
 from v05_jax import models, plug
 from v05_jax.budgets import base as budgets
-from v05_jax.models import transformer
+from v05_jax.models import decoder
 from v05_jax.sampling import sampler
 from v05_jax.scale import hlo, sharding, topology
 from v05_jax.shapes import shapes
@@ -86,10 +86,10 @@ def report(config, name: str, file=None):
   return rows
 
 
-def shape(policy, platform: str) -> transformer.ModelConfig:
+def shape(policy, platform: str) -> decoder.ModelConfig:
   """The policy's shape: of its preset, of its folder's config.json, or of the preset with the
   folder's name."""
-  return models.adapt(models.shape(policy.path, policy.preset), policy, platform)
+  return models.adapt(models.shape(policy.path, policy.preset, policy.family), policy, platform)
 
 
 def held(tree) -> int:
@@ -160,7 +160,7 @@ def plan(config, model, mesh, platform: str) -> tuple[dict[str, Any], list[Progr
     ),
     Program(
       "decode",
-      lambda: build.decode.lower(weights, cache, store, *given.rows(largest), key, temperature),
+      lambda: build.decode.lower(weights, cache, store, given.rows(largest), key, temperature),
       ALWAYS,
       options.chunk,
       f"{options.chunk} tokens in every slot, {columns}",

@@ -16,11 +16,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # the axes that rows, prompts and slots are split over
 
-# The first rule whose pattern is found in a parameter's '/'-joined path gives its sharding in
-# training and in decode, where a loop would gather it at every step. The names are those of
-# models/transformer.py, for policy and embedder, with value_prior's `adapter` and `judge` (the
-# head) as prefixes. Layers are stacked on a leading axis, which is never split: a scan slices it.
-# In decode they are a tuple, without that axis.
+# (pattern, sharding in training, sharding in decode): the first rule holds whose pattern is found
+# in a parameter's '/'-joined path. In decode nothing is split over `fsdp`, as its loop would gather
+# it at every step. The names are those of models/decoder.py, whatever the model's family, with the
+# value model's `adapter` and `judge` (its head) as prefixes. In training layers are stacked on a
+# leading axis, which is never split, since a scan slices it; in decode they are a tuple without it.
 RULES = (
   (r"^(adapter|judge)/", PartitionSpec(), PartitionSpec()),
   (r"(^|/)(embedding|head)$", PartitionSpec("tensor", "fsdp"), PartitionSpec("tensor")),  # [V, D]
@@ -78,7 +78,7 @@ def lanes(mesh: Mesh) -> int:
 def param_specs(mesh: Mesh, params, decode: bool = False):
   """A PartitionSpec for every parameter, from `RULES`; `params` holds arrays or their shapes.
 
-  decode: of `transformer.decode_weights`. Whatever holds parameters will do: an optimiser's state,
+  decode: of `decoding.decode_weights`. Whatever holds parameters will do: an optimiser's state,
   whose single numbers are replicated. A mesh axis that does not divide its dimension is left out,
   and the dimension replicated over it. Raises ValueError for a parameter that no rule matches.
   """
@@ -113,22 +113,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def mapped(
-  mesh: Mesh,
-  f,
-  in_specs,
-  out_specs,
-  donate=(),
-  in_shardings=None,
-  out_shardings=None,
-  axes=("data",),
-  check=True,
-):
-  """`jax.jit(jax.shard_map(f))`, manual over `axes` alone: f sees its device's part along them.
+def mapped(mesh: Mesh, f, in_specs, out_specs, axes=("data",), check=True, **jit):
+  """`jax.jit(jax.shard_map(f), **jit)`, manual over `axes` alone: f sees its device's part along
+  them.
 
-  `in_specs` and `out_specs` name these axes only; the others inside f are the compiler's.
-  Give `in_shardings` and `out_shardings` where a result is the next call's argument and
-  its sharding over those must not vary. `donate`: arguments that the call may overwrite.
+  `in_specs` and `out_specs` name these axes only; the others inside f are the compiler's. Give
+  `in_shardings` and `out_shardings` of jax.jit where a result is the next call's argument and its
+  sharding over those must not vary.
 
   The types track what varies over `axes` (`check_vma`), with one consequence to know: the gradient
   with respect to a *replicated* argument arrives summed over them already; one more sum counts it
@@ -146,21 +137,20 @@ def mapped(
   inner = jax.shard_map(
     f, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=set(axes), check_vma=check
   )
-  given = {"in_shardings": in_shardings, "out_shardings": out_shardings}
-  given = {name: value for name, value in given.items() if value is not None}
-  return jax.jit(inner, donate_argnums=donate, **given)
+  return jax.jit(inner, **jit)
 
 
 def split(f, in_specs, out_specs):
-  """Inside an unchecked `mapped`: f on each device's part along `fsdp` and `tensor` too, which the
-  specs name; for a kernel, which the compiler cannot split."""
+  """Inside a `mapped` with check=False: f on each device's part along `fsdp` and `tensor` too,
+  which the specs name; for a kernel, which the compiler cannot split."""
   return jax.shard_map(
     f, in_specs=in_specs, out_specs=out_specs, axis_names=set(AXES) - {"data"}, check_vma=False
   )
 
 
 def vary(tree):
-  """Inside `mapped`: replicated values, typed as varying over `data`: no sum is added for them."""
+  """Inside `mapped`: replicated values, typed as varying over `data`, so that their gradient is the
+  device's own and not the sum over devices."""
   if jax.lax.axis_size("data") == 1:
     return tree
   return jax.lax.pcast(tree, ("data",), to="varying")

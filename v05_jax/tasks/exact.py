@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from v05_jax.models import decoder
 from v05_jax.models import tokenizer as tokenizers
-from v05_jax.models import transformer
 from v05_jax.scale import distributed
 from v05_jax.tasks import families
 from v05_jax.update import losses
@@ -91,8 +91,8 @@ def make_score(config, temperature: float):
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     place = jnp.broadcast_to(jnp.arange(inputs.shape[1]), inputs.shape)
     segments = (place < length[:, None]).astype(jnp.int32)
-    hidden = transformer.forward(config, params, inputs, place, segments)
-    matrix = transformer.unembed(config, params)
+    hidden = decoder.forward(config, params, inputs, place, segments)
+    matrix = decoder.unembed(config, params)
     return losses.token_logprobs(hidden, matrix, targets, temperature, CHUNK)[0]
 
   return score

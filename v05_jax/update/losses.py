@@ -6,6 +6,8 @@ Everything here is per token; the loss of a batch is `sum(weight * loss)` with t
 devices.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -178,20 +180,26 @@ def rollout_weights(aggregate, length, mask, max_response):
   return np.where(mask, 1 / np.where(mask, denominator, np.float32(1)), np.float32(0))
 
 
-def surrogate(logprob, old_logprob, advantage, clip_low, clip_high, clip_dual=0.0, mask=None):
+class Clip(NamedTuple):
+  """Bounds of `surrogate` on the ratio of the policies."""
+
+  low: float  # >= 0: the ratio counts as 1 - low at least
+  high: float  # >= 0: and as 1 + high at most
+  dual: float = 0.0  # Python float > 1: bound on the loss where the advantage is < 0; 0 = off
+
+
+def surrogate(logprob, old_logprob, advantage, clip: Clip, mask=None):
   """PPO's clipped surrogate, as a loss per token.
 
     ratio = exp(logprob - old_logprob)
-    loss  = max(-A ratio, -A clip(ratio, 1 - clip_low, 1 + clip_high))
-    loss  = min(loss, -A clip_dual)  where A < 0, if clip_dual > 0
+    loss  = max(-A ratio, -A clip(ratio, 1 - clip.low, 1 + clip.high))
+    loss  = min(loss, -A clip.dual)  where A < 0, if clip.dual > 0
 
   Sources: PPO (arXiv 1707.06347); separate low and high bounds from DAPO (arXiv 2503.14476, 3.1);
   dual clip from arXiv 1912.09729, eq. 5.
 
   Args:
     logprob, old_logprob, advantage: [...] of the same shape.
-    clip_low, clip_high: >= 0.
-    clip_dual: Python float; 0 = off, otherwise > 1.
     mask: bool [...] or None. Where False the loss is 0 and so is the gradient, whatever the inputs
       are.
 
@@ -199,21 +207,21 @@ def surrogate(logprob, old_logprob, advantage, clip_low, clip_high, clip_dual=0.
     (loss [...], clipped bool [...]: a bound is active, so the token gives no gradient).
 
   Raises:
-    ValueError: clip_dual in (0, 1], which would clip on-policy tokens, or negative.
+    ValueError: clip.dual in (0, 1], which would clip on-policy tokens, or negative.
   """
-  if clip_dual and clip_dual <= 1:
-    raise ValueError(f"loss.clip_dual: found {clip_dual}, expected 0 (off) or a number > 1")
+  if clip.dual and clip.dual <= 1:
+    raise ValueError(f"loss.clip_dual: found {clip.dual}, expected 0 (off) or a number > 1")
   if mask is not None:
     logprob, old_logprob, advantage = (
       jnp.where(mask, x, 0.0) for x in (logprob, old_logprob, advantage)
     )
   ratio = jnp.exp(jnp.clip(logprob - old_logprob, -MAX_LOG_RATIO, MAX_LOG_RATIO))
   plain = -advantage * ratio
-  bounded = -advantage * jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
+  bounded = -advantage * jnp.clip(ratio, 1.0 - clip.low, 1.0 + clip.high)
   loss = jnp.maximum(plain, bounded)
   clipped = bounded > plain
-  if clip_dual:
-    ceiling = -advantage * clip_dual
+  if clip.dual:
+    ceiling = -advantage * clip.dual
     too_large = (advantage < 0) & (loss > ceiling)
     loss = jnp.where(too_large, ceiling, loss)
     clipped |= too_large

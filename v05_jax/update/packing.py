@@ -1,16 +1,83 @@
-"""Packs rollouts of any length into rows of one fixed length, on host.
+"""Packs rollouts of any length into rows of one fixed length, a minibatch at a time, on host.
 
-So padding costs little, and nothing recompiles when lengths and numbers vary. Rollouts of one
+Little of a row is padding, and nothing recompiles when lengths and numbers vary. Rollouts of one
 prompt that stand in one row can share its tokens: they are computed once, and each response attends
 to them and to itself (prefix sharing, arXiv 2506.05433).
 """
 
 import bisect
+import math
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from v05_jax import structs
+from v05_jax.scale import sharding
+from v05_jax.update import losses
+
+
+def batch_shape(loss_config, prompts: int, most: int, longest: int, mesh) -> tuple[int, int, int]:
+  """(M, B, T) of a minibatch, whatever its rollouts are: T is `row_length`, B is `micro_rows` for
+  each device along `data` and `fsdp`, and M is what rollouts of full length would need.
+
+  prompts: of a step, at most; most: rollouts of a prompt; longest: tokens of a prompt and a
+  response, less one.
+
+  Raises ValueError for a `row_length` that the longest possible rollout does not fit.
+  """
+  length = loss_config.row_length or longest
+  if length < longest:
+    raise ValueError(
+      f"config.loss.row_length={length}: expected at least {longest} (longest prompt + longest"
+      " response - 1), or 0 for just that"
+    )
+  micro = loss_config.micro_rows * sharding.lanes(mesh)
+  rollouts = math.ceil(prompts / loss_config.minibatches) * most
+  rows = math.ceil(rollouts / (length // longest))  # so many fit in every row: see `place`
+  return math.ceil(rows / micro), micro, length
+
+
+def minibatches(
+  prompts: structs.Prompts,
+  rollouts: structs.Rollouts,
+  advantage: np.ndarray,
+  loss_config,
+  mesh,
+  importance: np.ndarray | None = None,
+) -> list[tuple[structs.Batch, int]]:
+  """One epoch: (Batch `[M, B, T]` of numpy arrays, micro-batches in use) for each minibatch.
+
+  The prompts of `prompts.mask` are cut into `config.loss.minibatches` contiguous parts; a part
+  without any rollout that counts is left out. advantage float [P, K]; importance float [P]
+  multiplies all of a prompt's loss (default: 1). The denominator of `aggregate = constant` is what
+  `rollouts.tokens` has room for.
+
+  M, B and T are those of `batch_shape`, which raises ValueError for a `row_length` that is too
+  short.
+  """
+  members, most = np.asarray(prompts.mask, bool), rollouts.tokens.shape[1]
+  longest = prompts.tokens.shape[1] + most - 1
+  micros, micro, length = batch_shape(loss_config, *rollouts.mask.shape, longest, mesh)
+  out = []
+  for part in np.array_split(np.flatnonzero(members), loss_config.minibatches):
+    chosen = np.isin(np.arange(members.size), part)
+    mask = np.asarray(rollouts.mask) & chosen[:, None]
+    weight = losses.rollout_weights(loss_config.aggregate, rollouts.length, mask, most)
+    if importance is not None:
+      weight = weight * importance[:, None]
+    batch, used = pack(
+      prompts.replace(mask=chosen),
+      rollouts,
+      advantage,
+      weight,
+      (micros * micro, length),
+      loss_config.share_prompts,
+    )
+    if used:
+      batch = jax.tree.map(lambda x: x.reshape(micros, micro, length), batch)
+      out.append((batch, math.ceil(used / micro)))
+  return out
 
 
 def pack(
@@ -18,25 +85,24 @@ def pack(
   rollouts: structs.Rollouts,
   advantage: np.ndarray,
   weight: np.ndarray,
-  row_length: int,
-  rows: int,
-  members: np.ndarray | None = None,
+  shape: tuple[int, int],
   share: bool = True,
 ) -> tuple[structs.Batch, int]:
-  """-> (Batch of numpy arrays `[rows, row_length]`, number of rows in use; these come first).
+  """-> (Batch of numpy arrays of `shape` [rows, places of a row], number of rows in use; these come
+  first).
 
-  advantage, weight float [P, K]: of every token of the rollout. members bool [P]: prompts to take
-  (default: `prompts.mask`). Rollouts without `rollouts.mask` are left out. A prompt of p tokens
-  takes p - 1 places and each of its responses of r tokens r, as the prompt's last token predicts
-  the first of each response and a response's last token is no input. share: a prompt stands once in
-  a row for all of its responses there, otherwise before each of them. The order depends on lengths,
-  on whose prompt is whose and on the order of the flat rows alone.
+  advantage, weight float [P, K]: of every token of the rollout. Rollouts without `rollouts.mask`,
+  and all of a prompt without `prompts.mask`, are left out. A prompt of p tokens takes p - 1 places
+  and each of its responses of r tokens takes r: the prompt's last token predicts the first of each
+  response, and a response's last token is no input. share: a prompt stands once in a row for all of
+  its responses there, otherwise before each of them. The order depends on lengths, on which
+  rollouts have a prompt in common and on the order of the flat rows alone.
 
   Raises ValueError where a rollout is longer than a row, where the rows do not suffice, and where
   the flat rows are not those of `rollouts.mask`, one each.
   """
-  members = np.asarray(prompts.mask if members is None else members, bool)
-  source = _chosen(rollouts, members)  # [n] flat rows
+  rows, row_length = shape
+  source = _chosen(rollouts, np.asarray(prompts.mask, bool))  # [n] flat rows
   prompt, index = np.asarray(rollouts.prompt)[source], np.asarray(rollouts.index)[source]
   before = np.asarray(prompts.length)[prompt] - 1  # places of the prompt
   size = np.asarray(rollouts.length)[prompt, index]
@@ -45,70 +111,69 @@ def pack(
       f"a rollout takes {longest} places, found rows of {row_length}: config.loss.row_length must"
       " be at least longest prompt + longest response - 1 (0 = just that)"
     )
-  at, used = fit(before, size, prompt if share else np.arange(len(size)), row_length)
+  at, used = place(before, size, prompt if share else np.arange(len(size)), row_length)
   if used > rows:
     raise ValueError(
       f"{len(size)} rollouts of {np.sum(before + size)} places need {used} rows of {row_length}, "
       f"found {rows}"
     )
-  return _fill(prompts, rollouts, advantage, weight, source, at, (rows, row_length)), used
+  of_rollouts = {"advantage": np.asarray(advantage), "weight": np.asarray(weight)}
+  return _fill(prompts, rollouts, of_rollouts, source, at, shape), used
 
 
-def _fill(
-  prompts, rollouts, advantage, weight, source, at: "Fit", shape: tuple[int, int]
-) -> structs.Batch:
-  """The Batch of `shape` with the flat rows `source` [n] where `at` says."""
+def _fill(prompts, rollouts, of_rollouts, source, at: "Places", shape) -> structs.Batch:
+  """The Batch of `shape` with the flat rows `source` [n] where `at` says; of_rollouts: field -> [P,
+  K], what all response tokens of a rollout have."""
   prompt, index = np.asarray(rollouts.prompt)[source], np.asarray(rollouts.index)[source]
   before = np.asarray(prompts.length)[prompt] - 1
   size = np.asarray(rollouts.length)[prompt, index]
-  # From here on one entry a place: of the prompts where they stand first, then of all responses.
-  asked, said = _places(np.where(at.first, before, 0)), _places(size)
-  owner = np.concatenate([asked[0], said[0]])  # of [n] rollouts
-  start = np.concatenate([at.prompt[asked[0]], at.response[said[0]]])
-  index_within = np.concatenate([asked[1], said[1]])
-  place = at.row[owner] * shape[1] + start + index_within
+  # One entry for every place that is filled: p, i are the rollout [n] and the token's index in the
+  # prompts, each where it stands first; r, j are the same in the responses.
+  p, i = _tokens(np.where(at.first, before, 0))
+  r, j = _tokens(size)
+  in_prompts = at.row[p] * shape[1] + at.prompt_start[p] + i
+  in_responses = at.row[r] * shape[1] + at.response_start[r] + j
 
   def scatter(of_prompts, of_responses, dtype):
     flat = np.zeros(shape[0] * shape[1], dtype)
-    flat[place[: len(asked[0])]] = of_prompts
-    flat[place[len(asked[0]) :]] = of_responses
+    flat[in_prompts], flat[in_responses] = of_prompts, of_responses
     return flat.reshape(shape)
 
-  owner, j = said
-  flat, dense = source[owner], (prompt[owner], index[owner])
+  flat, dense = source[r], (prompt[r], index[r])
   of = lambda name: np.asarray(getattr(rollouts, name))
-  last = np.asarray(prompts.tokens)[prompt, before][owner]
+  last = np.asarray(prompts.tokens)[prompt, before][r]
   return structs.Batch(
     tokens=scatter(
-      np.asarray(prompts.tokens)[prompt[asked[0]], asked[1]],
+      np.asarray(prompts.tokens)[prompt[p], i],
       np.where(j, of("tokens")[flat, np.maximum(j - 1, 0)], last),
       np.int32,
     ),
     target=scatter(0, of("tokens")[flat, j], np.int32),
-    segment=scatter(at.asked[asked[0]], at.said[owner], np.int32),
-    prompt=scatter(at.asked[asked[0]], at.asked[owner], np.int32),
-    position=scatter(asked[1], before[owner] + j, np.int32),
-    weight=scatter(0, np.asarray(weight)[dense], np.float32),
-    advantage=scatter(0, np.asarray(advantage)[dense], np.float32),
+    segment=scatter(at.prompt_number[p], at.response_number[r], np.int32),
+    prompt=scatter(at.prompt_number[p], at.prompt_number[r], np.int32),
+    position=scatter(i, before[r] + j, np.int32),
     old_logprob=scatter(0, of("logprob")[flat, j], np.float32),
+    **{name: scatter(0, x[dense], np.float32) for name, x in of_rollouts.items()},
   )
 
 
-class Fit(NamedTuple):
+class Places(NamedTuple):
   """Where n rollouts stand; every array int [n]. Within a row, prompts and responses are numbered
-  from 1."""
+  together, from 1: a number is the token's segment."""
 
   row: np.ndarray
-  prompt: np.ndarray  # place within the row where its prompt begins
-  response: np.ndarray  # the same of its response
-  asked: np.ndarray  # number of the prompt
-  said: np.ndarray  # number of the response
+  prompt_start: np.ndarray  # place within the row where its prompt begins
+  response_start: np.ndarray  # place within the row where its response begins
+  prompt_number: np.ndarray
+  response_number: np.ndarray
   first: np.ndarray  # bool: of the responses behind the same prompt, the first
 
 
-def fit(before: np.ndarray, size: np.ndarray, group: np.ndarray, capacity: int) -> tuple[Fit, int]:
-  """Prompts of `before` [n] places and responses of `size` [n] in rows of `capacity` -> (Fit, rows
-  used).
+def place(
+  before: np.ndarray, size: np.ndarray, group: np.ndarray, capacity: int
+) -> tuple[Places, int]:
+  """Prompts of `before` [n] places and responses of `size` [n] in rows of `capacity` -> (Places,
+  rows used).
 
   Rollouts of one group have their prompt in common. The groups are taken from the largest to the
   smallest, and so are their rollouts. Each goes behind its prompt where that stands and there is
@@ -118,7 +183,7 @@ def fit(before: np.ndarray, size: np.ndarray, group: np.ndarray, capacity: int) 
   of them.
   """
   n = len(size)
-  at = Fit(*np.zeros((5, n), np.int64), np.zeros(n, bool))
+  at = Places(*np.zeros((5, n), np.int64), np.zeros(n, bool))
   rooms, pieces = [], []  # (room left, row), sorted; prompts and responses in each row
 
   def take(row, room, places):
@@ -141,10 +206,10 @@ def fit(before: np.ndarray, size: np.ndarray, group: np.ndarray, capacity: int) 
         room, row = rooms.pop(found)
         here[row] = room - head, *take(row, room, head)
         at.first[i] = True
-      room, at.prompt[i], at.asked[i] = here[row]
+      room, at.prompt_start[i], at.prompt_number[i] = here[row]
       rooms.pop(bisect.bisect_left(rooms, (room, row)))
       at.row[i] = row
-      at.response[i], at.said[i] = take(row, room, need)
+      at.response_start[i], at.response_number[i] = take(row, room, need)
       here[row] = room - need, *here[row][1:]
       left -= need
   return at, len(pieces)
@@ -159,14 +224,15 @@ def _groups(before, size, group) -> list[list[int]]:
   return sorted(parts, key=lambda part: -int(before[part[0]] + size[part].sum()))
 
 
-def _places(size):
-  """(owner, index within the owner) of each of `size` [n] places."""
+def _tokens(size):
+  """(owner, index within the owner) of each token, where owner o of [n] has `size[o]` of them."""
   owner = np.repeat(np.arange(len(size)), size)
   return owner, np.arange(len(owner)) - np.repeat(np.cumsum(size) - size, size)
 
 
 def _chosen(rollouts, members):
-  """The flat rows [n] that count: their prompt is a member, and the dense mask has them."""
+  """The flat rows [n] that count: `members` bool [P] has their prompt, the dense mask the
+  rollout."""
   prompt, index = np.asarray(rollouts.prompt), np.asarray(rollouts.index)
   exists = (prompt >= 0) & (index >= 0)  # negative marks an unused flat row
   mask = np.asarray(rollouts.mask) & members[:, None] & (np.asarray(rollouts.length) > 0)

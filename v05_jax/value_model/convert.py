@@ -23,12 +23,12 @@ import sys
 import zipfile
 
 from absl import app, flags
-import jax
 import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from v05_jax.models import hf, presets, tokenizer, transformer
+from v05_jax.models import files, hf, presets, tokenizer
+from v05_jax.models.families import qwen3
 from v05_jax.value_model import directory
 from v05_jax.value_model.directory import (
   FLOATS,
@@ -335,13 +335,13 @@ def write_backbone(checkpoint, weights, source: Path, target: Path, hidden_size:
   for name in ("config.json", *FILES.split()):
     if (source / name).is_file():
       shutil.copyfile(source / name, target / name)
-  written = hf._read_json(target / "config.json") | {"tie_word_embeddings": True}
+  written = files.read_json(target / "config.json") | {"tie_word_embeddings": True}
   written |= (
-    {"architectures": list(hf.ARCHITECTURES[:1])}
+    {"architectures": [qwen3.ARCHITECTURE]}
     if written.get("architectures") == ["Qwen3Model"]
     else {}
   )
-  hf._write_json(target / "config.json", written)
+  files.write_json(target / "config.json", written)
   config = hf.read_config(target)
   if config.hidden_size != hidden_size:
     raise ValueError(
@@ -352,22 +352,18 @@ def write_backbone(checkpoint, weights, source: Path, target: Path, hidden_size:
   found, prefix, origin = weights, "backbone.", checkpoint
   if not weights:
     found, origin = {}, source
-    for file in hf._weight_files(source):
-      with hf._open(file) as tensors:
-        found |= {name: tensors.get_tensor(name) for name in tensors.keys() if name != hf.HEAD}
+    for file in files.weight_files(source):
+      with files.open_tensors(file) as tensors:
+        found |= {name: tensors.get_tensor(name) for name in tensors.keys() if name != qwen3.HEAD}
     prefix = "model." if any(name.startswith("model.") for name in found) else ""
-  shapes = jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
-  shapes = {
-    name.removeprefix("model."): hf._stored_shape(shapes, *where)
-    for name, *where in hf._names(config)
-  }
+  shapes = {name.removeprefix("model."): shape for name, shape in hf.stored_shapes(config).items()}
   account(origin, found, {prefix + name: shape for name, shape in shapes.items()}, STORED)
   save_file(
     {f"model.{name.removeprefix(prefix)}": np.ascontiguousarray(x) for name, x in found.items()},
-    target / hf.WEIGHTS,
+    target / files.WEIGHTS,
     metadata={"format": "pt"},
   )
-  (target / hf.WEIGHTS).chmod(0o644)
+  (target / files.WEIGHTS).chmod(0o644)
   hf.load(target)
   tokenizer.check(tokenizer.load(target), config.vocab_size)
   return config

@@ -25,7 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from v05_jax import models
-from v05_jax.models import hf, transformer
+from v05_jax.models import decoder, hf
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.scale import distributed, sharding
 from v05_jax.value_model import adapter, directory, tabpfn
@@ -44,7 +44,7 @@ class ValuePrior:
   head on each device."""
 
   settings: dict[str, Any]  # v0.json
-  config: transformer.ModelConfig  # of the backbone
+  config: decoder.ModelConfig  # of the backbone
   params: Any
   tokenizer: Any
   adapter: dict[str, jax.Array]
@@ -225,10 +225,10 @@ def hidden(config, params, tokens, mask):
   """The backbone's hidden states float32 [N, L, D] of right-padded tokens [N, L] where mask [N,
   L]."""
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-  return transformer.forward(config, params, tokens, positions, mask).astype(jnp.float32)
+  return decoder.forward(config, params, tokens, positions, mask).astype(jnp.float32)
 
 
-def shapes(path: str) -> tuple[dict[str, Any], transformer.ModelConfig]:
+def shapes(path: str) -> tuple[dict[str, Any], decoder.ModelConfig]:
   """(v0.json, the backbone's shape) of a directory as `load` takes it; of the released V0 where
   there is none."""
   path = BUILTIN if os.fspath(path) == directory.BUILTIN else Path(path)
@@ -239,14 +239,14 @@ def shapes(path: str) -> tuple[dict[str, Any], transformer.ModelConfig]:
   return settings, models.shape("builtin" if built_in else f"{path}/{directory.FOLDER}", "")
 
 
-def abstract(settings, config: transformer.ModelConfig, mesh: Mesh) -> dict[str, Any]:
+def abstract(settings, config: decoder.ModelConfig, mesh: Mesh) -> dict[str, Any]:
   """What stands for the parameters of a V0 on a mesh: shapes and shardings of "embedder", "adapter"
   and "judge"."""
   queries, width, _, bottleneck, hidden_size, _ = settings["adapter"].values()
   key = jax.random.key(0)
   head = directory.stacked(settings["head"])
   parts = {
-    "embedder": jax.eval_shape(lambda: transformer.init(config, key)),
+    "embedder": jax.eval_shape(lambda: decoder.init(config, key)),
     "adapter": jax.eval_shape(lambda: adapter.init(key, hidden_size, queries, width, bottleneck)),
     "judge": {name: jax.ShapeDtypeStruct(size, np.float32) for name, size in head.items()},
   }

@@ -1,16 +1,13 @@
-"""The Qwen3 decoder as pure functions of explicit parameters.
+"""The decoder of a language model as pure functions of explicit parameters.
 
 RMSNorm before attention and MLP, RMSNorm of each query and key head before the rotary embedding
 (QK-norm), grouped-query attention, SwiGLU, tied or untied head, no biases. The arithmetic is that
 of Hugging Face transformers' `Qwen3ForCausalLM` (half-rotated rotary embedding). Parameters are
 float32 and are cast to `config.dtype` where they are used; norms, rotary embedding, softmax and
-logits are float32 always.
+logits are float32 always. How files of a model are called is the matter of families/.
 
-`forward` and `prefill` scan over layers whose parameters are stacked on a leading axis, so that
-compile time does not grow with depth. `decode` is unrolled over layers and keeps one cache array
-per layer: a cache stacked over layers is copied at every step of a decode loop. It reads a cache
-that the loop does not change, and writes into a small one beside it: neither is copied nor
-scattered into at a step.
+`forward` scans over layers whose parameters are stacked on a leading axis, so that compile time
+does not grow with depth. Decoding, a token at a time, is in decoding.py.
 
 Parameters (`F` the MLP width, matrices are `[in, out]`):
 
@@ -22,8 +19,6 @@ Parameters (`F` the MLP width, matrices are `[in, out]`):
 
 from collections.abc import Callable
 import dataclasses
-import functools
-from typing import NamedTuple
 
 from flax import linen as nn
 import jax
@@ -35,21 +30,23 @@ from v05_jax.models import cpu, flash, lora
 DTYPES = ("float32", "bfloat16")
 BACKENDS = ("accelerator", "cpu")
 ATTENTION = ("plain", *flash.KERNELS.values())
-# What the backward pass of a layer finds stored; the rest it computes again.
+# What the forward pass of a layer stores for its backward pass, which computes the rest again.
 REMAT = {
-  "none": None,  # all
-  "full": jax.checkpoint_policies.nothing_saveable,  # the layer's input alone
-  # and what splash attention returns
+  # everything
+  "none": None,
+  # the layer's input
+  "full": jax.checkpoint_policies.nothing_saveable,
+  # the layer's input and what splash attention returns
   "attention": jax.checkpoint_policies.save_only_these_names(flash.NAME),
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # and the products with weights
+  # the layer's input and its products with weights
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 MASKED = cpu.MASKED
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """Shape of a Qwen3 decoder. Hashable, so that it can be a static argument of a jitted
-  function."""
+  """Shape of a decoder. Hashable, so that it can be a static argument of a jitted function."""
 
   vocab_size: int
   hidden_size: int
@@ -63,11 +60,11 @@ class ModelConfig:
   tie_embeddings: bool = True
   max_positions: int = 40960  # recorded in config.json; the rotary embedding itself has no limit
   dtype: str = "float32"  # of the computation; parameters are float32
-  remat: str = "none"  # of REMAT
-  attention: str = "plain"  # of the update: see flash.py
-  # what XLA compiles for: "cpu" takes the training pass of models/cpu.py
-  backend: str = "accelerator"
-  adapters: lora.Lora | None = None  # all that is trained, where there are any
+  remat: str = "none"  # a key of REMAT
+  attention: str = "plain"  # of the update, one of ATTENTION: see flash.py
+  backend: str = "accelerator"  # that XLA compiles for; "cpu" takes the training pass of cpu.py
+  adapters: lora.Lora | None = None  # where there are any, nothing else is trained
+  family: str = "qwen3"  # that reads and writes its files: see families.find
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
@@ -109,7 +106,7 @@ class RMSNorm(nn.Module):
 
 class Layer(nn.Module):
   """One decoder layer. `keep_kv`: also return the keys and values, in the cache's layouts.
-  `kernel`: see `forward`."""
+  `kernel`: see `forward_kernel`."""
 
   config: ModelConfig
   keep_kv: bool = False
@@ -157,21 +154,15 @@ class Layer(nn.Module):
     x = self._mlp(x + self.o(out.reshape(*x.shape[:2], -1)))
     return x, (columns if self.keep_kv else None)
 
-  def decode(self, x, rotation, caches, shared, seen, step):
-    """x [S, D], rotation 2 x [S, Dh/2], this layer's three caches, their masks -> x, the last
-    cache."""
+  def decode(self, x, rotation, attend):
+    """One token of each row: x [S, D], rotation 2 x [S, Dh/2] -> x, the new cache.
+
+    attend: (q [S, KV, G, Dh], k and v [S, KV, Dh]) -> (out as q, the cache with k and v in it); see
+    decoding.py.
+    """
     q, k, v = self._qkv(x, rotation)
-    prompt, past, (keys, values) = caches
-    fresh = (
-      jax.lax.dynamic_update_slice_in_dim(keys, k[..., None], step, 3),
-      jax.lax.dynamic_update_slice_in_dim(values, v[:, :, None], step, 2),
-    )
-    out = join(
-      attend_shared(q, prompt, shared, seen[0]),
-      attend_part(q, past, seen[1]),
-      attend_part(q, fresh, seen[2]),
-    )
-    return self._mlp(x + self.o(out.astype(q.dtype).reshape(x.shape[0], -1))), fresh
+    out, cache = attend(q, k, v)
+    return self._mlp(x + self.o(out.astype(q.dtype).reshape(x.shape[0], -1))), cache
 
   def _qkv(self, x, rotation):
     """x [..., D] -> q [..., KV, G, Dh], k and v [..., KV, Dh]."""
@@ -261,55 +252,6 @@ def attend(q, k, v, mask):
   return jnp.matmul(weights, v).reshape(shape)
 
 
-class Shared(NamedTuple):
-  """Which of the prompts `[E]` in a cache each of S rows goes on from, up to m rows of a prompt."""
-
-  rows: jax.Array  # int32 [E, m]  the rows of a prompt; S = none
-  # int32 [S] where `rows`, as one list, has this row; anything for a row that is not there
-  place: jax.Array
-  length: jax.Array  # int32 [E]   columns of the prompt
-
-
-def attend_part(q, cache, mask):
-  """Attention over a part of the columns: q [B, KV, Q, Dh], k [B, KV, Dh, C], v [B, KV, C, Dh],
-  mask [B or 1, C].
-
-  -> (sum of exp(score - most) v [B, KV, Q, Dh], sum of exp(score - most), most [B, KV, Q, 1]),
-    float32.
-  """
-  k, v = cache
-  scores = jnp.matmul(q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-  scores = jnp.where(mask[:, None, None], scores, MASKED)
-  most = jnp.max(scores, -1, keepdims=True)
-  weights = jnp.exp(scores - most)
-  out = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-  return out, jnp.sum(weights, -1, keepdims=True), most
-
-
-def attend_shared(q, cache, shared, mask):
-  """`attend_part` of q [S, KV, G, Dh] over the prompts: each is read once for all rows that go on
-  from it."""
-  count, most = shared.rows.shape
-  _, heads, group, width = q.shape
-  q = q.at[shared.rows].get(mode="fill", fill_value=0)  # [E, m, KV, G, Dh]
-  parts = attend_part(q.swapaxes(1, 2).reshape(count, heads, most * group, width), cache, mask)
-
-  def back(x):
-    x = x.reshape(count, heads, most, group, -1).swapaxes(1, 2)
-    return x.reshape(count * most, heads, group, -1).at[shared.place].get(mode="clip")
-
-  return tuple(map(back, parts))
-
-
-def join(*parts):
-  """The attention over all columns from those over parts of them; one part at least must not be
-  masked whole."""
-  highest = functools.reduce(jnp.maximum, (most for *_, most in parts))
-  scales = [jnp.exp(most - highest) for *_, most in parts]
-  out = sum(out * scale for (out, *_), scale in zip(parts, scales))
-  return out / sum(total * scale for (_, total, _), scale in zip(parts, scales))
-
-
 def init(config: ModelConfig, key):
   """Random normal float32 parameters: variance 1/fan_in, of o and down 1/(2 L fan_in), of embedding
   and head 1/D; norm scales are 1. With adapters (`lora.add`) the others are the same."""
@@ -318,18 +260,22 @@ def init(config: ModelConfig, key):
   return lora.add(config, params, key)
 
 
-def forward(config: ModelConfig, params, tokens, positions, segments, prompts=None, kernel=None):
+def forward(config: ModelConfig, params, tokens, positions, segments, prompts=None):
   """Hidden states [N, T, D] after the final norm, in the compute dtype.
 
   tokens, positions, segments, prompts int32 [N, T]. A token sees the tokens of its own segment and
   of the segment `prompts` up to itself, in row order; segment 0 is padding: it sees padding only,
   so its hidden state is finite and meaningless. `positions` go to the rotary embedding alone.
-
-  kernel: of `flash.attend`, (q, k, v, segments) -> out, instead of plain attention. It sees one
-  segment a token: `segments`, or `prompts`, which is that where rollouts share no prompt.
   """
-  mask = causal(segments, prompts) if kernel is None else segments if prompts is None else prompts
-  return Decoder(config, kernel=kernel).apply({"params": params}, tokens, positions, mask)[0]
+  mask = causal(segments, prompts)
+  return Decoder(config).apply({"params": params}, tokens, positions, mask)[0]
+
+
+def forward_kernel(kernel, config: ModelConfig, params, tokens, positions, segments):
+  """`forward` with attention by a kernel, (q, k, v, segments) -> out as of `flash.attend`. A token
+  sees its own segment alone: a kernel knows one segment a token."""
+  model = Decoder(config, kernel=kernel)
+  return model.apply({"params": params}, tokens, positions, segments)[0]
 
 
 def causal(segments, prompts=None):
@@ -351,80 +297,3 @@ def logits(config: ModelConfig, params, hidden):
   """float32 logits [..., V] of hidden states [..., D]."""
   matrix = unembed(config, params)
   return jnp.einsum("...d,vd->...v", hidden, matrix, preferred_element_type=jnp.float32)
-
-
-def decode_weights(config: ModelConfig, params):
-  """The parameters as `decode` and `logits` want them: matrices in the compute dtype, with their
-  adapters merged into them, `layers` a tuple of L trees."""
-
-  def cast(path, x):
-    return x if path[-1].key in ("scale", *lora.NAMES) else x.astype(config.dtype)
-
-  params = jax.tree_util.tree_map_with_path(cast, params)
-  layers = lora.merge_layers(config, params["layers"])
-  layer = lambda i: jax.tree.map(lambda x: x[i], layers)
-  return params | {"layers": tuple(map(layer, range(config.num_layers)))}
-
-
-def empty_cache(config: ModelConfig, slots: int, columns: int):
-  """Zeroed cache: a tuple of L pairs (k [S, KV, Dh, C], v [S, KV, C, Dh]) in the compute dtype."""
-  shape = (slots, config.num_kv_heads)
-  return tuple(
-    (
-      jnp.zeros((*shape, config.head_dim, columns), config.dtype),
-      jnp.zeros((*shape, columns, config.head_dim), config.dtype),
-    )
-    for _ in range(config.num_layers)
-  )
-
-
-def prefill(config: ModelConfig, params, tokens, length):
-  """The cache of prompts: a tuple of L pairs (k [N, KV, Dh, T], v [N, KV, T, Dh]).
-
-  tokens int32 [N, T] right-padded, length int32 [N]. The rotary embedding is applied to k. Columns
-  at and after `length` are finite and meaningless.
-  """
-  index = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-  mask = causal((index < length[:, None]).astype(jnp.int32))
-  _, (k, v) = Decoder(config, keep_kv=True).apply({"params": params}, tokens, index, mask)
-  return tuple((k[i], v[i]) for i in range(config.num_layers))
-
-
-def decode(config: ModelConfig, weights, caches, shared: Shared, token, position, count, step):
-  """One token for every row: (hidden [S, D] after the final norm, the last cache with this token's
-  k and v).
-
-  What a row attends to lies in three caches, L pairs (k [., KV, Dh, C], v [., KV, C, Dh]) each:
-
-      the prompts [E], read once for all rows of a prompt: the columns `< shared.length`;
-      its own past [S], which a loop only reads: the columns `< count`;
-      its newest tokens [S], one column a step, which this call writes: the columns `<= step`.
-
-  weights: `decode_weights(config, params)`; token, position (of the token, for the rotary
-  embedding), count int32 [S]; step int32 [], the same for all rows. Rows do not touch each other.
-  """
-  prompts, past, fresh = caches
-  plain = lora.plain(config)
-  columns = lambda cache: jnp.arange(cache[0][0].shape[-1])
-  seen = (
-    columns(prompts) < shared.length[:, None],
-    columns(past) < count[:, None],
-    columns(fresh)[None] <= step,
-  )
-  x = jnp.take(weights["embedding"], token, axis=0)
-  turn = rotation(config, position)
-  new = []
-  for layer, *cache in zip(weights["layers"], prompts, past, fresh, strict=True):
-    x, kv = _decode_layer(plain, layer, x, turn, cache, shared, seen, step)
-    new.append(kv)
-  x = RMSNorm(config.rms_norm_eps).apply({"params": weights["norm"]}, x)
-  return x.astype(config.dtype), tuple(new)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _decode_layer(config, weights, x, turn, caches, shared, seen, step):
-  """`Layer.decode`, jitted so that it is traced once and not once a layer; XLA inlines the
-  calls."""
-  return Layer(config).apply(
-    {"params": weights}, x, turn, caches, shared, seen, step, method="decode"
-  )

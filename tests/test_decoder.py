@@ -10,7 +10,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 import numpy as np
 import pytest
 
-from v05_jax.models import cpu, flash, presets, transformer
+from v05_jax.models import cpu, decoder, decoding, flash, presets
 
 CONFIG = presets.PRESETS["tiny"]
 UNTIED = dataclasses.replace(CONFIG, tie_embeddings=False)
@@ -19,26 +19,33 @@ TOKENS = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (N, T)).astype(
 POSITIONS = np.broadcast_to(np.arange(T, dtype=np.int32), (N, T))
 ONES = np.ones((N, T), np.int32)
 
-init = jax.jit(transformer.init, static_argnums=0)
-forward = jax.jit(transformer.forward, static_argnums=0, static_argnames="kernel")
-logits = jax.jit(transformer.logits, static_argnums=0)
-prefill = jax.jit(transformer.prefill, static_argnums=0)
+init = jax.jit(decoder.init, static_argnums=0)
+forward = jax.jit(decoder.forward, static_argnums=0)
+forward_kernel = jax.jit(decoder.forward_kernel, static_argnums=(0, 1))
+logits = jax.jit(decoder.logits, static_argnums=0)
+prefill = jax.jit(decoding.prefill, static_argnums=0)
+
+
+def as_caches(caches, shared, count, step):
+  prompts, past, fresh = caches
+  return decoding.Caches(prompts, shared, past, count, fresh, step)
 
 
 @partial(jax.jit, static_argnames="config")
 def decode(params, caches, shared, token, position, count, step, config=CONFIG):
-  weights = transformer.decode_weights(config, params)
-  return transformer.decode(config, weights, caches, shared, token, position, count, step)
+  weights = decoding.decode_weights(config, params)
+  caches = as_caches(caches, shared, count, step)
+  return decoding.decode(config, weights, caches, token, position)
 
 
-NO_PROMPT = transformer.Shared(
+NO_PROMPT = decoding.Shared(
   np.full((1, 1), N, np.int32), np.zeros(N, np.int32), np.zeros(1, np.int32)
 )
 ZERO = np.zeros(N, np.int32)
 
 
 def empty(rows, columns, config=CONFIG):
-  return transformer.empty_cache(config, rows, columns)
+  return decoding.empty_cache(config, rows, columns)
 
 
 def moved(past, given, start, count, steps):
@@ -70,8 +77,8 @@ def params():
 
 def loss(config, params, tokens=TOKENS, segments=ONES):
   """Mean negative log-likelihood of the next token inside segments."""
-  hidden = transformer.forward(config, params, tokens, POSITIONS[: len(tokens)], segments)
-  logprob = jax.nn.log_softmax(transformer.logits(config, params, hidden[:, :-1]))
+  hidden = decoder.forward(config, params, tokens, POSITIONS[: len(tokens)], segments)
+  logprob = jax.nn.log_softmax(decoder.logits(config, params, hidden[:, :-1]))
   logprob = jnp.sum(logprob * jax.nn.one_hot(tokens[:, 1:], config.vocab_size), -1)
   weight = jnp.asarray(segments[:, 1:] > 0, jnp.float32)
   return -jnp.sum(logprob * weight) / jnp.sum(weight)
@@ -121,7 +128,7 @@ def test_rows_of_shared_prompts_at_their_own_counts(params):
     np.array([6, 8, 1, 9, 7, 0], np.int32),
   )
   # a rollout's first input is the last token
-  shared = transformer.Shared(rows, place, (length - 1).astype(np.int32))
+  shared = decoding.Shared(rows, place, (length - 1).astype(np.int32))
   first, count = length[prompt] - 1, np.array([0, 3, 2, 5, 1, 0], np.int32)
   whole = prefill(CONFIG, params, text, np.full(6, 14, np.int32))
   past, fresh = moved(empty(6, 8), whole, first, 0 * count, count), empty(6, 3)
@@ -168,16 +175,14 @@ def test_join_of_parts_is_softmax_over_all_columns():
   weights = np.exp(scores - scores.max(-1, keepdims=True))
   expected = weights / weights.sum(-1, keepdims=True) @ v
   cuts = [slice(i, i + 3) for i in (0, 3, 6, 9)]
-  parts = [transformer.attend_part(q, (k[..., cut], v[:, :, cut]), mask[:, cut]) for cut in cuts]
+  parts = [decoding.attend_part(q, (k[..., cut], v[:, :, cut]), mask[:, cut]) for cut in cuts]
   for order in ([0, 1, 2, 3], [2, 3, 1, 0]):
     np.testing.assert_allclose(
-      transformer.join(*(parts[i] for i in order)), expected, rtol=1e-5, atol=1e-6
+      decoding.join(*(parts[i] for i in order)), expected, rtol=1e-5, atol=1e-6
     )
-  whole = transformer.attend(q[:, :, None], k, v, np.broadcast_to(mask[:, None], (2, 3, 12)))[
-    :, :, 0
-  ]
+  whole = decoder.attend(q[:, :, None], k, v, np.broadcast_to(mask[:, None], (2, 3, 12)))[:, :, 0]
   np.testing.assert_allclose(
-    transformer.join(transformer.attend_part(q, (k, v), mask)), whole, rtol=1e-5, atol=1e-6
+    decoding.join(decoding.attend_part(q, (k, v), mask)), whole, rtol=1e-5, atol=1e-6
   )
 
 
@@ -214,7 +219,7 @@ def test_a_row_does_not_depend_on_other_rows_bit_for_bit(params):
   def step(tokens, rows, place, length, count):
     store = prefill(CONFIG, params, tokens[:2], length)
     past = prefill(CONFIG, params, tokens, count)
-    shared = transformer.Shared(rows, place, length)
+    shared = decoding.Shared(rows, place, length)
     hidden, fresh = decode(
       params, (store, past, empty(N, 2)), shared, tokens[:, 3], ZERO + 8, count, np.int32(0)
     )
@@ -245,10 +250,10 @@ def test_splash_attention_has_the_values_and_gradients_of_plain_attention(params
     rng.normal(size=(rows, tokens, 2, *s)).astype(np.float32) for s in ((2, 128), (128,), (128,))
   )
   segments = np.sort(rng.integers(0, 4, (rows, tokens)), 1).astype(np.int32)
-  mask = transformer.causal(segments)
+  mask = decoder.causal(segments)
 
   def plain(q, k, v):
-    out = transformer.attend(
+    out = decoder.attend(
       jnp.moveaxis(q, 1, 3), k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), mask
     )
     return jnp.moveaxis(out, 3, 1)
@@ -261,16 +266,11 @@ def test_splash_attention_has_the_values_and_gradients_of_plain_attention(params
   weights = init(config, jax.random.key(0))
   kernel = partial(flash.attend, "splash", interpret=True)
   packed = np.array([[1] * 10, [1] * 3 + [2] * 5 + [0] * 2, [1] + [2] * 9], np.int32)
-  found, again, expected = (
-    forward(config, weights, TOKENS, POSITIONS, *segments, kernel=kernel)
-    for segments, kernel in (
-      ((packed,), kernel),
-      ((ONES + packed, packed), kernel),
-      ((packed,), None),
-    )
+  found, expected = (
+    f(config, weights, TOKENS, POSITIONS, packed)
+    for f in (partial(forward_kernel, kernel), forward)
   )
   assert_close(found, expected, 2e-5)
-  assert_close(again, expected, 2e-5)
 
 
 @pytest.mark.parametrize("remat", ["none", "full"])
@@ -308,7 +308,7 @@ def test_bfloat16_computes_norms_and_logits_in_float32(params):
   )
   assert found.dtype == jnp.float32
   assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
-  weights = transformer.decode_weights(half, params)
+  weights = decoding.decode_weights(half, params)
   assert len(weights["layers"]) == half.num_layers
   for path, x in jax.tree_util.tree_leaves_with_path(weights):
     assert x.dtype == (jnp.float32 if path[-1].key == "scale" else jnp.bfloat16), path
@@ -322,7 +322,7 @@ def test_bfloat16_computes_norms_and_logits_in_float32(params):
   )
   assert {x.dtype for x in jax.tree.leaves((step, cache))} == {jnp.dtype("bfloat16")}
   big = 300.0 * jnp.ones((1, 4), jnp.bfloat16)
-  norm = transformer.RMSNorm(1e-6).apply({"params": {"scale": jnp.ones(4)}}, big)
+  norm = decoder.RMSNorm(1e-6).apply({"params": {"scale": jnp.ones(4)}}, big)
   assert norm.dtype == jnp.float32
   np.testing.assert_allclose(norm, 1.0, rtol=1e-6)
 
@@ -334,16 +334,20 @@ def test_runs_inside_shard_map_and_while_loop(params):
   data, everywhere = PartitionSpec("data"), PartitionSpec()
 
   def sample(params, store, past, fresh, shared, token):
-    weights = transformer.decode_weights(CONFIG, params)
+    weights = decoding.decode_weights(CONFIG, params)
 
     def body(state):
       token, step, fresh = state
       position = 3 + step + jnp.zeros_like(token)
-      hidden, fresh = transformer.decode(
-        CONFIG, weights, (store, past, fresh), shared, token, position, jnp.zeros_like(token), step
+      hidden, fresh = decoding.decode(
+        CONFIG,
+        weights,
+        decoding.Caches(store, shared, past, jnp.zeros_like(token), fresh, step),
+        token,
+        position,
       )
       return (
-        jnp.argmax(transformer.logits(CONFIG, weights, hidden), -1).astype(jnp.int32),
+        jnp.argmax(decoder.logits(CONFIG, weights, hidden), -1).astype(jnp.int32),
         step + 1,
         fresh,
       )
@@ -353,18 +357,18 @@ def test_runs_inside_shard_map_and_while_loop(params):
 
   def update(params, tokens):
     length = jnp.full_like(tokens[:, 0], 4)
-    kv = transformer.prefill(CONFIG, params, tokens, length)
+    kv = decoding.prefill(CONFIG, params, tokens, length)
     value, grads = jax.value_and_grad(loss, 1)(CONFIG, params, tokens, jnp.ones_like(tokens))
     return jax.lax.psum(value, "data"), grads, kv
 
   mapped = partial(jax.shard_map, mesh=mesh, check_vma=True)
   store = prefill(CONFIG, params, tokens[:4], np.full(4, 3, np.int32))
   rows = np.array([[0, 2], [1, N]], np.int32)  # of its device's own rows, two entries each
-  here = transformer.Shared(
+  here = decoding.Shared(
     np.tile(rows, (2, 1)), np.tile([0, 2, 1], 2).astype(np.int32), np.full(4, 3, np.int32)
   )
   apart = np.where(rows < N, rows + N, 2 * N)
-  there = transformer.Shared(
+  there = decoding.Shared(
     np.concatenate([np.where(rows < N, rows, 2 * N), apart]).astype(np.int32),
     np.array([0, 2, 1, 4, 6, 5], np.int32),
     np.full(4, 3, np.int32),
@@ -391,10 +395,10 @@ def test_init_shapes_and_scale():
   assert (params["layers"]["q"]["kernel"][0] != params["layers"]["q"]["kernel"][1]).all()
   hidden = forward(UNTIED, params, TOKENS, POSITIONS, ONES)
   assert 0.5 < logits(UNTIED, params, hidden).std() < 2.0
-  assert_equal(transformer.unembed(UNTIED, params), params["head"])
+  assert_equal(decoder.unembed(UNTIED, params), params["head"])
   tied = init(CONFIG, jax.random.key(0))
   assert "head" not in tied
-  assert_equal(transformer.unembed(CONFIG, tied), tied["embedding"])
+  assert_equal(decoder.unembed(CONFIG, tied), tied["embedding"])
 
 
 @pytest.mark.parametrize(
@@ -409,7 +413,7 @@ def test_init_shapes_and_scale():
 )
 def test_published_parameter_counts(name, count):
   config = presets.PRESETS[name]
-  shapes = jax.eval_shape(partial(transformer.init, config), jax.random.key(0))
+  shapes = jax.eval_shape(partial(decoder.init, config), jax.random.key(0))
   assert sum(x.size for x in jax.tree.leaves(shapes)) == presets.num_params(config) == count
 
 
