@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from v05_jax import priors as value_prior
 from v05_jax.priors import prior
-from v05_jax.run import metrics
+from v05_jax.run.progress import CompilationCounter
 from v05_jax.scale import sharding
 from v05_jax.value_model import convert, v0
 
@@ -111,7 +111,7 @@ def test_few_shapes_are_compiled(loaded):
   rows = lambda n: rng.normal(size=(n, 48)).astype(np.float32)
   judge = lambda n, m: loaded.judge(rows(n), np.arange(n) % 2, rows(m), table(17))
   judge(17, 20)
-  with metrics.CompilationCounter() as compilations:
+  with CompilationCounter() as compilations:
     for n, m in ((18, 17), (25, 32), (32, 31)):
       assert judge(n, m).shape == (m,)
     assert compilations() == 0

@@ -8,8 +8,9 @@ import jax
 
 from v05_jax import config as configuration
 from v05_jax import data, rewards
-from v05_jax.run import checkpoint, metrics, report
+from v05_jax.run import checkpoint, report, writer
 from v05_jax.run import evaluate as evaluation
+from v05_jax.run.progress import CompilationCounter, Progress
 from v05_jax.sampling import rollouts
 from v05_jax.sampling.ahead import Ahead
 from v05_jax.scale import distributed
@@ -31,7 +32,7 @@ def train(config, workdir: str) -> TrainState:
   checkpoint.prepare(workdir, config)
   checkpoint.check_config(workdir, config)
   with (
-    metrics.CompilationCounter() as compilations,
+    CompilationCounter() as compilations,
     rewards.load(config) as verifier,
     checkpoint.Checkpoints(workdir, config.checkpoint.keep) as saved,
     checkpoint.Preemption() as preemption,
@@ -47,8 +48,8 @@ def train(config, workdir: str) -> TrainState:
       # While the first rollouts are sampled.
       updating = ahead.later(lambda: run.update.lower(run.batch_shape()).compile())
     with (
-      metrics.writer(workdir, config, first) as log,
-      metrics.Progress(config.num_steps, first) as progress,
+      writer.make(workdir, config, first) as log,
+      Progress(config.num_steps, first) as progress,
       collector(config, workdir, run, first) as collected,
     ):
       if not first and config.eval.period:

@@ -18,6 +18,7 @@ from configs import v05
 from v05_jax import priors as value_prior
 from v05_jax import tasks
 from v05_jax.run import metrics
+from v05_jax.run.progress import CompilationCounter
 from v05_jax.train import train
 
 RUNS = flags.DEFINE_integer("runs", 9, "repetitions")
@@ -38,7 +39,7 @@ def main(_):
   values = median(lambda: judge(256, 64))
   print(f"values of 64 prompts, features known: {values:.4f} s")
   judge(200, 100)
-  with metrics.CompilationCounter() as compilations:
+  with CompilationCounter() as compilations:
     for n, m in ((129, 128), (150, 65), (256, 99), (199, 70)):
       judge(n, m)
     print(

@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from v05_jax import config as configuration
-from v05_jax.run import metrics
+from v05_jax.run import files
 from v05_jax.scale import distributed
 
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
@@ -37,7 +37,7 @@ class Checkpoints:
   """
 
   def __init__(self, workdir, keep: int):
-    self._path = metrics.folder(workdir) / "checkpoints"
+    self._path = files.folder(workdir) / "checkpoints"
     self._options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
     self._opened: ocp.CheckpointManager | None = None
     self._wrote = False
@@ -122,7 +122,7 @@ class Checkpoints:
     needed = sum(x.nbytes for x in jax.tree.leaves(state))
     space = f"it needs about {needed / 1e6:.1f} MB"
     folder = next((p for p in (self._path, *self._path.parents) if p.exists()), None)
-    if folder is not None and not metrics.is_remote(folder):
+    if folder is not None and not files.is_remote(folder):
       space += f", {shutil.disk_usage(folder).free / 1e6:.1f} MB are free"
     last = max(self._manager().all_steps(), default=None)
     kept = "there is none before it" if last is None else f"the last good one is of step {last}"
@@ -136,17 +136,17 @@ class Checkpoints:
 
 
 def prepare(workdir, config):
-  """`metrics.prepare`, by process 0 of a run of several -> the workdir.
+  """`files.prepare`, by process 0 of a run of several -> the workdir.
 
   Raises ValueError where it cannot be written, where a process does not see what process 0 writes
   there, and where the processes were not all started with one config.
   """
   if not distributed.several():
-    return metrics.prepare(workdir)
-  path = metrics.folder(workdir)
+    return files.prepare(workdir)
+  path = files.folder(workdir)
   probe = path / ".shared"
   if distributed.first():
-    metrics.prepare(workdir)
+    files.prepare(workdir)
     probe.write_text("")
   distributed.barrier("the workdir is there")
   seen = distributed.exchange(np.bool_(probe.exists()))
@@ -169,7 +169,7 @@ def check_config(workdir, config):
   The number of steps, the periods and the devices may differ (`config.RESUMABLE`); in an empty
   workdir all may.
   """
-  path = metrics.folder(workdir) / "config.json"
+  path = files.folder(workdir) / "config.json"
   if path.exists():
     saved = configuration.from_json(path.read_text(), os.fspath(path))
     configuration.check_resume(saved, config, os.fspath(path.parent))

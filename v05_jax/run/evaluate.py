@@ -17,7 +17,7 @@ import numpy as np
 
 from v05_jax import benchmarks, data, rewards, rng, tasks
 from v05_jax.diagnostics import Pairs, pair
-from v05_jax.run import checkpoint, metrics, success
+from v05_jax.run import checkpoint, files, metrics, success
 from v05_jax.run.export import parameters
 from v05_jax.sampling import rollouts
 from v05_jax.scale import distributed
@@ -230,9 +230,9 @@ def evaluate_workdir(config, workdir: str, step: int | None = None) -> dict[str,
   if not distributed.first():
     return values
   text = heading(record) + "\n\n" + table(result, values, ends)
-  metrics.replace(folder / "eval.jsonl", "".join(json.dumps(line) + "\n" for line in lines(result)))
-  metrics.replace(folder / "eval.json", json.dumps(record, indent=2) + "\n")
-  metrics.replace(folder / "eval.md", text + "\n")
+  files.replace(folder / "eval.jsonl", "".join(json.dumps(line) + "\n" for line in lines(result)))
+  files.replace(folder / "eval.json", json.dumps(record, indent=2) + "\n")
+  files.replace(folder / "eval.md", text + "\n")
   print(text)
   return values
 

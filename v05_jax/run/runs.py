@@ -13,7 +13,7 @@ import numpy as np
 
 from configs import default
 from v05_jax import config as configuration
-from v05_jax.run import metrics
+from v05_jax.run import files, metrics
 
 # The first of these that all runs have is compared.
 SCORES = ("eval/accuracy", "eval/exact", "accuracy", "reward")
@@ -124,7 +124,7 @@ class Difference(NamedTuple):
 
 def load(workdir: str) -> Run:
   """The run in a workdir. Raises ValueError if it holds no metrics."""
-  path = metrics.folder(workdir)
+  path = files.folder(workdir)
   lines = metrics.read(path)
   if not lines:
     raise ValueError(f"workdir {workdir}: found no metrics.jsonl, expected that of a run")

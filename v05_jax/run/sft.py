@@ -21,7 +21,8 @@ import optax
 from v05_jax import config as configuration
 from v05_jax import data, diagnostics, models, rng, tasks
 from v05_jax.models import hf, lora, transformer
-from v05_jax.run import metrics
+from v05_jax.run import files, writer
+from v05_jax.run.progress import Progress
 from v05_jax.scale import sharding
 from v05_jax.update import losses, policy_gradient
 from v05_jax.update import optimizer as optimizers
@@ -50,12 +51,12 @@ def sft(config, workdir: str) -> dict[str, float]:
   Raises ValueError for bad input before anything expensive.
   """
   configuration.validate(config)
-  if metrics.is_remote(metrics.folder(workdir)):
+  if files.is_remote(files.folder(workdir)):
     raise ValueError(
       f"--workdir={workdir}: found a remote folder, expected a local one: the model is written "
       "there"
     )
-  if (metrics.folder(workdir) / "checkpoints").exists():
+  if (files.folder(workdir) / "checkpoints").exists():
     raise ValueError(
       f"--workdir={workdir}: found the checkpoints of another run, expected a workdir of its own "
       "for --mode=sft"
@@ -73,7 +74,7 @@ def sft(config, workdir: str) -> dict[str, float]:
   params, opt_state, step = make_step(config, policy, mesh)
   place = sharding.shardings(mesh, ROWS)
   total = config.sft.steps
-  with metrics.Writer(workdir, config) as log, metrics.Progress(total) as progress:
+  with writer.Writer(workdir, config) as log, Progress(total) as progress:
     log.write(0, 0, evaluate(params))
     for i in range(total):
       params, opt_state, loss = step(params, opt_state, jax.device_put(batch(i), place))

@@ -15,7 +15,7 @@ import numpy as np
 
 from v05_jax import budget, rewards, shrinkage
 from v05_jax.priors import history as histories
-from v05_jax.run import metrics
+from v05_jax.run import files
 from v05_jax.run.export import restored
 from v05_jax.sampling import rollouts
 from v05_jax.step import Draw, Run, capacity, exact_truth, judge, prompts_per_step, sample, setup
@@ -39,7 +39,7 @@ def show(config, workdir: str, step: int | None = None, prompts: int = 8) -> lis
 
   Raises ValueError for bad input before anything is sampled.
   """
-  folder = metrics.prepare(workdir)
+  folder = files.prepare(workdir)
   run = setup(narrowed(config, prompts))
   found, state = restored(run, workdir, step)
   usual = prompts_per_step(run._replace(config=config, capacity=capacity(config)), state.mean_k)
@@ -49,7 +49,7 @@ def show(config, workdir: str, step: int | None = None, prompts: int = 8) -> lis
     draw = sample(run, collect, state, int(state.step))
   found_lines = lines(run, state, draw)
   path = folder / "sample.jsonl"
-  metrics.replace(path, "".join(json.dumps(line) + "\n" for line in found_lines))
+  files.replace(path, "".join(json.dumps(line) + "\n" for line in found_lines))
   parts = [
     heading(run, state, draw, found, workdir, usual),
     *map(text, found_lines),

@@ -31,7 +31,8 @@ import optax
 from v05_jax import config as configuration
 from v05_jax import models, rng
 from v05_jax.models import hf
-from v05_jax.run import checkpoint, metrics
+from v05_jax.run import checkpoint, files, writer
+from v05_jax.run.progress import Progress
 from v05_jax.scale import sharding
 from v05_jax.update import optimizer as optimizers
 from v05_jax.value_model import (
@@ -82,12 +83,12 @@ def train_value(config, workdir: str) -> v0.ValuePrior:
   when a signal asked it to stop.
   """
   configuration.validate(config)
-  if metrics.is_remote(metrics.folder(workdir)):
+  if files.is_remote(files.folder(workdir)):
     raise ValueError(
       f"--workdir={workdir}: found a remote folder, expected a local one: the model is written "
       "there"
     )
-  metrics.prepare(workdir)
+  files.prepare(workdir)
   checkpoint.check_config(workdir, config)
   with (
     checkpoint.Checkpoints(workdir, config.checkpoint.keep) as saved,
@@ -102,7 +103,7 @@ def train_value(config, workdir: str) -> v0.ValuePrior:
           "config.value.data: found other pairs than those that the run has learned from so far, "
           "expected the same: take another workdir"
         )
-    with metrics.Writer(workdir, config, first) as log, metrics.Progress(total, first) as progress:
+    with writer.Writer(workdir, config, first) as log, Progress(total, first) as progress:
       for number in range(first, total):
         # of the updates before, which have ended
         began, failed = time.perf_counter(), int(state.skipped)
@@ -135,7 +136,7 @@ def train_value(config, workdir: str) -> v0.ValuePrior:
             f"stopped by a signal; saved at step {done}, the same command continues"
           )
   model = with_params(trainer.model, state.params)
-  folder = metrics.folder(workdir)
+  folder = files.folder(workdir)
   save(model, folder / "v0")
   judged = judged if first < total else trainer.evaluate(model)
   if judged:
