@@ -10,18 +10,16 @@ import sys
 from etils import epath
 
 from v05_jax.run import figures, files, page
-from v05_jax.run.runs import (
+from v05_jax.run.comparison import (
   SCORES,
   TITLES,
   Row,
   common_score,
   compare,
-  load,
   metric_curve,
   overlays,
-  panels,
-  standings,
 )
+from v05_jax.run.runs import load, panels, standings
 
 
 def report(workdirs: list[str], out: str | None = None, names=None) -> list[Row]:

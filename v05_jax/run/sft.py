@@ -27,7 +27,7 @@ from v05_jax.scale import sharding
 from v05_jax.update import losses, policy_gradient
 from v05_jax.update import optimizer as optimizers
 
-ROWS = PartitionSpec(sharding.ROWS)
+BY_ROWS = PartitionSpec(sharding.ROWS)  # of a Batch: its rows over the devices
 
 
 class Batch(NamedTuple):
@@ -72,7 +72,7 @@ def sft(config, workdir: str) -> dict[str, float]:
   batch = make_batches(config, dataset, policy.tokenizer)
   evaluate = make_evaluation(config, policy)
   params, opt_state, step = make_step(config, policy, mesh)
-  place = sharding.shardings(mesh, ROWS)
+  place = sharding.shardings(mesh, BY_ROWS)
   total = config.sft.steps
   with writer.Writer(workdir, config) as log, Progress(total) as progress:
     log.write(0, 0, evaluate(params))
@@ -112,8 +112,7 @@ def make_batches(config, dataset: data.Dataset, tokenizer) -> Callable[[int], Ba
     )
     raise ValueError(
       f"{where} is longer than config.sampler.max_response = {config.sampler.max_response} tokens, "
-      "EOS "
-      f"included; the longest has {longest}"
+      f"EOS included; the longest has {longest}"
     )
   width = int(np.diff(dataset.start).max()) + longest
 

@@ -198,10 +198,12 @@ def plan(config, model, mesh, platform: str) -> tuple[dict[str, Any], list[Progr
     programs.append(
       Program(
         "evaluate",
-        lambda: score.lower(params, ints(exact.ROWS, width), ints(exact.ROWS)),
+        lambda: score.lower(
+          params, ints(exact.PROMPTS_PER_CALL, width), ints(exact.PROMPTS_PER_CALL)
+        ),
         without("params", "weights", *buffers),
         1,
-        f"{exact.ROWS} prompts with their answers",
+        f"{exact.PROMPTS_PER_CALL} prompts with their answers",
         "sampler.max_prompt, sampler.max_response",
       )
     )
