@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from configs import default, v05
-from v05_jax import models, tasks
-from v05_jax import priors as value_prior
+from v05_jax import models, tasks, value_model
 from v05_jax.value_model import scores, v0
 
 
@@ -43,7 +42,7 @@ def test_it_knows_which_prompts_are_hard_and_for_whom(known):
   """On the warm start: better than the context's mean, and worse where the context's labels are
   shuffled."""
   texts, success, asked, truth = known
-  model = value_prior.load("builtin")
+  model = value_model.load("builtin")
   p = model.predict(texts, success, asked)
   constant = scores.rmse(np.full(len(truth), success.mean()), truth)
   assert scores.rmse(p, truth) < 0.8 * constant

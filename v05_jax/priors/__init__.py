@@ -115,8 +115,7 @@ def make_v0(model: ValuePrior, min_support: int) -> Prior:
     marks = model.marks(*([str(i) for i in range(n)] for n in (count, len(queries))))
     capacity = len(context.success)
     return (
-      2.0
-      * model.judge(support, success, np.asarray(queries), fingerprints=marks, capacity=capacity)
+      2.0 * model.predict_from_features(support, success, np.asarray(queries), marks, capacity)
       - 1.0
     )
 

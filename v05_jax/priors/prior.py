@@ -7,13 +7,12 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from v05_jax.priors import context as contexts
 from v05_jax.structs import Context
+from v05_jax.value_model.ensemble import smoothed  # noqa: F401
 
 MAX_SCORE = 5.0  # standardised features are clipped here: a feature nearly constant in the context
-MIN_ROWS = 4  # of a context for a learned head
 PSEUDO_COUNT = 0.1  # of the context's mean, in units of a pair at distance 0
 
 
@@ -63,21 +62,6 @@ def distances(context: Context, features):
   product = jnp.matmul(query, support.T, precision="highest")
   square = jnp.sum(query**2, 1)[:, None] + jnp.sum(support**2, 1) - 2.0 * product
   return jnp.maximum(square, 0.0), jnp.maximum(2.0 * jnp.sum(varies), 1.0)
-
-
-def smoothed(scores, labels):
-  """What to expect of any prompt where a context is too small for a learned head, or None where it
-  is not.
-
-  The head was made for contexts of both classes, and for more than a few rows. With fewer than
-  MIN_ROWS rows, or one class: (sum of scores + 1) / (rows + 2), Laplace's rule; .5 without any row.
-
-  Args:
-    scores: [n] in [0, 1]. labels: bool [n].
-  """
-  if len(scores) >= MIN_ROWS and 0 < np.sum(labels) < len(labels):
-    return None
-  return (float(np.sum(scores)) + 1.0) / (len(scores) + 2.0)
 
 
 def _mean(context):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from v05_jax.priors import prior
+from v05_jax.value_model import ensemble
 from v05_jax.value_model import pairs as formats
 from v05_jax.value_model.pairs import Context
 
@@ -99,7 +99,8 @@ class Tasks:
     rows, positive = rng.permutation(rows), context.score >= 0.5
     sides = rows[positive[rows]], rows[~positive[rows]]
     if (
-      not all(map(len, sides)) or prior.smoothed(context.score[given], positive[given]) is not None
+      not all(map(len, sides))
+      or ensemble.smoothed(context.score[given], positive[given]) is not None
     ):
       return []
     count = np.arange(max(map(len, sides)))
