@@ -78,12 +78,12 @@ class Context(NamedTuple):
 
 
 def split(context: Context, asked: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-  """(rows to judge, rows to judge them from) of a context, no prompt in both.
+  """(query rows, support rows) of a context, no prompt in both.
 
-  Where rows are marked as queries, those of the type `asked` are judged, from the rows of type
-  context. Else a random half of the prompts is judged from the other half: what is given has the
-  successes of the whole context then, which it would not have once a balanced choice of queries
-  were taken out of it.
+  Where rows are marked as queries, those of the type `asked` are the queries, and the rows of type
+  context the support. Else the prompts are divided into random halves: the support then has the
+  success rate of the whole context, which it would not have once a balanced choice of queries were
+  taken out of it.
   """
   if context.type.any():
     rows, given = context.type == asked, context.type == 0
