@@ -50,8 +50,8 @@ FILES = (
   "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json "
   "merges.txt tokenizer.model chat_template.jinja generation_config.json"
 ).split()
-# Keys of a TabPFN checkpoint's config: those that must agree with the shapes, and what v0.json calls
-# them; then those that tell the one model that is implemented.
+# Keys of a TabPFN checkpoint's config: those that must agree with the shapes, and what v0.json
+# calls them; then those that tell the one model that is implemented.
 CONFIG = dict(
   emsize="E",
   nhead="heads",
