@@ -1,8 +1,8 @@
 """Checkpoints of a run's state (Orbax), what a resumed run may change, stopping on a signal.
 
-A checkpoint is written under a temporary name and renamed when it is complete (in object stores:
-marked by a last file), so whatever kills the process at whatever moment, an unfinished one is never
-taken for a good one; older ones are deleted only after that.
+A checkpoint is written under a temporary name and renamed when it is complete (in an object store,
+a last file marks it as complete). So, whenever the process is killed, an unfinished checkpoint is
+never taken for a good one. Older ones are deleted only after that.
 """
 
 import contextlib
@@ -78,7 +78,7 @@ class Checkpoints:
 
   def save(self, step: int, state):
     """Writes `state` and returns when it is safe. Raises ValueError if it cannot be written (a full
-    disk): the checkpoints before it stay as they are."""
+    disk); the checkpoints before it stay as they are then."""
     try:
       with _quiet():
         if not self._wrote:
@@ -136,7 +136,7 @@ class Checkpoints:
 
 
 def prepare(workdir, config):
-  """`files.prepare`, by process 0 of a run of several -> the workdir.
+  """Makes the workdir (`files.prepare`), in a run of several processes by process 0 -> its path.
 
   Raises ValueError where it cannot be written, where a process does not see what process 0 writes
   there, and where the processes were not all started with one config.
@@ -156,8 +156,7 @@ def prepare(workdir, config):
     blind = ", ".join(map(str, np.flatnonzero(~seen)))
     raise ValueError(
       f"workdir {os.fspath(path)}: process {blind} of {len(seen)} does not see what process 0 "
-      "writes there, expected a "
-      "folder that all processes share"
+      "writes there, expected a folder that all processes share"
     )
   distributed.check_same("the config", lambda: [configuration.to_json(config)])
   return path
@@ -221,26 +220,26 @@ def _differences(stored: dict[str, str], expected: dict[str, str]) -> list[str]:
 
 
 def _saveable(x):
-  """As Orbax takes it. What every device holds whole is saved from one of them (of process 0):
-  Orbax would cut it into one slice a device, and compile a program for each."""
+  """The array as Orbax is to take it. One that every device holds whole goes as a numpy array:
+  else Orbax would cut it into one slice a device, and compile a program for each."""
   whole = isinstance(x, jax.Array) and x.is_fully_replicated
   return np.asarray(x) if whole or isinstance(x, np.generic) else x
 
 
 def _abstract(x):
-  # What a process of several holds for itself is read by each as an array of its own: see
-  # `_as_example`.
+  # An array that a process of several has to itself is read as a numpy array, by each process for
+  # itself, and put on its device by `_as_example`.
   if isinstance(x, jax.Array) and not (distributed.several() and x.is_fully_addressable):
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
   return np.asarray(x)
 
 
 def _as_example(x, saved):
+  """What was restored in place of x: of an empty array, which no checkpoint holds, x itself."""
   if saved is None:
     return x
-  return (
-    jax.device_put(saved) if isinstance(x, jax.Array) and isinstance(saved, np.ndarray) else saved
-  )
+  on_device = isinstance(x, jax.Array) and isinstance(saved, np.ndarray)
+  return jax.device_put(saved) if on_device else saved
 
 
 def _without_empty(tree):
@@ -250,7 +249,7 @@ def _without_empty(tree):
 
 @contextlib.contextmanager
 def _quiet():
-  """Keeps Orbax's tracebacks of a failure out of the log: it becomes one message."""
+  """Keeps Orbax's tracebacks out of the log: a failure becomes one message of ours."""
   level = logging.get_verbosity()
   logging.set_verbosity(logging.FATAL)
   try:

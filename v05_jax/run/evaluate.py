@@ -245,8 +245,8 @@ def heading(record: dict) -> str:
   )
   return (
     f"{who}; n = {record['samples']} samples a prompt at temperature "
-    f"{record['temperature']:g}{cut}, at most "
-    f"{record['max_response']} tokens each; in brackets 95 % bootstrap intervals over prompts"
+    f"{record['temperature']:g}{cut}, at most {record['max_response']} tokens each; "
+    "in brackets 95 % bootstrap intervals over prompts"
   )
 
 

@@ -157,9 +157,8 @@ def table(rows, sizes: dict[str, int], chip: topology.Chip | None) -> str:
   """The rows as Markdown, with the parts below."""
   gib = lambda x: "-" if x is None else f"{x / GIB:.2f}"
   lines = [
-    "| program | one call | arguments | temporaries | peak | beside | total GiB | of | fits | "
-    "TFLOP | GB | GB sent "
-    "| s, compiler | bound by |",
+    "| program | one call | arguments | temporaries | peak | beside | total GiB | of | fits "
+    "| TFLOP | GB | GB sent | s, compiler | bound by |",
     "| --- " * 14 + "|",
   ]
   for x in rows:

@@ -109,8 +109,7 @@ def read(folders: Sequence[str], window: int = 1) -> tuple[list[str], list[Conte
     if not found or not (path / PROMPTS).exists():
       raise ValueError(
         f"{path}: found no pairs, expected a folder with {PROMPTS} and .jsonl files, as "
-        "config.collect "
-        "makes WORKDIR/pairs"
+        "config.collect makes WORKDIR/pairs"
       )
     texts = _prompts(path / PROMPTS)
     for where, row in (line for file in found for line in _lines(file)):
