@@ -10,7 +10,7 @@ adaptive budget, on a TPU pod slice; six benchmarks, mean@16.
 chip with all that lives beside: prior 2.8, its head 5.7, prefill 10.4, decode 8.7, update 11.0. The
 policy is the folder of `hf download Qwen/Qwen3-4B-Instruct-2507 --local-dir
 Qwen3-4B-Instruct-2507`; the prior is made of V0's files by `python -m v05_jax.value_model.convert
-... --out=v0-converted`, or goes without: --config.prior.kind=neighbours
+... --out=v0-converted`. A run can do without them: --config.prior.kind=neighbours
 --config.prior.path= . See docs/pods.md.
 
 From the paper: policy, data, four to sixteen rollouts, c = 1/256, responses of 4,096 tokens,
