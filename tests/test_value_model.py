@@ -1,6 +1,10 @@
 """The value model that the built-in tasks ship with: it opens, is small, and knows what it is there
 for."""
 
+from pathlib import Path
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -8,6 +12,8 @@ import pytest
 from configs import default, v05
 from v05_jax import models, tasks, value_model
 from v05_jax.value_model import scores, v0
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +35,22 @@ def known():
     [row["prompt"] for row in asked],
     exact(params, asked),
   )
+
+
+def test_load_needs_no_other_import_and_the_pairs_no_model():
+  program = """
+import sys
+from v05_jax.value_model import pairs
+assert "v05_jax.models" not in sys.modules
+from v05_jax import value_model
+assert not hasattr(value_model, "prior")
+print(value_model.load.__module__, value_model.ValuePrior.__name__)
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.split() == ["v05_jax.value_model.v0", "ValuePrior"]
 
 
 def test_it_is_small_and_of_the_sizes_of_its_config():
