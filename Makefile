@@ -46,11 +46,13 @@ demo: $(STAMP)
 	"$(RUN)" -m experiments.demo.run
 
 test: $(STAMP)
+	@mkdir -p .cache
 	"$(RUN)" -m pytest -n 2 --dist worksteal --basetemp=.cache/pytest-tmp $(PYTEST_ARGS)
 
 # TPUs' compiler comes with the tpu extra and runs on any Linux machine.
 test-pod: $(STAMP)
 	"$(RUN)" -m pip install -q -c constraints.txt -e ".[tpu]"
+	@mkdir -p .cache
 	"$(RUN)" -m pytest -m pod --basetemp=.cache/pytest-tmp $(PYTEST_ARGS)
 
 lint: $(STAMP)

@@ -11,9 +11,8 @@ r"""Qwen3-0.6B on GSM8K with V0.5's adaptive budget and LoRA: one GPU of 24 GB, 
 GSM8K comes from the Hugging Face hub by the library `datasets`, or from
 benchmarks/gsm8k_train.jsonl and benchmarks/gsm8k.jsonl. The base is kept in bfloat16 and frozen; 20
 million parameters of adapters of rank 32 are trained, in float32. `/no_think` is Qwen3's own
-switch: thinking aloud takes more than 1,024 tokens. With 24 GB,
---config.sampler.slots=96 decodes faster. configs/v05_qwen3_tiny.py runs the same code on a
-CPU in a minute.
+switch: thinking aloud takes more than 1,024 tokens. With 24 GB, --config.sampler.slots=96 decodes
+faster. configs/v05_qwen3_tiny.py runs the same code on a CPU in a minute.
 
 By the TPU's compiler (--mode=compile --topology=v5e:1x1), GiB of 15.75 on a v5e chip with all that
 lives beside: prior 2.9, prefill 8.4, decode 8.1, update 3.9.

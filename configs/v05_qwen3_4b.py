@@ -10,7 +10,7 @@ adaptive budget, on a TPU pod slice; six benchmarks, mean@16.
 chip with all that lives beside: prior 2.8, its head 5.7, prefill 10.4, decode 8.7, update 11.0. The
 policy is the folder of `hf download Qwen/Qwen3-4B-Instruct-2507 --local-dir
 Qwen3-4B-Instruct-2507`; the prior is made of V0's files by `python -m v05_jax.value_model.convert
-... --out=v0-converted`, or goes without: --config.prior.kind=neighbours .
+... --out=v0-converted`. A run can do without them: --config.prior.kind=neighbours .
 See docs/pods.md.
 
 From the paper: policy, data, four to sixteen rollouts, c = 1/256, responses of 4,096 tokens,
@@ -37,10 +37,9 @@ def get_config():
   )
   c.data.path = "dapo_math_17k"
   c.reward = "math"
-  c.prior.kind, c.priors.v0.path = "v0", "v0-converted"
+  c.prior.update({"kind": "v0", "path": "v0-converted"})
   c.baseline = "v05"
-  c.budget.update({"rule": "sequential", "k_init": 4, "k_max": 16})
-  c.budgets.sequential.cost = 1 / 256
+  c.budget.update({"rule": "sequential", "k_init": 4, "k_max": 16, "cost": 1 / 256})
   c.sampler.update(
     {
       "slots": 256,

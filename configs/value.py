@@ -4,9 +4,9 @@ rollouts.
     python -m v05_jax.main --mode=value --config=configs/value.py --workdir=runs/value \
       --config.value.data=FOLDER,FOLDER
 
-FOLDERs are WORKDIR/pairs of runs that observe pairs. experiments/value_model makes
-the policies, the pairs and the model that v05_jax/tasks/value_model holds, by one
-command, and has its figures.
+FOLDERs are WORKDIR/pairs of runs that observe pairs. experiments/value_model makes the
+policies, the pairs and the model that v05_jax/tasks/value_model holds, by one command, and has its
+figures.
 """
 
 from configs import default

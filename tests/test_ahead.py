@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from v05_jax.run import metrics
+from v05_jax.run.progress import CompilationCounter
 from v05_jax.sampling.ahead import Ahead, shapes
 
 
@@ -58,7 +58,7 @@ def test_a_program_compiled_in_the_background_is_not_compiled_again():
   program = jax.jit(lambda x, y: jnp.sin(x) @ y)
   x = jax.device_put(jnp.ones((3, 4)), jax.devices()[0])
   args = x, jnp.ones((4, 2))
-  with metrics.CompilationCounter() as count:
+  with CompilationCounter() as count:
     with Ahead() as ahead:
       ahead.now(lambda: (program.lower(*shapes(args)).compile(), None)[1])  # keeps nothing
     gc.collect()

@@ -15,7 +15,8 @@ from tests import support
 from v05_jax import models
 from v05_jax.sampling import sampler
 from v05_jax.scale import compile as compiling
-from v05_jax.scale import sharding, topology
+from v05_jax.scale import hlo, plan, programs, sharding, topology
+from v05_jax.scale.cost import Module
 from v05_jax.value_model import v0
 
 GIB = topology.GIB
@@ -71,7 +72,7 @@ def test_held_is_what_arrays_take_on_a_device():
       (x.shape, x.dtype) == (y.shape, y.dtype) and x.sharding.is_equivalent_to(y.sharding, x.ndim)
     )
     assert all(jax.tree.leaves(jax.tree.map(alike, found, real)))
-    assert compiling.held(found) == sum(
+    assert programs.held(found) == sum(
       x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(real)
     )
 
@@ -81,9 +82,9 @@ def test_a_program_that_does_not_fit_says_what_is_large_and_what_helps(reported)
   c = v05.get_config()
   mesh = support.mesh()
   model = models.adapt(models.shape("builtin", ""), c.policy, "cpu")
-  parts, programs = compiling.plan(c, model, mesh, "cpu")
-  sizes = {part: compiling.held(tree) for part, tree in parts.items()}
-  update = next(x for x in programs if x.name == "update")
+  parts, found = plan.plan(c, model, mesh, "cpu")
+  sizes = {part: programs.held(tree) for part, tree in parts.items()}
+  update = next(x for x in found if x.name == "update")
   total = compiling.row(update, sizes, None)["total"]
   chip = topology.Chip(total - 1, 1e12, 1e12, 1e12, 1e9)
   row = compiling.row(update, sizes, chip)
@@ -157,7 +158,7 @@ def test_a_program_beyond_the_chip_is_a_row():
   """What the compiler says of its needs has the arguments in it."""
   at = jax.sharding.SingleDeviceSharding(topology.devices("v5e:1x1")[0])
   x = jax.ShapeDtypeStruct((3 << 30,), np.float32, sharding=at)
-  program = compiling.Program(
+  program = programs.Program(
     "update", lambda: jax.jit(lambda x: x + 1).lower(x), ("params",), 1, "one call", "less"
   )
   row = compiling.row(program, {"params": GIB}, topology.CHIPS["TPU v5 lite"])
@@ -208,12 +209,10 @@ def test_the_update_holds_no_logits_of_a_whole_row():
   c = v05_qwen3_4b.get_config()
   mesh = sharding.make_mesh(c.mesh, topology.devices("v5e:4x8"))
   model = compiling.shape(c.policy, "tpu")
-  update = next(x for x in compiling.plan(c, model, mesh, "tpu")[1] if x.name == "update")
+  update = next(x for x in plan.plan(c, model, mesh, "tpu")[1] if x.name == "update")
   sizes = {model.vocab_size, model.vocab_size // mesh.shape["tensor"]}
-  tables = compiling.hlo.Module(update.lower().compile().as_text()).computations.values()
-  shapes = {
-    compiling.hlo.dims(line.type) for table in tables for line in table.values() if "[" in line.type
-  }
+  tables = Module(update.lower().compile().as_text()).computations.values()
+  shapes = {hlo.dims(line.type) for table in tables for line in table.values() if "[" in line.type}
   # of the embedding and its parts
   widths = {model.hidden_size, model.hidden_size // mesh.shape["fsdp"]}
   rows = {
@@ -231,7 +230,7 @@ def test_arguments_halve_with_every_doubling_of_the_slice():
   model = compiling.shape(c.policy, "tpu")
   for name in ("v5e:4x8", "v5e:8x8", "v5e:8x16"):
     mesh = sharding.make_mesh(c.mesh, topology.devices(name))
-    update = next(x for x in compiling.plan(c, model, mesh, "tpu")[1] if x.name == "update")
+    update = next(x for x in plan.plan(c, model, mesh, "tpu")[1] if x.name == "update")
     found.append(update.lower().compile().memory_analysis().argument_size_in_bytes)
   for larger, smaller in itertools.pairwise(found):
     assert abs(smaller / (larger / 2) - 1) < 0.1, found

@@ -24,12 +24,13 @@ from safetensors.numpy import load_file, save_file
 
 from v05_jax.models import hf, tokenizer
 from v05_jax.value_model import convert as module
-from v05_jax.value_model import directory
-from v05_jax.value_model.convert import convert, read_checkpoint
+from v05_jax.value_model import directory, torch_file
+from v05_jax.value_model.convert import convert
+from v05_jax.value_model.torch_file import read_checkpoint
 
 DATA = Path(__file__).parent / "data" / "v0"
 V0, TABPFN, BACKBONE = DATA / "v0_checkpoint.pt", DATA / "tabpfn-v2.5-tiny.ckpt", DATA / "backbone"
-NAMES = {np.dtype(kind): name for name, kind in module.STORAGES.items()}
+NAMES = {np.dtype(kind): name for name, kind in torch_file.STORAGES.items()}
 
 
 # --- Files of torch.save, by hand
@@ -166,9 +167,9 @@ def test_files_made_here_read_as_those_of_torch(tmp_path):
   assert found == expected
 
 
-@pytest.mark.parametrize("name", module.STORAGES)
+@pytest.mark.parametrize("name", torch_file.STORAGES)
 def test_every_type(tmp_path, name):
-  array = np.arange(-3, 9).reshape(3, 4).astype(module.STORAGES[name])
+  array = np.arange(-3, 9).reshape(3, 4).astype(torch_file.STORAGES[name])
   found = read_checkpoint(
     write(tmp_path / "x.pt", {"x": array, "none": array[:0], "one": array[1, 2:3].reshape(())})
   )
@@ -244,11 +245,11 @@ def test_no_callable_is_run(tmp_path, where, name):
 )
 def test_a_pickle_cannot_change_what_reads_it(tmp_path, target):
   state = b"N}X\x0c\x00\x00\x00__defaults__)s\x86b."  # BUILD with (None, {"__defaults__": ()})
-  before = module._Unpickler.tensor.__defaults__, dict(vars(module._Dict))
+  before = torch_file._Unpickler.tensor.__defaults__, dict(vars(torch_file._Dict))
   path = write(tmp_path / "x.pt", {}, {"data.pkl": b"\x80\x02c" + target + state})
   with pytest.raises(ValueError, match="expected"):
     read_checkpoint(path)
-  assert before == (module._Unpickler.tensor.__defaults__, dict(vars(module._Dict)))
+  assert before == (torch_file._Unpickler.tensor.__defaults__, dict(vars(torch_file._Dict)))
 
 
 STORED = np.arange(6, dtype=np.float32)
@@ -278,7 +279,7 @@ BROKEN = {
   "not a dictionary": (([STORED],), "found list, expected a dictionary"),
   "text": (b"version https://git-lfs.github.com/spec/v1", WHOLE),
   "nothing": (b"", WHOLE),
-  "legacy": (module.LEGACY + bytes(99), "before 1.6, expected its zip format: .*torch.save"),
+  "legacy": (torch_file.LEGACY + bytes(99), "before 1.6, expected its zip format: .*torch.save"),
   "cut": (V0.read_bytes()[:-1000], WHOLE),
   "flipped": (V0.read_bytes()[:50_000] + b"!" + V0.read_bytes()[50_001:], "CRC"),
   "absent": (None, "No such file"),

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from v05_jax.models import decoder, presets
-from v05_jax.scale import hlo, sharding, topology
+from v05_jax.scale import sharding, topology
+from v05_jax.scale.cost import Module, group
 
 ROWS, TOKENS = 4, 32
 
@@ -41,7 +42,7 @@ def compiled(layers, unroll=False, preset="tiny", device=None):
 @pytest.mark.parametrize("layers", [1, 2, 4])
 def test_a_loop_costs_what_its_unrolled_layers_cost(layers):
   scanned, unrolled = (
-    hlo.Module(compiled(layers, unroll).as_text()).cost() for unroll in (False, True)
+    Module(compiled(layers, unroll).as_text()).cost() for unroll in (False, True)
   )
   assert scanned.flops == unrolled.flops  # to the product
   # A scan also slices its parameters and stacks what the backward pass needs.
@@ -55,14 +56,14 @@ def test_on_a_tpu_as_well(layers):
   """Whose compiler computes a product twice where that saves a pass over memory."""
   device = topology.devices("v5e:1x1")[0]
   scanned, unrolled = (compiled(layers, unroll, "throughput-s", device) for unroll in (False, True))
-  cost = hlo.Module(unrolled.as_text()).cost()
+  cost = Module(unrolled.as_text()).cost()
   np.testing.assert_allclose(cost.flops, unrolled.cost_analysis()["flops"], rtol=0.03)
-  np.testing.assert_allclose(hlo.Module(scanned.as_text()).cost().flops, cost.flops, rtol=0.1)
+  np.testing.assert_allclose(Module(scanned.as_text()).cost().flops, cost.flops, rtol=0.1)
 
 
 def test_without_the_trips_bytes_are_those_of_xla():
   program = compiled(4)
-  cost = hlo.Module(program.as_text()).cost(once=True)
+  cost = Module(program.as_text()).cost(once=True)
   np.testing.assert_allclose(cost.bytes, program.cost_analysis()["bytes accessed"], rtol=0.01)
   # XLA counts additions and the like too.
   assert 0.8 < cost.flops / program.cost_analysis()["flops"] <= 1
@@ -73,11 +74,9 @@ def test_products_are_counted_exactly_and_loops_of_unknown_length_are_given():
     return jax.lax.fori_loop(0, n, lambda i, x: jnp.tanh(x @ x), x)
 
   x = jax.ShapeDtypeStruct((32, 32), jnp.float32)
-  module = hlo.Module(
-    jax.jit(chain).lower(x, jax.ShapeDtypeStruct((), jnp.int32)).compile().as_text()
-  )
+  module = Module(jax.jit(chain).lower(x, jax.ShapeDtypeStruct((), jnp.int32)).compile().as_text())
   assert module.cost(7).flops == 7 * module.cost(1).flops == 7 * 2 * 32**3
-  module = hlo.Module(jax.jit(partial(chain, n=5)).lower(x).compile().as_text())
+  module = Module(jax.jit(partial(chain, n=5)).lower(x).compile().as_text())
   assert module.cost(7).flops == module.cost(1).flops == 5 * 2 * 32**3
 
 
@@ -91,9 +90,7 @@ def test_collectives_in_loops():
     )
 
   f = sharding.mapped(mesh, add, PartitionSpec("data"), PartitionSpec("data"))
-  cost = hlo.Module(
-    f.lower(jax.ShapeDtypeStruct((4 * size,), jnp.float32)).compile().as_text()
-  ).cost()
+  cost = Module(f.lower(jax.ShapeDtypeStruct((4 * size,), jnp.float32)).compile().as_text()).cost()
   assert cost.sent == {"all-reduce": 3 * 2 * (3 / 4) * 4 * size}
 
 
@@ -163,7 +160,7 @@ ENTRY %main (a: bf16[4,8], b.1: bf16[8,128], c.1: f32[2,128], d.1: bf16[5,3,16],
 
 
 def test_the_text_of_a_tpu():
-  module = hlo.Module(TPU.replace("LABELS", "0bf_0oi->0bf"))
+  module = Module(TPU.replace("LABELS", "0bf_0oi->0bf"))
   loop = module.computations["main"]["loop"]
   assert module.trips(loop) == 4  # 0, 2, 4, 6
   cost = module.cost()
@@ -190,7 +187,7 @@ def test_the_text_of_a_tpu():
   ],
 )
 def test_collectives_of_several_arrays(line, expected):
-  module = hlo.Module(f"""HloModule m
+  module = Module(f"""HloModule m
 
 ENTRY %main (a: f32[512], b: f32[256]) -> f32[512] {{
   %a = f32[512]{{0}} parameter(0)
@@ -202,7 +199,7 @@ ENTRY %main (a: f32[512], b: f32[256]) -> f32[512] {{
 
 
 def test_products_of_a_gpu():
-  module = hlo.Module(
+  module = Module(
     """HloModule m
 
 ENTRY %main (a: bf16[4,8], b: bf16[8,16]) -> f32[4,16] {
@@ -226,4 +223,4 @@ backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting
   ],
 )
 def test_groups(text, count):
-  assert hlo.group(text) == count
+  assert group(text) == count

@@ -11,7 +11,7 @@ import pytest
 
 from configs import default
 from v05_jax import config as configuration
-from v05_jax.run import metrics
+from v05_jax.run import files, metrics, progress, writer
 
 CONFIG = default.get_config()
 
@@ -42,7 +42,7 @@ def root(request, tmp_path, monkeypatch):
 
 
 def write(workdir, steps, done=0, **options):
-  with metrics.Writer(workdir, CONFIG, done, **options) as log:
+  with writer.Writer(workdir, CONFIG, done, **options) as log:
     for step in steps:
       log.write(step, 4 * step, {"reward": (3.0 * step, 4), "time/step": (1.0, 1)})
 
@@ -56,7 +56,7 @@ def test_means_and_merge():
 
 
 def test_a_line_is_sorted_and_finite(tmp_path):
-  with metrics.Writer(tmp_path, CONFIG) as log:
+  with writer.Writer(tmp_path, CONFIG) as log:
     pairs = {"reward": (jnp.float32(1), jnp.float32(4)), "grad/norm": (math.inf, 1)}
     log.write(jnp.int32(1), 8, pairs | {"accuracy": (0.0, 0)})
     log.flush()
@@ -69,13 +69,33 @@ def test_a_line_is_sorted_and_finite(tmp_path):
 
 
 def test_an_undocumented_name_is_refused(tmp_path):
-  with metrics.Writer(tmp_path, CONFIG) as log:
+  with writer.Writer(tmp_path, CONFIG) as log:
     with pytest.raises(ValueError, match=r"reward/typo, tiem/step"):
       log.write(1, 1, {"reward/typo": (1, 1), "tiem/step": (1, 1), "reward": (1, 1)})
     log.write(1, 1, {"accuracy/sort": (1, 1)})
   assert metrics.meaning("accuracy/sort") == metrics.METRICS["accuracy/*"]
   assert metrics.meaning("k/hist/4") and metrics.meaning("k/mode") is None
   assert metrics.table().count("\n") == len(metrics.METRICS) + 1
+
+
+def test_a_name_is_documented_by_whoever_writes_it(tmp_path, monkeypatch):
+  monkeypatch.setattr(metrics, "METRICS", dict(metrics.METRICS))
+  with writer.Writer(tmp_path, CONFIG) as log, pytest.raises(ValueError, match="own/error"):
+    log.write(1, 1, {"own/error": (1, 1)})
+  own = {"own/error": "of one's own", "own/*": "the rest", "own/*/share": "a share", "*": "any"}
+  for _ in range(2):  # a module that is imported again says the same
+    metrics.document(own)
+  with writer.Writer(tmp_path, CONFIG) as log:
+    log.write(1, 1, {"own/error": (1, 1), "own/other": (1, 1)})
+  assert metrics.read(tmp_path)[0]["own/other"] == 1
+  assert metrics.meaning("own/error") == "of one's own"
+  assert metrics.meaning("own/other") == "the rest"
+  assert metrics.meaning("own/other/share") == "a share"  # the longest pattern that fits
+  assert "| `own/*` | the rest |" in metrics.table()
+  message = r"metric own/\*: found the meaning 'another', expected 'the rest', as before"
+  with pytest.raises(ValueError, match=message):
+    metrics.document({"own/new": "new", "own/*": "another"})
+  assert "own/new" not in metrics.METRICS
 
 
 def test_a_resumed_run_writes_the_lines_of_an_unbroken_one(root):
@@ -97,11 +117,11 @@ def test_a_fresh_run_keeps_nothing(tmp_path):
 
 
 def test_a_line_is_written_with_the_next_one_and_all_are_safe_after_flush(root):
-  with metrics.Writer(root / "run", CONFIG) as log:
+  with writer.Writer(root / "run", CONFIG) as log:
     log.write(1, 4, {"reward": (1, 1)})
     assert not metrics.read(root / "run")
     log.write(2, 8, {"reward": (1, 1)})
-    assert len(metrics.read(root / "run")) == (0 if metrics.is_remote(root) else 1)
+    assert len(metrics.read(root / "run")) == (0 if files.is_remote(root) else 1)
     log.flush()
     assert [line["step"] for line in metrics.read(root / "run")] == [1, 2]
     assert list((root / "run" / "tensorboard").iterdir())
@@ -109,8 +129,8 @@ def test_a_line_is_written_with_the_next_one_and_all_are_safe_after_flush(root):
 
 def test_workdirs_are_absolute(monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
-  assert str(metrics.folder("a/../b")) == f"{tmp_path}/b"
-  assert str(metrics.folder("gs://bucket/b")) == "gs://bucket/b"
+  assert str(files.folder("a/../b")) == f"{tmp_path}/b"
+  assert str(files.folder("gs://bucket/b")) == "gs://bucket/b"
 
 
 def test_the_cut_is_atomic(tmp_path, monkeypatch):
@@ -120,9 +140,9 @@ def test_the_cut_is_atomic(tmp_path, monkeypatch):
   def killed(source, target):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(metrics.os, "replace", killed)
+  monkeypatch.setattr(files.os, "replace", killed)
   with pytest.raises(KeyboardInterrupt):
-    metrics.Writer(tmp_path, CONFIG, 2)
+    writer.Writer(tmp_path, CONFIG, 2)
   assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
@@ -159,14 +179,14 @@ def test_a_workdir_that_cannot_be_written(tmp_path):
   (tmp_path / "file").write_text("")
   for path in (tmp_path / "file", tmp_path / "file" / "run"):
     with pytest.raises(ValueError, match=rf"workdir {path}: cannot be written"):
-      metrics.Writer(path, CONFIG)
+      writer.Writer(path, CONFIG)
 
 
 def test_compilations_are_counted():
   f = jax.jit(lambda x: x * 3 + 1)
   x, y = jnp.ones(3), jnp.ones(5)
   jax.block_until_ready((x, y))
-  with metrics.CompilationCounter() as count:
+  with progress.CompilationCounter() as count:
     f(x), f(x)
     assert count() == 1
     f(y)
@@ -183,9 +203,9 @@ class Terminal(io.StringIO):
 def test_progress_on_a_terminal():
   times = iter([0.0, 10.0, 11.0])  # the first step compiles
   stream = Terminal()
-  with metrics.Progress(100, 40, stream, lambda: next(times)) as progress:
-    progress.update(41, {})
-    progress.update(42, {"reward": 0.12345, "k/mean": 4.0, "grad/norm": 3.0})
+  with progress.Progress(100, 40, stream, lambda: next(times)) as line:
+    line.update(41, {})
+    line.update(42, {"reward": 0.12345, "k/mean": 4.0, "grad/norm": 3.0})
   last = stream.getvalue().split("\r")[-1]
   assert last.startswith("step 42/100  ") and "reward 0.123  k/mean 4" in last
   assert "grad" not in last
@@ -195,17 +215,17 @@ def test_progress_on_a_terminal():
 def test_the_rate_is_that_of_the_last_steps():
   now = [0.0]
   stream = Terminal()
-  progress = metrics.Progress(7240, 0, stream, lambda: now[0])
+  line = progress.Progress(7240, 0, stream, lambda: now[0])
   for step in range(1, 41):
     now[0] += 100.0 if step == 1 else 0.5
-    progress.update(step, {})
+    line.update(step, {})
   assert "2.00 steps/s  1:00:00 left" in stream.getvalue().split("\r")[-1]
 
 
 def test_progress_elsewhere_is_silent():
   stream = io.StringIO()
-  with metrics.Progress(10, 0, stream) as progress:
-    progress.update(1, {"reward": 1.0})
+  with progress.Progress(10, 0, stream) as line:
+    line.update(1, {"reward": 1.0})
   assert stream.getvalue() == ""
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from configs import default
 from v05_jax import config as configuration
-from v05_jax.run import figures, metrics, page, report, runs
+from v05_jax.run import comparison, figures, metrics, page, report, runs
 
 
 def make(folder: pathlib.Path, scores, per_step=100, seed=0, k=4, name="eval/exact", **extra):
@@ -127,7 +127,7 @@ def test_summary_shows_what_there_is(tmp_path):
 def test_a_warm_start_is_drawn_over_its_steps(tmp_path):
   run = report.load(make(tmp_path / "sft", [0.1, 0.2, 0.3], per_step=0))
   assert run.axis == "step" and run.curve("eval/exact")[0].tolist() == [0, 1, 2]
-  (row,) = runs.compare([run], "eval/exact")
+  (row,) = comparison.compare([run], "eval/exact")
   assert row.axis == "step" and "on held-out prompts; up to 2 steps" in page.heading(
     [row], "eval/exact"
   )
@@ -135,7 +135,7 @@ def test_a_warm_start_is_drawn_over_its_steps(tmp_path):
 
 def test_every_panel_is_a_documented_metric():
   names = [name for _, curves in runs.PANELS for name in curves.values()]
-  assert all(name in metrics.METRICS for name in (*names, *runs.SCORES))
+  assert all(name in metrics.METRICS for name in (*names, *comparison.SCORES))
 
 
 def test_moving_mean_keeps_the_ends():
@@ -188,7 +188,7 @@ def seeds(tmp_path, name, scores, k=4, **extra):
 
 
 def rows(*workdirs):
-  return runs.compare([report.load(workdir) for workdir in workdirs], "eval/exact")
+  return comparison.compare([report.load(workdir) for workdir in workdirs], "eval/exact")
 
 
 def test_paired_differences_by_hand(tmp_path, plain, capsys):
@@ -204,13 +204,13 @@ def test_paired_differences_by_hand(tmp_path, plain, capsys):
   found = rows(*first, *second, *third, *fourth)
   # Seeds 0, 1, 2 are shared; t(.975, 2) = 4.302653. Ends differ by .2, .1, .3, areas by .1, .075,
   # .075.
-  end, area = (runs.paired(found[1], found[0], what) for what in ("end", "area"))
+  end, area = (comparison.paired(found[1], found[0], what) for what in ("end", "area"))
   assert end == pytest.approx((0.2, 4.302653 * 0.1 / np.sqrt(3), 3))
   assert area == pytest.approx(
     (0.25 / 3, 4.302653 * np.std([0.1, 0.075, 0.075], ddof=1) / np.sqrt(3), 3)
   )
-  assert runs.paired(found[2], found[0], "end")[::2] == pytest.approx((0.1, 1))
-  assert runs.paired(found[3], found[0], "end") is None
+  assert comparison.paired(found[2], found[0], "end")[::2] == pytest.approx((0.1, 1))
+  assert comparison.paired(found[3], found[0], "end") is None
   report.report([*first, *second, *third, *fourth])
   table = cells(capsys.readouterr().out)
   assert table["v05"]["end - grpo"] == "+0.2000 [-0.0484, +0.4484]"
@@ -350,12 +350,12 @@ def test_the_pages_plots_follow_its_colours_and_its_boxes(compared):
 def test_curves_over_steps_reach_each_methods_own_end(compared):
   v05, grpo, _ = compared[1]
   assert v05.curve.x[-1] == grpo.curve.x[-1] == 100  # rollouts that all have reached
-  assert runs.metric_curve(grpo, "eval/exact", "step").x.tolist() == [0, 1, 2]
-  assert runs.metric_curve(v05, "eval/exact", "step").mean.tolist() == [0.2, 0.45]
-  assert runs.metric_curve(v05, "loss/kl", "step") is None
-  titles = [title for title, _ in runs.overlays(compared[1], "eval/exact")]
+  assert comparison.metric_curve(grpo, "eval/exact", "step").x.tolist() == [0, 1, 2]
+  assert comparison.metric_curve(v05, "eval/exact", "step").mean.tolist() == [0.2, 0.45]
+  assert comparison.metric_curve(v05, "loss/kl", "step") is None
+  titles = [title for title, _ in comparison.overlays(compared[1], "eval/exact")]
   assert titles == ["rollouts per prompt", "gradient norm before clipping"]
-  assert list(dict(runs.overlays(compared[1], "eval/exact"))["rollouts per prompt"]) == [0]
+  assert list(dict(comparison.overlays(compared[1], "eval/exact"))["rollouts per prompt"]) == [0]
 
 
 def test_of_many_runs_one_a_method_is_drawn(compared, monkeypatch):

@@ -28,7 +28,7 @@ def run(tmp_path_factory):
   train(config(), str(workdir))
   before = files(workdir)
   prompts = int(metrics.read(workdir)[1]["prompts"])
-  main.start("sample", config(), str(workdir), None, 1, "", prompts)
+  main.start(main.Command("sample", config(), str(workdir), step=1, prompts=prompts))
   return workdir, before
 
 

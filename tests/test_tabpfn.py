@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import load_file
 from scipy.special import erf
 
-from v05_jax.value_model import ensemble, losses, tabpfn
+from v05_jax.value_model import cells, ensemble, losses, tabpfn
+from v05_jax.value_model.ensemble import Ensemble, Query, Support
 
 DATA = Path(__file__).parent / "data" / "v0"
 CONFIG, RNG = (json.loads((DATA / f"{name}.json").read_text()) for name in ("config", "rng"))
@@ -35,13 +36,17 @@ def fast(function):
   return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
-forward, context, query, raw_logits = map(
+compiled, context, query, raw_logits = map(
   fast, (tabpfn.forward, tabpfn.context, tabpfn.query, tabpfn.raw_logits)
 )
 
 
+def forward(params, x, y, x_query, table, support_mask=None, query_mask=None):
+  return compiled(params, Support(x, y, support_mask), Query(x_query, query_mask), table)
+
+
 def permutations(estimators, columns):
-  return tabpfn.randomness(estimators, columns)[1]
+  return ensemble.randomness(estimators, columns)[1]
 
 
 def pad_rows(x, rows, value=0.0, axis=0):
@@ -51,27 +56,28 @@ def pad_rows(x, rows, value=0.0, axis=0):
   return np.pad(x, widths, constant_values=value)
 
 
-def arguments(case, junk=0.0):
-  """Of `raw_logits`, for a recorded case in 24 support and 8 query rows: (arguments, masks)."""
-  keep = tabpfn.keep_columns(case["X_support"])
+def arguments(case, rows=(N, 8), junk=0.0):
+  """Of `raw_logits`, for a recorded case in so many support and query rows, padded with `junk`."""
+  keep = ensemble.keep_columns(case["X_support"])
   n, m = len(case["X_support"]), len(case["X_query"])
   table = TABLES[case["table"]]
   if table.shape != TABLE.shape:
     # one for every estimator: the other way to give them
     table = np.broadcast_to(table, (4, *table.shape))
-  labels = pad_rows(case["labels"].astype(np.float32), N)
-  found = [
-    PARAMS,
-    pad_rows(case["X_support"], N, junk),
-    labels,
-    pad_rows(case["X_query"], 8, junk),
+  support = Support(
+    pad_rows(case["X_support"], rows[0], junk),
+    pad_rows(case["labels"].astype(np.float32), rows[0]),
+    np.arange(rows[0]) < n,
+  )
+  asked = Query(pad_rows(case["X_query"], rows[1], junk), np.arange(rows[1]) < m)
+  estimators = Ensemble(
     table,
-    pad_rows(case["fingerprint_support"], N, axis=1),
-    pad_rows(case["fingerprint_query"], 8, axis=1),
+    pad_rows(case["fingerprint_support"], rows[0], axis=1),
+    pad_rows(case["fingerprint_query"], rows[1], axis=1),
     permutations(4, len(keep) + 1),
     keep,
-  ]
-  return found, {"support_mask": np.arange(N) < n, "query_mask": np.arange(8) < m}
+  )
+  return PARAMS, support, asked, estimators
 
 
 def recorded(name):
@@ -98,19 +104,19 @@ EXAMPLE_CASE = {
 def activations(x, y, x_query):
   """Everything on the way of `forward`, under the names of the recorded file."""
   found, rows, ones = {}, jnp.concatenate([x, x_query]), jnp.ones(len(x) + len(x_query), bool)
-  statistics = tabpfn.make_statistics(
-    x, y, ones[: len(x)], (x_query, ones[len(x) :]), tabpfn.group_size(PARAMS)
+  statistics = cells.make_statistics(
+    x, y, ones[: len(x)], (x_query, ones[len(x) :]), cells.group_size(PARAMS)
   )
-  found["grouped"] = tabpfn.reorder(statistics, rows)
-  found["scaled"], found["nan_indicators"] = tabpfn.scale(statistics, found["grouped"])
-  found["embedded_x"] = tabpfn.embed_cells(PARAMS, found["scaled"], found["nan_indicators"])
+  found["grouped"] = cells.reorder(statistics, rows)
+  found["scaled"], found["nan_indicators"] = cells.scale(statistics, found["grouped"])
+  found["embedded_x"] = cells.embed_cells(PARAMS, found["scaled"], found["nan_indicators"])
   unlabelled = jnp.broadcast_to(jnp.stack([statistics.label, -2.0]), (len(x_query), 2))
   found["y_columns"] = label = jnp.concatenate([jnp.stack([y, 0 * y], 1), unlabelled])
   found["embedded_y"] = tabpfn.linear(PARAMS, "y_encoder.2.layer", label)
-  found["col_emb"] = tabpfn.embed_columns(PARAMS, TABLE, 17)
+  found["col_emb"] = cells.embed_columns(PARAMS, TABLE, 17)
   thinking = jnp.broadcast_to(PARAMS["add_thinking_tokens.row_token_values"][:, None], (4, 18, 48))
   found["tokens_in"] = jnp.concatenate(
-    [thinking, tabpfn.make_tokens(PARAMS, statistics, rows, label, TABLE)]
+    [thinking, cells.make_tokens(PARAMS, statistics, rows, label, TABLE)]
   )
   training = 4 + len(x)
 
@@ -161,23 +167,26 @@ def test_every_recorded_activation():
 def test_recorded_table_of_an_estimator():
   prints = EXAMPLE["fingerprint_support"][0], EXAMPLE["fingerprint_query"][0]
   features, scores = EXAMPLE["features"], EXAMPLE["support_scores"].copy()
-  preprocess = fast(tabpfn.preprocess)
-  x, y, x_query = preprocess(features[:N], scores, features[N:], prints, permutations(4, 49)[0])
+  preprocess = fast(ensemble.preprocess)
+  table = lambda order: preprocess(
+    Support(features[:N], scores), Query(features[N:]), prints, order
+  )
+  (x, y, _), (x_query, _) = table(permutations(4, 49)[0])
   close(x, ACTIVATIONS["X_train"], 1e-6)
   close(x_query, ACTIVATIONS["X_test"], 1e-6)
   assert np.array_equal(y, EXAMPLE["support_labels"])
   scores[:3] = 0.49999, 0.5, 1.0
-  labels = preprocess(features[:N], scores, features[N:], prints, np.arange(49))[1][:3]
+  labels = table(np.arange(49))[0].labels[:3]
   assert labels.tolist() == [0, 1, 1]
 
 
 @pytest.mark.parametrize("name", ["example", *CONFIG["cases"]])
 def test_recorded_cases(name):
   case = EXAMPLE_CASE if name == "example" else recorded(name)
-  found, masks = arguments(case)
+  given = arguments(case)
   if "keep" in case:
-    assert np.array_equal(found[-1], np.flatnonzero(case["keep"]))
-  raw = raw_logits(*found, **masks)[:, masks["query_mask"]]
+    assert np.array_equal(given[3].keep, np.flatnonzero(case["keep"]))
+  raw = raw_logits(*given)[:, given[2].mask]
   close(raw, case["raw_logits"], 2e-4)
   logits, probabilities = tabpfn.average(raw)
   close(logits, case["raw_logits"].mean(0) / 0.9, 2e-4)
@@ -187,24 +196,25 @@ def test_recorded_cases(name):
 def test_predict_compiles_once_for_all_row_counts_of_a_bucket():
   before = tabpfn.raw_logits._cache_size()
   for case in (EXAMPLE_CASE, recorded("tiny"), recorded("one_query")):
-    found, masks = arguments(case, junk=7.0)
-    logits, probabilities = tabpfn.predict(*found, **masks)
-    close(probabilities[masks["query_mask"]], case["probs"], 3e-5)
-    close(logits[masks["query_mask"]], case["raw_logits"].mean(0) / 0.9, 2e-4)
+    given = arguments(case, junk=7.0)
+    logits, probabilities = tabpfn.predict(*given)
+    close(probabilities[given[2].mask], case["probs"], 3e-5)
+    close(logits[given[2].mask], case["raw_logits"].mean(0) / 0.9, 2e-4)
   assert tabpfn.raw_logits._cache_size() == before + 1
 
 
 def test_recorded_loss_and_its_gradient():
   target = EXAMPLE["query_targets"]
-  found, masks = arguments(EXAMPLE_CASE)
   # with rows of padding
-  masks = {"support_mask": np.arange(N + 2) < N, "query_mask": np.arange(8 + 1) < 8}
-  for i, rows, axis in ((2, N + 2, 0), (5, N + 2, 1), (6, 8 + 1, 1)):
-    found[i] = pad_rows(found[i], rows, 0.0, axis)
+  _, given, asked, estimators = arguments(EXAMPLE_CASE, (N + 2, 8 + 1))
 
   def loss(support, queries, *fingerprints):
+    names = "fingerprints_support", "fingerprints_query"
     logits, _ = tabpfn.predict(
-      PARAMS, support, found[2], queries, found[4], *fingerprints, *found[7:], **masks
+      PARAMS,
+      given._replace(features=support),
+      asked._replace(features=queries),
+      estimators._replace(**dict(zip(names, fingerprints))),
     )
     real = np.arange(10) < 8  # the ninth row is padding, a tenth makes a pair of it
     logits = jnp.pad(logits, ((0, 1), (0, 0)), constant_values=99.0)
@@ -212,9 +222,11 @@ def test_recorded_loss_and_its_gradient():
     return value, (parts["pair"], parts["soft"], logits[:8])
 
   gradient = fast(jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True))
-  support, queries = pad_rows(found[1], N + 2, np.nan), pad_rows(found[3], 8 + 1, 9.0)
+  support = np.where(given.mask[:, None], given.features, np.nan)
+  queries = np.where(asked.mask[:, None], asked.features, 9.0)
+  prints = estimators.fingerprints_support, estimators.fingerprints_query
   (value, (pair, soft, logits)), (by_support, by_query, *others) = gradient(
-    support, queries, *found[5:7]
+    support, queries, *prints
   )
   close(logits, TRAINING["train_logits"], 2e-4)
   for x, name in ((value, "combined"), (pair, "pair"), (soft, "soft")):
@@ -227,15 +239,13 @@ def test_recorded_loss_and_its_gradient():
   assert np.all(by_query[8:] == 0)
   assert all(np.all(x == 0) for x in others)  # fingerprints are noise
   support[:, 5] = queries[:, 7] = 1.0
-  assert all(
-    np.all(np.isfinite(x)) for x in jax.tree.leaves(gradient(support, queries, *found[5:7]))
-  )
+  assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(gradient(support, queries, *prints)))
 
 
 def test_random_numbers():
   for estimators, members in RNG.items():
     for columns in ("49", "1009", "7"):
-      salts, order = tabpfn.randomness(int(estimators), int(columns))
+      salts, order = ensemble.randomness(int(estimators), int(columns))
       assert [m["salt"] for m in members] == salts.tolist()
       assert all(np.array_equal(sorted(found), np.arange(int(columns))) for found in order)
       for found, member in zip(order, members, strict=True):
@@ -245,10 +255,10 @@ def test_random_numbers():
 
 def test_recorded_fingerprints():
   """From the released z-scores, bit for bit."""
-  salts, order = tabpfn.randomness(4, 49)
+  salts, order = ensemble.randomness(4, 49)
   back = np.argsort(order[0])[:-1]
   for i, salt in enumerate(salts):
-    support, query = tabpfn.fingerprints(
+    support, query = ensemble.fingerprints(
       ACTIVATIONS["X_train"][:, back], ACTIVATIONS["X_test"][:, back], salt
     )
     assert np.array_equal(support, EXAMPLE["fingerprint_support"][i])
@@ -260,7 +270,7 @@ def test_recorded_fingerprints():
 
 def test_fingerprints_of_equal_rows_differ():
   z = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
-  support, query = tabpfn.fingerprints(z[[0, 1, 0, 0]], z[[0, 1, 0]], 1000)
+  support, query = ensemble.fingerprints(z[[0, 1, 0, 0]], z[[0, 1, 0]], 1000)
 
   def value(row):
     return np.float32(int(hashlib.sha256(row.tobytes()).hexdigest(), 16) % 10**12 / 10**12)
@@ -271,7 +281,7 @@ def test_fingerprints_of_equal_rows_differ():
   ]
   assert query.tolist() == [value(x + np.float32(1000)) for x in salted[[0, 1, 0]]]
   assert support.dtype == query.dtype == np.float32
-  support, _ = tabpfn.fingerprints(np.full((2, 5), np.nan), z, 1000)
+  support, _ = ensemble.fingerprints(np.full((2, 5), np.nan), z, 1000)
   assert support[0] == support[1]
 
 
@@ -279,16 +289,16 @@ def test_kept_columns():
   x = np.array(
     [[1, 2, 0, np.nan, 5], [1, 3, 0, np.nan, 5], [1, 2, -0.0, np.nan, np.nextafter(5, 6)]]
   )
-  assert tabpfn.keep_columns(x).tolist() == [1, 3, 4]
+  assert ensemble.keep_columns(x).tolist() == [1, 3, 4]
   with pytest.raises(ValueError, match="all 3 features are constant over 1 rows"):
-    tabpfn.keep_columns(x[:1, :3])
+    ensemble.keep_columns(x[:1, :3])
 
 
 def test_column_table():
-  table = tabpfn.column_table(500)
+  table = ensemble.column_table(500)
   assert table.shape == (500, 48)
   assert table.dtype == np.float32
-  assert np.array_equal(tabpfn.column_table(7), table[:7])
+  assert np.array_equal(ensemble.column_table(7), table[:7])
   flat = np.float64(table.ravel())
   close([flat.mean(), flat.std(), (flat**3).mean(), (flat**4).mean()], [0, 1, 0, 3], 0.04)
   assert abs(np.corrcoef(flat[:-1], flat[1:])[0, 1]) < 0.02
@@ -326,7 +336,7 @@ def test_stack_and_wrong_inputs():
   with pytest.raises(
     ValueError, match=r"table: found shape \(3, 12\), expected at least 17 rows of 12"
   ):
-    tabpfn.forward(PARAMS, x, x[:, 0], x, TABLE[:3])
+    tabpfn.forward(PARAMS, Support(x, x[:, 0]), Query(x), TABLE[:3])
 
 
 # --- Any weights and sizes: loops in float64, one row, column and head at a time
@@ -371,7 +381,7 @@ def random_state(size, seed):
 
 
 def table_of(size, columns):
-  return tabpfn.column_table(-(-columns // size[2]), size[0] // 4)
+  return ensemble.column_table(-(-columns // size[2]), size[0] // 4)
 
 
 def random_table(n, m, columns, seed):
@@ -393,7 +403,7 @@ def encode(x, n, size):
   groups = -(-x.shape[1] // size)
   x = np.float64(np.pad(x, ((0, 0), (0, groups * size - x.shape[1]))))
   differs = lambda column: np.any(column != column[0])
-  cells, indicators = np.zeros((2, len(x), groups, size))
+  scaled, indicators = np.zeros((2, len(x), groups, size))
   for i in range(groups):
     kept = [c for c in x[:, i * size : (i + 1) * size].T if differs(c)]
     for j, column in enumerate(kept):
@@ -408,10 +418,10 @@ def encode(x, n, size):
       column = np.maximum(column, mean - 12 * std - np.log(1 + abs(column)))
       column = np.minimum(column, mean + 12 * std + np.log(1 + abs(column)))
       mean, std = spread(column[:n])
-      cells[:, i, j] = np.clip((column - mean) / (std or 1.0), -100, 100)
-    used = sum(differs(cells[:, i, j]) for j in range(size))
-    cells[:, i] *= np.sqrt(size / max(used, 1))
-  return cells, indicators
+      scaled[:, i, j] = np.clip((column - mean) / (std or 1.0), -100, 100)
+    used = sum(differs(scaled[:, i, j]) for j in range(size))
+    scaled[:, i] *= np.sqrt(size / max(used, 1))
+  return scaled, indicators
 
 
 def attention(weight, out, asking, q_head, sources, kv_head):
@@ -433,11 +443,11 @@ def reference(state, x, y, x_query, table):
   gelu = lambda v: v * (1 + erf(v / np.sqrt(2))) / 2
   n, mlp = len(x), "encoder.5.mlp.0.weight" in p
   size = p["encoder.5.mlp.0.weight" if mlp else "encoder.5.layer.weight"].shape[1] // 2
-  cells, indicators = encode(np.concatenate([x, x_query]), n, size)
-  rows = [[v] * (cells.shape[1] + 1) for v in p["add_thinking_tokens.row_token_values"]]
+  scaled, indicators = encode(np.concatenate([x, x_query]), n, size)
+  rows = [[v] * (scaled.shape[1] + 1) for v in p["add_thinking_tokens.row_token_values"]]
   training = len(rows) + n
   embedding = "feature_positional_embedding_embeddings"
-  for i, (row, marks) in enumerate(zip(cells, indicators, strict=True)):
+  for i, (row, marks) in enumerate(zip(scaled, indicators, strict=True)):
     tokens = []
     for j in range(len(row)):
       v = np.concatenate([row[j], marks[j]])
@@ -501,8 +511,8 @@ def test_support_outliers_beyond_twelve_deviations_do_not_widen_the_bounds():
   @fast
   def scaled(x, y, x_query):
     ones = jnp.ones(305, bool)
-    statistics = tabpfn.make_statistics(x, y, ones[:300], (x_query, ones[300:]), 4)
-    return tabpfn.scale(statistics, tabpfn.reorder(statistics, jnp.concatenate([x, x_query])))
+    statistics = cells.make_statistics(x, y, ones[:300], (x_query, ones[300:]), 4)
+    return cells.scale(statistics, cells.reorder(statistics, jnp.concatenate([x, x_query])))
 
   for found, expected in zip(
     scaled(x, y, x_query), encode(np.concatenate([x, x_query]), 300, 4), strict=True
@@ -521,7 +531,7 @@ def test_column_constant_on_the_support_needs_the_queries():
   """What a stream cannot know: a column that varies in the queries alone is in use where they are
   given."""
   x, y, x_query = random_table(9, 6, 10, 0)
-  streamed = query(SMALL, context(SMALL, x, y, COLUMN_TABLE), x_query, COLUMN_TABLE)
+  streamed = query(SMALL, context(SMALL, Support(x, y), COLUMN_TABLE), x_query, COLUMN_TABLE)
   x[:, 4] = x_query[:, 4] = 0.5
   close(streamed, forward(SMALL, x, y, x_query, COLUMN_TABLE), 1e-5, 1e-5)
 
@@ -535,7 +545,7 @@ def plain_table(n=9, m=6):
 def test_streamed_queries_give_the_same_whatever_the_chunks():
   x, y, x_query = plain_table()
   exact = forward(SMALL, x, y, x_query, COLUMN_TABLE)
-  cache = context(SMALL, x, y, COLUMN_TABLE)
+  cache = context(SMALL, Support(x, y), COLUMN_TABLE)
   run = lambda rows: query(SMALL, cache, x_query[rows], COLUMN_TABLE)
   close(run(slice(None)), exact, 1e-5, 1e-5)
   close(np.concatenate([run([i]) for i in range(6)]), exact, 1e-5, 1e-5)

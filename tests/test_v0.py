@@ -1,6 +1,7 @@
 """V0 as its users call it, from converted checkpoint files to probabilities, against the reference
 tensors."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,11 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from v05_jax import priors as value_prior
-from v05_jax.priors import prior
-from v05_jax.run import metrics
+from v05_jax import value_model
+from v05_jax.run.progress import CompilationCounter
 from v05_jax.scale import sharding
-from v05_jax.value_model import convert, v0
+from v05_jax.value_model import convert, ensemble, v0
 
 DATA = Path(__file__).parent / "data" / "v0"
 PROMPTS = json.loads((DATA / "prompts.json").read_text())
@@ -34,7 +34,7 @@ def directory(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(directory):
-  return value_prior.load(str(directory))
+  return value_model.load(str(directory))
 
 
 def table(groups):
@@ -52,10 +52,11 @@ def test_features_from_text_equal_the_reference(loaded):
 def test_probabilities_from_text_equal_the_reference(loaded, monkeypatch):
   features = loaded.features(PROMPTS)
   marks = list(zip(E2E["fingerprint_support"], E2E["fingerprint_query"]))
-  given = features[:24], E2E["support_scores"], features[24:], table(17), marks
-  np.testing.assert_allclose(loaded.judge(*given), E2E["probs"], atol=5e-5)
+  given = features[:24], E2E["support_scores"], features[24:], marks
+  model = dataclasses.replace(loaded, column_table=table(17))
+  np.testing.assert_allclose(model.predict_from_features(*given), E2E["probs"], atol=5e-5)
   monkeypatch.setattr(v0, "QUERIES_PER_CALL", 3)  # streamed in chunks
-  np.testing.assert_allclose(loaded.judge(*given), E2E["probs"], atol=5e-5)
+  np.testing.assert_allclose(model.predict_from_features(*given), E2E["probs"], atol=5e-5)
 
 
 def test_predict_is_text_to_probability(loaded):
@@ -80,13 +81,13 @@ def test_contexts_that_the_head_was_not_made_for_give_the_smoothed_success_rate(
 ):
   p = loaded.predict(PROMPTS[: len(scores)], scores, PROMPTS[24:27])
   np.testing.assert_allclose(p, [want] * 3, rtol=1e-6)
-  assert prior.smoothed(np.array([0.2, 0.9, 0.4, 0.5]), np.array([0, 1, 0, 1], bool)) is None
+  assert ensemble.smoothed(np.array([0.2, 0.9, 0.4, 0.5]), np.array([0, 1, 0, 1], bool)) is None
 
 
 @pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 4, 2)], ids=str)
 def test_a_mesh_changes_nothing(loaded, directory, sizes):
   mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes)))
-  spread = value_prior.load(str(directory), mesh)
+  spread = value_model.load(str(directory), mesh)
   kernel = spread.params["layers"]["q"]["kernel"]
   assert kernel.addressable_shards[0].data.size == kernel.size / (sizes[1] * sizes[2])
   np.testing.assert_allclose(spread.features(PROMPTS, 2), E2E["features"], atol=5e-5)
@@ -109,11 +110,12 @@ def test_few_shapes_are_compiled(loaded):
   """Any number of rows within a bucket uses the programs of the bucket."""
   rng = np.random.default_rng(0)
   rows = lambda n: rng.normal(size=(n, 48)).astype(np.float32)
-  judge = lambda n, m: loaded.judge(rows(n), np.arange(n) % 2, rows(m), table(17))
-  judge(17, 20)
-  with metrics.CompilationCounter() as compilations:
+  model = dataclasses.replace(loaded, column_table=table(17))
+  predict = lambda n, m: model.predict_from_features(rows(n), np.arange(n) % 2, rows(m))
+  predict(17, 20)
+  with CompilationCounter() as compilations:
     for n, m in ((18, 17), (25, 32), (32, 31)):
-      assert judge(n, m).shape == (m,)
+      assert predict(n, m).shape == (m,)
     assert compilations() == 0
 
 
@@ -132,4 +134,4 @@ def test_bad_scores(loaded, scores, message):
 
 def test_a_directory_without_a_converted_model(tmp_path):
   with pytest.raises(ValueError, match=r"v0\.json"):
-    value_prior.load(str(tmp_path))
+    value_model.load(str(tmp_path))

@@ -1,14 +1,19 @@
 """The value model that the built-in tasks ship with: it opens, is small, and knows what it is there
 for."""
 
+from pathlib import Path
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
 
 from configs import default, v05
-from v05_jax import models, tasks
-from v05_jax import priors as value_prior
+from v05_jax import models, tasks, value_model
 from v05_jax.value_model import scores, v0
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +37,22 @@ def known():
   )
 
 
+def test_load_needs_no_other_import_and_the_pairs_no_model():
+  program = """
+import sys
+from v05_jax.value_model import pairs
+assert "v05_jax.models" not in sys.modules
+from v05_jax import value_model
+assert not hasattr(value_model, "prior")
+print(value_model.load.__module__, value_model.ValuePrior.__name__)
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.split() == ["v05_jax.value_model.v0", "ValuePrior"]
+
+
 def test_it_is_small_and_of_the_sizes_of_its_config():
   files = sorted(path.name for path in v0.BUILTIN.iterdir())
   assert files == ["adapter.safetensors", "head.safetensors", "v0.json"]
@@ -43,7 +64,7 @@ def test_it_knows_which_prompts_are_hard_and_for_whom(known):
   """On the warm start: better than the context's mean, and worse where the context's labels are
   shuffled."""
   texts, success, asked, truth = known
-  model = value_prior.load("builtin")
+  model = value_model.load("builtin")
   p = model.predict(texts, success, asked)
   constant = scores.rmse(np.full(len(truth), success.mean()), truth)
   assert scores.rmse(p, truth) < 0.8 * constant

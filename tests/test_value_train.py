@@ -15,10 +15,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from configs import default
-from v05_jax import priors as value_prior
-from v05_jax import tasks
+from v05_jax import tasks, value_model
 from v05_jax.run import metrics
-from v05_jax.value_model import batches, convert, measure, pairs, tabpfn, train
+from v05_jax.value_model import batches, convert, initial, measure, objective, pairs, tabpfn, train
 
 DATA = Path(__file__).parent / "data" / "v0"
 
@@ -92,13 +91,14 @@ def cheap():
   with pytest.MonkeyPatch.context() as patch:
     one = lambda config: make(config, jax.devices()[: config.data] if config.data > 0 else None)
     patch.setattr(train.sharding, "make_mesh", one)
-    patch.setattr(train, "jax", types.SimpleNamespace(**vars(jax) | {"jit": fast}))
+    for module in (train, objective, initial):
+      patch.setattr(module, "jax", types.SimpleNamespace(**vars(jax) | {"jit": fast}))
     yield
 
 
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
-  """(workdir, model, held-out pairs as it judges them) of a run with a checkpoint in the middle."""
+  """(workdir, model, its held-out predictions) of a run with a checkpoint in the middle."""
   workdir = tmp_path_factory.mktemp("value")
   config = make_config(data=data["train"], heldout=data["heldout"])
   model = train.train_value(config, str(workdir))
@@ -120,7 +120,7 @@ def test_it_learns_what_is_hard_and_reads_its_context(run, data):
   scored = measure.summary(found)
   assert scored["gauc"] > 0.65 and scored["ece"] < 0.1
   texts, contexts = pairs.read([data["heldout"]])
-  turned = measure.judge(model, texts, [c._replace(score=1 - c.score) for c in contexts], 40)
+  turned = measure.predict(model, texts, [c._replace(score=1 - c.score) for c in contexts], 40)
   np.testing.assert_array_equal(turned.prompt, found.prompt)
   assert (
     np.corrcoef([turned.p[turned.context == i].mean() for i in range(8)], by_context)[0, 1] < -0.8
@@ -154,7 +154,7 @@ def test_what_it_writes_opens_and_predicts(run, data):
     "head.safetensors",
     "v0.json",
   ]
-  loaded = value_prior.load(str(workdir / "v0"))
+  loaded = value_model.load(str(workdir / "v0"))
   texts, contexts = pairs.read([data["heldout"]])
   given = [texts[i] for i in contexts[0].prompt[:40]], contexts[0].score[:40], texts[:30]
   p = loaded.predict(*given)
@@ -190,9 +190,9 @@ def test_an_official_model_learns_in_its_adapter_alone(data, tmp_path):
     np.any(x != y) for x, y in zip(state.params["adapter"].values(), trainer.model.adapter.values())
   )
   train.save(train.with_params(trainer.model, state.params), tmp_path / "trained")
-  found = value_prior.load(str(tmp_path / "trained"))
+  found = value_model.load(str(tmp_path / "trained"))
   # the licences' notice too
-  assert found.settings == value_prior.load(str(tmp_path / "official")).settings
+  assert found.settings == value_model.load(str(tmp_path / "official")).settings
   assert (
     found.settings["estimators"] == 4
     and (tmp_path / "trained" / "backbone" / "model.safetensors").exists()
@@ -205,11 +205,11 @@ def test_hidden_states_kept_or_computed_again_are_the_same(data, monkeypatch):
   config = make_config(data=data["train"])
   model, mesh = train.begin(config), train.sharding.make_mesh(config.mesh)
   texts, prompt = pairs.read([data["train"]])[0], np.arange(150) % 97
-  kept = train.make_lookup(model, texts, mesh)
-  monkeypatch.setattr(train, "TABLE_BYTES", 0)
-  again = train.make_lookup(model, texts, mesh)
+  kept = objective.make_lookup(model, texts, mesh)
+  monkeypatch.setattr(objective, "TABLE_BYTES", 0)
+  again = objective.make_lookup(model, texts, mesh)
   assert again["table"] is None and kept["params"] is None
-  value = lambda params, lookup: jnp.sum(train.features(model, params, lookup, prompt) ** 2)
+  value = lambda params, lookup: jnp.sum(objective.features(model, params, lookup, prompt) ** 2)
   (x, dx), (y, dy) = (
     jax.jit(jax.value_and_grad(value))(model.adapter, lookup) for lookup in (kept, again)
   )
@@ -230,18 +230,18 @@ def test_the_loss_is_put_together_from_its_options(data):
   model = dataclasses.replace(model, head=head)
   texts, contexts = pairs.read([data["train"]])
   batch = batches.Tasks(contexts, 20, 4, 0).batch(0, 1)
-  lookup = train.make_lookup(model, texts, train.sharding.make_mesh(config.mesh))
+  lookup = objective.make_lookup(model, texts, train.sharding.make_mesh(config.mesh))
   params, key = {"adapter": model.adapter, "head": model.head}, jax.random.key(3)
 
   def value(**options):
     changed = config.value.copy_and_resolve_references()
     changed.update(options)
-    return train.jax.jit(train.pairs_loss(model, changed))(params, lookup, batch, key)
+    return train.jax.jit(objective.pairs_loss(model, changed))(params, lookup, batch, key)
 
   found, parts = value()
   x = model.features([texts[i] for i in batch.prompt[0]])
   marks = jax.random.split(jax.random.split(key)[1], 1)[0]
-  z = train.logits(model.head, model.settings, x, batch.score[0, :20], (None, None), marks)
+  z = objective.logits(model.head, model.settings, x, batch.score[0, :20], (None, None), marks)
   target = batch.score[0, 20:]
   weight = np.where(target >= 0.5, batch.share[0], 1 - batch.share[0])
   p = jax.nn.softmax(z)[:, 1]
@@ -284,11 +284,11 @@ def test_what_decays_and_how_the_rate_goes():
 
 
 def test_updates_that_keep_failing_stop_the_run(data, tmp_path, monkeypatch):
-  make = train.pairs_loss
+  make = objective.pairs_loss
   broken = lambda model, options: (
     lambda *args: jax.tree.map(lambda x: x * jnp.nan, make(model, options)(*args))
   )
-  monkeypatch.setattr(train, "pairs_loss", broken)
+  monkeypatch.setattr(objective, "pairs_loss", broken)
   config = make_config(data=data["train"])
   config.loss.max_skipped, config.checkpoint.period = 2, 2
   with pytest.raises(

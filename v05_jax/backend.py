@@ -1,5 +1,5 @@
-"""The process: what must be said to JAX before its backend starts, and what keeps start and memory
-small."""
+"""The process: settings that JAX must have before its backend starts, and what shortens the start
+and saves memory."""
 
 import contextlib
 import ctypes
@@ -33,11 +33,11 @@ def start(config):
 
 
 def without_torch():
-  """Imports transformers, of which only the tokenizers are used, as if torch were not there:
-  seconds and 180 MB.
+  """Imports transformers, of which only the tokenizers are used, as if torch were not there: that
+  saves seconds and 180 MB.
 
-  For a process of our own, as models of transformers cannot be made in it afterwards. Others can
-  still import torch.
+  Only for a process of our own, since models of transformers cannot be made in it afterwards.
+  Importing torch itself still works.
   """
   if "torch" in sys.modules:
     return

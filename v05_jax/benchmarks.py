@@ -1,5 +1,5 @@
-r"""The public sets of problems that runs train on and are judged by: where each lies and what its
-rows look like.
+r"""The public sets of problems that runs train on and are evaluated by: where each lies and what
+its rows look like.
 
 A benchmark is named in `config.data.path` or `config.eval.path`. Its rows come from NAME.jsonl or
 NAME.parquet in `config.data.folder` where that exists, and else from the Hugging Face hub by the
@@ -9,15 +9,15 @@ Repositories, splits, fields and numbers of rows are those with which public tra
 code (of verl, slime, inspect_evals, lighteval and others) loads the releases; they were not checked
 against the hub itself. What the releases have of their own:
 
-  DAPO-Math-17k repeats each of its problems about a hundred times (1,791,700 rows; verl issue 3065)
-  and has a handful
-    twice with different answers: users of the hub counted 17,398 problems, 17,391 of them with one
-    answer. Repetitions are left out, and so are the contradictory ones. Its problems stand inside
-    instructions that ask for a last line "Answer: ...", which are taken off: training then asks for
-    an answer as evaluation does.
+  DAPO-Math-17k repeats each of its problems about a hundred times (1,791,700 rows; verl issue
+    3065) and has a handful twice with different answers: users of the hub counted 17,398 problems,
+    17,391 of them with one answer. Repetitions are left out, and so are the contradictory ones. Its
+    problems stand inside instructions that ask for a last line "Answer: ...", which are taken off:
+    training then asks for an answer as evaluation does.
   GSM8K ends its solutions with "#### 72": that is the answer.
   OlympiadBench has a list of final answers, all of which are wanted, and sometimes a context before
-  the question. Minerva Math writes large numbers as 4.5e33, which `rewards.math` reads.
+    the question.
+  Minerva Math writes large numbers as 4.5e33, which `rewards.math` reads.
 """
 
 from collections.abc import Iterable, Iterator
@@ -36,8 +36,7 @@ TEMPLATE = "{prompt}\n\nPlease reason step by step, and put your final answer wi
 
 DAPO_BEFORE = (
   "Solve the following math problem step by step. The last line of your response should be of the "
-  "form Answer: $Answer "
-  "(without quotes) where $Answer is the answer to the problem."
+  "form Answer: $Answer (without quotes) where $Answer is the answer to the problem."
 )
 DAPO_AFTER = 'Remember to put your answer on its own line after "Answer:".'
 
@@ -112,8 +111,7 @@ def is_path(path: str) -> bool:
 
 EXPECTED = (
   f'"{TASKS}", or a file that ends in {" or ".join(FILES)}, or one of {", ".join(BENCHMARKS)}; or '
-  "several files and "
-  "names, each once, with commas between"
+  "several files and names, each once, with commas between"
 )
 
 
@@ -139,9 +137,7 @@ def hub_rows(name: str, folder: str) -> Iterator[tuple[str, Row]]:
     ) from None
   try:
     found = datasets.load_dataset(benchmark.repository, benchmark.config, split=benchmark.split)
-  except (
-    Exception
-  ) as error:  # offline, refused, no such split: the library and those below it raise many kinds
+  except Exception as error:  # offline, refused, no such split: of many kinds, from many libraries
     reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
     raise ValueError(
       f"{name}: found no {files}, and {benchmark.repository} cannot be had from the hub "
@@ -172,10 +168,9 @@ def read_row(name: str, row: Row, where: str) -> Row:
   if prompt is None or answer is None:
     raise ValueError(
       f"{where}: found the fields {', '.join(map(str, row))}, expected {benchmark.prompt} and "
-      f"{benchmark.answer}, as "
-      f"{benchmark.repository} has them for {name}; a file with fields of its own is read where "
-      "config.data.path or "
-      "config.eval.path is the file, by config.data.prompt_key and answer_key"
+      f"{benchmark.answer}, as {benchmark.repository} has them for {name}; a file with fields of "
+      "its own is read where config.data.path or config.eval.path is the file, by "
+      "config.data.prompt_key and answer_key"
     )
   prompt, answer = prompt_text(prompt, where), answer_text(answer, where)
   if benchmark.mark:

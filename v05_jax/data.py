@@ -265,6 +265,5 @@ def _check_length(encoded, wheres, max_prompt):
     raise ValueError(
       f"{wheres[long[0]]}: the prompt has {len(encoded[long[0]])} tokens, expected at most "
       f"config.sampler.max_prompt = {max_prompt}; {len(long)} of {len(encoded)} rows are longer "
-      "than that: "
-      f"raise config.sampler.max_prompt to {longest} or leave them out"
+      f"than that: raise config.sampler.max_prompt to {longest} or leave them out"
     )

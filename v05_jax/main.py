@@ -6,16 +6,13 @@
     --mode=sft     trains the policy on demonstrations instead; writes WORKDIR/hf
     --mode=value   trains a V0, the value prior, on the pairs of earlier runs; writes WORKDIR/v0
     --mode=eval    mean@n and pass@k of a checkpoint in WORKDIR, or, where there is none, of
-                   config.policy; writes
-                   eval.md, eval.json and eval.jsonl
+                   config.policy; writes eval.md, eval.json and eval.jsonl
     --mode=sample  prints the next --prompts=8 prompts of the run in WORKDIR with V, rollouts,
-                   rewards, the test, the
-                   baseline and what the budget decided, as the next training step would have them;
-                   writes sample.jsonl
+                   rewards, the test, the baseline and what the budget decided, as the next training
+                   step would have them; writes sample.jsonl
     --mode=export  writes a checkpoint in WORKDIR as a Hugging Face directory --out
     --mode=report  compares the runs in --workdir=A,B,C: a table and plots, all in one file
-                   comparison.html, and
-                   comparison.md and .png, in --out
+                   comparison.html, and comparison.md and .png, in --out
     --mode=compile compiles a config's programs for a TPU slice that need not be here,
                    --topology=v5e:4x8, or for this machine; prints whether they fit and what bounds
                    them. Needs no weights, data or workdir
@@ -31,6 +28,7 @@ train and eval run in several processes, on one machine or many, over the device
 
 import contextlib
 import sys
+from typing import Any, NamedTuple
 
 from absl import app, flags, logging
 
@@ -64,55 +62,49 @@ flags.DEFINE_bool(
 )
 
 
+class Command(NamedTuple):
+  """What the flags say."""
+
+  mode: str
+  config: Any
+  workdir: str | None = None
+  out: str | None = None
+  step: int | None = None
+  topology: str = ""
+  prompts: int = 8
+
+
 def main(_):
   logging.set_verbosity(logging.WARNING)  # Orbax reports every checkpoint otherwise
   try:
     place = peers.find(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.distributed)
-    run(
-      FLAGS.mode,
-      FLAGS.config,
-      FLAGS.workdir,
-      FLAGS.out,
-      FLAGS.step,
-      place,
-      FLAGS.topology,
-      FLAGS.prompts,
-    )
+    run(Command(**{name: getattr(FLAGS, name) for name in Command._fields}), place)
   except (ValueError, OSError, FloatingPointError, InterruptedError) as e:
     # The message is for the user: it names the key, file or line, what was found and what was
     # expected.
     sys.exit(f"error: {e}")
 
 
-def run(
-  mode: str,
-  config,
-  workdir: str | None,
-  out: str | None,
-  step: int | None,
-  place: peers.Place | None = None,
-  topology: str = "",
-  prompts: int = 8,
-):
+def run(command: Command, place: peers.Place | None = None):
   """Does what the mode says, as one process or in its `place` among several. Raises ValueError for
   wrong flags."""
-  if workdir is None and mode != "compile":
+  mode = command.mode
+  if command.workdir is None and mode != "compile":
     raise ValueError(f"--mode={mode} needs --workdir=FOLDER")
-  if mode == "export" and out is None:
+  if mode == "export" and command.out is None:
     raise ValueError("--mode=export needs --out=FOLDER")
   if place and mode not in SEVERAL:
     raise ValueError(f"--mode={mode} runs in one process; of several: {' and '.join(SEVERAL)}")
   if mode != "report":
-    backend.start(config)
+    backend.start(command.config)
     backend.without_torch()
   with peers.Peers(place) if place else contextlib.nullcontext():
-    start(mode, config, workdir, out, step, topology, prompts)
+    start(command)
 
 
-def start(
-  mode: str, config, workdir: str, out: str | None, step: int | None, topology: str, prompts: int
-):
+def start(command: Command):
   """Imports what the mode needs and starts it."""
+  mode, config, workdir = command.mode, command.config, command.workdir
   if mode == "train":
     from v05_jax.train import train
 
@@ -128,23 +120,23 @@ def start(
   elif mode == "eval":
     from v05_jax.run.evaluate import evaluate_workdir
 
-    evaluate_workdir(config, workdir, step)
+    evaluate_workdir(config, workdir, command.step)
   elif mode == "sample":
     from v05_jax.run.show import show
 
-    show(config, workdir, step, prompts)
+    show(config, workdir, command.step, command.prompts)
   elif mode == "export":
     from v05_jax.run.export import export
 
-    export(config, workdir, out, step)
+    export(config, workdir, command.out, command.step)
   elif mode == "compile":
     from v05_jax.scale import compile
 
-    compile.report(config, topology)
+    compile.report(config, command.topology)
   else:
     from v05_jax.run.report import report
 
-    report(workdir.split(","), out)
+    report(workdir.split(","), command.out)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ import jax
 from v05_jax import config as configuration
 from v05_jax import rewards
 from v05_jax.observers.base import Step
-from v05_jax.run import checkpoint, metrics, report
+from v05_jax.run import checkpoint, report, writer
 from v05_jax.run import evaluate as evaluation
+from v05_jax.run.metrics import Pairs
+from v05_jax.run.progress import CompilationCounter, Progress
 from v05_jax.sampling import rollouts
 from v05_jax.sampling.ahead import Ahead
 from v05_jax.sampling.draw import draw
@@ -33,7 +35,7 @@ def train(config, workdir: str) -> TrainState:
   checkpoint.prepare(workdir, config)
   checkpoint.check_config(workdir, config)
   with (
-    metrics.CompilationCounter() as compilations,
+    CompilationCounter() as compilations,
     rewards.load(config) as verifier,
     checkpoint.Checkpoints(workdir, config.checkpoint.keep) as saved,
     checkpoint.Preemption() as preemption,
@@ -49,8 +51,8 @@ def train(config, workdir: str) -> TrainState:
       compiled = ahead.later(lambda: lower().compile())
     with (
       run.observers,
-      metrics.writer(workdir, config, first) as log,
-      metrics.Progress(config.num_steps, first) as progress,
+      writer.make(workdir, config, first) as log,
+      Progress(config.num_steps, first) as progress,
     ):
       house = House(run, workdir, saved, log, progress, preemption, evaluate, compilations)
       house.begin(state, first)
@@ -80,18 +82,18 @@ class House(NamedTuple):
   run: Run
   workdir: str
   saved: checkpoint.Checkpoints
-  log: Any  # of metrics.writer
-  progress: metrics.Progress
+  log: Any  # of writer.make
+  progress: Progress
   preemption: checkpoint.Preemption
   evaluate: Any  # params -> evaluation.Result
-  compilations: metrics.CompilationCounter
+  compilations: CompilationCounter
 
   def begin(self, state: TrainState, first: int):
     """The line before the first step."""
     if not first and self.run.config.eval.period:
       self.log.write(0, 0, evaluation.summarise(self.evaluate(state.params)))
 
-  def keep(self, state: TrainState, measured: metrics.Pairs, began: float, failed: int):
+  def keep(self, state: TrainState, measured: Pairs, began: float, failed: int):
     """After a step that began at `began` and before which `failed` updates in a row were
     skipped."""
     config, done = self.run.config, int(state.step)

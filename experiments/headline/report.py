@@ -7,8 +7,8 @@ import numpy as np
 
 from experiments.estimator_lab.tables import table
 from experiments.headline.methods import METHODS, REGIMES
-from v05_jax.run.figures import GRID, INK
-from v05_jax.run.runs import interval, standard_error
+from v05_jax.run import figures
+from v05_jax.run.comparison import interval, standard_error
 
 REFERENCE = "grpo16"  # the paper's baseline: leads are over it, and rollouts to its end
 # In the plots, with their colours.
@@ -265,21 +265,10 @@ def draw(runs, title: str, path: Path):
   from matplotlib import rc_context
   from matplotlib.figure import Figure
 
-  style = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": INK,
-    "axes.grid": True,
-    "grid.color": GRID,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-  }
   shown = sorted(
     (name for name in SHOWN if name in runs), key=lambda name: -mean_curve(runs[name])[1][-1]
   )
-  with rc_context(style):
+  with rc_context(figures.STYLE):
     figure = Figure(figsize=(13, 4), layout="constrained")
     success, lead, *small = figure.subplots(1, 4, gridspec_kw={"width_ratios": (1.5, 1.5, 1, 1)})
     for name in shown:

@@ -16,7 +16,7 @@ from configs import default
 from experiments.throughput import process, work
 from v05_jax import rewards, step
 from v05_jax.models import presets
-from v05_jax.run import metrics
+from v05_jax.run.progress import CompilationCounter
 from v05_jax.sampling import rollouts
 from v05_jax.structs import Prompts
 
@@ -30,7 +30,7 @@ class Bench(NamedTuple):
   run: step.Run
   collect: object  # rollouts.make
   prompts: Prompts
-  compilations: metrics.CompilationCounter
+  compilations: CompilationCounter
 
 
 def force_devices(count: int):
@@ -146,7 +146,7 @@ def bench(args, overrides=()) -> Iterator[Bench]:
   ends a response, so that its limit alone does. The loader only takes tokens of the vocabulary,
   each of which a random policy samples now and then, so the stop token is put outside of it
   here."""
-  with tempfile.TemporaryDirectory() as folder, metrics.CompilationCounter() as compilations:
+  with tempfile.TemporaryDirectory() as folder, CompilationCounter() as compilations:
     c = config(folder, args, overrides)
     with rewards.load(c) as verifier:
       run = step.setup(c)

@@ -20,7 +20,7 @@ import shutil
 from absl import app, flags
 
 from experiments.estimator_lab.tables import table
-from experiments.value_model import judge, pool
+from experiments.value_model import comparison, pool
 from experiments.value_model.checkpoints import moments
 from v05_jax.value_model import v0
 
@@ -41,16 +41,16 @@ def main(_):
   )
   tested = {name: moments(out / name, pool.LATER) for name in made if not name.startswith("learn")}
   others = [moments(out / f"learn{w}-{pool.SEEDS[0]}", (pool.STEPS,))[0] for w in pool.LEARNT]
-  results = judge.measure(v0.load(str(out / "value" / "v0")), tested, others)
+  results = comparison.measure(v0.load(str(out / "value" / "v0")), tested, others)
   results["cpus"] = os.cpu_count()
   (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-  judge.plot(results, HERE / "model.png")
+  comparison.plot(results, HERE / "model.png")
   for name, rows in results["tables"].items():
     cells = [
       [method, *(f"{mean:.3f} ± {error:.3f}" for mean, error in found)]
       for method, found in rows.items()
     ]
-    print(f"\n{name}\n" + table(["", *judge.COLUMNS], cells))
+    print(f"\n{name}\n" + table(["", *comparison.COLUMNS], cells))
   if INSTALL.value:
     shutil.rmtree(v0.BUILTIN, ignore_errors=True)
     shutil.copytree(out / "value" / "v0", v0.BUILTIN)

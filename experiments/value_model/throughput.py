@@ -15,9 +15,9 @@ from absl import app, flags, logging
 import numpy as np
 
 from configs import v05
-from v05_jax import priors as value_prior
-from v05_jax import tasks
+from v05_jax import tasks, value_model
 from v05_jax.run import metrics
+from v05_jax.run.progress import CompilationCounter
 from v05_jax.train import train
 
 RUNS = flags.DEFINE_integer("runs", 9, "repetitions")
@@ -25,22 +25,22 @@ RUNS = flags.DEFINE_integer("runs", 9, "repetitions")
 
 def main(_):
   logging.set_verbosity(logging.WARNING)
-  model = value_prior.load("builtin")
+  model = value_model.load("builtin")
   texts = [row["prompt"] for row in tasks.rows("train", 1280, 0)]
   success = np.arange(256) % 5 / 4
   given, asked = model.features(texts[:256]), model.features(texts[256:])
   marks = lambda n, m: model.marks(texts[:n], texts[256 : 256 + m])
-  judge = lambda n, m: model.judge(given[:n], success[:n], asked[:m], fingerprints=marks(n, m))
-  both = lambda: (model.features(texts[256:]), judge(256, 1024))
+  values = lambda n, m: model.predict_from_features(given[:n], success[:n], asked[:m], marks(n, m))
+  both = lambda: (model.features(texts[256:]), values(256, 1024))
   print(f"{os.cpu_count()} CPU cores, median of {RUNS.value}")
   print(f"features and values of 1,024 prompts, 256 support rows: {median(both):.3f} s")
-  print(f"values of 1,024 prompts, features known: {median(lambda: judge(256, 1024)):.3f} s")
-  values = median(lambda: judge(256, 64))
-  print(f"values of 64 prompts, features known: {values:.4f} s")
-  judge(200, 100)
-  with metrics.CompilationCounter() as compilations:
+  print(f"values of 1,024 prompts, features known: {median(lambda: values(256, 1024)):.3f} s")
+  of_a_step = median(lambda: values(256, 64))
+  print(f"values of 64 prompts, features known: {of_a_step:.4f} s")
+  values(200, 100)
+  with CompilationCounter() as compilations:
     for n, m in ((129, 128), (150, 65), (256, 99), (199, 70)):
-      judge(n, m)
+      values(n, m)
     print(
       "programs compiled while 129 to 256 support rows and 65 to 128 queries vary: "
       f"{compilations()}"
@@ -53,7 +53,7 @@ def main(_):
   step, prompts = (np.median([line[name] for line in lines]) for name in ("time/step", "prompts"))
   print(
     f"a step of configs/v05.py ({prompts:.0f} prompts): {step:.3f} s; of it the prior "
-    f"{100 * values / step:.1f} %"
+    f"{100 * of_a_step / step:.1f} %"
   )
 
 

@@ -176,7 +176,7 @@ def head(model):
 
   def method(features, t, given, asked):
     x = features["few components"]
-    return model.judge(x[given], t[given], x[asked])
+    return model.predict_from_features(x[given], t[given], x[asked])
 
   return method
 

@@ -14,6 +14,7 @@ from v05_jax.models import decoder
 from v05_jax.priors import context as contexts
 from v05_jax.priors.base import Prior
 from v05_jax.scale import distributed, sharding
+from v05_jax.scale.programs import OF_PRIOR, Program
 from v05_jax.shapes import shapes
 from v05_jax.structs import Context
 
@@ -144,9 +145,8 @@ def embed_prompts(config, params, tokens, length):
 
 
 def programs(config, model, mesh, params):
-  """For --mode=compile -> (what is kept on the devices, [(name, lower, whether that is its
-  argument, one call, keys that lower its memory)]); `params`: shapes and shardings of the
-  policy's."""
+  """For --mode=compile -> (what the prior keeps on the devices, its programs); `params`: shapes and
+  shardings of the policy's."""
   embedder = jax.eval_shape(functools.partial(cast, model), params)
   place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
   embedder = jax.tree.map(place, embedder, sharding.param_shardings(mesh, embedder))
@@ -157,4 +157,5 @@ def programs(config, model, mesh, params):
   ints = lambda *size: jax.ShapeDtypeStruct(size, np.int32, sharding=NamedSharding(mesh, SPLIT))
   lower = lambda: make_embed(model, mesh).lower(embedder, ints(count, width), ints(count))
   work = f"features of {count} prompts of {width} tokens"
-  return embedder, [("prior", lower, True, work, "sampler.max_prompt, a larger mesh.fsdp")]
+  knobs = "sampler.max_prompt, a larger mesh.fsdp"
+  return embedder, [Program("prior", lower, OF_PRIOR, 1, work, knobs)]

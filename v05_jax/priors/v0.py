@@ -11,9 +11,10 @@ from v05_jax import models, plug
 from v05_jax.priors import context as contexts
 from v05_jax.priors.base import Prior
 from v05_jax.scale import sharding
-from v05_jax.value_model import directory, tabpfn
+from v05_jax.scale.programs import OF_PRIOR, Program
+from v05_jax.value_model import directory, ensemble, tabpfn
 from v05_jax.value_model import v0 as value_model
-from v05_jax.value_model.smoothed import smoothed as smoothed_rate
+from v05_jax.value_model.ensemble import Query, Support
 
 ROWS_PER_CALL = 16  # prompts embedded at once, always as many: a resumed run computes the same bits
 
@@ -74,8 +75,8 @@ def of_model(model, size: int, min_support: int) -> Prior:
       return np.full(len(queries), np.nan, np.float32), False
     support, success = np.asarray(context.features)[:count], np.asarray(context.success)[:count]
     marks = model.marks(*([str(i) for i in range(n)] for n in (count, len(queries))))
-    success_rate = model.judge(support, success, queries, fingerprints=marks, capacity=capacity)
-    return 2.0 * success_rate - 1.0, smoothed_rate(success, success >= 0.5) is not None
+    success_rate = model.predict_from_features(support, success, queries, marks, capacity)
+    return 2.0 * success_rate - 1.0, ensemble.smoothed(success, success >= 0.5) is not None
 
   def ask(state, prompts):
     found = features(prompts)
@@ -107,30 +108,21 @@ def programs(config, model, mesh, params):
   split = NamedSharding(mesh, PartitionSpec(sharding.ROWS))
   text = jax.ShapeDtypeStruct((count, tokens), np.int32, sharding=split)
   adapter = settings["adapter"]
-  embed = lambda: value_model.embed.lower(
-    backbone,
-    adapter["heads"],
-    adapter["pooling"],
-    whole,
-    parts["embedder"],
-    parts["adapter"],
-    text,
-    text,
-  )
+  program = value_model.make_embed(backbone, adapter["heads"], adapter["pooling"], whole)
+  embed = lambda: program.lower(parts["embedder"], parts["adapter"], text, text)
   support, columns = bucket(config.prior.context), directory.features(settings) + 1
   queries, head = value_model.QUERIES_PER_CALL, settings["head"]
   floats = lambda *size: jax.ShapeDtypeStruct(size, np.float32, sharding=whole)
+  real = jax.ShapeDtypeStruct((support,), bool, sharding=whole)
+  given = Support(floats(support, columns), floats(support), real)
+  table = floats(-(-columns // head["group"]), head["E"] // 4)
   judge = lambda: tabpfn.forward.lower(
-    parts["judge"],
-    floats(support, columns),
-    floats(support),
-    floats(queries, columns),
-    floats(-(-columns // head["group"]), head["E"] // 4),
-    jax.ShapeDtypeStruct((support,), bool, sharding=whole),
+    parts["judge"], given, Query(floats(queries, columns)), table
   )
   one = f"features of {count} prompts of {tokens} tokens"
   other = f"{queries} prompts, {config.prior.context} pairs, one estimator"
+  knobs = "prior.kind=neighbours, a larger mesh.fsdp"
   return parts, [
-    ("prior", embed, True, one, "prior.kind=neighbours, a larger mesh.fsdp"),
-    ("judge", judge, False, other, "prior.context"),
+    Program("prior", embed, OF_PRIOR, 1, one, knobs),
+    Program("judge", judge, (*OF_PRIOR, "prior"), 1, other, "prior.context"),
   ]

@@ -119,7 +119,7 @@ class Pool:
     while item := self._jobs.get():
       handle, job = item
       if handle.set_running_or_notify_cancel():
-        verdict = self._judge(slot, job)
+        verdict = self._verdict(slot, job)
         if verdict.failure and verdict.failure not in self._warned and not self._closed:
           self._warned.add(verdict.failure)
           log.warning("a verdict failed (%s): %s", verdict.failure, verdict.detail)
@@ -142,7 +142,7 @@ class Pool:
     with self._lock:
       self._workers.pop(slot).kill()
 
-  def _judge(self, slot: int, job) -> Verdict:
+  def _verdict(self, slot: int, job) -> Verdict:
     if slot not in self._workers and (error := self._launch(slot)):
       return Verdict(math.nan, "crash", error)
     worker = self._workers[slot]

@@ -1,4 +1,5 @@
-"""The child process of `rewards.pool`: imports the reward function, judges rollouts one by one.
+"""The child process of `rewards.pool`: it imports the reward function and calls it, one rollout at
+a time.
 
 Started with a fresh interpreter, not by fork (JAX is not fork-safe) and not by multiprocessing's
 spawn (it imports the parent's main module again). Nothing here may import jax: a worker would take
@@ -49,7 +50,7 @@ def main(descriptor: int, target: str, memory: int):
     except Exception as error:  # the row holds an object that this process cannot rebuild
       reply = math.nan, describe(error)
     else:
-      reply = judge(function, *job)
+      reply = verdict(function, *job)
     connection.send_bytes(json.dumps(reply).encode())
 
 
@@ -64,7 +65,7 @@ def resolve(target: str):
   return function
 
 
-def judge(function, prompt: str, response: str, row: dict) -> tuple[float, str]:
+def verdict(function, prompt: str, response: str, row: dict) -> tuple[float, str]:
   """(reward, "") or (NaN, what went wrong)."""
   try:
     reward = function(prompt, response, row)

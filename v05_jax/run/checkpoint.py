@@ -1,8 +1,8 @@
 """Checkpoints of a run's state (Orbax), what a resumed run may change, stopping on a signal.
 
-A checkpoint is written under a temporary name and renamed when it is complete (in object stores:
-marked by a last file), so whatever kills the process at whatever moment, an unfinished one is never
-taken for a good one; older ones are deleted only after that.
+A checkpoint is written under a temporary name and renamed when it is complete (in an object store,
+a last file marks it as complete). So, whenever the process is killed, an unfinished checkpoint is
+never taken for a good one. Older ones are deleted only after that.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 
 from v05_jax import config as configuration
 from v05_jax import structs
-from v05_jax.run import metrics
+from v05_jax.run import files
 from v05_jax.scale import distributed
 
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
@@ -42,7 +42,7 @@ class Checkpoints:
   """
 
   def __init__(self, workdir, keep: int):
-    self._path = metrics.folder(workdir) / "checkpoints"
+    self._path = files.folder(workdir) / "checkpoints"
     self._options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
     self._opened: ocp.CheckpointManager | None = None
     self._wrote = False
@@ -100,7 +100,7 @@ class Checkpoints:
 
   def save(self, step: int, state):
     """Writes `state` and returns when it is safe. Raises ValueError if it cannot be written (a full
-    disk): the checkpoints before it stay as they are."""
+    disk); the checkpoints before it stay as they are then."""
     try:
       with _quiet():
         if not self._wrote:
@@ -144,7 +144,7 @@ class Checkpoints:
     needed = sum(x.nbytes for x in jax.tree.leaves(state))
     space = f"it needs about {needed / 1e6:.1f} MB"
     folder = next((p for p in (self._path, *self._path.parents) if p.exists()), None)
-    if folder is not None and not metrics.is_remote(folder):
+    if folder is not None and not files.is_remote(folder):
       space += f", {shutil.disk_usage(folder).free / 1e6:.1f} MB are free"
     last = max(self._manager().all_steps(), default=None)
     kept = "there is none before it" if last is None else f"the last good one is of step {last}"
@@ -158,17 +158,17 @@ class Checkpoints:
 
 
 def prepare(workdir, config):
-  """`metrics.prepare`, by process 0 of a run of several -> the workdir.
+  """Makes the workdir (`files.prepare`), in a run of several processes by process 0 -> its path.
 
   Raises ValueError where it cannot be written, where a process does not see what process 0 writes
   there, and where the processes were not all started with one config.
   """
   if not distributed.several():
-    return metrics.prepare(workdir)
-  path = metrics.folder(workdir)
+    return files.prepare(workdir)
+  path = files.folder(workdir)
   probe = path / ".shared"
   if distributed.first():
-    metrics.prepare(workdir)
+    files.prepare(workdir)
     probe.write_text("")
   distributed.barrier("the workdir is there")
   seen = distributed.exchange(np.bool_(probe.exists()))
@@ -178,8 +178,7 @@ def prepare(workdir, config):
     blind = ", ".join(map(str, np.flatnonzero(~seen)))
     raise ValueError(
       f"workdir {os.fspath(path)}: process {blind} of {len(seen)} does not see what process 0 "
-      "writes there, expected a "
-      "folder that all processes share"
+      "writes there, expected a folder that all processes share"
     )
   distributed.check_same("the config", lambda: [configuration.to_json(config)])
   return path
@@ -191,7 +190,7 @@ def check_config(workdir, config):
   The number of steps, the periods and the devices may differ (`config.RESUMABLE`); in an empty
   workdir all may.
   """
-  path = metrics.folder(workdir) / "config.json"
+  path = files.folder(workdir) / "config.json"
   if path.exists():
     saved = configuration.from_json(path.read_text(), os.fspath(path))
     configuration.check_resume(saved, config, os.fspath(path.parent))
@@ -252,31 +251,31 @@ def _differences(stored: dict[str, str], expected: dict[str, str]) -> list[str]:
 
 
 def _saveable(x):
-  """As Orbax takes it. What every device holds whole is saved from one of them (of process 0):
-  Orbax would cut it into one slice a device, and compile a program for each."""
+  """The array as Orbax is to take it. One that every device holds whole goes as a numpy array:
+  else Orbax would cut it into one slice a device, and compile a program for each."""
   whole = isinstance(x, jax.Array) and x.is_fully_replicated
   return np.asarray(x) if whole or isinstance(x, np.generic) else x
 
 
 def _abstract(x):
-  # What a process of several holds for itself is read by each as an array of its own: see
-  # `_as_example`.
+  # An array that a process of several has to itself is read as a numpy array, by each process for
+  # itself, and put on its device by `_as_example`.
   if isinstance(x, jax.Array) and not (distributed.several() and x.is_fully_addressable):
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
   return np.asarray(x)
 
 
 def _as_example(x, saved):
+  """What was restored in place of x: of an empty array, which no checkpoint holds, x itself."""
   if saved is None:
     return x
-  return (
-    jax.device_put(saved) if isinstance(x, jax.Array) and isinstance(saved, np.ndarray) else saved
-  )
+  on_device = isinstance(x, jax.Array) and isinstance(saved, np.ndarray)
+  return jax.device_put(saved) if on_device else saved
 
 
 @contextlib.contextmanager
 def _quiet():
-  """Keeps Orbax's tracebacks of a failure out of the log: it becomes one message."""
+  """Keeps Orbax's tracebacks out of the log: a failure becomes one message of ours."""
   level = logging.get_verbosity()
   logging.set_verbosity(logging.FATAL)
   try:

@@ -1,9 +1,9 @@
-"""Success on held-out prompts: exact where a task allows it, mean@n and pass@k by sampling
-elsewhere.
+"""Success on held-out prompts: exact where a task allows it, elsewhere mean@n and pass@k by
+sampling.
 
 Evaluation has its own key stream and takes no part in training: the same parameters give the same
-numbers at any step of any run with the same seed. A benchmark's samples do not depend on what is
-evaluated beside it.
+numbers at any step of any run with the same seed. A benchmark's samples do not depend on which
+others are evaluated with it.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from v05_jax import benchmarks, data, rewards, rng, tasks
 from v05_jax.budgets.base import fixed_number
 from v05_jax.groups import map_reward
 from v05_jax.observers.base import pair
-from v05_jax.run import checkpoint, metrics, success
+from v05_jax.run import checkpoint, files, metrics, success
 from v05_jax.run.export import parameters
 from v05_jax.run.metrics import Pairs
 from v05_jax.sampling import rollouts
@@ -51,7 +51,7 @@ class Result(NamedTuple):
     return np.where(self.sampled, share, np.nan)
 
   def passes(self, k: int) -> np.ndarray:
-    """float [n]: pass@k, unbiased; NaN where nothing was sampled. A verdict that failed is no
+    """float [n]: pass@k, unbiased; NaN where nothing was sampled. A failed verdict is no
     success."""
     count = (np.nan_to_num(self.success, nan=0.0) >= 1).sum(1)
     return np.where(self.sampled, success.pass_at(count, self.success.shape[1], k), np.nan)
@@ -105,8 +105,8 @@ def label(row: dict) -> str:
 
 
 def positions(rows) -> np.ndarray:
-  """int32 [n]: what names the prompts' rollouts: their number in their benchmark, from a place that
-  is its own."""
+  """int32 [n]: the position that names a prompt's random keys: its number within its benchmark,
+  counted from a start that is the benchmark's own."""
   names = np.array([str(row.get("benchmark") or "") for row in rows])
   result = np.zeros(len(rows), np.int32)
   for name in np.unique(names):
@@ -116,8 +116,8 @@ def positions(rows) -> np.ndarray:
 
 
 def per_prompt(result: Result, every: bool = False) -> dict[str, np.ndarray]:
-  """Metric -> its value `[n]` at each prompt, NaN where it has none; `every`: pass@k for k < n as
-  well."""
+  """Metric -> its value [n] at each prompt, NaN where it has none. `every`: pass@k also for
+  k < n."""
   count = np.maximum(1, (result.tokens > 0).sum(1))
   mean_of = lambda x: np.where(result.sampled, x.sum(1) / count, np.nan)
   n = result.success.shape[1]
@@ -132,9 +132,9 @@ def per_prompt(result: Result, every: bool = False) -> dict[str, np.ndarray]:
   return values | {f"pass_at_{k}": result.passes(k) for k in success.passes(n) if every and k < n}
 
 
-def groups(rows) -> dict[str, np.ndarray]:
-  """Suffix of a metric -> bool [n], its prompts: "" for all, "/NAME" for a benchmark or a task
-  family."""
+def subsets(rows) -> dict[str, np.ndarray]:
+  """Suffix of a metric -> mask of its prompts, bool [n]: "" for all, "/NAME" for those of a
+  benchmark or a task family."""
   names = np.array([label(row) for row in rows])
   suffixes = several(rows) or [f"/{name}" for name in sorted(set(names) - {""})]
   return {"": np.full(len(names), True), **{suffix: names == suffix[1:] for suffix in suffixes}}
@@ -147,9 +147,9 @@ def summarise(result: Result, every: bool = False) -> Pairs:
   `eval/accuracy` takes the exact probability where there is one.
   """
   values, found = per_prompt(result, every), {}
-  for suffix, where in groups(result.rows).items():
+  for suffix, mask in subsets(result.rows).items():
     found |= {
-      f"eval/{name}{suffix}": pair(x, where)
+      f"eval/{name}{suffix}": pair(x, mask)
       for name, x in values.items()
       if name != "exact" or not suffix
     }
@@ -177,12 +177,12 @@ def intervals(result: Result, seed: int) -> dict[str, tuple[float, float]]:
   """Metric of `summarise(result, every=True)` -> the ends of its 95 % bootstrap interval over
   prompts.
 
-  The draws of a benchmark are named by `seed` and its name. Metrics that some of their prompts lack
-  have no interval.
+  A benchmark's bootstrap draws depend on `seed` and its name alone. A metric that some of its
+  prompts lack has no interval.
   """
   values, drawn = per_prompt(result, every=True), {}
-  for suffix, where in groups(result.rows).items():
-    whole = {name: x[where] for name, x in values.items() if np.isfinite(x[where]).all()}
+  for suffix, mask in subsets(result.rows).items():
+    whole = {name: x[mask] for name, x in values.items() if np.isfinite(x[mask]).all()}
     if suffix:
       whole.pop("exact", None)
     key = jax.random.fold_in(rng.at(seed, 0, rng.BOOTSTRAP), zlib.crc32(suffix.encode()))
@@ -231,9 +231,9 @@ def evaluate_workdir(config, workdir: str, step: int | None = None) -> dict[str,
   if not distributed.first():
     return values
   text = heading(record) + "\n\n" + table(result, values, ends)
-  metrics.replace(folder / "eval.jsonl", "".join(json.dumps(line) + "\n" for line in lines(result)))
-  metrics.replace(folder / "eval.json", json.dumps(record, indent=2) + "\n")
-  metrics.replace(folder / "eval.md", text + "\n")
+  files.replace(folder / "eval.jsonl", "".join(json.dumps(line) + "\n" for line in lines(result)))
+  files.replace(folder / "eval.json", json.dumps(record, indent=2) + "\n")
+  files.replace(folder / "eval.md", text + "\n")
   print(text)
   return values
 
@@ -246,15 +246,15 @@ def heading(record: dict) -> str:
   )
   return (
     f"{who}; n = {record['samples']} samples a prompt at temperature "
-    f"{record['temperature']:g}{cut}, at most "
-    f"{record['max_response']} tokens each; in brackets 95 % bootstrap intervals over prompts"
+    f"{record['temperature']:g}{cut}, at most {record['max_response']} tokens each; "
+    "in brackets 95 % bootstrap intervals over prompts"
   )
 
 
 def table(result: Result, values: dict[str, float], ends: dict[str, tuple[float, float]]) -> str:
   """A Markdown table: a row a benchmark or family and one for all (of several benchmarks: their
   mean), mean@n, pass@k, length, truncation and, where there is one, the exact success."""
-  n, where = result.success.shape[1], groups(result.rows)
+  n, masks = result.success.shape[1], subsets(result.rows)
   columns = [(f"mean@{n}", "mean")] + [
     (f"pass@{k}", "pass" if k == n else f"pass_at_{k}") for k in success.passes(n)
   ]
@@ -264,10 +264,10 @@ def table(result: Result, values: dict[str, float], ends: dict[str, tuple[float,
   heads = " | ".join(head for head, _ in columns)
   text = [f"| | prompts | {heads} |", f"| --- | --- |{' --- |' * len(columns)}"]
   of = several(result.rows)
-  named = [suffix for suffix in where if suffix]
+  named = [suffix for suffix in masks if suffix]
   for suffix in named if len(of) == 1 else [*named, ""]:
     average = not suffix and of
-    name, count = suffix[1:] or ("mean" if average else "all"), where[suffix].sum()
+    name, count = suffix[1:] or ("mean" if average else "all"), masks[suffix].sum()
     whole = benchmarks.BENCHMARKS[name].rows if name in benchmarks.BENCHMARKS else count
     keys = [
       f"eval/average/{metric}" if average else f"eval/{metric}{suffix}" for _, metric in columns

@@ -1,14 +1,15 @@
-"""Figures of runs, drawn with matplotlib, which is optional: as PNG, or as SVG to stand in a
-page."""
+"""Figures of runs, drawn with matplotlib, which is optional: as PNG, or as SVG for a page."""
 
 import io
 import re
 
 import numpy as np
 
-from v05_jax.run.runs import AXES, Curve, Difference, Row, Run, moving_mean
+from v05_jax.run.comparison import AXES, Curve, Difference, Row
+from v05_jax.run.runs import Run, moving_mean
 
-# Okabe and Ito's, told apart by colour-blind readers too; from the ninth method on in other dashes.
+# Okabe and Ito's palette, which colour-blind readers can tell apart. From the ninth method on the
+# colours come again, in other dashes.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#888888", "#b8a500")
 DASHES = ((), (4, 1.5), (1, 1.2), (5, 1.5, 1, 1.5))  # in line widths; () = solid
 INK, GRID = "#333333", "#e5e5e5"
@@ -54,14 +55,16 @@ def png(draw, *arguments, **options) -> bytes:
 
 
 def svg(name: str, draw, *arguments, **options) -> str:
-  """The same as an element of a page: its ids begin with `name`, which is to be its own there, and
-  its colours are the page's variables --ink, --grid, --c0, --c1 ... What belongs to method i has
-  the class method-i."""
+  """The same figure as an element of a page.
+
+  Its ids begin with `name`, which no other figure of the page has. Its colours are the page's
+  variables --ink, --grid, --c0, --c1, ..., and what belongs to method i has the class method-i.
+  """
   text = _render(
     draw, arguments, options, {"format": "svg", "transparent": True, "metadata": NO_METADATA}
   ).decode()
   text = text[text.index("<svg") :]
-  # a hundredth of a point is enough
+  # Coordinates to a hundredth of a point.
   shorter = lambda match: re.sub(r"(\.\d\d)\d+", r"\1", match[0])
   text = re.sub(r' (d|x|y)="[^"]*"', shorter, text)
   text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -104,7 +107,7 @@ def score(
   below = 0.0 if beside else 0.17 * -(-len(rows) // 3)  # inches
   figure = new_figure(figsize=(7.2, 4.4 + below) if legend else (5.4, 3.6), layout="constrained")
   axes = figure.subplots()
-  # the legend in the order of the ends
+  # In the order of their ends, which is the legend's.
   for number in sorted(range(len(rows)), key=lambda i: -rows[i].end):
     if curves[number] is not None:
       _draw_curve(

@@ -1,4 +1,4 @@
-"""Metrics: (sum, count) pairs until written, then JSON lines, TensorBoard and a progress line.
+"""Metrics: what each name means, (sum, count) pairs until they are written, and lines read back.
 
 A workdir holds `config.json` (the run's resolved config), `metrics.jsonl` and `tensorboard/`. One
 line of metrics.jsonl is one object: `step`, `rollouts` (cumulative, discarded ones included), then
@@ -8,29 +8,16 @@ state after n steps, so a run restored at step n goes on after that line. Names 
 differ from an unbroken one.
 """
 
-import collections
-import contextlib
 import fnmatch
 import json
 import math
-import os
-import pathlib
-import shutil
-import sys
-import tempfile
-import threading
-import time
 
-from etils import epath
-import jax
-
-from v05_jax import config as configuration
-from v05_jax.scale import distributed
+from v05_jax.run import files
 
 Pairs = dict[str, tuple[float, float]]  # name -> (sum, count); the metric is sum / count
 
-# Every metric: name, or a pattern for a family of names -> meaning, unit. The writer refuses
-# others.
+# Every metric that is documented: its name, or a pattern for a family of names -> meaning and unit.
+# The writer refuses others. Whoever writes metrics of its own adds them by `document`.
 # "Value units" are those of rewards mapped to [-1, 1].
 METRICS = {
   "reward": "mean reward, in the verifier's own units",
@@ -139,11 +126,24 @@ def means(pairs: Pairs) -> dict[str, float]:
   }
 
 
+def document(meanings: dict[str, str]):
+  """Adds names or patterns ("k/hist/*") with their meanings to `METRICS`; called by the module that
+  writes them when it is imported.
+
+  Saying the same twice changes nothing. Raises ValueError, before anything is added, for a name
+  that has another meaning already.
+  """
+  for name, text in meanings.items():
+    if (known := METRICS.get(name, text)) != text:
+      raise ValueError(f"metric {name}: found the meaning {text!r}, expected {known!r}, as before")
+  METRICS.update(meanings)
+
+
 def meaning(name: str) -> str | None:
-  """What `METRICS` says of a name, by itself or by a pattern; None if it says nothing."""
-  return METRICS.get(name) or next(
-    (text for x, text in METRICS.items() if fnmatch.fnmatchcase(name, x)), None
-  )
+  """What `METRICS` says of a name: under the name itself, else under the longest pattern that fits;
+  None if it says nothing."""
+  patterns = (x for x in METRICS if fnmatch.fnmatchcase(name, x))
+  return METRICS.get(name) or METRICS.get(max(patterns, key=len, default=""))
 
 
 def table() -> str:
@@ -157,7 +157,7 @@ def read(workdir) -> list[dict]:
 
   A last line that is torn (the writer was killed) is left out; any other bad line is a ValueError.
   """
-  path = folder(workdir) / "metrics.jsonl"
+  path = files.folder(workdir) / "metrics.jsonl"
   if not path.exists():
     return []
   lines = []
@@ -173,236 +173,3 @@ def read(workdir) -> list[dict]:
         found = f"found {text[:80]!r}, expected a JSON object with a step"
         raise ValueError(f"{path}, line {number}: {found}") from None
   return lines
-
-
-def is_remote(path) -> bool:
-  """Whether a path is an object store's (gs://...), where a file cannot be appended to."""
-  return "://" in os.fspath(path)
-
-
-def folder(workdir) -> epath.Path:
-  """The workdir as an absolute path, which Orbax wants; a remote one is that already."""
-  path = epath.Path(workdir)
-  return path if is_remote(path) else path.expanduser().resolve()
-
-
-def prepare(workdir) -> epath.Path:
-  """Makes the workdir and proves that it can be written, else ValueError. Cheap: call it first."""
-  path = folder(workdir)
-  try:
-    path.mkdir(parents=True, exist_ok=True)
-    probe = path / ".writable"
-    probe.write_text("")
-    probe.unlink()
-  except (OSError, ImportError) as error:  # no right to write, no such place; or no gcsfs for gs://
-    reason = getattr(error, "strerror", None) or error
-    raise ValueError(f"workdir {os.fspath(path)}: cannot be written: {reason}") from error
-  return path
-
-
-class Lines:
-  """A file of JSON lines that grows, from the lines `kept` on. In an object store, where files
-  cannot be appended to, the lines are kept and written as a whole by `flush`."""
-
-  def __init__(self, path: epath.Path, kept=()):
-    self._path, self._text = path, "".join(json.dumps(line) + "\n" for line in kept)
-    replace(path, self._text)
-    self._file = None if is_remote(path) else open(path, "a", encoding="utf-8")
-
-  def append(self, line: dict):
-    if self._file is None:
-      self._text += json.dumps(line) + "\n"
-    else:
-      self._file.write(json.dumps(line) + "\n")
-      self._file.flush()  # enough for a killed process; `flush` is for a machine that ends
-
-  def flush(self):
-    if self._file is None:
-      self._path.write_text(self._text)
-    else:
-      os.fsync(self._file.fileno())
-
-  def close(self):
-    self.flush()
-    if self._file is not None:
-      self._file.close()
-
-
-class Writer:
-  """Writes a run's config.json, metrics.jsonl and TensorBoard events; a context manager.
-
-  `done` is the number of steps of the restored state: lines after step `done` are cut off, since
-  the run will write them again; 0 is a fresh run, which keeps none.
-  """
-
-  def __init__(self, workdir, config, done: int = 0):
-    from tensorboardX import SummaryWriter
-
-    self._path = prepare(workdir)
-    self._remote = is_remote(self._path)
-    kept = [line for line in read(workdir) if line["step"] <= done] if done else []
-    replace(self._path / "config.json", configuration.to_json(config))
-    self._lines = Lines(self._path / "metrics.jsonl", kept)
-    self._events = tempfile.mkdtemp() if self._remote else os.fspath(self._path / "tensorboard")
-    suffix = f".{time.time_ns()}"  # else a restart within a second would overwrite the file
-    first = done + 1 if done else 0
-    self._board = SummaryWriter(self._events, purge_step=first, filename_suffix=suffix)
-    # the last written value of each metric, for the progress line
-    self.latest: dict[str, float] = {}
-    self._pending = None  # the line taken and not yet written
-
-  def write(self, step: int, rollouts: int, pairs: Pairs):
-    """Takes the line of a step and writes the one before it: pairs may hold device arrays, which
-    are read when the next step is under way. Raises ValueError for a name that `METRICS` does not
-    document.
-    """
-    if unknown := sorted(name for name in pairs if meaning(name) is None):
-      raise ValueError(f"metrics without an entry in metrics.METRICS: {', '.join(unknown)}")
-    self._settle()
-    self._pending = step, rollouts, pairs
-
-  def _settle(self):
-    """Writes the line that was taken last."""
-    if self._pending is None:
-      return
-    step, rollouts, pairs = self._pending
-    self._pending = None
-    values = {name: v if math.isfinite(v) else None for name, v in sorted(means(pairs).items())}
-    self._lines.append({"step": int(step), "rollouts": int(rollouts), **values})
-    finite = {name: value for name, value in values.items() if value is not None}
-    self.latest |= finite
-    for name, value in finite.items():
-      self._board.add_scalar(name, value, int(step))
-
-  def flush(self):
-    """Makes sure that every line so far survives; call it before each checkpoint."""
-    self._settle()
-    self._board.flush()
-    self._lines.flush()
-    if self._remote:
-      board = self._path / "tensorboard"
-      board.mkdir(parents=True, exist_ok=True)
-      for file in pathlib.Path(self._events).iterdir():
-        (board / file.name).write_bytes(file.read_bytes())
-
-  def close(self):
-    self.flush()
-    self._board.close()
-    self._lines.close()
-    if self._remote:
-      shutil.rmtree(self._events)
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *error):
-    self.close()
-
-
-class Silent:
-  """In place of the `Writer`, in all processes but the first: writes nothing."""
-
-  latest: dict[str, float] = {}
-
-  def write(self, step: int, rollouts: int, pairs: Pairs):
-    """Does nothing, as `flush`."""
-
-  def flush(self):
-    pass
-
-
-def writer(workdir, config, done: int = 0):
-  """Context manager: the run's `Writer` in process 0, `Silent` in others."""
-  return Writer(workdir, config, done) if distributed.first() else contextlib.nullcontext(Silent())
-
-
-def replace(path: epath.Path, text: str):
-  """Writes a file as a whole or not at all (a remote object is written so in any case)."""
-  if is_remote(path):
-    path.write_text(text)
-    return
-  new = f"{os.fspath(path)}.new"
-  with open(new, "w", encoding="utf-8") as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(new, path)
-
-
-class CompilationCounter:
-  """Counts XLA compilations from its creation to `close`; calling it gives the count.
-
-  A program that comes from the persistent cache counts as well: what matters is that nothing new is
-  traced.
-  """
-
-  EVENT = "/jax/core/compile/backend_compile_duration"
-
-  def __init__(self):
-    self._count, self._lock = 0, threading.Lock()  # programs compile in several threads
-    jax.monitoring.register_event_duration_secs_listener(self._listen)
-
-  def __call__(self) -> int:
-    return self._count
-
-  def _listen(self, event: str, duration: float, **_):
-    with self._lock:
-      self._count += event == self.EVENT
-
-  def close(self):
-    jax.monitoring.unregister_event_duration_listener(self._listen)
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *error):
-    self.close()
-
-
-SHOWN = ("eval/accuracy", "reward", "k/mean")
-
-
-class Progress:
-  """One line on a terminal: steps, rate, time left and a few values; silent when not on a terminal.
-
-  The rate is that of the last steps of this process, so compilation and resumed steps do not
-  distort it.
-  """
-
-  def __init__(self, total: int, done: int = 0, stream=None, clock=time.monotonic):
-    self._total, self._stream, self._clock = total, stream or sys.stderr, clock
-    self._shown = distributed.first() and self._stream.isatty()
-    self._recent = collections.deque([(clock(), done)], maxlen=20)
-    self._wrote = False
-
-  def update(self, done: int, values: dict[str, float], names=SHOWN):
-    """Shows `done` of `total` and those of `names` that have a value."""
-    self._recent.append((self._clock(), done))
-    if not self._shown:
-      return
-    (start, first), (now, last) = self._recent[0], self._recent[-1]
-    rate = (last - first) / (now - start) if now > start else 0.0
-    left = f"{_clock_time((self._total - done) / rate)} left" if rate else ""
-    shown = [f"{name} {values[name]:.3g}" for name in names if name in values]
-    parts = [f"step {done}/{self._total}", f"{rate:.2f} steps/s", left, *shown]
-    line = "  ".join(part for part in parts if part)
-    width = shutil.get_terminal_size().columns - 1
-    self._stream.write(f"\r{line[:width]}\x1b[K")
-    self._stream.flush()
-    self._wrote = True
-
-  def close(self):
-    if self._wrote:
-      self._stream.write("\n")
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *error):
-    self.close()
-
-
-def _clock_time(seconds: float) -> str:
-  minutes, seconds = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

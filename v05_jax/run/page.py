@@ -8,20 +8,18 @@ from importlib import resources
 import math
 
 from v05_jax.run import figures
-from v05_jax.run.runs import (
+from v05_jax.run.comparison import (
   LEVEL,
   TITLES,
   Difference,
   Row,
-  Run,
   k_shares,
   metric_curve,
   overlays,
   paired,
-  panels,
   settings,
-  standings,
 )
+from v05_jax.run.runs import Run, panels, standings
 
 MOST_RUNS = 40  # whose own plots are in a page; of more, one run a method
 
@@ -50,13 +48,12 @@ def pairing(rows: list[Row]) -> str:
     return ""
   return (
     f"end - and area - are the paired differences from {rows[0].name}: their mean over the seeds "
-    "that both have, and "
-    f"its {LEVEL * 100:.0f} % interval (t, n - 1)"
+    f"that both have, and its {LEVEL * 100:.0f} % interval (t, n - 1)"
   )
 
 
 def cells(rows: list[Row]) -> tuple[list[str], list[tuple[int, list[str]]]]:
-  """-> (head, (number of the method, its cells) with the best end first)."""
+  """-> (head, [(number of the method, its cells)] with the best end first)."""
   several, compared = _several(rows), _paired(rows)
   head = ["run", *(["seeds"] if several else []), "start", "end", "gain", "area"]
   head += [f"{what} - {rows[0].name}" for what in ("end", "area") if compared]
@@ -98,8 +95,8 @@ def _paired(rows: list[Row]) -> bool:
 
 
 def page(rows: list[Row], score: str) -> str:
-  """The comparison as one HTML file. Without matplotlib it has the tables and says that the plots
-  are missing."""
+  """The comparison as one HTML file; without matplotlib, the tables and a note that the plots are
+  missing."""
   import jinja2  # here, since training imports this module and has no use for it
 
   head, body = cells(rows)
@@ -108,7 +105,7 @@ def page(rows: list[Row], score: str) -> str:
   environment = jinja2.Environment(
     autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
   )
-  template = environment.from_string((resources.files("v05_jax") / "report.html").read_text())
+  template = environment.from_string((resources.files("v05_jax.run") / "report.html").read_text())
   return template.render(
     rows=rows,
     score=TITLES[score],
@@ -152,8 +149,8 @@ def _pictures(rows: list[Row], score: str) -> dict[str, str]:
 
 
 def _ks(rows: list[Row]) -> tuple[list[int], list[tuple[int, float, dict[int, float]]]]:
-  """-> (every k, (number of the method, its mean k, k -> share of its prompts) where a method has a
-  histogram)."""
+  """-> (every k, [(number of the method, its mean k, k -> share of its prompts)] of those methods
+  that have a histogram)."""
   shares = {i: found for i, row in enumerate(rows) if (found := k_shares(row))}
   every = sorted({k for found in shares.values() for k in found})
   return every, [
@@ -164,8 +161,8 @@ def _ks(rows: list[Row]) -> tuple[list[int], list[tuple[int, float, dict[int, fl
 def _boards(
   rows: list[Row],
 ) -> tuple[list[str], list[tuple[int, str, dict[str, tuple[float, float]]]]]:
-  """-> (estimators, (number of the method, its own estimator, estimator -> (difference, standard
-  error)))."""
+  """-> (estimators, [(number of the method, its own estimator, estimator -> (difference, standard
+  error))])."""
   own, names, found = " (own)", [], []
   for number, row in enumerate(rows):
     board = {name: (difference, error) for name, difference, error in standings(*row.runs)}

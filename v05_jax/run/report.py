@@ -9,19 +9,17 @@ import sys
 
 from etils import epath
 
-from v05_jax.run import figures, metrics, page
-from v05_jax.run.runs import (
+from v05_jax.run import figures, files, page
+from v05_jax.run.comparison import (
   SCORES,
   TITLES,
   Row,
   common_score,
   compare,
-  load,
   metric_curve,
   overlays,
-  panels,
-  standings,
 )
+from v05_jax.run.runs import load, panels, standings
 
 
 def report(workdirs: list[str], out: str | None = None, names=None) -> list[Row]:
@@ -49,7 +47,7 @@ def report(workdirs: list[str], out: str | None = None, names=None) -> list[Row]
   rows = compare(runs, score)
   text = page.table(rows, score)
   print(text)
-  folder = metrics.folder(out) if out else metrics.folder(workdirs[0]).parent
+  folder = files.folder(out) if out else files.folder(workdirs[0]).parent
   folder.mkdir(parents=True, exist_ok=True)
   (folder / "comparison.md").write_text(text + "\n")
   (folder / "comparison.html").write_text(page.page(rows, score))
@@ -78,7 +76,7 @@ def summary(workdir: str) -> str | None:
 
   Without matplotlib it says so and returns None. Raises ValueError for a workdir without metrics.
   """
-  run, path = load(workdir), metrics.folder(workdir) / "summary.png"
+  run, path = load(workdir), files.folder(workdir) / "summary.png"
   if not _drawable(path.name):
     return None
   path.write_bytes(figures.png(figures.summary, run, panels(run), standings(run)))

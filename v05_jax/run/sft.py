@@ -19,14 +19,16 @@ import numpy as np
 import optax
 
 from v05_jax import config as configuration
-from v05_jax import data, diagnostics, models, rng, tasks
+from v05_jax import data, models, rng, tasks
 from v05_jax.models import decoder, hf, lora
-from v05_jax.run import metrics
+from v05_jax.observers.base import pair
+from v05_jax.run import files, writer
+from v05_jax.run.progress import Progress
 from v05_jax.scale import sharding
 from v05_jax.update import losses, policy_gradient
 from v05_jax.update import optimizer as optimizers
 
-ROWS = PartitionSpec(sharding.ROWS)
+BY_ROWS = PartitionSpec(sharding.ROWS)  # of a Batch: its rows over the devices
 
 
 class Batch(NamedTuple):
@@ -50,12 +52,12 @@ def sft(config, workdir: str) -> dict[str, float]:
   Raises ValueError for bad input before anything expensive.
   """
   configuration.validate(config)
-  if metrics.is_remote(metrics.folder(workdir)):
+  if files.is_remote(files.folder(workdir)):
     raise ValueError(
       f"--workdir={workdir}: found a remote folder, expected a local one: the model is written "
       "there"
     )
-  if (metrics.folder(workdir) / "checkpoints").exists():
+  if (files.folder(workdir) / "checkpoints").exists():
     raise ValueError(
       f"--workdir={workdir}: found the checkpoints of another run, expected a workdir of its own "
       "for --mode=sft"
@@ -71,9 +73,9 @@ def sft(config, workdir: str) -> dict[str, float]:
   batch = make_batches(config, dataset, policy.tokenizer)
   evaluate = make_evaluation(config, policy)
   params, opt_state, step = make_step(config, policy, mesh)
-  place = sharding.shardings(mesh, ROWS)
+  place = sharding.shardings(mesh, BY_ROWS)
   total = config.sft.steps
-  with metrics.Writer(workdir, config) as log, metrics.Progress(total) as progress:
+  with writer.Writer(workdir, config) as log, Progress(total) as progress:
     log.write(0, 0, evaluate(params))
     for i in range(total):
       params, opt_state, loss = step(params, opt_state, jax.device_put(batch(i), place))
@@ -111,8 +113,7 @@ def make_batches(config, dataset: data.Dataset, tokenizer) -> Callable[[int], Ba
     )
     raise ValueError(
       f"{where} is longer than config.sampler.max_response = {config.sampler.max_response} tokens, "
-      "EOS "
-      f"included; the longest has {longest}"
+      f"EOS included; the longest has {longest}"
     )
   width = int(np.diff(dataset.start).max()) + longest
 
@@ -145,12 +146,8 @@ def make_evaluation(config, policy) -> Callable:
 
   def evaluate(params):
     success = exact(params, rows)
-    pairs = {
-      f"eval/exact/{f}": diagnostics.pair(success, families == f) for f in sorted({*families})
-    }
-    return {
-      name: p for name, p in {"eval/exact": diagnostics.pair(success), **pairs}.items() if p[1]
-    }
+    pairs = {f"eval/exact/{f}": pair(success, families == f) for f in sorted({*families})}
+    return {name: p for name, p in {"eval/exact": pair(success), **pairs}.items() if p[1]}
 
   return evaluate
 

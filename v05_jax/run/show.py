@@ -15,7 +15,7 @@ import numpy as np
 from v05_jax import plug, rewards
 from v05_jax.budgets import base as budgets
 from v05_jax.observers.exact import truth
-from v05_jax.run import metrics
+from v05_jax.run import files
 from v05_jax.run.export import restored
 from v05_jax.sampling import rollouts
 from v05_jax.sampling.draw import Drawn, draw
@@ -42,7 +42,7 @@ def show(config, workdir: str, step: int | None = None, prompts: int = 8) -> lis
 
   Raises ValueError for bad input before anything is sampled.
   """
-  folder = metrics.prepare(workdir)
+  folder = files.prepare(workdir)
   run = setup(narrowed(config, prompts))
   found, state = restored(run, workdir, step)
   whole = run._replace(config=config, shapes=shapes(config, run.budget.limits))
@@ -53,7 +53,7 @@ def show(config, workdir: str, step: int | None = None, prompts: int = 8) -> lis
     drawn = draw(run, collect, state)
   found_lines = lines(run, state, drawn.taken)
   path = folder / "sample.jsonl"
-  metrics.replace(path, "".join(json.dumps(line) + "\n" for line in found_lines))
+  files.replace(path, "".join(json.dumps(line) + "\n" for line in found_lines))
   parts = [
     heading(run, drawn, _who(found, workdir), usual),
     *map(text, found_lines),

@@ -1,10 +1,10 @@
-"""What n sampled responses a prompt say about a policy: pass@k, and how far its score on these
-prompts is chance."""
+"""What n sampled responses a prompt say about a policy: pass@k, and how uncertain its score on
+these prompts is."""
 
 import jax
 import numpy as np
 
-# bootstrap samples: enough that the ends of an interval move by less than its third digit
+# Bootstrap samples: so many that other draws do not change the third digit of an interval's ends.
 DRAWS = 2000
 LEVEL = 0.95
 

@@ -6,55 +6,28 @@ exact evaluation of the built-in tasks (other evaluation is prefill and decode).
 compiler makes of it on one device:
 
     peak      arguments + results + temporaries of the program
-    beside    what else lives on the device then: see `PARTS`
+    beside    what else lives on the device then: see `programs.PARTS`
     time      the compiler's own estimate in cycles, and what operations, memory and network take at
               least
 """
 
-from collections.abc import Callable
 import json
 import re
 import sys
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from v05_jax import config as configuration
-from v05_jax import models, plug
-from v05_jax.budgets import base as budgets
+from v05_jax import models
 from v05_jax.models import decoder
-from v05_jax.sampling import sampler
-from v05_jax.scale import hlo, sharding, topology
-from v05_jax.shapes import shapes
-from v05_jax.tasks import exact
-from v05_jax.update import optimizer as optimizers
-from v05_jax.update import policy_gradient
+from v05_jax.scale import hlo, plan, sharding, topology
+from v05_jax.scale.cost import FREE, Cost, Module
+from v05_jax.scale.programs import Program, held
 
 GIB = topology.GIB
-# What a run keeps on its devices, and for how long.
-PARTS = {
-  "params": "always",
-  "optimizer": "always",
-  "reference": "always, with loss.kl_coef and without adapters",
-  "prior": "always",
-  "weights": "while sampling: the parameters as decode wants them",
-  "store": "while sampling: the cache of the open prompts",
-  "cache": "while sampling: the cache of the slots",
-}
-ALWAYS = ("params", "optimizer", "reference", "prior")
-
-
-class Program(NamedTuple):
-  """One program of a run."""
-
-  name: str
-  lower: Callable[[], Any]  # -> jax.stages.Lowered
-  beside: tuple[str, ...]  # PARTS that live at the same time and are neither arguments nor results
-  trips: int  # of a loop whose number only the run knows
-  work: str  # what one call does
-  knobs: str  # keys that lower its memory
 
 
 def report(config, name: str, file=None):
@@ -71,7 +44,7 @@ def report(config, name: str, file=None):
   devices = topology.devices(name)
   mesh, chip = sharding.make_mesh(config.mesh, devices), topology.chip(devices[0])
   model, platform = shape(config.policy, devices[0].platform), devices[0].platform
-  parts, programs = plan(config, model, mesh, platform)
+  parts, programs = plan.plan(config, model, mesh, platform)
   sizes = {part: held(tree) for part, tree in parts.items()}
   rows = []
   for program in programs:
@@ -90,134 +63,6 @@ def shape(policy, platform: str) -> decoder.ModelConfig:
   """The policy's shape: of its preset, of its folder's config.json, or of the preset with the
   folder's name."""
   return models.adapt(models.shape(policy.path, policy.preset, policy.family), policy, platform)
-
-
-def held(tree) -> int:
-  """Bytes of a tree of shapes with shardings on one device."""
-  local = lambda x: np.prod(
-    x.sharding.shard_shape(x.shape) if x.sharding else x.shape, dtype=np.int64
-  )
-  return int(sum(local(x) * x.dtype.itemsize for x in jax.tree.leaves(tree)))
-
-
-def plan(config, model, mesh, platform: str) -> tuple[dict[str, Any], list[Program]]:
-  """-> (PARTS as trees of shapes with shardings, the programs)."""
-  options, loss = config.sampler, config.loss
-  optimizer = optimizers.make(config.optimizer, max(config.num_steps, 1))
-  _, params, state = policy_gradient.layout(model, optimizer, mesh)
-  build, given = sampler.make(model, options, (0,), mesh), sampler.arguments(model, options, mesh)
-  largest = max(
-    sampler.shapes(options, sharding.lanes(mesh)), key=lambda size: size.slots * size.columns
-  )
-  weights, store, cache = given.weights(params), given.store(), given.cache(largest)
-  # On a CPU the sampler's buffers are kept from step to step, as fresh memory is slow there.
-  kept, buffers = (("store", "cache"), ()) if platform == "cpu" else ((), ("store", "cache"))
-  prior, judge = value_programs(config, model, mesh, params, kept)
-  parts = {
-    "params": params,
-    "optimizer": state,
-    "weights": weights,
-    "store": store,
-    "cache": cache,
-    "prior": prior,
-  }
-  # adapters have their reference in the parameters
-  copied = bool(loss.kl_coef) and not model.adapters
-  parts["reference"] = params if copied else ()
-  update = policy_gradient.make(
-    model,
-    loss,
-    config.optimizer,
-    mesh,
-    temperature=options.temperature,
-    total_updates=max(config.num_steps, 1),
-  )
-  sizes = shapes(config, budgets.make(plug.Setting(config)).limits)
-  micros, rows, length = sizes.batch(loss, mesh)
-  longest = sizes.tokens
-  # on average, at most
-  used = -(-config.rollouts_per_step // (loss.minibatches * (length // longest) * rows))
-  key, temperature = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), np.float32)
-  columns = f"{largest.columns} columns in each of {options.slots} slots"
-  without = lambda *own: tuple(part for part in PARTS if part not in own)
-  programs = [
-    *judge,
-    Program(
-      "weights",
-      lambda: build.weights.lower(params),
-      without("params", "weights", *buffers),
-      1,
-      "decode weights from the parameters",
-      "a larger mesh.tensor",
-    ),
-    Program(
-      "prefill",
-      lambda: build.prefill.lower(params, store, *given.prompts()),
-      without("params", "store"),
-      1,
-      f"{options.prefill} prompts of {options.max_prompt} tokens",
-      "sampler.prefill, sampler.open_prompts, sampler.max_prompt",
-    ),
-    Program(
-      "decode",
-      lambda: build.decode.lower(weights, cache, store, given.rows(largest), key, temperature),
-      ALWAYS,
-      options.chunk,
-      f"{options.chunk} tokens in every slot, {columns}",
-      "sampler.slots, sampler.open_prompts, a larger mesh.tensor",
-    ),
-    Program(
-      "update",
-      lambda: update.lower((micros, rows, length)),
-      ("prior", *kept),
-      used,
-      f"{used} micro-batches of {rows} rows of {length} tokens",
-      "loss.micro_rows, policy.remat=full, policy.attention=flash, loss.vocab_chunk, a larger "
-      "mesh.fsdp",
-    ),
-  ]
-  if loss.old_logprob == "recompute":
-    programs.append(
-      Program(
-        "recompute",
-        lambda: update.lower((micros, rows, length), recompute=True),
-        without("params", "weights", *buffers),
-        used,
-        f"log-probs of {used} micro-batches",
-        "loss.micro_rows, policy.attention=flash, loss.vocab_chunk",
-      )
-    )
-  if config.eval.period and config.eval.path == "tasks":
-    score, width = (
-      exact.make_score(model, config.eval.temperature),
-      options.max_prompt + options.max_response,
-    )
-    ints = lambda *size: jax.ShapeDtypeStruct(size, np.int32)
-    programs.append(
-      Program(
-        "evaluate",
-        lambda: score.lower(params, ints(exact.ROWS, width), ints(exact.ROWS)),
-        without("params", "weights", *buffers),
-        1,
-        f"{exact.ROWS} prompts with their answers",
-        "sampler.max_prompt, sampler.max_response",
-      )
-    )
-  return parts, programs
-
-
-def value_programs(config, model, mesh, params, kept: tuple[str, ...]) -> tuple[Any, list[Program]]:
-  """-> (what the prior keeps on the devices, its programs): those of `programs` beside the
-  prior."""
-  made = plug.beside("prior", config.prior.kind, "programs")
-  if made is None:
-    return (), []
-  parts, found = made(config, model, mesh, params)
-  others = (*(part for part in ALWAYS if part != "prior"), *kept)
-  return parts, [
-    Program(name, lower, others if whole else (*others, "prior"), 1, work, knobs)
-    for name, lower, whole, work, knobs in found
-  ]
 
 
 def row(program: Program, sizes: dict[str, int], chip: topology.Chip | None) -> dict[str, Any]:
@@ -249,7 +94,7 @@ def row(program: Program, sizes: dict[str, int], chip: topology.Chip | None) -> 
     + memory.temp_size_in_bytes
     + memory.generated_code_size_in_bytes
   )
-  total, cost = peak + sum(beside.values()), hlo.Module(text).cost(program.trips)
+  total, cost = peak + sum(beside.values()), Module(text).cost(program.trips)
   found |= {
     "arguments": memory.argument_size_in_bytes,
     "temporaries": memory.temp_size_in_bytes,
@@ -267,7 +112,7 @@ def row(program: Program, sizes: dict[str, int], chip: topology.Chip | None) -> 
   return found
 
 
-def seconds(cost: hlo.Cost, chip: topology.Chip | None) -> dict[str, float]:
+def seconds(cost: Cost, chip: topology.Chip | None) -> dict[str, float]:
   """Of one call: the compiler's estimate (with the kernels, which it does not estimate, at their
   peak), and what operations, memory and network take at least."""
   if chip is None or np.isnan(chip.flops):
@@ -281,9 +126,9 @@ def seconds(cost: hlo.Cost, chip: topology.Chip | None) -> dict[str, float]:
 def largest(text: str, count: int = 3) -> list[str]:
   """The largest arrays that a compiled program computes, with what they are of."""
   found = {}
-  for table in hlo.Module(text).unfused():
+  for table in Module(text).unfused():
     for line in table.values():
-      if line.opcode not in hlo.FREE and not line.type.startswith("("):
+      if line.opcode not in FREE and not line.type.startswith("("):
         of = re.search(r'op_name="([^"]*)"', line.rest)
         name = re.sub(r"\{.*", "", line.type)
         found.setdefault(name, (hlo.size(line.type), of[1].split("/", 1)[-1] if of else line.name))
@@ -312,9 +157,8 @@ def table(rows, sizes: dict[str, int], chip: topology.Chip | None) -> str:
   """The rows as Markdown, with the parts below."""
   gib = lambda x: "-" if x is None else f"{x / GIB:.2f}"
   lines = [
-    "| program | one call | arguments | temporaries | peak | beside | total GiB | of | fits | "
-    "TFLOP | GB | GB sent "
-    "| s, compiler | bound by |",
+    "| program | one call | arguments | temporaries | peak | beside | total GiB | of | fits "
+    "| TFLOP | GB | GB sent | s, compiler | bound by |",
     "| --- " * 14 + "|",
   ]
   for x in rows:

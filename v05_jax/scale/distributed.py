@@ -1,11 +1,11 @@
-"""What the processes of one run tell each other; of one process alone, nothing is asked and nothing
-changes.
+"""What the processes of one run tell each other. In a run of one process these functions do
+nothing.
 
 Every process runs the same program on the same mesh, which spans the devices of all. Decisions are
-made on the host, by each process for itself, from numbers that all of them have: so all decide the
-same, and nobody has to be told. What one process alone knows (a verdict, a signal, what lies in a
-folder) goes to all at a fixed place in the program, by the functions below. They are collective:
-all processes must call them, in the same order.
+made on the host, by each process for itself, from numbers that all of them have, so that all decide
+the same. What only one process knows (a verdict, a signal, what lies in a folder) goes to all at a
+fixed place in the program, by the functions below. They are collective: all processes must call
+them, in the same order.
 """
 
 from collections.abc import Callable, Iterable
@@ -30,7 +30,7 @@ def first() -> bool:
 
 
 def owner(number: int) -> bool:
-  """Whether the work of this number is this process's: they take turns."""
+  """Whether the piece of work with this number is this process's: the processes take turns."""
   return number % jax.process_count() == jax.process_index()
 
 
@@ -57,10 +57,10 @@ def barrier(name: str):
 
 
 def connect(mesh):
-  """Has the processes' CPUs connect, for collectives along any axes of the mesh.
+  """Connects the processes' CPUs for collectives along any axes of the mesh.
 
-  They would at the first use of each, and give up where another comes 30 s later, as it may while
-  programs compile.
+  Otherwise they connect when a collective is first used, and give up where one process comes 30 s
+  after another, as it may while programs compile.
   """
   if not several() or mesh.devices.flat[0].platform != "cpu":
     return
@@ -100,8 +100,8 @@ def put(tree, shardings):
   """Places a tree of host or device arrays that every process holds whole; `shardings`: one, or a
   prefix tree of them.
 
-  `jax.device_put` would do, but it sends each array to all other processes first, to compare. Here
-  a process reads the parts of its own devices, and nothing is sent.
+  `jax.device_put` does the same, but first sends each array to all other processes, to compare
+  them. Here a process takes the parts that its own devices hold, and nothing is sent.
   """
   if not several():
     return jax.device_put(tree, shardings)

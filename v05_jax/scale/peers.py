@@ -1,12 +1,13 @@
 """Joining a run of several processes, and ending together when one of them is lost.
 
 A process that dies leaves the others waiting in a collective. So each tells the coordination
-service every few seconds that it is alive, and watches the others' word: where one has been silent
-for `SILENCE` seconds, or has stopped with an error, the process says which and ends. The run then
-continues from its last checkpoint with the same commands.
+service every few seconds that it is alive, and watches what the others say: where one has been
+silent for `SILENCE` seconds, or has stopped with an error, the process says which and ends. The run
+then continues from its last checkpoint with the same commands.
 
-The coordination service runs in process 0, and JAX aborts a process that does not find it or loses
-it, without a name and without Python: a helper then has the last word, see `_Witness`.
+The coordination service runs in process 0. JAX aborts a process that does not find or that loses
+it, without saying which process is gone and without running any Python: then a helper process says
+it, see `_Witness`.
 """
 
 from collections.abc import Mapping
@@ -23,10 +24,12 @@ from jax._src.distributed import global_state  # whose address the cluster may h
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-# seconds between two signs of life, and without one before a process is taken for lost
+# Seconds between two signs of life, and seconds without one after which a process is taken for
+# lost.
 BEAT, SILENCE = 2.0, 24.0
-GRACE = 5.0  # seconds in which processes that stop for the same reason each say it
-# after three quarters of these seconds JAX aborts those that are left: only where process 0 hangs
+GRACE = 5.0  # seconds in which processes that stop for the same reason can each say so themselves
+# JAX's own limit, in seconds: after three quarters of it JAX aborts the processes that are left.
+# That comes to pass only where process 0 hangs; otherwise SILENCE is over before.
 HEARTBEAT = 52
 JOIN = 300  # seconds to wait for all processes at the start
 KEYS = "v05_jax/peers"
@@ -35,10 +38,8 @@ AGAIN = (
 )
 WAYS = (
   "expected all three of --coordinator=HOST:PORT, --num_processes=N and --process_id=I (or "
-  "JAX_COORDINATOR_ADDRESS, "
-  "JAX_NUM_PROCESSES and JAX_PROCESS_ID), or --distributed alone where the cluster names them (a "
-  "TPU pod, Slurm, Open "
-  "MPI, Kubernetes)"
+  "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID), or --distributed alone where "
+  "the cluster names them (a TPU pod, Slurm, Open MPI, Kubernetes)"
 )
 
 
@@ -157,8 +158,8 @@ class Peers:
     """Tells the others why this process stops, and ends it."""
     self._failing.set()
     if _of_the_runtime(error):
-      # A collective has failed: most likely since another process is lost, and the watch is about
-      # to say which.
+      # A collective has failed, most likely because another process is lost; `_watch` is about to
+      # say which.
       _say(f"process {self._index}: {_line(error)}; waiting for word of the others")
       self._failing.clear()
       time.sleep(SILENCE + 3 * BEAT)
@@ -171,8 +172,8 @@ class Peers:
     self._leave()
 
   def _leave(self):
-    """Ends the process, and waits for nobody, as leaving the interpreter would; but process 0 holds
-    what the others read, and lets them go first."""
+    """Ends the process without waiting for the others, as leaving the interpreter would; but
+    process 0, which holds what they read, lets them go first."""
     until = time.monotonic() + GRACE + 3 * BEAT
     while not self._index and time.monotonic() < until:
       going = [word for word in self._words().values() if word.startswith("stopped")]
@@ -228,12 +229,13 @@ class Peers:
 
 
 class _Witness:
-  """A helper process that outlives this one by a moment and says what JAX, which aborted it, does
-  not.
+  """A helper process that outlives this one by a moment, to say what JAX does not say when it
+  aborts this process.
 
-  It waits for the end of its input. Where that comes before all processes have met, it says so;
-  where it comes later, it asks whether the coordinator is there: a live one greets whoever
-  connects. A process that ends as it should dismisses it before.
+  It waits for the end of its input, which is the end of this process. Where that comes before all
+  processes have met, it says so; where it comes later, it connects to the coordinator, which greets
+  whoever connects, and if nothing answers says that process 0 is lost. A process that ends as it
+  should dismisses its helper first.
   """
 
   PROGRAM = """

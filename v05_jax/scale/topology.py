@@ -1,4 +1,4 @@
-"""Devices to compile for: those of this machine, or a TPU slice that nobody has to own."""
+"""Devices to compile for: those of this machine, or those of a TPU slice that need not be here."""
 
 import importlib.util
 import os

@@ -19,7 +19,7 @@ from v05_jax.scale import distributed
 from v05_jax.tasks import families
 from v05_jax.update import losses
 
-ROWS = 64  # prompts scored at once
+PROMPTS_PER_CALL = 64  # prompts scored at once
 CHUNK = 4096  # tokens whose logits exist at once
 
 
@@ -37,7 +37,7 @@ def exact_success(logprob: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def make_exact(
-  model_config, tokenizer, sampler, rows_per_call: int = ROWS
+  model_config, tokenizer, sampler, rows_per_call: int = PROMPTS_PER_CALL
 ) -> Callable[..., np.ndarray]:
   """Builds `exact(params, rows, lower_bound=False) -> float64 [n]`: success probabilities of task
   rows.

@@ -1,5 +1,5 @@
-"""V0's residual query adapter: the hidden states of a prompt -> a fixed number of features, as a
-pure function.
+"""V0's residual query adapter, a pure function: hidden states of a prompt -> a fixed number of
+features.
 
 Learned static queries plus a correction from the last token read the prompt's tokens through one
 narrow multi-head attention. Source: the specification of the released V0 (Now-Join-Us/V0), section
@@ -9,10 +9,14 @@ token's hidden state itself.
 Letters: N prompts, L tokens, D backbone width, Q queries, d their width, B bottleneck. Parameters
 are a flat dict under the official names, matrices [out, in], float32:
 
-    static_queries [1, Q, d], proj_kv.{weight [d, D], bias}, ln_q.{weight, bias} [d], ln_kv.{weight,
-    bias} [d], generator.0.{weight [B, D], bias}, generator.1.{weight, bias} [B] (LayerNorm),
-    generator.4.{weight [Q d, B], bias}, mha.in_proj_weight [3 d, d] (rows q, k, v),
-    mha.in_proj_bias [3 d], mha.out_proj.{weight [d, d], bias}
+    static_queries [1, Q, d]
+    proj_kv.{weight [d, D], bias}
+    ln_q.{weight, bias} [d], ln_kv.{weight, bias} [d]
+    generator.0.{weight [B, D], bias}
+    generator.1.{weight, bias} [B] (LayerNorm)
+    generator.4.{weight [Q d, B], bias}
+    mha.in_proj_weight [3 d, d] (rows q, k, v), mha.in_proj_bias [3 d]
+    mha.out_proj.{weight [d, d], bias}
 """
 
 import functools

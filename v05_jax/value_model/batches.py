@@ -1,11 +1,11 @@
 """Training tasks of V0 from collected pairs: a context's support rows, and queries in pairs; on
 host.
 
-A task is one success and one failure after the other, `pairs` times, all of one context, to be
-judged from `support` other rows of that context. An epoch takes every context: its rows are split
-into asked and given ones (`pairs.split`), asked successes and failures shuffled, the fewer of them
-repeated cyclically, and the pairs cut into tasks. Everything is a function of (seed, number of the
-task). Source: the specification of V0 (arXiv 2602.03584), section 8.
+A task has `pairs` pairs of queries, a success and a failure each, all of one context, and `support`
+other rows of that context to predict them from. An epoch takes every context: its rows are split
+into queries and given ones (`pairs.split`), the queries' successes and failures are shuffled, the
+fewer of them repeated cyclically, and the pairs cut into tasks. Everything is a function of (seed,
+number of the task). Source: the specification of V0 (arXiv 2602.03584), section 8.
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from v05_jax.value_model import ensemble
 from v05_jax.value_model import pairs as formats
 from v05_jax.value_model.pairs import Context
-from v05_jax.value_model.smoothed import smoothed
 
 TRAIN = formats.TYPES.index("train_query")
 
@@ -43,8 +43,8 @@ class Task(NamedTuple):
 class Tasks:
   """The tasks of some contexts in an endless stateless order.
 
-  Raises ValueError where no context has both successes and failures, among the rows to judge and
-  among those to judge them from.
+  Raises ValueError where no context has both successes and failures, among the queries and among
+  the rows to predict them from.
   """
 
   def __init__(self, contexts: Sequence[Context], support: int, pairs: int, seed: int):
@@ -93,12 +93,15 @@ class Tasks:
     return self._latest[1]
 
   def _cut(self, context: Context, rng) -> list[Task]:
-    """An epoch's tasks of one context; none where the head could not judge it, or nothing is to be
-    ranked."""
+    """An epoch's tasks of one context; none where the given rows are no context for the head, or
+    the queries all succeed or all fail."""
     rows, given = formats.split(context, TRAIN, rng)
     rows, positive = rng.permutation(rows), context.score >= 0.5
     sides = rows[positive[rows]], rows[~positive[rows]]
-    if not all(map(len, sides)) or smoothed(context.score[given], positive[given]) is not None:
+    if (
+      not all(map(len, sides))
+      or ensemble.smoothed(context.score[given], positive[given]) is not None
+    ):
       return []
     count = np.arange(max(map(len, sides)))
     queries = np.stack([side[count % len(side)] for side in sides], 1).ravel()

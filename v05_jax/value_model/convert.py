@@ -14,16 +14,12 @@ is accounted for before anything is written, and --out appears as a whole or not
     v0.json                                 sizes and settings, see `directory.load`
 """
 
-import math
 import os
 from pathlib import Path
-import pickle
 import shutil
 import sys
-import zipfile
 
 from absl import app, flags
-import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -39,6 +35,7 @@ from v05_jax.value_model.directory import (
   head_sizes,
   refuse,
 )
+from v05_jax.value_model.torch_file import read_checkpoint
 
 # Of the released model, which no file tells.
 SETTINGS = {
@@ -49,26 +46,12 @@ SETTINGS = {
   "licences": LICENCES,
 }
 STORED = FLOATS[:3]  # what `hf.load` reads
-STORAGES = dict(
-  FloatStorage=np.float32,
-  HalfStorage=np.float16,
-  BFloat16Storage=ml_dtypes.bfloat16,
-  DoubleStorage=np.float64,
-  LongStorage=np.int64,
-  IntStorage=np.int32,
-  ShortStorage=np.int16,
-  CharStorage=np.int8,
-  ByteStorage=np.uint8,
-  BoolStorage=np.bool_,
-)
-LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # how files of torch before 1.6 begin
 FILES = (
   "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json "
-  "merges.txt "
-  "tokenizer.model chat_template.jinja generation_config.json"
-)
-# Keys of a TabPFN checkpoint's config: those that must agree with the shapes, and the model that is
-# implemented.
+  "merges.txt tokenizer.model chat_template.jinja generation_config.json"
+).split()
+# Keys of a TabPFN checkpoint's config: those that must agree with the shapes, and what v0.json
+# calls them; then those that tell the one model that is implemented.
 CONFIG = dict(
   emsize="E",
   nhead="heads",
@@ -140,148 +123,20 @@ def convert(checkpoint, tabpfn, backbone, out, heads: int = 3) -> str:
     raise ValueError(str(error).replace(str(work / "backbone"), os.fspath(backbone))) from error
   finally:
     shutil.rmtree(work, ignore_errors=True)
-  note = (
-    ""
-    if head["E"] == 192
-    else " (the column table of the released model is for E 192: this head needs its own)"
-  )
+  note = " (the column table of the released model is for E 192: this head needs its own)"
+  note = note if head["E"] != 192 else ""
   return "\n".join(
     [
       f"adapter: {sizes}, {sum(x.size for x in adapter_params.values()):,} parameters",
       f"head: {head}, {sum(x.size for x in head_params.values()):,} parameters{note}",
       f"backbone: {config.num_layers} layers, hidden size {config.hidden_size}, vocabulary "
-      f"{config.vocab_size}, "
-      f"{presets.num_params(config):,} parameters of {checkpoint if weights else backbone}",
+      f"{config.vocab_size}, {presets.num_params(config):,} parameters of "
+      f"{checkpoint if weights else backbone}",
       f"wrote {out}",
       "",
       LICENCES,
     ]
   )
-
-
-class _Dict(dict):
-  """Stands for OrderedDict, without its attributes, and for argparse.Namespace, whose attributes
-  become items."""
-
-  def __setstate__(self, state):
-    self.update({} if self else state)
-
-
-class _Unpickler(pickle.Unpickler):
-  """Reads data.pkl of an open torch file: tensors become read-only numpy arrays, anything unknown
-  an error.
-
-  The callables it hands out are bound methods and classes that a pickle's BUILD cannot change.
-  """
-
-  def __init__(self, records: zipfile.ZipFile):
-    prefixes = [
-      name.removesuffix("data.pkl") for name in records.namelist() if name.endswith("/data.pkl")
-    ]
-    if len(prefixes) != 1:
-      raise ValueError(
-        f"found {len(prefixes)} data.pkl in the zip file, expected one, as torch.save writes it"
-      )
-    super().__init__(records.open(f"{prefixes[0]}data.pkl"))
-    self.records, self.prefix, self.bytes = records, prefixes[0], {}
-    if f"{self.prefix}byteorder" in records.namelist() and self.record("byteorder") != b"little":
-      raise ValueError("byteorder: found another one, expected little")
-    self.known = {
-      "torch._utils._rebuild_tensor_v2": self.tensor,
-      "torch._utils._rebuild_parameter": self.parameter,
-      "torch.Size": tuple,
-      "collections.OrderedDict": _Dict,
-      "argparse.Namespace": _Dict,
-      "__builtin__.set": set,
-    } | {f"torch.{name}": name for name in STORAGES}
-
-  def find_class(self, module, name):
-    if f"{module}.{name}" not in self.known:
-      raise ValueError(
-        f"found the callable {module}.{name}, expected tensors and plain data alone; nothing was "
-        "run"
-      )
-    return self.known[f"{module}.{name}"]
-
-  def persistent_load(self, reference):
-    """The storage, one axis, that ("storage", type, key, device, length) names."""
-    match reference:
-      case ("storage", str(kind), str(key), _, int(length)) if kind in STORAGES:
-        name, dtype = f"data/{key}", np.dtype(STORAGES[kind])
-      case _:
-        raise ValueError(f"found the reference {reference!r:.80}, expected one to a storage")
-    if name not in self.bytes:
-      self.bytes[name] = self.record(name)
-    size = len(self.bytes[name])
-    if size != length * dtype.itemsize:
-      raise ValueError(
-        f"{name}: found {size} bytes, expected {length * dtype.itemsize}, {length} of {dtype}"
-      )
-    return np.frombuffer(self.bytes[name], dtype)
-
-  def tensor(self, storage, offset, size, stride, requires_grad=False, hooks=None, metadata=None):
-    """A view of a storage; each of its values stands in one place at most."""
-    fits = all(type(x) is int and x >= 0 for x in (offset, *size, *stride)) and len(size) == len(
-      stride
-    )
-    if fits and 0 not in size:
-      last = offset + sum((n - 1) * step for n, step in zip(size, stride))
-      fits = max(last, math.prod(size) - 1) < len(storage)
-    if not fits or metadata:
-      raise ValueError(
-        f"found a tensor of size {size}, stride {stride}, offset {offset} and metadata {metadata} "
-        "in a "
-        f"storage of {len(storage)} values, expected one that fits in it"
-      )
-    steps = [step * storage.itemsize for step in stride]
-    return np.lib.stride_tricks.as_strided(storage[offset:], size, steps, writeable=False)
-
-  def parameter(self, data, requires_grad=False, hooks=None):
-    return data
-
-  def record(self, name) -> bytes:
-    name = self.prefix + name
-    if (
-      name not in self.records.namelist()
-      or self.records.getinfo(name).compress_type != zipfile.ZIP_STORED
-    ):
-      raise ValueError(
-        f"{name}: found no such record, or one that is compressed, expected what torch.save stores"
-      )
-    return self.records.read(name)  # checks its CRC
-
-
-def read_checkpoint(path) -> dict:
-  """What torch.save wrote to a file, as dictionaries and read-only numpy arrays (bfloat16: of
-  ml_dtypes).
-
-  Raises ValueError for a file that is not whole, not of torch, in torch's format before 1.6, or
-  that holds anything but tensors and plain data; no code of it is run.
-  """
-  try:
-    with open(path, "rb") as file:
-      if file.read(len(LEGACY)) == LEGACY:
-        raise ValueError(
-          "found torch's format before 1.6, expected its zip format: read it with torch.load(path, "
-          "map_location='cpu', weights_only=True) and save that with torch.save"
-        )
-      with zipfile.ZipFile(file) as records:
-        found = _Unpickler(records).load()
-    if not isinstance(found, dict):
-      raise ValueError(f"found {type(found).__name__}, expected a dictionary")
-  except Exception as error:  # a wrong pickle can raise anything; none of it is more than data
-    text = (
-      str(error)
-      if type(error) is ValueError
-      else f"found no readable file ({type(error).__name__}: {error})"
-    )
-    more = (
-      ""
-      if "expected" in text
-      else ", expected a whole zip file of torch.save: copy or download it again"
-    )
-    raise ValueError(f"{path}: {text}{more}") from error
-  return found
 
 
 def read_v0(file, heads: int):
@@ -332,7 +187,7 @@ def write_backbone(checkpoint, weights, source: Path, target: Path, hidden_size:
   `model.` or, as in Qwen3-Embedding, not; a language model's output layer is left out.
   """
   target.mkdir()
-  for name in ("config.json", *FILES.split()):
+  for name in ("config.json", *FILES):
     if (source / name).is_file():
       shutil.copyfile(source / name, target / name)
   written = files.read_json(target / "config.json") | {"tie_word_embeddings": True}
@@ -346,8 +201,7 @@ def write_backbone(checkpoint, weights, source: Path, target: Path, hidden_size:
   if config.hidden_size != hidden_size:
     raise ValueError(
       f"{source}: hidden_size: found {config.hidden_size}, expected {hidden_size}, as the adapter "
-      "in "
-      f"{checkpoint} reads it"
+      f"in {checkpoint} reads it"
     )
   found, prefix, origin = weights, "backbone.", checkpoint
   if not weights:

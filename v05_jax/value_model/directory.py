@@ -2,7 +2,7 @@
 
 adapter.safetensors, head.safetensors   official names without prefix, float32
 backbone/                               config, weights and tokenizer, as `models.hf.load` opens
-                                        them, or left out
+                                        them; left out where it is the built-in tasks' policy
 v0.json                                 sizes and settings, see `load`
 """
 
@@ -36,11 +36,9 @@ HEAD = (
 )
 LICENCES = (
   "TabPFN-2.5 weights (head.safetensors) are under Prior Labs' own non-commercial licence, "
-  "whatever file they are of. "
-  "This project ships none of them and grants no right to them. Whoever distributes them, or a "
-  "model made with them, "
-  'must include that licence, display "Built with PriorLabs-TabPFN" and name the model '
-  '"TabPFN...". '
+  "whatever file they are of. This project ships none of them and grants no right to them. Whoever "
+  "distributes them, or a model made with them, must include that licence, display "
+  '"Built with PriorLabs-TabPFN" and name the model "TabPFN...". '
   "The V0 repository and Qwen3-Embedding are under Apache-2.0."
 )
 # The released V0, for whoever wants its shapes without it.
@@ -70,9 +68,9 @@ def load(directory) -> tuple[dict, dict, dict]:
 
   Settings are v0.json's: "adapter" {queries, width, heads, bottleneck, hidden_size, pooling},
   "head" {E, heads, group, thinking, layers, factor (MLP width / E), outputs, encoder (linear or
-  mlp), encoder_hidden (0 = linear)},
-  "temperature", "estimators", "max_tokens", "backbone" (its folder, or "builtin": the policy of the
-    built-in tasks).
+  mlp), encoder_hidden (0 = linear)}, "temperature", "estimators", "max_tokens", "backbone" (its
+  folder, or "builtin": the policy of the built-in tasks).
+
   Raises ValueError where names or shapes do not fit them.
   """
   directory = Path(directory)
@@ -88,7 +86,7 @@ def load(directory) -> tuple[dict, dict, dict]:
   except Exception as error:  # safetensors raises its own kinds
     raise ValueError(
       f"{directory}: found a missing or damaged file ({error}), expected {file.name}, {a.name} and "
-      f"{h.name} as value_prior.convert and --mode=value write them"
+      f"{h.name} as value_model.convert and --mode=value write them"
     ) from error
   settings = settings if isinstance(settings, dict) else {}
   rules = {
@@ -153,21 +151,20 @@ def head_sizes(file, found: dict) -> dict:
   if E % heads or E % 4 or F % E or outputs < 2:
     raise ValueError(
       f"{file}: found E {E}, {heads} heads, MLP width {F} and {outputs} outputs, expected E to "
-      "divide "
-      "that width and to be a multiple of 4 and of the heads, and 2 outputs or more"
+      "divide that width and to be a multiple of 4 and of the heads, and 2 outputs or more"
     )
   encoder = ("linear", 0) if name == LINEAR else ("mlp", H)
   sizes = dict(zip(HEAD, (E, heads, cells // 2, thinking, layers, F // E, outputs, *encoder)))
-  account(file, found, head_shapes(*sizes.values()))
+  account(file, found, head_shapes(sizes))
   return sizes
 
 
-def head_shapes(E, heads, group, thinking, layers, factor, outputs, encoder, H) -> dict[str, tuple]:
-  """Shapes of the head's parameters, for sizes in the order of `HEAD`."""
-  F = factor * E
-  shapes = (
-    {LINEAR: (E, 2 * group)} if encoder == "linear" else {MLP[0]: (H, 2 * group), MLP[1]: (E, H)}
-  )
+def head_shapes(sizes: dict) -> dict[str, tuple]:
+  """Shapes of the head's parameters, for v0.json's "head"."""
+  E, heads, group, H = (sizes[name] for name in ("E", "heads", "group", "encoder_hidden"))
+  F = sizes["factor"] * E
+  linear = {LINEAR: (E, 2 * group)}
+  shapes = linear if sizes["encoder"] == "linear" else {MLP[0]: (H, 2 * group), MLP[1]: (E, H)}
   layer = {"mlp.linear1.weight": (F, E), "mlp.linear2.weight": (E, F)}
   for attention in ("self_attn_between_features", "self_attn_between_items"):
     layer |= {
@@ -176,25 +173,27 @@ def head_shapes(E, heads, group, thinking, layers, factor, outputs, encoder, H) 
     }
   return (
     shapes
-    | {f"{LAYERS}{i}.{name}": shape for i in range(layers) for name, shape in layer.items()}
+    | {
+      f"{LAYERS}{i}.{name}": shape for i in range(sizes["layers"]) for name, shape in layer.items()
+    }
     | {
       "y_encoder.2.layer.weight": (E, 2),
       "y_encoder.2.layer.bias": (E,),
-      "add_thinking_tokens.row_token_values": (thinking, E),
+      "add_thinking_tokens.row_token_values": (sizes["thinking"], E),
       "feature_positional_embedding_embeddings.weight": (E, E // 4),
       "feature_positional_embedding_embeddings.bias": (E,),
       "decoder_dict.standard.0.weight": (F, E),
       "decoder_dict.standard.0.bias": (F,),
-      "decoder_dict.standard.2.weight": (outputs, F),
-      "decoder_dict.standard.2.bias": (outputs,),
+      "decoder_dict.standard.2.weight": (sizes["outputs"], F),
+      "decoder_dict.standard.2.bias": (sizes["outputs"],),
     }
   )
 
 
 def stacked(sizes: dict) -> dict[str, tuple]:
-  """The same for v0.json's "head", with the names and shapes of `tabpfn.stack`."""
+  """The same with the names and shapes of `tabpfn.stack`."""
   found = {}
-  for name, shape in head_shapes(*sizes.values()).items():
+  for name, shape in head_shapes(sizes).items():
     inside = name.removeprefix(LAYERS).partition(".")[2] if name.startswith(LAYERS) else ""
     found[f"layers.{inside}" if inside else name] = (sizes["layers"], *shape) if inside else shape
   return found

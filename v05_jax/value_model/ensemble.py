@@ -1,12 +1,14 @@
 """What comes before the TabPFN head: each estimator's own table of the features, and the constant
 column table.
 
-First what is made on host, deterministic numbers by numpy, then what is differentiated. Source: the
-specification of V0 on tabpfn 6.2.0, sections 4.1 - 4.4; no code of it. n support rows, m query
-rows, F features, F' of them in use, C = F' + 1 columns, e estimators, G groups, E embedding width.
+First what is made on host, deterministic numbers by numpy; then what is differentiated. Source: the
+specification of V0 on tabpfn 6.2.0, sections 4.1 - 4.4; no code of it. Letters: n support rows, m
+query rows, F features, F' of them in use, C = F' + 1 columns, e estimators, G groups, E embedding
+width.
 """
 
 import hashlib
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,47 @@ import numpy as np
 from numpy.random import default_rng  # seeded generators alone, never numpy's global one
 
 SEED = 42  # of the column table
+MIN_ROWS = 4  # of a context that the head is made for
+
+
+class Support(NamedTuple):
+  """The n rows of a context."""
+
+  features: jax.Array  # [n, F], or [n, C] after `preprocess`
+  labels: jax.Array  # [n]  scores in [0, 1], or their 0/1 labels
+  mask: jax.Array | None = None  # bool [n]  rows outside are padding; None = all are real
+
+
+class Query(NamedTuple):
+  """The m rows whose success is asked for."""
+
+  features: jax.Array  # [m, F], or [m, C] after `preprocess`
+  mask: jax.Array | None = None  # bool [m]  rows outside are padding; None = all are real
+
+
+class Ensemble(NamedTuple):
+  """What the e estimators differ in, and the features that all of them use."""
+
+  tables: jax.Array  # [>= G, E/4] for all estimators, or [e, >= G, E/4]: see `column_table`
+  fingerprints_support: jax.Array  # [e, n] in [0, 1), of `fingerprints` or any uniform source
+  fingerprints_query: jax.Array  # [e, m]
+  permutations: jax.Array  # int [e, C], of `randomness`
+  keep: jax.Array | None = None  # int [F'] of `keep_columns`; None = none is constant
+
+
+def smoothed(scores, labels) -> float | None:
+  """The success to expect of any prompt where a context is none that the head is made for; None
+  where it is one.
+
+  The head is made for contexts of both classes, of MIN_ROWS rows and more. For others:
+  (sum of scores + 1) / (rows + 2), Laplace's rule; .5 without any row.
+
+  Args:
+    scores: [n] in [0, 1]. labels: bool [n].
+  """
+  if len(scores) >= MIN_ROWS and 0 < np.sum(labels) < len(labels):
+    return None
+  return (float(np.sum(scores)) + 1.0) / (len(scores) + 2.0)
 
 
 def randomness(estimators: int, columns: int):
@@ -144,23 +187,22 @@ def make_columns(features, statistics, fingerprint, permutation, keep=None):
 
 
 def preprocess(
-  features_support, labels, features_query, fingerprints, permutation, keep=None, support_mask=None
-):
-  """One estimator's table (x_support [n, C], y [n], x_query [m, C]), fitted on the support alone
-  (4.1).
+  support: Support, query: Query, fingerprints, permutation, keep=None
+) -> tuple[Support, Query]:
+  """One estimator's table, fitted on the support alone (4.1): the rows with its columns [n, C] and
+  [m, C] in place of their features, and labels 0 or 1, 1 at scores of .5 and above.
 
   Args:
-    features_support, features_query: [n, F], [m, F].
-    labels: [n], scores in [0, 1] or their 0/1 labels; y = 1 at and above .5.
+    support, query: rows with their features [n, F], [m, F].
     fingerprints: (support [n], query [m]); no gradient passes.
     permutation: int [C]; new column j is old column permutation[j], the last old one being the
       fingerprint.
     keep: int [F'], the features in use, of `keep_columns`; None = all of them.
-    support_mask: bool [n]; None = all rows are real.
   """
-  used = features_support if keep is None else features_support[:, keep]
-  used = used if support_mask is None else jnp.where(support_mask[:, None], used, 0.0)
-  statistics = moments(used, support_mask)
+  used = support.features if keep is None else support.features[:, keep]
+  used = used if support.mask is None else jnp.where(support.mask[:, None], used, 0.0)
+  statistics = moments(used, support.mask)
   x_support = make_columns(used, statistics, fingerprints[0], permutation)
-  x_query = make_columns(features_query, statistics, fingerprints[1], permutation, keep)
-  return x_support, (jnp.asarray(labels) >= 0.5).astype(jnp.float32), x_query
+  x_query = make_columns(query.features, statistics, fingerprints[1], permutation, keep)
+  labels = (jnp.asarray(support.labels) >= 0.5).astype(jnp.float32)
+  return Support(x_support, labels, support.mask), Query(x_query, query.mask)

@@ -1,5 +1,5 @@
-"""A V0 judged on collected pairs: each context's prompts from other pairs of the same context; on
-host."""
+"""How well a V0 predicts collected pairs: each context's queries from other pairs of the same
+context; on host."""
 
 from collections.abc import Sequence
 import sys
@@ -11,8 +11,8 @@ from v05_jax.value_model import scores
 from v05_jax.value_model.pairs import TYPES, Context, split
 
 
-class Judged(NamedTuple):
-  """Every judged pair of some contexts, [n] each."""
+class Predictions(NamedTuple):
+  """The queries of some contexts, [n] each."""
 
   p: np.ndarray  # float32  predicted probability of success
   t: np.ndarray  # float32  mean success seen
@@ -20,14 +20,14 @@ class Judged(NamedTuple):
   prompt: np.ndarray  # int32  index of the text
 
 
-def judge(
+def predict(
   model, texts: Sequence[str], contexts: Sequence[Context], support: int, seed: int = 0
-) -> Judged:
+) -> Predictions:
   """What `model`, a `ValuePrior`, says of each context's queries from at most `support` of its
   other pairs.
 
-  Rows to judge are those of type test_query, or, in a context without marked queries, a half of its
-  prompts, drawn by `seed`; contexts without any are left out.
+  Queries are the pairs of type test_query, or, in a context without marked ones, those of a half of
+  its prompts, drawn by `seed`; contexts without any are left out.
   """
   used = np.unique(np.concatenate([c.prompt for c in contexts]))
   features = np.zeros((len(texts), model.width), np.float32)
@@ -40,19 +40,16 @@ def judge(
     marks = model.marks(
       [texts[i] for i in context.prompt[given]], [texts[i] for i in context.prompt[asked]]
     )
-    p = model.judge(
-      features[context.prompt[given]],
-      context.score[given],
-      features[context.prompt[asked]],
-      fingerprints=marks,
+    p = model.predict_from_features(
+      features[context.prompt[given]], context.score[given], features[context.prompt[asked]], marks
     )
     parts.append(
       (p, context.score[asked], np.full(len(asked), number, np.int32), context.prompt[asked])
     )
-  return Judged(*(np.concatenate(x) for x in zip(*parts)))
+  return Predictions(*(np.concatenate(x) for x in zip(*parts)))
 
 
-def summary(found: Judged) -> dict[str, float]:
+def summary(found: Predictions) -> dict[str, float]:
   """The measures of `scores` over all pairs: gauc is inside a context, pairs are of one prompt in
   two contexts."""
   positive = found.t >= 0.5
@@ -67,7 +64,7 @@ def summary(found: Judged) -> dict[str, float]:
   }
 
 
-def plot(found: Judged, path):
+def plot(found: Predictions, path):
   """Draws the reliability of the probabilities and their distribution to an image."""
   try:
     from matplotlib.figure import Figure

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from etils import epath
 import numpy as np
 
-from v05_jax.run import metrics
+from v05_jax.run import files
 
 FOLDER, FILE, PROMPTS = "pairs", "pairs.jsonl", "prompts.json"
 TYPES = ("context", "train_query", "test_query")
@@ -33,15 +33,13 @@ class Collector:
   """
 
   def __init__(self, workdir, dataset: str, texts: Sequence[str], done: int = 0):
-    self._folder, self._dataset = metrics.folder(workdir) / FOLDER, dataset
-    self._model = metrics.folder(workdir).name
+    self._folder, self._dataset = files.folder(workdir) / FOLDER, dataset
+    self._model = files.folder(workdir).name
     self._folder.mkdir(parents=True, exist_ok=True)
     kept = [row for _, row in _lines(self._folder / FILE) if row["step"] < done] if done else []
-    self._lines = metrics.Lines(self._folder / FILE, kept)
+    self._lines = files.Lines(self._folder / FILE, kept)
     prompts = {f"{dataset}_{i}": text for i, text in enumerate(texts)}
-    metrics.replace(
-      self._folder / PROMPTS, json.dumps(prompts, ensure_ascii=False, indent=0) + "\n"
-    )
+    files.replace(self._folder / PROMPTS, json.dumps(prompts, ensure_ascii=False, indent=0) + "\n")
 
   def write(self, step: int, row, score, rollouts):
     """The pairs of a step: row of the dataset [n], mean reward in [-1, 1] [n], number of its
@@ -80,12 +78,12 @@ class Context(NamedTuple):
 
 
 def split(context: Context, asked: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-  """(rows to judge, rows to judge them from) of a context, no prompt in both.
+  """(query rows, support rows) of a context, no prompt in both.
 
-  Where rows are marked as queries, those of the type `asked` are judged, from the rows of type
-  context. Else a random half of the prompts is judged from the other half: what is given has the
-  successes of the whole context then, which it would not have once a balanced choice of queries
-  were taken out of it.
+  Where rows are marked as queries, those of the type `asked` are the queries, and the rows of type
+  context the support. Else the prompts are divided into random halves: the support then has the
+  success rate of the whole context, which it would not have once a balanced choice of queries were
+  taken out of it.
   """
   if context.type.any():
     rows, given = context.type == asked, context.type == 0
@@ -106,16 +104,15 @@ def read(folders: Sequence[str], window: int = 1) -> tuple[list[str], list[Conte
   place: dict[str, int] = {}  # text -> index
   rows: dict[tuple, list] = {}
   for folder in folders:
-    path = metrics.folder(folder)
-    files = sorted(path.glob("*.jsonl")) if path.is_dir() else []
-    if not files or not (path / PROMPTS).exists():
+    path = files.folder(folder)
+    found = sorted(path.glob("*.jsonl")) if path.is_dir() else []
+    if not found or not (path / PROMPTS).exists():
       raise ValueError(
         f"{path}: found no pairs, expected a folder with {PROMPTS} and .jsonl files, as "
-        "config.collect "
-        "makes WORKDIR/pairs"
+        "config.collect makes WORKDIR/pairs"
       )
     texts = _prompts(path / PROMPTS)
-    for where, row in (line for file in files for line in _lines(file)):
+    for where, row in (line for file in found for line in _lines(file)):
       name = f"{row['dataset']}_{row['id']}"
       if name not in texts:
         raise ValueError(

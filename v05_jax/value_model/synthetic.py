@@ -1,5 +1,5 @@
-"""Classification tasks drawn from a prior, from which a head learns to condition on a context
-without any data.
+"""Classification tasks drawn at random, from which a head learns, without any data, to condition on
+a context.
 
 A task has 1 to 8 hidden causes z. Features are random mixtures of them, some bent, some rounded,
 some pure noise; the probability of success is sigmoid(strength f(z) + bias), where f is linear, a

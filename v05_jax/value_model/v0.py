@@ -1,8 +1,8 @@
-"""V0 as its users call it: prompts with scores as context, prompts to judge -> probabilities of
+"""V0 as its users call it: prompts with scores as context, and target prompts -> probabilities of
 success.
 
-    prior = value_prior.load("v0-converted")  # made by `python -m v05_jax.value_model.convert`
-    p = prior.predict(context_prompts, context_scores, target_prompts)
+    model = value_model.load("v0-converted")  # made by `python -m v05_jax.value_model.convert`
+    p = model.predict(context_prompts, context_scores, target_prompts)
 
 Frozen backbone -> adapter -> TabPFN head. Texts are read raw, without instruction or chat template.
 Source: the specification of V0 (arXiv 2602.03584; released code Now-Join-Us/V0). Two things are as
@@ -28,13 +28,13 @@ from v05_jax import models
 from v05_jax.models import decoder, hf
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.scale import distributed, sharding
-from v05_jax.value_model import adapter, directory, tabpfn
-from v05_jax.value_model.smoothed import smoothed
+from v05_jax.value_model import adapter, directory, ensemble, tabpfn
+from v05_jax.value_model.cells import group_size
 
 BUILTIN = Path(__file__).parent.parent / "tasks" / "value_model"  # made by experiments/value_model
 TOKENS_PER_CALL = 16384  # of prompts embedded at once: bounds the memory of attention
-ROWS = PartitionSpec(sharding.ROWS)  # of texts
-QUERIES_PER_CALL = 256  # rows that the head judges at once
+BY_ROWS = PartitionSpec(sharding.ROWS)  # of texts: their rows over the devices
+QUERIES_PER_CALL = 256  # query rows that go through the head at once
 SMALLEST = 16  # of the buckets that rows and tokens are padded to: powers of two
 
 
@@ -50,6 +50,9 @@ class ValuePrior:
   adapter: dict[str, jax.Array]
   head: dict[str, jax.Array]  # of `tabpfn.stack`
   mesh: Mesh | None = None
+  # the head's own column table [>= G, E/4]; None = `ensemble.column_table`, the released model's
+  # where E = 192
+  column_table: np.ndarray | None = None
 
   def predict(
     self, context_prompts: Sequence[str], context_scores, target_prompts: Sequence[str]
@@ -59,7 +62,7 @@ class ValuePrior:
     Args:
       context_prompts, context_scores: prompts that the policy has tried, and its mean success in
         [0, 1].
-      target_prompts: prompts to judge.
+      target_prompts: prompts whose success is asked for.
 
     Raises:
       ValueError: numbers of prompts and scores that differ, or a score outside [0, 1].
@@ -79,20 +82,22 @@ class ValuePrior:
     features = self.features(texts)
     rows = lambda prompts: features[[place[text] for text in prompts]]
     marks = self.marks(context_prompts, target_prompts)
-    return self.judge(rows(context_prompts), scores, rows(target_prompts), fingerprints=marks)
+    return self.predict_from_features(rows(context_prompts), scores, rows(target_prompts), marks)
 
   def features(self, prompts: Sequence[str], rows: int | None = None) -> np.ndarray:
     """What the head sees of each text, float32 [N, F]; texts longer than the backbone was trained
     for are cut.
 
-    `rows` at once on a mesh's device, by default as many as fit and are needed. A fixed number
-    gives the same bits for a text whatever stands beside it, as far as the compiler keeps rows
-    apart.
+    rows: texts that go through the backbone at once on each device, by default as many as fit and
+      are needed. With a fixed number a text gets the same bits whichever texts it is computed
+      with, as far as the compiler keeps rows apart.
     """
     shards = sharding.lanes(self.mesh) if self.mesh else 1
     at, whole = (
-      NamedSharding(self.mesh, spec) if self.mesh else None for spec in (ROWS, PartitionSpec())
+      NamedSharding(self.mesh, spec) if self.mesh else None for spec in (BY_ROWS, PartitionSpec())
     )
+    heads, pooling = self.settings["adapter"]["heads"], self.settings["adapter"]["pooling"]
+    embed = make_embed(self.config, heads, pooling, whole)
     encoded = self.encode(prompts)
     found = np.zeros((len(prompts), self.width), np.float32)
     order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))  # alike lengths together
@@ -106,9 +111,7 @@ class ValuePrior:
       mask[:, 0] = 1  # of padding rows
       for row, i in enumerate(batch):
         tokens[row, : len(encoded[i])], mask[row, : len(encoded[i])] = encoded[i], 1
-      heads, pooling = self.settings["adapter"]["heads"], self.settings["adapter"]["pooling"]
-      split = distributed.put((tokens, mask), at)
-      out = embed(self.config, heads, pooling, whole, self.params, self.adapter, *split)
+      out = embed(self.params, self.adapter, *distributed.put((tokens, mask), at))
       found[batch] = np.asarray(out)[: len(batch)]
     return found
 
@@ -122,7 +125,8 @@ class ValuePrior:
     return [ids if len(ids) <= most else [*ids[: most - 1], ids[-1]] for ids in encoded]
 
   def marks(self, support: Sequence[str], query: Sequence[str]):
-    """The fingerprint columns of texts, per estimator (support [n], query [m]): see `judge`."""
+    """The fingerprint columns of texts, per estimator (support [n], query [m]): see
+    `predict_from_features`."""
     return [
       (fingerprints(f"support {i}", support), fingerprints(f"query {i}", query))
       for i in range(self.settings["estimators"])
@@ -133,58 +137,66 @@ class ValuePrior:
     """F, the features of a prompt."""
     return directory.features(self.settings)
 
-  def judge(
-    self, support, scores, query, tables=None, fingerprints=None, capacity: int = 0
+  def predict_from_features(
+    self, support, scores, query, fingerprints=None, capacity: int = 0
   ) -> np.ndarray:
     """Probabilities of success [m] of query features [m, F], given support features [n, F] with
     scores [n] in [0, 1].
 
     Args:
-      tables: column table [>= G, E/4]; default `tabpfn.column_table`, the released model's where E
-        = 192.
       fingerprints: per estimator (support [n], query [m]) in [0, 1); default the released ones,
-        hashes of the features, which one ulp of difference turns over. `predict` hashes the texts
-        instead.
+        hashes of the features, which one ulp of difference changes altogether. `predict` hashes
+        the texts instead.
       capacity: support rows to prepare for, so that a context that grows to it compiles nothing
         anew.
     """
     labels = np.asarray(scores) >= 0.5
-    usual = smoothed(scores, labels)
+    usual = ensemble.smoothed(scores, labels)
     if usual is not None or not len(query):
       return np.full(len(query), usual if usual is not None else 0.0, np.float32)
-    keep = tabpfn.keep_columns(support)
-    moments = support[:, keep].mean(0), support[:, keep].std(0, ddof=1)
-    z_support, z_query = ((x[:, keep] - moments[0]) / moments[1] for x in (support, query))
-    salts, permutations = tabpfn.randomness(self.settings["estimators"], len(keep) + 1)
-    groups = -(-(len(keep) + 1) // tabpfn.group_size(self.head))
-    width = self.head["feature_positional_embedding_embeddings.weight"].shape[1]
-    whole = sharding.replicated(self.mesh) if self.mesh else None
-    tables = distributed.put(
-      tabpfn.column_table(groups, width) if tables is None else tables, whole
-    )
-    asked, caches = [], []  # of each estimator
-    for i, (salt, permutation) in enumerate(zip(salts, permutations)):
-      marks = (
-        tabpfn.fingerprints(z_support, z_query, salt) if fingerprints is None else fingerprints[i]
-      )
-      x, rows = (
-        np.c_[z, mark][:, permutation].astype(np.float32)
-        for z, mark in zip((z_support, z_query), marks)
-      )
-      size = bucket(max(len(x), capacity))
-      x, y, mask = pad(x, size), pad(labels.astype(np.float32), size), np.arange(size) < len(x)
-      caches.append(tabpfn.context(self.head, x, y, tables, mask))
-      asked.append(rows)
+    rows = self._columns(support, query, fingerprints)
+    table = self._table(rows[0][0].shape[1])
+    size = bucket(max(len(support), capacity))
+    y, mask = pad(labels.astype(np.float32), size), np.arange(size) < len(support)
+    caches = [
+      tabpfn.context(self.head, ensemble.Support(pad(given, size), y, mask), table)
+      for given, _ in rows
+    ]
     found = []
     for start in range(0, len(query), QUERIES_PER_CALL):
-      parts = [rows[start : start + QUERIES_PER_CALL] for rows in asked]
+      parts = [asked[start : start + QUERIES_PER_CALL] for _, asked in rows]
       size, count = bucket(len(parts[0])), len(parts[0])
       raw = [
-        tabpfn.query(self.head, cache, pad(part, size), tables)
-        for cache, part in zip(caches, parts)
+        tabpfn.query(self.head, cache, pad(part, size), table) for cache, part in zip(caches, parts)
       ]
       found.append(np.asarray(average(raw, self.settings["temperature"]))[:count])
     return np.concatenate(found)
+
+  def _columns(self, support, query, fingerprints) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Of each estimator, the rows of its table: (support [n, C], query [m, C]), float32."""
+    keep = ensemble.keep_columns(support)
+    mean, std = support[:, keep].mean(0), support[:, keep].std(0, ddof=1)
+    z = [(x[:, keep] - mean) / std for x in (support, query)]
+    found = []
+    drawn = ensemble.randomness(self.settings["estimators"], len(keep) + 1)
+    for i, (salt, permutation) in enumerate(zip(*drawn)):
+      marks = ensemble.fingerprints(*z, salt) if fingerprints is None else fingerprints[i]
+      found.append(
+        tuple(
+          np.c_[x, mark][:, permutation].astype(np.float32)
+          for x, mark in zip(z, marks, strict=True)
+        )
+      )
+    return found
+
+  def _table(self, columns: int):
+    """The column table of the head, for so many columns, on its devices."""
+    table = self.column_table
+    if table is None:
+      groups = -(-columns // group_size(self.head))
+      width = self.head["feature_positional_embedding_embeddings.weight"].shape[1]
+      table = ensemble.column_table(groups, width)
+    return distributed.put(table, sharding.replicated(self.mesh) if self.mesh else None)
 
 
 @jax.jit
@@ -199,26 +211,29 @@ def pad(x, count: int):
 
 
 def fingerprints(salt: str, texts: Sequence[str]) -> np.ndarray:
-  """A number in [0, 1) for each text, float32: the same whatever it is computed with, another for
-  every salt."""
+  """A number in [0, 1) for each text, float32: a function of the text and the salt alone."""
   hashes = (hashlib.sha256(f"{salt}\n{text}".encode()).digest() for text in texts)
   return np.array([int.from_bytes(x[:3], "big") / 2**24 for x in hashes], np.float32)
 
 
 def bucket(count: int) -> int:
-  """The power of two, at least SMALLEST, that `count` rows or tokens are padded to: few shapes are
-  compiled."""
+  """The power of two, at least SMALLEST, that `count` rows or tokens are padded to, so that few
+  shapes are compiled."""
   return max(SMALLEST, 1 << (count - 1).bit_length())
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def embed(config, heads, pooling, where, params, adapter_params, tokens, mask):
-  """Features float32 [N, F] of right-padded tokens int32 [N, L] where mask int [N, L]; `where`:
-  their sharding."""
-  found = adapter.features(
-    adapter_params, hidden(config, params, tokens, mask), mask, heads, pooling=pooling
-  )
-  return found if where is None else jax.lax.with_sharding_constraint(found, where)
+@functools.cache
+def make_embed(config, heads: int, pooling: str, where: NamedSharding | None):
+  """Builds `embed(params, adapter_params, tokens, mask) -> features float32 [N, F]`, a program, for
+  right-padded tokens int32 [N, L] where mask int [N, L]; `where`: the features' sharding."""
+
+  @jax.jit
+  def embed(params, adapter_params, tokens, mask):
+    states = hidden(config, params, tokens, mask)
+    found = adapter.features(adapter_params, states, mask, heads, pooling=pooling)
+    return found if where is None else jax.lax.with_sharding_constraint(found, where)
+
+  return embed
 
 
 def hidden(config, params, tokens, mask):
@@ -229,8 +244,8 @@ def hidden(config, params, tokens, mask):
 
 
 def shapes(path: str) -> tuple[dict[str, Any], decoder.ModelConfig]:
-  """(v0.json, the backbone's shape) of a directory as `load` takes it; of the released V0 where
-  there is none."""
+  """(v0.json, the backbone's shape) of a directory as `load` takes it; where there is no such
+  directory, those of the released V0."""
   path = BUILTIN if os.fspath(path) == directory.BUILTIN else Path(path)
   if not path.is_dir():
     return directory.RELEASED, models.shape("", "qwen3-embedding-0.6b")
@@ -240,8 +255,8 @@ def shapes(path: str) -> tuple[dict[str, Any], decoder.ModelConfig]:
 
 
 def abstract(settings, config: decoder.ModelConfig, mesh: Mesh) -> dict[str, Any]:
-  """What stands for the parameters of a V0 on a mesh: shapes and shardings of "embedder", "adapter"
-  and "judge"."""
+  """Shapes and shardings of a V0's parameters on a mesh: "embedder" (the backbone), "adapter", and
+  "judge" (the head), the names of `sharding.RULES`."""
   queries, width, _, bottleneck, hidden_size, _ = settings["adapter"].values()
   key = jax.random.key(0)
   head = directory.stacked(settings["head"])
@@ -255,7 +270,7 @@ def abstract(settings, config: decoder.ModelConfig, mesh: Mesh) -> dict[str, Any
 
 
 def load(path: str, mesh: Mesh | None = None) -> ValuePrior:
-  """The V0 in a directory made by `value_prior.convert` or `--mode=value`; "builtin" is that of the
+  """The V0 in a directory made by `value_model.convert` or `--mode=value`; "builtin" is that of the
   built-in tasks.
 
   mesh: devices to spread it over; None = one. Raises ValueError that names what is missing or
