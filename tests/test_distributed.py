@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from configs import default
+from tests import test_train
 from tests.test_main import OWN_INPUT
-from tests.test_train import lines, small
+from tests.test_train import lines
 from v05_jax import config as configuration
 from v05_jax.run import checkpoint, metrics
 from v05_jax.scale import distributed, peers, sharding
@@ -25,6 +26,11 @@ from v05_jax.train import train
 ROOT = pathlib.Path(__file__).parent.parent
 FLAGS = "--coordinator", "--num_processes", "--process_id"
 LIMIT = 240  # seconds for programs to compile in
+
+
+def small(**keys):
+  """A run of test_train over eight devices."""
+  return test_train.small(**({"mesh.data": 8} | keys))
 
 
 def free_port() -> int:
@@ -137,6 +143,7 @@ def same(a, b, mesh=True):
         assert x[name] == pytest.approx(y[name], abs=1e-4, rel=1e-4), (x["step"], name)
 
 
+@pytest.mark.long
 def test_two_processes_are_one(tmp_path):
   """Prior, estimators and checkpoints: two processes of four devices, one of eight."""
   config = {"num_steps": 3, "eval.period": 0}

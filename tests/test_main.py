@@ -37,8 +37,8 @@ OWN_INPUT = {
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-  return tmp_path_factory.mktemp("cache")
+def cache():
+  return os.environ["JAX_COMPILATION_CACHE_DIR"]  # of all tests
 
 
 def command(cache, *flags, **keys):
@@ -56,7 +56,7 @@ def command(cache, *flags, **keys):
     env=env,
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=500,
   )
 
 
