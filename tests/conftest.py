@@ -58,7 +58,7 @@ def pytest_runtest_logfinish():
   _held["after"] = megabytes()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def optimized():
   """Programs are compiled as a run compiles them."""
   import jax
