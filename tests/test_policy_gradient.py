@@ -231,12 +231,14 @@ def test_kl_and_entropy_enter_loss_and_gradient():
     built().loss_and_grad(parameters(), batch, used, parameters(1))
 
 
-LONG = pytest.mark.long  # more of the same, in `make test-long`
-
-
 @pytest.mark.parametrize(
   "sizes",
-  [(1, 1, 1), (2, 2, 2), pytest.param((2, 1, 1), marks=LONG), pytest.param((2, 1, 4), marks=LONG)],
+  [
+    (1, 1, 1),
+    (2, 2, 2),
+    pytest.param((2, 1, 1), marks=pytest.mark.long),
+    pytest.param((2, 1, 4), marks=pytest.mark.long),
+  ],
 )
 def test_the_pass_for_a_cpu_has_the_same_loss_gradient_and_metrics(sizes, monkeypatch):
   """Prompts shared and chunks and blocks many, beside one prompt a rollout and the pass for
