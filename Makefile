@@ -31,11 +31,12 @@ ifneq ($(CURDIR) $(or $(WANTED),$(FOUND)),$(shell cat $(STAMP) 2>/dev/null) $(FO
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help demo test test-pod lint notebooks peers throughput clean
+.PHONY: help demo test test-long test-pod lint notebooks peers throughput clean
 
 help:
 	@echo "make demo    four methods learn the built-in tasks; table and plot in runs/demo"
 	@echo "make test    the tests; PYTEST_ARGS='-k budget' passes arguments to pytest"
+	@echo "make test-long  the tests that make test leaves out: many kills, notebooks at full size (TIME)"
 	@echo "make test-pod  the slow tests: the 4B configs compiled for TPU slices, runs of several processes (an hour)"
 	@echo "make lint    the linter"
 	@echo "make notebooks  runs notebooks/ and keeps their outputs"
@@ -48,6 +49,9 @@ demo: $(STAMP)
 test: $(STAMP)
 	@mkdir -p .cache
 	"$(RUN)" -m pytest -n 2 --dist worksteal --basetemp=.cache/pytest-tmp $(PYTEST_ARGS)
+
+test-long: $(STAMP)
+	"$(RUN)" -m pytest -n 2 --dist worksteal -m long --basetemp=.cache/pytest-tmp $(PYTEST_ARGS)
 
 # TPUs' compiler comes with the tpu extra and runs on any Linux machine.
 test-pod: $(STAMP)

@@ -1,8 +1,17 @@
-"""Eight CPU devices for every test and a compilation cache of the session, set before jax is first
-imported."""
+"""Eight CPU devices for every test, programs that compile fast, and a cache of them; set before jax
+is first imported."""
 
+import contextlib
+import math
 import os
-import tempfile
+import pathlib
+import resource
+import shutil
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
@@ -11,16 +20,94 @@ os.environ["XLA_FLAGS"] = " ".join(
     "--xla_force_host_platform_device_count=8",
   ]
 )
-# Many tests build the same programs; pytest's workers share the folder of the process that started
-# them.
-os.environ.setdefault("V05_TEST_CACHE", tempfile.mkdtemp(prefix="v05-xla-"))
-os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["V05_TEST_CACHE"]
+# A third less of the processors' time: tests run a program once or twice. Those of what a compiler
+# makes of a program use the fixture `optimized`.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+# Many tests build the same programs. The cache's names are digests of the program, the compiler and
+# its options: what was compiled from other sources is never found. The folder stays for the next
+# run; what makes it large is thrown away.
+CACHE = pathlib.Path(os.environ.setdefault("V05_TEST_CACHE", str(ROOT / ".cache" / "jax-tests")))
+CACHE_MEGABYTES = 1000
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
+# A process keeps every program that it has run. Beyond the first number of megabytes programs are
+# given up after a test, unless it has grown by less than the second since it last did so.
+MEGABYTES, GROWTH = 1200, 300
+_held = {"after": 0.0, "peaks": {}}
+
+
+def megabytes() -> float:
+  """What this process holds now; 0 where the system does not say."""
+  with contextlib.suppress(OSError):
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 1e6
+  return 0.0
+
+
+def pytest_runtest_logfinish():
+  if "jax" not in sys.modules or megabytes() < max(MEGABYTES, _held["after"] + GROWTH):
+    return
+  import jax
+
+  from v05_jax import backend
+
+  jax.clear_caches()
+  backend.release_memory()
+  _held["after"] = megabytes()
+
+
+@pytest.fixture
+def optimized():
+  """Programs are compiled as a run compiles them."""
+  import jax
+
+  jax.clear_caches()
+  jax.config.update("jax_disable_most_optimizations", False)
+  yield
+  jax.config.update("jax_disable_most_optimizations", True)
+  jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def few_devices():
+  """A mesh takes as many of the eight devices as its config asks for, and one where that is -1."""
+  import jax
+
+  from v05_jax.scale import sharding
+
+  make = sharding.make_mesh
+
+  def few(config, devices=None):
+    if devices is None:
+      devices = jax.devices()[: math.prod(max(config[axis], 1) for axis in sharding.AXES)]
+    return make(config, devices)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(sharding, "make_mesh", few)
+    yield
+
 
 def pytest_sessionfinish(session):
-  if not hasattr(session.config, "workerinput"):
-    import shutil
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+    1e6 if sys.platform != "darwin" else 1e9
+  )
+  if hasattr(session.config, "workeroutput"):
+    session.config.workeroutput["peak"] = peak
+    return
+  _held["peaks"]["this process"] = peak
+  size = sum(file.stat().st_size for file in CACHE.glob("*")) / 1e6 if CACHE.exists() else 0.0
+  if size > CACHE_MEGABYTES:
+    shutil.rmtree(CACHE, ignore_errors=True)
 
-    shutil.rmtree(os.environ["V05_TEST_CACHE"], ignore_errors=True)
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+  if peak := getattr(node, "workeroutput", {}).get("peak"):
+    _held["peaks"][node.gateway.id] = peak
+
+
+def pytest_terminal_summary(terminalreporter):
+  peaks = ", ".join(f"{name} {peak:.2f}" for name, peak in sorted(_held["peaks"].items()))
+  terminalreporter.write_line(f"memory at most, GB: {peaks}")

@@ -144,7 +144,7 @@ def test_an_unreadable_checkpoint_names_the_one_before(tmp_path, damage):
 WRITER = """
 import sys
 import jax.numpy as jnp
-from v05_jax import checkpoint
+from v05_jax.run import checkpoint
 with checkpoint.Checkpoints(sys.argv[1] + "/run", 2) as saved:
   first = (saved.latest() or 0) + 1
   for step in range(first, 10_000):

@@ -359,7 +359,7 @@ def test_main_prints_one_line_and_no_traceback():
     cwd=ROOT,
     capture_output=True,
     text=True,
-    timeout=120,
+    timeout=500,
   )
   assert done.returncode == 2
   assert done.stderr.strip() == (

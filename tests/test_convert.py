@@ -746,7 +746,7 @@ def test_the_command_line_reports_an_error():
     "--out=/nonexistent/out",
   ]
   done = subprocess.run(
-    [sys.executable, "-m", module.__name__, *flags], capture_output=True, text=True, timeout=120
+    [sys.executable, "-m", module.__name__, *flags], capture_output=True, text=True, timeout=500
   )
   assert (
     done.returncode == 1 and f"error: {TABPFN}: model_state_dict: found NoneType" in done.stderr

@@ -234,7 +234,9 @@ def test_a_row_does_not_depend_on_other_rows_bit_for_bit(params):
   assert_equal(a, step(others, rows, place, length, np.array([2, 5, 1], np.int32)))
 
 
-@pytest.mark.parametrize("name", ["full", "attention", "dots"])
+@pytest.mark.parametrize(
+  "name", ["full", *(pytest.param(x, marks=pytest.mark.long) for x in ("attention", "dots"))]
+)
 def test_remat_changes_no_value_and_no_gradient(params, name):
   remat = dataclasses.replace(CONFIG, remat=name)
   assert_close(gradient(CONFIG, params, TOKENS, ONES), gradient(remat, params, TOKENS, ONES), 1e-6)
@@ -273,7 +275,7 @@ def test_splash_attention_has_the_values_and_gradients_of_plain_attention(params
   assert_close(found, expected, 2e-5)
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("remat", [pytest.param("none", marks=pytest.mark.long), "full"])
 def test_the_pass_for_a_cpu_has_the_same_values_and_gradients(params, remat, monkeypatch):
   """Packed rows with padding, several blocks of queries of unequal size, rows handled one and all
   at a time."""

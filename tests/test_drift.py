@@ -18,6 +18,8 @@ from v05_jax.priors import context as contexts
 from v05_jax.priors import drift as drifts
 from v05_jax.sampling import rollouts
 
+pytestmark = pytest.mark.usefixtures("few_devices")
+
 
 def recorded(value, outcome, size=None):
   """A context of these V and outcomes, both in [-1, 1]."""

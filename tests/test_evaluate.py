@@ -14,6 +14,8 @@ from configs import default
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.run import evaluate, metrics, success
 
+pytestmark = pytest.mark.usefixtures("few_devices")
+
 DATA = pathlib.Path(__file__).parent / "data"
 NAN = math.nan
 

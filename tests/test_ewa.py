@@ -264,6 +264,8 @@ def test_nothing_is_transferred_inside():
   jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
+@pytest.mark.long
+@pytest.mark.usefixtures("optimized")
 def test_2048_prompts_take_less_than_30_ms():
   state, *prompts = many()
   best = np.inf

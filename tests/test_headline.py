@@ -16,6 +16,8 @@ from v05_jax import data, rng
 from v05_jax.priors import Prior
 from v05_jax.step import sample
 
+pytestmark = pytest.mark.usefixtures("few_devices")
+
 FOLDER = Path(run.__file__).parent
 
 

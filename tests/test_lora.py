@@ -26,6 +26,8 @@ from v05_jax.train import train
 from v05_jax.update import optimizer as optimizers
 from v05_jax.update import policy_gradient
 
+pytestmark = pytest.mark.usefixtures("few_devices")
+
 ADAPTERS = lora.Lora(3, 4.5, lora.TARGETS)
 MODEL = dataclasses.replace(tools.MODEL, adapters=ADAPTERS)
 KL = {"kl_coef": 0.3, "entropy_coef": 0.1}
@@ -201,7 +203,7 @@ def test_merged_matrices_are_right_in_the_mean_where_bfloat16_is_too_coarse(size
 
 def tiny(**keys):
   c = small(v05_qwen3_tiny.get_config())
-  c.mesh.update({"data": 4, "fsdp": 2, "tensor": 1})
+  c.mesh.update({"data": 2, "fsdp": 2, "tensor": 1})
   c.update_from_flattened_dict(
     {
       "num_steps": 2,
@@ -219,7 +221,7 @@ def tiny(**keys):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  """A run of two steps on eight devices: (config, workdir, state)."""
+  """A run of two steps on four devices: (config, workdir, state)."""
   workdir = tmp_path_factory.mktemp("lora")
   return tiny(), workdir, train(tiny(), str(workdir))
 

@@ -37,8 +37,8 @@ OWN_INPUT = {
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-  return tmp_path_factory.mktemp("cache")
+def cache():
+  return os.environ["JAX_COMPILATION_CACHE_DIR"]  # of all tests
 
 
 def command(cache, *flags, **keys):
@@ -56,7 +56,7 @@ def command(cache, *flags, **keys):
     env=env,
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=500,
   )
 
 
@@ -109,18 +109,24 @@ def test_ones_own_reward_function(cache, tmp_path):
   assert 0 < line["reward"] <= 1
 
 
+LONG = pytest.mark.long
+
+
 @pytest.mark.parametrize(
   "keys, message",
   [
+    # More of the same, in `make test-long`: what is wrong is found by the tests of each part.
     ({"sampler.temprature": 1}, r"did you mean --config.sampler.temperature"),
-    ({"budget.k_init": 8}, r"budget.k_max: found 4, expected budget.k_init = 8"),
-    ({"budget.cost": -1}, r"budget.cost"),
-    ({"data.path": "nowhere.jsonl"}, r"nowhere.jsonl does not exist"),
+    pytest.param(
+      {"budget.k_init": 8}, r"budget.k_max: found 4, expected budget.k_init = 8", marks=LONG
+    ),
+    pytest.param({"budget.cost": -1}, r"budget.cost", marks=LONG),
+    pytest.param({"data.path": "nowhere.jsonl"}, r"nowhere.jsonl does not exist", marks=LONG),
     (
       {"sampler.max_prompt": 16},
       r"problems.jsonl:1: the prompt has \d+ tokens, expected at most .*max_prompt = 16",
     ),
-    ({"policy.path": "nowhere"}, r"policy.path: found 'nowhere'"),
+    pytest.param({"policy.path": "nowhere"}, r"policy.path: found 'nowhere'", marks=LONG),
     ({"reward": "own_reward:missing"}, r"config.reward = 'own_reward:missing'"),
   ],
   ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",

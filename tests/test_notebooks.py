@@ -40,7 +40,9 @@ def test_these_are_all():
   assert tuple(execute.names()) == NAMES == tuple(SMALL)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+  "name", [pytest.param(x, marks=pytest.mark.long) if x == "quickstart" else x for x in NAMES]
+)
 def test_runs_from_top_to_bottom(name, tmp_path):
   kept = execute.read(name)
   notebook = execute.execute(execute.fill(kept, SMALL[name]), tmp_path, FAST)

@@ -7,6 +7,8 @@ import pytest
 
 from v05_jax.value_model import pairs
 
+pytestmark = pytest.mark.usefixtures("few_devices")
+
 ROW = {"id": 1, "dataset": "d", "model": "m", "step": 16, "score": 0.5, "type": "context"}
 
 

@@ -56,7 +56,7 @@ def module(tmp_path, monkeypatch):
 
 def judge(verifier, *responses, **row):
   handles = verifier.submit([""] * len(responses), list(responses), [row] * len(responses))
-  return [handle.result(timeout=60) for handle in handles]
+  return [handle.result(timeout=300) for handle in handles]
 
 
 def test_a_bad_verdict_costs_one_reward_and_the_pool_goes_on(module):
@@ -71,7 +71,7 @@ def test_a_bad_verdict_costs_one_reward_and_the_pool_goes_on(module):
     "hang": "timeout",
     "hang with the lock": "timeout",
   }
-  with rewards.load(config("my_reward:score", timeout=1.0)) as verifier:
+  with rewards.load(config("my_reward:score", timeout=3.0)) as verifier:
     verdicts = judge(verifier, *[r for bad in good for r in ("fine", bad)], "fine", value=0.5)
   assert [v.failure for v in verdicts[1::2]] == list(good.values())
   assert all(math.isnan(v.reward) for v in verdicts[1::2])
@@ -89,10 +89,10 @@ def test_what_cannot_be_pickled_fails_alone(module):
 
 
 def test_the_time_counts_from_the_start_of_a_verdict(module):
-  with rewards.load(config("my_reward:score", workers=1, timeout=1.5)) as verifier:
+  with rewards.load(config("my_reward:score", workers=1, timeout=3.0)) as verifier:
     started = time.monotonic()
-    verdicts = judge(verifier, *["sleep"] * 4, seconds=0.5, value=1)
-  assert time.monotonic() - started > 1.5 and [v.reward for v in verdicts] == [1.0] * 4
+    verdicts = judge(verifier, *["sleep"] * 4, seconds=1.0, value=1)
+  assert time.monotonic() - started > 3.0 and [v.reward for v in verdicts] == [1.0] * 4
 
 
 def test_200_verdicts_belong_to_their_handles(module):
@@ -117,7 +117,7 @@ def test_close_with_pending_work(module):
   time.sleep(0.3)
   started = time.monotonic()
   verifier.close()
-  assert time.monotonic() - started < 5
+  assert time.monotonic() - started < 50  # a verdict may take 60
   assert running.result(0).failure == "crash"
   for handle in pending:
     with pytest.raises(concurrent.futures.CancelledError):
@@ -191,7 +191,7 @@ def start_script(module, *responses):
 
 def test_a_script_without_a_main_guard_runs_once_and_leaves_nothing(module):
   process = start_script(module)
-  lines = process.communicate(timeout=60)[0].split()
+  lines = process.communicate(timeout=300)[0].split()
   assert process.returncode == 0 and len(lines) == 2 and lines[0] == "main"
   assert not alive(int(lines[1]))
 
@@ -210,7 +210,7 @@ def test_workers_die_with_the_run(module, response):
   assert not alive(worker)
 
 
-def alive(pid, patience=5.0):
+def alive(pid, patience=60.0):
   """Whether the process still runs after `patience` seconds (or at once, if it is gone earlier)."""
   end = time.monotonic() + patience
   while time.monotonic() < end:
@@ -298,7 +298,7 @@ def test_boxed(text, answer):
 
 
 def test_math_in_a_worker_that_sympy_hangs():
-  with rewards.load(config("math", workers=1, timeout=2.0)) as verifier:
+  with rewards.load(config("math", workers=1, timeout=5.0)) as verifier:
     verdicts = judge(verifier, r"\boxed{9^{9^{9^9}}}", r"\boxed{\frac{6}{2}}", answer="3")
   assert [v.failure for v in verdicts] == ["timeout", ""] and verdicts[1].reward == 1.0
 

@@ -265,7 +265,11 @@ def test_a_failed_verdict_costs_one_rollout():
   np.testing.assert_array_equal(rolls.mask, np.isfinite(rolls.reward))
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 2), (2, 2, 2), (1, 4, 2)], ids=str)
+@pytest.mark.parametrize(
+  "shape",
+  [(2, 2, 2), *(pytest.param(x, marks=pytest.mark.long) for x in ((2, 1, 2), (1, 4, 2)))],
+  ids=str,
+)
 def test_rollouts_do_not_depend_on_how_the_model_is_split(reference, shape):
   """Lanes whose rollouts end at different steps share collectives: they must leave the loop
   together."""

@@ -12,6 +12,8 @@ from v05_jax import data, models, tasks
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.run import metrics, sft
 
+pytestmark = pytest.mark.usefixtures("few_devices")
+
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):

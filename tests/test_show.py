@@ -16,6 +16,8 @@ from v05_jax.step import Draw, Run
 from v05_jax.structs import Rollouts, TrainState
 from v05_jax.train import train
 
+pytestmark = pytest.mark.usefixtures("few_devices")
+
 
 def config():
   return small(**{"eval.period": 0, "num_steps": 2, "checkpoint.period": 1})

@@ -8,6 +8,8 @@ import pytest
 
 from v05_jax.run import success
 
+pytestmark = pytest.mark.usefixtures("few_devices")
+
 
 @pytest.mark.parametrize("n", [1, 2, 5, 8])
 def test_pass_at_is_the_share_of_subsets_with_a_success(n):

@@ -12,6 +12,8 @@ from v05_jax import config as configuration
 from v05_jax.models import presets
 from v05_jax.models import tokenizer as tokenizers
 
+pytestmark = pytest.mark.usefixtures("few_devices")
+
 
 def arguments(*flags):
   args = programs.arguments(["--program=sample", "--size=tiny", "--groups=8", "--group=2", *flags])

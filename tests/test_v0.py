@@ -84,7 +84,9 @@ def test_contexts_that_the_head_was_not_made_for_give_the_smoothed_success_rate(
   assert ensemble.smoothed(np.array([0.2, 0.9, 0.4, 0.5]), np.array([0, 1, 0, 1], bool)) is None
 
 
-@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 4, 2)], ids=str)
+@pytest.mark.parametrize(
+  "sizes", [(2, 2, 2), pytest.param((1, 4, 2), marks=pytest.mark.long)], ids=str
+)
 def test_a_mesh_changes_nothing(loaded, directory, sizes):
   mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes)))
   spread = value_model.load(str(directory), mesh)

@@ -236,12 +236,14 @@ def test_the_loss_is_put_together_from_its_options(data):
   def value(**options):
     changed = config.value.copy_and_resolve_references()
     changed.update(options)
-    return train.jax.jit(objective.pairs_loss(model, changed))(params, lookup, batch, key)
+    return jax.jit(objective.pairs_loss(model, changed))(params, lookup, batch, key)
 
   found, parts = value()
   x = model.features([texts[i] for i in batch.prompt[0]])
   marks = jax.random.split(jax.random.split(key)[1], 1)[0]
-  z = objective.logits(model.head, model.settings, x, batch.score[0, :20], (None, None), marks)
+  z = jax.jit(
+    lambda head, x: objective.logits(head, model.settings, x, batch.score[0, :20], (None, None), marks)
+  )(model.head, x)
   target = batch.score[0, 20:]
   weight = np.where(target >= 0.5, batch.share[0], 1 - batch.share[0])
   p = jax.nn.softmax(z)[:, 1]
@@ -284,11 +286,13 @@ def test_what_decays_and_how_the_rate_goes():
 
 
 def test_updates_that_keep_failing_stop_the_run(data, tmp_path, monkeypatch):
-  make = objective.pairs_loss
-  broken = lambda model, options: (
-    lambda *args: jax.tree.map(lambda x: x * jnp.nan, make(model, options)(*args))
-  )
-  monkeypatch.setattr(objective, "pairs_loss", broken)
+  """With a loss that is never finite, and that compiles at once."""
+
+  def broken(params, lookup, batch, key):
+    loss = jnp.nan * sum(jnp.sum(x) for x in jax.tree.leaves(params))
+    return loss, {"pair": loss, "soft": loss}
+
+  monkeypatch.setattr(objective, "pairs_loss", lambda model, options: broken)
   config = make_config(data=data["train"])
   config.loss.max_skipped, config.checkpoint.period = 2, 2
   with pytest.raises(
@@ -313,6 +317,7 @@ def test_other_pairs_are_no_continuation(run, data, tmp_path):
     train.train_value(make_config(data=str(folder), heldout=data["heldout"]), str(again))
 
 
+@pytest.mark.long
 def test_two_devices_do_what_one_does(data):
   config = make_config(data=data["train"])
   one = train.make(config)

@@ -1,0 +1,40 @@
+"""The golden lines of each config: a training run's metrics are what they were, bit for bit."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from tests import golden
+
+ROOT = pathlib.Path(__file__).parents[1]
+MEANT = """
+The metrics of a training run are not what they were. Where that is meant: run
+    python -m tests.golden --write
+and say in the commit's message which fields change, and why. Else it is a mistake."""
+
+
+@pytest.mark.parametrize("name", golden.NAMES)
+def test_a_run_is_what_it_was(name):
+  """In a process with one device, as the lines were written."""
+  environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+  environment.pop("XLA_FLAGS", None)  # eight devices
+  command = [sys.executable, "-m", "tests.golden", name]
+  process = subprocess.run(
+    command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+  )
+  assert process.returncode == 0, process.stdout + MEANT
+
+
+def test_a_difference_is_found():
+  found = golden.stored("grpo")
+  changed = [dict(line) for line in found]
+  changed[2]["reward"] += 1e-6
+  del changed[3]["accuracy"]
+  step = found[2]["step"]
+  assert golden.differences(found, found, 0.0) == []
+  assert len(golden.differences(changed, found, 0.0)) == 2
+  assert golden.differences(changed, found, 0.0)[0].startswith(f"step {step}, reward: found")
+  assert len(golden.differences(changed[:3], found, 2e-2)) == 1  # a line less; rounding is none
