@@ -108,7 +108,7 @@ def page(rows: list[Row], score: str) -> str:
   environment = jinja2.Environment(
     autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
   )
-  template = environment.from_string((resources.files("v05_jax") / "report.html").read_text())
+  template = environment.from_string((resources.files("v05_jax.run") / "report.html").read_text())
   return template.render(
     rows=rows,
     score=TITLES[score],
