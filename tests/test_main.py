@@ -114,7 +114,7 @@ def test_ones_own_reward_function(cache, tmp_path):
   [
     ({"sampler.temprature": 1}, r"did you mean --config.sampler.temperature"),
     ({"budget.k_init": 8}, r"budget.k_max: found 4, expected budget.k_init = 8"),
-    ({"budget.cost": -1}, r"budget.cost"),
+    ({"budget.rule": "sequential", "budgets.sequential.cost": -1}, r"budgets.sequential.cost"),
     ({"data.path": "nowhere.jsonl"}, r"nowhere.jsonl does not exist"),
     (
       {"sampler.max_prompt": 16},

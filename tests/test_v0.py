@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from v05_jax import priors as value_prior
-from v05_jax.priors import prior
 from v05_jax.run import metrics
 from v05_jax.scale import sharding
 from v05_jax.value_model import convert, v0
+from v05_jax.value_model.smoothed import smoothed
 
 DATA = Path(__file__).parent / "data" / "v0"
 PROMPTS = json.loads((DATA / "prompts.json").read_text())
@@ -34,7 +33,7 @@ def directory(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(directory):
-  return value_prior.load(str(directory))
+  return v0.load(str(directory))
 
 
 def table(groups):
@@ -80,13 +79,13 @@ def test_contexts_that_the_head_was_not_made_for_give_the_smoothed_success_rate(
 ):
   p = loaded.predict(PROMPTS[: len(scores)], scores, PROMPTS[24:27])
   np.testing.assert_allclose(p, [want] * 3, rtol=1e-6)
-  assert prior.smoothed(np.array([0.2, 0.9, 0.4, 0.5]), np.array([0, 1, 0, 1], bool)) is None
+  assert smoothed(np.array([0.2, 0.9, 0.4, 0.5]), np.array([0, 1, 0, 1], bool)) is None
 
 
 @pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 4, 2)], ids=str)
 def test_a_mesh_changes_nothing(loaded, directory, sizes):
   mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes)))
-  spread = value_prior.load(str(directory), mesh)
+  spread = v0.load(str(directory), mesh)
   kernel = spread.params["layers"]["q"]["kernel"]
   assert kernel.addressable_shards[0].data.size == kernel.size / (sizes[1] * sizes[2])
   np.testing.assert_allclose(spread.features(PROMPTS, 2), E2E["features"], atol=5e-5)
@@ -132,4 +131,4 @@ def test_bad_scores(loaded, scores, message):
 
 def test_a_directory_without_a_converted_model(tmp_path):
   with pytest.raises(ValueError, match=r"v0\.json"):
-    value_prior.load(str(tmp_path))
+    v0.load(str(tmp_path))

@@ -7,7 +7,6 @@ import pytest
 
 from configs import default, v05
 from v05_jax import models, tasks
-from v05_jax import priors as value_prior
 from v05_jax.value_model import scores, v0
 
 
@@ -36,14 +35,14 @@ def test_it_is_small_and_of_the_sizes_of_its_config():
   files = sorted(path.name for path in v0.BUILTIN.iterdir())
   assert files == ["adapter.safetensors", "head.safetensors", "v0.json"]
   assert sum(path.stat().st_size for path in v0.BUILTIN.iterdir()) < 2e6
-  assert v05.get_config().prior.path == "builtin" and v05.get_config().prior.kind == "v0"
+  assert v05.get_config().priors.v0.path == "builtin" and v05.get_config().prior.kind == "v0"
 
 
 def test_it_knows_which_prompts_are_hard_and_for_whom(known):
   """On the warm start: better than the context's mean, and worse where the context's labels are
   shuffled."""
   texts, success, asked, truth = known
-  model = value_prior.load("builtin")
+  model = v0.load("builtin")
   p = model.predict(texts, success, asked)
   constant = scores.rmse(np.full(len(truth), success.mean()), truth)
   assert scores.rmse(p, truth) < 0.8 * constant

@@ -15,10 +15,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from configs import default
-from v05_jax import priors as value_prior
 from v05_jax import tasks
 from v05_jax.run import metrics
-from v05_jax.value_model import batches, convert, measure, pairs, tabpfn, train
+from v05_jax.value_model import batches, convert, measure, pairs, tabpfn, train, v0
 
 DATA = Path(__file__).parent / "data" / "v0"
 
@@ -154,7 +153,7 @@ def test_what_it_writes_opens_and_predicts(run, data):
     "head.safetensors",
     "v0.json",
   ]
-  loaded = value_prior.load(str(workdir / "v0"))
+  loaded = v0.load(str(workdir / "v0"))
   texts, contexts = pairs.read([data["heldout"]])
   given = [texts[i] for i in contexts[0].prompt[:40]], contexts[0].score[:40], texts[:30]
   p = loaded.predict(*given)
@@ -190,9 +189,9 @@ def test_an_official_model_learns_in_its_adapter_alone(data, tmp_path):
     np.any(x != y) for x, y in zip(state.params["adapter"].values(), trainer.model.adapter.values())
   )
   train.save(train.with_params(trainer.model, state.params), tmp_path / "trained")
-  found = value_prior.load(str(tmp_path / "trained"))
+  found = v0.load(str(tmp_path / "trained"))
   # the licences' notice too
-  assert found.settings == value_prior.load(str(tmp_path / "official")).settings
+  assert found.settings == v0.load(str(tmp_path / "official")).settings
   assert (
     found.settings["estimators"] == 4
     and (tmp_path / "trained" / "backbone" / "model.safetensors").exists()
