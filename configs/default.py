@@ -16,8 +16,6 @@ def get_config() -> ConfigDict:
   # rollouts a step on average; rounded to whole prompts and equal minibatches
   c.rollouts_per_step = 256
 
-  # write every step's (prompt, score) pairs to WORKDIR/pairs, which --mode=value learns from
-
   c.policy = policy = ConfigDict()
   # Hugging Face directory; "builtin" = the warm-started policy of the built-in tasks
   policy.path = "builtin"
@@ -68,9 +66,8 @@ def get_config() -> ConfigDict:
   rewards.overlong_buffer = 0
 
   c.prior = prior = ConfigDict()
-  prior.kind = (
-    "neighbours"  # a name of v05_jax/priors: none | constant | neighbours | v0 | module:function
-  )
+  # A name of v05_jax/priors: none | constant | neighbours | v0 | module:function
+  prior.kind = "neighbours"
   prior.context = 256  # (prompt, success) pairs kept
   prior.min_support = 32  # pairs before the prior speaks; until then the group mean serves
   # Wrapped around it, the first innermost: names of v05_jax/priors, recalibrate | fallback |
@@ -160,7 +157,8 @@ def get_config() -> ConfigDict:
   sft.warmup_steps = 30
 
   c.value = value = ConfigDict()  # --mode=value trains a V0
-  # folders of pairs with commas between, see `collect`; "synthetic" = drawn tasks, for a head alone
+  # folders of pairs (of the observer pairs) with commas between; "synthetic" = drawn tasks, for a
+  # head alone
   value.data = ""
   value.heldout = ""  # folders of pairs to evaluate on, every eval.period steps
   # V0 to begin from; "" = a new adapter on the policy, which stays frozen, and a new head

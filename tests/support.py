@@ -6,7 +6,8 @@ import jax
 import numpy as np
 
 from configs import default
-from v05_jax import models
+from v05_jax import models, plug
+from v05_jax.budgets.base import Budget
 from v05_jax.models import decoder
 from v05_jax.sampling import rollouts
 from v05_jax.scale import sharding
@@ -83,6 +84,15 @@ def prompts(count, seed=0, capacity=None, width=10):
 
 def mesh(devices=1):
   return sharding.make_mesh(default.get_config().mesh, jax.devices()[:devices])
+
+
+def budget(rule, k_init, k_max, **options):
+  """The budget rule of that name with its options; its state is not kept under the name."""
+  c = default.get_config()
+  c.budget.update({"rule": rule, "k_init": k_init, "k_max": k_max})
+  if options:
+    c.budgets[rule].update(options)
+  return plug.make("budget", rule, plug.Setting(c), Budget)
 
 
 class Swap:

@@ -1,3 +1,4 @@
+import logging
 import os
 import pathlib
 import random
@@ -14,12 +15,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from configs import default
 from v05_jax import config as configuration
-from v05_jax import estimator
-from v05_jax.priors import drift
+from v05_jax import history
+from v05_jax.estimators import ewa
+from v05_jax.observers import scoreboard
+from v05_jax.priors import fallback
 from v05_jax.run import checkpoint
 from v05_jax.structs import Context, TrainState
 
@@ -34,6 +38,10 @@ def new_state(width=16, features=8, seed=0):
   layers = {"q": draw(2, width, width), "norm": draw(2, width)}
   params = {"embedding": draw(32, width), "layers": layers}
   zero = np.zeros((), np.int32)
+  record = lambda width: Context(draw(64, width), draw(64), draw(64), jnp.int32(7))
+  drift = fallback.Drift(np.int32(3), np.bool_(True))
+  learnt = {"rloo": (), "ewa": ewa.EWA(draw(8), draw(30))}
+  board = scoreboard.Scores(learnt, scoreboard.Board(draw(), draw(2), draw(2)))
   return TrainState(
     params=params,
     opt_state=OPTIMIZER.init(params),
@@ -42,11 +50,10 @@ def new_state(width=16, features=8, seed=0):
     rollouts=zero,
     mean_k=np.float32(4),
     skipped=zero,
-    estimator=jax.tree.map(lambda x: x + 1, estimator.init(5)),
-    context=Context(
-      features=draw(64, features), value=draw(64), success=draw(64), count=jnp.int32(7)
-    ),
-    drift=drift.Drift(np.int32(3), np.bool_(True)),
+    prior={"neighbours": record(features), "fallback": fallback.Fallback(record(1), drift)},
+    budget={"neyman": jax.tree.map(lambda x: x + 2, ewa.ewa_init())},
+    estimator={"spo": jax.tree.map(lambda x: x + 1, history.empty(5))},
+    observers={"scoreboard": board, "exact": ()},
   )
 
 
@@ -123,6 +130,65 @@ def test_another_architecture_is_named(tmp_path):
     sgd = example.replace(opt_state=optax.sgd(0.1).init(example.params))
     with pytest.raises(ValueError, match=r"opt_state.1.0.mu.embedding: .* expected nothing"):
       saved.restore(1, sgd)
+
+
+def test_what_a_new_plug_has_learnt_starts_empty_and_the_log_says_so(tmp_path, caplog):
+  """An observer that is named from now on, and one of a plug's fields that has no leaves."""
+  state, example = new_state(), new_state(seed=1)
+  with checkpoint.Checkpoints(tmp_path, 2) as saved:
+    saved.save(1, state.replace(observers={"exact": ()}))
+    with caplog.at_level(logging.WARNING):
+      restored = saved.restore(1, example)
+  (said,) = (x.getMessage() for x in caplog.records if "start" in x.getMessage())
+  assert said == (
+    f"checkpoint {tmp_path}/checkpoints/1 has nothing of observers.scoreboard, which start empty"
+  )
+  same(restored.observers, example.observers)
+  same(restored.replace(observers={}), state.replace(observers={}))
+
+
+def test_what_a_plug_had_learnt_that_is_no_longer_named_is_dropped(tmp_path, caplog):
+  state = new_state()
+  example = new_state(seed=1).replace(observers={"exact": ()})
+  with checkpoint.Checkpoints(tmp_path, 2) as saved:
+    saved.save(1, state)
+    with caplog.at_level(logging.WARNING):
+      restored = saved.restore(1, example)
+    same(restored, state.replace(observers={"exact": ()}))
+    assert not caplog.records
+    saved.save(2, restored)  # and it is gone
+    assert "observers" not in " ".join(checkpoint._named(restored))
+    same(saved.restore(2, example), restored)
+
+
+def test_a_plug_whose_state_has_another_form_is_named(tmp_path):
+  state = new_state()
+  board = state.observers["scoreboard"].board
+  more = scoreboard.Board(board.count, jnp.zeros(3), jnp.zeros(3))
+  scores = scoreboard.Scores(state.observers["scoreboard"].learnt, more)
+  with checkpoint.Checkpoints(tmp_path, 2) as saved:
+    saved.save(1, state)
+    with pytest.raises(ValueError, match=r"scoreboard.*mean: found float32\[2\], expected float32"):
+      saved.restore(1, state.replace(observers={"scoreboard": scores}))
+
+
+@pytest.mark.parametrize("field", ["context.success", "drift.streak", "estimator.board.mean"])
+def test_a_checkpoint_of_the_old_form_is_refused(tmp_path, field):
+  """As versions before the plugs wrote them: context, drift and the board had fields of their
+  own."""
+  state = new_state()
+  leaves = checkpoint._named(state.replace(prior={}, budget={}, estimator={}, observers={}))
+  old = {name: np.asarray(x) for name, x in leaves.items()} | {field: np.zeros(4, np.float32)}
+  handler = ocp.StandardCheckpointHandler()
+  with ocp.CheckpointManager(tmp_path / "checkpoints", item_handlers=handler) as manager:
+    manager.save(3, args=ocp.args.StandardSave(old))
+  with checkpoint.Checkpoints(tmp_path, 2) as saved:
+    assert saved.latest() == 3
+    with pytest.raises(ValueError) as error:
+      saved.restore(3, state)
+  text = str(error.value)
+  assert text.startswith(f"checkpoint {tmp_path}/checkpoints/3 was written by a version of v05_jax")
+  assert "start in a new workdir, or export it with that version" in text
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's own
@@ -227,13 +293,15 @@ def test_the_config_of_a_resumed_run(tmp_path):
   checkpoint.check_config(tmp_path, config)  # an empty workdir
   (tmp_path / "config.json").write_text(configuration.to_json(config))
   config.num_steps, config.eval.period, config.checkpoint.period = 7, 3, 1
+  config.observe = ("exact", "scoreboard")
   checkpoint.check_config(tmp_path, config)
   config.optimizer.learning_rate, config.budget.k_max = 0.5, 12
   with pytest.raises(ValueError, match=str(tmp_path)) as error:
     checkpoint.check_config(tmp_path, config)
   text = str(error.value)
   assert "optimizer.learning_rate: found 0.5, expected 0.0012" in text
-  assert "budget.k_max: found 12, expected 4" in text and "num_steps" not in text
+  assert "budget.k_max: found 12, expected 4" in text
+  assert "num_steps" not in text and "observe" not in text
   (tmp_path / "config.json").write_text("{")
   with pytest.raises(ValueError, match=r"config.json, line 1"):
     checkpoint.check_config(tmp_path, config)

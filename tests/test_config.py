@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 import pytest
 
 from configs import default
-from v05_jax import budget, command_line, config
+from v05_jax import command_line, config, plug
 
 ROOT = Path(__file__).parent.parent
 
@@ -66,17 +66,18 @@ def test_every_shipped_config_is_valid():
 
 
 def test_every_key_has_a_rule_and_every_rule_a_key():
-  assert set(config.RULES) == set(config.flatten(default.get_config()))
+  assert set(config.every_rule(default.get_config())) == set(config.flatten(default.get_config()))
 
 
 def test_choices_are_those_that_the_comments_of_the_default_config_name():
-  comments, section, above = {}, {"c": ""}, ""
+  comments, section, above = {}, {"c": ""}, []
   for line in (ROOT / "configs" / "default.py").read_text().splitlines():
     if match := re.match(r"  c\.(\w+) = (\w+) = ConfigDict", line):
       section[match[2]] = match[1] + "."
     elif match := re.match(r"  (\w+)\.(\w+) = .*?(?:  # (.*))?$", line):
-      comments[section[match[1]] + match[2]] = match[3] or above
-    above = line  # a long list of choices stands above its key
+      comments[section[match[1]] + match[2]] = match[3] or " ".join(above)
+    # a long list of choices stands above its key
+    above = [*above, line.strip(" #")] if line.startswith("  #") else []
   word = r"\w+(?::\w+)?"
   found = {
     key: tuple(re.split(r" \| ", choices[0]))
@@ -84,9 +85,14 @@ def test_choices_are_those_that_the_comments_of_the_default_config_name():
     if (choices := re.search(rf"{word}(?: \| {word})+", text))
   }
   assert len(found) >= 9
+  kinds = {kind.key: name for name, kind in plug.KINDS.items()}
+  assert kinds.keys() <= found.keys()
   for key, choices in found.items():
-    assert config.RULES[key].choices == choices, key
-  assert config.RULES["budget.rule"].choices == budget.RULES
+    if key in kinds:
+      assert set(choices) - {"module:function"} == set(plug.known(kinds[key])), key
+      assert "module:function" in comments[key]
+    else:
+      assert config.RULES[key].choices == choices, key
 
 
 def test_no_number_but_a_reward_may_be_below_minus_one():
@@ -104,10 +110,10 @@ def test_no_number_but_a_reward_may_be_below_minus_one():
     ("budget__k_init", 5, "budget.k_max: found 4, expected budget.k_init = 5"),
     ("budget__k_max", 0, "at least 1"),
     ("budget__k_max", 8, "expected budget.k_init = 4, since budget.rule is fixed"),
-    ("budget__cost", -0.1, "at least 0"),
-    ("budget__cost", float("nan"), "a finite number"),
-    ("budget__rule", "adaptive", "one of fixed, sequential, two_stage"),
-    ("baseline", "ppo", "one of v05"),
+    ("budgets__sequential__cost", -0.1, "at least 0"),
+    ("budgets__two_stage__cost", float("nan"), "a finite number"),
+    ("budget__rule", "adaptive", "one of fixed, neyman, sequential, two_stage"),
+    ("baseline", "a3c", "one of batch_shrink, beta_shrink"),
     ("sampler__temperature", 0.0, "above 0"),
     ("sampler__top_p", 0.0, "above 0"),
     ("sampler__top_p", 1.01, "at most 1"),
@@ -124,7 +130,7 @@ def test_no_number_but_a_reward_may_be_below_minus_one():
     ("rewards__low", 1.0, "less than rewards.high"),
     ("rewards__overlong_buffer", 9, "at most sampler.max_response = 8"),
     ("selection__pool", 0, "at least 1"),
-    ("ewa_update", "now", "one of after, before"),
+    ("estimators__ewa__update", "now", "one of after, before"),
     ("prior__min_support", 257, "at most prior.context = 256"),
     ("data__template", "{question}", "{prompt}"),
     ("data__families", ("add", "add"), "each once"),
@@ -147,9 +153,9 @@ def test_a_bad_value_names_key_found_and_expected(key, value, expected):
 
 
 def test_every_problem_is_listed_at_once():
-  text = problems(budget__cost=-1.0, sampler__top_p=2.0, baseline="x")
+  text = problems(budgets__sequential__cost=-1.0, sampler__top_p=2.0, baseline="x")
   assert "3 problems" in text
-  assert all(key in text for key in ("budget.cost", "sampler.top_p", "baseline"))
+  assert all(key in text for key in ("budgets.sequential.cost", "sampler.top_p", "baseline"))
 
 
 def test_k_init_above_k_max_with_an_adaptive_rule():
@@ -160,32 +166,34 @@ def test_k_init_above_k_max_with_an_adaptive_rule():
 def test_a_divided_budget_has_its_mean_between_its_bounds():
   config.validate(changed(budget__rule="neyman", budget__k_init=2, budget__k_max=8))
   for mean in (1.5, 9.0):
-    text = problems(budget__rule="value", budget__k_init=2, budget__k_max=8, budget__k_mean=mean)
+    text = problems(
+      budget__rule="value", budget__k_init=2, budget__k_max=8, budgets__value__k_mean=mean
+    )
     assert (
-      f"budget.k_mean: found {mean}, expected between budget.k_init = 2 and budget.k_max = 8"
-      in text
+      f"budgets.value.k_mean: found {mean}, expected between budget.k_init = 2 and "
+      "budget.k_max = 8" in text
     )
   divided = dict(budget__rule="neyman", budget__k_init=2, budget__k_max=16, rollouts_per_step=32)
   config.validate(changed(**divided, loss__minibatches=8))
   text = problems(**divided, loss__minibatches=9)
-  assert "at most 8, the prompts of a step (rollouts_per_step / budget.k_mean)" in text
+  assert "at most 8, the prompts of a step (rollouts_per_step / 4 rollouts of each)" in text
 
 
 def test_a_v0_needs_its_directory():
-  found = problems(prior__kind="v0")
+  found = problems(prior__kind="v0", priors__v0__path=" ")
   assert (
-    "prior.path: found '', expected \"builtin\", or a directory of value_prior.convert or "
+    "priors.v0.path: found ' ', expected \"builtin\", or a directory of value_model.convert or "
     "--mode=value" in found
   )
   file = {
     "prior__kind": "v0",
-    "prior__path": "builtin",
+    "priors__v0__path": "builtin",
     "data__path": "x.jsonl",
     "eval__path": "x.jsonl",
   }
   found = problems(**file, reward="math", eval__samples=1)
   assert (
-    "prior.path: found 'builtin', expected a directory of your own" in found
+    "priors.v0.path: found 'builtin', expected a directory of your own" in found
     and "1 problem" in found
   )
 
@@ -197,8 +205,8 @@ def test_what_excludes_each_other():
   assert "selection.pool: found 2, expected 1" in problems(
     selection__pool=2, budget__max_resample=3
   )
-  assert "prior.history: found True, expected False" in problems(
-    prior__history=True, baseline="spo"
+  assert "prior.wrappers: found ('fallback', 'history'), expected no history" in problems(
+    prior__wrappers=("fallback", "history"), baseline="spo"
   )
   text = problems(selection__pool=2, loss__aggregate="token")
   assert "loss.aggregate: found 'token', expected rollout, prompt or constant" in text
@@ -213,7 +221,7 @@ def test_a_group_baseline_needs_two_rollouts(baseline):
 
 
 def test_good_values_at_the_edge_of_their_range():
-  config.validate(changed(budget__cost=0, sampler__top_p=1, num_steps=0))
+  config.validate(changed(budgets__sequential__cost=0, sampler__top_p=1, num_steps=0))
   config.validate(changed(loss__minibatches=64, loss__row_length=23))
   config.validate(changed(rollouts_per_step=4, loss__minibatches=1, reward="my.module:reward"))
 
@@ -222,8 +230,8 @@ def test_unknown_and_missing_keys():
   text = problems(budget__k_ini=4)
   assert "budget.k_ini: found an unknown key, did you mean budget.k_init?" in text
   tree = config.to_dict(default.get_config())
-  del tree["budget"]["cost"], tree["sft"]
-  with pytest.raises(ValueError, match=r"budget\.cost: missing") as e:
+  del tree["budgets"]["sequential"]["cost"], tree["sft"]
+  with pytest.raises(ValueError, match=r"budgets\.sequential\.cost: missing") as e:
     config.validate(ConfigDict(tree))
   assert "sft.steps: missing" in str(e.value)
 
@@ -249,10 +257,25 @@ def test_only_length_and_periods_may_change_on_resume():
   saved = default.get_config()
   config.check_resume(saved, changed(num_steps=9, eval__period=3, checkpoint__period=5), "runs/x")
   with pytest.raises(ValueError, match="runs/x holds a run of another config") as e:
-    config.check_resume(saved, changed(seed=1, budget__cost=0.5, num_steps=9), "runs/x")
+    config.check_resume(
+      saved, changed(seed=1, budgets__sequential__cost=0.5, num_steps=9), "runs/x"
+    )
   assert "seed: found 1, expected 0" in str(e.value)
-  assert "budget.cost: found 0.5, expected 0.00390625" in str(e.value)
+  assert "budgets.sequential.cost: found 0.5, expected 0.00390625" in str(e.value)
   assert "num_steps" not in str(e.value)
+
+
+def test_observers_may_change_on_resume_with_the_options_of_those_that_come_or_go():
+  saved = default.get_config()
+  scoreboard = {"observers__scoreboard__estimators": ("rloo",)}
+  more = changed(observe=("exact", "scoreboard"), **scoreboard)
+  more.observers.mine = ConfigDict({"every": 3})  # an option of a user's observer
+  more.observe = (*more.observe, "file:mine")
+  config.check_resume(saved, more, "runs/x")
+  config.check_resume(more, saved, "runs/x")
+  less = changed(observe=("scoreboard",))
+  with pytest.raises(ValueError, match=r"scoreboard.estimators: found \(.*, expected \('rloo',\)"):
+    config.check_resume(more, less, "runs/x")  # it stays, and its numbers would be of others
 
 
 # --- Files
@@ -292,9 +315,11 @@ def test_a_missing_config_file_suggests_its_neighbour(tmp_path):
 def test_overrides_of_every_type():
   c = parse(
     "--config.seed=3",
-    "--config.budget.cost",
+    "--config.budget.rule=sequential",
+    "--config.budgets.sequential.cost",
     "0",
-    "--config.prior.history",
+    "--config.prior.wrappers=('history',)",
+    "--config.loss.share_prompts",
     "--config.reward=math",
     "--noconfig.data.chat_template",
     "--config.data.families=('add', 'lin')",
@@ -302,9 +327,10 @@ def test_overrides_of_every_type():
     "--config.mesh.data",
     "-1",
   ).config
-  assert (c.seed, c.budget.cost, c.prior.history, c.reward) == (3, 0.0, True, "math")
+  assert (c.seed, c.budgets.sequential.cost, c.reward) == (3, 0.0, "math")
+  assert (c.prior.wrappers, c.loss.share_prompts) == (("history",), True)
   assert (c.data.chat_template, c.data.families, c.mesh.data) == (False, ("add", "lin"), -1)
-  assert isinstance(c.budget.cost, float)
+  assert isinstance(c.budgets.sequential.cost, float)
 
 
 def test_the_config_is_the_file_then_the_workdir_then_the_default(tmp_path):
@@ -323,11 +349,11 @@ def test_the_config_is_the_file_then_the_workdir_then_the_default(tmp_path):
   [
     (["--config.foo=1"], "--config.foo: found an unknown config key"),
     (["--config.budget.k_ini=1"], "unknown config key, did you mean --config.budget.k_init?"),
-    (["--config.loss.cost=1"], "did you mean --config.budget.cost?"),
+    (["--config.loss.cost=1"], "did you mean --config.budgets.sequential.cost or"),
     (["--workdri=x"], "--workdri: found an unknown flag, did you mean --workdir?"),
     (["--mode=trian"], "--mode=trian"),
     (["--config.seed=x"], "--config.seed=x"),
-    (["--config.budget.cost=1/256"], "--config.budget.cost=1/256"),
+    (["--config.budgets.sequential.cost=1/256"], "--config.budgets.sequential.cost=1/256"),
     (["--config.seed"], "Missing value for flag --config.seed"),
     (["--config"], "--config: found no value"),
     (["--config=none.py"], "none.py: found no such config file"),
@@ -341,10 +367,16 @@ def test_a_bad_flag_is_one_line_and_exit_code_2(capsys, argv, expected):
 
 
 def test_a_bad_value_on_the_command_line(capsys):
-  text = error(capsys, "--config.budget.cost", "-1", "--config.baseline=ppo")
+  text = error(
+    capsys,
+    "--config.budget.rule=sequential",
+    "--config.budgets.sequential.cost",
+    "-1",
+    "--config.baseline=a3c",
+  )
   assert text.count("\n") == 3
-  assert "budget.cost: found -1.0, expected at least 0" in text
-  assert "baseline: found 'ppo', expected one of v05" in text
+  assert "budgets.sequential.cost: found -1.0, expected at least 0" in text
+  assert "baseline: found 'a3c', expected one of batch_shrink" in text
 
 
 def test_a_file_with_an_unknown_key_is_named(capsys, tmp_path):
@@ -363,5 +395,114 @@ def test_main_prints_one_line_and_no_traceback():
   )
   assert done.returncode == 2
   assert done.stderr.strip() == (
-    "error: --config.budgte.cost: found an unknown config key, did you mean --config.budget.cost?"
+    "error: --config.budgte.cost: found an unknown config key, did you mean "
+    "--config.budgets.sequential.cost or --config.budgets.two_stage.cost?"
   )
+
+
+# --- Plugs
+
+
+@pytest.mark.parametrize(
+  "key, kind, typo, meant",
+  [
+    ("baseline", "estimator", "v5", "v05"),
+    ("budget.rule", "budget", "sequental", "sequential"),
+    ("prior.kind", "prior", "neighbors", "neighbours"),
+    ("prior.wrappers", "wrapper", "histroy", "history"),
+    ("observe", "observer", "scorebord", "scoreboard"),
+  ],
+)
+def test_an_unknown_plug_gives_the_known_ones_and_how_to_name_a_function(key, kind, typo, meant):
+  value = (typo,) if key in ("prior.wrappers", "observe") else typo
+  text = problems(**{key.replace(".", "__"): value})
+  assert f"{key}: found {typo!r} (did you mean {meant}?), expected one of " in text
+  assert f"{', '.join(plug.known(kind))}, or module:function" in text and "1 problem" in text
+
+
+@pytest.mark.parametrize("key", [kind.key for kind in plug.KINDS.values()])
+@pytest.mark.parametrize(
+  "name, why", [("nowhere:f", "No module named 'nowhere'"), ("math:nowhere", "no attribute")]
+)
+def test_a_function_that_cannot_be_imported_is_named(key, name, why):
+  value = (name,) if key in ("prior.wrappers", "observe") else name
+  text = problems(**{key.replace(".", "__"): value})
+  assert f"{key}: found {name!r}, expected module:function: " in text and why in text
+
+
+@pytest.mark.parametrize(
+  "flag, message",
+  [
+    (
+      "budgets.sequential.cost=0.5",
+      "budgets/sequential, which is not in use: budget.rule is fixed",
+    ),
+    ("estimators.spo.half_life=2", "estimators/spo, which is not in use: baseline is v05"),
+    (
+      "priors.history.half_life=2",
+      "priors/history, which is not in use: prior.kind is neighbours and prior.wrappers is "
+      "fallback",
+    ),
+    (
+      "observers.scoreboard.estimators=('rloo',)",
+      "observers/scoreboard, which is not in use: observe is diagnostics, exact",
+    ),
+  ],
+)
+def test_an_option_typed_for_a_plug_that_is_not_in_use(capsys, flag, message):
+  text = error(capsys, f"--config.{flag}")
+  assert text == f"error: {flag.partition('=')[0]}: an option of {message}\n"
+
+
+def test_a_flag_that_replaces_a_plug_takes_its_options_back(tmp_path):
+  """The file's cost of a rule that is not in use says nothing: as if the file had not had it."""
+  change = 'c.budget.update({"rule": "sequential", "k_max": 8}); c.budgets.sequential.cost = 0.5'
+  write(tmp_path / "c.py", change)
+  c = parse(f"--config={tmp_path / 'c.py'}").config
+  assert c.budgets.sequential.cost == 0.5
+  c = parse(f"--config={tmp_path / 'c.py'}", "--config.budget.rule=two_stage").config
+  assert c.budgets.sequential.cost == c.budgets.two_stage.cost == 1 / 256
+  # what the file has of a plug that it does not use stays: no flag has replaced it
+  write(tmp_path / "c.py", "c.budgets.sequential.cost = 0.5")
+  assert parse(f"--config={tmp_path / 'c.py'}").config.budgets.sequential.cost == 0.5
+
+
+OWN = """
+from v05_jax import plug
+
+def _check(config):
+  if config.priors.own.scale > config.prior.context:
+    yield "priors.own.scale", f"at most prior.context = {config.prior.context}"
+
+@plug.declare(
+  "prior",
+  check=_check,
+  scale=plug.Option(2.0, "of nothing", lambda x: x > 0, "above 0"),
+  name=plug.Option("a", "of something"),
+)
+def own(options, setting):
+  raise NotImplementedError
+"""
+
+
+def test_the_options_of_a_users_plug_are_keys_like_others(capsys, tmp_path, monkeypatch):
+  name = f"own_{tmp_path.name}"  # modules are imported once
+  (tmp_path / f"{name}.py").write_text(OWN)
+  monkeypatch.syspath_prepend(tmp_path)
+  use = f"--config.prior.kind={name}:own"
+  c = parse(use).config
+  assert c.priors.own.to_dict() == {"scale": 2.0, "name": "a"}
+  config.validate(config.from_json(config.to_json(c)))  # as a resumed run reads it
+  assert parse(use, "--config.priors.own.scale=3").config.priors.own.scale == 3.0
+  write(tmp_path / "c.py", f'c.prior.kind = "{name}:own"; c.priors.own = {{"scale": 1}}')
+  c = parse(f"--config={tmp_path / 'c.py'}", "--config.priors.own.name=b").config
+  assert c.priors.own.to_dict() == {"scale": 1, "name": "b"}
+  for flag, message in {
+    "scale=0": "priors.own.scale: found 0.0, expected above 0",
+    "scale=1e9": "priors.own.scale: found 1000000000.0, expected at most prior.context = 256",
+    "scale=x": "--config.priors.own.scale=x",
+    "sclae=1": "--config.priors.own.sclae: found an unknown config key, did you mean "
+    "--config.priors.own.scale?",
+  }.items():
+    assert message in error(capsys, use, f"--config.priors.own.{flag}")
+  assert "unknown config key" in error(capsys, "--config.priors.own.scale=1")  # it is not named

@@ -161,10 +161,9 @@ ADAPTIVE = {
   "budget.rule": "sequential",
   "budget.k_max": 6,
   "prior.min_support": 6,
-  "prior.recalibrate": True,
+  "prior.wrappers": ("recalibrate", "fallback", "history"),
   "checkpoint.period": 5,
   "eval.period": 10,
-  "prior.history": True,
   "data.size": 64,
 }
 
@@ -213,11 +212,15 @@ def test_other_kinds_of_runs(tmp_path, name):
       "budget.rule": "neyman",
       "budget.k_init": 2,
       "budget.k_max": 8,
-      "budget.k_mean": 4,
+      "budgets.neyman.k_mean": 4,
       "baseline": "ewa",
     },
     "dapo": {"budget.max_resample": 1},
-    "collect": {"collect": True, "loss.old_logprob": "recompute", "selection.pool": 2},
+    "collect": {
+      "observe": (*default.get_config().observe, "pairs"),
+      "loss.old_logprob": "recompute",
+      "selection.pool": 2,
+    },
     "kl": {"loss.kl_coef": 0.1, "loss.epochs": 2},
   }[name]
   one, two = tmp_path / "one" / "run", tmp_path / "two" / "run"  # pairs have their workdir's name

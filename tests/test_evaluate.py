@@ -217,11 +217,16 @@ def test_a_benchmark_is_asked_for_the_same_samples_in_any_company():
   def asked(path):
     seen = []
 
-    def collect(params, prompts, key, groups, temperature):
+    def collect(params, prompts, key, order):
       seen.append(
-        (prompts.position.tolist(), jax.random.key_data(key).tolist(), groups, temperature)
+        (
+          prompts.position.tolist(),
+          jax.random.key_data(key).tolist(),
+          order.budget.limits,
+          order.temperature,
+        )
       )
-      shape = len(prompts.mask), groups.k_max
+      shape = len(prompts.mask), order.budget.limits.most
       return types.SimpleNamespace(
         reward=np.ones(shape, np.float32), length=np.full(shape, 7), ended=np.ones(shape, bool)
       ), {}
@@ -235,7 +240,7 @@ def test_a_benchmark_is_asked_for_the_same_samples_in_any_company():
 
   alone, together = asked("aime2024"), asked("gsm8k,aime2024")
   assert together[0][2:] == alone[0] and len(set(together[0])) == 4
-  assert together[1:] == alone[1:] and alone[2][1:3] == (3, 3)
+  assert together[1:] == alone[1:] and alone[2][:2] == (3, 3)
 
 
 def test_no_samples_are_a_clear_error(tmp_path):

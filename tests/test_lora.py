@@ -21,7 +21,7 @@ from v05_jax.models import decoder, hf, lora
 from v05_jax.run import checkpoint, metrics, sft
 from v05_jax.run.export import export
 from v05_jax.scale import sharding
-from v05_jax.step import setup
+from v05_jax.setup import setup
 from v05_jax.train import train
 from v05_jax.update import optimizer as optimizers
 from v05_jax.update import policy_gradient

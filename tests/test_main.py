@@ -120,7 +120,11 @@ LONG = pytest.mark.long
     pytest.param(
       {"budget.k_init": 8}, r"budget.k_max: found 4, expected budget.k_init = 8", marks=LONG
     ),
-    pytest.param({"budget.cost": -1}, r"budget.cost", marks=LONG),
+    pytest.param(
+      {"budget.rule": "sequential", "budgets.sequential.cost": -1},
+      r"budgets.sequential.cost",
+      marks=LONG,
+    ),
     pytest.param({"data.path": "nowhere.jsonl"}, r"nowhere.jsonl does not exist", marks=LONG),
     (
       {"sampler.max_prompt": 16},

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 
 from tests import support, test_policy_gradient
-from v05_jax import priors as value_prior
 from v05_jax import rng
+from v05_jax.budgets.base import fixed_number
+from v05_jax.priors import neighbours
 from v05_jax.sampling import rollouts
+from v05_jax.sampling.ledger import Order
 from v05_jax.scale import sharding
+from v05_jax.value_model import v0 as value_model
 
 SHAPES = [
   shape for shape in itertools.product((1, 2, 4, 8), repeat=3) if np.prod(shape) in (2, 4, 8)
@@ -39,13 +42,13 @@ def samples(shape):
   mesh = mesh_of(shape)
   params = jax.device_put(support.params(), sharding.param_shardings(mesh, support.params()))
   collect = rollouts.make(support.policy(), c, mesh, support.Verifier())
-  return collect(params, support.prompts(14), rng.at(0, 0), rollouts.Groups("fixed", 4, 4))[0]
+  return collect(params, support.prompts(14), rng.at(0, 0), Order(fixed_number(4)))[0]
 
 
 @functools.cache
 def features(shape):
   mesh = mesh_of(shape)
-  embed = value_prior.make_features(support.MODEL, support.params(), mesh, 10)
+  embed = neighbours.make_features(support.MODEL, support.params(), mesh, 10)
   return embed(support.prompts(14))
 
 
@@ -68,8 +71,8 @@ def test_prior(shape):
 
 
 def test_v0(shape):
-  spread = value_prior.load("builtin", mesh_of(shape))
+  spread = value_model.load("builtin", mesh_of(shape))
   texts = [f"{a}+{a + 3}=" for a in range(20)]
-  one = value_prior.load("builtin")
+  one = value_model.load("builtin")
   given = texts[:12], np.arange(12) % 2, texts[12:]
   np.testing.assert_allclose(spread.predict(*given), one.predict(*given), atol=1e-4)

@@ -232,5 +232,5 @@ def test_progress_elsewhere_is_silent():
 def test_config_json_is_json(tmp_path):
   write(tmp_path, [0])
   saved = json.loads((tmp_path / "config.json").read_text())
-  assert saved["budget"]["cost"] == 1 / 256
+  assert saved["budgets"]["sequential"]["cost"] == 1 / 256
   assert saved["data"]["families"] == list(CONFIG.data.families)

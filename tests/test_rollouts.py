@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 
 from tests import support
-from v05_jax import budget, rng, shrinkage
+from v05_jax import budget as budgets
+from v05_jax import rng, shrinkage
+from v05_jax.budgets.base import fixed_number
 from v05_jax.sampling import rollouts, sampler
+from v05_jax.sampling.ledger import Order
 from v05_jax.sampling.schedule import Schedule
 from v05_jax.scale import sharding
 
-FIXED = rollouts.Groups("fixed", 6, 6)
+FIXED = fixed_number(6)
 FIELDS = ("tokens", "prompt", "index", "length", "reward", "ended", "mask")
 
 EWA = shrinkage.ewa_update(
@@ -30,7 +33,7 @@ EWA = shrinkage.ewa_update(
 
 
 def run(
-  groups=FIXED,
+  budget=FIXED,
   devices=1,
   count=14,
   value=None,
@@ -38,12 +41,12 @@ def run(
   verifier=None,
   limit=None,
   capacity=None,
-  ewa=None,
+  ewa=(),
   **sampler,
 ):
   collect = support.collector(support.config(**sampler), devices, verifier)
   prompts = support.prompts(count, capacity=capacity)
-  return collect(support.params(), prompts, rng.at(0, seed), groups, value, limit=limit, ewa=ewa)
+  return collect(support.params(), prompts, rng.at(0, seed), Order(budget, ewa, value, limit=limit))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +56,7 @@ def reference():
 
 @pytest.fixture(scope="module")
 def full():
-  return run(rollouts.Groups("fixed", 16, 16))[0]
+  return run(fixed_number(16))[0]
 
 
 # The cache in several sizes, a prompt's keys read once for one, two or four of its rollouts.
@@ -94,7 +97,9 @@ def test_another_order_of_work_at_the_same_shapes_is_equal_bit_for_bit(reference
     position=prompts.position[order],
     rows=prompts.rows[::-1],
   )
-  rolls, _ = support.collector(support.config())(support.params(), mirrored, rng.at(0, 0), FIXED)
+  rolls, _ = support.collector(support.config())(
+    support.params(), mirrored, rng.at(0, 0), Order(FIXED)
+  )
   for row, p, k in zip(range(len(rolls.prompt)), rolls.prompt, rolls.index):
     twin = np.flatnonzero((reference.prompt == order[p]) & (reference.index == k))[0]
     np.testing.assert_array_equal(rolls.tokens[row], reference.tokens[twin])
@@ -113,7 +118,7 @@ def test_keys_name_rollouts(reference):
 @pytest.mark.parametrize("block", [1, 2, 3])
 def test_an_adaptive_group_is_the_prefix_of_the_fixed_one(full, block):
   value = np.random.default_rng(0).uniform(-1, 1, 14).astype(np.float32)
-  rolls, stats = run(rollouts.Groups("sequential", 4, 16, 1 / 256, block), value=value)
+  rolls, stats = run(support.budget("sequential", 4, 16, cost=1 / 256, block=block), value=value)
   k = rolls.mask.sum(1)
   assert k.min() == 4 and k.max() > 4
   for p in range(14):
@@ -127,7 +132,9 @@ def test_an_adaptive_group_is_the_prefix_of_the_fixed_one(full, block):
 def test_the_sequential_rule_stops_where_the_equation_says():
   """Block 1: every prefix up to k - 1 asks for more, and k does not (or is k_max)."""
   value = np.random.default_rng(1).uniform(-1, 1, 14)
-  rolls, _ = run(rollouts.Groups("sequential", 4, 16, 1 / 256, 1), value=value.astype(np.float32))
+  rolls, _ = run(
+    support.budget("sequential", 4, 16, cost=1 / 256, block=1), value=value.astype(np.float32)
+  )
 
   def more(rewards, v):
     k, vbar = len(rewards), 2 * np.mean(rewards) - 1
@@ -155,8 +162,10 @@ def test_the_cache_moves_under_adaptive_groups_and_changes_nothing(full, change,
 
   monkeypatch.setattr(rollouts, "Schedule", Spy)
   value = np.random.default_rng(0).uniform(-1, 1, 14).astype(np.float32)
-  sequential, _ = run(rollouts.Groups("sequential", 4, 16, 1 / 256, 2), value=value, **change)
-  divided, _ = run(rollouts.Groups("neyman", 3, 16, k_mean=5.5), value=value, ewa=EWA, **change)
+  sequential, _ = run(
+    support.budget("sequential", 4, 16, cost=1 / 256, block=2), value=value, **change
+  )
+  divided, _ = run(support.budget("neyman", 3, 16, k_mean=5.5), value=value, ewa=EWA, **change)
   for rolls in (sequential, divided):
     assert len(set(rolls.mask.sum(1))) > 2
     for row, (p, k) in enumerate(zip(rolls.prompt, rolls.index)):
@@ -190,7 +199,7 @@ class Late:
 
 def test_late_verdicts_change_nothing():
   value = np.zeros(14, np.float32)
-  groups = rollouts.Groups("sequential", 4, 16, 1 / 256, 1)
+  groups = support.budget("sequential", 4, 16, cost=1 / 256, block=1)
   quick, stats = run(groups, value=value)
   with Late() as verifier:
     late, late_stats = run(groups, value=value, verifier=verifier)
@@ -209,12 +218,12 @@ NEVER = {
 }
 
 
-def by_limits(groups, count, value=None):
+def by_limits(budget, count, value=None):
   """Rollouts of 16..48 tokens on 32 slots: none ends by itself, the limits make the lengths."""
-  limit = np.random.default_rng(0).integers(16, 49, (count, groups.k_max))
+  limit = np.random.default_rng(0).integers(16, 49, (count, budget.limits.most))
   collect = support.collector(support.config(**NEVER), eos=-1)
   rolls, stats = collect(
-    support.params(), support.prompts(count), rng.at(0, 0), groups, value, limit=limit
+    support.params(), support.prompts(count), rng.at(0, 0), Order(budget, (), value, limit=limit)
   )
   np.testing.assert_array_equal(rolls.length, np.where(rolls.length, limit, 0))
   used, offered = stats["sampler/utilisation"]
@@ -225,7 +234,7 @@ def by_limits(groups, count, value=None):
 def test_slots_are_refilled_and_steps_are_near_the_ideal():
   """256 rollouts of 16..48 tokens on 32 slots: at least 200 refills, at most 1.15x the ideal decode
   steps."""
-  rolls, stats = by_limits(rollouts.Groups("fixed", 4, 4), 64)
+  rolls, stats = by_limits(fixed_number(4), 64)
   assert rolls.length.all() and stats["sampler/refills"][0] == 256 - 32 >= 200
   assert stats["sampler/decode_steps"][0] <= 1.15 * rolls.length.sum() / 32
 
@@ -236,11 +245,13 @@ def test_adaptive_groups_keep_the_slots_as_full_as_fixed_ones(block):
   rollouts are asked for one after another, within 10 % of the fixed groups' useful tokens a decode
   step."""
   value = np.random.default_rng(1).uniform(-1, 1, 256).astype(np.float32)
-  rolls, stats = by_limits(rollouts.Groups("sequential", 4, 8, 1 / 256, block), 256, value)
+  rolls, stats = by_limits(
+    support.budget("sequential", 4, 8, cost=1 / 256, block=block), 256, value
+  )
   assert 4 < rolls.mask.sum(1).mean() < 8
   used, offered = stats["sampler/utilisation_filled"]
   assert used >= 0.95 * offered and offered > 0.5 * stats["sampler/utilisation"][1]
-  _, fixed = by_limits(rollouts.Groups("fixed", 4, 4), 256)
+  _, fixed = by_limits(fixed_number(4), 256)
   each = [s["response/length"][0] / s["sampler/decode_steps"][0] for s in (stats, fixed)]
   assert each[0] >= 0.9 * each[1]
 
@@ -250,7 +261,7 @@ def test_truncated_rollouts(truncated):
   c = support.config(truncated=truncated)
   always = support.Verifier(lambda text: 1.0)
   collect = support.collector(c, verifier=always)
-  rolls, stats = collect(support.params(), support.prompts(14), rng.at(0, 0), FIXED)
+  rolls, stats = collect(support.params(), support.prompts(14), rng.at(0, 0), Order(FIXED))
   cut = ~rolls.ended
   assert 0 < cut.sum() < cut.size and stats["response/truncated"] == (cut.sum(), cut.size)
   assert np.all(rolls.reward[~cut] == 1)
@@ -278,16 +289,16 @@ def test_rollouts_do_not_depend_on_how_the_model_is_split(reference, shape):
   mesh = sharding.make_mesh(c.mesh, jax.devices()[: int(np.prod(shape))])
   params = jax.device_put(support.params(), sharding.param_shardings(mesh, support.params()))
   collect = rollouts.make(support.policy(), c, mesh, support.Verifier())
-  rolls, _ = collect(params, support.prompts(14), rng.at(0, 0), FIXED)
+  rolls, _ = collect(params, support.prompts(14), rng.at(0, 0), Order(FIXED))
   np.testing.assert_array_equal(rolls.tokens, reference.tokens)
   np.testing.assert_allclose(rolls.logprob, reference.logprob, atol=1e-4)
 
 
 def test_a_second_stage_is_the_last():
   value = np.random.default_rng(0).uniform(-1, 1, 14).astype(np.float32)
-  rolls, _ = run(rollouts.Groups("two_stage", 4, 16, 1 / 256), value=value)
+  rolls, _ = run(support.budget("two_stage", 4, 16, cost=1 / 256), value=value)
   vbar = 2 * rolls.reward[:, :4].mean(1) - 1
-  expected = budget.final_k(shrinkage.fuse(vbar, 4, value).delta2, np.full(14, 4), 1 / 256, 16)
+  expected = budgets.final_k(shrinkage.fuse(vbar, 4, value).delta2, np.full(14, 4), 1 / 256, 16)
   np.testing.assert_array_equal(rolls.mask.sum(1), expected)
   assert len(set(np.asarray(expected).tolist())) > 2
 
@@ -300,7 +311,7 @@ def test_a_divided_budget_is_met_exactly_and_extends_the_first_stage(full, store
   if devices == 2 and store:
     store = {key: 2 * size for key, size in store.items()}
   value = np.random.default_rng(0).uniform(-1, 1, 20).astype(np.float32)
-  groups = rollouts.Groups("neyman", 3, 16, k_mean=5.5)
+  groups = support.budget("neyman", 3, 16, k_mean=5.5)
   rolls, _ = run(groups, value=value, capacity=20, devices=devices, ewa=EWA, **store)
   k = rolls.mask.sum(1)
   assert (
@@ -314,7 +325,7 @@ def test_a_divided_budget_is_met_exactly_and_extends_the_first_stage(full, store
     np.testing.assert_array_equal(rolls.reward[p, : k[p]], full.reward[p, : k[p]])
   s = rolls.reward[:14, :3].sum(1)
   _, sigma2, var = shrinkage.ewa_baseline(EWA, value[:14], s, np.full(14, 3))
-  np.testing.assert_array_equal(k[:14], budget.neyman(sigma2, var, np.full(14, 3), 77, 3, 16))
+  np.testing.assert_array_equal(k[:14], budgets.neyman(sigma2, var, np.full(14, 3), 77, 3, 16))
 
 
 def test_a_divided_budget_stays_exact_when_verdicts_fail():
@@ -322,7 +333,7 @@ def test_a_divided_budget_stays_exact_when_verdicts_fail():
     lambda text: float("nan") if text.startswith("b") else float("c" in text)
   )
   value = np.zeros(14, np.float32)
-  rolls, _ = run(rollouts.Groups("neyman", 4, 7, k_mean=6.0), value=value, ewa=EWA, verifier=broken)
+  rolls, _ = run(support.budget("neyman", 4, 7, k_mean=6.0), value=value, ewa=EWA, verifier=broken)
   assert np.isnan(rolls.reward[rolls.length > 0]).any()
   assert (rolls.length > 0).sum() == len(rolls.prompt) == 84 and (rolls.length > 0).sum(
     1
@@ -333,7 +344,7 @@ def test_an_allocation_by_value_is_known_beforehand():
   """The same numbers whatever the rollouts say, all of them asked at once: no second prefill, no
   waiting."""
   value = np.linspace(-1, 1, 14).astype(np.float32)
-  groups = rollouts.Groups("value", 2, 16, k_mean=6.0)
+  groups = support.budget("value", 2, 16, k_mean=6.0)
   one, stats = run(groups, value=value, slots=128, open_prompts=16)
   other, _ = run(
     groups, value=value, slots=128, open_prompts=16, verifier=support.Verifier(lambda text: 0.0)
@@ -358,7 +369,7 @@ def test_every_program_compiles_once_and_in_the_first_call(sizes, caplog, reques
   jax.config.update("jax_log_compiles", True)  # in all threads
   for seed in range(2):
     caplog.clear()
-    collect(params, support.prompts(14), rng.at(0, seed), FIXED)
+    collect(params, support.prompts(14), rng.at(0, seed), Order(FIXED))
     names = [
       re.search(r"Finished XLA compilation of jit\((\w+)\)", record.getMessage())
       for record in caplog.records

@@ -8,7 +8,9 @@ import pytest
 from tests import support
 from v05_jax import rng
 from v05_jax.models import decoder
+from v05_jax.budgets.base import fixed_number
 from v05_jax.sampling import categorical, rollouts, sampler
+from v05_jax.sampling.ledger import Order
 from v05_jax.update import losses
 
 
@@ -66,7 +68,7 @@ def test_draw_never_leaves_the_support():
 def test_sampled_logprobs_equal_teacher_forced_ones():
   c = support.config(temperature=0.7, top_k=9, top_p=0.8)
   params, prompts = support.params(), support.prompts(6)
-  rolls, _ = support.collector(c)(params, prompts, rng.at(0, 0), rollouts.Groups("fixed", 4, 4))
+  rolls, _ = support.collector(c)(params, prompts, rng.at(0, 0), Order(fixed_number(4)))
   assert len(set(rolls.length.flatten().tolist())) > 3
   length = prompts.length[rolls.prompt]
   count = rolls.length[rolls.prompt, rolls.index]

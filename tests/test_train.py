@@ -17,9 +17,13 @@ import pytest
 
 from configs import dapo, default, demo, ewa, grpo, rloo, spo, v05
 from v05_jax import config as configuration
-from v05_jax import models, step
+from v05_jax import history, models
+from v05_jax.estimators import ewa as experts
 from v05_jax.models import hf
+from v05_jax.observers import scoreboard
+from v05_jax.priors import context as contexts
 from v05_jax.run import checkpoint, metrics
+from v05_jax.sampling import draw as drawing
 from v05_jax.train import train
 from v05_jax.value_model import convert
 
@@ -33,6 +37,7 @@ LONG = pytest.mark.long  # `make test-long`
 def small(config=None, **keys):
   """A run of seconds: the shipped policy, 32 rollouts a step, everything switched on."""
   c = default.get_config() if config is None else config
+  c.observe = (*c.observe, "scoreboard") if config is None else c.observe
   c.num_steps, c.rollouts_per_step, c.data.size, c.mesh.data = 4, 32, 256, 2
   c.sampler.update({"slots": 16, "open_prompts": 8, "prefill": 8, "chunk": 4})
   c.eval.update({"period": 2, "size": 24, "samples": 2})
@@ -61,7 +66,9 @@ def test_a_run_writes_its_metrics_config_checkpoint_and_plot(unbroken):
   written = metrics.read(workdir)
   assert [line["step"] for line in written] == [0, 1, 2, 3, 4]
   assert [line["rollouts"] for line in written] == [0, 32, 64, 96, 128]
-  assert int(state.step) == 4 and int(state.cursor) == 32 and int(state.context.count) == 32
+  assert (
+    int(state.step) == 4 and int(state.cursor) == 32 and int(state.prior["neighbours"].count) == 32
+  )
   train_names = {
     "reward",
     "accuracy",
@@ -72,8 +79,8 @@ def test_a_run_writes_its_metrics_config_checkpoint_and_plot(unbroken):
     "shrinkage/estimated_mse",
     "shrinkage/true_mse",
     "scoreboard/ewa/sq_adv",
-    "scoreboard/mean/difference",
-    "scoreboard/mean/standard_error",
+    "scoreboard/rloo/difference",
+    "scoreboard/spo/standard_error",
     "grad/norm",
     "loss/entropy",
     "loss/logprob_gap",
@@ -112,7 +119,7 @@ def test_a_run_with_v0_as_its_prior_resumes_bit_for_bit(tmp_path):
   convert.convert(
     str(data / "v0_checkpoint.pt"), str(data / "tabpfn-v2.5-tiny.ckpt"), str(data / "backbone"), v0
   )
-  keys = {"prior.kind": "v0", "prior.path": v0, "data.size": 24, "eval.period": 0}
+  keys = {"prior.kind": "v0", "priors.v0.path": v0, "data.size": 24, "eval.period": 0}
   config = small(**keys)
   train(config, str(tmp_path / "whole"))
   train(small(num_steps=2, **keys), str(tmp_path / "parts"))
@@ -131,11 +138,13 @@ def test_recomputed_logprobs_take_the_place_of_a_sampler_that_is_off(old, monkey
   where recomputed."""
 
   def off(*arguments):
-    draw = sample(*arguments)
-    return draw._replace(rolls=draw.rolls.replace(logprob=draw.rolls.logprob - np.float32(0.5)))
+    drawn = draw(*arguments)
+    rolls = drawn.taken.rolls
+    rolls = rolls.replace(logprob=rolls.logprob - np.float32(0.5))
+    return drawn._replace(taken=drawn.taken._replace(rolls=rolls))
 
-  sample = step.sample
-  monkeypatch.setattr("v05_jax.train.sample", off)
+  draw = drawing.draw
+  monkeypatch.setattr("v05_jax.train.draw", off)
   train(
     small(num_steps=1, **{"loss.old_logprob": old, "loss.minibatches": 1, "eval.period": 0}),
     str(tmp_path),
@@ -156,6 +165,52 @@ def test_a_workdir_of_another_config_is_refused(unbroken):
     train(small(**{"optimizer.learning_rate": 0.5}), str(unbroken[0]))
 
 
+def test_observers_may_change_when_a_run_goes_on(unbroken, tmp_path, caplog):
+  """One that is new starts empty, one that is gone is dropped, and neither changes what is
+  learnt."""
+  fewer = {"observe": ("diagnostics",)}
+  train(small(num_steps=2, **fewer), str(tmp_path))
+  train(small(num_steps=3), str(tmp_path))
+  assert "has nothing of observers.scoreboard, which start empty" in caplog.text
+  state = train(small(**fewer), str(tmp_path))
+  assert set(state.observers) == {"diagnostics"}
+  written, whole = lines(tmp_path), lines(unbroken[0])
+  judged = [[key for key in line if key.startswith("scoreboard/")] for line in written]
+  assert [bool(keys) for keys in judged] == [False, False, False, True, False]
+  for key in ("reward", "prior/rmse", "loss/entropy", "grad/norm", "eval/accuracy"):
+    assert [line.get(key) for line in written] == [line.get(key) for line in whole], key
+  jax.tree.map(np.testing.assert_array_equal, state.params, unbroken[1].params)
+
+
+def test_a_plain_run_is_plain(monkeypatch, tmp_path):
+  """GRPO without a prior: nothing of EWA-Beta, histories, scoreboards or contexts runs or is
+  kept."""
+
+  def raising(*arguments, **keys):
+    raise AssertionError("not part of GRPO")
+
+  for module in (experts, history, scoreboard, contexts):
+    for name, value in vars(module).items():
+      ours = getattr(value, "__module__", "") == module.__name__
+      if ours and callable(value) and not isinstance(value, type):
+        monkeypatch.setattr(module, name, raising)
+  for name in ("ewa_baseline", "remember", "empty", "update", "squares", "learn", "mean_value"):
+    assert any(vars(m).get(name) is raising for m in (experts, history, scoreboard, contexts)), name
+  keys = {"prior.kind": "none", "baseline": "grpo", "eval.period": 0, "checkpoint.period": 1}
+  state = train(small(default.get_config(), num_steps=2, **keys), str(tmp_path))
+  learnt = (state.prior, state.budget, state.estimator, state.observers)
+  assert not jax.tree.leaves(learnt)
+  with checkpoint.Checkpoints(tmp_path, 2) as saved:
+    names = set(checkpoint._named(saved._manager().item_metadata(2)))
+  fields = {name.split(".")[0] for name in names}
+  own = {"params", "opt_state", "step", "cursor", "rollouts", "mean_k", "skipped"}
+  assert fields == own
+  written = metrics.read(tmp_path)
+  assert len(written) == 2 and written[-1]["grad/norm"] > 0
+  for line in written:
+    assert not [key for key in line if key.startswith(("scoreboard/", "prior/"))]
+
+
 @pytest.mark.parametrize(
   "name",
   ["v05", "grpo", "dapo", "ewa", "spo", *(pytest.param(x, marks=LONG) for x in ("demo", "rloo"))],
@@ -174,7 +229,7 @@ def test_no_config_compiles_after_its_second_step(name, tmp_path):
   more = {
     "v05": {"rollouts_per_step": 96, "prior.min_support": 6},
     "dapo": {"budget.k_init": 4, "budget.k_max": 4},
-    "ewa": {"prior.history": True, "data.size": 16},
+    "ewa": {"prior.wrappers": ("fallback", "history"), "data.size": 16},
   }
   config = small(config, num_steps=5, **more.get(name, {}))
   train(config, str(tmp_path))

@@ -57,7 +57,7 @@ def test_it_is_small_and_of_the_sizes_of_its_config():
   files = sorted(path.name for path in v0.BUILTIN.iterdir())
   assert files == ["adapter.safetensors", "head.safetensors", "v0.json"]
   assert sum(path.stat().st_size for path in v0.BUILTIN.iterdir()) < 2e6
-  assert v05.get_config().prior.path == "builtin" and v05.get_config().prior.kind == "v0"
+  assert v05.get_config().priors.v0.path == "builtin" and v05.get_config().prior.kind == "v0"
 
 
 def test_it_knows_which_prompts_are_hard_and_for_whom(known):

@@ -151,14 +151,17 @@ def _type(like) -> str:
 def check_resume(saved: ConfigDict, config: ConfigDict, where: str) -> None:
   """Raises ValueError where `config` differs from the one that the run in `where` was started with.
 
-  `RESUMABLE` keys may differ: the periods of a run, its devices, and its length under a constant
-  learning rate.
+  `RESUMABLE` keys may differ: the periods of a run, its devices, its observers, with the options of
+  those that come or go, and its length under a constant learning rate.
   """
   old, new = flatten(saved), flatten(config)
+  watched = [{plug.label(name) for name in flat.get("observe", ())} for flat in (old, new)]
+  stay = tuple(f"observers.{name}." for name in set.intersection(*watched))
+  comes = lambda key: key.startswith("observers.") and not key.startswith(stay)
   problems = [
     f"{key}: found {show(new.get(key))}, expected {show(old.get(key))}"
     for key in dict.fromkeys((*old, *new))
-    if key not in RESUMABLE and old.get(key) != new.get(key)
+    if key not in RESUMABLE and not comes(key) and old.get(key) != new.get(key)
   ]
   longer, schedule = new.get("num_steps") != old.get("num_steps"), new.get("optimizer.schedule")
   if longer and schedule != "constant":

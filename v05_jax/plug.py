@@ -14,6 +14,7 @@ import importlib
 import os
 import pkgutil
 import sys
+import types
 from typing import Any, NamedTuple
 
 from v05_jax.rewards.worker import describe, resolve
@@ -134,6 +135,12 @@ def options(names=()) -> dict[str, Option]:
     for kind, name in found
     for option, value in declared(kind, name).options.items()
   }
+
+
+def defaults(kind: str, name: str, **changes) -> types.SimpleNamespace:
+  """A plug's own options without a config: their defaults, but for `changes`."""
+  found = {option: value.default for option, value in declared(kind, name).options.items()}
+  return types.SimpleNamespace(**(found | changes))
 
 
 def fill(config, found: dict[str, Option]):

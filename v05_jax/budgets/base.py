@@ -1,6 +1,7 @@
 """What a budget rule is, and how one is asked from outside of the training loop."""
 
 from collections.abc import Callable
+import types
 from typing import NamedTuple
 
 import numpy as np
@@ -103,8 +104,6 @@ def extra(rule: str, state, value, s, k, ended, total: int = 0, **options):
 
   Returns int [P]. Raises ValueError for an unknown rule or option.
   """
-  from configs import default  # for the options' defaults
-
   k, value = np.asarray(k), np.broadcast_to(np.asarray(value, np.float32), np.shape(k))
   real = np.broadcast_to(options.pop("real", True), k.shape)
   most, declared = int(options.pop("k_max", 16)), plug.declared("budget", rule).options
@@ -114,11 +113,9 @@ def extra(rule: str, state, value, s, k, ended, total: int = 0, **options):
     options["k_mean"] = total / max(real.sum(), 1)
 
   def begun(count) -> Budget:
-    config = default.get_config()
-    config.budget.update({"rule": rule, "k_init": int(count), "k_max": most})
-    if options:
-      config.budgets[rule].update(options)
-    return plug.make("budget", rule, plug.Setting(config), Budget)
+    bounds = types.SimpleNamespace(k_init=int(count), k_max=most)
+    setting = plug.Setting(types.SimpleNamespace(budget=bounds))
+    return plug.find("budget", rule)(plug.defaults("budget", rule, **options), setting)
 
   asked = Asked(np.where(real, k, 0), np.asarray(ended, bool) & real)
   found = begun(k.max(initial=1))

@@ -161,9 +161,7 @@ def squared_unseen(estimator: Estimator, state, groups: Groups, value):
 
 @functools.cache
 def _of_package(name: str) -> Estimator:
-  from configs import default  # for the options' defaults
-
-  return plug.make("estimator", name, plug.Setting(default.get_config(), rows=1), Estimator)
+  return plug.find("estimator", name)(plug.defaults("estimator", name), plug.Setting(None, rows=1))
 
 
 def advantage(kind: str, reward, mask, value, shaping=0.0, state=()):
