@@ -95,10 +95,11 @@ class _Loader(machinery.SourceFileLoader):
 def mutated(modules, name: str, right: str, wrong: str):
   """Yields fresh copies of `modules` (names without the package's), and of all that they import.
 
-  The mistake is in them; inside of the context they are what an import finds. Raises LookupError
-  unless exactly one expression was replaced in what was imported.
+  The mistake is in them; inside of the context they are what an import finds, and so are fresh
+  copies of `configs`, which know the package's plugs. Raises LookupError unless exactly one
+  expression was replaced in what was imported.
   """
-  ours = lambda: {x: m for x, m in sys.modules.items() if x.split(".")[0] == PACKAGE}
+  ours = lambda: {x: m for x, m in sys.modules.items() if x.split(".")[0] in (PACKAGE, "configs")}
   before, finder = ours(), _Finder((name, right, wrong))
   for module in before:
     del sys.modules[module]

@@ -1,3 +1,4 @@
+import functools
 import json
 import math
 import pathlib
@@ -8,12 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import default
 from tests import properties
-from v05_jax import budget, shrinkage
+from v05_jax import budget, groups, plug, shrinkage
+from v05_jax.budgets import base as budgets
+from v05_jax.estimators import beta_shrink, ewa
 
 GOLDEN = json.loads((pathlib.Path(__file__).parent / "data" / "estimator.json").read_text())
 CASES = GOLDEN["static"]
 COST = 1 / 256
+RULES = tuple(plug.known("budget"))
+BATCH_RULES = ("neyman", "value")  # which divide a known total among the prompts of a batch
 
 # Prompts with mean score -1, -.8, ..., 1 in the reference sample.
 COUNTS = np.array([505, 236, 177, 147, 156, 171, 143, 191, 251, 338, 757])
@@ -49,11 +55,10 @@ def test_decisions_through_fuse_equal_the_reference(x64):
       np.array([sum((r + 1) / 2 for r in c["rewards"]) for c in CASES]),
       column("k").astype(np.int32),
     )
-    options = dict(k_max=16, cost=COST, block=1)
     ended = np.ones(len(k), bool)
-    more = budget.extra("sequential", None, value, s, k, ended, 0, **options)
+    more = budget.extra("sequential", None, value, s, k, ended, k_max=16, cost=COST, block=1)
     np.testing.assert_array_equal(more, column("more"))
-    two = budget.extra("two_stage", None, value, s, k, ended, 0, **options)
+    two = budget.extra("two_stage", None, value, s, k, ended, k_max=16, cost=COST)
     np.testing.assert_array_equal(k + two, column("k_next"))
     assert more.dtype == two.dtype == jnp.int32
 
@@ -138,8 +143,10 @@ def test_gradients_are_finite():
 def test_extra_in_blocks_within_k_max_and_only_where_ended():
   value, s = np.array([-1.0, -1.0, -1.0, -1.0, 1.0, np.nan]), np.array([4.0, 15, 14, 4, 4, 0])
   k, ended = np.array([4, 15, 14, 4, 4, 0]), np.array([1, 1, 1, 0, 1, 1], bool)
-  options = dict(k_max=16, cost=COST, block=4)
-  extra = lambda rule, **more: budget.extra(rule, None, value, s, k, ended, 0, **(options | more))
+  options = {"sequential": {"cost": COST, "block": 4}, "two_stage": {"cost": COST}}
+  extra = lambda rule, **more: budget.extra(
+    rule, None, value, s, k, ended, **({"k_max": 16} | options.get(rule, {}) | more)
+  )
   np.testing.assert_array_equal(extra("sequential"), [4, 1, 2, 0, 0, 4])
   np.testing.assert_array_equal(extra("two_stage"), [12, 1, 2, 0, 0, 16])
   np.testing.assert_array_equal(extra("fixed"), np.zeros(6))
@@ -150,6 +157,8 @@ def test_extra_in_blocks_within_k_max_and_only_where_ended():
   np.testing.assert_array_equal(extra("two_stage", k_max=k_max), [2, 0, 2, 0, 0, 3])
   with pytest.raises(ValueError, match=r"budget\.rule.*'osla'"):
     extra("osla")
+  with pytest.raises(ValueError, match=r"budget\.extra: found block, expected one of cost"):
+    extra("two_stage", block=2)
 
 
 @pytest.mark.parametrize("x64", [True, False])
@@ -177,11 +186,11 @@ def test_neyman_through_extra_equals_the_reference_allocation(x64):
     assert got.dtype == jnp.int32
 
 
-@pytest.mark.parametrize("rule", budget.BATCH_RULES)
+@pytest.mark.parametrize("rule", BATCH_RULES)
 def test_padding_gets_nothing_and_does_not_count(rule):
   rng = np.random.default_rng(1)
   state, value, s, k = (
-    properties.taught(shrinkage),
+    properties.taught(ewa),
     rng.uniform(-1, 1, 9),
     1.0 * rng.integers(0, 5, 9),
     np.full(9, 4),
@@ -235,20 +244,66 @@ def test_the_value_rule_depends_on_the_prior_alone():
   np.testing.assert_array_equal(got, np.where(np.arange(8) == 1, 0, first))
 
 
-@pytest.mark.parametrize("rule", budget.RULES)
+@pytest.mark.parametrize("rule", RULES)
 def test_rules_give_whole_numbers_within_bounds_for_any_input(rule):
   """NaN, infinite and out-of-range priors; k = 0, 1 and k_max; all-equal groups."""
   value = np.repeat([np.nan, np.inf, -np.inf, -5.0, 5.0, 0.0, -1.0, 0.3], 6)
   k = np.tile([0, 1, 1, 4, 4, 16], 8)
   s = np.tile([0.0, 0, 1, 0, 4, 7.3], 8)
-  state, ended = properties.taught(shrinkage), np.ones(48, bool)
+  state, ended = properties.taught(ewa), np.ones(48, bool)
+  options = {"sequential": {"cost": COST, "block": 3}, "two_stage": {"cost": COST}}.get(rule, {})
   for total in (0, int(k.sum()), 500, 10_000):
-    got = np.asarray(
-      budget.extra(rule, state, value, s, k, ended, total, k_max=16, cost=COST, block=3)
-    )
+    got = np.asarray(budget.extra(rule, state, value, s, k, ended, total, k_max=16, **options))
     assert got.dtype == np.int32 and np.all(got >= 0) and np.all(k + got <= 16)
-    if rule in budget.BATCH_RULES:
+    if rule in BATCH_RULES:
       assert np.sum(k + got) == np.clip(total, k.sum(), 16 * 48)
+
+
+def made(rule, **options):
+  """The rule of a run."""
+  config = default.get_config()
+  config.budget.update({"rule": rule, "k_init": 4, "k_max": 16})
+  config.budgets[rule].update(options)
+  return plug.make("budget", rule, plug.Setting(config), budgets.Budget)
+
+
+@pytest.mark.parametrize(
+  "rule, options",
+  [
+    ("sequential", {"cost": COST, "block": 4}),
+    ("two_stage", {"cost": COST}),
+    ("neyman", {"k_mean": 8.0}),
+  ],
+)
+def test_a_rollout_without_a_verdict_counts_as_bought(rule, options):
+  """The rule of a run, told of lost verdicts, is `extra` with k_max and total less by them."""
+  rng, state, differs = np.random.default_rng(3), properties.taught(ewa), False
+  issued = np.array([4, 4, 4, 4, 4, 0])  # the last is padding
+  real = issued > 0
+  for _ in range(10):
+    reward = np.where(rng.random((6, 16)) < 0.2, np.nan, rng.choice([-1.0, 1.0], (6, 16)))
+    seen = groups.make(reward, np.arange(16) < issued[:, None])
+    value = np.array([np.nan, *rng.uniform(-1, 1, 5)])
+    ask = functools.partial(budget.extra, rule, state, value, seen.s, seen.k.astype(int), real)
+    got = real * made(rule, **options).more(state, seen, value, budgets.Asked(issued, real))
+    lost = issued - seen.k.astype(int)
+    of_extra = {"total": 40 - lost.sum()} if rule == "neyman" else options
+    np.testing.assert_array_equal(got, ask(k_max=16 - lost, real=real, **of_extra))
+    assert np.all(issued + got <= 16) and (rule != "neyman" or np.sum(issued + got) == 40)
+    of_extra = {"total": 40} if rule == "neyman" else options
+    differs |= np.any(got != ask(k_max=16, real=real, **of_extra))
+  assert differs
+
+
+@pytest.mark.parametrize("rule", ["sequential", "two_stage", "neyman", "value"])
+def test_a_prompt_without_rollouts_is_not_padding(rule):
+  value, k = np.array([np.nan, 0.0, 0.1, 0.2]), np.array([0, 0, 4, 4])
+  ask = lambda real: budget.extra(
+    rule, properties.taught(ewa), value, k / 2, k, np.ones(4, bool), 32, real=real
+  )
+  assert ask(True)[0] > 0 and ask(np.array([False, True, True, True]))[0] == 0
+  if rule in BATCH_RULES:
+    assert np.sum(k + ask(True)) == 32
 
 
 def population(sd, h):
@@ -281,11 +336,9 @@ def squared_error(mu, value, k):
 def decisions(rule, value, k):
   """`budget.extra` at every s, [..., 17]."""
   shape = (*value.shape, len(S))
-  s, v = np.broadcast_to(S.astype(float), shape), np.broadcast_to(value[..., None], shape)
-  more = budget.extra(
-    rule, None, v, s, np.full(shape, k), np.ones(shape, bool), 0, k_max=16, cost=COST
-  )
-  return np.asarray(more)
+  s, v = (np.broadcast_to(x, shape).ravel() for x in (S.astype(float), value[..., None]))
+  ended = np.ones(s.shape, bool)
+  return budget.extra(rule, None, v, s, k * ended, ended, k_max=16, cost=COST).reshape(shape)
 
 
 @pytest.mark.parametrize("row", GOLDEN["accept"], ids=lambda row: f"sd{row['sd']}h{row['h']}")
@@ -328,11 +381,11 @@ def test_acceptance_table_by_exact_enumeration(row, monkeypatch):
 
     # BetaShrink, with the strength that the whole population, known exactly, gives its prior. The
     # reference lets V reach 1 here.
-    monkeypatch.setattr(shrinkage, "MAX_PRIOR", 1.0)
+    monkeypatch.setattr(beta_shrink, "MAX_PRIOR", 1.0)
     error2 = np.sum(mass * (value - mu) ** 2)
     got |= {"rmse": np.sqrt(error2), "n0": np.sum(mass * (1 - mu**2)) / error2}
-    fit = shrinkage.Fit(got["n0"], 0.0, 0.0, 0.0, 0.0)
-    bb = lambda s, k: np.asarray(shrinkage.beta_shrink(value[..., None], s, k, fit))
+    fit = beta_shrink.Fit(got["n0"], 0.0, 0.0, 0.0, 0.0)
+    bb = lambda s, k: np.asarray(beta_shrink.posterior_mean(value[..., None], s, k, fit))
     for k in (4, 16):
       got[f"bb{k}"] = np.sum(mass * np.sum(binomial(k, mu) * (bb(S, k) - mu[..., None]) ** 2, -1))
     a2 = (S * (1 - bb(S - 1, 3)) ** 2 + (4 - S) * (-1 - bb(S, 3)) ** 2) / 4

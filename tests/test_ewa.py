@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tests import properties
-from v05_jax import ewa, shrinkage
+from v05_jax import shrinkage
+from v05_jax.estimators import ewa
 
 GOLDEN = json.loads((pathlib.Path(__file__).parent / "data" / "estimator.json").read_text())
 # of prompts with mean score -1, -.8, ..., 1
@@ -163,7 +164,7 @@ def test_gradients_are_finite_and_the_slope_is_right():
 
 
 def test_value_s_and_k_broadcast():
-  state = properties.taught(shrinkage)
+  state = properties.taught(ewa)
   got = ewa.ewa_baseline(state, np.array([[0.3], [np.nan]]), np.array([0.0, 1.0, 4.0]), 4)
   grid = np.array([0.3, 0.3, 0.3, np.nan, np.nan, np.nan]), np.array([0.0, 1, 4] * 2), np.full(6, 4)
   for x, want in zip(got, properties.reference_baseline(state, *grid)):

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from v05_jax.priors import history as histories
+from v05_jax import groups as grouping
+from v05_jax import history as histories
 
 HALF_LIFE = 4.0
 
@@ -14,7 +15,10 @@ def visit(history, row, s, k, step, value=None, mask=None):
   row, s, k = np.asarray(row, np.int32), np.asarray(s, np.float32), np.asarray(k, np.float32)
   value = np.full(row.shape, np.nan, np.float32) if value is None else np.asarray(value, np.float32)
   mask = np.ones(row.shape, bool) if mask is None else mask
-  return histories.remember(history, row, value, s, k, mask, np.int32(step), HALF_LIFE)
+  k = np.where(mask, k, 0)  # what padding has does not count
+  groups = grouping.make(np.zeros((len(row), 1), np.float32), np.zeros((len(row), 1), bool))
+  groups = groups._replace(row=row, step=np.int32(step), s=s, k=k)
+  return histories.remember(history, groups, value, HALF_LIFE)
 
 
 def read(history, row, step):

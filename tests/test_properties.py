@@ -1,5 +1,6 @@
 """Every property holds, and fails on a module with the mistake that it is there to find."""
 
+import contextlib
 import sys
 
 import pytest
@@ -7,17 +8,17 @@ import pytest
 from tests import mutation, properties
 from v05_jax import budget, shrinkage
 
-MODULES = ("shrinkage", "budget")  # what a check takes
+IMPORTED = (*properties.NAMES, *properties.BEHIND)  # where a mistake may be
 
 
 @pytest.mark.parametrize("name", properties.CHECKS)
 def test_holds(name):
-  properties.CHECKS[name](shrinkage, budget)
+  properties.CHECKS[name](properties.modules())
 
 
 @pytest.mark.parametrize("kind", ["v05", "dr_grpo"])
 def test_the_baseline_that_sees_the_rollout_is_biased(kind):
-  bias = properties.gradient_bias(shrinkage, kind, properties.PRIORS)
+  bias = properties.gradient_bias(properties.modules(), kind, properties.PRIORS)
   assert abs(bias).max() > 0.01
 
 
@@ -43,11 +44,18 @@ MUTANTS = {
     "a_gain_equal_to_the_cost_is_not_enough",
   ),
   "k for k - 1 in the others": (
-    "_both",
-    "jnp.maximum(k - 1.0, 0.0)",
-    "jnp.maximum(k, 0.0)",
+    "from_counts",
+    "groups.k - 1.0",
+    "groups.k",
     "the_scoreboard_is_the_noise_plus_the_error",
-    ["mean"],
+    ["v05"],
+  ),
+  "k for k - 1 in the mean of the others": (
+    "_mean_of_others",
+    "groups.k[:, None] - 1.0",
+    "groups.k[:, None]",
+    "the_scoreboard_is_the_noise_plus_the_error",
+    ["rloo"],
   ),
   "k for k - 1 in the fit's variance": (
     "beta_fit",
@@ -75,16 +83,23 @@ MUTANTS = {
     "a_bias_of_2_stops_at_16",
   ),
   "the rollout itself is not left out": (
-    "_both",
-    "(reward + 1.0) / 2.0",
-    "0.0 * reward",
+    "from_counts",
+    "(groups.reward + 1.0) / 2.0",
+    "0.0 * groups.reward",
     "the_gradient_is_unbiased",
-    ["rloo", "v05_loo"],
+    ["v05_loo"],
+  ),
+  "the rollout itself is in the mean of the others": (
+    "_mean_of_others",
+    "jnp.sum(behind, axis=1, keepdims=True) - behind",
+    "jnp.sum(behind, axis=1, keepdims=True)",
+    "the_gradient_is_unbiased",
+    ["rloo"],
   ),
   "v05_loo is v05": (
-    "advantage",
-    'kind in ("v05", "value")',
-    'kind in ("v05", "v05_loo", "value")',
+    "v05_loo",
+    "from_counts(_fused, weight=_weight)",
+    "from_counts(_fused, leave_out=False, weight=_weight)",
     "the_gradient_is_unbiased",
     ["v05_loo"],
   ),
@@ -103,7 +118,7 @@ MUTANTS = {
     "an_infinite_prior_is_none",
   ),
   "A_full with k + 1": (
-    "beta_shrink",
+    "posterior_mean",
     "n0 + k",
     "n0 + k + 1.0",
     "full_and_leave_one_out_are_proportional",
@@ -134,22 +149,34 @@ MUTANTS = {
   ),
   "neyman halves too seldom": ("HALVINGS", "60", "4", "neyman_spends_the_budget"),
   "neyman against the noise": ("neyman", "whole - k", "k - whole", "neyman_follows_the_noise"),
-  "neyman does not wait": ("extra", "jnp.all(ended | ~real)", "True", "neyman_waits_for_the_batch"),
+  "neyman does not wait": (
+    "neyman",
+    "asked.ended[real].all()",
+    "True",
+    "neyman_waits_for_the_batch",
+  ),
   "neyman waits for padding": (
-    "extra",
-    "jnp.all(ended | ~real)",
-    "jnp.all(ended)",
+    "neyman",
+    "asked.ended[real].all()",
+    "asked.ended.all()",
     "neyman_waits_for_the_batch",
   ),
 }
 
 
+@contextlib.contextmanager
+def mutated(where, right, wrong):
+  """The modules of a check with a mistake in them."""
+  with mutation.mutated(IMPORTED, where, right, wrong):
+    yield properties.modules()
+
+
 @pytest.mark.parametrize("mistake", MUTANTS)
 def test_finds(mistake):
   where, right, wrong, name, *more = MUTANTS[mistake]
-  with mutation.mutated(MODULES, where, right, wrong) as modules:
+  with mutated(where, right, wrong) as modules:
     with pytest.raises(AssertionError):
-      properties.CHECKS[f"check_{name}"](*modules, *more)
+      properties.CHECKS[f"check_{name}"](modules, *more)
 
 
 def test_every_property_can_fail():
@@ -158,12 +185,17 @@ def test_every_property_can_fail():
 
 def test_a_fresh_copy_without_a_mistake_passes():
   """It is the mistake that the properties find, and not the way in which the modules are made."""
-  with mutation.mutated(MODULES, "DISCOUNT", "0.8", "0.80") as modules:
-    assert modules[0] is not shrinkage and modules[1].shrinkage is modules[0]
-    assert sys.modules["v05_jax.shrinkage"] is modules[0]
+  before, advantage, extra = properties.modules(), shrinkage.advantage, budget.extra
+  with mutated("DISCOUNT", "0.8", "0.80") as modules:
+    assert not any(x is y for x, y in zip(modules, before))
+    assert sys.modules["v05_jax.shrinkage"] is modules.shrinkage
+    assert modules.shrinkage.advantage is not advantage and modules.budget.extra is not extra
     for name in ("ewa_forgets", "a_bias_of_2_stops_at_16", "neyman_spends_the_budget"):
-      properties.CHECKS[f"check_{name}"](*modules)
-  assert sys.modules["v05_jax.shrinkage"] is shrinkage and sys.modules["v05_jax.budget"] is budget
+      properties.CHECKS[f"check_{name}"](modules)
+    properties.CHECKS["check_the_gradient_is_unbiased"](modules, ["v05_loo", "rloo"])
+    properties.CHECKS["check_neyman_waits_for_the_batch"](modules)
+  assert all(x is y for x, y in zip(properties.modules(), before))
+  assert shrinkage.advantage is advantage and budget.extra is extra
 
 
 @pytest.mark.parametrize(
@@ -176,7 +208,7 @@ def test_a_fresh_copy_without_a_mistake_passes():
 )
 def test_a_mistake_has_exactly_one_place(where, right, found):
   with pytest.raises(LookupError, match=found):
-    with mutation.mutated(MODULES, where, right, "0.0"):
+    with mutated(where, right, "0.0"):
       pass
   assert sys.modules["v05_jax.shrinkage"] is shrinkage
 

@@ -1,21 +1,32 @@
 """The scoreboard: running moments equal those of all prompts at once, and the better baseline
 leads."""
 
+import functools
+import types
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from v05_jax import estimator, scoreboard, shrinkage
+from configs import default
+from v05_jax import groups as grouping
+from v05_jax import plug
+from v05_jax.estimators import base as estimators
+from v05_jax.observers import scoreboard
+from v05_jax.observers.base import Observer
+
+JUDGED = scoreboard.JUDGED
 
 
 def test_running_moments_are_those_of_all_prompts_at_once():
   rng = np.random.default_rng(0)
-  board, seen = scoreboard.empty(), []
-  own = shrinkage.ESTIMATORS.index("v05")
+  board, seen = scoreboard.empty(len(JUDGED)), []
+  own = JUDGED.index("v05")
   for size in (1, 7, 30):
-    squares = rng.gamma(2.0, 1.0, (len(shrinkage.ESTIMATORS), size)).astype(np.float32)
+    squares = rng.gamma(2.0, 1.0, (len(JUDGED), size)).astype(np.float32)
     squares[:, rng.random(size) < 0.2] = np.nan  # prompts that cannot be judged
-    board = scoreboard.update(board, jnp.asarray(squares), "v05")
+    board = scoreboard.update(board, jnp.asarray(squares), own)
     seen.append(squares)
   differences = np.concatenate(seen, 1)
   differences = (differences - differences[own])[:, np.isfinite(differences[0])]
@@ -25,46 +36,67 @@ def test_running_moments_are_those_of_all_prompts_at_once():
   np.testing.assert_allclose(scoreboard.standard_error(board), error, atol=1e-5)
 
 
+def judged(rows):
+  """The estimators of the board, and what they know at first."""
+  setting = plug.Setting(default.get_config(), rows=rows)
+  found = {name: estimators.named(name, setting) for name in JUDGED}
+  return found, {key: x for e in found.values() for key, x in e.init().items()}
+
+
 def test_nothing_judged_is_no_standing():
-  assert np.isnan(scoreboard.standard_error(scoreboard.empty())).all()
+  assert np.isnan(scoreboard.standard_error(scoreboard.empty(3))).all()
 
 
-@pytest.mark.parametrize("sd, better, worse", [(0.1, "value", "mean"), (1.5, "mean", "value")])
+@pytest.mark.parametrize("sd, better, worse", [(0.1, "value", "rloo"), (1.5, "rloo", "value")])
 def test_the_board_ranks_baselines_by_their_true_error_without_knowing_it(sd, better, worse):
   """A good prior leads the group mean, a bad one falls behind, by the difference of their errors at
   k - 1."""
   rng = np.random.default_rng(0)
-  state, error = estimator.init(64), []
+  (each, learnt), board, error = judged(64), scoreboard.empty(len(JUDGED)), []
+  program = jax.jit(functools.partial(scoreboard.squares, each))
   for step in range(40):
     mu = rng.uniform(-0.95, 0.95, 64)
     value = np.clip(mu + sd * rng.normal(size=64), -1, 1).astype(np.float32)
     reward = np.where(rng.random((64, 4)) < (1 + mu[:, None]) / 2, 1.0, -1.0).astype(np.float32)
-    row, mask = np.arange(64, dtype=np.int32), np.ones((64, 4), bool)
-    state, squares = estimator.learn(
-      state, row, np.int32(step), reward, mask, value, value, "v05", 16.0
-    )
-    assert squares.shape == (len(shrinkage.ESTIMATORS), 64)
+    groups = grouping.make(reward, np.ones((64, 4), bool), step=np.int32(step))
+    learnt, squares = program(learnt, groups, dict.fromkeys(JUDGED, value))
+    assert squares.shape == (len(JUDGED), 64)
+    board = scoreboard.update(board, squares, JUDGED.index("v05"))
     error.append(np.mean((value - mu) ** 2) - np.mean((1 - mu**2) / 3))
-  place = dict(zip(shrinkage.ESTIMATORS, np.asarray(state.board.mean).tolist()))
-  spread = dict(
-    zip(shrinkage.ESTIMATORS, np.asarray(scoreboard.standard_error(state.board)).tolist())
-  )
+  place = dict(zip(JUDGED, np.asarray(board.mean).tolist()))
+  spread = dict(zip(JUDGED, np.asarray(scoreboard.standard_error(board)).tolist()))
   assert place[better] < place[worse]
-  assert place["ewa"] < min(place["mean"], place["v05"]) + 2 * spread["ewa"]
-  assert place["value"] - place["mean"] == pytest.approx(
-    np.mean(error), abs=3 * (spread["value"] + spread["mean"])
+  assert place["ewa"] < min(place["rloo"], place["v05"]) + 2 * spread["ewa"]
+  assert place["value"] - place["rloo"] == pytest.approx(
+    np.mean(error), abs=3 * (spread["value"] + spread["rloo"])
   )
-  assert float(state.ewa.moments[0]) == pytest.approx(64 / (1 - 0.8), rel=1e-3)
-  assert float(state.history.rollouts[0]) > 4
+  assert float(learnt["ewa"].moments[0]) == pytest.approx(64 / (1 - 0.8), rel=1e-3)
+  assert float(learnt["spo"].rollouts[0]) > 4
 
 
 def test_rollouts_without_a_verdict_are_left_out():
-  row, value = np.arange(2, dtype=np.int32), np.array([0.2, np.nan], np.float32)
+  value = np.array([0.2, np.nan], np.float32)
   reward = np.array([[1, -1, np.nan], [1, 1, 1]], np.float32)
-  mask = np.array([[1, 1, 1], [1, 0, 0]], bool)
-  state, _ = estimator.learn(
-    estimator.init(2), row, np.int32(0), reward, mask, value, value, "v05", 16.0
-  )
-  np.testing.assert_allclose(state.history.rollouts, [2, 1])
-  np.testing.assert_allclose(state.history.successes, [1, 1])
-  np.testing.assert_allclose(state.ewa.moments[jnp.array([0, 5])], [1, 1])
+  groups = grouping.make(reward, np.array([[1, 1, 1], [1, 0, 0]], bool))
+  each, learnt = judged(2)
+  learnt, _ = scoreboard.squares(each, learnt, groups, dict.fromkeys(JUDGED, value))
+  np.testing.assert_allclose(learnt["spo"].rollouts, [2, 1])
+  np.testing.assert_allclose(learnt["spo"].successes, [1, 1])
+  np.testing.assert_allclose(learnt["ewa"].moments[jnp.array([0, 5])], [1, 1])
+
+
+def test_a_board_of_a_run_is_shown_the_rollouts_whose_number_no_outcome_has_chosen():
+  """The observer: what it judges and learns is `first`, and its metrics have every name but the
+  run's own difference."""
+  config = default.get_config()
+  config.baseline = "v05"
+  observer = plug.make("observer", "scoreboard", plug.Setting(config, rows=2), Observer)
+  reward, mask = np.array([[1.0, -1, 1], [1, 1, -1]], np.float32), np.ones((2, 3), bool)
+  groups = grouping.make(reward, mask)
+  groups = groups._replace(first=grouping.leading(groups, 2))
+  draw = types.SimpleNamespace(groups=groups, value=np.array([0.2, np.nan], np.float32), asked={})
+  state, metrics = observer.see(observer.init(), types.SimpleNamespace(drawn=(draw,)))
+  np.testing.assert_allclose(state.learnt["spo"].rollouts, [2, 2])
+  assert metrics["scoreboard/rloo/sq_adv"] == (4.0, 2.0)  # 2^2 twice and 0 twice, of two prompts
+  compared = {name.split("/")[1] for name in metrics if name.endswith("/difference")}
+  assert compared == set(JUDGED) - {"v05"}

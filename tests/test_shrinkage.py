@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 
 from tests import properties
-from v05_jax import shrinkage
+from v05_jax import groups as grouping
+from v05_jax import history, plug, shrinkage
+from v05_jax.estimators import beta_shrink, ewa, james_stein
+from v05_jax.observers import scoreboard
 
 GOLDEN = json.loads((pathlib.Path(__file__).parent / "data" / "estimator.json").read_text())
 CASES = GOLDEN["static"]
+KINDS = tuple(plug.known("estimator"))
+BY_THE_GROUP = ("grpo", "dr_grpo", "rloo")
 
 
 def column(name, none=np.inf):
@@ -23,13 +28,18 @@ def prior():
   return column("V", none=np.nan)
 
 
+def visits(prompts=7):
+  """(successes, rollouts) of each prompt's earlier visits."""
+  rollouts = np.array([0.0, 1.5, 4, 0, 6, 2, 0.3])[:prompts]
+  return rollouts * np.linspace(0, 1, 7)[:prompts], rollouts
+
+
 def learnt(kind, prompts=7):
-  """What the kinds that learn know from before: EWA's state, or the `history` of earlier visits."""
+  """What the kinds that learn know from before: EWA's state, or the history of earlier visits."""
   if kind == "ewa":
-    return {"state": properties.taught(shrinkage)}
-  if kind in ("spo", "tracker"):
-    rollouts = np.array([0.0, 1.5, 4, 0, 6, 2, 0.3])[:prompts]
-    return {"history": (rollouts * np.linspace(0, 1, 7)[:prompts], rollouts)}
+    return {"state": properties.taught(ewa)}
+  if kind == "spo":
+    return {"state": properties.visited(history, *visits(prompts))}
   return {}
 
 
@@ -63,10 +73,10 @@ def test_v05_advantage_equals_the_reference_numbers(case):
   mask = np.arange(18)[None] < 17  # one NaN stands inside the mask, the others too
   with jax.enable_x64(True):
     value = np.array([np.nan if case["V"] is None else case["V"]])
-    got, fusion = shrinkage.advantage("v05", reward, mask, value)
+    got, found = shrinkage.advantage("v05", reward, mask, value)
   np.testing.assert_allclose(got[0, 1 : k + 1], case["v05_adv"], atol=1e-12)
   assert not got[0, 0] and not np.any(got[0, k + 1 :])
-  assert fusion.baseline[0] == pytest.approx(case["b"])
+  assert found["baseline"][0] == pytest.approx(case["b"])
 
 
 def test_scalars_and_arrays_alike():
@@ -120,12 +130,12 @@ def test_beta_shrink_equals_the_reference_numbers():
     )
   k, value = column("k")[:, None], prior()[:, None]
   mask, success = np.arange(16) < k, (reward + 1) / 2
-  s, fit = np.sum(mask * success, 1, keepdims=True), shrinkage.Fit(4.0, 0.0, 0.0, 0.0, 0.0)
+  s, fit = np.sum(mask * success, 1, keepdims=True), beta_shrink.Fit(4.0, 0.0, 0.0, 0.0, 0.0)
   with jax.enable_x64(True):
     np.testing.assert_allclose(
-      shrinkage.beta_shrink(value, s, k, fit)[:, 0], column("bb_n0_4"), atol=1e-12
+      beta_shrink.posterior_mean(value, s, k, fit)[:, 0], column("bb_n0_4"), atol=1e-12
     )
-    got = reward - np.asarray(shrinkage.beta_shrink(value, s - success, k - 1, fit))
+    got = reward - np.asarray(beta_shrink.posterior_mean(value, s - success, k - 1, fit))
   np.testing.assert_allclose(np.where(mask, got, 0), want, atol=1e-12)
 
 
@@ -151,16 +161,16 @@ def test_kinds_by_hand(kind):
   reward[2, 0] = 1.0
   mask = np.ones((7, 6), bool)
   mask[1, 4] = False
-  got, fusion = shrinkage.advantage(kind, reward, mask, np.full(7, -0.2), np.zeros((7, 6)))
+  got, found = shrinkage.advantage(kind, reward, mask, np.full(7, -0.2), np.zeros((7, 6)))
   want, baseline, weight = HAND[kind]
   np.testing.assert_allclose(got[0], [*want, 0, 0], atol=1e-6)
   np.testing.assert_allclose(got[1][np.array([0, 2, 3, 5])], want, atol=1e-6)
   assert not np.any(got[1][np.array([1, 4])]) and not np.any(got[3])
-  np.testing.assert_allclose(fusion.baseline[:2], baseline, atol=1e-6)
-  np.testing.assert_allclose(fusion.weight[:2], weight, atol=1e-6)
+  np.testing.assert_allclose(found["baseline"][:2], baseline, atol=1e-6)
+  np.testing.assert_allclose(found["weight"][:2], weight, atol=1e-6)
   # the test of V, whatever the kind
-  np.testing.assert_allclose(fusion.statistic[:2], 1.96, atol=1e-5)
-  np.testing.assert_allclose(fusion.delta2[:2], 0.24, atol=1e-5)
+  np.testing.assert_allclose(found["statistic"][:2], 1.96, atol=1e-5)
+  np.testing.assert_allclose(found["delta2"][:2], 0.24, atol=1e-5)
   alone = {"v05": 1 - shrinkage.fuse(1, 1, -0.2).baseline, "v05_loo": 1.2, "value": 1.2}.get(
     kind, 0.0
   )
@@ -183,20 +193,20 @@ def moments(value, s, k, scale):
   return n0, mean(d[spoken]), mean(vbar), noise, spread
 
 
-def expected_baseline(estimator, value, s, k, fit, known, p):
+def expected_baseline(kind, value, s, k, fit, past, p):
   """The estimators that look at the whole batch or at the past, of one prompt after s successes in
   k rollouts."""
   prior = np.clip(value, -1, 1) if np.isfinite(value) else None
   n0, offset, center, noise, spread = fit
-  if estimator == "tracker":
-    a, n = (x[p] for x in known["history"])
+  if kind == "spo":
+    a, n = (x[p] for x in past)
     return ((0.0 if prior is None else prior) + 2 * (a + s) - (n + k)) / (1 + n + k)
-  if estimator == "ewa":
-    return properties.reference_baseline(known["state"], [value], [s], [k])[0][0]
-  if estimator == "james_stein":
+  if kind == "ewa":
+    return properties.reference_baseline(properties.taught(ewa), [value], [s], [k])[0][0]
+  if kind == "james_stein":
     weight = 1.0 if k == 0 else noise / (noise + spread) if noise + spread else 0.0
     return weight * center + (0.0 if k == 0 else (1 - weight) * (2 * s / k - 1))
-  toward = center if prior is None or estimator == "batch_shrink" else offset + prior
+  toward = center if prior is None or kind == "batch_shrink" else offset + prior
   return (n0 * np.clip(toward, -0.99, 0.99) + 2 * s - k) / (n0 + k)
 
 
@@ -208,24 +218,24 @@ def expected_baseline(estimator, value, s, k, fit, known, p):
 def test_kinds_that_learn_equal_a_loop_over_rollouts(kind, prompts):
   """Prompt by prompt and rollout by rollout; a single prompt has no others to learn from."""
   reward, mask, value, shaping = (x[:prompts] for x in batch())
-  estimator, known = shrinkage.KINDS[kind], learnt(kind, prompts)
+  known, past = learnt(kind, prompts), visits(prompts)
   want, baseline = np.zeros((prompts, 6)), np.zeros(prompts)
   k, s = mask.sum(1), np.sum(mask * (reward + 1) / 2, 1)
   for p in range(prompts):
     others = np.arange(prompts) != p
-    fit = moments(value[others], s[others], k[others], float(estimator == "beta_shrink"))
-    of = functools.partial(expected_baseline, estimator, value[p], fit=fit, known=known, p=p)
+    fit = moments(value[others], s[others], k[others], float(kind == "beta_shrink"))
+    of = functools.partial(expected_baseline, kind, value[p], fit=fit, past=past, p=p)
     baseline[p] = of(s[p], k[p])
     for i in range(k[p]):
       want[p, i] = reward[p, i] - of(s[p] - (reward[p, i] + 1) / 2, k[p] - 1)
   a2 = np.sum(want**2, 1) / np.maximum(k, 1)
   if kind == "spo":
     want = np.where(mask, want - want[mask].mean(), 0) / (want[mask].std() + 1e-6)
-  got, fusion = shrinkage.advantage(kind, reward, mask, value, shaping, **known)
+  got, found = shrinkage.advantage(kind, reward, mask, value, shaping, **known)
   np.testing.assert_allclose(got, want, atol=1e-5)
-  np.testing.assert_allclose(fusion.baseline, baseline, atol=1e-5)
-  assert np.isnan(fusion.weight).all()
-  got = shrinkage.sq_loo(estimator, reward, mask, value, **known)
+  np.testing.assert_allclose(found["baseline"], baseline, atol=1e-5)
+  assert np.isnan(found["weight"]).all()
+  got = shrinkage.sq_loo(kind, reward, mask, value, **known)
   np.testing.assert_allclose(got, np.where(k > 0, a2, np.nan), atol=1e-5)
 
 
@@ -237,11 +247,11 @@ def test_beta_fit_of_the_whole_batch():
   for scale in (0.0, 0.5, 1.0):
     with jax.enable_x64(True):
       np.testing.assert_allclose(
-        shrinkage.beta_fit(value, s, k, scale), moments(value, s, k, scale), atol=1e-12
+        beta_shrink.beta_fit(value, s, k, scale), moments(value, s, k, scale), atol=1e-12
       )
-  np.testing.assert_array_equal(shrinkage.beta_fit(value, 0 * s, 0 * k), [1, 0, 0, 0, 0])
+  np.testing.assert_array_equal(beta_shrink.beta_fit(value, 0 * s, 0 * k), [1, 0, 0, 0, 0])
   # one rollout a prompt: no variance, but the means
-  alone = shrinkage.beta_fit(value, s > 2, np.ones(9))
+  alone = beta_shrink.beta_fit(value, s > 2, np.ones(9))
   np.testing.assert_allclose(
     [alone.count, alone.center, alone.noise], [1, np.mean(2 * (s > 2) - 1), 0], atol=1e-6
   )
@@ -249,20 +259,21 @@ def test_beta_fit_of_the_whole_batch():
 
 def test_value_kind_falls_back_to_the_group_mean_and_clips():
   reward, mask = np.array([[1.0, -1.0, 1.0, 1.0]] * 2), np.ones((2, 4), bool)
-  got, fusion = shrinkage.advantage("value", reward, mask, np.array([np.nan, 3.0]))
+  got, found = shrinkage.advantage("value", reward, mask, np.array([np.nan, 3.0]))
   np.testing.assert_allclose(got, [[0.5, -1.5, 0.5, 0.5], [0, -2, 0, 0]])
-  np.testing.assert_allclose(fusion.weight, [1, 0])
+  np.testing.assert_allclose(found["weight"], [1, 0])
 
 
-@pytest.mark.parametrize("kind", [k for k in shrinkage.KINDS if k != "spo"])
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "spo"])
 def test_shaping_is_added_after_mapping_and_not_clipped(kind):
   reward, shaping = np.full((7, 6), np.nan), np.zeros((7, 6))
   reward[0, :4], shaping[0, :4] = (1, -1, 1, -1), (0, -0.5, -1, 0)
   mask, value, known = np.ones((7, 6), bool), np.full(7, 0.1), learnt(kind)
-  got, fusion = shrinkage.advantage(kind, reward, mask, value, shaping, **known)
+  got, found = shrinkage.advantage(kind, reward, mask, value, shaping, **known)
   plain, without = shrinkage.advantage(kind, reward, mask, value, np.zeros((7, 6)), **known)
-  for a, b in zip(fusion, without):  # the test and the baseline see the verifier's reward
-    np.testing.assert_array_equal(a, b)
+  assert found.keys() == without.keys() >= {"baseline", "weight", "delta2", "statistic"}
+  for name in found:  # the test and the baseline see the verifier's reward
+    np.testing.assert_array_equal(found[name], without[name])
   x = np.array([1.0, -1.5, 0.0, -1.0])
   want = {
     "grpo": (x - x.mean()) / (x.std(ddof=1) + 1e-6),
@@ -274,33 +285,34 @@ def test_shaping_is_added_after_mapping_and_not_clipped(kind):
 
 def test_spo_is_scaled_over_the_batch_after_shaping():
   reward, shaping = np.array([[1.0, -1.0], [1.0, 1.0]]), np.array([[0.0, -0.5], [-1.0, 0.0]])
-  mask, value, history = np.ones((2, 2), bool), np.array([0.0, 0.5]), (np.zeros(2), np.zeros(2))
-  got, fusion = shrinkage.advantage("spo", reward, mask, value, shaping, history=history)
+  mask, value = np.ones((2, 2), bool), np.array([0.0, 0.5])
+  got, found = shrinkage.advantage("spo", reward, mask, value, shaping, history.empty(2))
   # Of one other and one pseudo-rollout of value V: (0 - 1) / 2, (0 + 1) / 2; (.5 + 1) / 2 twice.
   raw = reward + shaping - [[-0.5, 0.5], [0.75, 0.75]]
   np.testing.assert_allclose(got, (raw - raw.mean()) / (raw.std() + 1e-6), rtol=1e-5)
-  np.testing.assert_allclose(fusion.baseline, [0, 2.5 / 3], rtol=1e-6)
+  np.testing.assert_allclose(found["baseline"], [0, 2.5 / 3], rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", shrinkage.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_order_of_rollouts_and_prompts_does_not_matter(kind):
   rng, known = np.random.default_rng(0), learnt(kind)
   reward, mask, value, _ = batch()
   shaping = -rng.random((7, 6))
-  got, fusion = shrinkage.advantage(kind, reward, mask, value, shaping, **known)
+  got, found = shrinkage.advantage(kind, reward, mask, value, shaping, **known)
   order, prompts = rng.permutation(6), rng.permutation(7)
-  if "history" in known:
-    known = {"history": tuple(x[prompts] for x in known["history"])}
+  if kind == "spo":
+    known = {"state": properties.visited(history, *(x[prompts] for x in visits()))}
   moved = lambda x: x[prompts][:, order]
-  again, fusion_again = shrinkage.advantage(
+  again, found_again = shrinkage.advantage(
     kind, moved(reward), moved(mask), value[prompts], moved(shaping), **known
   )
   np.testing.assert_allclose(again, moved(np.asarray(got)), atol=1e-5)
-  for a, b in zip(fusion_again, fusion):
-    np.testing.assert_allclose(a, np.asarray(b)[prompts], atol=1e-5)
+  assert found_again.keys() == found.keys()
+  for name in found:
+    np.testing.assert_allclose(found_again[name], np.asarray(found[name])[prompts], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", shrinkage.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_rewards_of_a_verifier_from_0_to_1_mean_the_same(kind):
   won, (_, mask, value, shaping) = np.random.default_rng(5).random((7, 6)) < 0.5, batch()
   got, _ = shrinkage.advantage(
@@ -313,7 +325,7 @@ def test_rewards_of_a_verifier_from_0_to_1_mean_the_same(kind):
   assert np.any(got)
 
 
-@pytest.mark.parametrize("kind", shrinkage.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_transferred_inside(kind):
   arrays = jax.tree.map(jnp.asarray, batch())
   known = jax.tree.map(jnp.asarray, learnt(kind))
@@ -353,24 +365,24 @@ def hard_batches():
     yield groups[rows // 7], mask, values[rows % 7], np.zeros((7, 6))
 
 
-@pytest.mark.parametrize("kind", shrinkage.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_no_nan_in_values(kind):
-  weighs = shrinkage.KINDS[kind] in ("mean", "value", "v05")
+  weighs = kind in (*BY_THE_GROUP, "value", "v05", "v05_loo")
   for reward, mask, value, shaping in hard_batches():
-    advantage, fusion = shrinkage.advantage(kind, reward, mask, value, shaping, **learnt(kind))
-    assert advantage.dtype == fusion.baseline.dtype == jnp.float32
-    assert np.isfinite(advantage).all() and np.isfinite(fusion.baseline).all()
+    advantage, found = shrinkage.advantage(kind, reward, mask, value, shaping, **learnt(kind))
+    assert advantage.dtype == found["baseline"].dtype == jnp.float32
+    assert np.isfinite(advantage).all() and np.isfinite(found["baseline"]).all()
     assert not np.any(np.asarray(advantage)[~mask | np.isnan(reward)])
-    assert np.all(np.abs(fusion.baseline) <= 1 + 1e-6)
-    assert np.all(np.isnan(fusion.weight) != weighs)  # EWA and others have none
+    assert np.all(np.abs(found["baseline"]) <= 1 + 1e-6)
+    assert np.all(np.isnan(found["weight"]) != weighs)  # EWA and others have none
 
 
 # for EWA see test_ewa.py
-@pytest.mark.parametrize("kind", [kind for kind in shrinkage.KINDS if kind != "ewa"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "ewa"])
 def test_no_nan_in_gradients(kind):
   def total(reward, mask, value, shaping):
-    advantage, fusion = shrinkage.advantage(kind, reward, mask, value, shaping, **learnt(kind))
-    return jnp.sum(advantage**2) + jnp.sum(fusion.baseline)
+    advantage, found = shrinkage.advantage(kind, reward, mask, value, shaping, **learnt(kind))
+    return jnp.sum(advantage**2) + jnp.sum(found["baseline"])
 
   slopes = jax.jit(jax.vmap(jax.grad(total, argnums=(0, 2, 3))))
   arrays = [np.stack(x) for x in zip(*hard_batches())]
@@ -379,41 +391,46 @@ def test_no_nan_in_gradients(kind):
   assert np.any(by_reward) and not np.any(np.asarray(by_reward)[~arrays[1] | np.isnan(arrays[0])])
 
 
-@pytest.mark.parametrize("estimator", shrinkage.ESTIMATORS)
-def test_sq_loo_is_nan_below_two_rollouts_alone(estimator):
+@pytest.mark.parametrize("kind", KINDS)
+def test_sq_loo_is_nan_without_rollouts_alone(kind):
   for reward, mask, value, _ in itertools.islice(hard_batches(), 0, None, 4):
-    got = shrinkage.sq_loo(estimator, reward, mask, value, **learnt(estimator))
+    got = shrinkage.sq_loo(kind, reward, mask, value, **learnt(kind))
     np.testing.assert_array_equal(np.isnan(got), np.sum(mask & np.isfinite(reward), 1) < 1)
 
 
 def test_james_stein_does_not_weigh_rounding_errors():
   """Where all others are all alike, noise and spread are 0 up to rounding, and their ratio means
   nothing."""
-  fit = shrinkage.Fit(1.0, 0.0, 1.0, noise=0.0, spread=0.0)
-  want = shrinkage.james_stein(1.0, 3, fit)
+  fit = beta_shrink.Fit(1.0, 0.0, 1.0, noise=0.0, spread=0.0)
+  want = james_stein.shrunk(1.0, 3, fit)
   for rest in ({"noise": 1e-9}, {"spread": 1e-9}, {"noise": 1e-9, "spread": 1e-9}):
-    assert shrinkage.james_stein(1.0, 3, fit._replace(**rest)) == want
+    assert james_stein.shrunk(1.0, 3, fit._replace(**rest)) == want
 
 
 def test_unknown_kind():
   args = (np.zeros((1, 4)), np.ones((1, 4), bool), np.zeros(1))
-  with pytest.raises(ValueError, match=r"baseline.*'mean'.*v05, v05_loo, ewa"):
-    shrinkage.advantage("mean", *args)
-  with pytest.raises(ValueError, match=r"'rloo'.*mean, value, v05"):
-    shrinkage.sq_loo("rloo", *args)
+  known = (
+    "batch_shrink, beta_shrink, dr_grpo, ewa, grpo, james_stein, rloo, spo, v05, v05_loo, value"
+  )
+  for f in (shrinkage.advantage, shrinkage.sq_loo):
+    with pytest.raises(ValueError, match=rf"baseline.*'mean'.*{known}"):
+      f("mean", *args)
+  with pytest.raises(ValueError, match=rf"baseline.*'tracker'.*{known}"):
+    shrinkage.baseline("tracker", 0.0, 0.0, 0)
+  assert set(scoreboard.JUDGED) <= set(KINDS)
 
 
 def test_sq_loo_by_hand():
   reward = np.array([[1.0, 1, -1, np.nan], [1.0, np.nan, np.nan, np.nan], [1.0, 1, -1, 1]])
   mask = np.array([[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 0]], bool)
-  got = shrinkage.sq_loo("mean", reward, mask, np.full(3, np.nan))
+  got = shrinkage.sq_loo("rloo", reward, mask, np.full(3, np.nan))
   # 1 - 0, 1 - 0, -1 - 1; without others the mean is 0
   np.testing.assert_allclose(got, [2.0, 1.0, 2.0])
   assert shrinkage.sq_loo("v05", reward, mask, np.full(3, np.nan))[0] == pytest.approx(2.0)
   # Others 0, 0 (k = 2, T = .5: V = .5 is accepted) and 1 (accepted too): .5^2, .5^2, 1.5^2.
   got = shrinkage.sq_loo("v05", reward, mask, np.full(3, 0.5))
   np.testing.assert_allclose(got, [2.75 / 3, 0.25, 2.75 / 3], rtol=1e-6)
-  assert np.isnan(shrinkage.sq_loo("mean", reward, ~mask, np.zeros(3))).tolist() == [
+  assert np.isnan(shrinkage.sq_loo("rloo", reward, ~mask, np.zeros(3))).tolist() == [
     True,
     True,
     False,
@@ -426,23 +443,28 @@ def test_without_any_prior_both_shrink_to_the_mean_of_the_others(kind):
   scale = float(kind == "beta_shrink")
   for k in (4.0, 1.0):
     s = np.array([0.75, 0.75, 0.75, 0.25]) * k
-    fit = shrinkage.beta_fit(np.full(4, np.nan), s, np.full(4, k), scale, leave_out=True)
-    got = shrinkage.beta_shrink(np.full(4, np.nan), 0.0, 0.0, fit, scale)
+    fit = beta_shrink.beta_fit(np.full(4, np.nan), s, np.full(4, k), scale, leave_out=True)
+    got = beta_shrink.posterior_mean(np.full(4, np.nan), 0.0, 0.0, fit, scale)
     np.testing.assert_allclose(got, [1 / 6, 1 / 6, 1 / 6, 0.5], rtol=1e-6)
 
 
 def test_a_prompt_without_a_prior_shrinks_to_the_mean_of_all():
   value = np.array([np.nan, 0.5, np.nan, -0.5])
-  fit = shrinkage.beta_fit(value, np.array([4.0, 4, 0, 0]), np.full(4, 4.0))
+  fit = beta_shrink.beta_fit(value, np.array([4.0, 4, 0, 0]), np.full(4, 4.0))
   assert fit.center == 0 and fit.offset == 0
-  fit = shrinkage.beta_fit(value, np.array([4.0, 4, 4, 0]), np.full(4, 4.0))
+  fit = beta_shrink.beta_fit(value, np.array([4.0, 4, 4, 0]), np.full(4, 4.0))
   assert (
-    fit.center == 0.5 and fit.offset == 0 and shrinkage.beta_shrink(np.nan, 0.0, 0.0, fit) == 0.5
+    fit.center == 0.5
+    and fit.offset == 0
+    and beta_shrink.posterior_mean(np.nan, 0.0, 0.0, fit) == 0.5
   )
 
 
 def test_outcomes():
-  s, k = shrinkage.outcomes(
-    np.array([[1, -1, np.nan, 0], [1, 1, 1, 1]]), np.array([[1, 1, 1, 1], [1, 0, 0, 0]], bool)
-  )
-  np.testing.assert_allclose([s, k], [[1.5, 1], [3, 1]])
+  """A reward that is not a number does not count."""
+  reward = np.array([[1, -1, np.nan, 0], [1, 1, 1, 1], [np.nan] * 4])
+  groups = grouping.make(reward, np.array([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 1]], bool))
+  np.testing.assert_allclose(groups.s, [1.5, 1, 0])
+  np.testing.assert_allclose(groups.k, [3, 1, 0])
+  np.testing.assert_allclose(groups.vbar, [0, 1, 0])
+  np.testing.assert_array_equal(groups.mask, np.isfinite(reward) & [[1] * 4, [1, 0, 0, 0], [1] * 4])

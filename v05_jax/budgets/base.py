@@ -4,6 +4,7 @@ from collections.abc import Callable
 import types
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from v05_jax import groups as grouping
@@ -86,7 +87,7 @@ def constant(count: int) -> Callable:
 
 def fixed_number(count: int) -> Budget:
   """The same number of rollouts for every prompt."""
-  return Budget(Limits(count, count, float(count), count, closes=True), constant(count))
+  return Budget(Limits(count, count, count, count, closes=True), constant(count))
 
 
 def extra(rule: str, state, value, s, k, ended, total: int = 0, **options):
@@ -100,31 +101,33 @@ def extra(rule: str, state, value, s, k, ended, total: int = 0, **options):
     s, k: [P] successes, the sum of (r + 1) / 2 over the k rollouts so far, r in [-1, 1].
     ended: bool [P] all issued rollouts of the prompt have verdicts; elsewhere the answer is 0.
     total: rollouts of the whole batch, those in k included, for a rule that divides one.
-    options: k_max (16 by default) and the rule's own options; real = bool [P], no padding.
+    options: k_max, [P] or a number (16 by default), and the rule's own options; real = bool [P], no
+      padding. A rollout without a verdict is not in k: take it off k_max and total.
 
-  Returns int [P]. Raises ValueError for an unknown rule or option.
+  Returns int32 [P]. Raises ValueError for an unknown rule or option.
   """
-  k, value = np.asarray(k), np.broadcast_to(np.asarray(value, np.float32), np.shape(k))
-  real = np.broadcast_to(options.pop("real", True), k.shape)
-  most, declared = int(options.pop("k_max", 16)), plug.declared("budget", rule).options
+  declared = plug.declared("budget", rule).options
+  real = np.broadcast_to(options.pop("real", True), np.shape(k))
+  k, most, ended = (np.where(real, x, 0) for x in (k, options.pop("k_max", 16), ended))
   if unknown := [name for name in options if name not in declared]:
     raise ValueError(f"budget.extra: found {unknown[0]}, expected one of {', '.join(declared)}")
-  if "k_mean" in declared:
-    options["k_mean"] = total / max(real.sum(), 1)
 
-  def begun(count) -> Budget:
-    bounds = types.SimpleNamespace(k_init=int(count), k_max=most)
+  def of_prompts(lost) -> Budget:
+    """The rule with each prompt's own k_init and k_max; `lost` rollouts of it have no verdict."""
+    own = dict(options)
+    if "k_mean" in declared:
+      own["k_mean"] = (total + np.sum(lost)) / max(real.sum(), 1)
+    bounds = types.SimpleNamespace(k_init=k + lost, k_max=most + lost)
     setting = plug.Setting(types.SimpleNamespace(budget=bounds))
-    return plug.find("budget", rule)(plug.defaults("budget", rule, **options), setting)
+    return plug.find("budget", rule)(plug.defaults("budget", rule, **own), setting)
 
-  asked = Asked(np.where(real, k, 0), np.asarray(ended, bool) & real)
-  found = begun(k.max(initial=1))
-  if found.more is None:  # the rule knows every number beforehand
-    return np.where(asked.ended, (begun(k.min(initial=most)).first(value, real) - k).clip(0), 0)
-  empty, s = np.zeros((len(k), 1)), np.where(real, s, 0)
-  vbar = 2.0 * s / asked.issued.clip(1) - 1.0
-  counts = {"k": asked.issued, "s": s, "vbar": vbar}
-  groups = grouping.make(empty, empty > 0)._replace(
-    **{name: np.asarray(x, np.float32) for name, x in counts.items()}
-  )
-  return np.where(asked.ended, found.more(state, groups, value, asked), 0)
+  if of_prompts(0).more is None:  # the rule knows every number beforehand
+    more = of_prompts(0).first(np.broadcast_to(value, k.shape), real) - k
+  else:  # it takes a prompt without any rollout for padding, and would not give to it
+    dtype = jnp.result_type(value, s, jnp.float32)
+    value, s, counted = (np.broadcast_to(np.asarray(x, dtype), k.shape) for x in (value, s, k))
+    groups = grouping.make(np.zeros((len(k), 1), dtype), np.zeros((len(k), 1), bool))
+    groups = groups._replace(k=counted, s=s, vbar=2 * s / counted.clip(1) - 1)
+    asked = Asked(k + real, ended.astype(bool))
+    more = of_prompts(real.astype(int)).more(state, groups, value, asked)
+  return np.where(ended, more, 0).astype(np.int32)

@@ -164,6 +164,7 @@ def _of_package(name: str) -> Estimator:
   return plug.find("estimator", name)(plug.defaults("estimator", name), plug.Setting(None, rows=1))
 
 
+@functools.partial(jax.jit, static_argnames="kind")
 def advantage(kind: str, reward, mask, value, shaping=0.0, state=()):
   """Advantages by an estimator of the package, for use in another trainer.
 
@@ -180,23 +181,13 @@ def advantage(kind: str, reward, mask, value, shaping=0.0, state=()):
 
   Raises ValueError for an unknown kind.
   """
-  return _advantage(kind, *_arrays(reward, mask, value), shaping, state)
+  return advantages(_of_package(kind), state, _groups(reward, mask, shaping), jnp.asarray(value))
 
 
 @functools.partial(jax.jit, static_argnames="kind")
-def _advantage(kind, groups, value, shaping, state):
-  groups = groups._replace(shaping=jnp.broadcast_to(jnp.asarray(shaping), groups.reward.shape))
-  return advantages(_of_package(kind), state, groups, value)
-
-
 def sq_loo(kind: str, reward, mask, value, state=()):
   """`squared_unseen` [P] by an estimator of the package; the arguments are those of `advantage`."""
-  return _sq_loo(kind, *_arrays(reward, mask, value), state)
-
-
-@functools.partial(jax.jit, static_argnames="kind")
-def _sq_loo(kind, groups, value, state):
-  return squared_unseen(_of_package(kind), state, groups, value)
+  return squared_unseen(_of_package(kind), state, _groups(reward, mask), jnp.asarray(value))
 
 
 def baseline(kind: str, value, s, k, prompt=(), state=()):
@@ -212,14 +203,12 @@ def baseline(kind: str, value, s, k, prompt=(), state=()):
   return counts(state, prompt, *shrinkage.floats(value, s, k))
 
 
-def _arrays(reward, mask, value):
+def _groups(reward, mask, shaping=0.0) -> Groups:
   reward = jnp.asarray(reward)
   reward = reward.astype(jnp.result_type(reward, jnp.float32))
   mask = jnp.asarray(mask, bool) & jnp.isfinite(reward)
   reward = jnp.where(mask, reward, 0.0)
-  k, s, vbar = grouping.outcomes(reward, mask)
-  zeros = jnp.zeros_like(reward)
-  row = jnp.arange(len(reward))
-  return Groups(
-    reward, mask, k, s, vbar, zeros, zeros, zeros, zeros, row, jnp.int32(0)
-  ), jnp.asarray(value)
+  shaping = jnp.broadcast_to(jnp.asarray(shaping), reward.shape)
+  zeros, row = jnp.zeros_like(reward), jnp.arange(len(reward))
+  outcomes = grouping.outcomes(reward, mask)
+  return Groups(reward, mask, *outcomes, shaping, zeros, zeros, zeros, row, jnp.int32(0))
