@@ -1,1 +1,18 @@
-"""V0, the generalist value model: adapter, head, conversion, training."""
+"""V0, the generalist value model: adapter, head, conversion, training.
+
+    from v05_jax import value_model
+    p = value_model.load("builtin").predict(context_prompts, context_scores, target_prompts)
+
+`v0` has both names; it is imported when one of them is first used, as the other modules do without
+the models that it needs.
+"""
+
+__all__ = ("ValuePrior", "load")
+
+
+def __getattr__(name: str):
+  if name not in __all__:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  from v05_jax.value_model import v0
+
+  return getattr(v0, name)
