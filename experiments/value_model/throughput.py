@@ -15,8 +15,7 @@ from absl import app, flags, logging
 import numpy as np
 
 from configs import v05
-from v05_jax import priors as value_prior
-from v05_jax import tasks
+from v05_jax import tasks, value_model
 from v05_jax.run import metrics
 from v05_jax.train import train
 
@@ -25,7 +24,7 @@ RUNS = flags.DEFINE_integer("runs", 9, "repetitions")
 
 def main(_):
   logging.set_verbosity(logging.WARNING)
-  model = value_prior.load("builtin")
+  model = value_model.load("builtin")
   texts = [row["prompt"] for row in tasks.rows("train", 1280, 0)]
   success = np.arange(256) % 5 / 4
   given, asked = model.features(texts[:256]), model.features(texts[256:])
