@@ -65,8 +65,10 @@ def test_estimator_prior_wrapper_and_observer(folder):
   assert k.sum() == 64 and 0 < s.sum() < 64  # every rollout of both steps was learnt from
   assert 0 <= line["unanimous"] <= 1 and line["prior/abs_error"] > 0
   place = np.flatnonzero(k)
-  value = importlib.import_module("my_prior").by_length({}, None).ask(
-    state.prior["by_length"], type("Prompts", (), {"length": 4 * place, "mask": place > 0})
+  value = (
+    importlib.import_module("my_prior")
+    .by_length({}, None)
+    .ask(state.prior["by_length"], type("Prompts", (), {"length": 4 * place, "mask": place > 0}))
   )
   np.testing.assert_allclose(value[0], 2 * s[place] / k[place] - 1)
 

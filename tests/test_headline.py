@@ -13,8 +13,8 @@ from configs import v05_plus
 from experiments.headline import controls, gradient, methods, prepare, report, run, session
 from v05_jax import config as configuration
 from v05_jax import data, rng
-from v05_jax.priors import Prior
-from v05_jax.step import sample
+from v05_jax.priors.base import Prior
+from v05_jax.sampling.draw import draw
 
 pytestmark = pytest.mark.usefixtures("few_devices")
 
@@ -82,8 +82,8 @@ def test_many_rollouts_point_along_the_exact_gradient_and_few_do_less():
     config.rollouts_per_step = k * prompts
     run_of, collect, _ = session.SESSION.run(config)
     state = run_of.init()
-    draw = sample(run_of, collect, state, 0)
-    found[prompts] = gradient.cosine(run_of, gradient.make(run_of), state, draw)
+    taken = draw(run_of, collect, state).taken
+    found[prompts] = gradient.cosine(run_of, gradient.make(run_of), state, taken)
   assert 0 < found[32] < found[512] and found[512] > 0.4, found
 
 
@@ -92,11 +92,13 @@ def test_controls_replace_v_as_they_say():
     tiny("v05").data, session.SESSION.run(tiny("v05"))[0].policy.tokenizer, 16
   ).at(0, 200, pad_to=210)
   value = np.linspace(-0.9, 0.9, 210, dtype=np.float32)
-  plain = Prior(1, lambda prompts: np.zeros((210, 1)), lambda context, features: value)
+  plain = Prior(lambda state, prompts: (value, {"features": state}), lambda: "state")
 
   def ask(control):
     prior = controls.make(control, plain, 3, lambda prompts: np.full(210, 0.75))
-    return prior.predict(None, prior.features(prompts))
+    found, asked = prior.ask(prior.init(), prompts)
+    assert asked == {"features": "state"} and prior.learn is plain.learn
+    return found
 
   np.testing.assert_array_equal(ask(""), value)
   np.testing.assert_allclose(ask("oracle"), 0.5)

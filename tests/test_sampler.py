@@ -7,9 +7,9 @@ import pytest
 
 from tests import support
 from v05_jax import rng
-from v05_jax.models import decoder
 from v05_jax.budgets.base import fixed_number
-from v05_jax.sampling import categorical, rollouts, sampler
+from v05_jax.models import decoder
+from v05_jax.sampling import categorical, sampler
 from v05_jax.sampling.ledger import Order
 from v05_jax.update import losses
 

@@ -11,6 +11,7 @@ from v05_jax import budget, data, shrinkage
 from v05_jax import config as configuration
 from v05_jax.models import presets
 from v05_jax.models import tokenizer as tokenizers
+from v05_jax.sampling.ledger import Order
 
 pytestmark = pytest.mark.usefixtures("few_devices")
 
@@ -107,7 +108,8 @@ def test_sampling_is_measured_and_checked(bench):
   )
   params = b.run.update.place(b.run.policy.params)
   key = programs.rng.at(0, 0)
-  rolls, _ = b.collect(params, b.prompts, key, b.run.groups, limit=lengths.reshape(8, 2))
+  order = Order(b.run.budget, limit=lengths.reshape(8, 2))
+  rolls, _ = b.collect(params, b.prompts, key, order)
   wrong = rolls.logprob.copy()
   wrong[3, lengths[3] - 1] += 0.01
   with pytest.raises(RuntimeError, match=r"0\.01 nats"):

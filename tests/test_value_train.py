@@ -242,7 +242,9 @@ def test_the_loss_is_put_together_from_its_options(data):
   x = model.features([texts[i] for i in batch.prompt[0]])
   marks = jax.random.split(jax.random.split(key)[1], 1)[0]
   z = jax.jit(
-    lambda head, x: objective.logits(head, model.settings, x, batch.score[0, :20], (None, None), marks)
+    lambda head, x: objective.logits(
+      head, model.settings, x, batch.score[0, :20], (None, None), marks
+    )
   )(model.head, x)
   target = batch.score[0, 20:]
   weight = np.where(target >= 0.5, batch.share[0], 1 - batch.share[0])

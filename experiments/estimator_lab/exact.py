@@ -18,25 +18,28 @@ from experiments.estimator_lab.population import (
   rmse,
 )
 from v05_jax import budget, shrinkage
+from v05_jax.estimators.beta_shrink import Fit
 
 COST = 1 / 256
 KS = (1, 2, 4, 8, 16)
 
 
-def of_means(c: Cells) -> shrinkage.Fit:
+def of_means(c: Cells) -> Fit:
   """What an infinite batch would teach BetaShrink: n0 = E[1 - mu^2] / E[(V - mu)^2], and no
   offset."""
   noise = mean(c, 1 - c.mu**2)
   center = mean(c, c.mu)
-  return shrinkage.Fit(
-    noise / max(rmse(c) ** 2, 1e-12), 0.0, center, noise, mean(c, (c.mu - center) ** 2)
-  )
+  return Fit(noise / max(rmse(c) ** 2, 1e-12), 0.0, center, noise, mean(c, (c.mu - center) ** 2))
+
+
+def baseline(name: str, value, s, k, prompt=(), state=()):
+  """`shrinkage.baseline`; "mean" is the group mean, which RLOO has of a rollout's others."""
+  return shrinkage.baseline("rloo" if name == "mean" else name, value, s, k, prompt, state)
 
 
 def squared_error(c: Cells, k, estimator: str):
   """(baseline - mu)^2 at every s, [C, 17]; where s > k it means nothing."""
-  fits = {"beta_shrink": of_means(c)}
-  b = shrinkage.baseline(estimator, c.value[:, None], np.minimum(S, k)[None], float(k), fits)
+  b = baseline(estimator, c.value[:, None], np.minimum(S, k)[None], float(k), of_means(c))
   return np.square(np.asarray(b) - c.mu[:, None])
 
 
@@ -46,12 +49,11 @@ def mse_at(c: Cells, k, estimator="v05") -> float:
 
 
 def decisions(rule: str, value, k):
-  """`budget.extra` at every s, int [C, 17]."""
-  s, v = (np.array(x, float) for x in np.broadcast_arrays(np.minimum(S, k), value[:, None]))
-  ended = np.ones(s.shape, bool)
-  return np.asarray(
-    budget.extra(rule, None, v, s, np.full(s.shape, k), ended, 0, k_max=K_MAX, cost=COST)
-  )
+  """Further rollouts by a rule of the paper at every s, int [C, 17]; sequential: one at a time."""
+  delta2 = shrinkage.fuse(2.0 * np.minimum(S, k) / k - 1.0, k, value[:, None]).delta2
+  if rule == "sequential":
+    return np.asarray(budget.should_continue(delta2, k, COST, K_MAX)).astype(int)
+  return np.asarray(budget.final_k(delta2, k, COST, K_MAX)) - k
 
 
 def osla(c: Cells, k_init=4) -> dict:

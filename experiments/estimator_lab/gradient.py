@@ -11,6 +11,7 @@ import numpy as np
 
 from experiments.estimator_lab.population import Cells, binomial, mean
 from v05_jax import shrinkage
+from v05_jax.estimators.beta_shrink import MIN_SPREAD, Fit
 
 BATCH_KINDS = ("beta_shrink", "batch_shrink", "james_stein")
 # "oracle": the true mean as the baseline. SPO is left out: it needs earlier visits of the same
@@ -31,14 +32,12 @@ KINDS = (
 UNBIASED = ("ewa", "beta_shrink", "batch_shrink", "james_stein", "v05_loo", "rloo")
 
 
-def infinite_batch(c: Cells, k: int, scale: float) -> shrinkage.Fit:
-  """What `shrinkage.beta_fit` tends to as the batch grows, k rollouts a prompt."""
+def infinite_batch(c: Cells, k: int, scale: float) -> Fit:
+  """What `beta_shrink.beta_fit` tends to as the batch grows, k rollouts a prompt."""
   noise, center = mean(c, 1 - c.mu**2), mean(c, c.mu)
   d = c.mu - scale * c.value
   var = lambda x: mean(c, x**2) - mean(c, x) ** 2
-  return shrinkage.Fit(
-    noise / max(var(d), shrinkage.MIN_SPREAD), mean(c, d), center, noise / k, var(c.mu) + noise / k
-  )
+  return Fit(noise / max(var(d), MIN_SPREAD), mean(c, d), center, noise / k, var(c.mu) + noise / k)
 
 
 def advantages(kind: str, c: Cells, k: int, state):
@@ -48,12 +47,9 @@ def advantages(kind: str, c: Cells, k: int, state):
     both = np.stack([1 - c.mu, -1 - c.mu])
     return np.repeat(both[:, :, None], k + 1, 2)
   if kind in BATCH_KINDS:
-    scale = float(kind == "beta_shrink")
-    fits = {"beta_shrink" if scale else "batch_shrink": infinite_batch(c, k, scale)}
+    fit = infinite_batch(c, k, float(kind == "beta_shrink"))
     s = np.arange(k + 1.0)
-    others = lambda s: np.asarray(
-      shrinkage.baseline(kind, c.value[:, None], s[None], k - 1.0, fits)
-    )
+    others = lambda s: np.asarray(shrinkage.baseline(kind, c.value[:, None], s[None], k - 1.0, fit))
     return np.stack([1 - others(np.maximum(s - 1, 0)), -1 - others(np.minimum(s, k - 1))])
   found = []
   for s in range(k + 1):
@@ -102,8 +98,6 @@ def identity(c: Cells, k: int, kind: str, a2: float) -> float:
   """E[A_loo^2] - E[1 - mu^2] - MSE at k - 1: 0, for RLOO and leave-one-out V0.5, whose MSE needs no
   batch."""
   s = np.arange(k)
-  b = shrinkage.baseline(
-    {"rloo": "mean", "v05_loo": "v05"}[kind], c.value[:, None], s[None].astype(float), k - 1.0
-  )
+  b = shrinkage.baseline(kind, c.value[:, None], s[None].astype(float), k - 1.0)
   error = np.sum(binomial(k - 1, c.mu)[:, :k] * (np.asarray(b) - c.mu[:, None]) ** 2, -1)
   return a2 - mean(c, 1 - c.mu**2) - mean(c, error)

@@ -15,7 +15,7 @@ import numpy as np
 
 from configs import demo
 from experiments.estimator_lab.tables import table
-from v05_jax import shrinkage
+from v05_jax.observers.scoreboard import JUDGED
 from v05_jax.run import metrics, report
 from v05_jax.train import train
 
@@ -25,7 +25,12 @@ OUT = flags.DEFINE_string("out", "runs/estimator_lab", "folder of the runs")
 
 # Name -> what differs from the demo's V0.5 with 4 rollouts a prompt, here with the kernel
 # regression as its prior.
-NEYMAN = {"budget.rule": "neyman", "budget.k_init": 2, "budget.k_mean": 4.0, "budget.k_max": 16}
+NEYMAN = {
+  "budget.rule": "neyman",
+  "budget.k_init": 2,
+  "budgets.neyman.k_mean": 4.0,
+  "budget.k_max": 16,
+}
 RUNS = {
   "v05": {},
   "v05_loo": {"baseline": "v05_loo"},
@@ -73,7 +78,7 @@ def main(_):
 def standings(lines: list[dict]) -> list[tuple[str, float, float]]:
   """(estimator, difference, standard error) over the last lines of several seeds, best first."""
   found = [("v05 (own)", 0.0, 0.0)]
-  for name in set(shrinkage.ESTIMATORS) - {"v05"}:
+  for name in set(JUDGED) - {"v05"}:
     difference = np.array([x[f"scoreboard/{name}/difference"] for x in lines])
     error = np.array([x[f"scoreboard/{name}/standard_error"] for x in lines])
     found.append((name, float(difference.mean()), float(np.sqrt(np.sum(error**2)) / len(lines))))

@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.estimator_lab.exact import baseline
 from experiments.estimator_lab.population import K_MAX, LEVELS, NORMAL, QUANTILES
 from v05_jax import budget, shrinkage
+from v05_jax.estimators.beta_shrink import beta_fit
 
 BATCH, STEPS, DROPPED = 128, 110, 10
-# Those of shrinkage.ESTIMATORS that need no earlier visits of the same prompt.
+# Those of the package that need no earlier visits of the same prompt.
 ESTIMATORS = ("mean", "value", "v05", "beta_shrink", "batch_shrink", "james_stein", "ewa")
 
 
@@ -62,11 +64,10 @@ def estimators(keys, share, sd, h, k):
   def step(state, key):
     mu, value, success = draw(key, share, sd, h)
     s, group = first(success, k), jnp.full(BATCH, k, jnp.float32)
-    fit = lambda scale: shrinkage.beta_fit(value, s, group, scale, leave_out=True)
-    fits = {"beta_shrink": fit(1.0), "batch_shrink": fit(0.0)}
-    error = lambda name: jnp.mean(
-      (shrinkage.baseline(name, value, s, group, fits, state) - mu) ** 2
-    )
+    fit = lambda scale: beta_fit(value, s, group, scale, leave_out=True)
+    fits = {"beta_shrink": fit(1.0), "batch_shrink": fit(0.0), "james_stein": fit(0.0)}
+    found = lambda name: baseline(name, value, s, group, fits.get(name, ()), state)
+    error = lambda name: jnp.mean((found(name) - mu) ** 2)
     outputs = {name: error(name) for name in ESTIMATORS}
     outputs["ewa_var"] = jnp.mean(shrinkage.ewa_baseline(state, value, s, group)[2])
     return shrinkage.ewa_update(state, value, s, group), outputs
@@ -93,10 +94,12 @@ def budgets(rule, keys, share, sd, h, k_init, total):
     if rule == "uniform":
       k = total // BATCH + (jnp.arange(BATCH) < total % BATCH)
     else:
-      ended = jnp.ones(BATCH, bool)
-      k = k0 + budget.extra(rule, state, value, s0, k0, ended, total, k_max=K_MAX)
+      nothing = 1.0 - value**2, jnp.inf, jnp.zeros(BATCH)  # is known but V
+      first_stage = (*shrinkage.ewa_baseline(state, value, s0, k0)[1:], k0)
+      known = first_stage if rule == "neyman" else nothing
+      k = budget.neyman(*known, total, k0, K_MAX)
     s, fixed = first(success, k), rule != "neyman"
-    error = lambda name: jnp.mean((shrinkage.baseline(name, value, s, k, state=state) - mu) ** 2)
+    error = lambda name: jnp.mean((baseline(name, value, s, k, state=state) - mu) ** 2)
     outputs = {"ewa": error("ewa"), "v05": error("v05"), "k": jnp.mean(k)}
     return shrinkage.ewa_update(state, value, s if fixed else s0, k if fixed else k0), outputs
 

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 
 from v05_jax import rng
-from v05_jax.priors import Prior
-from v05_jax.sampling import rollouts
+from v05_jax.budgets.base import fixed_number
+from v05_jax.priors.base import Prior
+from v05_jax.sampling.ledger import Order
 from v05_jax.structs import Prompts
 
 SAMPLES = 32  # rollouts that stand for the truth of a prompt whose success is not exact
@@ -26,25 +27,21 @@ def make(control: str, prior: Prior, seed: int, truth) -> Prior:
   if not control:
     return prior
   kind, *share = control.split()
-  asked: dict[str, Prompts] = {}
 
-  def features(prompts: Prompts):
-    asked["prompts"] = prompts
-    return prior.features(prompts)
-
-  def predict(context, queries):
-    prompts = asked["prompts"]
+  def spoilt(value: np.ndarray, prompts: Prompts) -> np.ndarray:
     if kind == "oracle":
       return (2.0 * truth(prompts) - 1.0).astype(np.float32)
-    value = np.array(prior.predict(context, queries))
     if kind == "flip":
       return np.where(flipped(prompts, float(share[0]), seed), -value, value)
     count = len(prompts.rows)
     order = np.random.default_rng([seed, int(prompts.position[0])]).permutation(count)
-    value[:count] = value[:count][order]
-    return value
+    return np.concatenate([value[:count][order], value[count:]])
 
-  return prior._replace(features=features, predict=predict)
+  def ask(state, prompts: Prompts):
+    value, asked = prior.ask(state, prompts)
+    return spoilt(value, prompts), asked
+
+  return prior._replace(ask=ask)
 
 
 def flipped(prompts: Prompts, share: float, seed: int) -> np.ndarray:
@@ -56,7 +53,7 @@ def flipped(prompts: Prompts, share: float, seed: int) -> np.ndarray:
 def make_truth(run, collect, params, seed: int):
   """Builds `truth(prompts)`: exact where the task allows it, else the mean of SAMPLES rollouts.
   `params()` are the policy's at that time."""
-  groups = rollouts.Groups("fixed", SAMPLES, SAMPLES)
+  order = Order(fixed_number(SAMPLES))
   key = jax.random.fold_in(rng.at(seed, 0, rng.EVAL), 1)
 
   def truth(prompts: Prompts) -> np.ndarray:
@@ -64,7 +61,7 @@ def make_truth(run, collect, params, seed: int):
     found[: len(prompts.rows)] = run.exact(params(), prompts.rows)
     wanted = prompts.mask & np.isnan(found)
     if wanted.any():
-      rolls, _ = collect(params(), prompts.replace(mask=wanted), key, groups)
+      rolls, _ = collect(params(), prompts.replace(mask=wanted), key, order)
       success = np.where(rolls.mask, rolls.reward, 0.0).sum(1) / np.maximum(rolls.mask.sum(1), 1)
       found = np.where(wanted, success, found)
     return np.nan_to_num(found)

@@ -10,8 +10,7 @@ import numpy as np
 from v05_jax import tasks
 from v05_jax.models import decoder
 from v05_jax.models import tokenizer as tokenizers
-from v05_jax.step import judge
-from v05_jax.structs import TrainState
+from v05_jax.structs import Draw, TrainState
 from v05_jax.update import losses, packing
 
 PROMPTS = 512  # that the exact gradient is the mean over
@@ -58,9 +57,10 @@ def mean_gradient(config, temperature, tokens, mask, params):
   return jax.tree.map(lambda x: x / len(tokens), total)
 
 
-def cosine(run, exact, state: TrainState, draw) -> float:
+def cosine(run, exact, state: TrainState, draw: Draw) -> float:
   """Cosine of a step's direction, over its prompts of exact success, with the exact gradient."""
-  config, rolls, advantage = run.config, draw.rolls, judge(run.config, state, draw)[0]
+  config, rolls = run.config, draw.rolls
+  advantage, _ = run.advantages(state.estimator, draw.groups, draw.value)
   of_exact = np.zeros(len(draw.prompts.mask), bool)
   of_exact[: len(draw.prompts.rows)] = [row["family"] in tasks.EXACT for row in draw.prompts.rows]
   batches = packing.minibatches(
@@ -69,7 +69,7 @@ def cosine(run, exact, state: TrainState, draw) -> float:
     np.where(of_exact[:, None], np.asarray(advantage), 0.0),
     config.loss,
     run.mesh,
-    importance=draw.weight,
+    importance=draw.importance,
   )
   found = [run.update.loss_and_grad(state.params, batch, used)[1] for batch, used in batches]
   own = jax.tree.map(lambda *x: -sum(x), *found)

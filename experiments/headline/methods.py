@@ -37,14 +37,19 @@ OSLA = {
   "budget.rule": "sequential",
   "budget.k_init": 4,
   "budget.k_max": 16,
-  "budget.block": 2,
+  "budgets.sequential.block": 2,
   "sampler.slots": 128,
 }
-NEYMAN = {"budget.rule": "neyman", "budget.k_init": 2, "budget.k_mean": 4.0, "budget.k_max": 16}
+NEYMAN = {
+  "budget.rule": "neyman",
+  "budget.k_init": 2,
+  "budgets.neyman.k_mean": 4.0,
+  "budget.k_max": 16,
+}
 POOL = {"selection.pool": 4}
 SPO = {
   "data.size": 1024,
-  "prior.half_life": 32.0,
+  "estimators.spo.half_life": 32.0,
   "selection.weighted": False,
   "loss.aggregate": "rollout",
 }
@@ -160,12 +165,12 @@ def config(
   """The config of a run. policy: Hugging Face directory of the warm start; value_model: directory
   of the V0."""
   c = demo.get_config("v05")
-  c.prior.update({"path": value_model, "fallback": 0})
+  c.prior.wrappers = ()
   c.eval.update({"size": 768, "samples": 4})
   c.policy.path = policy
   c.seed = c.data.seed = seed
   c.optimizer.learning_rate = rate
   c.update_from_flattened_dict(REGIMES[regime].changes | changes)
-  if c.prior.kind != "v0":
-    c.prior.path = ""
+  if c.prior.kind == "v0":
+    c.priors.v0.path = value_model
   return c

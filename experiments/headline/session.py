@@ -10,15 +10,17 @@ import numpy as np
 from experiments.headline import controls, gradient
 from experiments.headline.methods import MARKS
 from v05_jax import config as configuration
-from v05_jax import data, models, rewards, tasks
-from v05_jax import priors as value_prior
+from v05_jax import data, models, plug, rewards, tasks
+from v05_jax.observers.base import Step
 from v05_jax.run import evaluate as evaluation
 from v05_jax.run import metrics
 from v05_jax.sampling import rollouts
+from v05_jax.sampling.draw import draw
 from v05_jax.scale import sharding
-from v05_jax.step import Run, capacity, learn, sample
-from v05_jax.update import policy_gradient
+from v05_jax.setup import assemble, make_update
+from v05_jax.step import learn, update
 
+OBSERVED = ("diagnostics", "exact")  # all that makes a metric of KEPT
 # Metrics kept of every step; of the others only the evaluations are.
 KEPT = (
   "accuracy",
@@ -62,39 +64,23 @@ class Session:
     self._parts = {key: part for key, part in self._parts.items() if key[0] != name}
 
   def run(self, config):
-    """(Run, collect, evaluate), as `step.setup`, `rollouts.make` and `evaluate.make` would make
-    them."""
+    """(Run, collect, evaluate), as `setup.setup`, `rollouts.make` and `evaluate.make` would make
+    them, but that only OBSERVED look on."""
     configuration.validate(config)
+    config = config.copy_and_resolve_references()
+    config.observe = OBSERVED
     mesh = self.part(lambda: sharding.make_mesh(config.mesh), "mesh", config.mesh)
     policy = self.part(lambda: models.load(config.policy, config.seed), "policy", config.policy)
     shape = policy.config  # the programs depend on it, and not on the parameters
-    longest, temperature = config.sampler.max_prompt, config.sampler.temperature
+    longest = config.sampler.max_prompt
     prompts = self.part(
       lambda: data.load(config.data, policy.tokenizer, longest, seed=config.seed),
       "data",
       config.data,
       config.seed,
     )
-    update = self.part(
-      lambda: policy_gradient.make(
-        shape,
-        config.loss,
-        config.optimizer,
-        mesh,
-        temperature=temperature,
-        total_updates=config.num_steps * config.loss.minibatches * config.loss.epochs,
-      ),
-      "update",
-      shape,
-      config.loss,
-      config.optimizer,
-    )
-    prior = self.part(
-      lambda: value_prior.make(config.prior, policy, mesh, longest),
-      "prior",
-      config.prior,
-      config.policy,
-      config.data,
+    updater = self.part(
+      lambda: make_update(config, shape, mesh), "update", shape, config.loss, config.optimizer
     )
     exact = self.part(
       lambda: tasks.make_exact(shape, policy.tokenizer, config.sampler), "exact", shape
@@ -118,8 +104,18 @@ class Session:
       config.data.seed,
       config.seed,
     )
-    groups = rollouts.Groups(**{name: config.budget[name] for name in rollouts.Groups._fields})
-    run = Run(config, mesh, policy, prompts, prior, update, exact, None, groups, capacity(config))
+    run = assemble(plug.Setting(config, len(prompts), policy, mesh, prompts, exact), updater)
+    prior = self.part(
+      lambda: run.prior, "prior", config.prior, config.priors, config.policy, config.data
+    )
+    estimator, advantages = self.part(
+      lambda: (run.estimator, run.advantages),
+      "estimator",
+      config.baseline,
+      config.estimators,
+      len(prompts),
+    )
+    run = run._replace(prior=prior, estimator=estimator, advantages=advantages)
     return run, collect, evaluate
 
   def true_gradient(self, run):
@@ -148,15 +144,15 @@ def play(session: Session, config, control: str, total: int, cosines: bool) -> d
     curve.append((int(state.rollouts), found["eval/accuracy"], found["eval/exact"]))
 
   look(state)
-  began, step, looked = time.perf_counter(), 0, 0.0
+  began, looked = time.perf_counter(), 0.0
   while int(state.rollouts) < total:
     latest["params"] = state.params
-    draw = sample(run, collect, state, step)
+    drawn = draw(run, collect, state)
     since = time.perf_counter()
     if cosines and marks % 2 == 0 and len(angles) <= marks // 2:
-      angles.append(gradient.cosine(run, session.true_gradient(run), state, draw))
+      angles.append(gradient.cosine(run, session.true_gradient(run), state, drawn.taken))
     looked += time.perf_counter() - since
-    state, measured = learn(run, state, draw)
+    state, measured = advance(run, state, drawn)
     found = metrics.means({name: measured[name] for name in KEPT if name in measured})
     for name in KEPT:
       steps[name].append(float(f"{found.get(name, np.nan):.5g}"))
@@ -164,7 +160,6 @@ def play(session: Session, config, control: str, total: int, cosines: bool) -> d
       if name.startswith("k/hist/"):
         number = name.split("/")[-1]
         k[number] = k.get(number, 0) + count
-    step += 1
     since = time.perf_counter()
     if int(state.rollouts) >= min(total, (marks + 1) * total / MARKS):
       marks = int(state.rollouts * MARKS // total)
@@ -178,6 +173,17 @@ def play(session: Session, config, control: str, total: int, cosines: bool) -> d
     "cosine": angles,
     "seconds": time.perf_counter() - began - looked,
   }
+
+
+def advance(run, state, drawn):
+  """The rest of a step as `train` takes it, from rollouts to the next state -> (state, metrics)."""
+  taken = drawn.taken
+  advantage, test = run.advantages(state.estimator, taken.groups, taken.value)
+  look = Step(int(state.step), state.params, drawn.draws, taken, advantage, test)
+  observers, seen = run.observers.see(state.observers, look)
+  state, updated = update(run, state, taken, advantage)
+  state, learnt = learn(run, state, drawn)
+  return state.replace(observers=observers), drawn.metrics | seen | updated | learnt
 
 
 SESSION = Session()

@@ -9,9 +9,9 @@ fields).
     adaptive       the budget rule (4 to 16 rollouts a prompt, --block at once) against fixed groups
                    of its mean k, on
                    the same slots, prompts and lengths, one after the other
-    train          one update with full rows: packing, as `learn` does it, and the optimiser's step
+    train          one update with full rows: packing, as `step.update` does it, and the optimiser's step
     train_ragged   the same with rollouts of the lengths of work.ragged
-    step           step.sample and step.learn, full length
+    step           draw, advantages, step.update and step.learn, full length
     step_ragged    the same, each prompt's rollouts ending at the `max_tokens` of its data row
     start          seconds to the first finished step of `python -m v05_jax.main`: see start.py
 
@@ -30,7 +30,10 @@ import numpy as np
 
 from experiments.throughput import process, reward, setting, start, work
 from v05_jax import backend, rng, step
+from v05_jax.budgets.base import fixed_number
 from v05_jax.models import decoder
+from v05_jax.sampling.draw import draw
+from v05_jax.sampling.ledger import Order
 from v05_jax.structs import Rollouts
 from v05_jax.update import losses, packing
 
@@ -132,7 +135,8 @@ def sample(args, b: setting.Bench, ragged: bool) -> dict:
 
   def call(i):
     key = rng.at(b.config.seed, i)
-    last["rolls"], last["stats"] = b.collect(params, b.prompts, key, b.run.groups, limit=limit)
+    order = Order(b.run.budget, limit=limit)
+    last["rolls"], last["stats"] = b.collect(params, b.prompts, key, order)
 
   late = Late(b.compilations)
   fields = process.timed(call, args.reps, late.after) | late.fields() | used(last["stats"])
@@ -146,16 +150,17 @@ def adaptive(args) -> dict:
     "budget.rule=sequential",
     f"budget.k_init={FEWEST}",
     f"budget.k_max={MOST}",
-    f"budget.block={args.block}",
+    f"budgets.sequential.block={args.block}",
   )
   limit = work.ragged(args.groups * MOST, args.response).reshape(args.groups, MOST)
   with setting.bench(args, overrides=(*rule, *ADAPTIVE, *args.set)) as b:
     params = b.run.update.place(b.run.policy.params)
     value = np.array([reward.prior(row["prompt"]) for row in b.prompts.rows], np.float32)
 
-    def collect(i, groups):
-      key = rng.at(b.config.seed, i)
-      return b.collect(params, b.prompts, key, groups, value=value, limit=limit[:, : groups.k_max])
+    def collect(i, budget):
+      key, most = rng.at(b.config.seed, i), budget.limits.most
+      order = Order(budget, b.run.budget.init(), value, limit=limit[:, :most])
+      return b.collect(params, b.prompts, key, order)
 
     late, watches, speeds = (
       Late(b.compilations),
@@ -164,11 +169,9 @@ def adaptive(args) -> dict:
     )
     fixed, ready = None, 0.0
     for i in range(args.reps + 1):
-      rolls, stats = watches[0].run(collect, i, b.run.groups)
+      rolls, stats = watches[0].run(collect, i, b.run.budget)
       mean_k = rolls.mask.sum() / args.groups
-      fixed = fixed or b.run.groups._replace(
-        rule="fixed", k_init=round(mean_k), k_max=round(mean_k)
-      )
+      fixed = fixed or fixed_number(round(mean_k))
       other, other_stats = watches[1].run(collect, i, fixed)
       for speed, watch, x in zip(speeds, watches, (rolls, other)):
         speed.append(float(x.length.sum()) / watch.seconds[-1])
@@ -181,7 +184,7 @@ def adaptive(args) -> dict:
       "k_mean": round(float(k.mean()), 3),
       "k_min": int(k.min()),
       "k_max": int(k.max()),
-      "k_fixed": fixed.k_max,
+      "k_fixed": fixed.limits.most,
       "fixed_per_s": round(fixed_per_s, 2),
       "over_fixed": round(per_s / fixed_per_s, 4),
       "fixed": used(other_stats),
@@ -263,8 +266,12 @@ def whole_step(args, b: setting.Bench, ragged: bool) -> dict:
 
   def call(i):
     nonlocal state
-    draw = step.sample(run, b.collect, state, i)
-    state, last["measured"] = step.learn(run, state, draw)
+    drawn = draw(run, b.collect, state)
+    taken = drawn.taken
+    advantage, _ = run.advantages(state.estimator, taken.groups, taken.value)
+    state, updated = step.update(run, state, taken, advantage)
+    state, learnt = step.learn(run, state, drawn)
+    last["measured"] = drawn.metrics | updated | learnt
     jax.block_until_ready(state.params)
 
   late = Late(b.compilations)
@@ -275,12 +282,14 @@ def whole_step(args, b: setting.Bench, ragged: bool) -> dict:
     name: round(float(last["measured"][f"time/{name}"][0]), 4)
     for name in ("sample", "update", "verify")
   }
-  draw = step.sample(run, b.collect, state, args.reps + 1)
+  taken = draw(run, b.collect, state).taken
   lengths = [
-    row.get("max_tokens", args.response) for row in draw.prompts.rows for _ in range(args.group)
+    row.get("max_tokens", args.response) for row in taken.prompts.rows for _ in range(args.group)
   ]
   fields |= process.rates(args, fields["med_s"], lengths, "step")
-  return fields | sampled(b, state.params, draw.prompts, draw.rolls, lengths) | {"details": seconds}
+  return (
+    fields | sampled(b, state.params, taken.prompts, taken.rolls, lengths) | {"details": seconds}
+  )
 
 
 def measure(args, bench) -> dict:
@@ -311,7 +320,7 @@ def arguments(argv=None):
 def compile_update(b: setting.Bench):
   """Before the first call, as train.py does: the compiler's memory is given back when the update
   begins."""
-  b.run.update.lower(b.run.batch_shape()).compile()
+  b.run.update.lower(b.run.shapes.batch(b.config.loss, b.run.mesh)).compile()
   backend.release_memory()
 
 

@@ -14,10 +14,11 @@ import numpy as np
 
 from configs import default
 from experiments.throughput import process, work
-from v05_jax import rewards, step
+from v05_jax import rewards
 from v05_jax.models import presets
 from v05_jax.run.progress import CompilationCounter
 from v05_jax.sampling import rollouts
+from v05_jax.setup import Run, setup
 from v05_jax.structs import Prompts
 
 SMALL = ("s", "l", "tiny")  # shapes that one CPU can hold
@@ -27,7 +28,7 @@ class Bench(NamedTuple):
   """What a measured program is made of."""
 
   config: object
-  run: step.Run
+  run: Run
   collect: object  # rollouts.make
   prompts: Prompts
   compilations: CompilationCounter
@@ -131,7 +132,7 @@ def write_prompts(path: Path, args):
   path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def limited(run: step.Run, args) -> step.Run:
+def limited(run: Run, args) -> Run:
   """The run with a response length in each data row (`max_tokens`), of work.row_lengths."""
   lengths = work.row_lengths(args.groups, args.group, args.response)
   rows = [
@@ -149,11 +150,11 @@ def bench(args, overrides=()) -> Iterator[Bench]:
   with tempfile.TemporaryDirectory() as folder, CompilationCounter() as compilations:
     c = config(folder, args, overrides)
     with rewards.load(c) as verifier:
-      run = step.setup(c)
+      run = setup(c)
       policy = run.policy._replace(stop=(run.policy.config.vocab_size,))
       run = run._replace(policy=policy)
       collect = rollouts.make(policy, c, run.mesh, verifier)
-      prompts = run.prompts.at(0, args.groups, pad_to=run.capacity)
+      prompts = run.prompts.at(0, args.groups, pad_to=run.shapes.prompts)
       yield Bench(c, run, collect, prompts, compilations)
 
 

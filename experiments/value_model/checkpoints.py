@@ -9,7 +9,7 @@ import numpy as np
 from v05_jax import config, data, rewards
 from v05_jax.run import checkpoint, evaluate
 from v05_jax.sampling import rollouts
-from v05_jax.step import setup
+from v05_jax.setup import setup
 from v05_jax.value_model import pairs
 
 SUPPORT = 256  # pairs in a context, the newest ones, as in training

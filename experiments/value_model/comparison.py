@@ -9,9 +9,9 @@ import numpy as np
 from configs import default
 from experiments.value_model.checkpoints import Moment
 from v05_jax import models, tasks
-from v05_jax import priors as value_prior
-from v05_jax.priors import ValuePrior, context, prior
-from v05_jax.value_model import scores
+from v05_jax.priors import context
+from v05_jax.priors import neighbours as kernel
+from v05_jax.value_model import ValuePrior, scores
 
 COLUMNS = ("intra-context AUC", "RMSE of V", "RMSE against 10 rollouts", "ECE")
 
@@ -88,7 +88,7 @@ def family_mean(m: Moment):
 def embedder():
   """`features(texts) -> [n, 2 D]` of the shipped policy, as `prior.kind=neighbours` sees them."""
   policy = models.load(default.get_config().policy)
-  embed = jax.jit(functools.partial(value_prior.embed_prompts, policy.config))
+  embed = jax.jit(functools.partial(kernel.embed_prompts, policy.config))
 
   def features(texts):
     encoded = [policy.tokenizer(text)["input_ids"] for text in texts]
@@ -106,9 +106,8 @@ def neighbours(m: Moment):
   given, asked = map(embedder(), (m.texts, m.prompts))
   none, every = np.full(len(given), np.nan), np.ones(len(given), bool)
   found = context.remember(context.empty(*given.shape), given, none, m.scores, every)
-  return (
-    1 + np.asarray(prior.neighbours(found, asked, default.get_config().prior.bandwidth, 1))
-  ) / 2
+  bandwidth = default.get_config().priors.neighbours.bandwidth
+  return (1 + np.asarray(kernel.kernel_regression(found, asked, bandwidth, 1))) / 2
 
 
 def plot(results: dict, path):

@@ -9,7 +9,7 @@ the shipped one; the last two test it, later in training than any policy that it
 command is one that README.md describes; what is complete in
 --out is taken as it is. Writes results.json and model.png beside this file; with --install the
   model goes to
-v05_jax/tasks/value_model, which `prior.path=builtin` opens.
+v05_jax/tasks/value_model, which `priors.v0.path=builtin` opens.
 """
 
 import json

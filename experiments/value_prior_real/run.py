@@ -19,9 +19,9 @@ import zlib
 from absl import app, flags
 import numpy as np
 
-from v05_jax import priors as value_prior
+from v05_jax import value_model
 from v05_jax.priors import context as contexts
-from v05_jax.priors import prior as priors
+from v05_jax.priors.neighbours import kernel_regression
 from v05_jax.value_model import scores
 
 HERE = Path(__file__).parent
@@ -46,7 +46,7 @@ def main(_):
   known = {"length": lengths(texts), "n-grams": grams, "components": components(grams)}
   methods = METHODS
   if HEAD.value:
-    methods = METHODS | {"our head": head(value_prior.load(HEAD.value))}
+    methods = METHODS | {"our head": head(value_model.load(HEAD.value))}
     known["few components"] = known["components"][:, :FEW]
   found = {name: [] for name in methods}  # a list over contexts of the means over repeats
   for key, rows in groups.items():
@@ -154,7 +154,7 @@ def neighbours(features, t, given, asked, bandwidth=0.5):
     t[given].astype(np.float32),
     np.ones(given.sum(), bool),
   )
-  return (1 + np.asarray(priors.neighbours(context, x[asked], bandwidth, 1))) / 2
+  return (1 + np.asarray(kernel_regression(context, x[asked], bandwidth, 1))) / 2
 
 
 def ridge(name, scale=1.0):
