@@ -11,12 +11,10 @@ import pytest
 from configs import default
 from tests import support
 from tests.test_train import lines, small
-from v05_jax import estimator, structs, tasks, train
-from v05_jax import priors as value_prior
-from v05_jax import step as steps
+from v05_jax import groups as grouping
+from v05_jax import plug, tasks, train
+from v05_jax.priors import base, fallback, recalibrate
 from v05_jax.priors import context as contexts
-from v05_jax.priors import drift as drifts
-from v05_jax.sampling import rollouts
 
 pytestmark = pytest.mark.usefixtures("few_devices")
 
@@ -32,7 +30,7 @@ def recorded(value, outcome, size=None):
 
 def line(context):
   """(a, b), where no V' is clipped."""
-  low, high = np.asarray(drifts.recalibrate(context, np.array([-0.1, 0.1], np.float32)))
+  low, high = np.asarray(recalibrate.affine(context, np.array([-0.1, 0.1], np.float32)))
   return (low + high) / 2, (high - low) / 0.2
 
 
@@ -40,7 +38,7 @@ def line(context):
 
 
 def test_errors_by_hand():
-  rmse, bias = drifts.errors(recorded([0.5, -0.5, np.nan, 1.0], [1.0, 0.0, 1.0, 0.5], size=8))
+  rmse, bias = contexts.errors(recorded([0.5, -0.5, np.nan, 1.0], [1.0, 0.0, 1.0, 0.5], size=8))
   np.testing.assert_allclose(rmse, 0.5, rtol=1e-6)
   np.testing.assert_allclose(bias, (-0.5 - 0.5 + 0.5) / 3, rtol=1e-6)
 
@@ -49,9 +47,9 @@ def test_errors_by_hand():
   "context", [contexts.empty(4, 1), recorded([np.nan, np.nan], [1.0, -1.0], size=4)]
 )
 def test_without_pairs_nothing_is_known_and_nothing_changed(context):
-  assert np.isnan(drifts.errors(context)).all()
+  assert np.isnan(contexts.errors(context)).all()
   value = np.array([-1.0, -0.3, 0.0, 0.7, 1.0, np.nan], np.float32)
-  np.testing.assert_array_equal(drifts.recalibrate(context, value), value)
+  np.testing.assert_array_equal(recalibrate.affine(context, value), value)
 
 
 def test_only_the_pairs_that_are_left_in_the_ring_count():
@@ -65,7 +63,7 @@ def test_only_the_pairs_that_are_left_in_the_ring_count():
       ring, np.zeros((len(given[0]), 1)), *given, np.ones(len(given[0]), bool)
     )
   last = recorded(value[-5:], outcome[-5:])
-  np.testing.assert_allclose(drifts.errors(ring), drifts.errors(last), rtol=1e-5)
+  np.testing.assert_allclose(contexts.errors(ring), contexts.errors(last), rtol=1e-5)
   np.testing.assert_allclose(line(ring), line(last), atol=1e-5)
 
 
@@ -77,7 +75,7 @@ def test_recalibration_by_hand():
   16 / 32."""
   context = recorded([1.0, -1.0] * 8, [0.5] * 16)
   np.testing.assert_allclose(
-    drifts.recalibrate(context, np.array([1.0, 0.0, -1.0])), [0.75, 0.25, -0.25], atol=1e-6
+    recalibrate.affine(context, np.array([1.0, 0.0, -1.0])), [0.75, 0.25, -0.25], atol=1e-6
   )
 
 
@@ -87,7 +85,7 @@ def test_recalibration_is_least_squares_with_pairs_that_agree_with_v():
     value = rng.uniform(-1, 1, size)
     outcome = np.clip(0.4 * value - 0.3 + rng.normal(0, 0.2, size), -1, 1)
     rows, wanted = np.stack([np.ones(size), value], 1), outcome
-    ends = np.repeat([-1.0, 1.0], int(drifts.PRIOR_PAIRS) // 2)
+    ends = np.repeat([-1.0, 1.0], int(recalibrate.PRIOR_PAIRS) // 2)
     rows, wanted = (
       np.concatenate([rows, np.stack([np.ones(16), ends], 1)]),
       np.concatenate([wanted, ends]),
@@ -110,7 +108,7 @@ def test_few_pairs_change_little_and_many_almost_all():
 def test_an_inverted_prior_becomes_a_constant():
   value = [1.0, -1.0] * 32
   context = recorded(value, [0.0, 1.0] * 32)  # y = .5 - .5 V; without the bound b = -.2
-  got = drifts.recalibrate(context, np.array([-1.0, 0.2, 1.0, np.nan], np.float32))
+  got = recalibrate.affine(context, np.array([-1.0, 0.2, 1.0, np.nan], np.float32))
   np.testing.assert_allclose(got, [0.4, 0.4, 0.4, np.nan], atol=1e-6)  # sum y / (n + n0) = 32 / 80
 
 
@@ -119,7 +117,7 @@ def test_degenerate_records_give_numbers(value):
   for size in (1, 3, 4096):
     for outcome in (-1.0, 0.3, 1.0):
       got = np.asarray(
-        drifts.recalibrate(recorded([value] * size, [outcome] * size), np.linspace(-1, 1, 5))
+        recalibrate.affine(recorded([value] * size, [outcome] * size), np.linspace(-1, 1, 5))
       )
       assert np.isfinite(got).all() and np.all(np.abs(got) <= 1) and np.all(np.diff(got) >= 0)
 
@@ -135,7 +133,7 @@ def test_recalibration_lowers_the_error_on_new_prompts(shift, scale):
     mu = rng.beta(1, 1, 512) * 2 - 1
     value = np.clip(shift + scale * mu + rng.normal(0, 0.1, 512), -1, 1).astype(np.float32)
     outcome = 2 * rng.binomial(4, (mu[:256] + 1) / 2) / 4 - 1
-    after = np.asarray(drifts.recalibrate(recorded(value[:256], outcome), value[256:]))
+    after = np.asarray(recalibrate.affine(recorded(value[:256], outcome), value[256:]))
     raw += np.mean((value[256:] - mu[256:]) ** 2) / 20
     better += np.mean((after - mu[256:]) ** 2) / 20
   assert better < (raw + 0.002 if (shift, scale) == (0.0, 1.0) else 0.9 * raw), (raw, better)
@@ -146,9 +144,9 @@ def test_recalibration_lowers_the_error_on_new_prompts(shift, scale):
 
 def states(lessons, patience):
   """(streak, fallen) after each lesson."""
-  drift, found = drifts.init(), []
+  drift, found = fallback.init(), []
   for worse in lessons:
-    drift = drifts.update(drift, worse, patience)
+    drift = fallback.update(drift, worse, patience)
     assert drift.streak.dtype == np.int32 and drift.fallen.dtype == bool
     assert drift.streak.shape == drift.fallen.shape == ()
     found.append((int(drift.streak), bool(drift.fallen)))
@@ -179,160 +177,118 @@ def test_without_patience_v_is_never_given_up():
   assert not any(fallen for _, fallen in states([1] * 50, 0))
 
 
-def pairs(own, mean, count=4):
-  return {"prior/mse": (own, count), "prior/constant_mse": (mean, count)}
+# --- Around a prior
 
 
-def test_what_counts_is_the_prior_in_use():
-  fallen = drifts.Drift(np.int32(0), np.bool_(True))
-  for drift, lesson, streak in (
-    (drifts.init(), pairs(2.0, 1.0), 1),
-    (drifts.init(), pairs(1.0, 2.0), 0),
-    (drifts.init(), pairs(1.0, 1.0), 0),
-    (fallen, pairs(2.0, 1.0), 0),
-    (fallen, pairs(1.0, 2.0), 1),
-    (fallen, pairs(1.0, 1.0), 0),
-  ):
-    assert int(steps.watch(drift, lesson, 8, 0).streak) == streak
-  half = drifts.Drift(np.int32(2), np.bool_(False))
-  for nothing in (pairs(0.0, 0.0, 0), {}):
-    assert steps.watch(half, nothing, 3, 0) is half
-
-
-# --- In a step
-
-
-def scripted(**keys):
-  """(Run, TrainState) of a policy that is never asked; V is the row / 40 - .2 and the context's
-  mean .1."""
+def setting(**keys):
   config = default.get_config()
-  config.prior.update({"context": 16, "min_support": 4, "fallback": 8})
+  config.prior.update({"context": 16, "min_support": 4, "wrappers": ("fallback",)})
   config.update_from_flattened_dict(keys)
-  prior = value_prior.Prior(
-    1,
-    lambda prompts: prompts.row[:, None].astype(np.float32),
-    lambda context, features: features[:, 0] / 40 - 0.2,
-  )
-  stream = support.prompts(64)
-  fields = {name: getattr(stream, name) for name in ("tokens", "length", "position", "row")}
-
-  class Stream(list):
-    def at(self, cursor, n, pad_to):
-      index = np.minimum(np.arange(cursor, cursor + pad_to), 63)
-      return structs.Prompts(
-        **{name: x[index] for name, x in fields.items()},
-        mask=np.arange(pad_to) < n,
-        rows=tuple(stream.rows[i] for i in index[:n]),
-      )
-
-  groups = rollouts.Groups(**{name: config.budget[name] for name in rollouts.Groups._fields})
-  nothing = dict.fromkeys(steps.Run._fields)
-  run = steps.Run(
-    **nothing
-    | {
-      "config": config,
-      "prompts": Stream(stream.rows),
-      "prior": prior,
-      "groups": groups,
-      "capacity": 8,
-    }
-  )
-  state = structs.TrainState(**dict.fromkeys(structs.TrainState.__dataclass_fields__))
-  context = recorded([0.5, 0.3, -0.2, 0.1, 0.0], [0.0, 0.5, -0.5, 0.0, 0.5], size=16)
-  return run, state.replace(
-    cursor=3,
-    mean_k=4.0,
-    context=context,
-    drift=drifts.init(),
-    estimator=estimator.init(64),
-    params={},
-  )
+  return plug.Setting(config, rows=64)
 
 
-@pytest.mark.parametrize("pool", [1, 4])
+def linear(options, setting):
+  """V is the row / 40 - .2."""
+
+  def ask(state, prompts):
+    value = prompts.row / 40 - 0.2
+    return value, contexts.remembered(state, np.zeros((len(value), 1)), value)
+
+  return base.Prior(ask, lambda: contexts.empty(16, 1), contexts.learn)
+
+
+KIND = f"{__name__}:linear"
+RECORD = ([0.5, 0.3, -0.2, 0.1, 0.0], [0.0, 0.5, -0.5, 0.0, 0.5])  # V and outcome, their mean .1
+
+
+def asked(fallen=False, streak=0, **keys):
+  """(prior, its state, prompts, V, what is remembered) with RECORD in every record."""
+  prior, prompts = base.make(setting(**{"prior.kind": KIND} | keys)), support.prompts(8)
+  state = prior.init()
+  if "recalibrate" in state:
+    state["recalibrate"] = recorded(*RECORD, size=16)
+  if "fallback" in state:
+    drift = fallback.Drift(np.int32(streak), np.bool_(fallen))
+    record = recorded(*RECORD, size=16).replace(features=np.zeros((16, 0), np.float32))
+    state["fallback"] = fallback.Fallback(record, drift)
+  return prior, state, prompts, *prior.ask(state, prompts)
+
+
 @pytest.mark.parametrize("fallen", [False, True])
-def test_what_is_asked_stays_beside_its_prompt(pool, fallen):
-  run, state = scripted(**{"prior.recalibrate": True, "selection.pool": pool})
-  asked = steps.ask(run, state.replace(drift=drifts.Drift(np.int32(5), np.bool_(fallen))), 3, 6, 0)
-  want = asked.prompts.row / 40 - 0.2
-  assert pool == 1 or np.any(np.diff(asked.prompts.row[:6]) > 1)
-  np.testing.assert_allclose(asked.raw, want, rtol=1e-6)
-  np.testing.assert_allclose(
-    asked.rivals, [drifts.recalibrate(state.context, want), np.full(8, 0.1)], rtol=1e-5
-  )
-  assert np.abs(asked.rivals[0] - want).max() > 0.005
-  np.testing.assert_array_equal(asked.prior, asked.rivals[int(fallen)])
-  np.testing.assert_array_equal(asked.value, asked.prior)
+def test_what_is_asked_is_corrected_and_remembered_by_each_layer(fallen):
+  wrappers = ("recalibrate", "fallback")
+  _, _, prompts, value, told = asked(fallen, **{"prior.wrappers": wrappers})
+  raw = prompts.row / 40 - 0.2
+  affine = recalibrate.affine(recorded(*RECORD, size=16), raw)
+  assert np.abs(affine - raw).max() > 0.005
+  np.testing.assert_allclose(told["linear"]["value"], raw, rtol=1e-6)
+  np.testing.assert_allclose(told["recalibrate"]["value"], raw, rtol=1e-6)
+  np.testing.assert_allclose(told["fallback"]["value"], affine, rtol=1e-5)
+  np.testing.assert_allclose(told["fallback"]["mean"], np.full(8, 0.1), rtol=1e-5)
+  np.testing.assert_allclose(value, np.full(8, 0.1) if fallen else affine, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
-  "keys, rivals",
+  "keys, layers",
   [
-    ({"prior.kind": "constant", "prior.recalibrate": True}, 1),
-    ({"prior.kind": "none", "prior.recalibrate": True}, 1),
-    ({"prior.fallback": 0}, 1),
-    ({"prior.kind": "v0"}, 2),
+    ({"prior.kind": "constant", "prior.wrappers": ("recalibrate", "fallback")}, {"constant"}),
+    ({"prior.kind": "none", "prior.wrappers": ("recalibrate", "fallback")}, {"none"}),
+    ({"prior.kind": "none", "prior.wrappers": ("history",)}, {"none", "history"}),
+    ({"prior.kind": KIND, "prior.wrappers": ()}, {"linear"}),
+    ({"prior.kind": KIND}, {"linear", "fallback"}),
   ],
 )
-def test_only_a_learned_prior_has_a_rival_and_what_is_off_changes_nothing(keys, rivals):
-  run, state = scripted(**keys)
-  raw, found = steps.predict(run, state.context, np.arange(8.0, dtype=np.float32)[:, None])
-  assert len(found) == rivals
-  np.testing.assert_array_equal(found[0], raw)
-  names = steps.record(run, state, (0.0, 0.0)).keys()
-  assert ("prior/fallback" in names) == (rivals == 2) and ("prior/smoothed" in names) == (
-    run.config.prior.kind == "v0"
-  )
+def test_only_a_learned_prior_is_corrected(keys, layers):
+  assert set(base.make(setting(**keys)).init()) == layers
 
 
-def collector(rewards):
-  """A `collect` whose rollouts have these rewards [64, K], NaN = not taken, by row."""
-
-  def collect(params, prompts, key, groups, value, ewa):
-    reward = np.where(prompts.mask[:, None], rewards[prompts.row], np.nan).astype(np.float32)
-    mask = np.isfinite(reward)
-    prompt, index = (x.astype(np.int32) for x in np.nonzero(mask))
-    tokens = np.ones((len(prompt), 3), np.int32)
-    rolls = structs.Rollouts(
-      tokens=tokens,
-      logprob=-1.0 * tokens,
-      sampled_logprob=-1.0 * tokens,
-      prompt=prompt,
-      index=index,
-      length=3 * mask,
-      reward=reward,
-      ended=mask,
-      mask=mask,
-    )
-    return rolls, {"response/length": (3.0 * len(prompt), len(prompt))}
-
-  return collect
+def taught(value, mean, reward, fallen=False, streak=0, judged=True):
+  """The drift and metrics after four prompts with these V, context means and rewards."""
+  layer = fallback.fallback(plug.defaults("wrapper", "fallback", patience=8), setting())
+  drift = fallback.Drift(np.int32(streak), np.bool_(fallen))
+  state = fallback.Fallback(contexts.empty(16), drift)
+  full = lambda x: np.full(4, x, np.float32)
+  told = contexts.remembered(state.record, np.zeros((4, 0)), full(value))
+  told |= {"mean": full(mean), "judged": np.full(4, judged)}
+  groups = grouping.make(np.full((4, 1), reward), np.ones((4, 1), bool))
+  after, metrics = layer.learn(state, told, groups)
+  return after.drift, metrics
 
 
-def test_a_step_is_judged_once_by_all_its_draws_on_rollouts_that_no_outcome_chose():
-  """Two draws of dynamic sampling, a budget that stops by the outcome: the first two rollouts of
-  each prompt count."""
-  keys = {
-    "budget.rule": "two_stage",
-    "budget.k_init": 2,
-    "budget.max_resample": 1,
-    "rollouts_per_step": 32,
-  }
-  run, state = scripted(**keys)
-  rewards = np.random.default_rng(0).integers(0, 2, (64, 4)).astype(float)
-  rewards[::3, 2:] = np.nan
-  rewards[3:7] = 1.0  # without signal: more prompts are drawn
-  draw = steps.sample(run, collector(rewards), state, 0)
-  rows = np.arange(3, draw.cursor)
-  vbar, value = 2 * rewards[rows, :2].mean(1) - 1, (rows / 40 - 0.2).astype(np.float32)
-  for name, rival in (("prior/mse", value), ("prior/constant_mse", 0.1)):
-    total, count = draw.metrics[name]
-    assert count == len(rows) > 11 and total == pytest.approx(np.sum((rival - vbar) ** 2), rel=1e-5)
-  worse = np.sum((value - vbar) ** 2) > np.sum((0.1 - vbar) ** 2)
-  assert draw.drift == (worse, False) and worse
-  np.testing.assert_allclose(
-    np.roll(draw.context.value, -(5 + len(rows)))[-len(rows) :], value, atol=1e-6
-  )
+def test_what_counts_is_the_prior_in_use():
+  for arguments, streak in (
+    ((0.5, 0.9, 1.0, False), 1),
+    ((0.9, 0.5, 1.0, False), 0),
+    ((0.5, 0.5, 1.0, False), 0),
+    ((0.5, 0.9, 1.0, True), 0),
+    ((0.9, 0.5, 1.0, True), 1),
+    ((0.5, 0.5, 1.0, True), 0),
+  ):
+    drift, metrics = taught(*arguments)
+    assert int(drift.streak) == streak and bool(drift.fallen) == arguments[3]
+    value, mean, reward, fallen = arguments
+    assert metrics["prior/mse"] == pytest.approx((4 * (value - reward) ** 2, 4), rel=1e-5)
+    assert metrics["prior/constant_mse"] == pytest.approx((4 * (mean - reward) ** 2, 4), rel=1e-5)
+    assert metrics["prior/fallback"] == (fallen, 1)
+
+
+def test_a_step_that_cannot_tell_changes_nothing():
+  for value, mean, judged in ((np.nan, 0.9, True), (0.5, np.nan, True), (0.5, 0.9, False)):
+    drift, _ = taught(value, mean, 1.0, streak=2, judged=judged)
+    assert int(drift.streak) == 2 and not drift.fallen
+
+
+def test_only_rollouts_that_no_outcome_chose_are_learnt_from():
+  prior, state, prompts, _, told = asked()
+  reward = np.random.default_rng(0).choice([-1.0, 1.0], (8, 4))
+  groups = grouping.make(reward, np.ones((8, 4), bool))
+  groups = groups._replace(first=grouping.leading(groups, 2))
+  after, metrics = prior.learn(state, told, groups)
+  vbar, raw = reward[:, :2].mean(1), prompts.row / 40 - 0.2
+  assert metrics["prior/mse"] == pytest.approx((np.sum((raw - vbar) ** 2), 8), rel=1e-5)
+  np.testing.assert_allclose(after["linear"].success[:8], (vbar + 1) / 2, rtol=1e-6)
+  np.testing.assert_allclose(after["linear"].value[:8], raw, rtol=1e-6)
+  np.testing.assert_allclose(after["fallback"].record.success[5:13], (vbar + 1) / 2, rtol=1e-6)
 
 
 # --- In a run
@@ -341,30 +297,27 @@ def test_a_step_is_judged_once_by_all_its_draws_on_rollouts_that_no_outcome_chos
 MANY = 40  # pairs of the context from which on the oracle tells the truth
 
 
-def oracle(policy, config):
-  """In place of `value_prior.make`: the exact success as the only feature; the prior first says its
-  opposite."""
+def oracle(options, setting):
+  """The exact success as the only feature; V first is its opposite."""
+  config, policy = setting.config, setting.policy
   exact = tasks.make_exact(policy.config, policy.tokenizer, config.sampler)
 
-  def features(prompts):
+  def ask(state, prompts):
     found = np.zeros((len(prompts.length), 1), np.float32)
     found[: len(prompts.rows), 0] = exact(policy.params, prompts.rows)
-    return found
+    value = (1.0 if state.count >= MANY else -1.0) * (2 * found[:, 0] - 1)
+    value = np.where(state.count >= config.prior.min_support, value, np.nan)
+    return value, contexts.remembered(state, found, value)
 
-  def predict(context, features):
-    sign = 1.0 if context.count >= MANY else -1.0
-    return np.where(
-      context.count >= config.prior.min_support, sign * (2 * features[:, 0] - 1), np.nan
-    )
-
-  return value_prior.Prior(1, features, predict)
+  return base.Prior(ask, lambda: contexts.empty(config.prior.context, 1), contexts.learn)
 
 
 def short():
   """Nine steps of eight prompts each; everything else as in tests/test_train.py, whose compiled
   programs it shares."""
   keys = {
-    "prior.fallback": 3,
+    "prior.kind": f"{__name__}:oracle",
+    "priors.fallback.patience": 3,
     "data.families": ("add", "sub", "mod", "sort"),
     "eval.period": 0,
     "checkpoint.period": 6,
@@ -374,14 +327,9 @@ def short():
 
 @pytest.fixture
 def replaced(monkeypatch):
-  """`train.train` with the oracle as its prior and without a plot."""
+  """`train.train` without a plot."""
   monkeypatch.setattr(train.report, "summary", lambda workdir: None)
-
-  def run(config, workdir):
-    monkeypatch.setattr(value_prior, "make", lambda options, policy, *_: oracle(policy, config))
-    return train.train(config, str(workdir))
-
-  return run
+  return lambda config, workdir: train.train(config, str(workdir))
 
 
 def test_a_wrong_prior_gives_way_after_exactly_its_patience_and_comes_back(
@@ -407,7 +355,7 @@ def test_a_wrong_prior_gives_way_after_exactly_its_patience_and_comes_back(
     "from now on the prior is used"
   )
   # The context remembers what V said, whichever was in use: its last 32 pairs are of steps 6 to 9.
-  context = jax.device_get(state.context)
+  context = jax.device_get(state.prior["oracle"])
   np.testing.assert_allclose(context.value, 2 * context.features[:, 0] - 1, rtol=1e-6)
   error = context.value - (2 * context.success - 1)
   np.testing.assert_allclose(written[-1]["prior/rmse"], np.sqrt(np.mean(error**2)), rtol=1e-5)
@@ -421,5 +369,4 @@ def test_a_wrong_prior_gives_way_after_exactly_its_patience_and_comes_back(
   shutil.rmtree(tmp_path / "parts" / "checkpoints" / "9")
   again = replaced(short(), tmp_path / "parts")
   assert lines(tmp_path / "parts") == written
-  jax.tree.map(np.testing.assert_array_equal, again.drift, state.drift)
-  jax.tree.map(np.testing.assert_array_equal, again.context, state.context)
+  jax.tree.map(np.testing.assert_array_equal, again.prior, state.prior)

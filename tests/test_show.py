@@ -8,12 +8,14 @@ import pytest
 
 from tests import support
 from tests.test_train import small
-from v05_jax import budget, estimator, main, shrinkage
-from v05_jax.priors import context as contexts
+from v05_jax import budget, main, plug, shrinkage
+from v05_jax import groups as grouping
+from v05_jax.budgets import base as budgets
+from v05_jax.estimators import base as estimators
 from v05_jax.run import metrics, show
-from v05_jax.sampling import rollouts
-from v05_jax.step import Draw, Run
-from v05_jax.structs import Rollouts, TrainState
+from v05_jax.sampling.draw import Drawn
+from v05_jax.setup import Run
+from v05_jax.structs import Draw, Rollouts, TrainState
 from v05_jax.train import train
 
 pytestmark = pytest.mark.usefixtures("few_devices")
@@ -92,7 +94,8 @@ def test_its_numbers_are_those_of_the_functions(run):
 def test_fewer_prompts_and_rollouts_are_the_same_ones_and_nothing_else_changes(run, capsys):
   workdir, before = run
   more, adaptive = read(workdir), config()
-  adaptive.budget.update({"rule": "sequential", "k_init": 2, "k_max": 4, "cost": 0.05})
+  adaptive.budget.update({"rule": "sequential", "k_init": 2, "k_max": 4})
+  adaptive.budgets.sequential.cost = 0.05
   fewer = show.show(adaptive, str(workdir), 1, prompts=3)
   assert read(workdir) == fewer and len(fewer) == 3
   for a, b in zip(fewer, more):
@@ -122,40 +125,39 @@ def test_bad_input(tmp_path):
 # --- By hand, without sampling
 
 
-def drawn(baseline, rule="fixed", k=4, history=False, **groups):
+def drawn(baseline, rule="fixed", k=4, history=False, **bounds):
   """(Run, TrainState, Draw) of four prompts with made-up rollouts: all, none, half and one of k
   succeed."""
-  c = support.config()
-  c.baseline, c.prior.history = baseline, history
-  prompts, K = support.prompts(4), 8
+  c, K = support.config(), 8
+  most = 4 if rule == "fixed" else K
+  c.budget.update({"rule": rule, "k_init": 4, "k_max": most} | bounds)
+  c.baseline = baseline
+  prompts = support.prompts(4)
   wins = np.array([k, 0, k // 2, 1])
   reward = np.where(np.arange(K) < wins[:, None], 1.0, 0.0)
   mask = np.broadcast_to(np.arange(K) < k, (4, K))
   flat = np.argwhere(mask)
   tokens = np.tile([2, 3, 1], (len(flat), 1)).astype(np.int32)
-  rolls = Rollouts(
-    tokens,
-    np.zeros((len(flat), 3), np.float32),
-    np.zeros((len(flat), 3), np.float32),
-    flat[:, 0],
-    flat[:, 1],
-    3 * mask,
-    np.where(mask, reward, np.nan).astype(np.float32),
-    mask,
-    mask,
-  )
-  learnt, context = estimator.init(4), contexts.empty(8, 1)
+  zeros = np.zeros((len(flat), 3), np.float32)
+  shown = np.where(mask, reward, np.nan).astype(np.float32)
+  rolls = Rollouts(tokens, zeros, zeros, *flat.T, 3 * mask, shown, mask, mask)
+  groups = grouping.make(2 * shown - 1, mask)
   value = np.array([0.9, 0.9, np.nan, 0.0], np.float32)
-  draw = Draw(
-    prompts, rolls, value, np.ones(4, np.float32), None, learnt, None, 4, len(flat), None, {}
+  asked = {"neighbours": {"support": np.zeros(4, int)}}
+  if history:
+    asked["history"] = {"before": value, "weight": np.zeros(4)}
+  draw = Draw(prompts, value, asked, rolls, groups, np.ones(4, np.float32))
+  setting = plug.Setting(c, rows=4)
+  estimator = estimators.make(setting)
+  run = Run(**dict.fromkeys(Run._fields))._replace(
+    config=c,
+    policy=support.policy(),
+    budget=budgets.make(setting),
+    estimator=estimator,
+    advantages=lambda *arguments: estimators.advantages(estimator, *arguments),
   )
-  given = {"rule": rule, "k_init": 4, "k_max": K, "cost": 1 / 256} | groups
-  run = Run(c, None, support.policy(), None, None, None, None, None, rollouts.Groups(**given), 4)
-  zero = np.int32(0)
-  state = TrainState(
-    None, None, np.int32(5), zero, zero, np.float32(4), learnt, None, zero, context
-  )
-  return run, state, draw
+  state = TrainState(**dict.fromkeys(TrainState.__dataclass_fields__))
+  return run, state.replace(step=np.int32(5), estimator=estimator.init()), draw
 
 
 @pytest.mark.parametrize(
@@ -167,14 +169,20 @@ def test_every_baseline_is_shown_with_what_it_has(kind):
   json.dumps(lines, allow_nan=False)
   said = "\n".join(show.text(line) for line in lines)
   reward = shrinkage.map_reward(draw.rolls.reward, 0.0, 1.0)
-  past = (np.zeros(4, np.float32), np.zeros(4, np.float32))
-  advantage, fusion = shrinkage.advantage(
-    kind, reward, draw.rolls.mask, draw.value, state=state.estimator.ewa, history=past
-  )
+  learnt = state.estimator[kind]
+  if kind == "spo":  # by hand: (V + 2 s - k) / (1 + k) of the others
+    won = np.nan_to_num((reward + 1) / 2)[:, :4]
+    others = (np.nan_to_num(draw.value)[:, None] + 2 * (won.sum(1)[:, None] - won) - 3) / 4
+    x = reward[:, :4] - others
+    advantage = (x - x.mean()) / (x.std() + 1e-6)
+    fused = (np.nan_to_num(draw.value) + 2 * won.sum(1) - 4) / 5
+  else:
+    advantage, found = shrinkage.advantage(kind, reward, draw.rolls.mask, draw.value, state=learnt)
+    fused = found["baseline"]
   for i, line in enumerate(lines):
-    assert line["baseline"] == pytest.approx(float(fusion.baseline[i]), abs=1e-6)
+    assert line["baseline"] == pytest.approx(float(fused[i]), abs=1e-6)
     assert [r["advantage"] for r in line["rollouts"]] == pytest.approx(
-      np.asarray(advantage)[i, :4].tolist(), abs=1e-6
+      np.asarray(advantage)[i, :4].tolist(), abs=1e-5
     )
   assert lines[2]["value"] is None and "there is no prior to test" in said
   assert f"({kind}" in said and ("w vbar" in said) == (kind in ("v05", "value"))
@@ -182,7 +190,7 @@ def test_every_baseline_is_shown_with_what_it_has(kind):
     "ewa": "expected squared error",
     "grpo": "standard deviation",
     "spo": "past rollouts",
-    "value": "past successes",
+    "value": "weight of the history",
     "beta_shrink": "rollouts that its prior is worth",
     "james_stein": "noise of a group mean",
   }
@@ -193,7 +201,11 @@ def test_every_baseline_is_shown_with_what_it_has(kind):
 
 
 def test_what_depends_on_the_whole_step_is_said():
-  said = lambda *arguments, usual=64: show.heading(*drawn(*arguments), 5, "runs/a", usual)
+
+  def said(*arguments, usual=64):
+    run, _, draw = drawn(*arguments)
+    return show.heading(run, Drawn(draw, (draw,), 4, {}), "step 5 of runs/a", usual)
+
   assert said("v05").startswith(
     "step 5 of runs/a: the next 4 prompts\nbaseline v05; prior neighbours, 0 pairs"
   )

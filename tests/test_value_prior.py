@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from v05_jax import priors as value_prior
+from v05_jax import plug
 from v05_jax.models import decoder
+from v05_jax.priors import base, neighbours, v0
 from v05_jax.priors import context as contexts
-from v05_jax.priors import prior
 from v05_jax.scale import sharding
 from v05_jax.structs import Prompts
 
@@ -25,10 +25,18 @@ MODEL = decoder.ModelConfig(
 WIDTH = 10  # tokens of a prompt at most
 
 
-def settings(**changes):
-  return types.SimpleNamespace(
-    **{"kind": "neighbours", "context": 64, "min_support": 8, "bandwidth": 0.25} | changes
+def made(kind, policy=None, mesh=None, **changes):
+  """The prior of that name, in context of 64 pairs."""
+  options = {"context": 64, "min_support": 8} | changes
+  config = types.SimpleNamespace(
+    prior=types.SimpleNamespace(**options), sampler=types.SimpleNamespace(max_prompt=WIDTH)
   )
+  setting = plug.Setting(config, policy=policy, mesh=mesh)
+  return plug.find("prior", kind)(plug.defaults("prior", kind), setting)
+
+
+def features_of(prior, prompts):
+  return prior.ask(prior.init(), prompts)[1]["features"]
 
 
 @functools.cache
@@ -106,17 +114,18 @@ def test_remember_nothing():
 
 def test_constant_is_the_mean_of_the_valid_pairs():
   context = filled(np.zeros((3, 1)), [1.0, 0.5, 0.0], size=8)
-  np.testing.assert_allclose(prior.constant(context, np.zeros((4, 1)), 3), np.zeros(4), atol=1e-7)
+  np.testing.assert_allclose(contexts.mean_value(context, 3), 0, atol=1e-7)
   context = contexts.remember(context, np.zeros((1, 1)), np.zeros(1), np.ones(1), np.ones(1, bool))
-  np.testing.assert_allclose(prior.constant(context, np.zeros((2, 1)), 3), [0.25, 0.25], rtol=1e-6)
+  np.testing.assert_allclose(contexts.mean_value(context, 3), 0.25, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["constant", "neighbours"])
 def test_no_value_before_min_support(kind):
-  loaded = value_prior.make(settings(kind=kind, min_support=3, context=4), policy(), mesh(), WIDTH)
-  features, predict = np.eye(3, loaded.width, dtype=np.float32), loaded.predict
+  loaded, prompts = made(kind, policy(), mesh(), min_support=3, context=4), make_prompts(3)
+  features = np.eye(3, loaded.init().features.shape[1], dtype=np.float32)
   two, three = (filled(features[:n], [1.0, 0.0, 1.0][:n], size=4) for n in (2, 3))
-  assert np.isnan(predict(two, features)).all() and np.isfinite(predict(three, features)).all()
+  assert np.isnan(loaded.ask(two, prompts)[0]).all()
+  assert np.isfinite(loaded.ask(three, prompts)[0]).all()
 
 
 def by_hand(support_features, success, features, h):
@@ -136,19 +145,19 @@ def test_neighbours_by_hand_and_scale_free():
   want = by_hand(known, success, asked, 0.4)
   assert np.abs(want[0] - want[1:]).min() > 0.01
   context = filled(known, success, size=64)
-  np.testing.assert_allclose(prior.neighbours(context, asked, 0.4, 5), want, atol=1e-5)
+  np.testing.assert_allclose(neighbours.kernel_regression(context, asked, 0.4, 5), want, atol=1e-5)
   stretch, shift = np.array([1e-3, 1.0, 50.0, 7.0]), np.array([0.0, 3.0, -100.0, 1e-2])
   rounding = lambda n: 1e4 + 1e-3 * (np.arange(n) % 2)[:, None]
   moved = filled(np.hstack([known * stretch + shift, rounding(40)]), success, size=64)
   query = np.hstack([asked * stretch + shift, rounding(6)]).astype(np.float32)
-  np.testing.assert_allclose(prior.neighbours(moved, query, 0.4, 5), want, atol=1e-3)
+  np.testing.assert_allclose(neighbours.kernel_regression(moved, query, 0.4, 5), want, atol=1e-3)
 
 
 def test_neighbours_tell_two_groups_apart():
   rng = np.random.default_rng(2)
   label = np.arange(64) % 2
   features = rng.normal(size=(64, 16)) + 4 * label[:, None]
-  value = prior.neighbours(filled(features, 0.1 + 0.8 * label), features, 0.25, 8)
+  value = neighbours.kernel_regression(filled(features, 0.1 + 0.8 * label), features, 0.25, 8)
   np.testing.assert_allclose(value[label == 0], -0.8, atol=0.05)
   np.testing.assert_allclose(value[label == 1], 0.8, atol=0.05)
 
@@ -156,7 +165,9 @@ def test_neighbours_tell_two_groups_apart():
 def test_neighbours_fall_back_to_the_mean_far_from_everything():
   rng = np.random.default_rng(3)
   known, success = rng.normal(size=(16, 8)), rng.random(16)
-  value = prior.neighbours(filled(known, success), np.full((1, 8), 1e6, np.float32), 0.05, 8)
+  value = neighbours.kernel_regression(
+    filled(known, success), np.full((1, 8), 1e6, np.float32), 0.05, 8
+  )
   np.testing.assert_allclose(value, 2 * success.mean() - 1, atol=1e-5)
 
 
@@ -172,7 +183,9 @@ def test_neighbours_fall_back_to_the_mean_far_from_everything():
 def test_neighbours_are_finite_for_degenerate_features(features):
   success = np.linspace(0, 1, 8)
   for asked in (features, features + 1e3, 0 * features):
-    value = prior.neighbours(filled(features, success), np.asarray(asked, np.float32), 0.1, 8)
+    value = neighbours.kernel_regression(
+      filled(features, success), np.asarray(asked, np.float32), 0.1, 8
+    )
     assert np.isfinite(value).all() and np.all(np.abs(value) <= 1)
 
 
@@ -182,9 +195,9 @@ def test_neighbours_are_finite_for_degenerate_features(features):
 def test_features_are_last_and_mean_hidden_state_without_padding():
   forward = jax.jit(functools.partial(decoder.forward, MODEL))
   frozen, prompts = policy(), make_prompts(5)
-  loaded = value_prior.make(settings(), frozen, mesh(), WIDTH)
-  got = loaded.features(prompts)
-  assert got.shape == (5, loaded.width) == (5, 32) and got.dtype == np.float32
+  loaded = made("neighbours", frozen, mesh())
+  got = features_of(loaded, prompts)
+  assert got.shape == (5, loaded.init().features.shape[1]) == (5, 32) and got.dtype == np.float32
   for i in (1, 2):
     tokens = prompts.tokens[i : i + 1, : prompts.length[i]]
     place = np.arange(tokens.shape[1])[None]
@@ -195,11 +208,11 @@ def test_features_are_last_and_mean_hidden_state_without_padding():
 def test_padding_does_not_matter(monkeypatch):
   """Tokens behind a prompt, padding rows, the size of the blocks and the mesh leave the features
   alone."""
-  want = value_prior.make(settings(), policy(), mesh(), WIDTH).features(make_prompts(5))
+  want = features_of(made("neighbours", policy(), mesh()), make_prompts(5))
   assert np.abs(want[0] - want[1]).max() > 0.1
-  monkeypatch.setattr(value_prior, "TOKENS_PER_CALL", WIDTH)  # a row at a time on each device
-  loaded = value_prior.make(settings(), policy(), mesh(4), WIDTH)
-  got = loaded.features(make_prompts(5, capacity=11, behind=11))
+  monkeypatch.setattr(neighbours, "TOKENS_PER_CALL", WIDTH)  # a row at a time on each device
+  loaded = made("neighbours", policy(), mesh(4))
+  got = features_of(loaded, make_prompts(5, capacity=11, behind=11))
   assert got.shape == (11, 32)
   np.testing.assert_allclose(got[:5], want, atol=2e-5)
 
@@ -208,42 +221,52 @@ def test_features_stay_those_of_the_first_policy():
   """An update donates the parameters that it is given: the prior must not read them."""
   frozen, prompts = policy(), make_prompts(3)
   frozen.params = jax.device_put(frozen.params)  # as a caller may have placed them
-  loaded = value_prior.make(settings(), frozen, mesh(), WIDTH)
-  before = loaded.features(prompts)
+  loaded = made("neighbours", frozen, mesh())
+  before = features_of(loaded, prompts)
   jax.tree.map(lambda x: x.delete(), frozen.params)
-  np.testing.assert_array_equal(loaded.features(prompts), before)
+  np.testing.assert_array_equal(features_of(loaded, prompts), before)
 
 
 @pytest.mark.parametrize("kind", ["none", "constant"])
 def test_priors_without_features(kind):
-  loaded = value_prior.make(settings(kind=kind), None, None, WIDTH)
-  features = loaded.features(make_prompts(2, capacity=6))
-  assert features.shape == (6, loaded.width) == (6, 1)
-  value = loaded.predict(filled(np.zeros((9, 1)), np.ones(9)), features)
+  loaded, prompts = made(kind), make_prompts(2, capacity=6)
+  value, asked = loaded.ask(filled(np.zeros((9, 1)), np.ones(9)), prompts)
   np.testing.assert_array_equal(value, np.full(6, np.nan if kind == "none" else 1.0))
+  assert (asked == {}) == (kind == "none") and not loaded.learned
 
 
 def test_v0_says_whether_the_success_rate_had_to_serve():
-  model = types.SimpleNamespace(width=1)
-  smoothed = lambda success, size=8: value_prior.make_v0(model, 2).smoothed(
-    filled(np.zeros((len(success), 1)), success, size)
+  half = lambda support, success, queries, *_: np.full(len(queries), 0.5, np.float32)
+  model = types.SimpleNamespace(
+    width=1,
+    features=lambda texts, rows: np.zeros((len(texts), 1), np.float32),
+    marks=lambda support, query: None,
+    predict_from_features=half,
   )
+  prior = v0.of_model(model, 8, 2)
+
+  def smoothed(success, size=8):
+    state = filled(np.zeros((len(success), 1)), success, size)
+    return bool(prior.ask(state, make_prompts(2))[1]["smoothed"].all())
+
   assert not smoothed([1.0])  # it does not speak yet
   # too few rows, and one class
   assert smoothed([1.0, 0.0, 1.0]) and smoothed([0.5, 1.0, 0.75, 0.5])
   assert not smoothed([0.4, 1.0, 0.75, 0.5])
   assert smoothed([0.0, 1.0, 1.0, 1.0, 1.0], size=4)  # the only failure has left the ring
-  assert value_prior.make(settings(kind="constant"), None, None, WIDTH).smoothed(None) is False
 
 
-@pytest.mark.parametrize(
-  "changes, message",
-  [
-    ({"kind": "knn"}, "prior.kind.*'knn'.*neighbours"),
-    ({"min_support": 65}, "prior.min_support.*65.*64"),
-    ({"bandwidth": 0.0}, "prior.bandwidth.*0.0"),
-  ],
-)
-def test_bad_settings(changes, message):
-  with pytest.raises(ValueError, match=message):
-    value_prior.make(settings(**changes), None, None, WIDTH)
+def test_v_of_another_shape_is_refused_with_the_prior_s_name():
+  short = base.Prior(lambda state, prompts: (np.zeros(2), {}))
+  prior = base.named("mine:short", short)
+  with pytest.raises(ValueError, match=r"prior.kind=mine:short: ask: found V of shape \(2,\)"):
+    prior.ask(prior.init(), make_prompts(3))
+  layer = base.Layer(lambda state, prompts, value, asked: (value[:1], {}))
+  wrapped = base.wrapped("mine:first", layer, base.named("none", made("none")))
+  with pytest.raises(
+    ValueError, match=r"prior.wrappers=mine:first: ask: .*\(1,\), expected \(3,\)"
+  ):
+    wrapped.ask(wrapped.init(), make_prompts(3))
+  with pytest.raises(ValueError, match=r"prior.kind=mine:broken: ZeroDivisionError"):
+    broken = base.named("mine:broken", base.Prior(lambda state, prompts: 1 / 0))
+    broken.ask(broken.init(), make_prompts(1))
