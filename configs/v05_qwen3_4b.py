@@ -37,9 +37,10 @@ def get_config():
   )
   c.data.path = "dapo_math_17k"
   c.reward = "math"
-  c.prior.update({"kind": "v0", "path": "v0-converted"})
+  c.prior.kind, c.priors.v0.path = "v0", "v0-converted"
   c.baseline = "v05"
-  c.budget.update({"rule": "sequential", "k_init": 4, "k_max": 16, "cost": 1 / 256})
+  c.budget.update({"rule": "sequential", "k_init": 4, "k_max": 16})
+  c.budgets.sequential.cost = 1 / 256
   c.sampler.update(
     {
       "slots": 256,

@@ -50,7 +50,7 @@ def test_one_row_a_program_with_what_lives_beside_it(reported):
     assert row["fits"] is None and row["limit"] is None  # of a CPU
     assert (
       row["total"] == row["peak"] + sum(row["beside"].values())
-      and row["peak"] > row["temporaries"] > 0
+      and row["peak"] > row["temporaries"] >= 0
     )
     assert (row["flops"] > 0 or row["program"] == "weights") and row["bytes"] > row["arguments"] / 4
   assert by["update"]["sent"]["all-reduce"] > 0

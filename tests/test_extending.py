@@ -1,6 +1,7 @@
 """The examples of docs/extending.md are files outside of the package, and training steps run with
 them: nothing else is touched."""
 
+import dataclasses
 import importlib
 from pathlib import Path
 import re
@@ -18,6 +19,8 @@ from v05_jax.models import BUILTIN, hf
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.run import metrics
 from v05_jax.train import train
+
+pytestmark = pytest.mark.usefixtures("few_devices")
 
 PAGE = (Path(__file__).parent.parent / "docs" / "extending.md").read_text()
 EXAMPLES = {
@@ -43,7 +46,8 @@ def run(folder, *names, **keys):
   last line of the metrics)."""
   typed = [word for name in names for word in shlex.split(EXAMPLES[name][0]) if "--config." in word]
   values = flags.FlagValues()
-  command_line.parse(["main", *(word.replace("FOLDER", str(folder)) for word in typed)], values)
+  typed = [word.replace("FOLDER", str(folder)) for word in typed]
+  command_line.parse(["main", "--config.eval.period=0", *typed], values)
   config = small(values.config, num_steps=2, **{"eval.period": 0, "checkpoint.period": 0, **keys})
   state = train(config, str(folder / "run"))
   return config, state, metrics.read(folder / "run")[-1]
@@ -85,7 +89,9 @@ def test_a_family(folder):
   module = importlib.import_module("my_family")
   shape, params = hf.load(BUILTIN)
   tokenizer = tokenizers.load(BUILTIN)
-  hf.save(folder, shape, params, tokenizer, family=module.prefixed())
+  assert module.prefixed().architectures == ("ActorLM",)
+  own = dataclasses.replace(shape, family="my_family:prefixed")
+  hf.save(folder, own, params, tokenizer)
   config, state, line = run(folder, "my_family")
   assert config.policy.family == "my_family:prefixed" and line["grad/norm"] > 0
   assert state.params["embedding"].shape == params["embedding"].shape

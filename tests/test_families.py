@@ -18,6 +18,8 @@ from v05_jax.run import metrics
 from v05_jax.run.export import export
 from v05_jax.train import train
 
+pytestmark = pytest.mark.usefixtures("few_devices")
+
 FILE = """
 from v05_jax.models.decoder import ModelConfig
 from v05_jax.models.families import base

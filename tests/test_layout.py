@@ -64,7 +64,7 @@ ONLY = {
   "plug": "rewards",
   "rules": "benchmarks budgets plug",
   "config": "plug rules",
-  "shapes": "budgets update.policy_gradient",
+  "shapes": "budgets update.packing",
   "run.success": "",
   "sampling.selection": "",
   "sampling.resample": "structs",
@@ -78,7 +78,7 @@ PURE = (
   " priors/base priors/constant priors/context priors/history priors/neighbours priors/none"
   " priors/recalibrate observers/base observers/diagnostics observers/exact observers/scoreboard"
   " models/decoder run/success value_model/adapter value_model/ensemble value_model/losses"
-  " value_model/scores value_model/smoothed value_model/synthetic value_model/tabpfn"
+  " value_model/scores value_model/cells value_model/synthetic value_model/tabpfn"
 ).split()
 IMPURE_MODULES = (
   "absl datetime etils io logging multiprocessing os pathlib random shutil socket subprocess sys"

@@ -53,7 +53,7 @@ def test_groups_without_signal_are_dropped_and_the_rest_stays_whole():
   assert taken.groups.step == 5 and taken.groups.first.mask.shape == (8, 2)
   assert not taken.groups.mask[total - 1 :].any() and not taken.groups.k[total - 1 :].any()
   # The packed batch is what the update sees: every kept rollout is in it, once.
-  _, used = packing.pack(prompts, rolls, np.zeros((8, 3)), np.ones((8, 3)), 21, 64)
+  _, used = packing.pack(prompts, rolls, np.zeros((8, 3)), np.ones((8, 3)), (64, 21))
   assert used and len(rolls.prompt) == 3 * (total - 1)
 
 

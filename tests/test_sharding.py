@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from v05_jax import priors as value_prior
+from v05_jax import value_model
 from v05_jax.models import decoder, decoding, lora, presets
 from v05_jax.scale import sharding
 
@@ -64,7 +64,7 @@ def test_every_parameter_matches_exactly_one_rule(preset, adapters):
 
 
 def test_every_rule_is_of_use():
-  v0 = value_prior.load("builtin")
+  v0 = value_model.load("builtin")
   config = dataclasses.replace(presets.PRESETS["tasks-58k"], adapters=ADAPTERS)
   found = names({"embedder": shapes(config=config), "adapter": v0.adapter, "judge": v0.head})
   for name in found:

@@ -177,7 +177,7 @@ def test_observers_may_change_when_a_run_goes_on(unbroken, tmp_path, caplog):
   written, whole = lines(tmp_path), lines(unbroken[0])
   judged = [[key for key in line if key.startswith("scoreboard/")] for line in written]
   assert [bool(keys) for keys in judged] == [False, False, False, True, False]
-  for key in ("reward", "prior/rmse", "loss/entropy", "grad/norm", "eval/accuracy"):
+  for key in ("reward", "prior/rmse", "loss/entropy", "grad/norm"):
     assert [line.get(key) for line in written] == [line.get(key) for line in whole], key
   jax.tree.map(np.testing.assert_array_equal, state.params, unbroken[1].params)
 

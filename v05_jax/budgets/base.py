@@ -124,7 +124,7 @@ def extra(rule: str, state, value, s, k, ended, total: int = 0, **options):
   if of_prompts(0).more is None:  # the rule knows every number beforehand
     more = of_prompts(0).first(np.broadcast_to(value, k.shape), real) - k
   else:  # it takes a prompt without any rollout for padding, and would not give to it
-    dtype = jnp.result_type(value, s, jnp.float32)
+    dtype = jnp.result_type(np.asarray(value), np.asarray(s), jnp.float32)
     value, s, counted = (np.broadcast_to(np.asarray(x, dtype), k.shape) for x in (value, s, k))
     groups = grouping.make(np.zeros((len(k), 1), dtype), np.zeros((len(k), 1), bool))
     groups = groups._replace(k=counted, s=s, vbar=2 * s / counted.clip(1) - 1)
