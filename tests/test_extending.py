@@ -109,7 +109,9 @@ def test_a_task(folder):
 def test_a_reward(folder):
   my_task = importlib.import_module("my_task")
   with open("sums.jsonl", "w") as file:
-    file.writelines(f'{{"prompt": "{row["prompt"]}", "answer": ""}}\n' for row in my_task.rows(64))
+    file.writelines(f'{{"prompt": "{row["prompt"]}", "answer": "1"}}\n' for row in my_task.rows(64))
   keys = {"data.path": "sums.jsonl", "data.chat_template": False, "sampler.max_prompt": 16}
   _, _, line = run(folder, "my_reward", **keys)
-  assert 0.9 < line["reward"] < 1 and line["rewards/failed"] == 0  # 1 / (1 + length / 200)
+  assert 0 < line["reward"] < 1 and line["rewards/failed"] == 0
+  brief = importlib.import_module("my_reward").brief
+  assert brief("", "12", {"answer": "1"}) == 1 / 1.01 and brief("", "2", {"answer": "1"}) == 0

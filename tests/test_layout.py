@@ -23,25 +23,27 @@ PACKAGE = ROOT / "v05_jax"
 # the folders of the plugs, and what `shrinkage` and `budget` lend to other trainers.
 UNITS = "models tasks rewards estimators budgets priors observers".split()
 LAYERS = (
-  "rng groups shrinkage benchmarks backend sampling.selection run.success update.losses"
-  " update.optimizer scale.sharding scale.topology scale.hlo scale.peers scale.distributed"
+  "backend benchmarks groups rng run sampling scale shrinkage update run.files run.success"
+  " sampling.categorical sampling.selection scale.distributed scale.hlo scale.peers"
+  " scale.programs scale.sharding scale.topology update.losses update.optimizer"
   " value_model.adapter value_model.ensemble value_model.losses value_model.scores"
-  " value_model.smoothed value_model.synthetic",
-  "structs budget history models sampling.ahead value_model.directory value_model.tabpfn",
-  "tasks update.packing sampling.resample sampling.sampler sampling.verdicts value_model.convert"
-  " value_model.v0",
-  "data rewards update.policy_gradient sampling.schedule sampling.warmup",
-  "plug",
+  " value_model.synthetic value_model.torch_file",
+  "budget history models structs run.metrics run.progress sampling.ahead scale.cost"
+  " value_model.cells value_model.directory value_model.pairs",
+  "tasks sampling.resample sampling.sampler sampling.verdicts update.objective"
+  " update.packing value_model.batches value_model.convert value_model.measure"
+  " value_model.tabpfn",
+  "data rewards sampling.schedule sampling.warmup update.policy_gradient value_model.v0",
+  "plug value_model value_model.initial value_model.objective",
   "estimators",
   "budgets",
   "rules shapes sampling.ledger",
-  "config priors sampling.rollouts",
-  "command_line run.metrics scale.compile",
-  "run.checkpoint run.runs run.sft value_model.pairs",
-  "observers run.figures value_model.batches value_model.measure",
-  "setup sampling.draw run.page value_model.train",
-  "step run.export run.report",
-  "run.evaluate run.show",
+  "config priors sampling.rollouts scale.plan",
+  "command_line observers run.checkpoint run.runs run.writer scale.compile",
+  "setup run.comparison run.sft sampling.draw value_model.train",
+  "step run.export run.figures",
+  "run.evaluate run.page run.show",
+  "run.report",
   "train",
   "main",
 )

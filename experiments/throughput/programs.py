@@ -9,7 +9,8 @@ fields).
     adaptive       the budget rule (4 to 16 rollouts a prompt, --block at once) against fixed groups
                    of its mean k, on
                    the same slots, prompts and lengths, one after the other
-    train          one update with full rows: packing, as `step.update` does it, and the optimiser's step
+    train          one update with full rows: packing, as `step.update` does it, and the
+                   optimiser's step
     train_ragged   the same with rollouts of the lengths of work.ragged
     step           draw, advantages, step.update and step.learn, full length
     step_ragged    the same, each prompt's rollouts ending at the `max_tokens` of its data row
