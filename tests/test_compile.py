@@ -48,10 +48,9 @@ def test_one_row_a_program_with_what_lives_beside_it(reported):
   assert set(by["decode"]["beside"]) == {"params", "optimizer", "prior"}
   for row in rows:
     assert row["fits"] is None and row["limit"] is None  # of a CPU
-    assert (
-      row["total"] == row["peak"] + sum(row["beside"].values())
-      and row["peak"] > row["temporaries"] >= 0
-    )
+    assert row["total"] == row["peak"] + sum(row["beside"].values()) and row["peak"] > row[
+      "temporaries"
+    ] >= (row["program"] != "weights")
     assert (row["flops"] > 0 or row["program"] == "weights") and row["bytes"] > row["arguments"] / 4
   assert by["update"]["sent"]["all-reduce"] > 0
 

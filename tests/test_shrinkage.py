@@ -309,8 +309,9 @@ def test_the_order_of_rollouts_and_prompts_does_not_matter(kind):
   np.testing.assert_allclose(again, moved(np.asarray(got)), atol=1e-5)
   assert found_again.keys() == found.keys()
   for name in found:
+    first = name in ("baseline", "weight", "delta2", "statistic")  # others may be in the hundreds
     np.testing.assert_allclose(
-      found_again[name], np.asarray(found[name])[prompts], rtol=1e-5, atol=1e-5
+      found_again[name], np.asarray(found[name])[prompts], rtol=1e-7 if first else 1e-5, atol=1e-5
     )
 
 

@@ -179,6 +179,9 @@ def test_observers_may_change_when_a_run_goes_on(unbroken, tmp_path, caplog):
   assert [bool(keys) for keys in judged] == [False, False, False, True, False]
   for key in ("reward", "prior/rmse", "loss/entropy", "grad/norm"):
     assert [line.get(key) for line in written] == [line.get(key) for line in whole], key
+  evaluated = [line.get("eval/accuracy") for line in written]
+  evaluated[3] = None  # a run of three steps ends with an evaluation
+  assert evaluated == [line.get("eval/accuracy") for line in whole]
   jax.tree.map(np.testing.assert_array_equal, state.params, unbroken[1].params)
 
 

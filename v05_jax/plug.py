@@ -76,7 +76,7 @@ def known(kind: str) -> dict[str, Callable]:
     for name, value in vars(module).items():
       mark = getattr(value, "plug", None)
       if isinstance(mark, Declared) and mark.kind == kind:
-        found[name.rstrip("_")] = value
+        found[name] = value
   return dict(sorted(found.items()))
 
 
@@ -98,9 +98,8 @@ def find(kind: str, name: str) -> Callable:
     near = difflib.get_close_matches(name, functions, 1)
     meant = f" (did you mean {near[0]}?)" if near else ""
     raise ValueError(
-      f"{key}: found {name!r}{meant}, expected one of {', '.join(functions)}, or module:function "
-      "for "
-      f"a function that Python can import"
+      f"{key}: found {name!r}{meant}, expected one of {', '.join(functions)}, or "
+      "module:function for a function that Python can import"
     )
   return functions[name]
 
@@ -116,13 +115,16 @@ def declared(kind: str, name: str) -> Declared:
   return getattr(find(kind, name), "plug", None) or Declared(kind, {}, lambda config: ())
 
 
+def names_of(config, kind: str) -> tuple[str, ...]:
+  """The names that a config has for a kind: one, or several."""
+  section, _, last = KINDS[kind].key.rpartition(".")
+  value = (config[section] if section else config)[last]
+  return (value,) if isinstance(value, str) else tuple(value)
+
+
 def chosen(config) -> Iterator[tuple[str, str]]:
   """(kind, name) of every plug that a config names."""
-  for kind, (_, key) in KINDS.items():
-    section, _, last = key.rpartition(".")
-    value = (config[section] if section else config)[last]
-    for name in (value,) if isinstance(value, str) else tuple(value):
-      yield kind, name
+  return ((kind, name) for kind in KINDS for name in names_of(config, kind))
 
 
 def options(names=()) -> dict[str, Option]:
@@ -176,17 +178,11 @@ def unused(config, keys) -> list[str]:
     folder, _, rest = key.partition(".")
     if folder in folders and not any(key.startswith(prefix) for prefix in used):
       name = rest.partition(".")[0]
-      named = " and ".join(f"{k} is {v}" for k, v in _named(config, folder))
+      kinds = [kind for kind in KINDS if KINDS[kind].folder == folder]
+      shown = lambda kind: ", ".join(names_of(config, kind)) or "empty"
+      named = " and ".join(f"{KINDS[kind].key} is {shown(kind)}" for kind in kinds)
       found.append(f"{key}: an option of {folder}/{name}, which is not in use: {named}")
   return found
-
-
-def _named(config, folder: str):
-  for kind in KINDS.values():
-    if kind.folder == folder:
-      section, _, last = kind.key.rpartition(".")
-      value = (config[section] if section else config)[last]
-      yield kind.key, value if isinstance(value, str) else ", ".join(value) or "empty"
 
 
 def owners(config) -> dict[str, tuple[str, str]]:
@@ -210,9 +206,8 @@ class Setting(NamedTuple):
 
   config: Any
   rows: int = 0  # of the dataset
-  policy: Any = (
-    None  # the first `models.Policy`, its parameters on host; None in a check of the config
-  )
+  # the first `models.Policy`, its parameters on host; None in a check of the config
+  policy: Any = None
   mesh: Any = None
   prompts: Any = None  # data.Dataset
   exact: Callable | None = None  # (params, rows) -> success probability, NaN where it is not exact

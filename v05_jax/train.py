@@ -54,13 +54,11 @@ def train(config, workdir: str) -> TrainState:
       writer.make(workdir, config, first) as log,
       Progress(config.num_steps, first) as progress,
     ):
-      house = House(run, workdir, saved, log, progress, preemption, evaluate, compilations)
-      house.begin(state, first)
+      after = Housekeeping(run, workdir, saved, log, progress, preemption, evaluate, compilations)
+      after.begin(state, first)
       for step in range(first, config.num_steps):
-        began, failed = (
-          time.perf_counter(),
-          int(state.skipped),
-        )  # of updates before, which have ended
+        # failed: of the updates before, which have ended
+        began, failed = time.perf_counter(), int(state.skipped)
         drawn = draw(run, collect, state)  # prompts -> prior -> rollouts
         taken = drawn.taken
         advantage, test = run.advantages(state.estimator, taken.groups, taken.value)  # fusion
@@ -70,13 +68,13 @@ def train(config, workdir: str) -> TrainState:
         state, updated = update(run, state, taken, advantage)
         state, learnt = learn(run, state, drawn)  # context, prior, budget and estimator
         state = state.replace(observers=observers)
-        house.keep(state, drawn.metrics | seen | updated | learnt, began, failed)
+        after.keep(state, drawn.metrics | seen | updated | learnt, began, failed)
   if distributed.first():
     report.summary(workdir)
   return state
 
 
-class House(NamedTuple):
+class Housekeeping(NamedTuple):
   """What a step leaves behind: a line of metrics, evaluations, checkpoints."""
 
   run: Run
@@ -135,8 +133,7 @@ def diverged(config, workdir: str, failed: int, good: int | None) -> str:
   return (
     f"{failed} steps in a row had an update with a non-finite loss or gradient, which were skipped "
     f"(config.loss.max_skipped={config.loss.max_skipped}); {kept} in {workdir}. To go on from it "
-    "with "
-    "other settings: --mode=export it, and start in a new workdir with --config.policy.path"
+    "with other settings: --mode=export it, and start in a new workdir with --config.policy.path"
   )
 
 

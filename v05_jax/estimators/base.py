@@ -44,6 +44,7 @@ class Estimator(NamedTuple):
   # (state, row [P], step, value) -> [P]: what to expect of a prompt before any rollout
   expect: Callable = lambda state, row, step, value: value
   of_batch: bool = False  # advantages depend on the other prompts of a step
+  counts_history: bool = False  # it wants V without the prompt's history, which it counts itself
   # (state, groups, value) -> what `counts` knows of each prompt, arrays [P]
   prompt: Callable = lambda state, groups, value: ()
   # (state, prompt, value, s, k) -> baseline, elementwise, where it is a function of counts
@@ -133,7 +134,7 @@ def advantages(estimator: Estimator, state, groups: Groups, value):
   """Advantages [P, K], 0 where masked, and what is behind them, {name: [P]}: what the estimator
   explains, and the test of V (`delta2` and `statistic` of `shrinkage.fuse`)."""
   baseline = estimator.baseline(state, groups, value)
-  difference = jnp.where(groups.mask, groups.reward + groups.shaping - baseline, 0.0)
+  difference = jnp.where(groups.mask, groups.shaped - baseline, 0.0)
   advantage = jnp.where(groups.mask, estimator.scale(difference, groups), 0.0)
   test = shrinkage.fuse(groups.vbar, groups.k, value)
   count = jnp.maximum(groups.k, 1.0)

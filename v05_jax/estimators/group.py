@@ -17,7 +17,7 @@ from v05_jax.estimators.base import STD_EPSILON, Estimator
 
 def _from_best(groups):
   """(best [P, 1], shaped rewards less the best [P, K]): equal rewards then give exactly 0."""
-  shaped = groups.reward + groups.shaping
+  shaped = groups.shaped
   best = jnp.max(jnp.where(groups.mask, shaped, -jnp.inf), axis=1, keepdims=True)
   best = jnp.where(jnp.isfinite(best), best, 0.0)
   return best, jnp.where(groups.mask, shaped - best, 0.0)

@@ -60,6 +60,7 @@ def spo(options, setting):
     learn=learn,
     scale=_standardised,
     of_batch=True,
+    counts_history=True,
     init=lambda: histories.empty(setting.rows),
     expect=lambda state, row, step, value: tracked(
       value, 0.0, 0.0, histories.read(state, row, step, half_life)

@@ -26,9 +26,8 @@ class Step(NamedTuple):
 
   number: int  # steps done before it
   params: Any  # the policy that sampled
-  drawn: tuple[
-    Draw, ...
-  ]  # all rollouts; more than one draw where groups without signal are replaced
+  # all rollouts; more than one draw where groups without signal are replaced
+  drawn: tuple[Draw, ...]
   taken: Draw  # those that the update sees
   advantage: np.ndarray  # float32 [P, K]
   explained: dict[str, np.ndarray]  # {name: [P]} of `estimators.base.advantages`
@@ -39,9 +38,8 @@ class Observer(NamedTuple):
 
   see: Callable  # (state, Step) -> (state, metrics as (sum, count) pairs)
   init: Callable = lambda: ()
-  flush: Callable = lambda: (
-    None
-  )  # makes sure that what was written survives; before each checkpoint
+  # makes sure that what was written survives; before each checkpoint
+  flush: Callable = lambda: None
   close: Callable = lambda: None
 
 

@@ -53,9 +53,11 @@ def scoreboard(options, setting):
     found: Pairs = {}
     for draw in step.drawn:
       groups = draw.groups.unconditional._replace(first=None)
-      # The tracker counts the history itself: it is judged with V as it was before the history.
-      plain = draw.asked.get("history", {}).get("before", draw.value)
-      values = {label: plain if label == "spo" else draw.value for label in judged}
+      without = draw.asked.get("history", {}).get("before", draw.value)
+      values = {
+        label: without if estimator.counts_history else draw.value
+        for label, estimator in judged.items()
+      }
       learnt, each = program(state.learnt, groups, values)
       board = update(state.board, each, list(judged).index(own))
       state = Scores(learnt, board)

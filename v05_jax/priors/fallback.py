@@ -66,8 +66,7 @@ def _report(step: int, fallen: bool, patience: int, own: float, mean: float):
   )
   logging.warning(
     "step %d: %s was worse than %s for %d steps in a row (mean squared error of the prior %.4f, of "
-    "the "
-    "context's mean %.4f); from now on %s is used",
+    "the context's mean %.4f); from now on %s is used",
     step,
     left,
     used,

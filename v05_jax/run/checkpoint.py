@@ -72,8 +72,7 @@ class Checkpoints:
     if any(name.startswith(OLD) for name in stored):
       raise ValueError(
         f"{where} was written by a version of v05_jax that kept its state in another form: start "
-        "in a "
-        "new workdir, or export it with that version and go on from --config.policy.path"
+        "in a new workdir, or export it with that version and go on from --config.policy.path"
       )
     wanted = _named(example)
     own = {name: x for name, x in wanted.items() if name in stored or not name.startswith(PLUGS)}
@@ -93,9 +92,11 @@ class Checkpoints:
     except Exception as error:
       raise self._unreadable(step, where, error) from error
     leaves, form = jax.tree.flatten(example)
-    names = list(_names(example))
     return form.unflatten(
-      [_as_example(x, restored[name]) if name in own else x for name, x in zip(names, leaves)]
+      [
+        _as_example(x, restored[name]) if name in own else x
+        for name, x in zip(_names(example), leaves)
+      ]
     )
 
   def save(self, step: int, state):

@@ -37,7 +37,8 @@ def draw(run, collect, state: TrainState) -> Drawn:
   """
   began, config = time.perf_counter(), run.config
   count = missing = run.prompts_per_step(float(state.mean_k))
-  key, cursor, draws, measured = rng.at(config.seed, int(state.step)), int(state.cursor), [], []
+  key, cursor = rng.at(config.seed, int(state.step)), int(state.cursor)
+  draws, keep, measured = [], [], []
   for _ in range(1 + config.budget.max_resample):
     chosen = choose(run, state, cursor, missing)
     cursor += missing * config.selection.pool
@@ -45,8 +46,8 @@ def draw(run, collect, state: TrainState) -> Drawn:
     rolls, stats = collect(state.params, chosen.prompts, key, order)
     draws.append(Draw(*chosen[:3], rolls, group(run, chosen.prompts, rolls), chosen.importance))
     measured.append(stats | chosen.metrics)
-    keep = [resample.informative(draw.rolls) for draw in draws]
-    missing = count - sum(int(kept.sum()) for kept in keep)
+    keep.append(resample.informative(rolls))
+    missing -= int(keep[-1].sum())
     if missing <= 0:
       break
   taken = resample.select(draws, keep, count) if config.budget.max_resample else draws[0]
