@@ -36,7 +36,7 @@ endif
 help:
 	@echo "make demo    four methods learn the built-in tasks; table and plot in runs/demo"
 	@echo "make test    the tests; PYTEST_ARGS='-k budget' passes arguments to pytest"
-	@echo "make test-long  the tests that make test leaves out: many kills, notebooks at full size (TIME)"
+	@echo "make test-long  the tests that make test leaves out: many kills, notebooks at full size"
 	@echo "make test-pod  the slow tests: the 4B configs compiled for TPU slices, runs of several processes (an hour)"
 	@echo "make lint    the linter"
 	@echo "make notebooks  runs notebooks/ and keeps their outputs"

@@ -121,6 +121,10 @@ def main(names=NAMES, write: bool = False) -> dict[str, list[str]]:
 
 
 if __name__ == "__main__":
+  # Before jax is imported: one device, and programs that take a quarter less time to compile.
+  os.environ.pop("XLA_FLAGS", None)
+  os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+
   from v05_jax import backend
 
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
