@@ -115,6 +115,8 @@ def get_config() -> ConfigDict:
   c.observe = ("diagnostics", "exact")
 
   c.loss = loss = ConfigDict()
+  # clip: PPO's, by the ratio to the policy that sampled; reinforce: -A log p, without a ratio
+  loss.surrogate = "clip"
   loss.clip_low = 0.2
   loss.clip_high = 0.2
   # lower bound of the surrogate at c * advantage for negative advantages; 0 = off
@@ -152,7 +154,7 @@ def get_config() -> ConfigDict:
 
   c.sft = sft = ConfigDict()  # --mode=sft
   sft.steps = 900
-  sft.batch = 256  # rows
+  sft.batch = 256  # prompts with their responses a step
   sft.learning_rate = 3e-3  # peak, cosine to zero
   sft.warmup_steps = 30
 

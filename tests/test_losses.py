@@ -183,6 +183,23 @@ def test_surrogate_by_hand():
     losses.surrogate(ratio, ratio, ratio, losses.Clip(0.2, 0.2, 0.5))
 
 
+def test_reinforce_is_the_surrogate_where_the_policy_is_the_one_that_sampled():
+  logprob = jnp.asarray([-0.3, -2.0, -1.0, jnp.nan])
+  advantage, mask = jnp.asarray([1.0, -0.5, 2.0, 3.0]), jnp.asarray([True, True, True, False])
+  found = losses.reinforce(logprob, advantage, mask)
+  np.testing.assert_allclose(found, [0.3, -1.0, 2.0, 0.0])
+  old, clip = jax.lax.stop_gradient(logprob), losses.Clip(0.2, 0.2)
+  gradients = [
+    jax.grad(lambda x: jnp.sum(loss(x)))(logprob)
+    for loss in (
+      lambda x: losses.reinforce(x, advantage, mask),
+      lambda x: losses.surrogate(x, old, advantage, clip, mask)[0],
+    )
+  ]
+  np.testing.assert_allclose(gradients[0], [-1.0, 0.5, -2.0, 0.0])
+  np.testing.assert_allclose(*gradients)
+
+
 def test_surrogate_gradient_is_minus_the_advantage_on_policy_and_zero_when_clipped():
   logprob = jnp.array([-1.0, -1.0 + np.log(1.5), -1.0 + np.log(0.5), -1.0 + np.log(9.0)])
   advantage = jnp.array([3.0, 3.0, -3.0, -3.0])

@@ -1,5 +1,6 @@
 """SFT: the loss falls, a batch is what it says, the result opens again, bad input is named."""
 
+from functools import partial
 import json
 
 import jax
@@ -39,18 +40,18 @@ def config(directory):
 
 @pytest.fixture(scope="module")
 def run(directory, tmp_path_factory):
-  """(workdir, last values, programs that its step function compiled) of a run of thirty steps on
-  two devices."""
-  workdir, make, made = tmp_path_factory.mktemp("run"), sft.make_step, []
+  """(workdir, last values, programs that its update compiled) of a run of thirty steps on two
+  devices."""
+  workdir, make, made = tmp_path_factory.mktemp("run"), sft.make, []
 
   def record(*args):
     made.append(make(*args))
     return made[-1]
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(sft, "make_step", record)
+    patch.setattr(sft, "make", record)
     last = sft.sft(make_config(directory), str(workdir))
-  return workdir, last, made[0][2]._cache_size()
+  return workdir, last, made[0].update.program._cache_size()
 
 
 @pytest.fixture(scope="module")
@@ -82,68 +83,122 @@ def test_one_program_serves_every_step(run):
 def test_the_policy_that_it_writes_opens_and_is_the_trained_one(run, config):
   config.policy.update({"path": str(run[0] / "hf"), "preset": ""})
   trained = models.load(config.policy)
-  evaluate = sft.make_evaluation(config, trained)
+  rows = data.load(data.eval_config(config), trained.tokenizer, 12, shuffle=False).rows
+  evaluate = sft.exact_success(trained, config.sampler, rows)
   assert metrics.means(evaluate(trained.params))["eval/exact"] == pytest.approx(
     run[1]["eval/exact"], rel=1e-4
   )
 
 
-def test_batches_hold_prompt_demonstration_and_eos_and_are_a_function_of_the_step(config):
+def examples_of(config, dataset, tokenizer):
+  return sft.make_examples(config, config.data, dataset, tokenizer)
+
+
+def texts(examples, tokenizer):
+  """(prompt, response) of each example."""
+  decode = lambda ids: tokenizer.decode(ids)
+  prompts = zip(examples.prompts.tokens, examples.prompts.length)
+  return [
+    (decode(t[:n]), decode(ids)) for (t, n), ids in zip(prompts, examples.responses, strict=False)
+  ]
+
+
+def test_examples_hold_prompt_demonstration_and_eos_and_are_a_function_of_the_step(config):
   tokenizer = models.tokenizer.load(config.policy.path)
   dataset = data.load(config.data, tokenizer, config.sampler.max_prompt, seed=config.seed)
-  batch = sft.make_batches(config, dataset, tokenizer)
-  found = batch(3)
+  examples = examples_of(config, dataset, tokenizer)
+  found = texts(examples(3 * 32, 32), tokenizer)
   rows = dataset.at(3 * 32, 32).rows
-  for row, tokens, prompt, length in zip(
-    rows, found.tokens, found.prompt, found.length, strict=True
-  ):
-    assert tokenizer.decode(tokens[:prompt]) == row["prompt"]
-    assert tokens[length - 1] == tokenizer.eos_token_id and not tokens[length:].any()
-    assert tokenizer.decode(tokens[prompt : length - 1]).isdigit()
-  again = sft.make_batches(config, dataset, tokenizer)(3)
-  np.testing.assert_array_equal(found.tokens, again.tokens)
+  assert [prompt for prompt, _ in found] == [row["prompt"] for row in rows]
+  assert all(answer.endswith("<eos>") and answer[:-5].isdigit() for _, answer in found)
+  assert found == texts(examples_of(config, dataset, tokenizer)(3 * 32, 32), tokenizer)
   config.data.size = 32
   same = data.load(config.data, tokenizer, config.sampler.max_prompt, shuffle=False)
-  batch = sft.make_batches(config, same, tokenizer)
+  examples = examples_of(config, same, tokenizer)
   assert same.at(0, 32).rows == same.at(16 * 32, 32).rows  # another epoch, other demonstrations
-  assert (batch(0).tokens != batch(16).tokens).any()
+  assert examples(0, 32).responses != examples(16 * 32, 32).responses
 
 
-def test_loss_is_the_mean_over_response_tokens(policy):
-  """Against the model's logits, a row alone and a token at a time."""
+def own_rows(config, tmp_path, rows):
+  """A config that learns the rows of a file, and is evaluated on them."""
+  config.data.path = config.eval.path = write(tmp_path / "rows.jsonl", rows)
+  config.reward, config.sft.batch, config.eval.samples = "math", 4, 1
+  return config
+
+
+ROWS = [{"prompt": "1+2=", "answer": "3"}, {"prompt": "12*12=", "answer": "144"}]
+
+
+def test_loss_is_the_mean_over_response_tokens(policy, config, tmp_path):
+  """The loss that is trained and the one of held-out rows, against the model's logits, a row alone
+  and a token at a time; the gradient is the mean's."""
   decoder, encode = models.decoder, lambda text: policy.tokenizer(text)["input_ids"]
-  width, prompt, length, nlls = 16, [], [], []
-  tokens = np.zeros((2, width), np.int32)
+  trainer = sft.make(own_rows(config, tmp_path, ROWS))
 
-  @jax.jit
-  def logits(row):
-    hidden = decoder.forward(
-      policy.config, policy.params, row, jnp.arange(width)[None], jnp.ones_like(row)
+  @partial(jax.jit, static_argnums=2)
+  def nll(params, row, prompt):
+    hidden = decoder.forward(policy.config, params, row, jnp.arange(row.size)[None], row * 0 + 1)
+    logprob = jax.nn.log_softmax(decoder.logits(policy.config, params, hidden)[0])
+    return -logprob[jnp.arange(prompt - 1, row.size - 1), row[0, prompt:]]
+
+  def mean(params, repeat):
+    parts = []
+    for row in ROWS * repeat:
+      prompt = encode(row["prompt"])
+      ids = [*prompt, *encode(row["answer"]), policy.tokenizer.eos_token_id]
+      parts.append(nll(params, jnp.asarray([ids]), len(prompt)))
+    return jnp.concatenate(parts).mean()
+
+  expected, gradient = jax.value_and_grad(mean)(policy.params, 1)
+  assert metrics.means(trainer.evaluate(policy.params))["sft/heldout"] == pytest.approx(
+    float(expected), rel=1e-5
+  )
+  batch = trainer.pack(trainer.examples(0))  # each row twice
+  found, found_gradient, _ = trainer.update.loss_and_grad(policy.params, *batch)
+  assert float(found) == pytest.approx(float(expected), rel=1e-5)
+  for x, y in zip(jax.tree.leaves(found_gradient), jax.tree.leaves(gradient), strict=True):
+    np.testing.assert_allclose(x, y, atol=1e-5)
+
+
+@pytest.mark.parametrize("field", ["answer", "response"])
+def test_rows_of_a_file_are_answered_by_their_response_or_their_answer(config, tmp_path, field):
+  other = {"answer": "0"} if field == "response" else {}
+  rows = [{"prompt": row["prompt"], **other, field: row["answer"]} for row in ROWS]
+  trainer = sft.make(own_rows(config, tmp_path, rows))
+  found = set(texts(trainer.examples(0), trainer.policy.tokenizer))
+  assert found == {("1+2=", "3<eos>"), ("12*12=", "144<eos>")}
+
+
+def test_a_run_goes_on_from_its_checkpoint(config, tmp_path):
+  """Bit for bit, and a finished run is finished."""
+  config.update({"sft": {"steps": 6}, "checkpoint": {"period": 2}, "eval": {"period": 2}})
+  own_rows(config, tmp_path, ROWS)
+  whole = sft.sft(config, str(tmp_path / "whole"))
+  with pytest.MonkeyPatch.context() as patch:
+    count, step = [], sft.Trainer.step
+
+    def killed(self, state, number):
+      count.append(number)
+      if len(count) == 4:
+        raise KeyboardInterrupt
+      return step(self, state, number)
+
+    patch.setattr(sft.Trainer, "step", killed)
+    with pytest.raises(KeyboardInterrupt):
+      sft.sft(config, str(tmp_path / "parts"))
+    count.clear()
+    patch.setattr(
+      sft.Trainer, "step", lambda self, *args: count.append(args[1]) or step(self, *args)
     )
-    return decoder.logits(policy.config, policy.params, hidden)[0]
-
-  for i, (question, answer) in enumerate([("A100200=", "3000"), ("M477=", "5")]):
-    ids = [*encode(question), *encode(answer), policy.tokenizer.eos_token_id]
-    tokens[i, : len(ids)] = ids
-    prompt.append(len(question))
-    length.append(len(ids))
-    probability = np.asarray(jax.nn.softmax(logits(tokens[i : i + 1])))
-    nlls += [-np.log(probability[t - 1, ids[t]]) for t in range(len(question), len(ids))]
-  batch = sft.Batch(tokens, np.array(prompt), np.array(length))
-  found = jax.jit(sft.mean_loss, static_argnums=(0, 1))(policy.config, 8, policy.params, batch)
-  assert float(found) == pytest.approx(np.mean(nlls), rel=1e-4)
-
-
-def test_rows_of_a_file_are_answered_by_their_answer(config, tmp_path):
-  rows = [{"prompt": "1+2=", "answer": "3"}, {"prompt": "12*12=", "answer": "144"}]
-  config.data.path = write(tmp_path / "rows.jsonl", rows)
-  tokenizer = models.tokenizer.load(config.policy.path)
-  dataset = data.load(config.data, tokenizer, config.sampler.max_prompt)
-  config.sft.batch = 4
-  found = sft.make_batches(config, dataset, tokenizer)(0)
-  texts = {tokenizer.decode(t[:n]) for t, n in zip(found.tokens, found.length)}
-  assert texts == {"1+2=3<eos>", "12*12=144<eos>"}
-  assert found.tokens.shape == (4, 6 + 4)
+    parts = sft.sft(config, str(tmp_path / "parts"))
+    assert count == [2, 3, 4, 5]
+    assert sft.sft(config, str(tmp_path / "parts")) == {} and len(count) == 4
+  timeless = lambda values: {k: v for k, v in values.items() if not k.startswith("time/")}
+  assert timeless(parts) == timeless(whole) and whole["sft/heldout"] < 3
+  lines = [[timeless(x) for x in metrics.read(tmp_path / name)] for name in ("whole", "parts")]
+  assert lines[0] == lines[1] and len(lines[0]) == 7
+  files = [tmp_path / name / "hf" / "model.safetensors" for name in ("whole", "parts")]
+  assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_bad_input_is_named_before_the_first_step(config, tmp_path):
@@ -159,31 +214,23 @@ def test_bad_input_is_named_before_the_first_step(config, tmp_path):
     sft.sft(config, str(tmp_path / "run"))
   config.data.path, config.reward = "tasks", "task"
   config.sampler.max_response = 5
-  with pytest.raises(
-    ValueError, match=r"an answer of the built-in tasks is longer than .*max_response = 5"
-  ):
-    sft.sft(config, str(tmp_path / "run"))
-  config.sampler.max_response = 8
-  config.sft.batch = 61
-  with pytest.raises(
-    ValueError, match=r"config.sft.batch: found 61, expected a multiple of 2 devices"
-  ):
+  with pytest.raises(ValueError, match=r"an answer of the tasks is longer than .*max_response = 5"):
     sft.sft(config, str(tmp_path / "run"))
   assert not (tmp_path / "run").exists()
 
 
-def test_the_loss_of_two_devices_is_that_of_one(run, policy, config):
-  dataset = data.load(config.data, policy.tokenizer, config.sampler.max_prompt)
-  batch = sft.make_batches(config, dataset, policy.tokenizer)(0)
-  one = jax.jit(sft.mean_loss, static_argnums=(0, 1))(policy.config, 1024, policy.params, batch)
-  assert metrics.read(run[0])[1]["sft/loss"] == pytest.approx(float(one), rel=1e-5)
+def test_the_loss_of_two_devices_is_that_of_one(run, config):
+  config.mesh.data = 1
+  trainer = sft.make(config)
+  _, measured = trainer.step(trainer.init(), 0)
+  assert metrics.read(run[0])[1]["sft/loss"] == pytest.approx(
+    metrics.means(measured)["sft/loss"], rel=1e-5
+  )
 
 
-@pytest.mark.parametrize(
-  "workdir, found", [("gs://bucket/run", "a remote folder"), ("", "the checkpoints of another run")]
-)
-def test_a_workdir_that_cannot_take_the_model_is_refused_before_training(tmp_path, workdir, found):
-  (tmp_path / "checkpoints").mkdir()
-  with pytest.raises(ValueError, match=f"--workdir=.*: found {found}"):
-    sft.sft(warm_start.get_config(), workdir or str(tmp_path))
-  assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+def test_a_remote_workdir_and_that_of_another_run_are_refused_before_training(config, run):
+  with pytest.raises(ValueError, match=r"--workdir=.*: found a remote folder"):
+    sft.sft(warm_start.get_config(), "gs://bucket/run")
+  config.sft.learning_rate = 1e-4
+  with pytest.raises(ValueError, match=r"sft\.learning_rate: found 0\.0001, expected 0\.003"):
+    sft.sft(config, str(run[0]))

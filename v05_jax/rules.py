@@ -100,6 +100,7 @@ _RANGES = (
   (_one_of("score", "fail", "mask"), "sampler.truncated"),
   (_one_of("token", "rollout", "prompt", "constant"), "loss.aggregate"),
   (_one_of("sampler", "recompute"), "loss.old_logprob"),
+  (_one_of("clip", "reinforce"), "loss.surrogate"),
   (_one_of("constant", "cosine", "linear"), "optimizer.schedule"),
   (ANYTHING, "value.data value.heldout value.start value.head value.natural value.dropout"),
   (ANYTHING, "policy.preset policy.family data.prompt_key data.answer_key"),

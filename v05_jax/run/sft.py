@@ -1,147 +1,267 @@
-"""Supervised fine-tuning: how the shipped policy of the built-in tasks came to be.
+"""Supervised fine-tuning: a warm start before reinforcement learning.
 
     loss = - sum over response tokens of log p(token | those before it) / number of response tokens
 
-Built-in tasks are taught by fresh draws of their noisy demonstrator at every step, rows of a file
-by their answer; EOS follows either.
+It is the update of reinforcement learning, packed rows, micro-batches and mesh included, with the
+loss `reinforce` and the advantage 1. Built-in tasks are taught by fresh draws of their noisy
+demonstrator at every step, rows of a file by their response, or else their answer; EOS follows.
 """
 
 from collections.abc import Callable
 import functools
-from functools import partial
+import time
 from typing import Any, NamedTuple
 
 from etils import epath
+from flax import struct
 import jax
-import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 import numpy as np
-import optax
 
 from v05_jax import config as configuration
 from v05_jax import data, models, rng, tasks
-from v05_jax.models import decoder, hf, lora
+from v05_jax.models import hf
 from v05_jax.observers.base import pair
-from v05_jax.run import files, writer
+from v05_jax.run import checkpoint, files, writer
 from v05_jax.run.progress import Progress
-from v05_jax.scale import sharding
-from v05_jax.update import losses, policy_gradient
-from v05_jax.update import optimizer as optimizers
+from v05_jax.scale import distributed, sharding
+from v05_jax.structs import Prompts, Rollouts
+from v05_jax.update import packing, policy_gradient
 
-BY_ROWS = PartitionSpec(sharding.ROWS)  # of a Batch: its rows over the devices
+SHOWN = ("sft/loss", "sft/heldout", "eval/exact")  # on the terminal
+RESPONSE = "response"  # the field of a row that is learnt where it is there, and not the answer
 
 
-class Batch(NamedTuple):
-  """Prompt and response side by side, right-padded. T tokens hold the longest prompt and
-  response."""
+@struct.dataclass
+class State:
+  """Everything that the training needs to continue."""
 
-  tokens: Any  # int32 [N, T]
-  prompt: Any  # int32 [N]  tokens of the prompt
-  length: Any  # int32 [N]  tokens of prompt and response, EOS included
+  params: Any
+  opt_state: Any
+  skipped: Any  # int32 []  updates skipped in a row for a non-finite loss or gradient
+
+
+class Examples(NamedTuple):
+  """Prompts with one response each."""
+
+  prompts: Prompts  # [config.sft.batch], padded
+  responses: list[list[int]]  # of the real prompts: tokens, EOS included
+
+
+class Trainer(NamedTuple):
+  """What a config stands for."""
+
+  policy: models.Policy
+  update: policy_gradient.Update
+  pack: Callable  # Examples -> (Batch, micro-batches in use)
+  examples: Callable  # step -> Examples
+  evaluate: Callable  # params -> pairs
+
+  def init(self) -> State:
+    """The state before the first step."""
+    params = self.update.place(self.policy.params)
+    return State(params, self.update.init(params), np.zeros((), np.int32))
+
+  def step(self, state: State, number: int) -> tuple[State, dict]:
+    """One update on the examples of step `number`, and what it measured."""
+    batch, used = self.pack(self.examples(number))
+    params, opt_state, found = self.update.step(state.params, state.opt_state, batch, used)
+    skipped = np.asarray(found["grad/skipped"][0] * (state.skipped + 1), np.int32)
+    measured = {name: found[name] for name in ("grad/norm", "grad/skipped")}
+    return State(params, opt_state, skipped), measured | {"sft/loss": found["loss/total"]}
 
 
 def sft(config, workdir: str) -> dict[str, float]:
-  """Trains `config.policy` on demonstrations of `config.data` for `config.sft.steps` steps.
+  """Trains `config.policy` on demonstrations of `config.data` for `config.sft.steps` steps, or
+  resumes that in `workdir`.
 
   AdamW of `config.optimizer` with the learning rate and the warm-up of `config.sft`, cosine to
-  zero. Writes config.json, metrics.jsonl (`sft/loss` every step; for the built-in tasks the exact
-  success on the prompts of `config.eval` every `config.eval.period` steps), TensorBoard events, and
-  the policy as a Hugging Face directory WORKDIR/hf. Returns the last values. It does not resume: a
-  second start begins again.
+  zero; rows, micro-batches and mesh as `config.loss` and `config.mesh` say. Writes config.json,
+  metrics.jsonl (`sft/loss` every step; every `config.eval.period` steps the loss on the rows of
+  `config.eval.path` as `sft/heldout`, and for the built-in tasks the exact success on them),
+  TensorBoard events, checkpoints, and the policy as a Hugging Face directory WORKDIR/hf. Returns
+  the last values.
 
-  Raises ValueError for bad input before anything expensive.
+  Raises ValueError for bad input before anything expensive, FloatingPointError after more than
+  `config.loss.max_skipped` non-finite updates in a row, and `checkpoint.Preempted` when a signal
+  asked it to stop.
   """
+  prepare(config, workdir)
+  with (
+    checkpoint.Checkpoints(workdir, config.checkpoint.keep) as saved,
+    checkpoint.Preemption() as preemption,
+  ):
+    trainer, total, first = make(config), config.sft.steps, saved.latest() or 0
+    state = saved.restore(first, trainer.init()) if first else trainer.init()
+    with writer.Writer(workdir, config, first) as log, Progress(total, first) as progress:
+      if not first:
+        log.write(0, 0, trainer.evaluate(state.params))
+      for number in range(first, total):
+        began = time.perf_counter()
+        state, measured = trainer.step(state, number)
+        done, last = number + 1, number + 1 == total
+        if last or due(done, config.eval.period):
+          measured |= trainer.evaluate(state.params)
+        log.write(done, 0, measured | {"time/step": (time.perf_counter() - began, 1)})
+        progress.update(done, log.latest, SHOWN)
+        if state.skipped > config.loss.max_skipped:
+          raise FloatingPointError(
+            f"{state.skipped} updates in a row had a non-finite loss or gradient and were skipped, "
+            f"the last one at step {done}; the checkpoints before them are kept"
+          )
+        # While updates fail, the checkpoints before them are kept.
+        regular = due(done, config.checkpoint.period) and not state.skipped
+        if last or preemption.requested or regular:
+          log.flush()
+          saved.save(done, state)
+        if preemption.requested and not last:
+          raise checkpoint.Preempted(
+            f"stopped by a signal; saved at step {done}, the same command continues"
+          )
+      log.flush()
+      latest = dict(log.latest)
+  policy = trainer.policy
+  params = jax.device_get(state.params)
+  hf.save(epath.Path(workdir) / "hf", policy.config, params, policy.tokenizer, stop=policy.stop)
+  return latest
+
+
+def due(step: int, period: int) -> bool:
+  """Whether something done every `period` steps falls on this one; 0 = never."""
+  return period > 0 and step % period == 0
+
+
+def prepare(config, workdir: str):
+  """Makes the workdir. Raises ValueError for a wrong config, a remote workdir, and one that holds a
+  run of another config."""
   configuration.validate(config)
   if files.is_remote(files.folder(workdir)):
     raise ValueError(
       f"--workdir={workdir}: found a remote folder, expected a local one: the model is written "
       "there"
     )
-  if (files.folder(workdir) / "checkpoints").exists():
-    raise ValueError(
-      f"--workdir={workdir}: found the checkpoints of another run, expected a workdir of its own "
-      "for --mode=sft"
-    )
+  checkpoint.check_config(workdir, config)
+
+
+def make(config) -> Trainer:
+  """Loads what a config names. Raises ValueError that names the key, file or row at fault."""
   mesh = sharding.make_mesh(config.mesh)
-  shards = sharding.lanes(mesh)
-  if config.sft.batch % shards:
-    raise ValueError(
-      f"config.sft.batch: found {config.sft.batch}, expected a multiple of {shards} devices"
-    )
+  distributed.connect(mesh)
   policy = models.load(config.policy, config.seed)
-  dataset = data.load(config.data, policy.tokenizer, config.sampler.max_prompt, seed=config.seed)
-  batch = make_batches(config, dataset, policy.tokenizer)
-  evaluate = make_evaluation(config, policy)
-  params, opt_state, step = make_step(config, policy, mesh)
-  place = sharding.shardings(mesh, BY_ROWS)
-  total = config.sft.steps
-  with writer.Writer(workdir, config) as log, Progress(total) as progress:
-    log.write(0, 0, evaluate(params))
-    for i in range(total):
-      params, opt_state, loss = step(params, opt_state, jax.device_put(batch(i), place))
-      measured = {"sft/loss": (loss, 1)}
-      if i + 1 == total or (config.eval.period and (i + 1) % config.eval.period == 0):
-        measured |= evaluate(params)
-      log.write(i + 1, 0, measured)
-      progress.update(i + 1, log.latest, ("sft/loss", "eval/exact"))
-    log.flush()
-    directory = epath.Path(workdir) / "hf"
-    hf.save(directory, policy.config, jax.device_get(params), policy.tokenizer, stop=policy.stop)
-    return dict(log.latest)
+  source, batch = responses_key(config.data), config.sft.batch
+  dataset = data.load(source, policy.tokenizer, config.sampler.max_prompt, seed=config.seed)
+  examples = make_examples(config, source, dataset, policy.tokenizer)
+  loss = config.loss.copy_and_resolve_references()
+  loss.update({"surrogate": "reinforce", "aggregate": "token", "kl_coef": 0.0, "entropy_coef": 0.0})
+  loss.update({"minibatches": 1, "epochs": 1})
+  optimizer = config.optimizer.copy_and_resolve_references()
+  optimizer.learning_rate, optimizer.warmup_steps = (
+    config.sft.learning_rate,
+    config.sft.warmup_steps,
+  )
+  optimizer.schedule = "cosine"
+  update = policy_gradient.make(
+    policy.config, loss, optimizer, mesh, temperature=1.0, total_updates=config.sft.steps
+  )
+  pack = functools.partial(packed, loss, mesh, config.sampler.max_response)
+  evaluate = make_evaluation(config, policy, update, pack)
+  return Trainer(policy, update, pack, lambda step: examples(step * batch, batch), evaluate)
 
 
-def make_batches(config, dataset: data.Dataset, tokenizer) -> Callable[[int], Batch]:
-  """Builds `batch(step) -> Batch` [config.sft.batch, T], a function of the step alone.
+def responses_key(source):
+  """`config.data` or the like with the key of what is learnt: `answer_key` where that is set, else
+  "response" where the first row of a file has that."""
+  found = source.copy_and_resolve_references()
+  path = data.benchmarks.names(found.path)[0]
+  if not found.answer_key and path.endswith(data.benchmarks.FILES):
+    _, row = next(data.read_file(path), ("", {}))
+    found.answer_key = RESPONSE if RESPONSE in row else ""
+  return found
 
-  Raises ValueError naming the first row of a file whose answer with EOS exceeds
-  `config.sampler.max_response`.
+
+def make_examples(config, source, dataset: data.Dataset, tokenizer) -> Callable:
+  """Builds `examples(cursor, n) -> Examples`, a function of its arguments alone: of n rows, at most
+  `config.sft.batch`, from position `cursor` of the stream on.
+
+  source: the `config.data`, or the like, that `dataset` comes from. Raises ValueError naming the
+  first row whose response with EOS exceeds `config.sampler.max_response`.
   """
-  n, built_in = config.sft.batch, config.data.path == data.TASKS
+  built_in, eos = source.path == data.TASKS, tokenizer.eos_token_id
   encode = lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"]
   encode_one = functools.lru_cache(maxsize=1 << 16)(encode)  # short answers come up again and again
-  if built_in:
-    answers, longest = None, tasks.MAX_RESPONSE
-  else:
-    answers = encode([row["answer"] for row in dataset.rows])
-    longest = 1 + max(map(len, answers))
+  answers = [] if built_in else encode([row["answer"] for row in dataset.rows])
+  longest = tasks.MAX_RESPONSE if built_in else 1 + max(map(len, answers))
   if longest > config.sampler.max_response:
-    long = [i for i, ids in enumerate(answers or []) if len(ids) >= config.sampler.max_response]
-    where = (
-      f"{config.data.path}: row {long[0] + 1}: the answer"
-      if long
-      else "an answer of the built-in tasks"
-    )
+    long = [i for i, ids in enumerate(answers) if len(ids) >= config.sampler.max_response]
+    where = f"{source.path}: row {long[0] + 1}: the answer" if long else "an answer of the tasks"
     raise ValueError(
       f"{where} is longer than config.sampler.max_response = {config.sampler.max_response} tokens, "
       f"EOS included; the longest has {longest}"
     )
-  width = int(np.diff(dataset.start).max()) + longest
 
-  def batch(step: int) -> Batch:
-    prompts = dataset.at(step * n, n)
+  def examples(cursor: int, n: int) -> Examples:
+    prompts = dataset.at(cursor, n, config.sft.batch)
     if built_in:
-      draw = np.random.default_rng([config.seed, rng.SFT, step])
-      responses = [encode_one(tasks.demonstration(row, draw)) for row in prompts.rows]
+      draw = np.random.default_rng([config.seed, rng.SFT, cursor // n])
+      found = [encode_one(tasks.demonstration(row, draw)) for row in prompts.rows]
     else:
-      responses = [answers[i] for i in dataset.index(step * n, n)]
-    tokens = np.zeros((n, width), np.int32)
-    length = np.zeros(n, np.int32)
-    for i, (start, ids) in enumerate(zip(prompts.length, responses, strict=True)):
-      ids = [*prompts.tokens[i, :start], *ids, tokenizer.eos_token_id]
-      tokens[i, : len(ids)], length[i] = ids, len(ids)
-    return Batch(tokens, prompts.length, length)
+      found = [answers[i] for i in dataset.index(cursor, n)]
+    return Examples(prompts, [[*ids, eos] for ids in found])
 
+  return examples
+
+
+def packed(loss_config, mesh, longest: int, examples: Examples):
+  """-> (Batch [M, B, T], micro-batches in use), in which every response token weighs the same.
+  longest: tokens of a response, EOS included, at most."""
+  mask = np.asarray(examples.prompts.mask)[:, None]
+  tokens, length = np.zeros((mask.size, longest), np.int32), np.zeros(mask.shape, np.int32)
+  for i, ids in enumerate(examples.responses):
+    tokens[i, : len(ids)], length[i] = ids, len(ids)
+  nothing, one = np.zeros(tokens.shape, np.float32), np.ones(mask.shape, np.float32)
+  rollouts = Rollouts(
+    tokens=tokens,
+    logprob=nothing,
+    sampled_logprob=nothing,
+    prompt=np.arange(mask.size, dtype=np.int32),
+    index=np.zeros(mask.size, np.int32),
+    length=length,
+    reward=one,
+    ended=mask,
+    mask=mask,
+  )
+  (batch,) = packing.minibatches(examples.prompts, rollouts, one, loss_config, mesh)
   return batch
 
 
-def make_evaluation(config, policy) -> Callable:
-  """Builds `evaluate(params) -> pairs` of the exact success, overall and by family; none for file
-  data."""
-  if config.data.path != data.TASKS or config.eval.path != data.TASKS:
+def make_evaluation(config, policy, update, pack) -> Callable:
+  """Builds `evaluate(params) -> pairs`: the exact success on `config.eval`, overall and by family,
+  for the built-in tasks; else the loss on the rows of `config.eval.path`, nats a token. Nothing
+  where training is on a file and evaluation on the built-in tasks."""
+  source = responses_key(data.eval_config(config))
+  tasks_alone = data.TASKS in (config.data.path, source.path)
+  if tasks_alone and config.data.path != source.path:
     return lambda params: {}
-  source = data.eval_config(config)
-  rows = data.load(source, policy.tokenizer, config.sampler.max_prompt, shuffle=False).rows
-  exact = tasks.make_exact(policy.config, policy.tokenizer, config.sampler)
+  dataset = data.load(source, policy.tokenizer, config.sampler.max_prompt, shuffle=False)
+  if tasks_alone:
+    return exact_success(policy, config.sampler, dataset.rows)
+  examples, n = make_examples(config, source, dataset, policy.tokenizer), config.sft.batch
+
+  def evaluate(params):
+    total, count = 0.0, 0.0
+    for first in range(0, len(dataset), n):
+      batch, used = pack(examples(first, min(n, len(dataset) - first)))
+      ((batch, _),), _ = update.recompute(params, [(batch, used)])
+      mask = batch.weight > 0
+      total -= float((np.asarray(batch.old_logprob) * mask).sum())
+      count += float(mask.sum())
+    return {"sft/heldout": (total, count)}
+
+  return evaluate
+
+
+def exact_success(policy, sampler_config, rows) -> Callable:
+  """Builds `evaluate(params) -> pairs` of the exact success on rows of the built-in tasks."""
+  exact = tasks.make_exact(policy.config, policy.tokenizer, sampler_config)
   families = np.array([row["family"] for row in rows])
 
   def evaluate(params):
@@ -150,41 +270,3 @@ def make_evaluation(config, policy) -> Callable:
     return {name: p for name, p in {"eval/exact": pair(success), **pairs}.items() if p[1]}
 
   return evaluate
-
-
-def make_step(config, policy, mesh):
-  """(params, opt_state, step) on the mesh, where `step(params, opt_state, Batch)` overwrites both
-  and returns (params, opt_state, loss)."""
-  options = config.optimizer.copy_and_resolve_references()
-  options.learning_rate, options.warmup_steps = config.sft.learning_rate, config.sft.warmup_steps
-  options.schedule = "cosine"
-  optimizer = optimizers.make(options, config.sft.steps)
-  _, *like = policy_gradient.layout(policy.config, optimizer, mesh)
-  at_params, at_state = jax.tree.map(lambda x: x.sharding, like)
-  loss = partial(mean_loss, policy.config, config.loss.vocab_chunk)
-
-  @partial(
-    jax.jit, donate_argnums=(0, 1), out_shardings=(at_params, at_state, sharding.replicated(mesh))
-  )
-  def step(params, opt_state, batch):
-    params, frozen = lora.split(params)
-    value, gradient = jax.value_and_grad(lambda params: loss(lora.join(params, frozen), batch))(
-      params
-    )
-    updates, opt_state = optimizer.update(gradient, opt_state, params)
-    return lora.join(optax.apply_updates(params, updates), frozen), opt_state, value
-
-  params = jax.device_put(policy.params, at_params)
-  return params, jax.jit(optimizer.init, out_shardings=at_state)(lora.split(params)[0]), step
-
-
-def mean_loss(model_config, vocab_chunk: int, params, batch: Batch):
-  """Mean over the response tokens of -log p, nats."""
-  inputs, targets = batch.tokens[:, :-1], batch.tokens[:, 1:]
-  place = jnp.broadcast_to(jnp.arange(inputs.shape[1]), inputs.shape)
-  segments = (place < batch.length[:, None]).astype(jnp.int32)
-  hidden = decoder.forward(model_config, params, inputs, place, segments)
-  matrix = decoder.unembed(model_config, params)
-  mask = (place >= batch.prompt[:, None] - 1) & (place < batch.length[:, None] - 1)
-  logprob, _ = losses.token_logprobs(hidden, matrix, targets, 1.0, vocab_chunk, mask)
-  return -jnp.sum(jnp.where(mask, logprob, 0.0)) / jnp.sum(mask)

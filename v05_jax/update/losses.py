@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 AGGREGATES = ("token", "rollout", "prompt", "constant")
+SURROGATES = ("clip", "reinforce")
 
 # exp of a log-ratio stays finite in float32, and a token this far off policy gives no gradient (as
 # verl).
@@ -226,6 +227,17 @@ def surrogate(logprob, old_logprob, advantage, clip: Clip, mask=None):
     loss = jnp.where(too_large, ceiling, loss)
     clipped |= too_large
   return loss, clipped
+
+
+def reinforce(logprob, advantage, mask=None):
+  """REINFORCE as a loss per token: -A logprob (Williams 1992, doi 10.1007/BF00992696).
+
+  Its gradient is that of `surrogate` as long as the parameters are those that sampled. With A = 1
+  it is the negative log-likelihood: supervised fine-tuning. `mask` as in `surrogate`.
+  """
+  if mask is not None:
+    logprob, advantage = (jnp.where(mask, x, 0.0) for x in (logprob, advantage))
+  return -advantage * logprob
 
 
 def kl(logprob, reference_logprob, mask=None):

@@ -73,8 +73,11 @@ def micro_loss(config, logprobs, frozen_logprobs, params, batch: structs.Batch, 
   for the model; frozen_logprobs: for the same model without its adapters."""
   mask = batch.weight > 0
   logprob, entropy = logprobs(params, batch)
-  clip = losses.Clip(config.clip_low, config.clip_high, config.clip_dual)
-  loss, clipped = losses.surrogate(logprob, batch.old_logprob, batch.advantage, clip, mask)
+  if config.surrogate == "reinforce":
+    loss, clipped = losses.reinforce(logprob, batch.advantage, mask), jnp.zeros_like(mask)
+  else:
+    clip = losses.Clip(config.clip_low, config.clip_high, config.clip_dual)
+    loss, clipped = losses.surrogate(logprob, batch.old_logprob, batch.advantage, clip, mask)
   tokens = {
     "loss/entropy": entropy,
     "loss/clip_fraction": clipped,
