@@ -13,7 +13,6 @@ import time
 from typing import Any, NamedTuple
 
 from etils import epath
-from flax import struct
 import jax
 import numpy as np
 
@@ -31,8 +30,7 @@ SHOWN = ("sft/loss", "sft/heldout", "eval/exact")  # on the terminal
 RESPONSE = "response"  # the field of a row that is learnt where it is there, and not the answer
 
 
-@struct.dataclass
-class State:
+class State(NamedTuple):
   """Everything that the training needs to continue."""
 
   params: Any
