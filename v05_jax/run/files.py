@@ -39,7 +39,7 @@ def prepare(workdir) -> epath.Path:
 
 def replace(path, content: str | bytes):
   """Writes a file as a whole or not at all: beside, then in its place (a remote object is written
-  so in any case). Raises ValueError with path, reason and space left; the old file stays then."""
+  so in any case). Raises OSError with path, reason and space left; the old file stays then."""
   data = content.encode() if isinstance(content, str) else content
   if is_remote(path):
     with writes(path):
@@ -61,13 +61,12 @@ def replace(path, content: str | bytes):
 
 @contextlib.contextmanager
 def writes(path):
-  """While `path`, a file or folder, is written: an OSError becomes a ValueError with the path, the
-  reason and the space left."""
+  """While `path`, a file or folder, is written: an OSError says path, reason and space left."""
   try:
     yield
   except OSError as error:
     reason = error.strerror or str(error)
-    raise ValueError(f"{os.fspath(path)}: cannot be written: {reason}{space(path)}") from error
+    raise OSError(f"{os.fspath(path)}: cannot be written: {reason}{space(path)}") from error
 
 
 def space(path) -> str:
@@ -85,7 +84,7 @@ class Lines:
   """A file of JSON lines that grows, from the lines `kept` on. In an object store, where files
   cannot be appended to, the lines are kept and written as a whole by `flush`.
 
-  Raises ValueError with path, reason and space left where it cannot be written, and where another
+  Raises OSError with path, reason and space left where it cannot be written, and where another
   program has removed or replaced the file: further lines would be lost in silence.
   """
 
@@ -132,6 +131,6 @@ class Lines:
       there = None
     if there is None or not os.path.samestat(ours, there):
       what = "removed" if there is None else "replaced"
-      raise ValueError(
+      raise OSError(
         f"{os.fspath(self._path)}: was {what} by another program while this run wrote it"
       )

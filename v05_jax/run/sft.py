@@ -22,7 +22,7 @@ from v05_jax import config as configuration
 from v05_jax import data, models, rng, tasks
 from v05_jax.models import decoder, hf, lora
 from v05_jax.observers.base import pair
-from v05_jax.run import files, writer
+from v05_jax.run import files, lock, writer
 from v05_jax.run.progress import Progress
 from v05_jax.scale import sharding
 from v05_jax.update import losses, policy_gradient
@@ -52,6 +52,13 @@ def sft(config, workdir: str) -> dict[str, float]:
   Raises ValueError for bad input before anything expensive.
   """
   configuration.validate(config)
+  check_workdir(workdir)
+  with lock.Lock(workdir):
+    return fit(config, workdir)
+
+
+def check_workdir(workdir: str):
+  """Raises ValueError for a remote workdir, and one that holds another run's checkpoints."""
   if files.is_remote(files.folder(workdir)):
     raise ValueError(
       f"--workdir={workdir}: found a remote folder, expected a local one: the model is written "
@@ -62,6 +69,10 @@ def sft(config, workdir: str) -> dict[str, float]:
       f"--workdir={workdir}: found the checkpoints of another run, expected a workdir of its own "
       "for --mode=sft"
     )
+
+
+def fit(config, workdir: str) -> dict[str, float]:
+  """What `sft` does in a workdir that is its own."""
   mesh = sharding.make_mesh(config.mesh)
   shards = sharding.lanes(mesh)
   if config.sft.batch % shards:

@@ -15,7 +15,7 @@ class Writer:
 
   `done` is the number of steps of the restored state: lines after step `done` are cut off, since
   the run will write them again; 0 is a fresh run, which keeps none. Raises ValueError where the
-  lines up to `done` are not all there, once each and in order (`metrics.until`), and where
+  lines up to `done` are not all there, once each and in order (`metrics.until`), and OSError where
   metrics.jsonl cannot be written. TensorBoard's events are given up instead (`board`).
   """
 
@@ -71,7 +71,7 @@ class Writer:
   def __exit__(self, kind, *_):
     try:
       self.close()
-    except ValueError as error:
+    except OSError as error:
       if kind is None:
         raise
       logging.warning("%s", error)  # what ended the run is the error to show
