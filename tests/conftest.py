@@ -9,6 +9,8 @@ import resource
 import shutil
 import sys
 
+from etils import epath
+from fsspec.implementations.memory import MemoryFileSystem
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -56,6 +58,31 @@ def pytest_runtest_logfinish():
   jax.clear_caches()
   backend.release_memory()
   _held["after"] = megabytes()
+
+
+class Bucket(MemoryFileSystem):
+  """An object store in memory behind gs://: objects can be replaced, but not appended to."""
+
+  protocol, store, pseudo_dirs = "gs", {}, [""]
+
+  @classmethod
+  def _strip_protocol(cls, path):
+    return super()._strip_protocol(path.removeprefix("gs://"))
+
+  def _open(self, path, mode="rb", **options):
+    assert "a" not in mode
+    return super()._open(path, mode, **options)
+
+
+@pytest.fixture(params=["local", "gs://"])
+def root(request, tmp_path, monkeypatch):
+  """A place for workdirs: a local folder, or a bucket."""
+  if request.param == "local":
+    yield epath.Path(tmp_path)
+    return
+  monkeypatch.setitem(sys.modules["fsspec.registry"]._registry, "gcs", Bucket)
+  Bucket.store.clear()
+  yield epath.Path("gs://bucket")
 
 
 @pytest.fixture

@@ -1,10 +1,7 @@
 import io
 import json
 import math
-import sys
 
-from etils import epath
-from fsspec.implementations.memory import MemoryFileSystem
 import jax
 import jax.numpy as jnp
 import pytest
@@ -14,31 +11,6 @@ from v05_jax import config as configuration
 from v05_jax.run import files, metrics, progress, writer
 
 CONFIG = default.get_config()
-
-
-class Bucket(MemoryFileSystem):
-  """An object store in memory behind gs://: objects can be replaced, but not appended to."""
-
-  protocol, store, pseudo_dirs = "gs", {}, [""]
-
-  @classmethod
-  def _strip_protocol(cls, path):
-    return super()._strip_protocol(path.removeprefix("gs://"))
-
-  def _open(self, path, mode="rb", **options):
-    assert "a" not in mode
-    return super()._open(path, mode, **options)
-
-
-@pytest.fixture(params=["local", "gs://"])
-def root(request, tmp_path, monkeypatch):
-  """A place for workdirs: a local folder, or a bucket."""
-  if request.param == "local":
-    yield epath.Path(tmp_path)
-    return
-  monkeypatch.setitem(sys.modules["fsspec.registry"]._registry, "gcs", Bucket)
-  Bucket.store.clear()
-  yield epath.Path("gs://bucket")
 
 
 def write(workdir, steps, done=0, **options):

@@ -52,13 +52,6 @@ def sft(config, workdir: str) -> dict[str, float]:
   Raises ValueError for bad input before anything expensive.
   """
   configuration.validate(config)
-  check_workdir(workdir)
-  with lock.Lock(workdir):
-    return fit(config, workdir)
-
-
-def check_workdir(workdir: str):
-  """Raises ValueError for a remote workdir, and one that holds another run's checkpoints."""
   if files.is_remote(files.folder(workdir)):
     raise ValueError(
       f"--workdir={workdir}: found a remote folder, expected a local one: the model is written "
@@ -69,10 +62,6 @@ def check_workdir(workdir: str):
       f"--workdir={workdir}: found the checkpoints of another run, expected a workdir of its own "
       "for --mode=sft"
     )
-
-
-def fit(config, workdir: str) -> dict[str, float]:
-  """What `sft` does in a workdir that is its own."""
   mesh = sharding.make_mesh(config.mesh)
   shards = sharding.lanes(mesh)
   if config.sft.batch % shards:
@@ -86,7 +75,7 @@ def fit(config, workdir: str) -> dict[str, float]:
   params, opt_state, step = make_step(config, policy, mesh)
   place = sharding.shardings(mesh, BY_ROWS)
   total = config.sft.steps
-  with writer.Writer(workdir, config) as log, Progress(total) as progress:
+  with lock.Lock(workdir), writer.Writer(workdir, config) as log, Progress(total) as progress:
     log.write(0, 0, evaluate(params))
     for i in range(total):
       params, opt_state, loss = step(params, opt_state, jax.device_put(batch(i), place))
