@@ -7,6 +7,7 @@ import os
 import pathlib
 import resource
 import shutil
+import subprocess
 import sys
 
 from etils import epath
@@ -83,6 +84,24 @@ def root(request, tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules["fsspec.registry"]._registry, "gcs", Bucket)
   Bucket.store.clear()
   yield epath.Path("gs://bucket")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """Makes a folder a disk of its own, of a few kB."""
+  made = []
+
+  def mount(folder, kilobytes=8):
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+      pytest.skip("a small disk can be mounted by root on Linux only")
+    made.append(folder)
+    return folder
+
+  yield mount
+  for folder in reversed(made):
+    subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.fixture
