@@ -7,8 +7,11 @@ import os
 import pathlib
 import resource
 import shutil
+import subprocess
 import sys
 
+from etils import epath
+from fsspec.implementations.memory import MemoryFileSystem
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -56,6 +59,49 @@ def pytest_runtest_logfinish():
   jax.clear_caches()
   backend.release_memory()
   _held["after"] = megabytes()
+
+
+class Bucket(MemoryFileSystem):
+  """An object store in memory behind gs://: objects can be replaced, but not appended to."""
+
+  protocol, store, pseudo_dirs = "gs", {}, [""]
+
+  @classmethod
+  def _strip_protocol(cls, path):
+    return super()._strip_protocol(path.removeprefix("gs://"))
+
+  def _open(self, path, mode="rb", **options):
+    assert "a" not in mode
+    return super()._open(path, mode, **options)
+
+
+@pytest.fixture(params=["local", "gs://"])
+def root(request, tmp_path, monkeypatch):
+  """A place for workdirs: a local folder, or a bucket."""
+  if request.param == "local":
+    yield epath.Path(tmp_path)
+    return
+  monkeypatch.setitem(sys.modules["fsspec.registry"]._registry, "gcs", Bucket)
+  Bucket.store.clear()
+  yield epath.Path("gs://bucket")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """Makes a folder a disk of its own, of a few kB."""
+  made = []
+
+  def mount(folder, kilobytes=8):
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+      pytest.skip("a small disk can be mounted by root on Linux only")
+    made.append(folder)
+    return folder
+
+  yield mount
+  for folder in reversed(made):
+    subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.fixture

@@ -53,6 +53,23 @@ def test_each_epoch_is_another_permutation(load):
   assert ids(load(numbered(40), seed=1).at(0, 40)) != epochs[0]
 
 
+def test_the_digest_is_that_of_the_rows_in_their_order(load):
+  rows = numbered(6)
+  digest = load(rows).digest
+  assert len(digest) == 16 and digest == load(rows, name="a-copy.jsonl").digest
+  changed = {
+    "an answer": [rows[0] | {"answer": "7"}, *rows[1:]],
+    "a prompt": [rows[0] | {"prompt": "7"}, *rows[1:]],
+    "another field": [rows[0] | {"id": 7}, *rows[1:]],
+    "the order": [rows[1], rows[0], *rows[2:]],
+    "a row twice": [rows[0], rows[0], *rows[2:]],
+    "a row less": rows[1:],
+  }
+  found = {name: load(other).digest for name, other in changed.items()}
+  found["the template"] = load(rows, template="0{prompt}").digest
+  assert len({digest, *found.values()}) == 1 + len(found), found
+
+
 def test_a_fresh_dataset_continues_where_another_stopped(load):
   steps, cursor, continued = [3, 7, 5, 9, 4, 8], 0, []
   first = load(numbered(10))

@@ -324,6 +324,44 @@ def test_every_tensor_is_accounted_for(change, message, stored):
   assert str(stored) in str(error.value)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_weights_that_are_not_finite_are_refused_by_name(stored, dtype, value):
+  file = stored / files.WEIGHTS
+  tensors = {name: x.astype(dtype) for name, x in load_file(file).items()}
+  tensors["model.norm.weight"][:2] = np.finfo(dtype).max  # large, and a number
+  save_file(tensors, file)
+  hf.load(stored)
+  for name in tensors:
+    changed = tensors | {name: tensors[name].copy()}
+    changed[name].flat[-1] = value
+    save_file(changed, file)
+    size = tensors[name].size
+    with pytest.raises(ValueError) as error:
+      hf.load(stored)
+    expected = f"{file}: {name}: found 1 of {size} values that are not finite, expected none"
+    assert str(error.value) == expected
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_torn(small_disk, tmp_path):
+  config, params = hf.load(DATA / "tied")
+  tokenizer = tokenizers.build_character_tokenizer("0123456789", 64)
+  for kilobytes in (4, 16, 40, 60, 80):  # a little more fits each time
+    disk = small_disk(tmp_path / str(kilobytes), kilobytes)
+    try:
+      hf.save(disk, config, params, tokenizer)
+    except OSError as error:
+      assert str(error).startswith(f"{disk}/") and "No space left on device" in str(error)
+      assert "cannot be written" in str(error) and str(error).endswith(" MB are free")
+      assert not (disk / "config.json").exists()
+      assert not [path for path in disk.iterdir() if path.name.endswith(".tmp")]
+    else:
+      assert_equal(hf.load(disk)[1], params)
+      assert kilobytes > 40
+      return
+  pytest.fail("no disk was large enough")
+
+
 @pytest.mark.parametrize("keep", [0, 5, 100, 20_000, -1])
 def test_a_truncated_file_is_named(keep, stored):
   file = stored / files.WEIGHTS

@@ -23,13 +23,13 @@ PACKAGE = ROOT / "v05_jax"
 # the folders of the plugs, and what `shrinkage` and `budget` lend to other trainers.
 UNITS = "models tasks rewards estimators budgets priors observers".split()
 LAYERS = (
-  "backend benchmarks groups rng run sampling scale shrinkage update run.files run.success"
-  " sampling.categorical sampling.selection scale.distributed scale.hlo scale.peers"
+  "backend benchmarks groups rng run sampling scale shrinkage update run.digest run.files"
+  " run.success sampling.categorical sampling.selection scale.distributed scale.hlo scale.peers"
   " scale.programs scale.sharding scale.topology update.losses update.optimizer"
   " value_model.adapter value_model.ensemble value_model.losses value_model.scores"
   " value_model.synthetic value_model.torch_file",
-  "budget history models structs run.metrics run.progress sampling.ahead scale.cost"
-  " value_model.cells value_model.directory value_model.pairs",
+  "budget history models structs run.board run.lock run.metrics run.progress sampling.ahead"
+  " scale.cost value_model.cells value_model.directory value_model.pairs",
   "tasks sampling.resample sampling.sampler sampling.verdicts update.objective"
   " update.packing value_model.batches value_model.convert value_model.measure"
   " value_model.tabpfn",

@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from configs import default
+from v05_jax import main
 from v05_jax.run import metrics
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -107,6 +109,35 @@ def test_ones_own_reward_function(cache, tmp_path):
   assert done.returncode == 0, done.stderr
   (line,) = metrics.read(tmp_path)
   assert 0 < line["reward"] <= 1
+
+
+@pytest.mark.parametrize(
+  "mode, workdir, out, message",
+  [
+    ("train", "", None, "--workdir=: found an empty name, expected that of a folder"),
+    ("sft", " ", None, "--workdir= : found an empty name"),
+    ("value", "", None, "--workdir=: found an empty name"),
+    ("eval", "", None, "--workdir=: found an empty name"),
+    ("sample", "", None, "--workdir=: found an empty name"),
+    ("export", "", "out", "--workdir=: found an empty name"),
+    ("export", "run", "", "--out=: found an empty name"),
+    ("report", "", None, "--workdir=: found an empty name"),
+    ("report", "a,,b", None, "--workdir=a,,b: found an empty name"),
+    ("report", "a,", None, "--workdir=a,: found an empty name"),
+    ("report", "a", " ", "--out= : found an empty name"),
+    ("train", "a,b", None, "--workdir=a,b: found a comma, expected a folder without one"),
+    ("sft", "a,b", None, "--workdir=a,b: found a comma"),
+    ("value", "gs://a/b,", None, "--workdir=gs://a/b,: found a comma"),
+    ("train", None, None, "--mode=train needs --workdir=FOLDER"),
+    ("export", "a", None, "--mode=export needs --out=FOLDER"),
+  ],
+)
+def test_folders_that_are_none(mode, workdir, out, message, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ValueError) as error:
+    main.run(main.Command(mode, default.get_config(), workdir, out))
+  assert str(error.value).startswith(message)
+  assert not list(tmp_path.iterdir())
 
 
 LONG = pytest.mark.long

@@ -1,44 +1,19 @@
 import io
 import json
+import logging
 import math
-import sys
+import re
 
-from etils import epath
-from fsspec.implementations.memory import MemoryFileSystem
 import jax
 import jax.numpy as jnp
 import pytest
+from tensorboardX.event_file_writer import EventsWriter
 
 from configs import default
 from v05_jax import config as configuration
-from v05_jax.run import files, metrics, progress, writer
+from v05_jax.run import board, files, metrics, progress, report, writer
 
 CONFIG = default.get_config()
-
-
-class Bucket(MemoryFileSystem):
-  """An object store in memory behind gs://: objects can be replaced, but not appended to."""
-
-  protocol, store, pseudo_dirs = "gs", {}, [""]
-
-  @classmethod
-  def _strip_protocol(cls, path):
-    return super()._strip_protocol(path.removeprefix("gs://"))
-
-  def _open(self, path, mode="rb", **options):
-    assert "a" not in mode
-    return super()._open(path, mode, **options)
-
-
-@pytest.fixture(params=["local", "gs://"])
-def root(request, tmp_path, monkeypatch):
-  """A place for workdirs: a local folder, or a bucket."""
-  if request.param == "local":
-    yield epath.Path(tmp_path)
-    return
-  monkeypatch.setitem(sys.modules["fsspec.registry"]._registry, "gcs", Bucket)
-  Bucket.store.clear()
-  yield epath.Path("gs://bucket")
 
 
 def write(workdir, steps, done=0, **options):
@@ -234,3 +209,169 @@ def test_config_json_is_json(tmp_path):
   saved = json.loads((tmp_path / "config.json").read_text())
   assert saved["budgets"]["sequential"]["cost"] == 1 / 256
   assert saved["data"]["families"] == list(CONFIG.data.families)
+
+
+# --- Files that are not one run's lines
+
+
+def lines_of(*steps, rollouts=4):
+  return "".join(json.dumps({"step": n, "rollouts": rollouts * n}) + "\n" for n in steps)
+
+
+ORDERS = {
+  "a gap": (lines_of(0, 1, 3), 3, "found step 3, expected 2"),
+  "a beginning that is gone": (lines_of(2, 3), 1, "found step 2, expected 0 or 1"),
+  "a line twice": (lines_of(1, 2, 2, 3), 3, "found step 2, expected 3"),
+  "an overlap": (lines_of(1, 2, 3, 2, 3), 4, "found step 2, expected 4"),
+  "two runs, one after another": (lines_of(0, 1, 2, 0, 1, 2), 4, "found step 0, expected 3"),
+  "two lines swapped": (lines_of(1, 3, 2), 2, "found step 3, expected 2"),
+  "a step below 0": (lines_of(-1, 0, 1), 1, "found step -1, expected 0 or 1"),
+  "a line of another run": (
+    lines_of(1, 2) + lines_of(3, rollouts=1) + lines_of(4),
+    3,
+    "found 3 rollouts so far, expected at least 8",
+  ),
+  "a torn line inside": (
+    lines_of(1) + '{"step": 2, "ro\n' + lines_of(3),
+    2,
+    "found .*, expected a JSON",
+  ),
+  "a line that is empty": (lines_of(1) + "\n" + lines_of(2), 2, "found .*, expected a JSON"),
+  "two lines in one": (
+    lines_of(1).strip() + lines_of(2) + lines_of(3),
+    1,
+    "found .*, expected a JSON",
+  ),
+  "a step of True": ('{"step": true}\n', 1, "found .*, expected a JSON"),
+  "no text": ("\udcff\n" + lines_of(1), 1, "found .*, expected a JSON"),
+  "very deep": ("[" * 100_000 + "\n" + lines_of(1), 1, "found .*, expected a JSON"),
+}
+
+
+@pytest.mark.parametrize("case", ORDERS)
+def test_lines_that_one_run_cannot_have_written_are_neither_drawn_nor_continued(tmp_path, case):
+  text, number, message = ORDERS[case]
+  file = tmp_path / "metrics.jsonl"
+  file.write_text(text, errors="surrogateescape")
+  where = rf"metrics.jsonl, line {number}: {message}"
+  for read in (
+    lambda: metrics.read(tmp_path),
+    lambda: report.summary(str(tmp_path)),
+    lambda: report.report([str(tmp_path)]),
+    lambda: writer.Writer(tmp_path, CONFIG, 4),
+  ):
+    with pytest.raises(ValueError, match=where):
+      read()
+  assert file.read_text(errors="surrogateescape") == text  # nothing is lost
+
+
+def test_lines_that_end_before_the_checkpoint_are_not_continued(tmp_path):
+  (tmp_path / "metrics.jsonl").write_text(lines_of(0, 1, 2))
+  with pytest.raises(ValueError, match=r"the last one of step 2, expected the lines up to step 3"):
+    writer.Writer(tmp_path, CONFIG, 3)
+  (tmp_path / "metrics.jsonl").unlink()
+  with pytest.raises(ValueError, match=r"metrics.jsonl: found no such line, .* up to step 3"):
+    writer.Writer(tmp_path, CONFIG, 3)
+
+
+def test_what_follows_the_checkpoint_is_written_again_whatever_it_is(tmp_path):
+  (tmp_path / "metrics.jsonl").write_text(lines_of(1, 2, 3, 7, 5) + '{"step": 8, "ro')
+  write(tmp_path, range(3, 5), done=2)
+  assert [line["step"] for line in metrics.read(tmp_path)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("what", ["removed", "replaced"])
+def test_a_file_that_is_gone_under_its_run_stops_it(tmp_path, what):
+  log = writer.Writer(tmp_path, CONFIG)
+  log.write(1, 4, {"reward": (1.0, 1)})
+  log.flush()
+  (tmp_path / "metrics.jsonl").unlink()
+  if what == "replaced":
+    (tmp_path / "metrics.jsonl").write_text("")
+  log.write(2, 8, {"reward": (1.0, 1)})
+  with pytest.raises(OSError, match=f"{tmp_path}/metrics.jsonl: was {what} by another program"):
+    log.flush()
+  with pytest.raises(OSError, match=f"was {what} by another program"):
+    log.close()
+
+
+# --- A full disk
+
+
+def many(count=60):
+  return {f"k/hist/{i}": (1.0, 1) for i in range(count)}
+
+
+def test_a_full_disk_under_tensorboard_costs_its_events_alone(tmp_path, small_disk, caplog):
+  small_disk(tmp_path / "tensorboard")
+  with caplog.at_level(logging.WARNING), writer.Writer(tmp_path, CONFIG) as log:
+    for step in range(40):
+      log.write(step, 4 * step, many())
+      if step % 8 == 0:
+        log.flush()
+  assert [line["step"] for line in metrics.read(tmp_path)] == list(range(40))
+  (said,) = caplog.records
+  text = said.getMessage()
+  assert text.startswith(f"{tmp_path}/tensorboard: no more events") and "No space left" in text
+  assert "0.0 MB are free; the run goes on" in text
+
+
+@pytest.mark.parametrize("fault", ["a file in its place", "a bucket that fails", "an event file"])
+def test_no_fault_of_tensorboards_stops_a_run(root, caplog, monkeypatch, fault):
+  if fault == "a file in its place":
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "tensorboard").write_text("")
+  elif fault == "a bucket that fails":
+    monkeypatch.setattr(board.Board, "_keep", lambda self: 1 / 0)
+  else:  # the disk fails when the file is closed, too
+    monkeypatch.setattr(EventsWriter, "write_event", failing)
+    monkeypatch.setattr(EventsWriter, "close", failing)
+  with caplog.at_level(logging.WARNING):
+    write(root, range(4))
+    write(root, range(3, 6), done=2)
+  assert [line["step"] for line in metrics.read(root)] == list(range(6))
+  assert len(caplog.records) == 2  # one of each start
+
+
+def failing(*_):
+  raise OSError(5, "Input/output error")
+
+
+def test_a_full_disk_under_the_metrics_stops_the_run_with_path_and_space(small_disk, tmp_path):
+  disk = small_disk(tmp_path / "disk", 64)
+  with pytest.raises(OSError) as error, writer.Writer(disk, CONFIG) as log:
+    for step in range(400):
+      log.write(step, 4 * step, many())
+  message = rf"^{disk}/metrics.jsonl: cannot be written: No space left on device; 0.0 MB are free$"
+  assert re.match(message, str(error.value))
+  step = len(metrics.read(disk))
+  assert step > 5
+  with pytest.raises(OSError, match=rf"{disk}/config.json: cannot be written: No space left"):
+    writer.Writer(disk, CONFIG)  # a restart says the same, and the lines stay
+  assert len(metrics.read(disk)) == step
+
+
+def test_a_file_is_replaced_as_a_whole_or_stays(tmp_path, small_disk):
+  disk = small_disk(tmp_path / "disk")
+  file = disk / "file"
+  files.replace(file, "old")
+  for content in (b"x" * 20_000, "x" * 20_000):
+    with pytest.raises(OSError, match=rf"^{file}: cannot be written: No space left .* are free$"):
+      files.replace(file, content)
+  assert file.read_text() == "old" and [p.name for p in disk.iterdir()] == ["file"]
+
+
+def test_a_terminal_that_is_gone_costs_its_line_alone():
+  class Gone(Terminal):
+    def write(self, text):
+      raise OSError(5, "Input/output error")
+
+  with progress.Progress(10, 0, Gone()) as line:
+    line.update(1, {})
+    line.update(2, {})
+
+
+@pytest.mark.parametrize("name", ["", " ", "\t"])
+def test_a_folder_without_a_name_is_none(name):
+  with pytest.raises(ValueError, match="expected its name"):
+    files.folder(name)

@@ -366,3 +366,17 @@ def test_of_many_runs_one_a_method_is_drawn(compared, monkeypatch):
     "One run of each method; 2 further seeds are in the means above." in text
     and text.count("rollouts, 0 s") == 3
   )
+
+
+def test_a_full_disk_leaves_the_files_of_the_report_before(tmp_path, small_disk, plain):
+  run = make(tmp_path / "v05", [0.2, 0.4])
+  disk = small_disk(tmp_path / "disk", 120)
+  report.report([run], str(disk))
+  before = (disk / "comparison.html").read_bytes()
+  (disk / "ballast").write_bytes(bytes(60_000))
+  with pytest.raises(
+    OSError, match=rf"{disk}/comparison.html: cannot be written: No space left .*"
+  ):
+    report.report([run], str(disk))
+  assert (disk / "comparison.html").read_bytes() == before
+  assert sorted(p.name for p in disk.iterdir()) == ["ballast", "comparison.html", "comparison.md"]

@@ -4,10 +4,8 @@ compiles once."""
 import json
 import os
 import pathlib
-import random
+import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -16,13 +14,14 @@ import numpy as np
 import pytest
 
 from configs import dapo, default, demo, ewa, grpo, rloo, spo, v05
+from tests import attack_kills
 from v05_jax import config as configuration
-from v05_jax import history, models
+from v05_jax import data, history, models
 from v05_jax.estimators import ewa as experts
 from v05_jax.models import hf
 from v05_jax.observers import scoreboard
 from v05_jax.priors import context as contexts
-from v05_jax.run import checkpoint, metrics
+from v05_jax.run import checkpoint, lock, metrics
 from v05_jax.sampling import draw as drawing
 from v05_jax.train import train
 from v05_jax.value_model import convert
@@ -165,6 +164,40 @@ def test_a_workdir_of_another_config_is_refused(unbroken):
     train(small(**{"optimizer.learning_rate": 0.5}), str(unbroken[0]))
 
 
+def test_a_workdir_that_another_run_is_in_is_refused(tmp_path):
+  with lock.Lock(tmp_path), pytest.raises(ValueError, match=f"the run of process {os.getpid()} on"):
+    train(small(), str(tmp_path))
+  assert {p.name for p in tmp_path.iterdir()} == {lock.LOCK}  # before anything is written
+
+
+@pytest.mark.parametrize("key", ["data.path", "eval.path"])
+def test_other_rows_of_the_same_number_are_refused(unbroken, tmp_path, monkeypatch, key):
+  shutil.copytree(unbroken[0], tmp_path / "run")
+  before = metrics.read(tmp_path / "run")
+  load, split = data.load, "train" if key == "data.path" else "heldout"
+
+  def other(config_data, *arguments, **keys):
+    dataset = load(config_data, *arguments, **keys)
+    if config_data.split == split:
+      dataset.rows[7]["answer"] = "1000"
+    return dataset
+
+  monkeypatch.setattr(data, "load", other)
+  message = rf"config.{key}: found rows with the digest \w{{16}}, expected \w{{16}}"
+  with pytest.raises(ValueError, match=message):
+    train(small(num_steps=5), str(tmp_path / "run"))
+  assert metrics.read(tmp_path / "run") == before
+
+
+def test_a_run_of_no_steps_ends_well(tmp_path, caplog):
+  train(small(num_steps=0, **{"eval.period": 0}), str(tmp_path / "nothing"))
+  assert "there is nothing to do" in caplog.text
+  assert metrics.read(tmp_path / "nothing") == []
+  train(small(num_steps=0), str(tmp_path / "evaluated"))
+  (line,) = metrics.read(tmp_path / "evaluated")
+  assert line["step"] == 0 and line["eval/accuracy"] > 0
+
+
 def test_observers_may_change_when_a_run_goes_on(unbroken, tmp_path, caplog):
   """One that is new starts empty, one that is gone is dropped, and neither changes what is
   learnt."""
@@ -264,7 +297,8 @@ def test_no_config_compiles_after_its_second_step(name, tmp_path):
 def test_updates_that_keep_failing_stop_the_run_and_name_the_last_good_checkpoint(tmp_path):
   broken = tmp_path / "broken"
   policy = models.load(default.get_config().policy)
-  params = policy.params | {"norm": {"scale": np.full_like(policy.params["norm"]["scale"], np.nan)}}
+  # finite, as a policy must be, and too large for any logit
+  params = policy.params | {"norm": {"scale": np.full_like(policy.params["norm"]["scale"], 3e38)}}
   hf.save(broken, policy.config, params, policy.tokenizer)
   config = small(
     num_steps=9, **{"policy.path": str(broken), "loss.max_skipped": 2, "eval.period": 0}
@@ -277,29 +311,6 @@ def test_updates_that_keep_failing_stop_the_run_and_name_the_last_good_checkpoin
   assert len(written) == 4 and all(line["grad/skipped"] == 1 for line in written)
 
 
-def start(workdir, cache, **keys):
-  flags = [f"--config.{key}={value}" for key, value in keys.items()]
-  env = os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
-    "JAX_COMPILATION_CACHE_DIR": str(cache),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-  }
-  command = [
-    sys.executable,
-    "-m",
-    "v05_jax.main",
-    f"--config={workdir.parent / 'config.json'}",
-    f"--workdir={workdir}",
-  ]
-  return subprocess.Popen([*command, *flags], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_lines(process, workdir, count):
-  while process.poll() is None and len(metrics.read(workdir)) < count:
-    time.sleep(0.02)
-
-
 def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path):
   """One SIGKILL; that the rest is bit for bit that of an unbroken run is shown within one process
   above, and after many kills by the next test."""
@@ -307,13 +318,15 @@ def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path):
   config.mesh.data = 1
   (tmp_path / "config.json").write_text(configuration.to_json(config))
   workdir, cache = tmp_path / "run", tmp_path / "cache"  # which a kill may damage
-  process = start(workdir, cache)
-  wait_for_lines(process, workdir, 2)
+  process = attack_kills.start(workdir, cache)
+  attack_kills.wait_for_lines(process, workdir, 2)
+  with pytest.raises(ValueError, match=f"the run of process {process.pid} on"):
+    train(config, str(workdir))  # it is not disturbed by this
   process.kill()
   process.wait()
   before = lines(workdir)
   assert 2 <= len(before) < 400, process.stderr.read()
-  process = start(workdir, cache, num_steps=len(before) + 2)
+  process = attack_kills.start(workdir, cache, num_steps=len(before) + 2)
   assert process.wait(timeout=500) == 0, process.stderr.read()
   assert [line["step"] for line in lines(workdir)] == list(range(1, len(before) + 3))
   assert lines(workdir)[: len(before)] == before
@@ -340,27 +353,7 @@ def test_a_run_stopped_by_a_signal_saves_its_step_and_goes_on(unbroken, tmp_path
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_killed_at_random_moments_a_run_loses_nothing(tmp_path):
-  """Ten times SIGKILL and once SIGTERM in one run: its metrics are those of an unbroken run, bit
-  for bit. `make test` has one SIGKILL, and one SIGTERM within its own process."""
-  config = small(num_steps=60)
-  config.mesh.data = 1
-  (tmp_path / "config.json").write_text(configuration.to_json(config))
-  killed, whole, cache = tmp_path / "killed", tmp_path / "whole", tmp_path / "cache"
-  process = start(whole, cache)
-  assert process.wait(timeout=1200) == 0, process.stderr.read()
-  moment = random.Random(0)
-  for _ in range(10):
-    process = start(killed, cache)
-    wait_for_lines(process, killed, len(metrics.read(killed)) + moment.randint(1, 4))
-    time.sleep(moment.uniform(0, 0.1))
-    process.kill()
-    process.wait()
-  assert 10 < len(metrics.read(killed)) < 61
-  process = start(killed, cache)
-  wait_for_lines(process, killed, len(metrics.read(killed)) + 1)
-  process.send_signal(signal.SIGTERM)
-  message = process.communicate(timeout=600)[1]
-  assert process.returncode == 1 and "saved at step" in message
-  process = start(killed, cache)
-  assert process.wait(timeout=1200) == 0, process.stderr.read()
-  assert lines(killed) == lines(whole)
+  """A dozen kills; `python -m tests.attack_kills --kills=100` has as many as a night allows. `make
+  test` has one SIGKILL, and one SIGTERM within its own process."""
+  said = attack_kills.attack(tmp_path, kills=12, seed=0)
+  assert "12 SIGKILLs and 1 SIGTERM" in said

@@ -37,6 +37,7 @@ from v05_jax.scale import peers
 
 MODES = ("train", "sft", "value", "eval", "sample", "export", "report", "compile")
 SEVERAL = ("train", "eval")  # modes of several processes
+WRITING = ("train", "sft", "value")  # modes whose workdir is a run's
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("mode", "train", MODES, "what to do")
 flags.DEFINE_string(
@@ -89,10 +90,7 @@ def run(command: Command, place: peers.Place | None = None):
   """Does what the mode says, as one process or in its `place` among several. Raises ValueError for
   wrong flags."""
   mode = command.mode
-  if command.workdir is None and mode != "compile":
-    raise ValueError(f"--mode={mode} needs --workdir=FOLDER")
-  if mode == "export" and command.out is None:
-    raise ValueError("--mode=export needs --out=FOLDER")
+  check_folders(command)
   if place and mode not in SEVERAL:
     raise ValueError(f"--mode={mode} runs in one process; of several: {' and '.join(SEVERAL)}")
   if mode != "report":
@@ -100,6 +98,24 @@ def run(command: Command, place: peers.Place | None = None):
     backend.without_torch()
   with peers.Peers(place) if place else contextlib.nullcontext():
     start(command)
+
+
+def check_folders(command: Command):
+  """Raises ValueError where a folder that the mode needs is not named, or cannot be used later."""
+  mode, workdir, out = command.mode, command.workdir, command.out
+  if workdir is None and mode != "compile":
+    raise ValueError(f"--mode={mode} needs --workdir=FOLDER")
+  if mode == "export" and out is None:
+    raise ValueError("--mode=export needs --out=FOLDER")
+  for flag, found in (("workdir", workdir), ("out", out)):
+    folders = found.split(",") if flag == "workdir" and mode == "report" else [found]
+    if any(folder is not None and not folder.strip() for folder in folders):
+      raise ValueError(f"--{flag}={found}: found an empty name, expected that of a folder")
+  if mode in WRITING and "," in workdir:
+    raise ValueError(
+      f"--workdir={workdir}: found a comma, expected a folder without one: commas stand between "
+      "the folders of --mode=report"
+    )
 
 
 def start(command: Command):

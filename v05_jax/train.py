@@ -4,12 +4,13 @@ context."""
 import time
 from typing import Any, NamedTuple
 
+from absl import logging
 import jax
 
 from v05_jax import config as configuration
 from v05_jax import rewards
 from v05_jax.observers.base import Step
-from v05_jax.run import checkpoint, report, writer
+from v05_jax.run import checkpoint, lock, report, writer
 from v05_jax.run import evaluate as evaluation
 from v05_jax.run.metrics import Pairs
 from v05_jax.run.progress import CompilationCounter, Progress
@@ -26,18 +27,19 @@ def train(config, workdir: str) -> TrainState:
   """Runs `config` in `workdir`, or resumes it there, and returns the final state.
 
   Writes config.json, metrics.jsonl, TensorBoard events, checkpoints, summary.png and what observers
-  write. A line of the metrics with `step` n describes the state after n steps. Raises ValueError
-  for bad input before anything expensive, FloatingPointError after more than
-  `config.loss.max_skipped` non-finite updates in a row, and `checkpoint.Preempted` when a signal
-  asked it to stop; the state is saved then.
+  write. A line of the metrics with `step` n describes the state after n steps. Raises ValueError,
+  before anything expensive, for bad input and where another run is in `workdir`, FloatingPointError
+  after more than `config.loss.max_skipped` non-finite updates in a row, and `checkpoint.Preempted`
+  when a signal asked it to stop; the state is saved then.
   """
   configuration.validate(config)
   checkpoint.prepare(workdir, config)
   checkpoint.check_config(workdir, config)
   with (
+    lock.Lock(workdir) as held,
     CompilationCounter() as compilations,
     rewards.load(config) as verifier,
-    checkpoint.Checkpoints(workdir, config.checkpoint.keep) as saved,
+    checkpoint.Checkpoints(workdir, config.checkpoint.keep, held) as saved,
     checkpoint.Preemption() as preemption,
     Ahead() as ahead,
   ):
@@ -45,7 +47,7 @@ def train(config, workdir: str) -> TrainState:
     run = setup(config, workdir, first)
     collect = rollouts.make(run.policy, config, run.mesh, verifier, ahead)
     evaluate = evaluation.make(run.policy, config, run.mesh, collect)
-    state = saved.restore(first, run.init()) if first else run.init()
+    state = saved.restore(first, run.init(), rows_of(run, evaluate)) if first else run.init()
     if first < config.num_steps:  # while the first rollouts are sampled
       lower = lambda: run.update.lower(run.shapes.batch(config.loss, run.mesh))
       compiled = ahead.later(lambda: lower().compile())
@@ -69,8 +71,8 @@ def train(config, workdir: str) -> TrainState:
         state, learnt = learn(run, state, drawn)  # context, prior, budget and estimator
         state = state.replace(observers=observers)
         after.keep(state, drawn.metrics | seen | updated | learnt, began, failed)
-  if distributed.first():
-    report.summary(workdir)
+    if distributed.first() and (config.num_steps or config.eval.period):
+      report.summary(workdir)
   return state
 
 
@@ -83,13 +85,16 @@ class Housekeeping(NamedTuple):
   log: Any  # of writer.make
   progress: Progress
   preemption: checkpoint.Preemption
-  evaluate: Any  # params -> evaluation.Result
+  evaluate: evaluation.Evaluate
   compilations: CompilationCounter
 
   def begin(self, state: TrainState, first: int):
     """The line before the first step."""
-    if not first and self.run.config.eval.period:
+    config = self.run.config
+    if not first and config.eval.period:
       self.log.write(0, 0, evaluation.summarise(self.evaluate(state.params)))
+    elif not config.num_steps:
+      logging.warning("num_steps and eval.period are 0: there is nothing to do")
 
   def keep(self, state: TrainState, measured: Pairs, began: float, failed: int):
     """After a step that began at `began` and before which `failed` updates in a row were
@@ -109,11 +114,17 @@ class Housekeeping(NamedTuple):
     if last or stopping or (not failed and due(done, config.checkpoint.period)):
       self.log.flush()
       self.run.observers.flush()
-      self.saved.save(done, state)
+      self.saved.save(done, state, rows_of(self.run, self.evaluate))
     if stopping and not last:
       raise checkpoint.Preempted(
         f"stopped by a signal; saved at step {done}, the same command continues"
       )
+
+
+def rows_of(run: Run, evaluate: evaluation.Evaluate) -> dict[str, str]:
+  """Config key -> digest of the rows that it names, which stay the same as long as the run."""
+  found = {"data.path": run.prompts.digest}
+  return found | ({"eval.path": evaluate.dataset.digest} if run.config.eval.period else {})
 
 
 def agreed(requested: bool, state: TrainState, done: int) -> bool:

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+import shutil
 
 import ml_dtypes
 import numpy as np
@@ -10,6 +11,7 @@ import safetensors
 from safetensors.numpy import save_file
 
 STORED = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16}
+BLOCK = 1 << 18  # values looked at at once: they stay in a processor's cache
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -65,8 +67,7 @@ def write_weights(directory: Path, shards: list[list[str]], tensor) -> None:
       file = WEIGHTS if count == 1 else f"model-{i + 1:05d}-of-{count:05d}.safetensors"
       temporary[file] = directory / f".{file}.{os.getpid()}.tmp"
       arrays = {name: tensor(name) for name in names}
-      save_file(arrays, temporary[file], metadata={"format": "pt"})
-      temporary[file].chmod(0o644)  # safetensors makes files that only their owner can read
+      save_tensors(arrays, temporary[file])
       index |= dict.fromkeys(names, file)
       total += sum(x.nbytes for x in arrays.values())
     (directory / "config.json").unlink(missing_ok=True)
@@ -80,6 +81,24 @@ def write_weights(directory: Path, shards: list[list[str]], tensor) -> None:
       path.unlink(missing_ok=True)
   if count > 1:
     write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": index})
+
+
+def save_tensors(arrays: dict[str, np.ndarray], file: Path):
+  """Writes a safetensors file. Raises OSError with path, reason and space left where it cannot be
+  written; what was written of it is removed."""
+  try:
+    save_file(arrays, file, metadata={"format": "pt"})
+    Path(file).chmod(0o644)  # safetensors makes files that only their owner can read
+  except (safetensors.SafetensorError, OSError) as error:
+    Path(file).unlink(missing_ok=True)
+    raise not_written(file, error) from error
+
+
+def not_written(file, error: BaseException) -> OSError:
+  """What is said of a file or folder that cannot be written; `error` says why."""
+  folder = next((path for path in Path(file).absolute().parents if path.exists()), Path("/"))
+  free = shutil.disk_usage(folder).free / 1e6
+  return OSError(f"{file}: cannot be written: {error}; {free:.1f} MB are free")
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -115,6 +134,19 @@ def open_tensors(file: Path):
     ) from error
 
 
+def check_finite(file, name: str, x: np.ndarray):
+  """Raises ValueError, naming file and tensor, where a value of a float16, bfloat16 or float32
+  array is infinite or no number. One pass; by exponents, as ml_dtypes' isfinite is slow."""
+  kind = {2: np.uint16, 4: np.uint32}[x.dtype.itemsize]
+  ones, flat = np.array(np.inf, x.dtype).view(kind), np.ravel(x).view(kind)
+  blocks = (flat[i : i + BLOCK] & ones for i in range(0, flat.size, BLOCK))
+  wrong = sum(int(np.count_nonzero(block == ones)) for block in blocks)
+  if wrong:
+    raise ValueError(
+      f"{file}: {name}: found {wrong} of {x.size} values that are not finite, expected none"
+    )
+
+
 def read_json(file: Path) -> dict:
   """The object in a JSON file. Raises ValueError that says what is wrong with the file."""
   try:
@@ -134,5 +166,9 @@ def read_json(file: Path) -> dict:
 def write_json(file: Path, value: dict):
   """Writes a JSON file as a whole."""
   temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-  temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-  temporary.replace(file)
+  try:
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(file)
+  except OSError as error:
+    temporary.unlink(missing_ok=True)
+    raise not_written(file, error) from error

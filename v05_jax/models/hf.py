@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-from safetensors.numpy import save_file
 
 from v05_jax.models import decoder, families, files, lora
 from v05_jax.models.decoder import ModelConfig
@@ -31,7 +30,7 @@ def load(
   Weights may be stored in float32, bfloat16 or float16, in one file or in shards; `matrices` is the
   dtype that all but the norms' scales are turned into. family: see `read_config`. Raises ValueError
   naming file and key or tensor for an unknown architecture, a variant that is not implemented, and
-  missing, unexpected, misshapen or damaged tensors.
+  missing, unexpected, misshapen or damaged tensors, and values that are not finite.
   """
   directory = Path(directory)
   config = read_config(directory, dtype, family)
@@ -46,6 +45,7 @@ def load(
         place = places[name]
         target = _at(params, place.path)
         value = stored.get_tensor(name)
+        files.check_finite(file, name, value)
         target[... if place.layer is None else place.layer] = (
           value.T if place.path[-1] == "kernel" else value
         )
@@ -69,7 +69,7 @@ def save(directory, config: ModelConfig, params, tokenizer=None, dtype: str = "f
       f"{os.fspath(directory)}: found a remote folder, expected a local one: copy it from there"
     )
   directory = Path(directory)
-  directory.mkdir(parents=True, exist_ok=True)
+  _make(directory)
   if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, _shapes(config)):
     raise ValueError(f"{directory}: the parameters to save do not have the shapes of {config}")
   if config.adapters:
@@ -82,7 +82,10 @@ def save(directory, config: ModelConfig, params, tokenizer=None, dtype: str = "f
     lambda name: stored_tensor(params, places[name], stored),
   )
   if tokenizer is not None:
-    tokenizer.save_pretrained(str(directory))
+    try:
+      tokenizer.save_pretrained(str(directory))
+    except Exception as error:  # the tokenizers library has no kind of its own for a full disk
+      raise files.not_written(directory / "tokenizer.json", error) from error
   ends = {
     "eos_token_id": getattr(tokenizer, "eos_token_id", None),
     "pad_token_id": getattr(tokenizer, "pad_token_id", None),
@@ -113,7 +116,7 @@ def save_adapters(directory, config: ModelConfig, params, base: str = ""):
       f"{directory}: found a model without adapters (config.policy.lora_rank = 0), nothing to save"
     )
   directory, arrays, targets = Path(directory), {}, set()
-  directory.mkdir(parents=True, exist_ok=True)
+  _make(directory)
   adapters = jax.device_get(lora.split(params["layers"])[0])
   for name, (_, *layer), i in (tensor for tensor in tensors(config) if tensor.layer is not None):
     if layer[-1] == "kernel" and layer[0] in adapters:
@@ -122,8 +125,7 @@ def save_adapters(directory, config: ModelConfig, params, base: str = ""):
       for ours, theirs in zip(lora.NAMES, ("lora_A", "lora_B")):
         x = adapters[layer[0]][ours][i]  # [in, rank], [rank, out]
         arrays[f"base_model.model.{module}.{theirs}.weight"] = np.ascontiguousarray(x.T)
-  save_file(arrays, directory / "adapter_model.safetensors", metadata={"format": "pt"})
-  (directory / "adapter_model.safetensors").chmod(0o644)
+  files.save_tensors(arrays, directory / "adapter_model.safetensors")
   files.write_json(
     directory / "adapter_config.json",
     {
@@ -139,6 +141,13 @@ def save_adapters(directory, config: ModelConfig, params, base: str = ""):
       "inference_mode": True,
     },
   )
+
+
+def _make(directory: Path):
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise files.not_written(directory, error) from error
 
 
 def read_config(directory, dtype: str = "float32", family: str = "") -> ModelConfig:

@@ -2,12 +2,12 @@
 
 A checkpoint is written under a temporary name and renamed when it is complete (in an object store,
 a last file marks it as complete). So, whenever the process is killed, an unfinished checkpoint is
-never taken for a good one. Older ones are deleted only after that.
+never taken for a good one. Older ones are deleted only after that. The checksums of its files are
+part of it (`digest`), and compared before it is restored.
 """
 
 import contextlib
 import os
-import shutil
 import signal
 import threading
 
@@ -18,11 +18,12 @@ import orbax.checkpoint as ocp
 
 from v05_jax import config as configuration
 from v05_jax import structs
-from v05_jax.run import files
+from v05_jax.run import digest, files, lock
 from v05_jax.scale import distributed
 
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
-
+ITEM = "default"  # the folder of a checkpoint that holds the state
+DATA = "data"  # what a checkpoint knows beside its arrays: the digests of the rows
 
 PLUGS = tuple(f"{name}." for name in structs.PLUGS)  # what the names of learnt things begin with
 OLD = ("context.", "drift.", "estimator.board.")  # and of names in checkpoints of an earlier form
@@ -32,6 +33,24 @@ class Preempted(InterruptedError):
   """A signal asked the run to stop; its state is saved."""
 
 
+class Handler(ocp.StandardCheckpointHandler):
+  """Orbax's, which also writes the checksums of its files, before the checkpoint is complete."""
+
+  def finalize(self, directory):
+    super().finalize(directory)
+    digest.write(directory)
+
+
+@ocp.args.register_with_handler(Handler, for_save=True)
+class Save(ocp.args.StandardSave):
+  """What `Handler` is to save."""
+
+
+@ocp.args.register_with_handler(Handler, for_restore=True)
+class Restore(ocp.args.StandardRestore):
+  """What `Handler` is to restore."""
+
+
 class Checkpoints:
   """The checkpoints in `workdir`/checkpoints, the newest `keep` of them; a context manager.
 
@@ -39,10 +58,13 @@ class Checkpoints:
 
   Among several processes every method is collective: all call it, and each writes and reads what
   its devices hold. A checkpoint is restored by any number of processes on any mesh.
+
+  held: the lock of the run that writes here; where another has taken the workdir, nothing is saved.
   """
 
-  def __init__(self, workdir, keep: int):
+  def __init__(self, workdir, keep: int, held: lock.Lock | None = None):
     self._path = files.folder(workdir) / "checkpoints"
+    self._held = held
     self._options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
     self._opened: ocp.CheckpointManager | None = None
     self._wrote = False
@@ -56,19 +78,23 @@ class Checkpoints:
     """The newest complete checkpoint's step; None if there is none."""
     return max(self.steps(), default=None)
 
-  def restore(self, step: int, example):
+  def restore(self, step: int, example, data: dict[str, str] | None = None):
     """The state saved at `step`, on the shardings of `example`, a state of arrays.
 
-    Raises ValueError if the checkpoint cannot be read, and if its tensors differ from the example's
-    in name, shape or dtype: it is of another architecture or optimiser.
+    data: as of `save`, of the run that goes on. Raises ValueError if the checkpoint cannot be read,
+    where a file has changed since it was written (it is named), if its tensors differ from the
+    example's in name, shape or dtype (it is of another architecture or optimiser), and if it has
+    learned from other data.
     """
     where = f"checkpoint {os.fspath(self._path / str(step))}"
+    self._check_files(step, where)
     try:
       with _quiet():
         metadata = self._manager().item_metadata(step)
-        stored = _named(metadata)
+        stored = _named(metadata.tree)
     except Exception as error:
-      raise self._unreadable(step, where, error) from error
+      raise self._unreadable(step, where, _one_line(error)) from error
+    _check_data(metadata.custom_metadata, data or {}, where)
     if any(name.startswith(OLD) for name in stored):
       raise ValueError(
         f"{where} was written by a version of v05_jax that kept its state in another form: start "
@@ -88,9 +114,9 @@ class Checkpoints:
     abstract = {n: _abstract(own[n]) if n in own else empty(x) for n, x in stored.items()}
     try:
       with _quiet():
-        restored = self._manager().restore(step, args=ocp.args.StandardRestore(abstract))
+        restored = self._manager().restore(step, args=Restore(abstract))
     except Exception as error:
-      raise self._unreadable(step, where, error) from error
+      raise self._unreadable(step, where, _one_line(error)) from error
     leaves, form = jax.tree.flatten(example)
     return form.unflatten(
       [
@@ -99,16 +125,22 @@ class Checkpoints:
       ]
     )
 
-  def save(self, step: int, state):
+  def save(self, step: int, state, data: dict[str, str] | None = None):
     """Writes `state` and returns when it is safe. Raises ValueError if it cannot be written (a full
-    disk); the checkpoints before it stay as they are then."""
+    disk); the checkpoints before it stay as they are then.
+
+    data: config key -> digest of the rows that it names, which `restore` compares.
+    """
+    if self._held is not None:
+      self._held.check()
     try:
       with _quiet():
         if not self._wrote:
           self._remove_unfinished()
           distributed.barrier("unfinished checkpoints are gone")
           self._wrote = True
-        args = ocp.args.StandardSave({name: _saveable(x) for name, x in _named(state).items()})
+        arrays = {name: _saveable(x) for name, x in _named(state).items()}
+        args = Save(arrays, custom_metadata={DATA: data or {}})
         self._manager().save(step, args=args, force=True)
     except Exception as error:
       with contextlib.suppress(OSError):
@@ -128,7 +160,7 @@ class Checkpoints:
   def _manager(self) -> ocp.CheckpointManager:
     """Opened at the first use, because opening creates the folder."""
     if self._opened is None:
-      handler = ocp.StandardCheckpointHandler()
+      handler = Handler()
       self._opened = ocp.CheckpointManager(self._path, item_handlers=handler, options=self._options)
     return self._opened
 
@@ -143,19 +175,41 @@ class Checkpoints:
     full = "No space left" in str(error) or "quota" in str(error)
     reason = "the disk is full" if full else _one_line(error)
     needed = sum(x.nbytes for x in jax.tree.leaves(state))
-    space = f"it needs about {needed / 1e6:.1f} MB"
-    folder = next((p for p in (self._path, *self._path.parents) if p.exists()), None)
-    if folder is not None and not files.is_remote(folder):
-      space += f", {shutil.disk_usage(folder).free / 1e6:.1f} MB are free"
+    space = f"it needs about {needed / 1e6:.1f} MB{files.space(self._path).replace(';', ',')}"
     last = max(self._manager().all_steps(), default=None)
     kept = "there is none before it" if last is None else f"the last good one is of step {last}"
     where = f"checkpoint {os.fspath(self._path / str(step))}"
     return f"{where} could not be written: {reason}; {space}; {kept}"
 
-  def _unreadable(self, step, where, error) -> ValueError:
+  def _check_files(self, step: int, where: str):
+    """Raises ValueError where a file is not as it was written; the processes look at some each."""
+    folder = self._path / str(step) / ITEM
+    found = digest.damaged(folder, distributed.owner)
+    if found is None and folder.exists():
+      logging.warning("%s has no checksums: its files are read unchecked", where)
+    if found:
+      raise self._unreadable(step, where, found)
+
+  def _unreadable(self, step: int, where: str, reason: str) -> ValueError:
     older = [s for s in self._manager().all_steps() if s < step]
     hint = f"; without that folder the run goes on from step {max(older)}" if older else ""
-    return ValueError(f"{where} cannot be read{hint}: {_one_line(error)}")
+    return ValueError(f"{where} cannot be read{hint}: {reason}")
+
+
+def _check_data(saved: dict | None, data: dict[str, str], where: str):
+  """Raises ValueError where a run would go on with other rows than those it has learned from."""
+  known = (saved or {}).get(DATA, {})
+  problems = [
+    f"config.{key}: found rows with the digest {found}, expected {known[key]}"
+    for key, found in data.items()
+    if known.get(key, found) != found
+  ]
+  if problems:
+    head = (
+      f"{where} has learned from other data; put them back (the tokenizer and the template count "
+      "too), or take another workdir:"
+    )
+    raise ValueError("\n  ".join([head, *problems]))
 
 
 def prepare(workdir, config):
@@ -193,7 +247,7 @@ def check_config(workdir, config):
   """
   path = files.folder(workdir) / "config.json"
   if path.exists():
-    saved = configuration.from_json(path.read_text(), os.fspath(path))
+    saved = configuration.from_json(path.read_bytes(), os.fspath(path))
     configuration.check_resume(saved, config, os.fspath(path.parent))
 
 

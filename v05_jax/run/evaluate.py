@@ -57,7 +57,17 @@ class Result(NamedTuple):
     return np.where(self.sampled, success.pass_at(count, self.success.shape[1], k), np.nan)
 
 
-def make(policy, config, mesh, collect) -> Callable[..., Result]:
+class Evaluate(NamedTuple):
+  """An evaluation; called as (params, sample_all=False)."""
+
+  dataset: data.Dataset
+  run: Callable[..., Result]
+
+  def __call__(self, params, sample_all: bool = False) -> Result:
+    return self.run(params, sample_all)
+
+
+def make(policy, config, mesh, collect) -> Evaluate:
   """Builds `evaluate(params, sample_all=False) -> Result` for `config.eval`.
 
   Prompts whose success is exact are sampled only with `sample_all`; the others always are, when
@@ -96,7 +106,7 @@ def make(policy, config, mesh, collect) -> Callable[..., Result]:
     share = (map_reward(rolls.reward, config.rewards.low, config.rewards.high) + 1) / 2
     return Result(prompts.rows, probability, share, rolls.length, rolls.ended)
 
-  return evaluate
+  return Evaluate(dataset, evaluate)
 
 
 def label(row: dict) -> str:

@@ -1,8 +1,10 @@
 """The files of a workdir, local or in an object store (gs://...): whether it can be written, and
 files written as a whole or line by line."""
 
+import contextlib
 import json
 import os
+import shutil
 
 from etils import epath
 
@@ -13,7 +15,10 @@ def is_remote(path) -> bool:
 
 
 def folder(workdir) -> epath.Path:
-  """The workdir as an absolute path, which Orbax wants; a remote one is that already."""
+  """The workdir as an absolute path, which Orbax wants; a remote one is that already. Raises
+  ValueError for an empty name, which would be the current folder."""
+  if not os.fspath(workdir).strip():
+    raise ValueError(f"found the folder {os.fspath(workdir)!r}, expected its name")
   path = epath.Path(workdir)
   return path if is_remote(path) else path.expanduser().resolve()
 
@@ -23,7 +28,7 @@ def prepare(workdir) -> epath.Path:
   path = folder(workdir)
   try:
     path.mkdir(parents=True, exist_ok=True)
-    probe = path / ".writable"
+    probe = path / f".writable.{os.getpid()}"
     probe.write_text("")
     probe.unlink()
   except (OSError, ImportError) as error:  # no right to write, no such place; or no gcsfs for gs://
@@ -32,42 +37,100 @@ def prepare(workdir) -> epath.Path:
   return path
 
 
-def replace(path: epath.Path, text: str):
-  """Writes a file as a whole or not at all (a remote object is written so in any case)."""
+def replace(path, content: str | bytes):
+  """Writes a file as a whole or not at all: beside, then in its place (a remote object is written
+  so in any case). Raises OSError with path, reason and space left; the old file stays then."""
+  data = content.encode() if isinstance(content, str) else content
   if is_remote(path):
-    path.write_text(text)
+    with writes(path):
+      epath.Path(path).write_bytes(data)
     return
-  new = f"{os.fspath(path)}.new"
-  with open(new, "w", encoding="utf-8") as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(new, path)
+  new = f"{os.fspath(path)}.{os.getpid()}.new"  # two processes may write the same file
+  with writes(path):
+    try:
+      with open(new, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+      os.replace(new, path)
+    except OSError:
+      with contextlib.suppress(OSError):
+        os.unlink(new)
+      raise
+
+
+@contextlib.contextmanager
+def writes(path):
+  """While `path`, a file or folder, is written: an OSError says path, reason and space left."""
+  try:
+    yield
+  except OSError as error:
+    reason = error.strerror or str(error)
+    raise OSError(f"{os.fspath(path)}: cannot be written: {reason}{space(path)}") from error
+
+
+def space(path) -> str:
+  """ "; 1.5 MB are free" where a local path is, "" where that cannot be known."""
+  path = os.fspath(path)
+  while not is_remote(path) and not os.path.exists(path) and path != os.path.dirname(path):
+    path = os.path.dirname(path)
+  try:
+    return f"; {shutil.disk_usage(path).free / 1e6:.1f} MB are free"
+  except OSError:
+    return ""
 
 
 class Lines:
   """A file of JSON lines that grows, from the lines `kept` on. In an object store, where files
-  cannot be appended to, the lines are kept and written as a whole by `flush`."""
+  cannot be appended to, the lines are kept and written as a whole by `flush`.
+
+  Raises OSError with path, reason and space left where it cannot be written, and where another
+  program has removed or replaced the file: further lines would be lost in silence.
+  """
 
   def __init__(self, path: epath.Path, kept=()):
     self._path, self._text = path, "".join(json.dumps(line) + "\n" for line in kept)
     replace(path, self._text)
-    self._file = None if is_remote(path) else open(path, "a", encoding="utf-8")
+    self._file = None
+    if not is_remote(path):
+      with writes(path):
+        self._file = open(path, "a", encoding="utf-8")
 
   def append(self, line: dict):
     if self._file is None:
       self._text += json.dumps(line) + "\n"
-    else:
+      return
+    with writes(self._path):
       self._file.write(json.dumps(line) + "\n")
       self._file.flush()  # enough for a killed process; `flush` is for a machine that ends
 
   def flush(self):
+    """Makes sure that every line so far survives."""
     if self._file is None:
-      self._path.write_text(self._text)
-    else:
+      replace(self._path, self._text)
+      return
+    with writes(self._path):
+      self._file.flush()
       os.fsync(self._file.fileno())
+    self._check_place()
 
   def close(self):
-    self.flush()
-    if self._file is not None:
-      self._file.close()
+    """Flushes and closes; the file is closed whatever fails."""
+    try:
+      self.flush()
+    finally:
+      if self._file is not None:
+        with contextlib.suppress(OSError):  # of lines that `flush` could not write either
+          self._file.close()
+
+  def _check_place(self):
+    ours = os.fstat(self._file.fileno())
+    try:
+      there = os.stat(self._path)
+    except FileNotFoundError:
+      there = None
+    if there is None or not os.path.samestat(ours, there):
+      what = "removed" if there is None else "replaced"
+      raise OSError(
+        f"{os.fspath(self._path)}: was {what} by another program while this run wrote it"
+      )

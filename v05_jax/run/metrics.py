@@ -14,6 +14,10 @@ import math
 
 from v05_jax.run import files
 
+FILE = "metrics.jsonl"  # of a workdir
+# What is left to do where a run's lines are not whole.
+ELSEWHERE = "go on in a new workdir from --mode=export of this one"
+
 Pairs = dict[str, tuple[float, float]]  # name -> (sum, count); the metric is sum / count
 
 # Every metric that is documented: its name, or a pattern for a family of names -> meaning and unit.
@@ -155,21 +159,69 @@ def table() -> str:
 def read(workdir) -> list[dict]:
   """The lines of a workdir's metrics.jsonl, [] if there is none.
 
-  A last line that is torn (the writer was killed) is left out; any other bad line is a ValueError.
+  A last line that is torn (the writer was killed) is left out; any other bad line is a ValueError,
+  and so are lines that one run cannot have written: steps that are missing, come twice or go back.
   """
-  path = files.folder(workdir) / "metrics.jsonl"
+  path = files.folder(workdir) / FILE
+  lines = _parse(path)
+  _check_order(path, lines)
+  return [line for _, line in lines]
+
+
+def until(workdir, done: int) -> list[dict]:
+  """The lines of a run that goes on after step `done`: those of steps up to it, all of them.
+
+  Raises ValueError, with file and line, where one of them is missing, there twice, out of order or
+  no JSON. What follows them is left out: the run will write it again.
+  """
+  path = files.folder(workdir) / FILE
+  lines = [(number, line) for number, line in _parse(path) if line["step"] <= done]
+  _check_order(path, lines)
+  last = lines[-1][1]["step"] if lines else None
+  if last != done:
+    found = "no such line" if last is None else f"the last one of step {last}"
+    raise ValueError(
+      f"{path}: found {found}, expected the lines up to step {done}, which the checkpoint has "
+      f"behind it: put the file back, or {ELSEWHERE}"
+    )
+  return [line for _, line in lines]
+
+
+def _parse(path) -> list[tuple[int, dict]]:
+  """(number, line) of a file's lines, but for a last one that is torn."""
   if not path.exists():
     return []
   lines = []
-  *whole, last = path.read_text().split("\n")
+  *whole, last = path.read_bytes().split(b"\n")
   for number, text in enumerate([*whole, last] if last.strip() else whole, 1):
     try:
       line = json.loads(text)
-      if not isinstance(line.get("step"), int):
+      if type(line.get("step")) is not int:
         raise ValueError("no step")
-      lines.append(line)
-    except (ValueError, AttributeError):
+      lines.append((number, line))
+    except (ValueError, AttributeError, RecursionError):
       if number <= len(whole):
-        found = f"found {text[:80]!r}, expected a JSON object with a step"
+        found = f"found {text[:80].decode(errors='replace')!r}, expected a JSON object with a step"
         raise ValueError(f"{path}, line {number}: {found}") from None
   return lines
+
+
+def _check_order(path, lines: list[tuple[int, dict]]):
+  """Raises ValueError at the first line that does not follow the one before it: its step is one
+  more, from 0 or 1 on, and its rollouts, which are cumulative, are not fewer."""
+  before = None
+  for number, line in lines:
+    expected = "0 or 1" if before is None else before["step"] + 1
+    if line["step"] not in ((0, 1) if before is None else (expected,)):
+      raise ValueError(
+        f"{path}, line {number}: found step {line['step']}, expected {expected}: lines are missing "
+        f"or there twice, or of another run; {ELSEWHERE}"
+      )
+    fewest = before.get("rollouts") if before else 0
+    rollouts = line.get("rollouts", fewest)
+    if type(rollouts) is not int or rollouts < (fewest or 0):
+      raise ValueError(
+        f"{path}, line {number}: found {rollouts!r} rollouts so far, expected at least {fewest}: "
+        f"this line is of another run; {ELSEWHERE}"
+      )
+    before = line

@@ -69,13 +69,19 @@ class Progress:
     parts = [f"step {done}/{self._total}", f"{rate:.2f} steps/s", left, *shown]
     line = "  ".join(part for part in parts if part)
     width = shutil.get_terminal_size().columns - 1
-    self._stream.write(f"\r{line[:width]}\x1b[K")
-    self._stream.flush()
-    self._wrote = True
+    self._show(f"\r{line[:width]}\x1b[K")
 
   def close(self):
-    if self._wrote:
-      self._stream.write("\n")
+    if self._shown and self._wrote:
+      self._show("\n")
+
+  def _show(self, text: str):
+    try:
+      self._stream.write(text)
+      self._stream.flush()
+      self._wrote = True
+    except OSError:  # the terminal is gone: the run goes on
+      self._shown = False
 
   def __enter__(self):
     return self

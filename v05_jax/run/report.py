@@ -48,9 +48,10 @@ def report(workdirs: list[str], out: str | None = None, names=None) -> list[Row]
   text = page.table(rows, score)
   print(text)
   folder = files.folder(out) if out else files.folder(workdirs[0]).parent
-  folder.mkdir(parents=True, exist_ok=True)
-  (folder / "comparison.md").write_text(text + "\n")
-  (folder / "comparison.html").write_text(page.page(rows, score))
+  with files.writes(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+  files.replace(folder / "comparison.md", text + "\n")
+  files.replace(folder / "comparison.html", page.page(rows, score))
   print(f"\n{os.fspath(folder / 'comparison.html')}")
   if _drawable("the comparison"):
     _pictures(folder, rows, score)
@@ -64,11 +65,12 @@ def _pictures(folder: epath.Path, rows: list[Row], score: str):
     axis: [r.curve for r in rows],
   }
   for place, name in {"step": "comparison_steps.png", axis: "comparison.png"}.items():
-    (folder / name).write_bytes(figures.png(figures.score, rows, curves[place], title, place))
+    drawn = figures.png(figures.score, rows, curves[place], title, place)
+    files.replace(folder / name, drawn)
   found = overlays(rows, score)
   if found:
     drawn = figures.png(figures.multiples, [row.name for row in rows], found, axis)
-    (folder / "comparison_metrics.png").write_bytes(drawn)
+    files.replace(folder / "comparison_metrics.png", drawn)
 
 
 def summary(workdir: str) -> str | None:
@@ -79,7 +81,7 @@ def summary(workdir: str) -> str | None:
   run, path = load(workdir), files.folder(workdir) / "summary.png"
   if not _drawable(path.name):
     return None
-  path.write_bytes(figures.png(figures.summary, run, panels(run), standings(run)))
+  files.replace(path, figures.png(figures.summary, run, panels(run), standings(run)))
   return os.fspath(path)
 
 

@@ -68,14 +68,17 @@ class Run(NamedTuple):
 
 
 def load(workdir: str) -> Run:
-  """The run in a workdir. Raises ValueError if it holds no metrics."""
+  """The run in a workdir. Raises ValueError if it holds no metrics, or not those of one run
+  (`metrics.read`)."""
   path = files.folder(workdir)
   lines = metrics.read(path)
   if not lines:
     raise ValueError(f"workdir {workdir}: found no metrics.jsonl, expected that of a run")
+  if bare := next((line for line in lines if "rollouts" not in line), None):
+    raise ValueError(f"{path / metrics.FILE}: found no rollouts in the line of step {bare['step']}")
   key, keys, saved = os.fspath(path), {}, path / "config.json"
   if saved.exists():
-    keys = configuration.flatten(configuration.from_json(saved.read_text(), os.fspath(saved)))
+    keys = configuration.flatten(configuration.from_json(saved.read_bytes(), os.fspath(saved)))
     ignored = ("seed", *configuration.RESUMABLE)
     key = repr(sorted((k, v) for k, v in keys.items() if k not in ignored))
   folder = f"{path.parent.name}/{path.name}"

@@ -20,7 +20,7 @@ from v05_jax import config as configuration
 from v05_jax import data, models, rng, tasks
 from v05_jax.models import hf
 from v05_jax.observers.base import pair
-from v05_jax.run import checkpoint, files, writer
+from v05_jax.run import checkpoint, files, lock, writer
 from v05_jax.run.progress import Progress
 from v05_jax.scale import distributed, sharding
 from v05_jax.structs import Prompts, Rollouts
@@ -85,6 +85,7 @@ def sft(config, workdir: str) -> dict[str, float]:
   """
   prepare(config, workdir)
   with (
+    lock.Lock(workdir),
     checkpoint.Checkpoints(workdir, config.checkpoint.keep) as saved,
     checkpoint.Preemption() as preemption,
   ):
@@ -152,11 +153,8 @@ def make(config) -> Trainer:
   loss.update({"surrogate": "reinforce", "aggregate": "token", "kl_coef": 0.0, "entropy_coef": 0.0})
   loss.update({"minibatches": 1, "epochs": 1})
   optimizer = config.optimizer.copy_and_resolve_references()
-  optimizer.learning_rate, optimizer.warmup_steps = (
-    config.sft.learning_rate,
-    config.sft.warmup_steps,
-  )
-  optimizer.schedule = "cosine"
+  options = {name: config.sft[name] for name in ("learning_rate", "warmup_steps")}
+  optimizer.update(options | {"schedule": "cosine"})
   update = policy_gradient.make(
     policy.config, loss, optimizer, mesh, temperature=1.0, total_updates=config.sft.steps
   )

@@ -2,14 +2,11 @@
 
 import contextlib
 import math
-import os
-import pathlib
-import shutil
-import tempfile
-import time
+
+from absl import logging
 
 from v05_jax import config as configuration
-from v05_jax.run import files, metrics
+from v05_jax.run import board, files, metrics
 from v05_jax.scale import distributed
 
 
@@ -17,21 +14,17 @@ class Writer:
   """Writes a run's config.json, metrics.jsonl and TensorBoard events; a context manager.
 
   `done` is the number of steps of the restored state: lines after step `done` are cut off, since
-  the run will write them again; 0 is a fresh run, which keeps none.
+  the run will write them again; 0 is a fresh run, which keeps none. Raises ValueError where the
+  lines up to `done` are not all there, once each and in order (`metrics.until`), and OSError where
+  metrics.jsonl cannot be written. TensorBoard's events are given up instead (`board`).
   """
 
   def __init__(self, workdir, config, done: int = 0):
-    from tensorboardX import SummaryWriter
-
     self._path = files.prepare(workdir)
-    self._remote = files.is_remote(self._path)
-    kept = [line for line in metrics.read(workdir) if line["step"] <= done] if done else []
+    kept = metrics.until(workdir, done) if done else []
     files.replace(self._path / "config.json", configuration.to_json(config))
-    self._lines = files.Lines(self._path / "metrics.jsonl", kept)
-    self._events = tempfile.mkdtemp() if self._remote else os.fspath(self._path / "tensorboard")
-    suffix = f".{time.time_ns()}"  # else a restart within a second would overwrite the file
-    first = done + 1 if done else 0
-    self._board = SummaryWriter(self._events, purge_step=first, filename_suffix=suffix)
+    self._lines = files.Lines(self._path / metrics.FILE, kept)
+    self._board = board.Board(self._path / "tensorboard", done + 1 if done else 0)
     # the last written value of each metric, for the progress line
     self.latest: dict[str, float] = {}
     self._pending = None  # the line taken and not yet written
@@ -58,32 +51,30 @@ class Writer:
     self._lines.append({"step": int(step), "rollouts": int(rollouts), **values})
     finite = {name: value for name, value in values.items() if value is not None}
     self.latest |= finite
-    for name, value in finite.items():
-      self._board.add_scalar(name, value, int(step))
+    self._board.add(int(step), finite)
 
   def flush(self):
     """Makes sure that every line so far survives; call it before each checkpoint."""
     self._settle()
-    self._board.flush()
     self._lines.flush()
-    if self._remote:
-      board = self._path / "tensorboard"
-      board.mkdir(parents=True, exist_ok=True)
-      for file in pathlib.Path(self._events).iterdir():
-        (board / file.name).write_bytes(file.read_bytes())
+    self._board.flush()
 
   def close(self):
-    self.flush()
-    self._board.close()
-    self._lines.close()
-    if self._remote:
-      shutil.rmtree(self._events)
+    with contextlib.ExitStack() as stack:  # all are closed, whatever fails
+      stack.callback(self._board.close)
+      stack.callback(self._lines.close)
+      stack.callback(self._settle)
 
   def __enter__(self):
     return self
 
-  def __exit__(self, *error):
-    self.close()
+  def __exit__(self, kind, *_):
+    try:
+      self.close()
+    except OSError as error:
+      if kind is None:
+        raise
+      logging.warning("%s", error)  # what ended the run is the error to show
 
 
 class Silent:

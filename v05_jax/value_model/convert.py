@@ -21,7 +21,6 @@ import sys
 
 from absl import app, flags
 import numpy as np
-from safetensors.numpy import save_file
 
 from v05_jax.models import files, hf, presets, tokenizer
 from v05_jax.models.families import qwen3
@@ -212,12 +211,10 @@ def write_backbone(checkpoint, weights, source: Path, target: Path, hidden_size:
     prefix = "model." if any(name.startswith("model.") for name in found) else ""
   shapes = {name.removeprefix("model."): shape for name, shape in hf.stored_shapes(config).items()}
   account(origin, found, {prefix + name: shape for name, shape in shapes.items()}, STORED)
-  save_file(
+  files.save_tensors(
     {f"model.{name.removeprefix(prefix)}": np.ascontiguousarray(x) for name, x in found.items()},
     target / files.WEIGHTS,
-    metadata={"format": "pt"},
   )
-  (target / files.WEIGHTS).chmod(0o644)
   hf.load(target)
   tokenizer.check(tokenizer.load(target), config.vocab_size)
   return config

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
+from v05_jax.models import files
 from v05_jax.value_model import adapter
 
 FORMAT = 1  # of v0.json
@@ -56,10 +57,8 @@ def save(directory, settings: dict, adapter_params: dict, head_params: dict):
   directory = Path(directory)
   for name, params in (("adapter", adapter_params), ("head", head_params)):
     file = directory / f"{name}.safetensors"
-    save_file({name: float32(x) for name, x in params.items()}, file)
-    file.chmod(0o644)  # safetensors makes files that only their owner can read
-  text = json.dumps({"format": FORMAT} | settings, indent=2) + "\n"
-  (directory / "v0.json").write_text(text, encoding="utf-8")
+    files.save_tensors({name: float32(x) for name, x in params.items()}, file)
+  files.write_json(directory / "v0.json", {"format": FORMAT} | settings)
 
 
 def load(directory) -> tuple[dict, dict, dict]:

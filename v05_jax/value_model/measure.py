@@ -2,11 +2,13 @@
 context; on host."""
 
 from collections.abc import Sequence
+import io
 import sys
 from typing import NamedTuple
 
 import numpy as np
 
+from v05_jax.run import files
 from v05_jax.value_model import scores
 from v05_jax.value_model.pairs import TYPES, Context, split
 
@@ -85,4 +87,6 @@ def plot(found: Predictions, path):
     f"{len(found.p):,} prompts: ECE {scores.ece(found.p, found.t):.3f}; bars: their share",
     fontsize=9,
   )
-  figure.savefig(path, dpi=120)
+  drawn = io.BytesIO()
+  figure.savefig(drawn, dpi=120)
+  files.replace(path, drawn.getvalue())

@@ -31,7 +31,7 @@ import optax
 from v05_jax import config as configuration
 from v05_jax import rng
 from v05_jax.models import hf
-from v05_jax.run import checkpoint, files, writer
+from v05_jax.run import checkpoint, files, lock, writer
 from v05_jax.run.progress import Progress
 from v05_jax.scale import sharding
 from v05_jax.update import optimizer as optimizers
@@ -82,7 +82,8 @@ def train_value(config, workdir: str) -> v0.ValuePrior:
   """
   prepare(config, workdir)
   with (
-    checkpoint.Checkpoints(workdir, config.checkpoint.keep) as saved,
+    lock.Lock(workdir) as held,
+    checkpoint.Checkpoints(workdir, config.checkpoint.keep, held) as saved,
     checkpoint.Preemption() as preemption,
   ):
     trainer, total, predictions = make(config), config.value.steps, None
@@ -113,8 +114,8 @@ def train_value(config, workdir: str) -> v0.ValuePrior:
           raise checkpoint.Preempted(
             f"stopped by a signal; saved at step {done}, the same command continues"
           )
-  model = with_params(trainer.model, state.params)
-  finish(model, predictions if first < total else trainer.evaluate(model), workdir)
+    model = with_params(trainer.model, state.params)
+    finish(model, predictions if first < total else trainer.evaluate(model), workdir)
   return model
 
 
