@@ -166,6 +166,11 @@ ATTACKS = {
   "reply_long": ("write(b'x' * 200000); return 0.5", CRASH),
   "another_number": ("reply(10**9, 9.0, ''); return 0.5", 0.5),
   "another_number_later": ("later(0.01, lambda: reply(10**9, 9.0, '')); return 0.5", 0.5),
+  "answers_itself": (
+    "number = sys._getframe(3).f_locals['number']\n"
+    "  reply(number, 9.0, ''); reply(number, 8.0, ''); return 0.5",
+    9.0,
+  ),
   "negative_number": ("reply(-1, 9.0, ''); return 0.5", 0.5),
   "many_replies": ("[reply(10**9, 9.0, '') for _ in range(1000)]; return 0.5", 0.5),
   "endless_replies": ("\n  while True: reply(10**9, 9.0, '')", TIMEOUT),
@@ -183,10 +188,10 @@ QUICK = [name for name in ATTACKS if name not in SLOW]
 
 def load(folder, workers: int, timeout: float):
   """A verifier whose function does what the response names."""
-  functions = [f"def {name}(row):\n  {body}\n" for name, (body, _) in ATTACKS.items()]
+  functions = [f"def attack_{name}(row):\n  {body}\n" for name, (body, _) in ATTACKS.items()]
   score = (
     "def score(prompt, response, row):\n"
-    "  return row['value'] if response == 'good' else globals()[response](row)\n"
+    "  return row['value'] if response == 'good' else globals()['attack_' + response](row)\n"
   )
   (folder / "attack.py").write_text("\n".join([HELPERS, *functions, score]))
   options = SimpleNamespace(workers=workers, timeout=timeout)
@@ -233,5 +238,5 @@ def test_quick_attacks_cost_their_own_verdict_at_most(tmp_path, monkeypatch):
 @pytest.mark.timeout(1800)
 def test_attacks_cost_their_own_verdict_at_most(tmp_path, monkeypatch, workers):
   monkeypatch.chdir(tmp_path)
-  with load(tmp_path, workers=workers, timeout=15.0) as verifier:
-    assert not attack(verifier, [*ATTACKS, *reversed(ATTACKS)])
+  with load(tmp_path, workers=workers, timeout=10.0) as verifier:
+    assert not attack(verifier, [*ATTACKS, *reversed(QUICK)])

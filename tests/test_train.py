@@ -17,7 +17,7 @@ import pytest
 
 from configs import dapo, default, demo, ewa, grpo, rloo, spo, v05
 from v05_jax import config as configuration
-from v05_jax import history, models
+from v05_jax import history, models, rewards
 from v05_jax.estimators import ewa as experts
 from v05_jax.models import hf
 from v05_jax.observers import scoreboard
@@ -275,6 +275,54 @@ def test_updates_that_keep_failing_stop_the_run_and_name_the_last_good_checkpoin
     train(config, str(tmp_path / "run"))
   written = metrics.read(tmp_path / "run")
   assert len(written) == 4 and all(line["grad/skipped"] == 1 for line in written)
+
+
+REWARD = """
+import os
+
+def score(prompt, response, row):
+  if os.path.exists("broken"): return row["label"]
+  return float(response.strip() == str(row["answer"]))
+"""
+
+
+def test_a_reward_that_always_fails_stops_the_run_which_goes_on_when_it_is_mended(
+  tmp_path, monkeypatch
+):
+  """The state before the step that failed is saved, and lost by no further attempt."""
+  (tmp_path / "failing_reward.py").write_text(REWARD)
+  monkeypatch.chdir(tmp_path)
+  run = lambda steps, **keys: train(
+    small(
+      num_steps=steps,
+      **{"checkpoint.period": 0, "eval.period": 0, "reward": "failing_reward:score"} | keys,
+    ),
+    str(tmp_path / "run"),
+  )
+
+  def broken_after(lines):
+    def wait():
+      while len(metrics.read(tmp_path / "run")) < lines:
+        time.sleep(0.01)
+      (tmp_path / "broken").touch()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+  thread = broken_after(2)
+  error = r"all \d+ verdicts failed.*crash: KeyError: 'label' \(.*failing_reward.py:5\).*mend"
+  with pytest.raises(rewards.RewardError, match=error) as found:
+    run(200)
+  thread.join()
+  done = len(metrics.read(tmp_path / "run"))
+  assert 2 <= done < 200 and f"the state after step {done}" in str(found.value)
+  with pytest.raises(rewards.RewardError, match=f"the state after step {done}"):
+    run(200)  # again, at once
+  (tmp_path / "broken").unlink()
+  state = run(done + 1, **{"rewards.workers": 1, "rewards.timeout": 30.0})
+  assert [line["step"] for line in metrics.read(tmp_path / "run")] == list(range(1, done + 2))
+  assert int(state.step) == done + 1
 
 
 def start(workdir, cache, **keys):

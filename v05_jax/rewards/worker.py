@@ -137,7 +137,7 @@ def describe(error: BaseException) -> str:
   frames = [
     frame
     for frame in traceback.extract_tb(error.__traceback__)[1:]
-    if frame.filename != __file__ and not frame.filename.startswith("<")
+    if frame.filename not in (__file__, importlib.__file__) and frame.filename[0] != "<"
   ]
   library = lambda name: (
     name.startswith(STANDARD_LIBRARY) or f"{os.sep}site-packages{os.sep}" in name
