@@ -216,7 +216,7 @@ def test_a_worker_that_ends_between_two_verdicts_costs_none(module, response):
 
 def test_a_worker_that_does_not_read_costs_its_time_alone(module):
   """Stopped between two verdicts, and sent more than the socket holds."""
-  with rewards.load(config("my_reward:score", workers=1, timeout=3.0)) as verifier:
+  with rewards.load(config("my_reward:score", workers=1, timeout=2.0)) as verifier:
     os.kill(int(judge(verifier, "pid")[0].reward), signal.SIGSTOP)
     stopped, after = judge(verifier, "x" * 10_000_000, "", value=2)
   assert stopped.failure == "timeout" and after.reward == 2.0

@@ -24,7 +24,7 @@ from v05_jax.observers import scoreboard
 from v05_jax.priors import context as contexts
 from v05_jax.run import checkpoint, metrics
 from v05_jax.sampling import draw as drawing
-from v05_jax.train import train
+from v05_jax.train import Housekeeping, train
 from v05_jax.value_model import convert
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -286,43 +286,56 @@ def score(prompt, response, row):
 """
 
 
-def test_a_reward_that_always_fails_stops_the_run_which_goes_on_when_it_is_mended(
-  tmp_path, monkeypatch
+@pytest.mark.parametrize("more", [0, pytest.param(1, marks=LONG)])
+def test_a_reward_that_always_fails_stops_the_run_and_the_state_is_saved(
+  tmp_path, monkeypatch, more
 ):
-  """The state before the step that failed is saved, and lost by no further attempt."""
+  """The state before the step that failed; it is lost by no further attempt, and, with `more`
+  steps, goes on when the reward is mended."""
   (tmp_path / "failing_reward.py").write_text(REWARD)
   monkeypatch.chdir(tmp_path)
-  run = lambda steps, **keys: train(
-    small(
-      num_steps=steps,
-      **{"checkpoint.period": 0, "eval.period": 0, "reward": "failing_reward:score"} | keys,
-    ),
-    str(tmp_path / "run"),
-  )
+  keys = {"reward": "failing_reward:score", "checkpoint.period": 0, "eval.period": 0}
+  run = lambda steps, **other: train(small(num_steps=steps, **keys, **other), str(tmp_path / "run"))
 
-  def broken_after(lines):
-    def wait():
-      while len(metrics.read(tmp_path / "run")) < lines:
-        time.sleep(0.01)
-      (tmp_path / "broken").touch()
+  def break_it():
+    while len(metrics.read(tmp_path / "run")) < 1:
+      time.sleep(0.01)
+    (tmp_path / "broken").touch()
 
-    thread = threading.Thread(target=wait, daemon=True)
-    thread.start()
-    return thread
-
-  thread = broken_after(2)
+  thread = threading.Thread(target=break_it, daemon=True)
+  thread.start()
   error = r"all \d+ verdicts failed.*crash: KeyError: 'label' \(.*failing_reward.py:5\).*mend"
   with pytest.raises(rewards.RewardError, match=error) as found:
-    run(200)
+    run(400)
   thread.join()
   done = len(metrics.read(tmp_path / "run"))
-  assert 2 <= done < 200 and f"the state after step {done}" in str(found.value)
-  with pytest.raises(rewards.RewardError, match=f"the state after step {done}"):
-    run(200)  # again, at once
-  (tmp_path / "broken").unlink()
-  state = run(done + 1, **{"rewards.workers": 1, "rewards.timeout": 30.0})
-  assert [line["step"] for line in metrics.read(tmp_path / "run")] == list(range(1, done + 2))
-  assert int(state.step) == done + 1
+  assert 1 <= done < 400 and str(found.value).endswith(f"the state after step {done}")
+  assert checkpoint.Checkpoints(tmp_path / "run", 2).steps() == [done]
+  if more:
+    with pytest.raises(rewards.RewardError, match=f"the state after step {done}"):
+      run(400)
+    (tmp_path / "broken").unlink()
+    state = run(done + more, **{"rewards.workers": 1, "rewards.timeout": 30.0})
+    steps = [line["step"] for line in metrics.read(tmp_path / "run")]
+    assert steps == list(range(1, done + more + 1)) and int(state.step) == done + more
+
+
+@pytest.mark.long
+def test_a_reward_that_fails_in_an_evaluation_stops_the_run_after_its_line(tmp_path, monkeypatch):
+  """The step before the evaluation has its line, without the evaluation, and its checkpoint."""
+  (tmp_path / "failing_reward.py").write_text(
+    "def score(prompt, response, row):\n  return 1.0 if len(row['prompt']) < 60 else row['label']\n"
+  )
+  row = json.dumps({"prompt": "0" * 80, "answer": "1"})
+  (tmp_path / "long.jsonl").write_text(f"{row}\n" * 4)
+  monkeypatch.chdir(tmp_path)
+  keys = {"reward": "failing_reward:score", "eval.path": "long.jsonl", "checkpoint.period": 0}
+  config = small(num_steps=3, **keys, **{"sampler.max_prompt": 100})
+  monkeypatch.setattr(Housekeeping, "begin", lambda *_: None)
+  with pytest.raises(rewards.RewardError, match=r"saved in .*: the state after step 2"):
+    train(config, str(tmp_path / "run"))
+  written = metrics.read(tmp_path / "run")
+  assert [line["step"] for line in written] == [1, 2] and "eval/mean" not in written[1]
 
 
 def start(workdir, cache, **keys):

@@ -41,8 +41,13 @@ def main(descriptor: int, target: str, memory: int):
   if memory:
     with contextlib.suppress(ValueError, OSError):  # macOS knows no such limit
       resource.setrlimit(resource.RLIMIT_AS, (memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
-  with contextlib.suppress(OSError):  # the parent has closed it
+  try:
     _serve(socket.socket(fileno=descriptor), target)
+  except OSError:  # the connection is closed
+    pass
+  except BaseException:
+    traceback.print_exc()
+  os._exit(1)  # and does not wait for threads that the function has started
 
 
 def _serve(connection: socket.socket, target: str):
