@@ -180,8 +180,8 @@ ATTACKS = {
   "signals": ("[signal.signal(n, signal.SIG_IGN) for n in (2, 15)]; return 0.5", 0.5),
   "trace": ("sys.settrace(lambda *_: None); return 0.5", 0.5),
 }
-# For `make test-long`: those that take their time limit, or the seconds that a worker has to end, and
-# replies that are none, of which test_rewards has more.
+# For `make test-long`: those that take their time limit, or the seconds that a worker has to end,
+# and replies that are none, of which test_rewards has more.
 SLOW = {name for name, (_, expected) in ATTACKS.items() if expected == TIMEOUT}
 SLOW |= {"close_and_live", "replaced_by_a_sleeper"}
 SLOW |= {name for name in ATTACKS if name.startswith("reply_")}

@@ -309,6 +309,27 @@ def test_few_failed_verdicts_are_no_reason_until_there_are_four_in_a_row():
     judge.finish()
 
 
+def test_a_run_that_is_to_stop_does_not_wait_for_verdicts_that_do_not_come(monkeypatch):
+  monkeypatch.setattr(verdicts, "PATIENCE", 0.2)
+  monkeypatch.setattr(verdicts, "LOOK", 0.05)
+  asked = []
+  never = types.SimpleNamespace(submit=lambda *jobs: [futures.Future() for _ in jobs[0]])
+  judge = verdicts.Judge(support.policy(), support.config(), never, lambda: bool(asked))
+  prompts = support.prompts(2)
+  ended = [Sampled(p, 0, tokens=[np.array([2, support.EOS])]) for p in range(2)]
+  waiting = judge.submit(ended, prompts)
+  asked.append(True)
+  with pytest.raises(verdicts.Interrupted):
+    judge.rewards(ended, waiting)
+  asked.clear()
+  late = judge.submit(ended, prompts)
+  with futures.ThreadPoolExecutor(1) as pool:
+    found = pool.submit(judge.rewards, ended, late)
+    assert not futures.wait([found], 0.5).done  # nobody asks it to stop: it waits
+    asked.append(True)
+    assert isinstance(found.exception(60), verdicts.Interrupted)
+
+
 def test_rewards_outside_of_their_range_are_said_once_and_counted(caplog):
   far = support.Verifier(lambda text: {0: 1.5, 1: -2.0}.get(len(text) % 3, 1.0))
   rolls, stats = run(verifier=far, truncated="score")

@@ -321,6 +321,30 @@ def test_a_reward_that_always_fails_stops_the_run_and_the_state_is_saved(
 
 
 @pytest.mark.long
+def test_a_signal_is_heard_while_verdicts_do_not_come(tmp_path, monkeypatch):
+  """A reward that hangs for ten minutes: the run saves the state before the step, and stops."""
+  text = REWARD.replace('return row["label"]', "time.sleep(600)").replace("os\n", "os, time\n")
+  (tmp_path / "hanging_reward.py").write_text(text)
+  monkeypatch.chdir(tmp_path)
+  keys = {"reward": "hanging_reward:score", "checkpoint.period": 0, "rewards.timeout": 600.0}
+
+  def stop():
+    while len(metrics.read(tmp_path / "run")) < 1:
+      time.sleep(0.01)
+    (tmp_path / "broken").touch()
+    time.sleep(3)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  threading.Thread(target=stop, daemon=True).start()
+  began = time.monotonic()
+  with pytest.raises(checkpoint.Preempted, match=r"verdicts did not come; saved in .*: the state"):
+    train(small(num_steps=4000, **keys, **{"eval.period": 0}), str(tmp_path / "run"))
+  assert time.monotonic() - began < 300
+  steps = [line["step"] for line in metrics.read(tmp_path / "run")]
+  assert checkpoint.Checkpoints(tmp_path / "run", 2).steps() == steps[-1:]
+
+
+@pytest.mark.long
 def test_a_reward_that_fails_in_an_evaluation_stops_the_run_after_its_line(tmp_path, monkeypatch):
   """The step before the evaluation has its line, without the evaluation, and its checkpoint."""
   (tmp_path / "failing_reward.py").write_text(

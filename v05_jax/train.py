@@ -16,6 +16,7 @@ from v05_jax.run.progress import CompilationCounter, Progress
 from v05_jax.sampling import rollouts
 from v05_jax.sampling.ahead import Ahead
 from v05_jax.sampling.draw import draw
+from v05_jax.sampling.verdicts import Interrupted
 from v05_jax.scale import distributed
 from v05_jax.setup import Run, setup
 from v05_jax.step import learn, update
@@ -44,7 +45,8 @@ def train(config, workdir: str) -> TrainState:
   ):
     first = saved.latest() or 0
     run = setup(config, workdir, first)
-    collect = rollouts.make(run.policy, config, run.mesh, verifier, ahead)
+    stopping = lambda: preemption.requested
+    collect = rollouts.make(run.policy, config, run.mesh, verifier, ahead, stopping)
     evaluate = evaluation.make(run.policy, config, run.mesh, collect)
     state = saved.restore(first, run.init()) if first else run.init()
     if first < config.num_steps:  # while the first rollouts are sampled
@@ -62,7 +64,7 @@ def train(config, workdir: str) -> TrainState:
         began, failed = time.perf_counter(), int(state.skipped)
         try:
           drawn = draw(run, collect, state)  # prompts -> prior -> rollouts
-        except rewards.RewardError as error:
+        except (rewards.RewardError, Interrupted) as error:
           raise after.given_up(state, error) from None
         taken = drawn.taken
         advantage, test = run.advantages(state.estimator, taken.groups, taken.value)  # fusion
@@ -103,7 +105,7 @@ class Housekeeping(NamedTuple):
     if config.eval.period and (last or due(done, config.eval.period)):
       try:
         measured = measured | evaluation.summarise(self.evaluate(state.params))
-      except rewards.RewardError as error:
+      except (rewards.RewardError, Interrupted) as error:
         unmeasured = error
     measured["time/compilations"] = (self.compilations(), 1)
     measured["time/step"] = (time.perf_counter() - began, 1)
@@ -128,15 +130,17 @@ class Housekeeping(NamedTuple):
     self.run.observers.flush()
     self.saved.save(int(state.step), state)
 
-  def given_up(self, state: TrainState, error: rewards.RewardError) -> rewards.RewardError:
-    """What a run says that stops because its reward always fails; saves the state before."""
+  def given_up(self, state: TrainState, error: Exception) -> Exception:
+    """What a run raises that goes no further, since verdicts fail or do not come; saves the state
+    before."""
     done = int(state.step)
     # While updates fail, the checkpoints before them are kept.
     if done and not int(state.skipped) and self.saved.latest() != done:
       self.save(state)
     kept = self.saved.latest()
     where = "nothing" if kept is None else f"the state after step {kept}"
-    return rewards.RewardError(f"{error}; saved in {self.workdir}: {where}")
+    kind = checkpoint.Preempted if isinstance(error, Interrupted) else rewards.RewardError
+    return kind(f"{error}; saved in {self.workdir}: {where}")
 
 
 def agreed(requested: bool, state: TrainState, done: int) -> bool:

@@ -1,8 +1,10 @@
 """Verdicts on finished rollouts: who asks for them, who is told, and when a reward is given up."""
 
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 import logging
 import math
+import time
 
 import numpy as np
 
@@ -13,15 +15,25 @@ from v05_jax.scale import distributed
 from v05_jax.structs import Prompts
 
 ENOUGH = 4  # failed verdicts in a row by which a reward is given up, where a step has no other
+PATIENCE = 10.0  # seconds that a run which is asked to stop waits for verdicts
+LOOK = 0.5  # seconds between two looks whether it is
 
 log = logging.getLogger(__name__)
 
 
-class Judge:
-  """Hands rollouts to a verifier (`rewards.load`), for a policy and a run's config."""
+class Interrupted(InterruptedError):
+  """The run was asked to stop, and verdicts did not come."""
 
-  def __init__(self, policy, config, verifier):
+
+class Judge:
+  """Hands rollouts to a verifier (`rewards.load`), for a policy and a run's config.
+
+  `stopping()` says whether the run has been asked to stop: then it waits for `PATIENCE` at most.
+  """
+
+  def __init__(self, policy, config, verifier, stopping: Callable[[], bool] = lambda: False):
     self._tokenizer, self._stop, self._verifier = policy.tokenizer, policy.stop, verifier
+    self._stopping, self._asked = stopping, None  # when it was first seen to be stopping
     self._all, self._config = config.sampler.truncated == "score", config
     self._slots = config.sampler.slots
     self._warned = False  # of a reward outside of low .. high
@@ -55,7 +67,10 @@ class Judge:
     return [mine.get(id(r), lambda: self._config.rewards.low) for r in ended]
 
   def _reward(self, handle) -> float:
-    """Waits for a verdict -> its reward, NaN where the verifier failed."""
+    """Waits for a verdict -> its reward, NaN where the verifier failed, infinite where the run
+    stops without it."""
+    if isinstance(handle, Future) and not self._comes(handle):
+      return math.inf
     verdict = handle.result()
     low, high = self._config.rewards.low, self._config.rewards.high
     if math.isnan(verdict.reward):
@@ -70,10 +85,22 @@ class Judge:
       )
     return verdict.reward
 
+  def _comes(self, handle: Future) -> bool:
+    """Waits for a verdict; False = it is waited for no longer, since the run is to stop."""
+    while not wait([handle], LOOK).done:
+      if self._stopping():
+        self._asked = self._asked or time.monotonic()
+        if time.monotonic() - self._asked > PATIENCE:
+          return False
+    return True
+
   def rewards(self, ended: list, verdicts: list[Callable[[], float]]) -> list[float]:
     """The rollouts' rewards, NaN where the verifier failed: a process waits for the verdicts on its
-    own prompts and is told the others."""
+    own prompts and is told the others. Raises `Interrupted`, in all processes alike, where one of
+    them stops waiting."""
     found = self._told(ended, verdicts)
+    if any(map(math.isinf, found)):
+      raise Interrupted("stopped by a signal while verdicts did not come")
     self._rollouts += len(ended)
     self._judged += sum(map(self._wanted, ended))
     self._failed += int(np.isnan(found).sum())
