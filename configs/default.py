@@ -59,9 +59,9 @@ def get_config() -> ConfigDict:
   c.reward = "task"  # task | math | module:function, called as (prompt, response, row) -> float
   c.rewards = rewards = ConfigDict()
   rewards.low = 0.0  # the verifier's reward for failure: mapped to -1
-  rewards.high = 1.0  # and for success: mapped to 1
+  rewards.high = 1.0  # and for success: mapped to 1; what lies outside is clipped
   rewards.workers = 2  # verifier processes; the built-in tasks' own verifier runs in the loop
-  rewards.timeout = 10.0  # seconds a verdict may take
+  rewards.timeout = 10.0  # seconds a verdict may take, a day at most
   # tokens before the limit over which a penalty falls from 0 to -1 (DAPO); 0 = off
   rewards.overlong_buffer = 0
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from configs import default
-from v05_jax import models, plug
+from v05_jax import models, plug, rewards
 from v05_jax.budgets.base import Budget
 from v05_jax.models import decoder
 from v05_jax.sampling import rollouts
@@ -45,12 +45,8 @@ class Verifier:
     self.reward = reward
 
   def submit(self, prompts, responses, rows):
-    return [
-      types.SimpleNamespace(
-        result=lambda r=r: types.SimpleNamespace(reward=self.reward(r), failure="")
-      )
-      for r in responses
-    ]
+    verdict = lambda x: rewards.Verdict(x, *(("crash", "broken") if np.isnan(x) else ()))
+    return [types.SimpleNamespace(result=lambda r=r: verdict(self.reward(r))) for r in responses]
 
 
 def params(seed=0):

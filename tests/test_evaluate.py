@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from configs import default
+from v05_jax import rewards
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.run import evaluate, metrics, success
 
@@ -241,6 +242,23 @@ def test_a_benchmark_is_asked_for_the_same_samples_in_any_company():
   alone, together = asked("aime2024"), asked("gsm8k,aime2024")
   assert together[0][2:] == alone[0] and len(set(together[0])) == 4
   assert together[1:] == alone[1:] and alone[2][:2] == (3, 3)
+
+
+def test_an_evaluation_in_which_every_verdict_fails_writes_nothing(tmp_path, monkeypatch):
+  (tmp_path / "my_reward.py").write_text(
+    "def broken(prompt, response, row):\n  return row['no such field']\n"
+    "def two(prompt, response):\n  return 1.0\n"
+  )
+  monkeypatch.chdir(tmp_path)
+  c = settings("aime2024")
+  c.reward = "my_reward:broken"
+  error = r"all 6 verdicts failed.*crash: KeyError: 'no such field' \(.*my_reward.py:2\)"
+  with pytest.raises(rewards.RewardError, match=error):
+    evaluate.evaluate_workdir(c, str(tmp_path / "run"))
+  assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith("eval")]
+  c.reward, c.policy.path = "my_reward:two", str(tmp_path / "nowhere")
+  with pytest.raises(ValueError, match="has other parameters"):  # before the model is looked for
+    evaluate.evaluate_workdir(c, str(tmp_path / "run"))
 
 
 def test_no_samples_are_a_clear_error(tmp_path):

@@ -104,3 +104,15 @@ def test_make_numbers_the_prompts_and_keeps_float64():
   np.testing.assert_array_equal(got.row, [0, 1])
   np.testing.assert_allclose(got.vbar, [1, -0.4])
   assert grouping.make([[1, 0]], [[True, False]]).reward.dtype == np.float32
+
+
+@pytest.mark.parametrize("low, high", [(1, 1), (1, 0), (np.nan, 1), (0, np.inf), (-np.inf, 0)])
+def test_a_range_of_rewards_that_is_none_is_refused(low, high):
+  with pytest.raises(ValueError, match=r"rewards.low, rewards.high: found"):
+    grouping.map_reward(np.zeros(1), low, high)
+
+
+def test_outside_is_what_is_clipped_by_more_than_rounding():
+  reward = [0.0999, 0.1, np.float32(0.1), 0.5, 0.1 + 0.2, 0.31, np.nan]
+  found = grouping.outside(reward, 0.1, 0.3)
+  np.testing.assert_array_equal(found, [True, False, False, True, False, True, False])

@@ -30,10 +30,11 @@ LAYERS = (
   " value_model.synthetic value_model.torch_file",
   "budget history models structs run.board run.lock run.metrics run.progress sampling.ahead"
   " scale.cost value_model.cells value_model.directory value_model.pairs",
-  "tasks sampling.resample sampling.sampler sampling.verdicts update.objective"
+  "tasks sampling.resample sampling.sampler update.objective"
   " update.packing value_model.batches value_model.convert value_model.measure"
   " value_model.tabpfn",
-  "data rewards sampling.schedule sampling.warmup update.policy_gradient value_model.v0",
+  "data rewards sampling.schedule sampling.verdicts sampling.warmup update.policy_gradient"
+  " value_model.v0",
   "plug value_model value_model.initial value_model.objective",
   "estimators",
   "budgets",
@@ -69,7 +70,7 @@ ONLY = {
   "shapes": "budgets update.packing",
   "run.success": "",
   "sampling.selection": "",
-  "sampling.resample": "structs",
+  "sampling.resample": "groups structs",
   "sampling.ledger": "budgets groups sampling.schedule structs",
 }
 FLAX = ("models/", "value_model/train.py", "structs.py")

@@ -28,7 +28,7 @@ def drawn(seed):
 
 def test_groups_without_signal_are_dropped_and_the_rest_stays_whole():
   draws = [drawn(0), drawn(1)]
-  keep = [resample.informative(draw.rolls) for draw in draws]
+  keep = [resample.informative(draw.groups) for draw in draws]
   for draw, kept in zip(draws, keep):
     rolls = draw.rolls
     successes = np.where(rolls.mask, rolls.reward, 0).sum(1)
@@ -55,6 +55,16 @@ def test_groups_without_signal_are_dropped_and_the_rest_stays_whole():
   # The packed batch is what the update sees: every kept rollout is in it, once.
   _, used = packing.pack(prompts, rolls, np.zeros((8, 3)), np.ones((8, 3)), (64, 21))
   assert used and len(rolls.prompt) == 3 * (total - 1)
+
+
+def test_signal_is_what_the_loss_sees():
+  """Rewards that differ outside of their range alone are equal for the loss."""
+  reward = np.array([[2, 3, 9], [1, 3, 1], [-1, 0, -5], [-1, 0.5, 0], [2, np.nan, 0.5], [0, 1, 0]])
+  mask = np.ones((6, 3), bool)
+  mask[5, 1] = False
+  groups = grouping.make(grouping.map_reward(reward, 0.0, 1.0), mask)
+  found = resample.informative(groups)
+  np.testing.assert_array_equal(found, [False, False, False, True, True, False])
 
 
 def test_a_shortage_of_groups_leaves_padding():

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from v05_jax import rewards
+from v05_jax.rewards import pool, process
 
 ROOT = pathlib.Path(__file__).parents[1]
 MODULE = r"""
-import ctypes, os, re, signal, sys, time
+import ctypes, functools, json, os, re, signal, sys, threading, time
 
 def score(prompt, response, row):
   if response == "hang":
@@ -33,11 +34,27 @@ def score(prompt, response, row):
   if response == "jax": return "jax" in sys.modules
   if response == "sigint": return signal.getsignal(signal.SIGINT) is signal.SIG_IGN
   if response == "pid": return os.getpid()
+  if response == "library": return json.loads("{")
+  if response == "exit later": threading.Timer(0.05, os._exit, [5]).start()
+  if response == "alarm later": signal.setitimer(signal.ITIMER_REAL, 0.05)
   return row["value"]
 
 class Scorer:
   method = staticmethod(score)
 
+def two(prompt, response): return 1
+def four(prompt, response, row, more): return 1
+def named(prompt, response, *, row): return 1
+def optional(prompt, response, row, more=None): return 1
+def anything(*arguments, **keys): return 1
+async def coroutine(prompt, response, row): return 1
+def generator(prompt, response, row): yield 1
+async def both(prompt, response, row): yield 1
+partial = functools.partial(score, "")
+whole = functools.partial(optional, more=1)
+class Called:
+  def __call__(self, prompt, response, row): return 1
+called = Called()
 number = 3
 """
 
@@ -136,26 +153,169 @@ def test_close_with_pending_work(module):
     ("my_reward:no_such_function", "no_such_function"),
     ("my_reward:number", "number is a int, expected a function"),
     ("dies:f", "status 7"),
+    ("exits:f", "SystemExit: 2 .*exits.py:2"),
+    ("os:system", r"system\(command\) has other parameters"),
+    ("operator:add", "has other parameters"),
+    ("my_reward:two", r"two\(prompt, response\) has other parameters \(too many positional"),
+    ("my_reward:four", "missing a required argument: 'more'"),
+    ("my_reward:named", "has other parameters"),
+    ("my_reward:partial", "has other parameters"),
+    ("my_reward:Called", "has other parameters"),
+    ("my_reward:coroutine", "coroutine is async or a generator, expected a function"),
+    ("my_reward:generator", "generator is async or a generator"),
+    ("my_reward:both", "both is async or a generator"),
   ],
 )
 def test_an_unusable_function_is_an_error_at_load(module, reward, message):
   (module / "dies.py").write_text("import os; os._exit(7)")
+  (module / "exits.py").write_text("import sys\nsys.exit(2)")
   with pytest.raises(ValueError, match=message) as error:
     rewards.load(config(reward))
   assert f"config.reward = {reward!r}" in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["optional", "anything", "whole", "called"])
+def test_whatever_can_be_called_with_three_arguments_is_a_reward(module, name):
+  with rewards.load(config(f"my_reward:{name}", workers=1)) as verifier:
+    assert judge(verifier, "")[0].reward == 1.0
+
+
 @pytest.mark.parametrize(
-  "key, options",
+  "key, value",
   [
-    ("workers", dict(workers=0)),
-    ("timeout", dict(timeout=0.0)),
-    ("timeout", dict(timeout=math.nan)),
+    *[("workers", x) for x in (0, -1, True, 2.5, "2", None, 10**9)],
+    *[("timeout", x) for x in (0.0, -1.0, True, "10", None, math.nan, math.inf)],
+    *[("timeout", x) for x in (1e9, 1e300, 86_401, 10**400)],
   ],
 )
-def test_unusable_options_are_an_error_at_load(key, options):
-  with pytest.raises(ValueError, match=f"config.rewards.{key}"):
-    rewards.load(config("math", **options))
+def test_unusable_options_are_an_error_at_load(key, value):
+  with pytest.raises(ValueError, match=f"config.rewards.{key}: found .*, expected "):
+    rewards.load(config("math", **{key: value}))
+
+
+def test_the_longest_time_limit_works(module):
+  with rewards.load(config("my_reward:score", workers=1, timeout=86_400)) as verifier:
+    assert judge(verifier, "", value=2)[0].reward == 2.0
+
+
+def test_an_error_names_the_line_of_the_users_file(module):
+  with rewards.load(config("my_reward:score", workers=1, timeout=60.0)) as verifier:
+    (found,) = judge(verifier, "library")
+  line = 1 + MODULE.splitlines().index('  if response == "library": return json.loads("{")')
+  assert "JSONDecodeError" in found.detail and f"my_reward.py:{line})" in found.detail
+
+
+@pytest.mark.parametrize("response", ["exit later", "alarm later"])
+def test_a_worker_that_ends_between_two_verdicts_costs_none(module, response):
+  with rewards.load(config("my_reward:score", workers=1, timeout=60.0)) as verifier:
+    pid = int(judge(verifier, "pid")[0].reward)
+    first = judge(verifier, response, value=1)
+    assert not alive(pid)
+    assert [v.reward for v in first + judge(verifier, "", value=2)] == [1.0, 2.0]
+
+
+def test_a_worker_that_does_not_read_costs_its_time_alone(module):
+  """Stopped between two verdicts, and sent more than the socket holds."""
+  with rewards.load(config("my_reward:score", workers=1, timeout=2.0)) as verifier:
+    os.kill(int(judge(verifier, "pid")[0].reward), signal.SIGSTOP)
+    stopped, after = judge(verifier, "x" * 10_000_000, "", value=2)
+  assert stopped.failure == "timeout" and after.reward == 2.0
+
+
+class Hostile:
+  """An object in a row that raises when it is sent."""
+
+  def __init__(self, error):
+    self.error = error
+
+  def __reduce__(self):
+    raise self.error
+
+
+def test_whatever_an_object_in_a_row_raises_fails_alone(module):
+  deep = []
+  for _ in range(100_000):
+    deep = [deep]
+  values = [Hostile(e) for e in (KeyboardInterrupt(), SystemExit(), MemoryError(), OSError())]
+  with rewards.load(config("my_reward:score", workers=1, timeout=60.0)) as verifier:
+    rows = [{"value": x} for x in (1, *values, deep, 2)]
+    handles = verifier.submit([""] * len(rows), [""] * len(rows), rows)
+    first, *failed, last = [handle.result(timeout=300) for handle in handles]
+  assert (first.reward, last.reward) == (1.0, 2.0)
+  assert all(v.failure == "crash" and "cannot be sent" in v.detail for v in failed)
+  while deep:  # else its end would recurse as deeply
+    deep = deep.pop()
+
+
+@pytest.mark.parametrize("error", [BlockingIOError(11, "no process"), MemoryError()])
+def test_a_system_without_room_for_a_process_costs_verdicts_and_no_thread(
+  module, monkeypatch, error
+):
+  monkeypatch.setattr(pool, "PAUSES", (0.01, 0.01))
+  with rewards.load(config("my_reward:score", workers=1, timeout=60.0)) as verifier:
+    start, attempts = subprocess.Popen, []
+
+    def short(*arguments, **keys):
+      attempts.append(arguments)
+      if len(attempts) <= 4:
+        raise error
+      return start(*arguments, **keys)
+
+    monkeypatch.setattr(subprocess, "Popen", short)
+    verdicts = judge(verifier, "exit", "", "", value=2)
+  assert [v.failure for v in verdicts] == ["crash", "crash", ""] and len(attempts) == 5
+  assert "a worker cannot be started" in verdicts[1].detail and verdicts[2].reward == 2.0
+
+
+def test_no_process_at_the_start_is_an_error_at_load(module, monkeypatch):
+  monkeypatch.setattr(pool, "PAUSES", ())
+
+  def short(*arguments, **keys):
+    raise BlockingIOError(11, "no process")
+
+  monkeypatch.setattr(subprocess, "Popen", short)
+  with pytest.raises(
+    ValueError, match=r"config.reward = .*a worker cannot be started: .*no process"
+  ):
+    rewards.load(config("my_reward:score"))
+
+
+def test_what_nobody_expects_in_a_thread_is_a_failed_verdict(module, monkeypatch):
+  with rewards.load(config("my_reward:score", workers=1, timeout=60.0)) as verifier:
+    right = process.parse
+    for error in (OverflowError("large"), RecursionError(), SystemExit(3), KeyError("x")):
+
+      def wrong(line, error=error):
+        raise error
+
+      monkeypatch.setattr(process, "parse", wrong)
+      (failed,) = judge(verifier, "", value=1)
+      assert failed.failure == "crash" and type(error).__name__ in failed.detail
+      monkeypatch.setattr(process, "parse", right)
+      assert judge(verifier, "", value=1)[0].reward == 1.0
+
+
+@pytest.mark.parametrize(
+  "line",
+  [
+    *[b"", b"x", b"1", b"null", b"true", b"{}", b'"abc"', b"[]", b"[1, 2]", b"[1, 2, 3]"],
+    *[b'[1, 2, "", 3]', b'[1.0, 2, ""]', b'[true, 2, ""]', b'["1", 2, ""]', b'[1, true, ""]'],
+    *[b'[1, "2", ""]', b'[1, null, ""]', b'[1, NaN, ""]', b'[1, Infinity, ""]', b'[1, 1e999, ""]'],
+    *[b'[1, [2], ""]', b"[1, 2, null]", b'[1, 2, [""]]', b'{"a": 1, "b": 2, "c": ""}'],
+    *[b"[1, 1" + b"0" * 400 + b', ""]', b"[1, " + b"9" * 9000 + b', ""]', b"[" * 60_000],
+    *[b'\xff\xfe[1, 2, ""]', b"\xff", b'[1, 2, ""] [1, 2, ""]', b'[1, 2, "'],
+  ],
+)
+def test_a_reply_that_is_no_verdict_is_refused(line):
+  with pytest.raises(process.Lost, match=r"expected .number, reward, error."):
+    process.parse(line)
+
+
+def test_replies_are_read_as_they_are_written():
+  assert process.parse(b'[7, 0.5, ""]') == (7, 0.5, "")
+  assert process.parse(b'[7, 1, ""]') == (7, 1.0, "")
+  number, reward, error = process.parse(b'[7, NaN, "why"]')
+  assert number == 7 and math.isnan(reward) and error == "why"
 
 
 def test_the_built_in_tasks_are_judged_in_this_process():

@@ -14,11 +14,11 @@ import pytest
 
 from tests import support
 from v05_jax import budget as budgets
-from v05_jax import rng, shrinkage
+from v05_jax import rewards, rng, shrinkage
 from v05_jax.budgets.base import fixed_number
-from v05_jax.sampling import rollouts, sampler
+from v05_jax.sampling import rollouts, sampler, verdicts
 from v05_jax.sampling.ledger import Order
-from v05_jax.sampling.schedule import Schedule
+from v05_jax.sampling.schedule import Sampled, Schedule
 from v05_jax.scale import sharding
 
 FIXED = fixed_number(6)
@@ -274,6 +274,74 @@ def test_a_failed_verdict_costs_one_rollout():
   rolls, stats = run(verifier=broken)
   assert 0 < stats["rewards/failed"][0] == np.isnan(rolls.reward).sum()
   np.testing.assert_array_equal(rolls.mask, np.isfinite(rolls.reward))
+
+
+def test_a_reward_that_always_fails_is_given_up():
+  broken = support.Verifier(lambda text: float("nan"))
+  error = r"config.reward = 'task': all 8\d verdicts failed, .*crash: broken.*mend the function"
+  with pytest.raises(rewards.RewardError, match=error):
+    run(verifier=broken, truncated="score")
+  run(verifier=support.Verifier(lambda text: float("nan") if text else 1.0), truncated="score")
+
+
+def test_few_failed_verdicts_are_no_reason_until_there_are_four_in_a_row():
+  """Of a step most of whose rollouts are truncated, and not judged."""
+  judge = verdicts.Judge(support.policy(), support.config(), None)
+  rollout = lambda token: Sampled(0, 0, tokens=[np.array([token])])
+  ended, truncated = rollout(support.EOS), rollout(5)
+  tell = lambda rollouts, *found: judge.rewards(rollouts, [lambda x=x: x for x in found])
+  nan = float("nan")
+  for _ in range(3):
+    tell([ended, ended, ended, truncated], nan, nan, nan, 0.0)
+    assert judge.finish() == {"rewards/failed": (3, 1)}
+    tell([ended, ended], nan, 1.0)
+    assert judge.finish()["rewards/failed"] == (1, 1)
+  tell([ended, ended, ended, truncated], nan, nan, nan, 0.0)
+  judge.finish()
+  tell([truncated], 0.0)
+  assert judge.finish() == {"rewards/failed": (0, 1)}
+  tell([truncated, ended], 0.0, nan)  # the fourth
+  with pytest.raises(rewards.RewardError, match="another process says which"):
+    judge.finish()
+  judge = verdicts.Judge(support.policy(), support.config(), None)
+  tell([ended], nan)  # all there is
+  with pytest.raises(rewards.RewardError, match="all 1 verdicts failed"):
+    judge.finish()
+
+
+def test_a_run_that_is_to_stop_does_not_wait_for_verdicts_that_do_not_come(monkeypatch):
+  monkeypatch.setattr(verdicts, "PATIENCE", 0.2)
+  monkeypatch.setattr(verdicts, "LOOK", 0.05)
+  asked = []
+  never = types.SimpleNamespace(submit=lambda *jobs: [futures.Future() for _ in jobs[0]])
+  judge = verdicts.Judge(support.policy(), support.config(), never, lambda: bool(asked))
+  prompts = support.prompts(2)
+  ended = [Sampled(p, 0, tokens=[np.array([2, support.EOS])]) for p in range(2)]
+  waiting = judge.submit(ended, prompts)
+  asked.append(True)
+  with pytest.raises(verdicts.Interrupted):
+    judge.rewards(ended, waiting)
+  asked.clear()
+  late = judge.submit(ended, prompts)
+  with futures.ThreadPoolExecutor(1) as pool:
+    found = pool.submit(judge.rewards, ended, late)
+    assert not futures.wait([found], 0.5).done  # nobody asks it to stop: it waits
+    asked.append(True)
+    assert isinstance(found.exception(60), verdicts.Interrupted)
+
+
+def test_rewards_outside_of_their_range_are_said_once_and_counted(caplog):
+  far = support.Verifier(lambda text: {0: 1.5, 1: -2.0}.get(len(text) % 3, 1.0))
+  rolls, stats = run(verifier=far, truncated="score")
+  assert stats["rewards/clipped"] == (((rolls.reward < 0) | (rolls.reward > 1)).sum(), 1)
+  (record,) = [r for r in caplog.records if "rewards.low" in r.getMessage()]
+  text = record.getMessage()
+  assert re.search(r"a reward of (1.5 .* counts as 1|-2 .* counts as 0):", text), text
+  assert record.levelname == "WARNING" and "rewards.high = 0 .. 1" in text
+  caplog.clear()
+  _, stats = run(verifier=far, truncated="score")
+  assert not caplog.records and stats["rewards/clipped"][0] > 0
+  assert "rewards/clipped" not in run(truncated="score")[1]
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,14 @@ import pytest
 from configs import dapo, default, demo, ewa, grpo, rloo, spo, v05
 from tests import attack_kills
 from v05_jax import config as configuration
-from v05_jax import data, history, models
+from v05_jax import data, history, models, rewards
 from v05_jax.estimators import ewa as experts
 from v05_jax.models import hf
 from v05_jax.observers import scoreboard
 from v05_jax.priors import context as contexts
 from v05_jax.run import checkpoint, lock, metrics
 from v05_jax.sampling import draw as drawing
-from v05_jax.train import train
+from v05_jax.train import Housekeeping, train
 from v05_jax.value_model import convert
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -309,6 +309,91 @@ def test_updates_that_keep_failing_stop_the_run_and_name_the_last_good_checkpoin
     train(config, str(tmp_path / "run"))
   written = metrics.read(tmp_path / "run")
   assert len(written) == 4 and all(line["grad/skipped"] == 1 for line in written)
+
+
+REWARD = """
+import os
+
+def score(prompt, response, row):
+  if os.path.exists("broken"): return row["label"]
+  return float(response.strip() == str(row["answer"]))
+"""
+
+
+@pytest.mark.parametrize("more", [0, pytest.param(1, marks=LONG)])
+def test_a_reward_that_always_fails_stops_the_run_and_the_state_is_saved(
+  tmp_path, monkeypatch, more
+):
+  """The state before the step that failed; it is lost by no further attempt, and, with `more`
+  steps, goes on when the reward is mended."""
+  (tmp_path / "failing_reward.py").write_text(REWARD)
+  monkeypatch.chdir(tmp_path)
+  keys = {"reward": "failing_reward:score", "checkpoint.period": 0, "eval.period": 0}
+  run = lambda steps, **other: train(small(num_steps=steps, **keys, **other), str(tmp_path / "run"))
+
+  def break_it():
+    while len(metrics.read(tmp_path / "run")) < 1:
+      time.sleep(0.01)
+    (tmp_path / "broken").touch()
+
+  thread = threading.Thread(target=break_it, daemon=True)
+  thread.start()
+  error = r"all \d+ verdicts failed.*crash: KeyError: 'label' \(.*failing_reward.py:5\).*mend"
+  with pytest.raises(rewards.RewardError, match=error) as found:
+    run(400)
+  thread.join()
+  done = len(metrics.read(tmp_path / "run"))
+  assert 1 <= done < 400 and str(found.value).endswith(f"the state after step {done}")
+  assert checkpoint.Checkpoints(tmp_path / "run", 2).steps() == [done]
+  if more:
+    with pytest.raises(rewards.RewardError, match=f"the state after step {done}"):
+      run(400)
+    (tmp_path / "broken").unlink()
+    state = run(done + more, **{"rewards.workers": 1, "rewards.timeout": 30.0})
+    steps = [line["step"] for line in metrics.read(tmp_path / "run")]
+    assert steps == list(range(1, done + more + 1)) and int(state.step) == done + more
+
+
+@pytest.mark.long
+def test_a_signal_is_heard_while_verdicts_do_not_come(tmp_path, monkeypatch):
+  """A reward that hangs for ten minutes: the run saves the state before the step, and stops."""
+  text = REWARD.replace('return row["label"]', "time.sleep(600)").replace("os\n", "os, time\n")
+  (tmp_path / "hanging_reward.py").write_text(text)
+  monkeypatch.chdir(tmp_path)
+  keys = {"reward": "hanging_reward:score", "checkpoint.period": 0, "rewards.timeout": 600.0}
+
+  def stop():
+    while len(metrics.read(tmp_path / "run")) < 1:
+      time.sleep(0.01)
+    (tmp_path / "broken").touch()
+    time.sleep(3)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  threading.Thread(target=stop, daemon=True).start()
+  began = time.monotonic()
+  with pytest.raises(checkpoint.Preempted, match=r"verdicts did not come; saved in .*: the state"):
+    train(small(num_steps=4000, **keys, **{"eval.period": 0}), str(tmp_path / "run"))
+  assert time.monotonic() - began < 300
+  steps = [line["step"] for line in metrics.read(tmp_path / "run")]
+  assert checkpoint.Checkpoints(tmp_path / "run", 2).steps() == steps[-1:]
+
+
+@pytest.mark.long
+def test_a_reward_that_fails_in_an_evaluation_stops_the_run_after_its_line(tmp_path, monkeypatch):
+  """The step before the evaluation has its line, without the evaluation, and its checkpoint."""
+  (tmp_path / "failing_reward.py").write_text(
+    "def score(prompt, response, row):\n  return 1.0 if len(row['prompt']) < 60 else row['label']\n"
+  )
+  row = json.dumps({"prompt": "0" * 80, "answer": "1"})
+  (tmp_path / "long.jsonl").write_text(f"{row}\n" * 4)
+  monkeypatch.chdir(tmp_path)
+  keys = {"reward": "failing_reward:score", "eval.path": "long.jsonl", "checkpoint.period": 0}
+  config = small(num_steps=3, **keys, **{"sampler.max_prompt": 100})
+  monkeypatch.setattr(Housekeeping, "begin", lambda *_: None)
+  with pytest.raises(rewards.RewardError, match=r"saved in .*: the state after step 2"):
+    train(config, str(tmp_path / "run"))
+  written = metrics.read(tmp_path / "run")
+  assert [line["step"] for line in written] == [1, 2] and "eval/mean" not in written[1]
 
 
 def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path):

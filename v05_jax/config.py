@@ -28,6 +28,8 @@ RESUMABLE = (
   "eval.period",
   "checkpoint.period",
   "checkpoint.keep",
+  "rewards.workers",
+  "rewards.timeout",
   "cpu_devices",
   "mesh.data",
   "mesh.fsdp",

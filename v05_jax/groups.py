@@ -7,6 +7,7 @@ where a reward lies between failure and success.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -48,11 +49,17 @@ def map_reward(reward, low: float, high: float):
   """Rewards [...] in the verifier's units -> [-1, 1]: clip(2 (x - low) / (high - low) - 1, -1, 1).
 
   NaN stays NaN: the verifier failed. An array of numpy's stays one. Raises ValueError unless low <
-  high.
+  high, both finite.
   """
-  if not low < high:
-    raise ValueError(f"rewards.low, rewards.high: found {low}, {high}, expected low < high")
+  if not -math.inf < low < high < math.inf:
+    raise ValueError(f"rewards.low, rewards.high: found {low}, {high}, expected finite low < high")
   return (2.0 * (reward - low) / (high - low) - 1.0).clip(-1.0, 1.0)
+
+
+def outside(reward, low: float, high: float):
+  """bool [...]: the rewards that `map_reward` clips, by more than float32 rounds; NaN is none."""
+  reward = np.asarray(reward, np.float32)
+  return (reward < np.float32(low)) | (reward > np.float32(high))
 
 
 def outcomes(reward, mask):

@@ -48,7 +48,7 @@ _REWARD = Rule(
 
 
 _RANGES = (
-  (_at_least(1), "rollouts_per_step data.size rewards.workers prior.context prior.min_support"),
+  (_at_least(1), "rollouts_per_step data.size prior.context prior.min_support"),
   (_at_least(1), "sampler.slots sampler.chunk sampler.open_prompts sampler.prefill"),
   (_at_least(0), "cpu_devices"),
   (_at_least(1), "sampler.share sampler.slot_sizes sampler.column_sizes"),
@@ -75,7 +75,10 @@ _RANGES = (
   (Rule(lambda x: 0 <= x <= 1, "at least 0 and at most 1"), "value.pair_weight value.warmup"),
   (_one_of("adapter", "head", "both"), "value.train"),
   (Rule(lambda x: 0 <= x < 2**32, "at least 0 and below 2**32"), "seed"),
-  (Rule(lambda x: x > 0, "above 0"), "value.clip_norm rewards.timeout optimizer.eps"),
+  (Rule(lambda x: x > 0, "above 0"), "value.clip_norm optimizer.eps"),
+  (Rule(lambda x: 1 <= x <= 1024, "at least 1 and at most 1024"), "rewards.workers"),
+  (Rule(lambda x: 0 < x <= 86_400, "seconds above 0 and at most 86400, a day"), "rewards.timeout"),
+  (Rule(lambda x: abs(x) <= 1e30, "at least -1e30 and at most 1e30"), "rewards.low rewards.high"),
   (Rule(lambda x: x > 0, "above 0"), "sampler.temperature eval.temperature"),
   (Rule(lambda x: 0 < x <= 1, "above 0 and at most 1"), "sampler.top_p"),
   (Rule(lambda x: 0 <= x <= 1, "at least 0 and at most 1"), "loss.clip_low"),
@@ -104,7 +107,7 @@ _RANGES = (
   (_one_of("constant", "cosine", "linear"), "optimizer.schedule"),
   (ANYTHING, "value.data value.heldout value.start value.head value.natural value.dropout"),
   (ANYTHING, "policy.preset policy.family data.prompt_key data.answer_key"),
-  (ANYTHING, "data.chat_template rewards.low rewards.high selection.weighted"),
+  (ANYTHING, "data.chat_template selection.weighted"),
   (ANYTHING, "loss.share_prompts"),
 )
 RULES = {key: rule for rule, keys in _RANGES for key in keys.split()}
@@ -143,8 +146,10 @@ def relations(config, flat, wrong) -> list[str]:
   need(policy.attention == "plain" or policy.dtype == "bfloat16", "policy.dtype", flash)
   plain = "False, since policy.attention is flash, whose kernels see one segment a token"
   need(policy.attention == "plain" or not loss.share_prompts, "loss.share_prompts", plain)
-  high = f"less than rewards.high = {config.rewards.high}"
-  need(config.rewards.low < config.rewards.high, "rewards.low", high)
+  low, high = config.rewards.low, config.rewards.high
+  less = f"less than rewards.high = {high}, by more than float32 rounds"
+  apart = high - low > 1e-6 * max(abs(low), abs(high), 1e-30)
+  need(apart or "rewards.high" in wrong, "rewards.low", less)
   response = f"at most sampler.max_response = {sampler.max_response}"
   buffer = config.rewards.overlong_buffer
   need(buffer <= sampler.max_response, "rewards.overlong_buffer", response)

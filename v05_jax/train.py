@@ -17,6 +17,7 @@ from v05_jax.run.progress import CompilationCounter, Progress
 from v05_jax.sampling import rollouts
 from v05_jax.sampling.ahead import Ahead
 from v05_jax.sampling.draw import draw
+from v05_jax.sampling.verdicts import Interrupted
 from v05_jax.scale import distributed
 from v05_jax.setup import Run, setup
 from v05_jax.step import learn, update
@@ -29,8 +30,9 @@ def train(config, workdir: str) -> TrainState:
   Writes config.json, metrics.jsonl, TensorBoard events, checkpoints, summary.png and what observers
   write. A line of the metrics with `step` n describes the state after n steps. Raises ValueError,
   before anything expensive, for bad input and where another run is in `workdir`, FloatingPointError
-  after more than `config.loss.max_skipped` non-finite updates in a row, and `checkpoint.Preempted`
-  when a signal asked it to stop; the state is saved then.
+  after more than `config.loss.max_skipped` non-finite updates in a row, `rewards.RewardError` when
+  the reward fails on all of a step or an evaluation, and `checkpoint.Preempted` when a signal asked
+  it to stop; the state is saved at these two.
   """
   configuration.validate(config)
   checkpoint.prepare(workdir, config)
@@ -45,7 +47,8 @@ def train(config, workdir: str) -> TrainState:
   ):
     first = saved.latest() or 0
     run = setup(config, workdir, first)
-    collect = rollouts.make(run.policy, config, run.mesh, verifier, ahead)
+    stopping = lambda: preemption.requested
+    collect = rollouts.make(run.policy, config, run.mesh, verifier, ahead, stopping)
     evaluate = evaluation.make(run.policy, config, run.mesh, collect)
     state = saved.restore(first, run.init(), rows_of(run, evaluate)) if first else run.init()
     if first < config.num_steps:  # while the first rollouts are sampled
@@ -61,7 +64,10 @@ def train(config, workdir: str) -> TrainState:
       for step in range(first, config.num_steps):
         # failed: of the updates before, which have ended
         began, failed = time.perf_counter(), int(state.skipped)
-        drawn = draw(run, collect, state)  # prompts -> prior -> rollouts
+        try:
+          drawn = draw(run, collect, state)  # prompts -> prior -> rollouts
+        except (rewards.RewardError, Interrupted) as error:
+          raise after.given_up(state, error) from None
         taken = drawn.taken
         advantage, test = run.advantages(state.estimator, taken.groups, taken.value)  # fusion
         look = Step(step, state.params, drawn.draws, taken, advantage, test)
@@ -99,26 +105,47 @@ class Housekeeping(NamedTuple):
   def keep(self, state: TrainState, measured: Pairs, began: float, failed: int):
     """After a step that began at `began` and before which `failed` updates in a row were
     skipped."""
-    config, done = self.run.config, int(state.step)
+    config, done, unmeasured = self.run.config, int(state.step), None
     last = done == config.num_steps
     if config.eval.period and (last or due(done, config.eval.period)):
-      measured = measured | evaluation.summarise(self.evaluate(state.params))
+      try:
+        measured = measured | evaluation.summarise(self.evaluate(state.params))
+      except (rewards.RewardError, Interrupted) as error:
+        unmeasured = error
     measured["time/compilations"] = (self.compilations(), 1)
     measured["time/step"] = (time.perf_counter() - began, 1)
     self.log.write(done, int(state.rollouts), measured)
     self.progress.update(done, self.log.latest)
     if failed > config.loss.max_skipped:
       raise FloatingPointError(diverged(config, self.workdir, failed, self.saved.latest()))
+    if unmeasured:
+      raise self.given_up(state, unmeasured)
     stopping = agreed(self.preemption.requested, state, done)
     # While updates fail, the checkpoints before them are kept.
     if last or stopping or (not failed and due(done, config.checkpoint.period)):
-      self.log.flush()
-      self.run.observers.flush()
-      self.saved.save(done, state, rows_of(self.run, self.evaluate))
+      self.save(state)
     if stopping and not last:
       raise checkpoint.Preempted(
         f"stopped by a signal; saved at step {done}, the same command continues"
       )
+
+  def save(self, state: TrainState):
+    """Writes a checkpoint, and before it what was measured so far."""
+    self.log.flush()
+    self.run.observers.flush()
+    self.saved.save(int(state.step), state, rows_of(self.run, self.evaluate))
+
+  def given_up(self, state: TrainState, error: Exception) -> Exception:
+    """What a run raises that goes no further, since verdicts fail or do not come; saves the state
+    before."""
+    done = int(state.step)
+    # While updates fail, the checkpoints before them are kept.
+    if done and not int(state.skipped) and self.saved.latest() != done:
+      self.save(state)
+    kept = self.saved.latest()
+    where = "nothing" if kept is None else f"the state after step {kept}"
+    kind = checkpoint.Preempted if isinstance(error, Interrupted) else rewards.RewardError
+    return kind(f"{error}; saved in {self.workdir}: {where}")
 
 
 def rows_of(run: Run, evaluate: evaluation.Evaluate) -> dict[str, str]:

@@ -14,6 +14,7 @@ from v05_jax.structs import Draw
 TOTALS = (
   "k/hist/",
   "prompts",
+  "rewards/clipped",
   "rewards/failed",
   "sampler/decode_steps",
   "sampler/refills",

@@ -3,15 +3,21 @@
 `load(config)` returns a verifier: `submit(prompts, responses, rows)` hands rollouts over and
 returns one handle each, in order; `handle.result()` waits for its `Verdict`; `close()`, or leaving
 the `with` block, ends it. A verifier that hangs, crashes or raises costs one rollout its reward,
-never the run.
+and not the run; only one that fails on everything stops it (`sampling.verdicts`).
 """
 
 from v05_jax.rewards.pool import Direct, Pool, Verdict
 
-__all__ = ["Direct", "Pool", "Verdict", "load", "overlong_penalty"]
+__all__ = ["Direct", "Pool", "RewardError", "Verdict", "load", "overlong_penalty"]
 
 MATH = "v05_jax.rewards.math:verify"
 MATH_MEMORY = 4 << 30  # bytes of address space: a tower of powers must not take all memory
+MOST_WORKERS = 1024
+LONGEST_VERDICT = 86_400  # seconds: no wait is without a limit
+
+
+class RewardError(ValueError):
+  """The reward has failed on every response that it was asked about."""
 
 
 def load(config) -> Direct | Pool:
@@ -22,16 +28,21 @@ def load(config) -> Direct | Pool:
   -> float, run in `config.rewards.workers` processes, each verdict for `config.rewards.timeout`
   seconds at most.
 
-  Raises ValueError, naming the key, if a worker cannot import the function or it is not callable.
+  Raises ValueError, naming the key, if a worker cannot import the function, or it is none of three
+  arguments.
   """
   if config.reward == "task":
     from v05_jax import tasks
 
     return Direct(tasks.verify)
-  if config.rewards.workers < 1:
-    raise ValueError(f"config.rewards.workers = {config.rewards.workers}: expected at least 1")
-  if not config.rewards.timeout > 0:
-    raise ValueError(f"config.rewards.timeout = {config.rewards.timeout}: expected seconds above 0")
+  workers, timeout = config.rewards.workers, config.rewards.timeout
+  number = lambda x, kinds: isinstance(x, kinds) and not isinstance(x, bool)
+  if not (number(workers, int) and 1 <= workers <= MOST_WORKERS):
+    expected = f"a whole number from 1 to {MOST_WORKERS}"
+    raise ValueError(f"config.rewards.workers: found {workers!r:.80}, expected {expected}")
+  if not (number(timeout, (int, float)) and 0 < timeout <= LONGEST_VERDICT):
+    expected = f"seconds above 0 and at most {LONGEST_VERDICT}, a day"
+    raise ValueError(f"config.rewards.timeout: found {timeout!r:.80}, expected {expected}")
   if config.reward != "math" and not all(config.reward.partition(":")):
     raise ValueError(f"config.reward = {config.reward!r}: expected task, math or module:function")
   math = config.reward == "math"

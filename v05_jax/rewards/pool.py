@@ -1,29 +1,26 @@
 """Verdicts from worker processes, with a time limit that the parent enforces by killing a worker.
 
 One thread a worker takes jobs from one queue, sends them over a socket, and waits: no thread polls,
-and a verdict belongs to its handle, so the order of arrival means nothing.
+and a verdict belongs to its handle, so the order of arrival means nothing. Whatever happens in a
+thread becomes a failed verdict, and every wait in it has a limit.
 """
 
+from collections.abc import Callable
 from concurrent.futures import Future
-import json
+import itertools
 import logging
 import math
-from multiprocessing.connection import Connection
-import os
+import pickle
 import queue
-import signal
-import socket
-import subprocess
-import sys
 import threading
 from typing import NamedTuple
 
+from v05_jax.rewards.process import Lost, Worker
+from v05_jax.rewards.worker import HEAD, describe
+
 START = 120.0  # seconds a worker may take to import the reward function
-LONGEST_REPLY = 1 << 16  # bytes
-BOOT = (
-  "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-  "from v05_jax.rewards import worker; worker.main(int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))"
-)
+PAUSES = (0.1, 1.0, 5.0)  # seconds between attempts to start a process, when the system is short
+JOIN = 30.0  # seconds that a thread may take to end after its worker was killed
 
 log = logging.getLogger(__name__)
 
@@ -67,12 +64,14 @@ class Pool:
   """
 
   def __init__(self, target: str, workers: int, timeout: float, memory: int = 0):
-    self._start = target, memory
+    self._function = target, memory
+    self.dropped = 0  # replies that belonged to no present verdict
     self._timeout = timeout
     self._jobs = queue.SimpleQueue()  # (handle, job), or None for a thread to end
+    self._numbers = itertools.count(1)  # of jobs
     self._lock = threading.Lock()
-    self._closed = False
-    self._workers: dict[int, _Worker] = {}
+    self._closed = threading.Event()
+    self._workers: dict[int, Worker] = {}
     self._warned: set[str] = set()
     loaded = [Future() for _ in range(workers)]
     self._threads = [
@@ -87,26 +86,34 @@ class Pool:
 
   def submit(self, prompts: list[str], responses: list[str], rows: list[dict]) -> list[Future]:
     """One handle each, in order; `handle.result()` waits for its Verdict."""
-    if self._closed:
-      raise ValueError("the verifier is closed")
     handles = [Future() for _ in prompts]
-    for handle, *job in zip(handles, prompts, responses, rows, strict=True):
-      self._jobs.put((handle, job))
+    jobs = list(zip(prompts, responses, rows, strict=True))
+    with self._lock:  # else a job could come after `close` has emptied the queue
+      if self._closed.is_set():
+        raise ValueError("the verifier is closed")
+      for handle, job in zip(handles, jobs, strict=True):
+        self._jobs.put((handle, job))
     return handles
 
   def close(self):
     """Ends the workers at once; handles without a verdict are cancelled, a running one fails."""
     with self._lock:
-      self._closed = True
-      for worker in self._workers.values():
-        worker.kill()
+      self._closed.set()
+      workers = list(self._workers.values())
+    for worker in workers:
+      worker.kill()
     while not self._jobs.empty():
       if item := self._jobs.get():
         item[0].cancel()
     for _ in self._threads:
       self._jobs.put(None)
     for thread in self._threads:
-      thread.join()
+      thread.join(JOIN)
+    if self.dropped:
+      log.warning(
+        "%d replies of verifiers were dropped: they belonged to no present verdict", self.dropped
+      )
+      self.dropped = 0
 
   def __enter__(self):
     return self
@@ -115,90 +122,107 @@ class Pool:
     self.close()
 
   def _serve(self, slot: int, loaded: Future):
-    loaded.set_result(self._launch(slot))
+    """What a thread does: loads the function, then takes jobs. Whatever happens, `loaded` is told
+    "" or what is wrong, and every handle its verdict."""
+
+    def load():
+      self._launch(slot)
+      return Verdict(0.0)
+
+    loaded.set_result(self._guarded(slot, load).detail)
     while item := self._jobs.get():
       handle, job = item
-      if handle.set_running_or_notify_cancel():
-        verdict = self._verdict(slot, job)
-        if verdict.failure and verdict.failure not in self._warned and not self._closed:
-          self._warned.add(verdict.failure)
-          log.warning("a verdict failed (%s): %s", verdict.failure, verdict.detail)
-        handle.set_result(verdict)
+      if self._closed.is_set():
+        handle.cancel()
+      elif handle.set_running_or_notify_cancel():
+        handle.set_result(self._verdict(slot, job))
+    self._drop(slot)
 
-  def _launch(self, slot: int) -> str:
-    """Starts the slot's worker, waits until it has loaded the function -> "" or what is wrong."""
-    with self._lock:
-      if self._closed:
-        return "the verifier is closed"
-      worker = self._workers[slot] = _Worker(*self._start)
-    error = worker.receive(START)
-    if isinstance(error, Verdict):
-      error = error.detail
-    if error:
+  def _verdict(self, slot: int, job) -> Verdict:
+    number = next(self._numbers)
+    try:
+      text = pickle.dumps(job)
+    except BaseException as error:  # of an object in the row
+      found = Verdict(math.nan, "crash", f"the row cannot be sent to a worker: {describe(error)}")
+    else:
+      message = HEAD.pack(number, len(text)) + text
+      found = self._guarded(slot, lambda: self._ask(slot, number, message))
+    if found.failure and not self._closed.is_set():
+      self._say(found.failure, f"a verdict failed ({found.failure}): {found.detail}")
+    return found
+
+  def _guarded(self, slot: int, work: Callable[[], Verdict]) -> Verdict:
+    """What `work` returns; what it raises becomes a failed verdict and costs the slot its
+    worker."""
+    try:
+      return work()
+    except TimeoutError as error:
+      found = Verdict(math.nan, "timeout", str(error))
+    except Lost as error:
+      found = Verdict(math.nan, "crash", str(error))
+    except BaseException as error:
+      found = Verdict(math.nan, "crash", describe(error))
+    self._drop(slot)
+    return found
+
+  def _ask(self, slot: int, number: int, message: bytes) -> Verdict:
+    worker = self._workers.get(slot)
+    if worker and worker.ended():
+      self._say("ended", f"between two verdicts {worker.ending()}; it is started again")
       self._drop(slot)
-    return error
+      worker = None
+    worker = worker or self._launch(slot)
+    try:
+      reward, error = worker.exchange(number, message, self._timeout)
+    except TimeoutError:
+      raise TimeoutError(f"no verdict within {self._timeout:g} s") from None
+    return Verdict(reward, "crash" if error else "", error)
+
+  def _launch(self, slot: int) -> Worker:
+    """Starts the slot's worker and waits until it has loaded the function. Raises `Lost` or
+    TimeoutError with what is wrong."""
+    worker = self._start()
+    with self._lock:
+      self._workers[slot] = worker
+      if self._closed.is_set():
+        raise Lost("the verifier is closed")
+    try:
+      _, error = worker.exchange(0, b"", START)
+    except TimeoutError:
+      raise TimeoutError(f"the function was not loaded within {START:g} s") from None
+    if error:
+      raise Lost(error)
+    return worker
+
+  def _start(self) -> Worker:
+    """A process; tried again where the system has no room for one at the moment."""
+    for pause in (*PAUSES, None):
+      try:
+        return Worker(*self._function, self._dropped)
+      except (OSError, MemoryError) as error:
+        problem = f"a worker cannot be started: {describe(error)}"
+      if pause is None or self._closed.wait(pause):
+        raise Lost(problem)
 
   def _drop(self, slot: int):
     with self._lock:
-      self._workers.pop(slot).kill()
+      worker = self._workers.pop(slot, None)
+    if worker:
+      worker.kill()
+      worker.close()
 
-  def _verdict(self, slot: int, job) -> Verdict:
-    if slot not in self._workers and (error := self._launch(slot)):
-      return Verdict(math.nan, "crash", error)
-    worker = self._workers[slot]
-    try:
-      worker.connection.send(job)
-    except OSError:
-      pass  # it died between two verdicts; receive() says so
-    except Exception as error:
-      return Verdict(math.nan, "crash", f"the row cannot be sent to a worker: {error}")
-    reply = worker.receive(self._timeout)
-    if isinstance(reply, Verdict):
-      self._drop(slot)
-      return reply
-    reward, error = reply
-    return Verdict(reward, "crash" if error else "", error)
+  def _dropped(self):
+    """A worker has replied to another job than its present one."""
+    with self._lock:
+      self.dropped += 1
+    self._say(
+      "dropped",
+      "a reply that belongs to no present verdict was dropped: does the reward "
+      "function fork, or write to other programs' files?",
+    )
 
-
-class _Worker:
-  """A fresh interpreter that runs `rewards.worker.main`, in a session of its own.
-
-  Its own session keeps the terminal's Ctrl-C from it and lets `kill` end the processes that it has
-  started.
-  """
-
-  def __init__(self, target: str, memory: int):
-    path = [p or os.getcwd() for p in sys.path]
-    if os.getcwd() not in path:  # where the run was started, and often the user's function lies
-      path.append(os.getcwd())
-    ours, theirs = socket.socketpair()
-    with theirs:
-      arguments = [json.dumps(path), str(theirs.fileno()), target, str(memory)]
-      self.process = subprocess.Popen(
-        [sys.executable, "-P", "-c", BOOT, *arguments],
-        stdin=subprocess.PIPE,
-        stdout=2,  # what a reward function prints must not mix with the run's own output
-        pass_fds=[theirs.fileno()],
-        start_new_session=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},  # the accelerator is the trainer's
-      )
-    self.connection = Connection(ours.detach())
-
-  def receive(self, timeout: float):
-    """The worker's next message, or a failed Verdict if it is late, dead or talks nonsense."""
-    try:
-      if not self.connection.poll(timeout):
-        return Verdict(math.nan, "timeout", f"no verdict within {timeout:g} s")
-      return json.loads(self.connection.recv_bytes(LONGEST_REPLY))
-    except (EOFError, OSError, ValueError):
-      self.kill()
-      return Verdict(math.nan, "crash", f"the worker ended with status {self.process.wait()}")
-
-  def kill(self):
-    if self.process.returncode is None:  # else the number may name another process by now
-      try:
-        os.killpg(self.process.pid, signal.SIGKILL)
-      except (ProcessLookupError, PermissionError):  # it is gone already
-        pass
-      self.process.wait()
-    self.process.stdin.close()
+  def _say(self, kind: str, message: str):
+    """Warns, once of each kind."""
+    if kind not in self._warned:
+      self._warned.add(kind)
+      log.warning("%s", message)

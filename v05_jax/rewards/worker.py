@@ -9,49 +9,104 @@ seconds to start and could claim the accelerator.
 import contextlib
 import ctypes
 import importlib
+import inspect
 import json
 import math
-from multiprocessing.connection import Connection
 import os
+import pickle
 import resource
 import signal
+import socket
+import struct
 import sys
 import threading
 import traceback
 
+HEAD = struct.Struct("!QQ")  # before each job: its number, and the bytes of its pickle
+LARGEST = 3.4028234e38  # float32's, which rewards are kept in
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+STANDARD_LIBRARY = os.path.dirname(os.__file__)
 
 
 def main(descriptor: int, target: str, memory: int):
   """Serves verdicts over the socket `descriptor` until the parent closes it or dies.
 
-  Sends one message at the start, "" or why `target` ("module:function") cannot be used; then
-  answers each (prompt, response, row) by `[reward, error]`. Replies are JSON: the parent unpickles
-  nothing that a process running a stranger's code has written. `memory`: bytes of address space, 0
-  = no limit.
+  A job is a `HEAD` and a pickled (prompt, response, row). Its reply is a line of JSON, [the job's
+  number, reward, error]: the parent unpickles nothing that a process running a stranger's code has
+  written. The first line, of number 0, says whether `target` ("module:function") can be used.
+  `memory`: bytes of address space, 0 = no limit.
   """
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   _follow_parent()
   if memory:
     with contextlib.suppress(ValueError, OSError):  # macOS knows no such limit
       resource.setrlimit(resource.RLIMIT_AS, (memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
-  connection = Connection(descriptor)
   try:
-    function = resolve(target)
+    _serve(socket.socket(fileno=descriptor), target)
+  except OSError:  # the connection is closed
+    pass
+  except BaseException:
+    traceback.print_exc()
+  os._exit(1)  # and does not wait for threads that the function has started
+
+
+def _serve(connection: socket.socket, target: str):
+  """Answers the jobs that come over the connection, until it ends.
+
+  What the reward function starts has no part in it: the connection is closed in every process that
+  it forks or executes, and a fork that returns from the function ends.
+  """
+  descriptor, own = connection.fileno(), os.getpid()
+  os.set_inheritable(descriptor, False)
+  os.register_at_fork(after_in_child=lambda: _close(descriptor))
+
+  def reply(number: int, reward: float, error: str):
+    if os.getpid() != own:
+      os._exit(0)
+    connection.sendall(json.dumps([number, reward, error]).encode() + b"\n")
+
+  try:
+    function = load(target)
   except BaseException as error:
-    connection.send_bytes(json.dumps(describe(error)).encode())
-    return
-  connection.send_bytes(json.dumps("").encode())
-  while True:
+    return reply(0, math.nan, describe(error))
+  reply(0, 0.0, "")
+  jobs = connection.makefile("rb")
+  while len(head := jobs.read(HEAD.size)) == HEAD.size:
+    number, size = HEAD.unpack(head)
     try:
-      job = connection.recv()
-    except (EOFError, OSError):
-      return
+      job = pickle.loads(jobs.read(size))
     except Exception as error:  # the row holds an object that this process cannot rebuild
-      reply = math.nan, describe(error)
+      reply(number, math.nan, describe(error))
     else:
-      reply = verdict(function, *job)
-    connection.send_bytes(json.dumps(reply).encode())
+      reply(number, *verdict(function, *job))
+
+
+def _close(descriptor: int):
+  with contextlib.suppress(OSError):  # the function has closed it before
+    os.close(descriptor)
+
+
+def load(target: str):
+  """The reward function that "module:function" names. Raises what `resolve` does, and TypeError
+  where it cannot be called as (prompt, response, row)."""
+  function = resolve(target)
+  name, wanted = target.partition(":")[2], "expected a function (prompt, response, row) -> float"
+  for kind in (
+    inspect.iscoroutinefunction,
+    inspect.isgeneratorfunction,
+    inspect.isasyncgenfunction,
+  ):
+    if kind(function):
+      raise TypeError(f"{name} is async or a generator, {wanted}")
+  try:
+    signature = inspect.signature(function)
+  except (TypeError, ValueError):  # some functions that are written in C have none
+    return function
+  try:
+    signature.bind("prompt", "response", {})
+  except TypeError as error:
+    raise TypeError(f"{name}{signature} has other parameters ({error}), {wanted}") from None
+  return function
 
 
 def resolve(target: str):
@@ -69,7 +124,7 @@ def verdict(function, prompt: str, response: str, row: dict) -> tuple[float, str
   """(reward, "") or (NaN, what went wrong)."""
   try:
     reward = function(prompt, response, row)
-    if hasattr(reward, "__float__") and math.isfinite(value := float(reward)):  # no strings
+    if hasattr(reward, "__float__") and abs(value := float(reward)) <= LARGEST:  # no strings
       return value, ""
     return math.nan, f"returned {reward!r:.100}, expected a finite number"
   except BaseException as error:  # SystemExit and KeyboardInterrupt as well: the worker goes on
@@ -77,12 +132,22 @@ def verdict(function, prompt: str, response: str, row: dict) -> tuple[float, str
 
 
 def describe(error: BaseException) -> str:
-  """The exception in one line, with the place in the user's file where it was raised."""
+  """The exception in one line, with the place in the user's file that it came from: of the lines on
+  its way, the last that is no library's."""
   try:
     text = " ".join("".join(traceback.format_exception_only(error)).split())[:500]
   except Exception:  # an exception whose own __str__ raises
     text = type(error).__name__
-  frames = traceback.extract_tb(error.__traceback__)
+  # The first frame is the one that caught it.
+  frames = [
+    frame
+    for frame in traceback.extract_tb(error.__traceback__)[1:]
+    if frame.filename not in (__file__, importlib.__file__) and frame.filename[0] != "<"
+  ]
+  library = lambda name: (
+    name.startswith(STANDARD_LIBRARY) or f"{os.sep}site-packages{os.sep}" in name
+  )
+  frames = [frame for frame in frames if not library(frame.filename)] or frames
   return f"{text} ({frames[-1].filename}:{frames[-1].lineno})" if frames else text
 
 

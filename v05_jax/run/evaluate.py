@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from v05_jax import benchmarks, data, rewards, rng, tasks
+from v05_jax import config as configuration
 from v05_jax.budgets.base import fixed_number
 from v05_jax.groups import map_reward
 from v05_jax.observers.base import pair
@@ -213,14 +214,16 @@ def evaluate_workdir(config, workdir: str, step: int | None = None) -> dict[str,
   eval.md has the table; eval.json its values, their intervals and the settings; eval.jsonl a line a
   prompt, from which `read` and `intervals` compute them again. Evaluates the checkpoint of `step`
   in `workdir`, by default the newest, or, where there is none, the policy of the config itself.
-  Raises ValueError where `config.eval.samples` is 0.
+  Raises ValueError where `config.eval.samples` is 0, and `rewards.RewardError` where the reward
+  fails on every response: then nothing is written.
   """
+  configuration.validate(config)
   if not config.eval.samples:
     raise ValueError("config.eval.samples: found 0, expected at least 1 for --mode=eval")
   folder = checkpoint.prepare(workdir, config)
-  run = setup(config)
-  step, params = parameters(run, workdir, step)
   with rewards.load(config) as verifier:
+    run = setup(config)
+    step, params = parameters(run, workdir, step)
     collect = rollouts.make(run.policy, config, run.mesh, verifier)
     result = make(run.policy, config, run.mesh, collect)(params, sample_all=True)
   values, ends = metrics.means(summarise(result, every=True)), intervals(result, config.seed)

@@ -78,6 +78,8 @@ METRICS = {
   "response/length": "response tokens, EOS included",
   "response/truncated": "share of rollouts without EOS at the limit",
   "rewards/failed": "rollouts of the step whose verifier hung or crashed",
+  "rewards/clipped": "rollouts of the step whose reward lay outside of rewards.low .. rewards.high "
+  "and was clipped; there only if there are any",
   "sampler/utilisation": "share of slot-steps computed that sampled a token of a rollout",
   "sampler/utilisation_filled": "the same of all slots, while rollouts were waiting to start",
   "sampler/decode_steps": "decode steps of the step",

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from v05_jax import config as configuration
 from v05_jax import plug, rewards
 from v05_jax.budgets import base as budgets
 from v05_jax.observers.exact import truth
@@ -42,13 +43,14 @@ def show(config, workdir: str, step: int | None = None, prompts: int = 8) -> lis
 
   Raises ValueError for bad input before anything is sampled.
   """
-  folder = files.prepare(workdir)
-  run = setup(narrowed(config, prompts))
-  found, state = restored(run, workdir, step)
-  whole = run._replace(config=config, shapes=shapes(config, run.budget.limits))
-  usual = whole.prompts_per_step(float(state.mean_k))
-  state = state.replace(mean_k=np.float32(run.config.rollouts_per_step / prompts))
-  with rewards.load(run.config) as verifier:
+  folder, few = files.prepare(workdir), narrowed(config, prompts)
+  configuration.validate(few)
+  with rewards.load(few) as verifier:
+    run = setup(few)
+    found, state = restored(run, workdir, step)
+    whole = run._replace(config=config, shapes=shapes(config, run.budget.limits))
+    usual = whole.prompts_per_step(float(state.mean_k))
+    state = state.replace(mean_k=np.float32(run.config.rollouts_per_step / prompts))
     collect = rollouts.make(run.policy, run.config, run.mesh, verifier)
     drawn = draw(run, collect, state)
   found_lines = lines(run, state, drawn.taken)

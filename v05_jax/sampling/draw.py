@@ -46,7 +46,7 @@ def draw(run, collect, state: TrainState) -> Drawn:
     rolls, stats = collect(state.params, chosen.prompts, key, order)
     draws.append(Draw(*chosen[:3], rolls, group(run, chosen.prompts, rolls), chosen.importance))
     measured.append(stats | chosen.metrics)
-    keep.append(resample.informative(rolls))
+    keep.append(resample.informative(draws[-1].groups))
     missing -= int(keep[-1].sum())
     if missing <= 0:
       break

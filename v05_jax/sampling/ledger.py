@@ -35,7 +35,6 @@ class Ledger:
     self.reward = np.full(shape, np.nan, np.float32)
     self.ended = np.zeros(shape, bool)
     self.mask = np.zeros(shape, bool)
-    self.failed = 0
     self.changed: set[int] = set()
 
   def first(self) -> np.ndarray:
@@ -49,7 +48,6 @@ class Ledger:
     self.length[at] = rollout.length
     self.ended[at] = rollout.tokens[-1][-1] in self.stop
     self.reward[at] = reward
-    self.failed += int(np.isnan(reward))
     self.mask[at] = np.isfinite(reward) and (self.ended[at] or self.counts_truncated)
     self.changed.add(rollout.prompt)
 

@@ -1,20 +1,22 @@
 """DAPO's dynamic sampling (arXiv 2503.14476, section 3.2): groups without signal are replaced by
 new prompts.
 
-A group carries signal when its verifier rewards are not all equal: with a success-or-failure
-reward, 0 < correct < k, judged before any shaping.
+A group carries signal when its rewards, as the loss sees them (mapped by `rewards.low` and
+`rewards.high`, and clipped), are not all equal: with a success-or-failure reward, 0 < correct < k.
+The paper judges them before any shaping.
 """
 
 import jax
 import numpy as np
 
+from v05_jax.groups import Groups
 from v05_jax.structs import Draw, Prompts, Rollouts
 
 
-def informative(rolls: Rollouts) -> np.ndarray:
-  """bool [P]: the group's valid rewards are not all equal."""
-  low = np.where(rolls.mask, rolls.reward, np.inf).min(1)
-  high = np.where(rolls.mask, rolls.reward, -np.inf).max(1)
+def informative(groups: Groups) -> np.ndarray:
+  """bool [P]: the group's rewards are not all equal."""
+  low = np.where(groups.mask, groups.reward, np.inf).min(1)
+  high = np.where(groups.mask, groups.reward, -np.inf).max(1)
   return low < high
 
 

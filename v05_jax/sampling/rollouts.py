@@ -35,18 +35,22 @@ from v05_jax.structs import Prompts, Rollouts
 Stats = dict[str, tuple[float, float]]  # metric -> (sum, count)
 
 
-def make(policy, config, mesh, verifier, ahead: Ahead | None = None) -> Callable:
+def make(
+  policy, config, mesh, verifier, ahead: Ahead | None = None, stopping=lambda: False
+) -> Callable:
   """Builds `collect` for a `models.Policy`, a run's config, a mesh and a verifier (`rewards.load`).
 
   `collect(params, prompts, step_key, order)` samples every prompt's rollouts as the `Order` says
   and returns `(Rollouts, stats)`; stats are (sum, count) pairs. Between calls a CPU keeps the
-  device buffers. The policy's own parameters are not used.
+  device buffers. The policy's own parameters are not used. It raises `rewards.RewardError` where
+  the verifier failed on every rollout, and `verdicts.Interrupted` where `stopping()` says that the
+  run is to stop and verdicts do not come.
 
   The first call compiles, in threads of `ahead`, the programs of all of the cache's shapes and the
   changes from each to the next; what `ahead` holds besides is started then. A change that passes
   over a shape compiles when it comes.
   """
-  return Collect(policy, config, mesh, Judge(policy, config, verifier), ahead)
+  return Collect(policy, config, mesh, Judge(policy, config, verifier, stopping), ahead)
 
 
 class Collect:
@@ -91,7 +95,8 @@ class Collect:
         self._forget()
       for wait in compiled.values():
         wait()
-    return ledger.rollouts(options.max_response), _stats(schedule, ledger, options.slots, waited)
+    stats = _stats(schedule, ledger, options.slots, waited) | self._judge.finish()
+    return ledger.rollouts(options.max_response), stats
 
   def _work(self, schedule: Schedule, ledger: Ledger, params, decode: Callable, compiled) -> float:
     """Runs the schedule to its end -> seconds that it waited for verdicts."""
@@ -147,6 +152,5 @@ def _stats(schedule: Schedule, ledger: Ledger, slots: int, waited: float) -> Sta
     "sampler/refills": (max(schedule.started - slots, 0), 1),
     "response/truncated": (count - int(ledger.ended.sum()), count),
     "response/length": (int(schedule.sampled), count),
-    "rewards/failed": (ledger.failed, 1),
     "time/verify": (waited, 1),
   }
