@@ -63,12 +63,14 @@ def to_json(config: ConfigDict) -> str:
   return json.dumps(to_dict(config), indent=2) + "\n"
 
 
-def from_json(text: str, name: str = "config.json") -> ConfigDict:
+def from_json(text: str | bytes, name: str = "config.json") -> ConfigDict:
   """The config saved by `to_json`, lists as tuples again. Raises ValueError that names the file."""
   try:
     tree = json.loads(text)
   except json.JSONDecodeError as e:
     raise ValueError(f"{name}, line {e.lineno}: found no JSON ({e.msg}), expected one") from None
+  except (ValueError, RecursionError) as e:  # not UTF-8, or nested too deeply
+    raise ValueError(f"{name}: found no JSON ({e}), expected one") from None
   if not isinstance(tree, dict):
     raise ValueError(f"{name}: found {show(tree)}, expected an object of config keys")
   tuples = lambda node: (

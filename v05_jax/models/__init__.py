@@ -92,7 +92,8 @@ def load(policy, seed: int = 0) -> Policy:
     known[policy.preset] if policy.preset else hf.read_config(directory, family=policy.family)
   )
   tokenizers.check(tokenizer, config.vocab_size, directory, padded=bool(policy.preset))
-  config = adapt(config, policy)
+  unused = tokenizers.unused_ids(tokenizer, config.vocab_size)
+  config = dataclasses.replace(adapt(config, policy), unused_ids=unused)
   if policy.preset:
     params = jax.device_get(jax.jit(lambda: decoder.init(config, rng.at(seed, 0, rng.INIT)))())
   else:

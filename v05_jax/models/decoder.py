@@ -65,6 +65,8 @@ class ModelConfig:
   backend: str = "accelerator"  # that XLA compiles for; "cpu" takes the training pass of cpu.py
   adapters: lora.Lora | None = None  # where there are any, nothing else is trained
   family: str = "qwen3"  # that reads and writes its files: see families.find
+  # ranges [first, end) of ids that no token has: see `usable`
+  unused_ids: tuple[tuple[int, int], ...] = ()
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
@@ -293,7 +295,22 @@ def unembed(config: ModelConfig, params):
   return params["embedding" if config.tie_embeddings else "head"].astype(config.dtype)
 
 
+def usable(config: ModelConfig) -> np.ndarray | None:
+  """bool [V]: the ids that a token has; None where every id has one.
+
+  Embeddings often have more rows than the tokenizer has tokens. The other ids have no probability:
+  `logits` and the losses leave them out alike.
+  """
+  if not config.unused_ids:
+    return None
+  found = np.ones(config.vocab_size, bool)
+  for first, end in config.unused_ids:
+    found[first:end] = False
+  return found
+
+
 def logits(config: ModelConfig, params, hidden):
-  """float32 logits [..., V] of hidden states [..., D]."""
-  matrix = unembed(config, params)
-  return jnp.einsum("...d,vd->...v", hidden, matrix, preferred_element_type=jnp.float32)
+  """float32 logits [..., V] of hidden states [..., D]; `MASKED` where `usable` is False."""
+  matrix, ids = unembed(config, params), usable(config)
+  found = jnp.einsum("...d,vd->...v", hidden, matrix, preferred_element_type=jnp.float32)
+  return found if ids is None else jnp.where(ids, found, MASKED)

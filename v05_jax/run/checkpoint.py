@@ -193,7 +193,7 @@ def check_config(workdir, config):
   """
   path = files.folder(workdir) / "config.json"
   if path.exists():
-    saved = configuration.from_json(path.read_text(), os.fspath(path))
+    saved = configuration.from_json(path.read_bytes(), os.fspath(path))
     configuration.check_resume(saved, config, os.fspath(path.parent))
 
 

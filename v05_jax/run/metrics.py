@@ -168,7 +168,7 @@ def read(workdir) -> list[dict]:
       if not isinstance(line.get("step"), int):
         raise ValueError("no step")
       lines.append(line)
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
       if number <= len(whole):
         found = f"found {text[:80]!r}, expected a JSON object with a step"
         raise ValueError(f"{path}, line {number}: {found}") from None

@@ -75,7 +75,7 @@ def load(workdir: str) -> Run:
     raise ValueError(f"workdir {workdir}: found no metrics.jsonl, expected that of a run")
   key, keys, saved = os.fspath(path), {}, path / "config.json"
   if saved.exists():
-    keys = configuration.flatten(configuration.from_json(saved.read_text(), os.fspath(saved)))
+    keys = configuration.flatten(configuration.from_json(saved.read_bytes(), os.fspath(saved)))
     ignored = ("seed", *configuration.RESUMABLE)
     key = repr(sorted((k, v) for k, v in keys.items() if k not in ignored))
   folder = f"{path.parent.name}/{path.name}"

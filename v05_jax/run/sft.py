@@ -21,6 +21,7 @@ import optax
 from v05_jax import config as configuration
 from v05_jax import data, models, rng, tasks
 from v05_jax.models import decoder, hf, lora
+from v05_jax.models import tokenizer as tokenizers
 from v05_jax.observers.base import pair
 from v05_jax.run import files, writer
 from v05_jax.run.progress import Progress
@@ -97,12 +98,12 @@ def make_batches(config, dataset: data.Dataset, tokenizer) -> Callable[[int], Ba
   `config.sampler.max_response`.
   """
   n, built_in = config.sft.batch, config.data.path == data.TASKS
-  encode = lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"]
+  encode = partial(tokenizers.encode_text, tokenizer)
   encode_one = functools.lru_cache(maxsize=1 << 16)(encode)  # short answers come up again and again
   if built_in:
     answers, longest = None, tasks.MAX_RESPONSE
   else:
-    answers = encode([row["answer"] for row in dataset.rows])
+    answers = [_answer(encode, config, i, row) for i, row in enumerate(dataset.rows, 1)]
     longest = 1 + max(map(len, answers))
   if longest > config.sampler.max_response:
     long = [i for i, ids in enumerate(answers or []) if len(ids) >= config.sampler.max_response]
@@ -132,6 +133,13 @@ def make_batches(config, dataset: data.Dataset, tokenizer) -> Callable[[int], Ba
     return Batch(tokens, prompts.length, length)
 
   return batch
+
+
+def _answer(encode, config, number: int, row) -> list[int]:
+  try:
+    return encode(row["answer"])
+  except ValueError as error:
+    raise ValueError(f"{config.data.path}: row {number}: the answer: {error}") from None
 
 
 def make_evaluation(config, policy) -> Callable:
@@ -186,5 +194,6 @@ def mean_loss(model_config, vocab_chunk: int, params, batch: Batch):
   hidden = decoder.forward(model_config, params, inputs, place, segments)
   matrix = decoder.unembed(model_config, params)
   mask = (place >= batch.prompt[:, None] - 1) & (place < batch.length[:, None] - 1)
-  logprob, _ = losses.token_logprobs(hidden, matrix, targets, 1.0, vocab_chunk, mask)
+  usable = decoder.usable(model_config)
+  logprob, _ = losses.token_logprobs(hidden, matrix, targets, 1.0, vocab_chunk, mask, usable)
   return -jnp.sum(jnp.where(mask, logprob, 0.0)) / jnp.sum(mask)
