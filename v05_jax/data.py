@@ -121,9 +121,7 @@ def load(
   than `max_prompt` tokens.
   """
   if not benchmarks.is_path(config_data.path):
-    raise ValueError(
-      f"config.{key}: found {config_data.path!r}, expected {benchmarks.EXPECTED}"
-    )
+    raise ValueError(f"config.{key}: found {config_data.path!r}, expected {benchmarks.EXPECTED}")
   paths = benchmarks.names(config_data.path)
   rows, wheres, encoded = [], [], []
   for path in paths:
@@ -197,9 +195,7 @@ def read_file(path: str, key: str = "data.path") -> Iterator[tuple[str, Row]]:
   file = epath.Path(path)
   readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
   if not file.exists() or file.is_dir():
-    raise ValueError(
-      f"config.{key}: {path} {'is a folder' if file.is_dir() else 'does not exist'}"
-    )
+    raise ValueError(f"config.{key}: {path} {'is a folder' if file.is_dir() else 'does not exist'}")
   try:
     with file.open("rb") as stream:
       yield from readers[file.suffix](path, stream)

@@ -2,7 +2,7 @@
 
 | field | what it may be |
 | --- | --- |
-| prompt | a text, or messages {"role", "content"}, the last of them the user's; no content is empty |
+| prompt | a text, or messages {"role", "content"} that end with one user message; none is empty |
 | answer | a text that is not empty, a finite number, or a list of these, all of which are wanted |
 | max_tokens | a whole number from 1 to 2**31 - 1, or null: response tokens at most |
 | family, benchmark | a text, or null: whose accuracy the row counts towards |

@@ -28,6 +28,7 @@ import numpy as np
 from v05_jax.models import cpu, flash, lora
 
 DTYPES = ("float32", "bfloat16")
+LAYERS = 10_000  # of a model, at most: more is a damaged config.json
 BACKENDS = ("accelerator", "cpu")
 ATTENTION = ("plain", *flash.KERNELS.values())
 # What the forward pass of a layer stores for its backward pass, which computes the rest again.
@@ -71,8 +72,11 @@ class ModelConfig:
   def __post_init__(self):
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
-      if field.type in (int, float) and (isinstance(value, bool) or not value > 0):
-        raise ValueError(f"ModelConfig.{field.name}: found {value!r}, expected a positive number")
+      most = LAYERS if field.name == "num_layers" else 2**31 - 1
+      if field.type in (int, float) and (isinstance(value, bool) or not 0 < value <= most):
+        raise ValueError(
+          f"ModelConfig.{field.name}: found {value!r}, expected a positive number, at most {most}"
+        )
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
         f"ModelConfig.num_heads: found {self.num_heads}, expected a multiple of "

@@ -105,7 +105,15 @@ def prompt_encoder(tokenizer, chat_template: bool, template: str = "{prompt}") -
   @functools.cache
   def around(places: str) -> tuple[set[int], list[int]]:
     messages = json.loads(places)
-    return _around(tokenizer, apply(messages, tokenize=False), len(messages))
+    try:
+      rendered = apply(messages, tokenize=False)
+    except Exception as error:  # of Jinja's own kinds, and what templates raise
+      roles = ", ".join(str(message["role"]) for message in messages)
+      raise ValueError(
+        f"the chat template of {tokenizer.name_or_path} refuses messages of the roles {roles}: "
+        f"{error}"
+      ) from error
+    return _around(tokenizer, rendered, len(messages))
 
   def encode(messages) -> list[int]:
     if not chat and len(messages) > 1:
@@ -264,7 +272,8 @@ def decode_response(tokenizer, ids: Sequence[int], stop: Sequence[int] = ()) -> 
     tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False
   )
   ids = ids[:end]
-  if None not in (names := tokenizer.convert_ids_to_tokens(ids)):
+  names = getattr(tokenizer, "convert_ids_to_tokens", list)(ids)  # None for an id without a token
+  if None not in names:
     return decode(ids)
   text = ""
   for known, part in itertools.groupby(zip(ids, names), lambda pair: pair[1] is not None):
