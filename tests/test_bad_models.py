@@ -103,10 +103,16 @@ def load(path):
   return models.load(keys)
 
 
+def some(cases, every):
+  """All cases, of which `make test` runs one of `every`, and `make test-long` the others too."""
+  marks = lambda i: [pytest.mark.long] if i % every else []
+  return [pytest.param(*case, marks=marks(i)) for i, case in enumerate(cases)]
+
+
 CASES = [(file, key, value, words) for file, key, words, values in KEYS for value in values]
 
 
-@pytest.mark.parametrize("file, key, value, words", CASES, ids=lambda x: str(x)[:24])
+@pytest.mark.parametrize("file, key, value, words", some(CASES, 3), ids=lambda x: str(x)[:24])
 def test_a_bad_key_is_named(model, file, key, value, words):
   path = model / file
   path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
@@ -117,7 +123,7 @@ def test_a_bad_key_is_named(model, file, key, value, words):
     assert str(path) in str(error.value) and re.search(said(key), str(error.value)), error.value
 
 
-@pytest.mark.parametrize("file, text, words", TEXTS, ids=lambda x: str(x)[:24])
+@pytest.mark.parametrize("file, text, words", some(TEXTS, 4), ids=lambda x: str(x)[:24])
 def test_a_file_that_is_none_is_named(model, file, text, words):
   (model / file).write_bytes(text)
   with pytest.raises(ValueError, match=words) as error:
@@ -153,7 +159,9 @@ TENSORS = [
 ]
 
 
-@pytest.mark.parametrize("change, words", TENSORS, ids=lambda x: x if isinstance(x, str) else "")
+@pytest.mark.parametrize(
+  "change, words", some(TENSORS, 3), ids=lambda x: x if isinstance(x, str) else ""
+)
 def test_a_bad_tensor_is_named(model, change, words):
   tensors = load_file(model / WEIGHTS)
   change(tensors)

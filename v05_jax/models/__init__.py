@@ -87,10 +87,10 @@ def load(policy, seed: int = 0) -> Policy:
       f'config.policy.path: found {policy.path!r}, expected "builtin" or a Hugging '
       f"Face directory; {directory} is not a directory"
     )
-  tokenizer = tokenizers.load(directory)
   config = (
     known[policy.preset] if policy.preset else hf.read_config(directory, family=policy.family)
   )
+  tokenizer = tokenizers.load(directory)
   tokenizers.check(tokenizer, config.vocab_size, directory, padded=bool(policy.preset))
   unused = tokenizers.unused_ids(tokenizer, config.vocab_size)
   config = dataclasses.replace(adapt(config, policy), unused_ids=unused)

@@ -17,6 +17,7 @@ import re
 from v05_jax.models import files
 
 PAD, EOS = "<pad>", "<eos>"
+END = "the id of a token of the tokenizer, or a list of such ids"
 # Stands for a message's content where only what is around it matters.
 PLACE = "contentofmessage{}here"
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
@@ -43,6 +44,7 @@ def load(directory):
     raise ValueError(
       f"{path}: found no tokenizer, expected a directory with one of {', '.join(FILES)}"
     )
+  _declared_ends(path)  # transformers reads these files too, and names neither file nor key
   try:
     tokenizer = _transformers().AutoTokenizer.from_pretrained(
       str(path), local_files_only=True, trust_remote_code=False
@@ -50,7 +52,7 @@ def load(directory):
   except Exception as error:  # transformers raises many kinds, tokenizers a bare Exception
     raise ValueError(f"{path}: the tokenizer cannot be read: {error}") from error
   if tokenizer.eos_token_id is None:
-    if not (ends := _declared_ends(tokenizer, path)):
+    if not (ends := _ends(tokenizer, path)):
       raise ValueError(
         f"{path}: found a tokenizer without EOS token, expected eos_token to be set "
         "in tokenizer_config.json, or eos_token_id in generation_config.json or config.json: no "
@@ -238,23 +240,30 @@ def stop_tokens(tokenizer, directory) -> tuple[int, ...]:
 
   Raises ValueError that names file and key for anything but token ids of the tokenizer.
   """
-  return tuple(dict.fromkeys([tokenizer.eos_token_id, *_declared_ends(tokenizer, directory)]))
+  return tuple(dict.fromkeys([tokenizer.eos_token_id, *_ends(tokenizer, directory)]))
 
 
-def _declared_ends(tokenizer, directory) -> list[int]:
-  """`eos_token_id` of generation_config.json, or else of config.json; [] where neither says one."""
-  ends, known = [], set(tokenizer.get_vocab().values())
-  for name in ("generation_config.json", "config.json"):
-    file = Path(directory) / name
+def _declared_ends(directory) -> list[tuple[Path, list[int]]]:
+  """(file, `eos_token_id`) of generation_config.json and config.json, where they say one. Raises
+  ValueError that names file and key for anything but an id or a list of ids."""
+  ends = []
+  for file in (Path(directory) / name for name in ("generation_config.json", "config.json")):
     found = files.read_json(file).get("eos_token_id") if file.is_file() else None
     given = [] if found is None else found if isinstance(found, list) else [found]
-    if not all(type(x) is int and x in known for x in given):
-      raise ValueError(
-        f"{file}: eos_token_id: found {found!r}, expected the id of a token of the tokenizer, or a "
-        "list of such ids"
-      )
-    ends = ends or given
+    if not all(type(x) is int for x in given):
+      raise ValueError(f"{file}: eos_token_id: found {found!r}, expected {END}")
+    ends += [(file, given)] if given else []
   return ends
+
+
+def _ends(tokenizer, directory) -> list[int]:
+  """The ids of the first of `_declared_ends`; [] without any. Raises ValueError for an id in either
+  file that is no token's."""
+  ends, known = _declared_ends(directory), set(tokenizer.get_vocab().values())
+  for file, given in ends:
+    if not known.issuperset(given):
+      raise ValueError(f"{file}: eos_token_id: found {given}, expected {END}")
+  return ends[0][1] if ends else []
 
 
 def decode_response(tokenizer, ids: Sequence[int], stop: Sequence[int] = ()) -> str:
