@@ -13,12 +13,14 @@ Texts are valid Unicode. All other fields may be anything: rewards get the whole
 
 import decimal
 import math
+import re
 from typing import Any
 
 Row = dict[str, Any]
 Message = dict[str, Any]  # "role" and "content", and whatever else a chat template reads
 
 MOST_TOKENS = 2**31 - 1
+HALF_PAIR = re.compile("[\ud800-\udfff]")
 MESSAGES = 'messages {"role": text, "content": text} that end with one user message'
 
 
@@ -101,7 +103,7 @@ def _is_text(value) -> bool:
 
 def _is_unicode(text: str) -> bool:
   """Whether the text has no half of a surrogate pair, which JSON can hold and no tokenizer read."""
-  return not any("\ud800" <= c <= "\udfff" for c in text)
+  return HALF_PAIR.search(text) is None
 
 
 def _is_number(value) -> bool:
