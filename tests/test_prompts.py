@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 
 import pytest
 from tokenizers import AddedToken, processors
@@ -100,8 +101,8 @@ def test_a_prompt_has_the_tokenizers_beginning_and_not_its_end():
   assert typed[0] == bos and not {bos, eos} & set(typed[1:])
   assert found.decode(typed[1:]) == "<|begin|>ab<|end|>"
   # V0 reads a text as its own tokenizer gives it, end token and all.
-  assert tokenizers.encode_raw(found, "ab") == [bos, *bare, eos]
-  assert v0.tokenizers.encode_raw is tokenizers.encode_raw
+  prior = types.SimpleNamespace(tokenizer=found, settings={"max_tokens": 3})
+  assert v0.ValuePrior.encode(prior, ["a", "ab"]) == [[bos, bare[0], eos]] * 2  # the second is cut
 
 
 @pytest.mark.parametrize(
