@@ -47,7 +47,8 @@ def get_config() -> ConfigDict:
   data.split = "train"  # of the built-in tasks: train | validation | heldout
   data.size = 16384  # prompts drawn from the built-in tasks
   data.families = ("add", "sub", "mod", "sort", "lin", "chain")  # of the built-in tasks
-  data.prompt_key = ""  # field of the prompt in a file; "" = detect: prompt, question, problem
+  # field of the prompt in a file; "" = detect: prompt, question, problem, messages
+  data.prompt_key = ""
   # field of the answer in a file; "" = detect: answer, final_answer, solution, DAPO-Math's
   data.answer_key = ""
   # Wrapped around every prompt of a file or benchmark; "" = {prompt} alone for a file, and for a

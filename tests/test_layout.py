@@ -23,7 +23,7 @@ PACKAGE = ROOT / "v05_jax"
 # the folders of the plugs, and what `shrinkage` and `budget` lend to other trainers.
 UNITS = "models tasks rewards estimators budgets priors observers".split()
 LAYERS = (
-  "backend benchmarks groups rng run sampling scale shrinkage update run.digest run.files"
+  "backend benchmarks groups rng rows run sampling scale shrinkage update run.digest run.files"
   " run.success sampling.categorical sampling.selection scale.distributed scale.hlo scale.peers"
   " scale.programs scale.sharding scale.topology update.losses update.optimizer"
   " value_model.adapter value_model.ensemble value_model.losses value_model.scores"
@@ -55,7 +55,8 @@ ONLY = {
   "rng": "",
   "groups": "",
   "structs": "groups",
-  "benchmarks": "",
+  "benchmarks": "rows",
+  "rows": "",
   "shrinkage": "",
   "budget": "shrinkage",
   "history": "groups shrinkage",

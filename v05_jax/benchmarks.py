@@ -22,11 +22,11 @@ against the hub itself. What the releases have of their own:
 
 from collections.abc import Iterable, Iterator
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from absl import logging
 
-Row = dict[str, Any]
+from v05_jax.rows import Row, answer_text, field, prompt_text, show
 
 TASKS = "tasks"  # the path of the built-in tasks
 FILES = (".jsonl", ".parquet")
@@ -211,42 +211,3 @@ def without_repetitions(name: str, rows: Iterable[tuple[str, Row]]) -> Iterator[
   for prompt, found in first.items():
     if prompt not in contradictory:
       yield found
-
-
-def field(row: Row, name: str):
-  """The value of a field, whose name may have dots for nested objects; None where there is none."""
-  value = row
-  for part in name.split("."):
-    value = value.get(part) if isinstance(value, dict) else None
-  return value
-
-
-def prompt_text(prompt, where: str) -> str:
-  """A text, or a list of one user message, as a text. Raises ValueError for anything else, or an
-  empty text."""
-  if isinstance(prompt, list):
-    message = prompt[0] if len(prompt) == 1 and isinstance(prompt[0], dict) else {}
-    if message.get("role") != "user":
-      raise ValueError(
-        f"{where}: found {show(prompt)} as prompt, expected a text or one user message"
-      )
-    prompt = message.get("content")
-  if not isinstance(prompt, str) or not prompt.strip():
-    raise ValueError(f"{where}: found {show(prompt)} as prompt, expected a text that is not empty")
-  return prompt
-
-
-def answer_text(answer, where: str) -> str:
-  """A text, a number, or a list of them, all of which are wanted, as a text. Raises ValueError for
-  anything else."""
-  parts = answer if isinstance(answer, list) else [answer]
-  texts = [str(x) if isinstance(x, int | float) and not isinstance(x, bool) else x for x in parts]
-  if not texts or not all(isinstance(x, str) and x.strip() for x in texts):
-    raise ValueError(f"{where}: found {show(answer)} as answer, expected a text or a number")
-  return ", ".join(x.strip().strip("$") for x in texts) if isinstance(answer, list) else texts[0]
-
-
-def show(value) -> str:
-  """The value in an error message, cut where it is long."""
-  text = repr(value)
-  return text if len(text) <= 80 else text[:77] + "..."

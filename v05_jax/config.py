@@ -71,7 +71,7 @@ def from_json(text: str | bytes, name: str = "config.json") -> ConfigDict:
     tree = json.loads(text)
   except json.JSONDecodeError as e:
     raise ValueError(f"{name}, line {e.lineno}: found no JSON ({e.msg}), expected one") from None
-  except (UnicodeDecodeError, RecursionError) as e:
+  except (ValueError, RecursionError) as e:  # not UTF-8, or nested too deeply
     raise ValueError(f"{name}: found no JSON ({e}), expected one") from None
   if not isinstance(tree, dict):
     raise ValueError(f"{name}: found {show(tree)}, expected an object of config keys")

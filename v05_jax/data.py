@@ -4,7 +4,7 @@ The order is a function of (seed, epoch) and the place in it is one number, the 
 run resumes anywhere without the state of a data loader.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import dataclasses
 import functools
 import hashlib
@@ -15,11 +15,12 @@ from etils import epath
 import numpy as np
 
 from v05_jax import benchmarks, tasks
-from v05_jax.benchmarks import TASKS, Row, show
+from v05_jax.benchmarks import TASKS
 from v05_jax.models import tokenizer as tokenizers
+from v05_jax.rows import Row, answer_text, checked, conversation, field, prompt_text, show
 from v05_jax.structs import Prompts
 
-PROMPT_KEYS = ("prompt", "question", "problem")
+PROMPT_KEYS = ("prompt", "question", "problem", "messages")
 # OlympiadBench's is the second, and DAPO-Math-17k's the last.
 ANSWER_KEYS = ("answer", "final_answer", "solution", "reward_model.ground_truth")
 
@@ -108,7 +109,14 @@ def order(size: int, seed: int, epoch: int) -> np.ndarray:
   return np.argsort(stream, kind="stable")
 
 
-def load(config_data, tokenizer, max_prompt: int, seed: int = 0, shuffle: bool = True) -> Dataset:
+def load(
+  config_data,
+  tokenizer,
+  max_prompt: int,
+  seed: int = 0,
+  shuffle: bool = True,
+  key: str = "data.path",
+) -> Dataset:
   """The dataset that `config.data` names, read and tokenized once.
 
   `path` is "tasks", where split, size, families and seed say which rows are drawn; or a .jsonl or
@@ -117,27 +125,29 @@ def load(config_data, tokenizer, max_prompt: int, seed: int = 0, shuffle: bool =
   prompt, never around the built-in tasks' prompts. `seed` is the run's and orders the data.
   `shuffle=False` is for evaluation: the order of the sources, and of each file or benchmark its
   first `config.data.size` rows only. Where there are several, or a benchmark, a row's "benchmark"
-  says which it is of.
+  says which it is of. `key` is the config's key that the path is of, for error messages.
 
   Raises ValueError that names the key, file, line or row: an unknown name, a missing, unreadable or
-  empty file, a line that is not a JSON object, a row without prompt or answer, a prompt of more
+  empty file, a line that is not a JSON object, a row without prompt or answer or with a field that
+  rows.py does not allow, a prompt that the tokenizer or its chat template refuses, or one of more
   than `max_prompt` tokens.
   """
   if not benchmarks.is_path(config_data.path):
-    raise ValueError(
-      f"config.data.path: found {config_data.path!r}, expected {benchmarks.EXPECTED}"
-    )
+    raise ValueError(f"config.{key}: found {config_data.path!r}, expected {benchmarks.EXPECTED}")
   paths = benchmarks.names(config_data.path)
   rows, wheres, encoded = [], [], []
   for path in paths:
     before = len(rows)
     template, chat = _wrapping(config_data, path)
-    for where, row in itertools.islice(
-      _rows(config_data, path), None if shuffle else config_data.size
-    ):
+    encode = tokenizers.prompt_encoder(tokenizer, chat, template)
+    found = itertools.islice(_rows(config_data, path, key), None if shuffle else config_data.size)
+    for where, row, prompt in found:
       rows.append({**row, "benchmark": benchmarks.label(path)} if len(paths) > 1 else row)
       wheres.append(where)
-      encoded.append(_encode(tokenizer, row["prompt"], template, chat, where))
+      try:
+        encoded.append(encode(prompt))
+      except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
     if len(rows) == before:
       raise ValueError(f"{path}: found no row, expected at least one prompt")
   _check_length(encoded, wheres, max_prompt)
@@ -154,22 +164,25 @@ def _wrapping(config_data, path: str) -> tuple[str, bool]:
   return config_data.template or own, config_data.chat_template
 
 
-def _rows(config_data, path: str) -> Iterator[tuple[str, Row]]:
-  """Yields (where, row) of one source; `where` names it for error messages."""
+def _rows(config_data, path: str, key: str) -> Iterator[tuple[str, Row, str | list]]:
+  """Yields (where, row, prompt) of one source: `where` names it for error messages, `prompt` is the
+  row's text, or its messages where they are several."""
   if path == TASKS:
     drawn = tasks.rows(config_data.split, config_data.size, config_data.seed, config_data.families)
-    yield from (
-      (f"{config_data.split} row {i} of the built-in tasks", row) for i, row in enumerate(drawn, 1)
-    )
+    for i, row in enumerate(drawn, 1):
+      yield f"{config_data.split} row {i} of the built-in tasks", row, row["prompt"]
   elif path in benchmarks.BENCHMARKS:
     copies = [epath.Path(config_data.folder) / f"{path}{ending}" for ending in benchmarks.FILES]
     copy = next((str(file) for file in copies if file.exists()), None)
-    yield from benchmarks.read(
-      path, read_file(copy) if copy else benchmarks.hub_rows(path, config_data.folder)
-    )
+    found = read_file(copy, key) if copy else benchmarks.hub_rows(path, config_data.folder)
+    for where, row in benchmarks.read(path, found):
+      yield where, checked(row, where), row["prompt"]
   else:
-    for where, row in read_file(path):
-      yield where, read_row(row, config_data.prompt_key, config_data.answer_key, where)
+    keys = config_data.prompt_key, config_data.answer_key
+    for where, given in read_file(path, key):
+      row = read_row(given, *keys, where)
+      several = _is_conversation(_field(given, keys[0], PROMPT_KEYS, "prompt", where))
+      yield where, row, row["messages"] if several else row["prompt"]
 
 
 def label(path: str) -> str:
@@ -185,18 +198,16 @@ def eval_config(config):
   return found
 
 
-def read_file(path: str) -> Iterator[tuple[str, Row]]:
+def read_file(path: str, key: str = "data.path") -> Iterator[tuple[str, Row]]:
   """Yields (where, row) for each row of a .jsonl or .parquet file; `where` names file and line or
-  row.
+  row, `key` is the config's key of the path.
 
   Raises ValueError for a file that is missing or unreadable, or a line that is not an object.
   """
   file = epath.Path(path)
   readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
   if not file.exists() or file.is_dir():
-    raise ValueError(
-      f"config.data.path: {path} {'is a folder' if file.is_dir() else 'does not exist'}"
-    )
+    raise ValueError(f"config.{key}: {path} {'is a folder' if file.is_dir() else 'does not exist'}")
   try:
     with file.open("rb") as stream:
       yield from readers[file.suffix](path, stream)
@@ -211,7 +222,7 @@ def _read_jsonl(path, stream):
     where = f"{path}:{number}"
     try:
       row = json.loads(line.decode("utf-8-sig"))
-    except ValueError as error:  # malformed JSON, or not UTF-8
+    except (ValueError, RecursionError) as error:  # malformed, not UTF-8, or nested too deeply
       raise ValueError(f"{where}: found {show(line)}, which is not JSON: {error}") from None
     if not isinstance(row, dict):
       raise ValueError(f"{where}: found {show(row)}, expected a JSON object")
@@ -224,14 +235,26 @@ def _read_parquet(path, stream):
     from pyarrow import parquet
   except ImportError:
     raise ValueError(f"{path}: reading .parquet needs pyarrow: pip install pyarrow") from None
-  number = 0
   try:
-    for batch in parquet.ParquetFile(stream).iter_batches():
-      for row in batch.to_pylist():
-        number += 1
-        yield f"{path}: row {number}", row
+    batches = parquet.ParquetFile(stream).iter_batches()
   except pa.ArrowException as error:
     raise ValueError(f"{path}: found no readable parquet file: {error}") from None
+  number = 0
+  try:
+    for batch in batches:
+      for row in _parquet_rows(batch):
+        number += 1
+        yield f"{path}: row {number}", row
+  except Exception as error:  # damaged pages, text that is not UTF-8, dates that Python has not
+    raise ValueError(f"{path}: row {number + 1} cannot be read: {error}") from None
+
+
+def _parquet_rows(batch) -> Iterable[Row]:
+  """The rows of a batch; where one cannot be read, those before it come first."""
+  try:
+    return batch.to_pylist()
+  except Exception:  # of many kinds: it comes again at the row that it is about
+    return (batch.slice(i, 1).to_pylist()[0] for i in range(batch.num_rows))
 
 
 def read_row(row: Row, prompt_key: str = "", answer_key: str = "", where: str = "row") -> Row:
@@ -239,35 +262,29 @@ def read_row(row: Row, prompt_key: str = "", answer_key: str = "", where: str = 
   is kept.
 
   Without keys the first of `PROMPT_KEYS` and of `ANSWER_KEYS` that the row has is taken. A key with
-  dots goes into nested objects. A prompt may be a list of one user message, and DAPO-Math-17k's
-  answer is `reward_model.ground_truth`; numbers are answers too, and lists, all of whose members
-  are wanted. Raises ValueError naming `where`.
+  dots goes into nested objects. A prompt of several messages is kept under "messages", and its text
+  is that of `rows.prompt_text`. DAPO-Math-17k's answer is `reward_model.ground_truth`. Raises
+  ValueError that names `where` for a field that rows.py does not allow.
   """
   prompt = _field(row, prompt_key, PROMPT_KEYS, "prompt", where)
   answer = _field(row, answer_key, ANSWER_KEYS, "answer", where)
-  return {
-    **row,
-    "prompt": benchmarks.prompt_text(prompt, where),
-    "answer": benchmarks.answer_text(answer, where),
-  }
+  texts = {"prompt": prompt_text(prompt, where), "answer": answer_text(answer, where)}
+  messages = {"messages": conversation(prompt, where)} if _is_conversation(prompt) else {}
+  return checked({**row, **texts, **messages}, where)
+
+
+def _is_conversation(prompt) -> bool:
+  return isinstance(prompt, list) and len(prompt) > 1
 
 
 def _field(row, key, detect, what, where):
   for name in (key,) if key else detect:
-    if (value := benchmarks.field(row, name)) is not None:
+    if (value := field(row, name)) is not None:
       return value
   wanted = f"config.data.{what}_key = {key!r}" if key else f"one of {', '.join(detect)}"
   raise ValueError(
     f"{where}: found no {what} among the fields {', '.join(map(str, row))}, expected {wanted}"
   )
-
-
-def _encode(tokenizer, prompt, template, chat_template, where):
-  try:
-    # Not str.format: prompts of mathematics are full of braces, and so may a template be.
-    return tokenizers.encode_prompt(tokenizer, template.replace("{prompt}", prompt), chat_template)
-  except ValueError as error:
-    raise ValueError(f"{where}: {error}") from None
 
 
 def _check_length(encoded, wheres, max_prompt):

@@ -99,9 +99,10 @@ def logprobs(b: setting.Bench, params, prompts, rolls: Rollouts) -> np.ndarray:
     index = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
     hidden = decoder.forward(model, params, tokens, index, segments)[:, first - 1 : -1]
     matrix = decoder.unembed(model, params)
-    return losses.token_logprobs(hidden, matrix, tokens[:, first:], temperature, loss.vocab_chunk)[
-      0
-    ]
+    targets, usable = tokens[:, first:], decoder.usable(model)
+    return losses.token_logprobs(
+      hidden, matrix, targets, temperature, loss.vocab_chunk, usable=usable
+    )[0]
 
   tokens = np.concatenate([np.asarray(prompts.tokens)[rolls.prompt], rolls.tokens], 1)
   length = first + rolls.length[rolls.prompt, rolls.index]

@@ -87,12 +87,13 @@ def load(policy, seed: int = 0) -> Policy:
       f'config.policy.path: found {policy.path!r}, expected "builtin" or a Hugging '
       f"Face directory; {directory} is not a directory"
     )
-  tokenizer = tokenizers.load(directory)
   config = (
     known[policy.preset] if policy.preset else hf.read_config(directory, family=policy.family)
   )
+  tokenizer = tokenizers.load(directory)
   tokenizers.check(tokenizer, config.vocab_size, directory, padded=bool(policy.preset))
-  config = adapt(config, policy)
+  unused = tokenizers.unused_ids(tokenizer, config.vocab_size)
+  config = dataclasses.replace(adapt(config, policy), unused_ids=unused)
   if policy.preset:
     params = jax.device_get(jax.jit(lambda: decoder.init(config, rng.at(seed, 0, rng.INIT)))())
   else:

@@ -28,6 +28,7 @@ import numpy as np
 from v05_jax.models import cpu, flash, lora
 
 DTYPES = ("float32", "bfloat16")
+LAYERS = 10_000  # of a model, at most: more is a damaged config.json
 BACKENDS = ("accelerator", "cpu")
 ATTENTION = ("plain", *flash.KERNELS.values())
 # What the forward pass of a layer stores for its backward pass, which computes the rest again.
@@ -65,12 +66,17 @@ class ModelConfig:
   backend: str = "accelerator"  # that XLA compiles for; "cpu" takes the training pass of cpu.py
   adapters: lora.Lora | None = None  # where there are any, nothing else is trained
   family: str = "qwen3"  # that reads and writes its files: see families.find
+  # ranges [first, end) of ids that no token has: see `usable`
+  unused_ids: tuple[tuple[int, int], ...] = ()
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
-      if field.type in (int, float) and (isinstance(value, bool) or not value > 0):
-        raise ValueError(f"ModelConfig.{field.name}: found {value!r}, expected a positive number")
+      most = LAYERS if field.name == "num_layers" else 2**31 - 1
+      if field.type in (int, float) and (isinstance(value, bool) or not 0 < value <= most):
+        raise ValueError(
+          f"ModelConfig.{field.name}: found {value!r}, expected a positive number, at most {most}"
+        )
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
         f"ModelConfig.num_heads: found {self.num_heads}, expected a multiple of "
@@ -293,7 +299,22 @@ def unembed(config: ModelConfig, params):
   return params["embedding" if config.tie_embeddings else "head"].astype(config.dtype)
 
 
+def usable(config: ModelConfig) -> np.ndarray | None:
+  """bool [V]: the ids that a token has; None where every id has one.
+
+  Embeddings often have more rows than the tokenizer has tokens. The other ids have no probability:
+  `logits` and the losses leave them out alike.
+  """
+  if not config.unused_ids:
+    return None
+  found = np.ones(config.vocab_size, bool)
+  for first, end in config.unused_ids:
+    found[first:end] = False
+  return found
+
+
 def logits(config: ModelConfig, params, hidden):
-  """float32 logits [..., V] of hidden states [..., D]."""
-  matrix = unembed(config, params)
-  return jnp.einsum("...d,vd->...v", hidden, matrix, preferred_element_type=jnp.float32)
+  """float32 logits [..., V] of hidden states [..., D]; `MASKED` where `usable` is False."""
+  matrix, ids = unembed(config, params), usable(config)
+  found = jnp.einsum("...d,vd->...v", hidden, matrix, preferred_element_type=jnp.float32)
+  return found if ids is None else jnp.where(ids, found, MASKED)

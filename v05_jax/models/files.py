@@ -156,7 +156,7 @@ def read_json(file: Path) -> dict:
       f"{file}: found no such file, expected {file.parent} to be a Hugging Face model "
       "directory (or config.policy.preset to be set, for random weights)"
     ) from error
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:  # the last: nested too deeply
     raise ValueError(f"{file}: cannot be read as JSON: {error}") from error
   if not isinstance(found, dict):
     raise ValueError(f"{file}: found {type(found).__name__}, expected a JSON object")

@@ -41,7 +41,7 @@ def of_rollouts(draw: Draw) -> Pairs:
   }
   for n, count in zip(*np.unique((rolls.length > 0).sum(1)[prompts.mask], return_counts=True)):
     metrics[f"k/hist/{n}"] = (float(count), 1)
-  families = np.array([row.get("family", "") for row in prompts.rows])
+  families = np.array([row.get("family") or "" for row in prompts.rows])
   for family in sorted(set(families) - {""}):
     of_family = np.zeros(len(prompts.mask), bool)
     of_family[: len(families)] = families == family

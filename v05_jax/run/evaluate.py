@@ -78,7 +78,12 @@ def make(policy, config, mesh, collect) -> Evaluate:
   options = config.eval
   source = data.eval_config(config)
   dataset = data.load(
-    source, policy.tokenizer, config.sampler.max_prompt, seed=config.seed, shuffle=False
+    source,
+    policy.tokenizer,
+    config.sampler.max_prompt,
+    seed=config.seed,
+    shuffle=False,
+    key="eval.path",
   )
   exact = None
   if options.path == data.TASKS:

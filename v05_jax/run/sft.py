@@ -19,6 +19,7 @@ import numpy as np
 from v05_jax import config as configuration
 from v05_jax import data, models, rng, tasks
 from v05_jax.models import hf
+from v05_jax.models import tokenizer as tokenizers
 from v05_jax.observers.base import pair
 from v05_jax.run import checkpoint, files, lock, writer
 from v05_jax.run.progress import Progress
@@ -182,9 +183,11 @@ def make_examples(config, source, dataset: data.Dataset, tokenizer) -> Callable:
   first row whose response with EOS exceeds `config.sampler.max_response`.
   """
   built_in, eos = source.path == data.TASKS, tokenizer.eos_token_id
-  encode = lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"]
+  encode = functools.partial(tokenizers.encode_text, tokenizer)
   encode_one = functools.lru_cache(maxsize=1 << 16)(encode)  # short answers come up again and again
-  answers = [] if built_in else encode([row["answer"] for row in dataset.rows])
+  answers = (
+    [] if built_in else [_answer(encode, source, *row) for row in enumerate(dataset.rows, 1)]
+  )
   longest = tasks.MAX_RESPONSE if built_in else 1 + max(map(len, answers))
   if longest > config.sampler.max_response:
     long = [i for i, ids in enumerate(answers) if len(ids) >= config.sampler.max_response]
@@ -204,6 +207,13 @@ def make_examples(config, source, dataset: data.Dataset, tokenizer) -> Callable:
     return Examples(prompts, [[*ids, eos] for ids in found])
 
   return examples
+
+
+def _answer(encode, source, number: int, row) -> list[int]:
+  try:
+    return encode(row["answer"])
+  except ValueError as error:
+    raise ValueError(f"{source.path}: row {number}: the answer: {error}") from None
 
 
 def packed(loss_config, mesh, longest: int, examples: Examples):

@@ -2,8 +2,9 @@
 
 Every program of a run is lowered from shapes alone, without weights, tokenizer, data or network,
 and compiled for the devices of `--topology`: prefill, decode, the value prior, the update, and the
-exact evaluation of the built-in tasks (other evaluation is prefill and decode). A row says what the
-compiler makes of it on one device:
+exact evaluation of the built-in tasks (other evaluation is prefill and decode). Without a tokenizer
+it is not known which ids have no token: the programs lack that mask, one comparison a logit. A row
+says what the compiler makes of it on one device:
 
     peak      arguments + results + temporaries of the program
     beside    what else lives on the device then: see `programs.PARTS`

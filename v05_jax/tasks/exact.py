@@ -56,11 +56,12 @@ def make_exact(
   width = sampler.max_prompt + sampler.max_response
   truncates = sampler.top_k > 0 or sampler.top_p < 1
   score = make_score(model_config, float(sampler.temperature))
+  encode_prompt = tokenizers.prompt_encoder(tokenizer, chat_template=False)
 
   @functools.lru_cache(maxsize=1 << 16)
   def encode(prompt: str, response: str) -> tuple[list[int], int]:
     """(tokens of prompt, response and EOS, length of the prompt)."""
-    start = tokenizers.encode_prompt(tokenizer, prompt, False)
+    start = encode_prompt(prompt)
     answer = tokenizer(response, add_special_tokens=False)["input_ids"]
     return [*start, *answer, tokenizer.eos_token_id], len(start)
 
@@ -93,7 +94,8 @@ def make_score(config, temperature: float):
     segments = (place < length[:, None]).astype(jnp.int32)
     hidden = decoder.forward(config, params, inputs, place, segments)
     matrix = decoder.unembed(config, params)
-    return losses.token_logprobs(hidden, matrix, targets, temperature, CHUNK)[0]
+    usable = decoder.usable(config)
+    return losses.token_logprobs(hidden, matrix, targets, temperature, CHUNK, usable=usable)[0]
 
   return score
 

@@ -18,6 +18,7 @@ SURROGATES = ("clip", "reinforce")
 # exp of a log-ratio stays finite in float32, and a token this far off policy gives no gradient (as
 # verl).
 MAX_LOG_RATIO = 20.0
+MASKED = -1e30  # logit of an id that is left out; finite, so that 0 * logit is 0
 
 
 def _varying_like(x, like):
@@ -29,11 +30,13 @@ def _varying_like(x, like):
   return x + jnp.zeros_like(like, shape=(), dtype=x.dtype)
 
 
-def _chunk_logprobs(hidden, unembed, targets, temperature):
+def _chunk_logprobs(hidden, unembed, targets, temperature, usable):
   """hidden [C, D], targets [C] -> (logprob [C], entropy [C]) in float32; logits [C, V] live only
   here."""
   logits = jnp.einsum("cd,vd->cv", hidden, unembed, preferred_element_type=jnp.float32)
   logits = logits.astype(jnp.float32) / temperature
+  if usable is not None:
+    logits = jnp.where(usable, logits, MASKED)
   log_z = jax.nn.logsumexp(logits, axis=-1)
   # A comparison instead of take_along_axis, whose gradient is a scatter (very slow in XLA on CPU).
   picked = jnp.arange(logits.shape[-1]) == targets[:, None]
@@ -54,7 +57,7 @@ _reorder.defvjp(
 )
 
 
-def counted_logprobs(hidden, unembed, targets, temperature, chunk, mask):
+def counted_logprobs(hidden, unembed, targets, temperature, chunk, mask, usable=None):
   """`token_logprobs` that computes logits of the tokens of `mask` only: log-prob and entropy
   elsewhere are 0.
 
@@ -78,7 +81,7 @@ def counted_logprobs(hidden, unembed, targets, temperature, chunk, mask):
     hidden, targets, some = x
     zeros = jnp.zeros_like(hidden[:, 0], jnp.float32)
     compute = jax.checkpoint(
-      lambda h: _chunk_logprobs(h, unembed, targets, temperature), prevent_cse=False
+      lambda h: _chunk_logprobs(h, unembed, targets, temperature, usable), prevent_cse=False
     )
     return jax.lax.cond(some, compute, lambda h: (zeros, zeros), hidden)
 
@@ -87,7 +90,7 @@ def counted_logprobs(hidden, unembed, targets, temperature, chunk, mask):
   return tuple(jnp.where(mask, back(x), 0.0) for x in out)
 
 
-def token_logprobs(hidden, unembed, targets, temperature, chunk, mask=None):
+def token_logprobs(hidden, unembed, targets, temperature, chunk, mask=None, usable=None):
   """Log-prob of each target and entropy under log-softmax(hidden @ unembed^T / temperature).
 
   The tokens are flattened and handled `chunk` at a time, recomputed in the backward pass, so that
@@ -102,6 +105,8 @@ def token_logprobs(hidden, unembed, targets, temperature, chunk, mask=None):
     chunk: tokens whose logits exist at once (static).
     mask: bool [N, T] or None. Where False the hidden state is replaced by zeros, so that a NaN in
       padding reaches neither the values nor the gradient.
+    usable: bool [V] or None = all. Ids where it is False are left out of the softmax: they have no
+      probability, and their rows of `unembed` no gradient.
 
   Returns:
     (logprob [N, T], entropy [N, T]), float32, in nats.
@@ -117,7 +122,7 @@ def token_logprobs(hidden, unembed, targets, temperature, chunk, mask=None):
   targets = targets.reshape(tokens)
 
   if chunks == 1:
-    out = jax.checkpoint(_chunk_logprobs)(hidden, unembed, targets, temperature)
+    out = jax.checkpoint(_chunk_logprobs)(hidden, unembed, targets, temperature, usable)
     return tuple(x.reshape(shape) for x in out)
 
   padding = chunks * chunk - tokens
@@ -125,7 +130,7 @@ def token_logprobs(hidden, unembed, targets, temperature, chunk, mask=None):
   targets = jnp.pad(targets, (0, padding)).reshape(chunks, chunk)
   # Inside a scan nothing can undo the rematerialisation, so CSE need not be prevented.
   step = jax.checkpoint(
-    lambda x: _chunk_logprobs(x[0], unembed, x[1], temperature), prevent_cse=False
+    lambda x: _chunk_logprobs(x[0], unembed, x[1], temperature, usable), prevent_cse=False
   )
   out = jax.lax.map(step, (hidden, targets))
   return tuple(x.reshape(-1)[:tokens].reshape(shape) for x in out)

@@ -36,6 +36,7 @@ def make_logprobs(model_config, loss_config, temperature: float, mesh) -> Callab
   micro-batch inside `sharding.mapped`; both are meaningless where its weight is 0."""
   attend, groups = kernel(model_config, mesh), mesh.shape["fsdp"]
   constrain, chunk = jax.lax.with_sharding_constraint, loss_config.vocab_chunk
+  usable = decoder.usable(model_config)
 
   def hidden_states(params, batch):
     given = model_config, params, batch.tokens, batch.position
@@ -53,7 +54,7 @@ def make_logprobs(model_config, loss_config, temperature: float, mesh) -> Callab
     hidden = hidden_states(params, batch)
     if model_config.backend == "cpu" and groups == 1:
       fewer = min(chunk, CPU_CHUNK)
-      return losses.counted_logprobs(hidden, matrix, batch.target, temperature, fewer, mask)
+      return losses.counted_logprobs(hidden, matrix, batch.target, temperature, fewer, mask, usable)
     # A chunk of tokens from several devices along `fsdp` would make each of them compute all of its
     # log-probs, so each group of rows, one device's, is cut into chunks of its own.
     grouped = jax.tree.map(
@@ -61,7 +62,7 @@ def make_logprobs(model_config, loss_config, temperature: float, mesh) -> Callab
       (hidden, batch.target, mask),
     )
     chunked = lambda hidden, target, mask: losses.token_logprobs(
-      hidden, matrix, target, temperature, chunk, mask
+      hidden, matrix, target, temperature, chunk, mask, usable
     )
     return jax.tree.map(lambda x: x.reshape(mask.shape), jax.vmap(chunked)(*grouped))
 

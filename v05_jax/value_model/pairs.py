@@ -133,7 +133,7 @@ def read(folders: Sequence[str], window: int = 1) -> tuple[list[str], list[Conte
 def _prompts(file: epath.Path) -> dict[str, str]:
   try:
     found = json.loads(file.read_text())
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise ValueError(f"{file}: found no JSON ({error}), expected one") from None
   if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
     raise ValueError(f'{file}: found another thing, expected an object of "dataset_id": text')
@@ -150,7 +150,7 @@ def _lines(file: epath.Path):
       continue
     try:
       row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
       if number == len(lines):
         return
       raise ValueError(f"{where}: found {line[:80]!r}, expected a JSON object") from None

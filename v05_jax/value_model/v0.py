@@ -118,9 +118,7 @@ class ValuePrior:
   def encode(self, prompts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text, read raw; texts longer than the backbone was trained for are cut."""
     most = self.settings["max_tokens"]
-    encoded = [
-      tokenizers.encode_prompt(self.tokenizer, text, chat_template=False) for text in prompts
-    ]
+    encoded = [tokenizers.encode_raw(self.tokenizer, text) for text in prompts]
     # The end token stays: V0's tokenizer appends it after cutting.
     return [ids if len(ids) <= most else [*ids[: most - 1], ids[-1]] for ids in encoded]
 

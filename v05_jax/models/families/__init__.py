@@ -45,6 +45,8 @@ def choose(found: dict, where) -> str:
   """The family that a config.json says, by its "architectures"; `where` is its path. Raises
   ValueError for an architecture that no family of this folder knows."""
   architectures = found.get("architectures") or []
+  if not isinstance(architectures, list) or not all(isinstance(x, str) for x in architectures):
+    raise ValueError(f"{where}: architectures: found {architectures!r}, expected a list of names")
   supported = {name: find(name).architectures for name in known()}
   for name, of_family in supported.items():
     if set(architectures) & set(of_family):

@@ -96,9 +96,9 @@ def family() -> base.Family:
 def read(found: dict, where) -> ModelConfig:
   """The shape that a config.json says. Raises ValueError naming the key that is wrong."""
   base.refuse(found, where, ONLY)
-  layers = sorted(set(found.get("layer_types") or ()))
-  if set(layers) - {"full_attention"}:
-    raise ValueError(f"{where}: layer_types: found {layers}, supported: full_attention")
+  layers = found.get("layer_types") or []
+  if not isinstance(layers, list) or any(x != "full_attention" for x in layers):
+    raise ValueError(f"{where}: layer_types: found {layers!r}, supported: full_attention")
   return base.shape(found, where, KEYS, DEFAULTS)
 
 
