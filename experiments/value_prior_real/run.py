@@ -94,8 +94,8 @@ def load(folder: Path) -> dict[tuple, list[tuple[str, float]]]:
   texts = [folder / name for name in pairs.NAMES if (folder / name).exists()]
   if not texts or not (folder / "context.jsonl").exists():
     raise ValueError(
-      f"--data: found no context.jsonl or none of {' and '.join(pairs.NAMES)} in {folder}, expected "
-      "V0's public sample (see the docstring)"
+      f"--data: found no context.jsonl or none of {' and '.join(pairs.NAMES)} in {folder}, "
+      "expected V0's public sample (see the docstring)"
     )
   prompts = json.loads(texts[0].read_text())
   groups: dict[tuple, list] = {}

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.random import default_rng  # seeded generators alone, never numpy's global one
 
-SEED = 42  # of the column table
+SEED = 42  # of the column tables
 MIN_ROWS = 4  # of a context that the head is made for
 ROUNDING = 1e-5  # a column that differs by less of its size differs by rounding alone
 
@@ -136,8 +136,7 @@ def column_table(groups: int, width: int = 48):
   depend on `groups`.
 
   At width 48 (E = 192) it is the table of the released v2.5 model, to 2.4e-6. Official tables of
-  other widths come from torch's generator and must be given; for own models this one serves at any
-  width.
+  other widths are those of `torch_table`; for own models this one serves at any width.
   """
   number = np.arange(groups * width, dtype=np.uint64)
   zeros = np.zeros_like(number)
@@ -176,8 +175,8 @@ def torch_table(groups: int, width: int):
   return whole.reshape(groups, width)
 
 
-# How a head's column table is made, by v0.json's "table".
-TABLES = {"released": column_table, "torch": torch_table}
+# How a head's column table is made: v0.json's "table".
+TABLES = {"philox": column_table, "torch": torch_table}
 
 
 def philox(counter, key):
