@@ -193,7 +193,7 @@ def test_blocks_and_one_block_are_the_same(loaded, monkeypatch):
   for block in (30_000, 1):
     monkeypatch.setattr(tabpfn, "BLOCK", block)
     jax.clear_caches()
-    np.testing.assert_allclose(loaded.predict_from_features(*given, marks), whole, atol=1e-6)
+    np.testing.assert_allclose(loaded.predict_from_features(*given, marks), whole, atol=1e-5)
   jax.clear_caches()
 
 
