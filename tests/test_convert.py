@@ -30,6 +30,7 @@ from v05_jax.value_model.torch_file import read_checkpoint
 
 DATA = Path(__file__).parent / "data" / "v0"
 V0, TABPFN, BACKBONE = DATA / "v0_checkpoint.pt", DATA / "tabpfn-v2.5-tiny.ckpt", DATA / "backbone"
+TOLD = {"heads": 3, "table": "torch"}  # what no tensor of the golden files tells
 NAMES = {np.dtype(kind): name for name, kind in torch_file.STORAGES.items()}
 
 
@@ -329,7 +330,7 @@ def test_golden_files_convert(tmp_path, prefix, weights):
     if weights or "backbone." not in name
   }
   checkpoint, out = write(tmp_path / "v0.pt", content), tmp_path / "new" / "out"
-  text = convert(checkpoint, TABPFN, BACKBONE, out)
+  text = convert(checkpoint, TABPFN, BACKBONE, out, **TOLD)
   assert "2,518 parameters" in text and "89,866 parameters" in text and "non-commercial" in text
   assert f"99,712 parameters of {checkpoint if weights else BACKBONE}" in text
   assert sorted(os.listdir(out)) == [
@@ -349,6 +350,7 @@ def test_golden_files_convert(tmp_path, prefix, weights):
     "estimators": 4,
     "max_tokens": 2048,
     "backbone": "backbone",
+    "table": "torch",
     "adapter": {
       "queries": 8,
       "width": 6,
@@ -378,7 +380,7 @@ def test_golden_files_convert(tmp_path, prefix, weights):
 
 def test_the_weights_of_the_directory_may_be_absent_where_the_checkpoint_has_them(tmp_path):
   shutil.copytree(BACKBONE, tmp_path / "qwen", ignore=shutil.ignore_patterns("*.safetensors"))
-  convert(V0, TABPFN, tmp_path / "qwen", tmp_path / "out")
+  convert(V0, TABPFN, tmp_path / "qwen", tmp_path / "out", **TOLD)
   check_output(tmp_path / "out", load_file(BACKBONE / "model.safetensors"))
 
 
@@ -405,7 +407,7 @@ def test_a_language_model_in_bfloat16_shards_is_a_backbone(tmp_path):
   content["model_state_dict"] = {
     k: x for k, x in content["model_state_dict"].items() if "backbone." not in k
   }
-  convert(write(tmp_path / "v0.pt", content), TABPFN, folder, tmp_path / "out")
+  convert(write(tmp_path / "v0.pt", content), TABPFN, folder, tmp_path / "out", **TOLD)
   check_output(tmp_path / "out", backbone)
 
 
@@ -432,7 +434,7 @@ def test_other_stored_types_and_sizes_convert(tmp_path):
   }
   files = write(tmp_path / "v0.pt", content), write(tmp_path / "head.ckpt", head)
   (tmp_path / "out").mkdir()  # an empty folder is as good as none
-  convert(*files, BACKBONE, tmp_path / "out", heads=2)
+  convert(*files, BACKBONE, tmp_path / "out", heads=2, table="torch")
   settings, adapter, params = directory.load(tmp_path / "out")
   assert settings["adapter"]["heads"] == 2
   assert settings["head"] == {
@@ -465,6 +467,11 @@ def v0_with(change):
     return {"checkpoint": write(folder / "bad", content)}
 
   return make
+
+
+def arguments_with(**values):
+  """The same: arguments of V0's trainer, kept in the checkpoint."""
+  return lambda folder: {"checkpoint": write(folder / "bad", v0() | {"args": values})}
 
 
 def tabpfn_with(change):
@@ -643,6 +650,34 @@ WRONG = {
     lambda folder: {"heads": 4},
     "heads: found 4, expected a divisor of the adapter's width 6",
   ),
+  "heads unsaid": (
+    lambda folder: {"heads": None},
+    r"v0_checkpoint.pt: found no args.num_heads, .*expected --heads=N, .*: 3 in the released model",
+  ),
+  "heads contradicted": (
+    arguments_with(num_heads=2),
+    r"bad: args.num_heads: found 2, expected --heads=3, or no such",
+  ),
+  "pooling": (
+    arguments_with(pooling_strategy="last_token"),
+    "bad: args.pooling_strategy: found 'last_token', expected 'dynamic_query'",
+  ),
+  "reduced": (
+    arguments_with(reduce_method="avg_pool"),
+    "bad: args.reduce_method: found 'avg_pool', expected 'none'",
+  ),
+  "estimators": (
+    arguments_with(tabpfn_estimators=0),
+    "bad: args.tabpfn_estimators: found 0, expected a number above 0",
+  ),
+  "width": (
+    lambda folder: {"table": None},
+    "tiny.ckpt: found E 48, expected 192, .* whose column table is known; --table=torch",
+  ),
+  "table": (
+    lambda folder: {"table": "philox"},
+    "--table=philox: expected torch, TabPFN's own at the head's E 48",
+  ),
   "no backbone": (
     lambda folder: {"backbone": folder / "bad"},
     "bad/config.json: found no such file",
@@ -650,6 +685,28 @@ WRONG = {
   "occupied": (occupied, "out: found a folder with files, expected a new folder"),
   "remote": (lambda folder: {"out": "gs://bucket/v0"}, "gs://bucket/v0: found a remote folder"),
 }
+
+
+def test_arguments_of_the_checkpoint_tell_heads_and_estimators(tmp_path):
+  arguments = {"num_heads": 2, "tabpfn_estimators": 8, "pooling_strategy": "dynamic_query"}
+  checkpoint = write(tmp_path / "v0.pt", v0() | {"args": arguments})
+  convert(checkpoint, TABPFN, BACKBONE, tmp_path / "out", table="torch")
+  settings = directory.load(tmp_path / "out")[0]
+  assert (settings["adapter"]["heads"], settings["estimators"]) == (2, 8)
+  for heads in (None, 2):  # saying the same is no contradiction
+    assert module.read_v0(checkpoint, heads)[0]["heads"] == 2
+
+
+def test_the_column_table_of_a_head(tmp_path):
+  """Of E 192 the released model's, as far as it goes; of another the one that was asked for."""
+  sizes = {"queries": 168, "width": 6}
+  find = lambda E, group, table=None: module.find_table("x", {"E": E, "group": group}, sizes, table)
+  assert find(192, 3) == find(192, 3, "philox") == "philox" and find(96, 3, "torch") == "torch"
+  sizes["queries"] = 1001
+  with pytest.raises(ValueError, match="x: found 2003 groups of columns, expected at most 2000"):
+    find(192, 3)
+  with pytest.raises(ValueError, match="--table=torch: expected philox"):
+    find(192, 6, "torch")
 
 
 @pytest.mark.parametrize("case", WRONG)
@@ -660,6 +717,7 @@ def test_wrong_files_give_one_clear_error_and_no_output(tmp_path, case):
     "tabpfn": TABPFN,
     "backbone": BACKBONE,
     "out": tmp_path / "out",
+    **TOLD,
   } | make(tmp_path)
   before = sorted(tmp_path.rglob("*"))
   with pytest.raises(ValueError, match=message) as error:
@@ -674,7 +732,7 @@ def test_wrong_files_give_one_clear_error_and_no_output(tmp_path, case):
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory):
   out = tmp_path_factory.mktemp("v0") / "out"
-  convert(V0, TABPFN, BACKBONE, out)
+  convert(V0, TABPFN, BACKBONE, out, **TOLD)
   return out
 
 

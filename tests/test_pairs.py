@@ -68,6 +68,19 @@ def test_the_public_format_with_marked_queries_and_two_folders(tmp_path):
   assert [c.prompt.tolist() for c in contexts] == [[0, 1], [0], [1]]
 
 
+def test_prompt_dict_of_the_public_data_is_taken_alone_and_beside_prompts(tmp_path):
+  path = tmp_path / "data"
+  folder(path, [ROW])
+  (path / "prompts.json").rename(path / "prompt_dict.json")
+  assert pairs.read([path])[0] == ["one"]
+  (path / "prompts.json").write_text(json.dumps({"d_2": "two"}))
+  (path / "more.jsonl").write_text(json.dumps(ROW | {"id": 2}))
+  assert pairs.read([path])[0] == ["one", "two"]  # each of the two files holds one of them
+  (path / "prompts.json").write_text(json.dumps({"d_2": "two", "d_1": "another"}))
+  with pytest.raises(ValueError, match=r"prompt_dict\.json: d_1: found another text than in prom"):
+    pairs.read([path])
+
+
 @pytest.mark.parametrize(
   "row, message",
   [
@@ -92,7 +105,8 @@ def test_a_bad_line_is_named(tmp_path, row, message):
 
 def test_bad_folders_are_named(tmp_path):
   with pytest.raises(
-    ValueError, match=r"nowhere: found no pairs, expected a folder with prompts\.json"
+    ValueError,
+    match=r"nowhere: found no pairs, expected a folder with prompts\.json or prompt_dict\.json",
   ):
     pairs.read([tmp_path / "nowhere"])
   path = tmp_path / "x"
@@ -108,6 +122,15 @@ def test_bad_folders_are_named(tmp_path):
   (path / "prompts.json").write_text("[")
   with pytest.raises(ValueError, match=r"prompts\.json: found no JSON"):
     pairs.read([path])
+  for damaged in (b'{"d_1": "\xff"}', b"[" * 100_000):
+    (path / "prompts.json").write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"prompts\.json: found no JSON"):
+      pairs.read([path])
+  (path / "prompts.json").write_text(json.dumps(TEXTS))
+  (path / "context.jsonl").write_bytes(b'{"id": "\xff"}\n' + json.dumps(ROW).encode())
+  with pytest.raises(ValueError, match=r"context\.jsonl, line 1: found .*, expected a JSON object"):
+    pairs.read([path])
+  (path / "context.jsonl").write_text(json.dumps(ROW))
   (path / "prompts.json").write_text('{"d_1": 3}')
   with pytest.raises(ValueError, match=r"prompts\.json: .*expected an object"):
     pairs.read([path])

@@ -321,6 +321,14 @@ def test_column_table():
   close(table[1, 2], np.sqrt(-2 * np.log(a)) * np.sin(2 * np.pi * b), 1e-6)
 
 
+def test_torch_table():
+  """Torch's own, of sizes that fill the last block of 16 numbers and that do not."""
+  for table in TABLES.values():
+    close(ensemble.torch_table(*table.shape), table, 1e-6)
+  with pytest.raises(ValueError, match="found 1 x 12 numbers, expected 16 or more"):
+    ensemble.torch_table(1, 12)
+
+
 def test_stack_and_wrong_inputs():
   assert PARAMS["layers.mlp.linear1.weight"].shape == (3, 96, 48)
   assert len(PARAMS) == len(STATE) - 2 * 6

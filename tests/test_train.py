@@ -116,7 +116,12 @@ def test_a_run_with_v0_as_its_prior_resumes_bit_for_bit(tmp_path):
   judgement."""
   data, v0 = ROOT / "tests" / "data" / "v0", str(tmp_path / "v0")
   convert.convert(
-    str(data / "v0_checkpoint.pt"), str(data / "tabpfn-v2.5-tiny.ckpt"), str(data / "backbone"), v0
+    str(data / "v0_checkpoint.pt"),
+    str(data / "tabpfn-v2.5-tiny.ckpt"),
+    str(data / "backbone"),
+    v0,
+    heads=3,
+    table="torch",
   )
   keys = {"prior.kind": "v0", "priors.v0.path": v0, "data.size": 24, "eval.period": 0}
   config = small(**keys)

@@ -1,10 +1,11 @@
 """V0 as its users call it, from converted checkpoint files to probabilities, against the reference
 tensors."""
 
-import dataclasses
 import json
 from pathlib import Path
+import re
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -12,12 +13,11 @@ from safetensors.numpy import load_file
 from v05_jax import value_model
 from v05_jax.run.progress import CompilationCounter
 from v05_jax.scale import sharding
-from v05_jax.value_model import convert, ensemble, v0
+from v05_jax.value_model import convert, ensemble, tabpfn, v0
 
 DATA = Path(__file__).parent / "data" / "v0"
 PROMPTS = json.loads((DATA / "prompts.json").read_text())
 E2E = load_file(DATA / "e2e.safetensors")
-TABLES = load_file(DATA / "column_tables.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,8 @@ def directory(tmp_path_factory):
     str(DATA / "tabpfn-v2.5-tiny.ckpt"),
     str(DATA / "backbone"),
     str(out),
+    heads=3,
+    table="torch",
   )
   return out
 
@@ -35,10 +37,6 @@ def directory(tmp_path_factory):
 @pytest.fixture(scope="module")
 def loaded(directory):
   return value_model.load(str(directory))
-
-
-def table(groups):
-  return next(x for x in TABLES.values() if len(x) == groups)
 
 
 def test_features_from_text_equal_the_reference(loaded):
@@ -53,10 +51,9 @@ def test_probabilities_from_text_equal_the_reference(loaded, monkeypatch):
   features = loaded.features(PROMPTS)
   marks = list(zip(E2E["fingerprint_support"], E2E["fingerprint_query"]))
   given = features[:24], E2E["support_scores"], features[24:], marks
-  model = dataclasses.replace(loaded, column_table=table(17))
-  np.testing.assert_allclose(model.predict_from_features(*given), E2E["probs"], atol=5e-5)
+  np.testing.assert_allclose(loaded.predict_from_features(*given), E2E["probs"], atol=5e-5)
   monkeypatch.setattr(v0, "QUERIES_PER_CALL", 3)  # streamed in chunks
-  np.testing.assert_allclose(model.predict_from_features(*given), E2E["probs"], atol=5e-5)
+  np.testing.assert_allclose(loaded.predict_from_features(*given), E2E["probs"], atol=5e-5)
 
 
 def test_predict_is_text_to_probability(loaded):
@@ -112,13 +109,92 @@ def test_few_shapes_are_compiled(loaded):
   """Any number of rows within a bucket uses the programs of the bucket."""
   rng = np.random.default_rng(0)
   rows = lambda n: rng.normal(size=(n, 48)).astype(np.float32)
-  model = dataclasses.replace(loaded, column_table=table(17))
-  predict = lambda n, m: model.predict_from_features(rows(n), np.arange(n) % 2, rows(m))
+  predict = lambda n, m: loaded.predict_from_features(rows(n), np.arange(n) % 2, rows(m))
   predict(17, 20)
   with CompilationCounter() as compilations:
     for n, m in ((18, 17), (25, 32), (32, 31)):
       assert predict(n, m).shape == (m,)
     assert compilations() == 0
+
+
+def test_a_context_of_one_prompt_gives_the_smoothed_success_rate(loaded):
+  same = PROMPTS[0]
+  p = loaded.predict([same] * 5, [1, 0, 1, 0, 1], [same])
+  np.testing.assert_allclose(p, [4 / 7], rtol=1e-6)
+  # whatever prompt is asked about, and from features as a run keeps them
+  p = loaded.predict([same] * 6, [1, 0, 0, 0, 0.5, 0], PROMPTS[:3])
+  np.testing.assert_allclose(p, [2.5 / 8] * 3, rtol=1e-6)
+
+
+def noisy(x, relative, seed=0):
+  noise = np.random.default_rng(seed).uniform(-1, 1, x.shape)
+  return (x * (1 + relative * noise)).astype(np.float32)
+
+
+def test_features_that_differ_by_rounding_alone_tell_nothing(loaded):
+  """Of a whole context, and of single columns, which then are left out as constant ones are."""
+  rng = np.random.default_rng(1)
+  row, scores = rng.normal(size=48) * np.logspace(-4, 0, 48), np.arange(20) % 3 == 0
+  asked = rng.normal(size=(3, 48)).astype(np.float32)
+  predict = lambda support: loaded.predict_from_features(support, scores, asked, MARKS)
+  MARKS = loaded.marks([str(i) for i in range(20)], ["a", "b", "c"])
+  # sums in another order err by as much of the largest number that is added
+  once_more = np.float32(row + 3e-7 * rng.uniform(-1, 1, (20, 48)))
+  for support in (np.tile(np.float32(row), (20, 1)), noisy(np.tile(row, (20, 1)), 3e-7), once_more):
+    np.testing.assert_allclose(predict(support), [8 / 22] * 3, rtol=1e-6)
+  plain = rng.normal(size=(20, 48)).astype(np.float32)
+  plain[:, 5], plain[:, 7] = 0.25, 3.0
+  alike = plain.copy()
+  alike[:, [5, 7]] = noisy(plain[:, [5, 7]], 3e-7)
+  np.testing.assert_array_equal(predict(alike), predict(plain))
+  assert ensemble.varying_columns(alike).tolist() == [i for i in range(48) if i not in (5, 7)]
+  tiny = plain * np.float32(1e-30)  # whose squares are 0
+  tiny[:, :9] = plain[:, :9]
+  assert np.isfinite(predict(tiny)).all()
+
+
+@pytest.mark.parametrize(
+  "name, call, message",
+  [
+    (
+      "target_prompts",
+      lambda x: ([], [], x),
+      "found one text, 'What is 1\\+1\\?', expected a list",
+    ),
+    ("target_prompts", lambda x: ([], [], x.encode()), "found one text, b'What"),
+    ("target_prompts", lambda x: ([], [], None), "found NoneType, expected a list of texts"),
+    ("target_prompts[1]", lambda x: ([], [], [x, 3]), "found int 3, expected a text"),
+    ("context_prompts", lambda x: (x, [1.0] * len(x), [x]), "found one text"),
+    ("context_prompts[0]", lambda x: ([None], [1.0], [x]), "found NoneType None, expected a text"),
+    ("context_scores", lambda x: ([x], ["high"], [x]), "found .*'high'.* expected numbers"),
+    ("context_scores", lambda x: ([x], None, [x]), "found None .* expected numbers"),
+  ],
+)
+def test_what_is_no_list_of_texts_or_numbers_is_named(loaded, name, call, message):
+  with pytest.raises(ValueError, match=f"^{re.escape(name)}: {message}"):
+    loaded.predict(*call("What is 1+1?"))
+
+
+def test_any_iterable_is_a_list_of_texts(loaded):
+  given = PROMPTS[:24], E2E["support_scores"], PROMPTS[24:]
+  found = loaded.predict(*(iter(x) for x in given))
+  np.testing.assert_array_equal(found, loaded.predict(*given))
+  with pytest.raises(ValueError, match=r"^prompts: found one text"):
+    loaded.features(PROMPTS[0])
+
+
+def test_blocks_and_one_block_are_the_same(loaded, monkeypatch):
+  """Attention in blocks of rows, for training rows and queries, with a remainder."""
+  rng = np.random.default_rng(0)
+  given = rng.normal(size=(37, 48)), np.arange(37) % 2, rng.normal(size=(21, 48))
+  given = [np.float32(x) for x in given]
+  marks = loaded.marks([str(i) for i in range(37)], [str(i) for i in range(21)])
+  whole = loaded.predict_from_features(*given, marks)
+  for block in (30_000, 1):
+    monkeypatch.setattr(tabpfn, "BLOCK", block)
+    jax.clear_caches()
+    np.testing.assert_allclose(loaded.predict_from_features(*given, marks), whole, atol=1e-5)
+  jax.clear_caches()
 
 
 @pytest.mark.parametrize(

@@ -245,14 +245,15 @@ def test_v0_says_whether_the_success_rate_had_to_serve():
   )
   prior = v0.of_model(model, 8, 2)
 
-  def smoothed(success, size=8):
-    state = filled(np.zeros((len(success), 1)), success, size)
+  def smoothed(success, size=8, differ=1.0):
+    state = filled(differ * np.arange(len(success))[:, None], success, size)
     return bool(prior.ask(state, make_prompts(2))[1]["smoothed"].all())
 
   assert not smoothed([1.0])  # it does not speak yet
   # too few rows, and one class
   assert smoothed([1.0, 0.0, 1.0]) and smoothed([0.5, 1.0, 0.75, 0.5])
   assert not smoothed([0.4, 1.0, 0.75, 0.5])
+  assert smoothed([0.4, 1.0, 0.75, 0.5], differ=0.0)  # one prompt again and again
   assert smoothed([0.0, 1.0, 1.0, 1.0, 1.0], size=4)  # the only failure has left the ring
 
 

@@ -173,6 +173,8 @@ def test_an_official_model_learns_in_its_adapter_alone(data, tmp_path):
     str(DATA / "tabpfn-v2.5-tiny.ckpt"),
     str(DATA / "backbone"),
     str(tmp_path / "official"),
+    heads=3,
+    table="torch",
   )
   config = make_config(
     data=data["train"],

@@ -3,10 +3,10 @@ mathematics.
 
     python -m experiments.value_prior_real.run --data=FOLDER [--quick] [--head=runs/head/v0]
 
-FOLDER holds context.jsonl and prompts.json of V0's public sample (github.com/Now-Join-Us/V0, folder
-data/, Apache-2.0): mean rewards of ten rollouts for 512 prompts in each of six contexts, a policy
-at a training step. In five folds each context's prompts are judged from the others of it. Writes
-results.json and scores.png.
+FOLDER holds context.jsonl and prompt_dict.json (or prompts.json) of V0's public sample
+(github.com/Now-Join-Us/V0, folder data/, Apache-2.0): mean rewards of ten rollouts for 512 prompts
+in each of six contexts, a policy at a training step. In five folds each context's prompts are
+judged from the others of it. Writes results.json and scores.png.
 """
 
 import functools
@@ -22,10 +22,10 @@ import numpy as np
 from v05_jax import value_model
 from v05_jax.priors import context as contexts
 from v05_jax.priors.neighbours import kernel_regression
-from v05_jax.value_model import scores
+from v05_jax.value_model import pairs, scores
 
 HERE = Path(__file__).parent
-DATA = flags.DEFINE_string("data", "data/v0_rollouts", "folder with context.jsonl and prompts.json")
+DATA = flags.DEFINE_string("data", "data/v0_rollouts", "folder with context.jsonl and its prompts")
 HEAD = flags.DEFINE_string("head", "", "V0 directory whose head is judged too, see README.md")
 QUICK = flags.DEFINE_bool(
   "quick", False, "one division into folds instead of eight; nothing is written"
@@ -91,12 +91,13 @@ def main(_):
 def load(folder: Path) -> dict[tuple, list[tuple[str, float]]]:
   """(dataset, policy, step) -> its (prompt, mean reward in [-1, 1]) rows. Raises ValueError without
   the files."""
-  for name in ("context.jsonl", "prompts.json"):
-    if not (folder / name).exists():
-      raise ValueError(
-        f"--data: found no {name} in {folder}, expected V0's public sample (see the docstring)"
-      )
-  prompts = json.loads((folder / "prompts.json").read_text())
+  texts = [folder / name for name in pairs.NAMES if (folder / name).exists()]
+  if not texts or not (folder / "context.jsonl").exists():
+    raise ValueError(
+      f"--data: found no context.jsonl or none of {' and '.join(pairs.NAMES)} in {folder}, "
+      "expected V0's public sample (see the docstring)"
+    )
+  prompts = json.loads(texts[0].read_text())
   groups: dict[tuple, list] = {}
   for line in (folder / "context.jsonl").read_text().splitlines():
     row = json.loads(line)

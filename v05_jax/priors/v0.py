@@ -76,7 +76,8 @@ def of_model(model, size: int, min_support: int) -> Prior:
     support, success = np.asarray(context.features)[:count], np.asarray(context.success)[:count]
     marks = model.marks(*([str(i) for i in range(n)] for n in (count, len(queries))))
     success_rate = model.predict_from_features(support, success, queries, marks, capacity)
-    return 2.0 * success_rate - 1.0, ensemble.smoothed(success, success >= 0.5) is not None
+    usual = ensemble.smoothed(success, success >= 0.5, support)
+    return 2.0 * success_rate - 1.0, usual is not None
 
   def ask(state, prompts):
     found = features(prompts)

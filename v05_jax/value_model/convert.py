@@ -6,7 +6,9 @@ r"""The official V0 value model as one directory of safetensors:
 The adapter comes from a V0 checkpoint, the head from a TabPFN-v2.5 one, the backbone from a
 Qwen3(-Embedding) directory, or, where the V0 checkpoint holds its weights, from there. torch is not
 needed, and no pickled code is run: the unpickler knows tensors and plain data alone. Every tensor
-is accounted for before anything is written, and --out appears as a whole or not at all:
+is accounted for before anything is written, and --out appears as a whole or not at all. What no
+tensor tells, the adapter's heads and how many estimators there are, is read off the arguments that
+V0's trainer keeps in its checkpoint; where there are none, --heads is asked for.
 
     adapter.safetensors, head.safetensors   official names without prefix, float32
     backbone/                               config, weights and tokenizer, as
@@ -36,7 +38,7 @@ from v05_jax.value_model.directory import (
 )
 from v05_jax.value_model.torch_file import read_checkpoint
 
-# Of the released model, which no file tells.
+# Of the released model, where no file tells.
 SETTINGS = {
   "temperature": 0.9,
   "estimators": 4,
@@ -49,6 +51,10 @@ FILES = (
   "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json "
   "merges.txt tokenizer.model chat_template.jinja generation_config.json"
 ).split()
+# The one width whose column table is a constant of the model, and how many rows that has.
+TABLE_WIDTH, TABLE_ROWS = 192, 2000
+# Arguments of V0's trainer that the checkpoint may hold, and what is implemented of them.
+ARGUMENTS = {"pooling_strategy": "dynamic_query", "reduce_method": "none"}
 # Keys of a TabPFN checkpoint's config: those that must agree with the shapes, and what v0.json
 # calls them; then those that tell the one model that is implemented.
 CONFIG = dict(
@@ -82,12 +88,14 @@ FIXED = {
 def main(_):
   args = flags.FLAGS
   try:
-    print(convert(args.checkpoint, args.tabpfn, args.backbone, args.out, args.heads))
+    print(convert(args.checkpoint, args.tabpfn, args.backbone, args.out, args.heads, args.table))
   except (ValueError, OSError) as error:
     sys.exit(f"error: {error}")
 
 
-def convert(checkpoint, tabpfn, backbone, out, heads: int = 3) -> str:
+def convert(
+  checkpoint, tabpfn, backbone, out, heads: int | None = None, table: str | None = None
+) -> str:
   """Writes the directory `out`; returns a text on what was found and the licences.
 
   Args:
@@ -95,7 +103,9 @@ def convert(checkpoint, tabpfn, backbone, out, heads: int = 3) -> str:
     backbone: a Hugging Face Qwen3 directory; of its weights nothing is read where the checkpoint
       holds them.
     out: a folder that does not exist, or an empty one.
-    heads: of the adapter's attention, which no shape tells.
+    heads: of the adapter's attention, where the checkpoint does not say; no shape tells them.
+    table: how the column table of a head of another width than 192 is made, of `ensemble.TABLES`;
+      that of width 192 is known.
 
   Raises ValueError naming the file, what was found and what was expected; `out` is then as it was.
   """
@@ -106,15 +116,16 @@ def convert(checkpoint, tabpfn, backbone, out, heads: int = 3) -> str:
     raise ValueError(
       f"{out}: found a {'folder with files' if out.is_dir() else 'file'}, expected a new folder"
     )
-  sizes, adapter_params, weights = read_v0(checkpoint, heads)
+  sizes, adapter_params, weights, estimators = read_v0(checkpoint, heads)
   head, head_params = read_tabpfn(tabpfn)
+  settings = SETTINGS | {"estimators": estimators, "table": find_table(tabpfn, head, sizes, table)}
   work = next(x for x in out.parents if x.is_dir()) / f".{out.name}.{os.getpid()}.tmp"
   work.mkdir()
   try:
     config = write_backbone(
       checkpoint, weights, Path(backbone), work / "backbone", sizes["hidden_size"]
     )
-    directory.save(work, {"adapter": sizes, "head": head} | SETTINGS, adapter_params, head_params)
+    directory.save(work, {"adapter": sizes, "head": head} | settings, adapter_params, head_params)
     directory.load(work)
     out.parent.mkdir(parents=True, exist_ok=True)
     work.rename(out)
@@ -122,12 +133,10 @@ def convert(checkpoint, tabpfn, backbone, out, heads: int = 3) -> str:
     raise ValueError(str(error).replace(str(work / "backbone"), os.fspath(backbone))) from error
   finally:
     shutil.rmtree(work, ignore_errors=True)
-  note = " (the column table of the released model is for E 192: this head needs its own)"
-  note = note if head["E"] != 192 else ""
   return "\n".join(
     [
       f"adapter: {sizes}, {sum(x.size for x in adapter_params.values()):,} parameters",
-      f"head: {head}, {sum(x.size for x in head_params.values()):,} parameters{note}",
+      f"head: {head}, {sum(x.size for x in head_params.values()):,} parameters",
       f"backbone: {config.num_layers} layers, hidden size {config.hidden_size}, vocabulary "
       f"{config.vocab_size}, {presets.num_params(config):,} parameters of "
       f"{checkpoint if weights else backbone}",
@@ -138,20 +147,79 @@ def convert(checkpoint, tabpfn, backbone, out, heads: int = 3) -> str:
   )
 
 
-def read_v0(file, heads: int):
-  """(sizes, adapter parameters, backbone weights or {}) of a V0 checkpoint; names without
-  `module.`."""
-  found = _section(file, read_checkpoint(file), "model_state_dict")
+def read_v0(file, heads: int | None = None):
+  """(sizes, adapter parameters, backbone weights or {}, estimators) of a V0 checkpoint; names
+  without `module.`."""
+  checkpoint = read_checkpoint(file)
+  found = _section(file, checkpoint, "model_state_dict")
   if found and all(name.startswith("module.") for name in found):
     found = {name.removeprefix("module."): x for name, x in found.items()}
   backbone = {name: x for name, x in found.items() if name.startswith("backbone.")}
   found = {name: x for name, x in found.items() if name not in backbone}
-  sizes = adapter_sizes(file, found, heads, "adapter_layer.")
+  heads, estimators = read_arguments(file, checkpoint.get("args"), heads)
+  try:
+    sizes = adapter_sizes(file, found, heads, "adapter_layer.")
+  except ValueError as error:
+    raise ValueError(str(error).replace(f"{file}: heads:", f"{file}: --heads:")) from None
   return (
     sizes,
     {name.removeprefix("adapter_layer."): float32(x) for name, x in found.items()},
     backbone,
+    estimators,
   )
+
+
+def read_arguments(file, arguments, heads: int | None) -> tuple[int, int]:
+  """(heads, estimators) that a checkpoint's arguments name, a dictionary, or None where it has
+  none; `heads` are those of --heads. ValueError where they tell of another model, contradict
+  --heads, or no one says the heads."""
+  arguments = arguments if isinstance(arguments, dict) else {}
+  refuse(
+    [
+      f"{file}: args.{key}: found {arguments[key]!r}, expected {value!r}, all that is implemented"
+      for key, value in ARGUMENTS.items()
+      if arguments.get(key, value) != value
+    ]
+  )
+  said = arguments.get("num_heads", heads)
+  if said is None:
+    raise ValueError(
+      f"{file}: found no args.num_heads, which no shape tells, expected --heads=N, the heads of "
+      f"the adapter's attention: {directory.RELEASED['adapter']['heads']} in the released model"
+    )
+  if heads is not None and said != heads:
+    raise ValueError(
+      f"{file}: args.num_heads: found {said!r}, expected --heads={heads}, or no such"
+    )
+  estimators = arguments.get("tabpfn_estimators", SETTINGS["estimators"])
+  if type(estimators) is not int or estimators < 1:
+    raise ValueError(
+      f"{file}: args.tabpfn_estimators: found {estimators!r}, expected a number above 0"
+    )
+  return said, estimators
+
+
+def find_table(file, head: dict, adapter: dict, table: str | None) -> str:
+  """How the head's column table is made, of `ensemble.TABLES`. ValueError for a head whose table is
+  none that is known."""
+  groups = -(-(adapter["queries"] * adapter["width"] + 1) // head["group"])
+  released = head["E"] == TABLE_WIDTH
+  if released and groups > TABLE_ROWS:
+    raise ValueError(
+      f"{file}: found {groups} groups of columns, expected at most {TABLE_ROWS}, the rows of the "
+      "released model's column table"
+    )
+  if not released and table is None:
+    raise ValueError(
+      f"{file}: found E {head['E']}, expected {TABLE_WIDTH}, the released model's, whose column "
+      "table is known; --table=torch draws one as TabPFN does for a head of another width"
+    )
+  known = ("philox",) if released else ("torch",)
+  if table not in (None, *known):
+    raise ValueError(
+      f"--table={table}: expected {known[0]}, TabPFN's own at the head's E {head['E']}"
+    )
+  return known[0]
 
 
 def read_tabpfn(file):
@@ -239,5 +307,6 @@ if __name__ == "__main__":  # flags are defined here alone: v05_jax.main has its
     "backbone", None, "Qwen3-Embedding directory: config, tokenizer, weights", required=True
   )
   flags.DEFINE_string("out", None, "folder to write", required=True)
-  flags.DEFINE_integer("heads", 3, "attention heads of the adapter")
+  flags.DEFINE_integer("heads", None, "attention heads of the adapter, where --checkpoint has none")
+  flags.DEFINE_string("table", None, "torch: draw the column table of a head of other E than 192")
   app.run(main)

@@ -15,12 +15,13 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from v05_jax.models import files
-from v05_jax.value_model import adapter
+from v05_jax.value_model import adapter, ensemble
 
 FORMAT = 1  # of v0.json
 # where the backbone is: beside, or the policy of the built-in tasks
 FOLDER, BUILTIN = "backbone", "builtin"
 FLOATS = ("float32", "bfloat16", "float16", "float64")
+TABLE = "philox"  # the column table where v0.json names none
 LAYERS = "transformer_encoder.layers."
 LINEAR, MLP = "encoder.5.layer.weight", ("encoder.5.mlp.0.weight", "encoder.5.mlp.2.weight")
 ADAPTER = ("queries", "width", "heads", "bottleneck", "hidden_size", "pooling")
@@ -68,7 +69,8 @@ def load(directory) -> tuple[dict, dict, dict]:
   Settings are v0.json's: "adapter" {queries, width, heads, bottleneck, hidden_size, pooling},
   "head" {E, heads, group, thinking, layers, factor (MLP width / E), outputs, encoder (linear or
   mlp), encoder_hidden (0 = linear)}, "temperature", "estimators", "max_tokens", "backbone" (its
-  folder, or "builtin": the policy of the built-in tasks).
+  folder, or "builtin": the policy of the built-in tasks), and, where it is not `TABLE`, "table",
+  how the head's column table is made (`ensemble.TABLES`).
 
   Raises ValueError where names or shapes do not fit them.
   """
@@ -98,6 +100,7 @@ def load(directory) -> tuple[dict, dict, dict]:
     "estimators": (lambda x: type(x) is int and x > 0, "an integer above 0"),
     "max_tokens": (lambda x: type(x) is int and x > 0, "an integer above 0"),
     "backbone": (lambda x: x in (FOLDER, BUILTIN), f"{FOLDER} or {BUILTIN}"),
+    "table": (lambda x: x in (None, *ensemble.TABLES), " or ".join(ensemble.TABLES)),
   }
   refuse(
     [
@@ -206,6 +209,11 @@ def features(settings: dict) -> int:
     if options["pooling"] == "last"
     else options["queries"] * options["width"]
   )
+
+
+def column_table(settings: dict, groups: int) -> np.ndarray:
+  """The column table [G, E/4] of the head for so many groups of columns."""
+  return ensemble.TABLES[settings.get("table") or TABLE](groups, settings["head"]["E"] // 4)
 
 
 def account(file, found: dict, expected: dict[str, tuple], types=FLOATS):

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.random import default_rng  # seeded generators alone, never numpy's global one
 
-SEED = 42  # of the column table
+SEED = 42  # of the column tables
 MIN_ROWS = 4  # of a context that the head is made for
+ROUNDING = 1e-5  # a column that differs by less of its size differs by rounding alone
 
 
 class Support(NamedTuple):
@@ -44,19 +45,35 @@ class Ensemble(NamedTuple):
   keep: jax.Array | None = None  # int [F'] of `keep_columns`; None = none is constant
 
 
-def smoothed(scores, labels) -> float | None:
+def smoothed(scores, labels, features=None) -> float | None:
   """The success to expect of any prompt where a context is none that the head is made for; None
   where it is one.
 
-  The head is made for contexts of both classes, of MIN_ROWS rows and more. For others:
-  (sum of scores + 1) / (rows + 2), Laplace's rule; .5 without any row.
+  The head is made for contexts of both classes, of MIN_ROWS rows and more, whose rows differ. For
+  others: (sum of scores + 1) / (rows + 2), Laplace's rule; .5 without any row.
 
   Args:
     scores: [n] in [0, 1]. labels: bool [n].
+    features: [n, F] of the rows, or None: they are taken to differ.
   """
   if len(scores) >= MIN_ROWS and 0 < np.sum(labels) < len(labels):
-    return None
+    if features is None or len(varying_columns(features)):
+      return None
   return (float(np.sum(scores)) + 1.0) / (len(scores) + 2.0)
+
+
+def varying_columns(x_support):
+  """Indices [F'] of the features [n, F] that tell rows apart; empty where none does.
+
+  `keep_columns` without those that differ by rounding alone: standardised, they would be noise as
+  large as any other column. Where all do (one prompt, computed again and again), the largest value
+  of the table is the measure, since small columns are differences of large numbers.
+  """
+  x = np.asarray(x_support, np.float32)
+  size, spread = np.abs(x).max(0), np.ptp(x, 0)
+  if spread.max() <= ROUNDING * size.max():
+    return np.zeros(0, np.int64)
+  return np.flatnonzero(~(spread <= ROUNDING * size))  # a NaN is not constant
 
 
 def randomness(estimators: int, columns: int):
@@ -119,8 +136,7 @@ def column_table(groups: int, width: int = 48):
   depend on `groups`.
 
   At width 48 (E = 192) it is the table of the released v2.5 model, to 2.4e-6. Official tables of
-  other widths come from torch's generator and must be given; for own models this one serves at any
-  width.
+  other widths are those of `torch_table`; for own models this one serves at any width.
   """
   number = np.arange(groups * width, dtype=np.uint64)
   zeros = np.zeros_like(number)
@@ -129,6 +145,38 @@ def column_table(groups: int, width: int = 48):
   )
   normal = np.sqrt(-2.0 * np.log(radius)) * np.sin(2.0 * np.pi * angle)
   return normal.astype(np.float32).reshape(groups, width)
+
+
+def torch_table(groups: int, width: int):
+  """The same as TabPFN makes it for heads of other widths than the released one's: torch's normals
+  on a CPU, float32 [G, E/4], of a generator with seed 42 (4.4).
+
+  The generator is the Mersenne Twister, as numpy's is. Blocks of 16 uniform numbers become normal
+  ones by Box and Muller, the first half of a block with the second; numbers that fill no block are
+  drawn anew as the last 16.
+  """
+  count, words = groups * width, np.random.RandomState(SEED)
+  if count < 16:
+    raise ValueError(f"column table: found {groups} x {width} numbers, expected 16 or more")
+
+  def normal(uniform):
+    first, second = np.split(uniform.reshape(-1, 16), 2, axis=1)
+    radius, angle = np.sqrt(-2.0 * np.log(1.0 - first)), np.float32(2.0 * np.pi) * second
+    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1).ravel()
+
+  def uniform(count):
+    bits = words.randint(0, 2**32, count, np.uint32) & np.uint32(2**24 - 1)
+    return bits.astype(np.float32) * np.float32(2.0**-24)
+
+  drawn = uniform(count)
+  whole = normal(drawn[: count // 16 * 16])
+  if count % 16:
+    whole = np.concatenate([whole[: count - 16], normal(uniform(16))])
+  return whole.reshape(groups, width)
+
+
+# How a head's column table is made: v0.json's "table".
+TABLES = {"philox": column_table, "torch": torch_table}
 
 
 def philox(counter, key):

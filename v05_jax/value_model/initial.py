@@ -50,7 +50,7 @@ def begin(config) -> v0.ValuePrior:
     other = v0.load(options.head)
     taken = {
       key: other.settings[key]
-      for key in ("head", "temperature", "licences")
+      for key in ("head", "temperature", "table", "licences")
       if key in other.settings
     }
     model = dataclasses.replace(model, head=other.head, settings=model.settings | taken)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from v05_jax.scale import sharding
-from v05_jax.value_model import adapter, ensemble, losses, synthetic, tabpfn, v0
+from v05_jax.value_model import adapter, directory, ensemble, losses, synthetic, tabpfn, v0
 from v05_jax.value_model.cells import group_size
 from v05_jax.value_model.ensemble import Ensemble, Query, Support
 
@@ -74,7 +74,7 @@ def logits(head, settings, x, labels, masks, key):
   n, estimators = len(labels), settings["estimators"]
   columns = x.shape[1] + 1
   groups = -(-columns // group_size(head))
-  table = ensemble.column_table(groups, settings["head"]["E"] // 4)
+  table = directory.column_table(settings, groups)
   marks = jax.random.uniform(key, (estimators, len(x)))
   permutations = ensemble.randomness(estimators, columns)[1]
   support, asked = Support(x[:n], labels, masks[0]), Query(x[n:], masks[1])

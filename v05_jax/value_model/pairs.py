@@ -1,8 +1,8 @@
 """(prompt, score) pairs of a policy in V0's own format: what `config.collect` writes and
 `--mode=value` reads.
 
-A folder holds prompts.json, "{dataset}_{id}" -> text, and one or more .jsonl files with a pair a
-line:
+A folder holds prompts.json or prompt_dict.json (the name in V0's public data), "{dataset}_{id}" ->
+text, and one or more .jsonl files with a pair a line:
 
     {"id": 7, "dataset": "tasks", "model": "v05-seed1", "step": 12, "score": 0.5, "type": "context"}
 
@@ -13,6 +13,7 @@ alone, which `split` divides. Source: the specification of V0 (arXiv 2602.03584)
 
 from collections.abc import Sequence
 import json
+import os
 from typing import NamedTuple
 
 from etils import epath
@@ -21,6 +22,7 @@ import numpy as np
 from v05_jax.run import files
 
 FOLDER, FILE, PROMPTS = "pairs", "pairs.jsonl", "prompts.json"
+NAMES = (PROMPTS, "prompt_dict.json")  # of the file of texts: ours, and that of V0's public data
 TYPES = ("context", "train_query", "test_query")
 FIELDS = {"id": int, "dataset": str, "model": str, "step": int, "score": (int, float)}
 
@@ -106,17 +108,19 @@ def read(folders: Sequence[str], window: int = 1) -> tuple[list[str], list[Conte
   for folder in folders:
     path = files.folder(folder)
     found = sorted(path.glob("*.jsonl")) if path.is_dir() else []
-    if not found or not (path / PROMPTS).exists():
+    prompts = [path / name for name in NAMES if (path / name).exists()]
+    if not found or not prompts:
       raise ValueError(
-        f"{path}: found no pairs, expected a folder with {PROMPTS} and .jsonl files, as "
+        f"{path}: found no pairs, expected a folder with {' or '.join(NAMES)} and .jsonl files, as "
         "config.collect makes WORKDIR/pairs"
       )
-    texts = _prompts(path / PROMPTS)
+    texts = _prompts(prompts)
     for where, row in (line for file in found for line in _lines(file)):
       name = f"{row['dataset']}_{row['id']}"
       if name not in texts:
         raise ValueError(
-          f"{where}: found the prompt {name}, expected one that {path / PROMPTS} holds"
+          f"{where}: found the prompt {name}, expected one that "
+          f"{' or '.join(map(os.fspath, prompts))} holds"
         )
       key = (str(path), row["dataset"], row["model"], row["step"] // window * window)
       prompt = place.setdefault(texts[name], len(place))
@@ -130,30 +134,40 @@ def read(folders: Sequence[str], window: int = 1) -> tuple[list[str], list[Conte
   return list(place), contexts
 
 
-def _prompts(file: epath.Path) -> dict[str, str]:
-  try:
-    found = json.loads(file.read_text())
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f"{file}: found no JSON ({error}), expected one") from None
-  if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
-    raise ValueError(f'{file}: found another thing, expected an object of "dataset_id": text')
-  return found
+def _prompts(paths: Sequence[epath.Path]) -> dict[str, str]:
+  """The texts of one file or of several, which must not contradict each other."""
+  texts: dict[str, str] = {}
+  for file in paths:
+    try:
+      found = json.loads(file.read_bytes().decode())
+    except (ValueError, RecursionError) as error:
+      raise ValueError(f"{file}: found no JSON ({error}), expected one") from None
+    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+      raise ValueError(f'{file}: found another thing, expected an object of "dataset_id": text')
+    if other := [name for name in found if texts.get(name, found[name]) != found[name]]:
+      raise ValueError(
+        f"{file}: {other[0]}: found another text than in {paths[0].name} beside it, expected the "
+        "same"
+      )
+    texts |= found
+  return texts
 
 
 def _lines(file: epath.Path):
   """Yields (where, row) of a .jsonl file of pairs; a last line that is torn (the writer was killed)
   is left out."""
-  lines = file.read_text().split("\n") if file.exists() else []
+  lines = file.read_bytes().split(b"\n") if file.exists() else []
   for number, line in enumerate(lines, 1):
     where = f"{file}, line {number}"
     if not line.strip():
       continue
     try:
-      row = json.loads(line)
+      row = json.loads(line.decode())
     except (ValueError, RecursionError):
       if number == len(lines):
         return
-      raise ValueError(f"{where}: found {line[:80]!r}, expected a JSON object") from None
+      found = line.decode(errors="replace")[:80]
+      raise ValueError(f"{where}: found {found!r}, expected a JSON object") from None
     yield where, _check(row, where)
 
 

@@ -36,6 +36,7 @@ CLASSES = 2  # of the decoder's outputs, those in use
 TEMPERATURE = 0.9
 NO_LABEL = -2.0  # indicator of a row without a label
 LAYER = "transformer_encoder.layers."
+BLOCK = 2**24  # numbers that a sublayer makes at once on the way, 67 MB: see `in_blocks`
 
 
 class Cache(NamedTuple):
@@ -98,11 +99,16 @@ def mix_columns(layer, tokens, target=False):
   """Self-attention over the columns of each row: [R, K, E] -> the same, or [R, 1, E] for the last
   column alone."""
   weight, out = (layer[f"self_attn_between_features.{x}"] for x in ("_w_qkv", "_w_out"))
-  asking = tokens[:, -1:] if target else tokens
-  q, k, v = project(weight[:1], asking)[0], *project(weight[1:], tokens)  # [R, K, h, d]
-  q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-  found = attend(q, k, v).swapaxes(1, 2)
-  return layer_norm(asking + matmul(found.reshape(*asking.shape[:2], -1), flatten(out).T))
+
+  def mix(tokens):
+    asking = tokens[:, -1:] if target else tokens
+    q, k, v = project(weight[:1], asking)[0], *project(weight[1:], tokens)  # [R, K, h, d]
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    found = attend(q, k, v).swapaxes(1, 2)
+    return layer_norm(asking + matmul(found.reshape(*asking.shape[:2], -1), flatten(out).T))
+
+  columns, heads = tokens.shape[1], weight.shape[1]
+  return in_blocks(mix, tokens, heads * columns * (1 if target else columns))
 
 
 def mix_rows(layer, tokens, keys, values, mask):
@@ -113,14 +119,49 @@ def mix_rows(layer, tokens, keys, values, mask):
   every head's.
   """
   weight, out = (layer[f"self_attn_between_items.{x}"] for x in ("_w_qkv", "_w_out"))
-  rows, columns, _ = tokens.shape
-  q = project(weight[:1], tokens)[0].swapaxes(0, 1)  # [K, R, h, d]
-  if keys.ndim == 4:
-    found = attend(q.swapaxes(1, 2), keys, values, mask).swapaxes(1, 2)
-  else:
-    found = attend(q.reshape(columns, -1, q.shape[-1]), keys, values, mask)
-  found = found.reshape(columns, rows, -1).swapaxes(0, 1)
-  return layer_norm(tokens + matmul(found, flatten(out).T))
+
+  def mix(tokens):
+    rows, columns, _ = tokens.shape
+    q = project(weight[:1], tokens)[0].swapaxes(0, 1)  # [K, R, h, d]
+    if keys.ndim == 4:
+      found = attend(q.swapaxes(1, 2), keys, values, mask).swapaxes(1, 2)
+    else:
+      found = attend(q.reshape(columns, -1, q.shape[-1]), keys, values, mask)
+    found = found.reshape(columns, rows, -1).swapaxes(0, 1)
+    return layer_norm(tokens + matmul(found, flatten(out).T))
+
+  return in_blocks(mix, tokens, weight.shape[1] * tokens.shape[1] * keys.shape[-2])
+
+
+def mix_training_rows(layer, tokens, mask):
+  """What is left of a layer after `mix_columns` for the training rows [N, K, E] where mask [N]:
+  (their tokens, (head 0's keys, its values)), which query rows need, [K, N, d] both."""
+
+  def mix(columns):
+    rows = columns.swapaxes(0, 1)
+    keys, values = keys_and_values(layer, rows)
+    rows = mlp(layer, mix_rows(layer, rows, keys, values, mask))
+    return rows.swapaxes(0, 1), (keys[:, 0], values[:, 0])
+
+  heads = layer["self_attn_between_items._w_qkv"].shape[1]
+  tokens, found = in_blocks(mix, tokens.swapaxes(0, 1), heads * len(tokens) ** 2)
+  return tokens.swapaxes(0, 1), found
+
+
+def in_blocks(function, rows, numbers: int):
+  """function(rows), arrays [R, ...], of rows [R, ...] that do not see each other, where it makes so
+  many numbers a row on the way: as many rows at once as make `BLOCK` of them, block after block.
+
+  So memory grows with the rows and not with their square. Where one block holds all, nothing is
+  changed.
+  """
+  count = -(-len(rows) * numbers // BLOCK)
+  if count <= 1:
+    return function(rows)
+  size = -(-len(rows) // min(count, len(rows)))
+  padded = jnp.pad(rows, [(0, -len(rows) % size)] + [(0, 0)] * (rows.ndim - 1))
+  found = jax.lax.map(function, padded.reshape(-1, size, *rows.shape[1:]))
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(rows)], found)
 
 
 def attend(q, k, v, mask=None):
@@ -154,9 +195,9 @@ def keys_and_values(layer, tokens):
 
 def mlp(layer, tokens):
   """The last sublayer, on every token."""
-  return layer_norm(
-    tokens + matmul(gelu(matmul(tokens, layer["mlp.linear1.weight"])), layer["mlp.linear2.weight"])
-  )
+  first, second = layer["mlp.linear1.weight"], layer["mlp.linear2.weight"]
+  run = lambda tokens: layer_norm(tokens + matmul(gelu(matmul(tokens, first)), second))
+  return in_blocks(run, tokens, tokens.shape[1] * len(first))
 
 
 def layer_norm(x):
@@ -203,9 +244,7 @@ def context(params, support: Support, table, asked: Query | None = None) -> Cach
   )
 
   def step(tokens, layer):
-    tokens = mix_columns(layer, tokens)
-    keys, values = keys_and_values(layer, tokens)
-    return mlp(layer, mix_rows(layer, tokens, keys, values, mask)), (keys[:, 0], values[:, 0])
+    return mix_training_rows(layer, mix_columns(layer, tokens), mask)
 
   first, last = split_layers(params)
   tokens, (keys, values) = jax.lax.scan(step, tokens, first)

@@ -7,11 +7,11 @@ success.
 Frozen backbone -> adapter -> TabPFN head. Texts are read raw, without instruction or chat template.
 Source: the specification of V0 (arXiv 2602.03584; released code Now-Join-Us/V0). Two things are as
 intended and not as released: the adapter is used (the released helper pools the last token), and a
-context that the head was never made for, with one class or fewer than four rows, has a defined
-answer, the smoothed success rate.
+context that the head was never made for, with one class, fewer than four rows or one prompt alone,
+has a defined answer, the smoothed success rate.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 import functools
 import hashlib
@@ -50,12 +50,11 @@ class ValuePrior:
   adapter: dict[str, jax.Array]
   head: dict[str, jax.Array]  # of `tabpfn.stack`
   mesh: Mesh | None = None
-  # the head's own column table [>= G, E/4]; None = `ensemble.column_table`, the released model's
-  # where E = 192
+  # another column table [>= G, E/4] than `settings` names
   column_table: np.ndarray | None = None
 
   def predict(
-    self, context_prompts: Sequence[str], context_scores, target_prompts: Sequence[str]
+    self, context_prompts: Iterable[str], context_scores, target_prompts: Iterable[str]
   ) -> np.ndarray:
     """Probability of success of each target prompt, float32 [n].
 
@@ -65,9 +64,12 @@ class ValuePrior:
       target_prompts: prompts whose success is asked for.
 
     Raises:
-      ValueError: numbers of prompts and scores that differ, or a score outside [0, 1].
+      ValueError: prompts that are one text instead of several, or no texts; numbers of prompts and
+        scores that differ; a score outside [0, 1].
     """
-    scores = np.asarray(context_scores, np.float32)
+    context_prompts = listed("context_prompts", context_prompts)
+    target_prompts = listed("target_prompts", target_prompts)
+    scores = numbers("context_scores", context_scores)
     if scores.shape != (len(context_prompts),):
       raise ValueError(
         f"context_scores: found shape {scores.shape}, expected ({len(context_prompts)},), one a "
@@ -84,7 +86,7 @@ class ValuePrior:
     marks = self.marks(context_prompts, target_prompts)
     return self.predict_from_features(rows(context_prompts), scores, rows(target_prompts), marks)
 
-  def features(self, prompts: Sequence[str], rows: int | None = None) -> np.ndarray:
+  def features(self, prompts: Iterable[str], rows: int | None = None) -> np.ndarray:
     """What the head sees of each text, float32 [N, F]; texts longer than the backbone was trained
     for are cut.
 
@@ -92,6 +94,7 @@ class ValuePrior:
       are needed. With a fixed number a text gets the same bits whichever texts it is computed
       with, as far as the compiler keeps rows apart.
     """
+    prompts = listed("prompts", prompts)
     shards = sharding.lanes(self.mesh) if self.mesh else 1
     at, whole = (
       NamedSharding(self.mesh, spec) if self.mesh else None for spec in (BY_ROWS, PartitionSpec())
@@ -149,32 +152,30 @@ class ValuePrior:
         anew.
     """
     labels = np.asarray(scores) >= 0.5
-    usual = ensemble.smoothed(scores, labels)
+    usual = ensemble.smoothed(scores, labels, support)
     if usual is not None or not len(query):
       return np.full(len(query), usual if usual is not None else 0.0, np.float32)
-    rows = self._columns(support, query, fingerprints)
-    table = self._table(rows[0][0].shape[1])
+    columns = self._columns(support, query, fingerprints)
+    table = self._table(columns[0][0].shape[1])
     size = bucket(max(len(support), capacity))
     y, mask = pad(labels.astype(np.float32), size), np.arange(size) < len(support)
-    caches = [
-      tabpfn.context(self.head, ensemble.Support(pad(given, size), y, mask), table)
-      for given, _ in rows
-    ]
-    found = []
-    for start in range(0, len(query), QUERIES_PER_CALL):
-      parts = [asked[start : start + QUERIES_PER_CALL] for _, asked in rows]
-      size, count = bucket(len(parts[0])), len(parts[0])
-      raw = [
-        tabpfn.query(self.head, cache, pad(part, size), table) for cache, part in zip(caches, parts)
-      ]
-      found.append(np.asarray(average(raw, self.settings["temperature"]))[:count])
-    return np.concatenate(found)
+    starts, most = range(0, len(query), QUERIES_PER_CALL), QUERIES_PER_CALL
+    raw = []  # of each estimator, for each part of the queries
+    for given, asked in columns:
+      cache = tabpfn.context(self.head, ensemble.Support(pad(given, size), y, mask), table)
+      parts = [asked[i : i + most] for i in starts]
+      asking = (pad(part, bucket(len(part))) for part in parts)
+      raw.append([tabpfn.query(self.head, cache, part, table) for part in asking])
+      jax.block_until_ready(raw[-1])
+      del cache  # before the next estimator makes its own
+    found = (average(list(part), self.settings["temperature"]) for part in zip(*raw))
+    return np.concatenate([np.asarray(part)[:most] for part in found])[: len(query)]
 
   def _columns(self, support, query, fingerprints) -> list[tuple[np.ndarray, np.ndarray]]:
     """Of each estimator, the rows of its table: (support [n, C], query [m, C]), float32."""
-    keep = ensemble.keep_columns(support)
+    keep = ensemble.varying_columns(support)
     mean, std = support[:, keep].mean(0), support[:, keep].std(0, ddof=1)
-    z = [(x[:, keep] - mean) / std for x in (support, query)]
+    z = [(x[:, keep] - mean) / np.where(std == 0, 1, std) for x in (support, query)]
     found = []
     drawn = ensemble.randomness(self.settings["estimators"], len(keep) + 1)
     for i, (salt, permutation) in enumerate(zip(*drawn)):
@@ -192,9 +193,32 @@ class ValuePrior:
     table = self.column_table
     if table is None:
       groups = -(-columns // group_size(self.head))
-      width = self.head["feature_positional_embedding_embeddings.weight"].shape[1]
-      table = ensemble.column_table(groups, width)
+      table = directory.column_table(self.settings, groups)
     return distributed.put(table, sharding.replicated(self.mesh) if self.mesh else None)
+
+
+def listed(name: str, texts: Iterable[str]) -> list[str]:
+  """The texts of any iterable. Raises ValueError, which names the argument, for one text in place
+  of several, and for what is no text."""
+  if isinstance(texts, (str, bytes)):
+    raise ValueError(f"{name}: found one text, {texts[:40]!r}, expected a list of texts: [text]")
+  try:
+    found = list(texts)
+  except TypeError:
+    raise ValueError(f"{name}: found {type(texts).__name__}, expected a list of texts") from None
+  for i, text in enumerate(found):
+    if not isinstance(text, str):
+      raise ValueError(f"{name}[{i}]: found {type(text).__name__} {text!r:.40}, expected a text")
+  return found
+
+
+def numbers(name: str, values) -> np.ndarray:
+  """The numbers of an array or any iterable, float32. Raises ValueError, which names the argument,
+  for what is no number."""
+  try:
+    return np.asarray(values if hasattr(values, "__len__") else list(values), np.float32)
+  except (TypeError, ValueError) as error:
+    raise ValueError(f"{name}: found {values!r:.60} ({error}), expected numbers") from None
 
 
 @jax.jit
