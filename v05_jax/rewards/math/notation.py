@@ -149,7 +149,7 @@ def normal(text: str) -> str:
 
 def plain(text: str) -> str:
   """The normal spelling without blanks, for the comparison of texts as texts."""
-  return re.sub(r"\s+", "", normal(text)).rstrip(".")
+  return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", normal(text)).rstrip(".")
 
 
 def fraction(p: int, q: int) -> str:

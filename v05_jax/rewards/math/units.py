@@ -97,18 +97,23 @@ def split(text: str) -> tuple[str, Fraction, Unit]:
   `NONE` without a unit, `UNKNOWN` where it is not in the table. What is no unit stays in the text.
   """
   count, unit = Fraction(1), NONE
+  text = re.sub(r"(\\text\s*\{[^{}]*)\^\{(-?\d)\}", r"\1^\2", text)
   for sign, name in _SIGNS.items():
     if sign in text:
-      text, unit = text.replace(sign, " ").strip(), UNITS[name]
+      text, unit = text.replace(sign, " ").strip(), _unit(name, "", False)
       text = re.sub(r"^-\s+", "-", text)
+  text = re.sub(r"(?<=\d)\s*\^?\{?\s*(?:\\text\s*\{)?(?:st|nd|rd|th)\s*\}?\s*\}?$", "", text)
+  angle = re.search(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])", text)
   while True:
-    if match := re.fullmatch(r"(.*[\w.)}\]])\s*\^\\circ(?:\s*(?:\\text\{)?\s*[CF]\s*\}?)?", text):
-      text, unit = match[1], unit if unit != NONE else UNITS["degree"]
+    if not angle and (match := re.fullmatch(r"(.*[\w.)}\]])\s*\^\\circ(?:\s*(?:\\text\{)?\s*[CF]\s*\}?)?", text)):
+      text, unit = match[1], unit if unit != NONE else _unit("degree", "", False)
     elif match := re.fullmatch(r"(.*[\w.)}\]])\s*%", text):
       text, unit = match[1], unit if unit != NONE else PERCENT
     elif match := _TRAILING.fullmatch(text) or _BARE.fullmatch(text):
-      words = match["text"].replace("~", " ").split()
-      found = _named(words, match["exponent"] or "", "gap" in match.groupdict())
+      power = re.search(r"\^?\s*(-?\d)$", match["text"].strip())
+      words = (match["text"].strip()[: power.start()] if power else match["text"]).split()
+      exponent = match["exponent"] or (power[1] if power else "")
+      found = _named(words, exponent, "gap" in match.groupdict())
       if found is None:
         break
       text, factor, named = match["rest"], *found

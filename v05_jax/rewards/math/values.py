@@ -34,8 +34,8 @@ _SPELLING = NormalizationConfig(
   basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="none"
 )
 _LETTERS = ConversionConfig(lowercase_symbols=False)
-# Words between numbers: "we get 3", "then 17".
-_PROSE = re.compile(r"[a-zA-Z]{2,}\s+[a-zA-Z0-9]|\d\s+[a-zA-Z]{2}|[a-zA-Z]{6}|'[a-zA-Z]")
+# Words and numbers side by side: "we get 3", "then 17", "12 34".
+_PROSE = re.compile(r"[a-zA-Z]{2,}\s+[a-zA-Z0-9]|\d\s+[a-zA-Z]{2}|\d\s+\d|[a-zA-Z]{6}|'[a-zA-Z]")
 
 
 class TooLarge(Exception):
@@ -54,9 +54,12 @@ def parse(text: str) -> sympy.Basic | None:
   if match := re.fullmatch(r"(-?)\\frac\{(\d+)\}\{(\d+)\}|(-?)(\d+)\s*/\s*(\d+)", text):
     sign, p, q = (x for x in match.groups() if x is not None)
     return sympy.Rational(int(sign + p), int(q)) if int(q) else None
-  if len(text) > LONGEST or _PROSE.search(re.sub(r"\\[a-zA-Z]+", r"\\", text)) or re.search(r"\\ldots|\d_|\\text|\\mod.*\\equiv|[\"#?]", text):
+  words = re.sub(r"\\(?:begin|end)\{[a-z]+\}|\\[a-zA-Z]+", r"\\", text)
+  if len(text) > LONGEST or _PROSE.search(words) or re.search(r"\\ldots|\d_|\\text|\\mod.*\\equiv|[\"#?]", text):
     return None
   text = text.replace(r"\mod", r"\bmod")
+  # I is a letter and no imaginary unit.
+  text = re.sub(r"\\[a-zA-Z]+|I", lambda m: r"\mathcal{I}" if m[0] == "I" else m[0], text)
   # 3(\frac12) is a product and no mixed number; degrees are angles.
   text = re.sub(r"(?<=\d)\s*(?=\()", r"\\cdot ", text)
   text = re.sub(r"(\d+(?:\.\d+)?)\s*\^\\circ", r"(\\frac{\1\\pi}{180})", text)
@@ -78,16 +81,18 @@ def same(a: sympy.Basic, b: sympy.Basic) -> bool:
   """Whether two expressions have the same value, for every value of their variables."""
   if a == b:
     return True
+  if a.has(*_ENDLESS) or b.has(*_ENDLESS):
+    return False
   if matrices := [isinstance(x, (sympy.MatrixBase, sympy.MatrixExpr)) for x in (a, b)]:
     if any(matrices):
       return all(matrices) and _same_matrices(a.doit(), b.doit())
   decimal = a.has(sympy.Float) or b.has(sympy.Float)
-  if not (a.free_symbols | b.free_symbols or _functions(a) or _functions(b)):
+  if not (_symbols(a, b) or _functions(a) or _functions(b)):
     try:
       return _same_numbers(a, b, decimal)
-    except TooLarge:
+    except (TooLarge, NotImplementedError, AttributeError):
       return bool(grader(a, b, timeout_seconds=None))
-    except (ArithmeticError, ValueError, TypeError, NotImplementedError):
+    except (ArithmeticError, ValueError, TypeError):
       return False
   return _same_everywhere(a, b, decimal)
 
@@ -183,7 +188,7 @@ def exact(x: sympy.Basic, prime: int = 0) -> Fraction | int:
     n = _whole(exact(x.args[0]))
     if n < 0 or n > (10**6 if prime else 5000):
       raise Irrational if n < 0 else TooLarge
-    return math.factorial(n) if not prime else _factorial(n, prime)
+    return _factorial(n, prime) if prime else Fraction(math.factorial(n))
   values = [exact(argument) for argument in x.args] if type(x) in _FUNCTIONS else None
   if values is None:
     raise Irrational
@@ -282,7 +287,7 @@ def _evaluate(x: sympy.Basic, where: dict):
   if x in _CONSTANTS:
     return +_CONSTANTS[x]
   if x.is_Symbol:
-    return where[x]
+    return mpmath.mpc(0, 1) if x.name == "i" else where[x]
   arguments = [_evaluate(a, where) for a in x.args] if not isinstance(x, _BOUND) else []
   if x.is_Add:
     return mpmath.fsum(arguments)
@@ -333,6 +338,15 @@ def _to_the(base, exponent, written: sympy.Expr):
   return mpmath.power(base, exponent)
 
 
+_ENDLESS = (sympy.oo, -sympy.oo, sympy.zoo, sympy.nan)
+
+
+def _symbols(*expressions: sympy.Basic) -> list:
+  """The variables, in the order of their names; i is the imaginary unit."""
+  found = set().union(*(x.free_symbols for x in expressions))
+  return sorted((s for s in found if s.name != "i"), key=lambda s: s.name)
+
+
 def _functions(x: sympy.Basic) -> set:
   return x.atoms(sympy.core.function.AppliedUndef)
 
@@ -354,7 +368,7 @@ def _point(symbols: list, point: int) -> dict:
 def _same_everywhere(a, b, decimal: bool) -> bool:
   """Whether two expressions agree wherever both are defined of POINTS points, at two at least; where
   real values are found they decide, else complex ones."""
-  symbols = sorted(a.free_symbols | b.free_symbols, key=lambda s: s.name)
+  symbols = _symbols(a, b)
   agreed = {True: 0, False: 0}
   for point in range(POINTS):
     where = _point(symbols, point)
@@ -376,7 +390,7 @@ def _same_everywhere(a, b, decimal: bool) -> bool:
 
 def proportional(a: sympy.Expr, b: sympy.Expr) -> mpmath.mpf | None:
   """c of a = c b at all points, else None."""
-  symbols = sorted(a.free_symbols | b.free_symbols, key=lambda s: s.name)
+  symbols = _symbols(a, b)
   ratio = None
   for point in range(POINTS):
     try:
