@@ -129,6 +129,8 @@ _SIGN = r"[-+−–*/^_=×÷·⋅√π°²³½¼¾∞%!(){}\[\]<>≤≥]"
 _ATOM = rf"(?:{_COMMAND}|{_NUMBER}|{_SIGN}|(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z'’]))"
 _PLAIN = re.compile(rf"{_ATOM}(?:\s?{_ATOM})*")
 
+_OR = re.compile(r"(\$[^$\n]+\$|\S+),?\s+or\s+(?:\$[^$\n]+\$|\S+?)[.!?]?\s*$")
+
 
 def candidates(response: str) -> Iterator[str]:
   """Texts that may be the response's final answer, the likeliest first; the first that can be read
@@ -147,7 +149,10 @@ def candidates(response: str) -> Iterator[str]:
     yield _trimmed(text)
   formulas = [(m.end(), next(filter(None, m.groups()))) for m in _FORMULA.finditer(text)]
   numbers = [(m.end(), m[0]) for m in _PLAIN.finditer(text) if re.search(r"[\d\\π∞½¼¾]", m[0])]
-  for _, found in sorted(formulas + numbers, reverse=True)[:3]:
+  last = sorted(formulas + numbers, reverse=True)[:3]
+  for i, (_, found) in enumerate(last):
+    if i == 0 and (others := _OR.search(text)):  # "maybe 12 or 13" names no answer
+      found = f"{others[1]} or {found}"
     yield found.partition("=")[2] or found if found.count("=") == 1 else found
 
 

@@ -17,6 +17,7 @@ from v05_jax.rewards.math.reading import (
   Matrix,
   Named,
   Parts,
+  Ratio,
   Reals,
   Residues,
   Union,
@@ -36,6 +37,7 @@ def equal(gold: Answer, found: Answer) -> bool:
   if _region(gold) or _region(found):
     if (verdict := _same_regions(gold, found)) is not None:
       return verdict
+  gold, found = _alone(gold, found), _alone(found, gold)
   for kind, other, judge in _JUDGES:
     if isinstance(gold, kind) and isinstance(found, other):
       return judge(gold, found)
@@ -62,6 +64,12 @@ def _unnamed(gold: Answer, found: Answer) -> tuple[Answer, Answer]:
   if isinstance(found, Equation) and isinstance(gold, Value) and set(found.signs) == {"="}:
     return gold, found.sides[-1]
   return gold, found
+
+
+def _alone(answer: Answer, other: Answer) -> Answer:
+  """The only member of a set, where the other answer is no set."""
+  single = isinstance(answer, Parts) and answer.brackets == "{}" and len(answer.parts) == 1
+  return answer.parts[0] if single and not isinstance(other, Parts) else answer
 
 
 def _holds_names(answer: Parts) -> bool:
@@ -92,6 +100,10 @@ def _same_values(gold: Value, found: Value) -> bool:
     if size is not None and abs(size) >= 1 and values.same(bare, share):
       return True
     return values.same(bare, sympy.Mul(share, sympy.Rational(1, 100), evaluate=False))
+  degrees = [v.unit.dimension.startswith("angle") for v in (gold, found)]
+  if degrees[0] != degrees[1] and (b if degrees[0] else a).has(sympy.pi):  # 60 degrees are pi/3
+    right = sympy.Mul(a if degrees[0] else b, sympy.pi, sympy.Rational(1, 180), evaluate=False)
+    return values.same(right, b if degrees[0] else a)
   known = [v.unit.dimension not in ("", "?", "%", "count") for v in (gold, found)]
   if all(known) and gold.unit.size != found.unit.size:
     a, b = _times(a, gold.unit.size), _times(b, found.unit.size)
@@ -108,6 +120,27 @@ def _times(expression, factor):
   return sympy.Mul(
     expression, sympy.Rational(factor.numerator, factor.denominator), evaluate=False
   )
+
+
+def _same_ratios(gold: Ratio, found: Ratio) -> bool:
+  """The same terms; or proportional ones, if neither may be a time."""
+  if len(gold.parts) != len(found.parts) or not units.comparable(gold.unit, found.unit):
+    return False
+  if all(map(equal, gold.parts, found.parts)):
+    return True
+  if gold.clock or found.clock:
+    return False
+  crossed = lambda ratio, other: [
+    sympy.Mul(part.expression, other.parts[0].expression, evaluate=False) for part in ratio.parts
+  ]
+  return all(map(values.same, crossed(gold, found), crossed(found, gold)))
+
+
+def _ratio_and_value(ratio: Ratio, value: Value) -> bool:
+  a, *b = (part.expression for part in ratio.parts)
+  if len(b) != 1 or ratio.clock:
+    return False
+  return values.same(sympy.Mul(a, sympy.Pow(b[0], -1, evaluate=False), evaluate=False), _counted(value))
 
 
 def _same_words(gold: Words, found: Words) -> bool:
@@ -194,6 +227,10 @@ def _one_to_one(gold, found) -> bool:
       return False
     del rest[match]
   return True
+
+
+def _same_unions(gold: Union, found: Union) -> bool:
+  return _one_to_one(gold.members, found.members) and _one_to_one(gold.without, found.without)
 
 
 def _same_matrices(gold: Matrix, found: Matrix) -> bool:
@@ -414,6 +451,9 @@ _JUDGES: tuple[tuple[type, type, Callable], ...] = (
   (Residues, Value, _residue_and_number),
   (Digits, Value, _digits_and_number),
   (Parts, Parts, _same_parts),
+  (Ratio, Ratio, _same_ratios),
+  (Ratio, Value, _ratio_and_value),
+  (Union, Union, _same_unions),
   (Matrix, Matrix, _same_matrices),
   (Matrix, Parts, _matrix_and_tuple),
   (Matrix, Value, _matrix_and_value),

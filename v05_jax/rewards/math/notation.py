@@ -80,6 +80,9 @@ _SPELLINGS = [
     (r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![a-zA-Z])|\\(?:thin|med|thick)?space(?![a-zA-Z])", " "),
     (rf"\\(?:{_FONTS})\s*\{{", r"\\text{"),
     (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
+    (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"),
+    (r"\{\s*(\w+)\s*\\choose\s*(\w+)\s*\}", r"\\binom{\1}{\2}"),
+    (r"\\text\s*\{\s*([:,;])\s*\}", r"\1"),
     (r"\\(?:varnothing|empty)(?![a-zA-Z])", r"\\emptyset"),
     (r"\\lbrace(?![a-zA-Z])", r"\\{"),
     (r"\\rbrace(?![a-zA-Z])", r"\\}"),
@@ -115,7 +118,7 @@ _SPELLINGS = [
 ]
 # \sqrt34 is the root of 3, times 4; with the sign √ or the word sqrt it is the root of 34.
 _ROOT = re.compile(r"\\sqrt\s*(\d)")
-_FRACTION = re.compile(r"\\frac\s*(?:(\d)|\{([^{}]*)\})\s*(?:(\d)|\{([^{}]*)\})")
+_FRACTION = re.compile(r"\\(frac|binom)(?![a-zA-Z])\s*(?:(\d)|\{([^{}]*)\})\s*(?:(\d)|\{([^{}]*)\})")
 _SPACED = re.compile(r"(?<![\d.])(\d{1,3}(?: \d{3})+)(?![\d/])")
 _BRACED = re.compile(r"(?<![\d.])[1-9]\d{0,2}(?:\s*\{\s*,\s*\}\s*\d{3})+(?!\d)")  # 1{,}234
 _MIXED = re.compile(
@@ -137,7 +140,7 @@ def normal(text: str) -> str:
     text = pattern.sub(to, text)
   text = _BRACED.sub(lambda m: re.sub(r"\D", "", m[0]), text)
   text = re.sub(r"(?<=\d)\s*\{\s*,\s*\}\s*(?=\d)", ".", text)
-  text = _FRACTION.sub(lambda m: rf"\frac{{{m[1] or m[2]}}}{{{m[3] or m[4]}}}", text)
+  text = _FRACTION.sub(lambda m: rf"\{m[1]}{{{m[2] or m[3]}}}{{{m[4] or m[5]}}}", text)
   text = _SPACED.sub(lambda m: m[0].replace(" ", ""), text)
   text = _without_group_commas(text)
   text = _REPEATING.sub(_repeating, text)

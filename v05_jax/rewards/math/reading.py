@@ -71,6 +71,14 @@ class Residues(NamedTuple):
   modulus: int
 
 
+class Ratio(NamedTuple):
+  """2 : 3, or the time 10:30."""
+
+  parts: tuple
+  unit: units.Unit
+  clock: bool  # it may be a time
+
+
 class Digits(NamedTuple):
   """101_2."""
 
@@ -83,7 +91,7 @@ class Dots(NamedTuple):
 
 
 Answer = (
-  Value | Words | Parts | Matrix | Union | Reals | Named | Equation | Residues | Digits | Dots
+  Value | Words | Parts | Matrix | Union | Reals | Named | Equation | Residues | Ratio | Digits | Dots
 )
 
 EMPTY = Parts((), "{}")
@@ -125,7 +133,7 @@ def _read(text: str, depth: int) -> Answer | None:
     return None
   if text.count(r"\mod") == 1 and (found := _residues(text)):
     return found
-  for reader in (_dots, _several, _nothing, _digits, _relation, _bracketed, _matrix, _union, _words):
+  for reader in (_dots, _several, _nothing, _digits, _relation, _ratio, _bracketed, _matrix, _union, _words):
     if (found := reader(text, depth + 1)) is not None:
       return found
   return _value(text)
@@ -144,7 +152,9 @@ def _unwrapped(text: str) -> str:
     if match := re.fullmatch(r"(?:\\(?:boxed|fbox)\s*)?\{([^{}]*)\}", text):
       text = match[1]
     text = re.sub(r"^(?:so|thus|therefore|hence|answer:|the answer is|approximately|about)\s+", "", text, flags=re.IGNORECASE)
-    text = re.sub(r"^\\text\s*\{\s*(?:approximately|about|exactly)\s*\}|^\\approx\s+", "", text).strip()
+    text = re.sub(
+      r"^\\text\s*\{\s*(?:approximately|about|exactly|[^{}]*(?:\bis|\bare|:))\s*\}|^\\approx\s+", "", text
+    ).strip()
   return text
 
 
@@ -295,7 +305,11 @@ def _relation(text: str, depth: int) -> Answer | None:
     return _read(sides[0], depth)
   if signs == ["in"]:
     inside = _read(sides[1], depth)
-    return Named(_name(sides[0]), inside) if inside and _LABEL.fullmatch(sides[0]) else None
+    return (
+      Named(_name(sides[0]), inside)
+      if inside is not None and _LABEL.fullmatch(sides[0])
+      else None
+    )
   if "in" in signs:
     return None
   if set(signs) == {"="} and _LABEL.fullmatch(sides[0]):
@@ -303,6 +317,14 @@ def _relation(text: str, depth: int) -> Answer | None:
     equation = _equation(sides[-2:] if len(sides) > 2 else sides, signs[-1:], depth)
     return None if answer is None else Named(_name(sides[0]), answer, equation)
   return _equation(sides, signs, depth)
+
+
+def _ratio(text: str, depth: int) -> Ratio | None:
+  number, count, unit = units.split(text)
+  parts, signs = _split(number, (":",))
+  found = [_value(part) for part in parts]
+  clock = re.fullmatch(r"\d{1,2}:\d\d", number.replace(" ", "")) is not None
+  return Ratio(tuple(found), unit, clock) if signs and None not in found else None
 
 
 def _equation(sides: list[str], signs: list[str], depth: int) -> Equation | None:
@@ -326,7 +348,7 @@ def _bracketed(text: str, depth: int) -> Answer | None:
     return None
   inside = text[len(tokens[0][1]) : tokens[-1][0]].strip()
   brackets = opened + closed
-  if brackets == "{}" and (found := _set_builder(inside, depth)):
+  if brackets == "{}" and (found := _set_builder(inside, depth)) is not None:
     return found
   parts, signs = _split(inside, (",", ";"))
   if len(parts) == 1 and brackets in ("()", "[]"):

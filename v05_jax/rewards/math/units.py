@@ -65,6 +65,8 @@ _TABLE = {
   "kelvin": {"kelvin": "1"},
   "mole": {"mol mole": "1"},
   "count": {"unit": "1"},
+  "morning": {"am a.m": "1"},
+  "afternoon": {"pm p.m": "1"},
 }
 _LETTERS = {"m": "meter", "s": "sec", "g": "gram", "h": "hr", "l": "liter", "L": "liter", "W": "watt"}
 _LETTERS |= {"N": "newton", "J": "joule", "V": "volt", "A": "ampere", "K": "kelvin", "mph": "mi/hr"}
@@ -85,7 +87,7 @@ _TEXT = r"\\text\s*\{(?P<text>[^{}]*)\}"
 _EXPONENT = r"(?P<exponent>\s*\^\s*\{?\s*-?\d\s*\}?)?"
 _TRAILING = re.compile(rf"(?P<rest>.*?[\w.)}}%!\]])\s*(?:{_TEXT}){_EXPONENT}\s*", re.DOTALL)
 _BARE = re.compile(
-  r"(?P<rest>[-+]?\s*(?:[\d.]+|\\frac\{\d+\}\{\d+\}|[\d.]+\s*/\s*\d+|[\d.]+\s*\\times 10\^\{-?\d+\}"
+  r"(?P<rest>[-+]?\s*(?:[\d.:]+|\\frac\{\d+\}\{\d+\}|[\d.]+\s*/\s*\d+|[\d.]+\s*\\times 10\^\{-?\d+\}"
   r"|[\d.]*\s*\\sqrt\{\d+\}|[\d.]*\s*\\pi))(?P<gap>\s*)(?P<text>[a-zA-Z][a-zA-Z ./²³-]*?)"
   rf"{_EXPONENT}\s*"
 )

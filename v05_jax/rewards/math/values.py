@@ -30,12 +30,13 @@ PRIME = 10**100 + 267
 POINTS = 8
 LONGEST = 600  # characters of an expression
 
+_NO_CONSTANTS = ("I", r"\gamma", r"\Gamma")
 _SPELLING = NormalizationConfig(
   basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="none"
 )
 _LETTERS = ConversionConfig(lowercase_symbols=False)
 # Words and numbers side by side: "we get 3", "then 17", "12 34".
-_PROSE = re.compile(r"[a-zA-Z]{2,}\s+[a-zA-Z0-9]|\d\s+[a-zA-Z]{2}|\d\s+\d|[a-zA-Z]{6}|'[a-zA-Z]")
+_PROSE = re.compile(r"[a-zA-Z]{2,}\s+[a-zA-Z0-9]|\d\s+[a-zA-Z]{2}|(?<![_\d])\d+\s+\d|[a-zA-Z]{6}|'[a-zA-Z]")
 
 
 class TooLarge(Exception):
@@ -58,8 +59,12 @@ def parse(text: str) -> sympy.Basic | None:
   if len(text) > LONGEST or _PROSE.search(words) or re.search(r"\\ldots|\d_|\\text|\\mod.*\\equiv|[\"#?]", text):
     return None
   text = text.replace(r"\mod", r"\bmod")
-  # I is a letter and no imaginary unit.
-  text = re.sub(r"\\[a-zA-Z]+|I", lambda m: r"\mathcal{I}" if m[0] == "I" else m[0], text)
+  # I and gamma are letters, no constants.
+  text = re.sub(
+    r"\\[a-zA-Z]+|I",
+    lambda m: rf"\mathcal{{{m[0][-5:]}}}" if m[0] in _NO_CONSTANTS else m[0],
+    text,
+  )
   # 3(\frac12) is a product and no mixed number; degrees are angles.
   text = re.sub(r"(?<=\d)\s*(?=\()", r"\\cdot ", text)
   text = re.sub(r"(\d+(?:\.\d+)?)\s*\^\\circ", r"(\\frac{\1\\pi}{180})", text)
