@@ -1,15 +1,13 @@
-"""When two answers are equal. The gold one says what is asked: x = 5 answers 5, and 5 answers x = 5."""
+"""When two answers are equal: x = 5 answers 5, and 5 answers x = 5."""
 
 from collections.abc import Callable
-import functools
 import math
 import re
 
-import mpmath
 import sympy
 
 from v05_jax.rewards.math import units, values
-from v05_jax.rewards.math.reading import (
+from v05_jax.rewards.math.kinds import (
   Answer,
   Digits,
   Dots,
@@ -18,12 +16,12 @@ from v05_jax.rewards.math.reading import (
   Named,
   Parts,
   Ratio,
-  Reals,
   Residues,
   Union,
   Value,
   Words,
 )
+from v05_jax.rewards.math.regions import TURNED, is_region, same_regions
 
 LIFT = 100_000  # common modulus up to which congruences of different moduli are compared
 ROUND = ("()", "<>")
@@ -34,8 +32,8 @@ def equal(gold: Answer, found: Answer) -> bool:
   gold, found = _unnamed(gold, found)
   if isinstance(found, Digits) and not isinstance(gold, Digits) and found.base != 10:
     return False
-  if _region(gold) or _region(found):
-    if (verdict := _same_regions(gold, found)) is not None:
+  if is_region(gold) or is_region(found):
+    if (verdict := same_regions(gold, found)) is not None:
       return verdict
   gold, found = _alone(gold, found), _alone(found, gold)
   for kind, other, judge in _JUDGES:
@@ -92,7 +90,7 @@ def _spread(answer: Named) -> Answer:
 def _same_values(gold: Value, found: Value) -> bool:
   if not units.comparable(gold.unit, found.unit):
     return False
-  a, b = _counted(gold), _counted(found)
+  a, b = gold.total, found.total
   percent = [v.unit == units.PERCENT for v in (gold, found)]
   if percent[0] != percent[1]:  # 50% is 0.5, and 50 where percents are asked
     bare, share = (a, b) if percent[1] else (b, a)
@@ -106,20 +104,8 @@ def _same_values(gold: Value, found: Value) -> bool:
     return values.same(right, b if degrees[0] else a)
   known = [v.unit.dimension not in ("", "?", "%", "count") for v in (gold, found)]
   if all(known) and gold.unit.size != found.unit.size:
-    a, b = _times(a, gold.unit.size), _times(b, found.unit.size)
+    a, b = values.times(a, gold.unit.size), values.times(b, found.unit.size)
   return values.same(a, b)
-
-
-def _counted(value: Value) -> sympy.Basic:
-  return _times(value.expression, value.count)
-
-
-def _times(expression, factor):
-  if factor == 1:
-    return expression
-  return sympy.Mul(
-    expression, sympy.Rational(factor.numerator, factor.denominator), evaluate=False
-  )
 
 
 def _same_ratios(gold: Ratio, found: Ratio) -> bool:
@@ -140,7 +126,7 @@ def _ratio_and_value(ratio: Ratio, value: Value) -> bool:
   a, *b = (part.expression for part in ratio.parts)
   if len(b) != 1 or ratio.clock:
     return False
-  return values.same(sympy.Mul(a, sympy.Pow(b[0], -1, evaluate=False), evaluate=False), _counted(value))
+  return values.same(sympy.Mul(a, sympy.Pow(b[0], -1, evaluate=False), evaluate=False), value.total)
 
 
 def _same_words(gold: Words, found: Words) -> bool:
@@ -164,9 +150,7 @@ def _same_residues(gold: Residues, found: Residues) -> bool:
   common = math.lcm(gold.modulus, found.modulus)
   if common > LIFT:
     return gold[1:] == found[1:]
-  lifted = lambda x: {
-    residue + i for residue in x.residues for i in range(0, common, x.modulus)
-  }
+  lifted = lambda x: {residue + i for residue in x.residues for i in range(0, common, x.modulus)}
   return lifted(gold) == lifted(found)
 
 
@@ -174,7 +158,7 @@ def _residue_and_number(residues: Residues, number: Value) -> bool:
   """7 mod 4 is 3; that x is 3 modulo 4 does not say that x is 3."""
   remainder = sympy.Integer(min(residues.residues))
   alone = not residues.name and len(residues.residues) == 1
-  return alone and values.same(remainder, _counted(number))
+  return alone and values.same(remainder, number.total)
 
 
 def _digits_and_number(digits: Digits, number: Value) -> bool:
@@ -249,7 +233,7 @@ def _matrix_and_value(matrix: Matrix, value: Value) -> bool:
     return False
   if not isinstance(value.expression, (sympy.MatrixBase, sympy.MatrixExpr)):
     return False
-  rows = [[_counted(cell) for cell in row] for row in matrix.rows]
+  rows = [[cell.total for cell in row] for row in matrix.rows]
   return values.same(sympy.Matrix(rows), value.expression)
 
 
@@ -267,16 +251,13 @@ def _named_equation(named: Named, equation: Equation) -> bool:
   return named.equation is not None and _same_equations(named.equation, equation)
 
 
-_TURNED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
-
-
 def _same_equations(gold: Equation, found: Equation) -> bool:
   """One is the other times a constant (turned around where that is negative), or side by side."""
   if len(gold.signs) != len(found.signs):
     return False
   if len(gold.signs) == 1:
     a, b = (
-      sympy.Add(_counted(x.sides[0]), sympy.Mul(-1, _counted(x.sides[1]), evaluate=False), evaluate=False)
+      sympy.Add(x.sides[0].total, sympy.Mul(-1, x.sides[1].total, evaluate=False), evaluate=False)
       for x in (gold, found)
     )
     if not (a.free_symbols and b.free_symbols):
@@ -285,162 +266,11 @@ def _same_equations(gold: Equation, found: Equation) -> bool:
     if ratio is None:
       return False
     sign = gold.signs[0]
-    return found.signs[0] == (sign if ratio > 0 else _TURNED[sign])
+    return found.signs[0] == (sign if ratio > 0 else TURNED[sign])
   sides, signs = found.sides, found.signs
   if signs != gold.signs:
-    sides, signs = sides[::-1], tuple(_TURNED[sign] for sign in signs[::-1])
+    sides, signs = sides[::-1], tuple(TURNED[sign] for sign in signs[::-1])
   return signs == gold.signs and all(map(equal, gold.sides, sides))
-
-
-def _region(answer: Answer) -> bool:
-  """Whether it can be nothing but a set of real numbers."""
-  if isinstance(answer, Parts) and answer.joined:
-    return all(_region(part) for part in answer.parts)
-  if isinstance(answer, Named):
-    return _region(answer.answer)
-  inequality = isinstance(answer, Equation) and "=" not in answer.signs
-  return inequality or isinstance(answer, (Union, Reals))
-
-
-class Interval:
-  """low to high, with (value, whether it belongs) of each end."""
-
-  def __init__(self, low, low_in: bool, high, high_in: bool):
-    self.low, self.low_in, self.high, self.high_in = low, low_in, high, high_in
-
-
-def _same_regions(gold: Answer, found: Answer) -> bool | None:
-  """Whether two sets of real numbers are equal; None if one of them is none, or has ends with
-  variables."""
-  names = [_variable(x) for x in (gold, found)]
-  if None not in names and names[0] != names[1]:
-    return None
-  try:
-    a, b = _merged(_intervals(gold)), _merged(_intervals(found))
-  except (TypeError, ValueError):
-    return None
-  same = lambda x, y: (
-    x.low_in == y.low_in
-    and x.high_in == y.high_in
-    and values.same(x.low, y.low)
-    and values.same(x.high, y.high)
-  )
-  return len(a) == len(b) and all(map(same, a, b))
-
-
-def _variable(answer: Answer) -> str | None:
-  if isinstance(answer, Equation):
-    return next((side.text for side in answer.sides if side.expression.is_Symbol), None)
-  if isinstance(answer, Parts) and answer.parts:
-    return _variable(answer.parts[0])
-  return answer.name if isinstance(answer, Named) else None
-
-
-def _intervals(answer: Answer) -> list[Interval]:
-  """The intervals of a set of real numbers. Raises ValueError if it is none."""
-  if isinstance(answer, Named):
-    return _intervals(answer.answer)
-  if isinstance(answer, Reals):
-    return [Interval(-sympy.oo, False, sympy.oo, False)]
-  if isinstance(answer, Value):
-    raise ValueError("a number")
-  if isinstance(answer, Equation):
-    return _inequality(answer)
-  if isinstance(answer, Union):
-    return _left_out(sum(map(_intervals, answer.members), []), answer.without)
-  if isinstance(answer, Parts) and answer.joined == "and" and all(map(_region, answer.parts)):
-    return functools.reduce(_intersection, map(_intervals, answer.parts))
-  if isinstance(answer, Parts) and answer.joined == "or" and all(map(_region, answer.parts)):
-    return sum(map(_intervals, answer.parts), [])
-  if isinstance(answer, Parts) and answer.brackets == "{}":
-    points = [_end(part) for part in answer.parts]
-    return [Interval(point, True, point, True) for point in points]
-  if isinstance(answer, Parts) and len(answer.parts) == 2 and answer.brackets in ("()", "[]", "(]", "[)"):
-    low, high = map(_end, answer.parts)
-    return [Interval(low, answer.brackets[0] == "[", high, answer.brackets[1] == "]")]
-  raise ValueError("no set of real numbers")
-
-
-def _end(answer: Answer):
-  if not isinstance(answer, Value) or values.number(_counted(answer)) is None:
-    raise ValueError("no real number")
-  return _counted(answer)
-
-
-def _inequality(answer: Equation) -> list[Interval]:
-  """x > 3, 0 <= x < 1, x != 2."""
-  places = [i for i, side in enumerate(answer.sides) if side.expression.is_Symbol]
-  if len(places) != 1 or len(answer.sides) > 3 or (len(answer.sides) == 3 and places != [1]):
-    raise ValueError("not solved")
-  found = [Interval(-sympy.oo, False, sympy.oo, False)]
-  for i, sign in enumerate(answer.signs):
-    other = answer.sides[i + 1] if i in places else answer.sides[i]
-    sign = sign if i in places else _TURNED[sign]
-    end = _end(other)
-    if sign == "!=":
-      found = _intersection(
-        found, [Interval(-sympy.oo, False, end, False), Interval(end, False, sympy.oo, False)]
-      )
-    elif sign in ("<", "<="):
-      found = _intersection(found, [Interval(-sympy.oo, False, end, sign == "<=")])
-    elif sign in (">", ">="):
-      found = _intersection(found, [Interval(end, sign == ">=", sympy.oo, False)])
-    else:
-      raise ValueError("an equation")
-  return found
-
-
-def _left_out(intervals: list[Interval], without: tuple) -> list[Interval]:
-  for answer in without:
-    for hole in _intervals(answer):
-      rest = [
-        Interval(-sympy.oo, False, hole.low, not hole.low_in),
-        Interval(hole.high, not hole.high_in, sympy.oo, False),
-      ]
-      intervals = _intersection(intervals, rest)
-  return intervals
-
-
-def _intersection(some: list[Interval], others: list[Interval]) -> list[Interval]:
-  found = []
-  for a in some:
-    for b in others:
-      low, low_in = _later((a.low, a.low_in), (b.low, b.low_in), 1)
-      high, high_in = _later((a.high, a.high_in), (b.high, b.high_in), -1)
-      x, y = values.number(low), values.number(high)
-      if x < y or (x == y and low_in and high_in):
-        found.append(Interval(low, low_in, high, high_in))
-  return found
-
-
-def _later(a: tuple, b: tuple, direction: int) -> tuple:
-  """The end that leaves less."""
-  x, y = values.number(a[0]), values.number(b[0])
-  if x == y:
-    return a[0], a[1] and b[1]
-  return a if (x > y) == (direction > 0) else b
-
-
-def _merged(intervals: list[Interval]) -> list[Interval]:
-  """In order, and those that touch each other as one."""
-  order = sorted(intervals, key=lambda x: (values.number(x.low), not x.low_in))
-  found = []
-  for one in order:
-    last = found[-1] if found else None
-    if last is not None and _touch(last, one):
-      x, y = values.number(last.high), values.number(one.high)
-      if y > x:
-        last.high, last.high_in = one.high, one.high_in
-      elif y == x:
-        last.high_in |= one.high_in
-    else:
-      found.append(Interval(one.low, one.low_in, one.high, one.high_in))
-  return found
-
-
-def _touch(a: Interval, b: Interval) -> bool:
-  x, y = values.number(a.high), values.number(b.low)
-  return y < x or (y == x and (a.high_in or b.low_in) and mpmath.isfinite(x))
 
 
 _JUDGES: tuple[tuple[type, type, Callable], ...] = (

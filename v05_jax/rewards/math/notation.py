@@ -101,7 +101,10 @@ _SPELLINGS = [
     (r"\\backslash(?![a-zA-Z])", r"\\setminus "),
     (r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![a-zA-Z])", r"^\\circ "),
     (r"\\%", "%"),
-    (r"\\text\s*\{\s*%\s*\}|(?:\\text\s*\{)?\s*(?<![a-zA-Z])(?:percent|pct)(?![a-zA-Z])\s*\}?", "%"),
+    (
+      r"\\text\s*\{\s*%\s*\}|(?:\\text\s*\{)?\s*(?<![a-zA-Z])(?:percent|pct)(?![a-zA-Z])\s*\}?",
+      "%",
+    ),
     (r"\\[bp]?mod(?![a-zA-Z])|\\text\s*\{\s*\(?mod\s*\}|(?<![a-zA-Z\\])mod(?![a-zA-Z])", r"\\mod "),
     (r"\\text\s*\{\s*,?\s*(and|or)\s*,?\s*\}", r" \1 "),
     (r"\*\*", "^"),
@@ -118,7 +121,9 @@ _SPELLINGS = [
 ]
 # \sqrt34 is the root of 3, times 4; with the sign √ or the word sqrt it is the root of 34.
 _ROOT = re.compile(r"\\sqrt\s*(\d)")
-_FRACTION = re.compile(r"\\(frac|binom)(?![a-zA-Z])\s*(?:(\d)|\{([^{}]*)\})\s*(?:(\d)|\{([^{}]*)\})")
+_FRACTION = re.compile(
+  r"\\(frac|binom)(?![a-zA-Z])\s*(?:(\d)|\{([^{}]*)\})\s*(?:(\d)|\{([^{}]*)\})"
+)
 _SPACED = re.compile(r"(?<![\d.])(\d{1,3}(?: \d{3})+)(?![\d/])")
 _BRACED = re.compile(r"(?<![\d.])[1-9]\d{0,2}(?:\s*\{\s*,\s*\}\s*\d{3})+(?!\d)")  # 1{,}234
 _MIXED = re.compile(

@@ -1,100 +1,27 @@
-r"""What an answer is: a number, words, several parts, an interval, an equation, a congruence, ..."""
+r"""What an answer is: a number, words, several parts, an interval, an equation, ..."""
 
 from fractions import Fraction
 import functools
 import re
-from typing import NamedTuple
-
-import sympy
 
 from v05_jax.rewards.math import notation, units, values
-
-
-class Value(NamedTuple):
-  """An expression, times what words like "million" make of it, and its unit."""
-
-  text: str
-  expression: sympy.Basic
-  count: Fraction
-  unit: units.Unit
-
-
-class Words(NamedTuple):
-  text: str
-  exact: bool  # case counts: BDAC, and not in True
-  choice: bool = False  # (B)
-
-
-class Parts(NamedTuple):
-  """Several answers: a list of no order, or of an order where it goes on or its parts are named;
-  `brackets` is what is around them: "", "{}", "()", "[)", "<>", ..."""
-
-  parts: tuple
-  brackets: str = ""
-  ordered: bool = False
-  joined: str = ""  # "or" or "and", if it is written
-
-
-class Matrix(NamedTuple):
-  rows: tuple
-
-
-class Union(NamedTuple):
-  members: tuple  # intervals and sets
-  without: tuple = ()  # and what is left out of them
-
-
-class Reals(NamedTuple):
-  pass
-
-
-class Named(NamedTuple):
-  """x = 5, f(x) = x^2, x in {1, 2}."""
-
-  name: str
-  answer: object
-  equation: object = None  # the Equation that it also is
-
-
-class Equation(NamedTuple):
-  """A chain a = b, or a < x < b: one sign fewer than sides."""
-
-  sides: tuple
-  signs: tuple
-
-
-class Residues(NamedTuple):
-  """x = 1 or 4 modulo 5; a name of "" for a number modulo 5."""
-
-  name: str
-  residues: frozenset
-  modulus: int
-
-
-class Ratio(NamedTuple):
-  """2 : 3, or the time 10:30."""
-
-  parts: tuple
-  unit: units.Unit
-  clock: bool  # it may be a time
-
-
-class Digits(NamedTuple):
-  """101_2."""
-
-  digits: str
-  base: int
-
-
-class Dots(NamedTuple):
-  pass
-
-
-Answer = (
-  Value | Words | Parts | Matrix | Union | Reals | Named | Equation | Residues | Ratio | Digits | Dots
+from v05_jax.rewards.math.kinds import (
+  EMPTY,
+  Answer,
+  Digits,
+  Dots,
+  Equation,
+  Matrix,
+  Named,
+  Parts,
+  Ratio,
+  Reals,
+  Residues,
+  Union,
+  Value,
+  Words,
 )
 
-EMPTY = Parts((), "{}")
 DEEPEST = 8  # brackets in brackets
 NOTHING = re.compile(
   r"(there (is|are) )?no( real| integer| such)* (solutions?|roots?|values?)|(the )?empty set",
@@ -114,7 +41,9 @@ _OPENING = {"(": "(", "[": "[", r"\{": "{", r"\langle": "<", "{": ""}
 _CLOSING = {")": ")", "]": "]", r"\}": "}", r"\rangle": ">", "}": ""}
 _FENCES = {r"\lfloor": 1, r"\lceil": 1, r"\rfloor": -1, r"\rceil": -1}
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|\b(?:and|or)\b|.", re.DOTALL)
-_ENVIRONMENT = re.compile(r"\\begin\{([a-zA-Z]*matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}", re.DOTALL)
+_ENVIRONMENT = re.compile(
+  r"\\begin\{([a-zA-Z]*matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}", re.DOTALL
+)
 _SIGNS = {"=": "=", "<": "<", ">": ">", r"\leq": "<=", r"\geq": ">=", r"\neq": "!="}
 _SIGNS |= {r"\in": "in", r"\approx": "~"}
 
@@ -133,7 +62,18 @@ def _read(text: str, depth: int) -> Answer | None:
     return None
   if text.count(r"\mod") == 1 and (found := _residues(text)):
     return found
-  for reader in (_dots, _several, _nothing, _digits, _relation, _ratio, _bracketed, _matrix, _union, _words):
+  for reader in (
+    _dots,
+    _several,
+    _nothing,
+    _digits,
+    _relation,
+    _ratio,
+    _bracketed,
+    _matrix,
+    _union,
+    _words,
+  ):
     if (found := reader(text, depth + 1)) is not None:
       return found
   return _value(text)
@@ -151,9 +91,16 @@ def _unwrapped(text: str) -> str:
       text = text[:-1]
     if match := re.fullmatch(r"(?:\\(?:boxed|fbox)\s*)?\{([^{}]*)\}", text):
       text = match[1]
-    text = re.sub(r"^(?:so|thus|therefore|hence|answer:|the answer is|approximately|about)\s+", "", text, flags=re.IGNORECASE)
     text = re.sub(
-      r"^\\text\s*\{\s*(?:approximately|about|exactly|[^{}]*(?:\bis|\bare|:))\s*\}|^\\approx\s+", "", text
+      r"^(?:so|thus|therefore|hence|answer:|the answer is|approximately|about)\s+",
+      "",
+      text,
+      flags=re.IGNORECASE,
+    )
+    text = re.sub(
+      r"^\\text\s*\{\s*(?:approximately|about|exactly|[^{}]*(?:\bis|\bare|:))\s*\}|^\\approx\s+",
+      "",
+      text,
     ).strip()
   return text
 
@@ -194,7 +141,7 @@ def _several(text: str, depth: int) -> Parts | None:
   if "pm" in text and (found := _plus_minus(text, depth)):
     return found
   parts, signs = _split(text, (",", ";", "and", "or"))
-  parts = [part for part in map(str.strip, parts)]
+  parts = [part.strip() for part in parts]
   if len(parts) == 1:
     return None
   parts = [part for part in parts if part]
@@ -296,19 +243,16 @@ def _relation(text: str, depth: int) -> Answer | None:
   signs = [_SIGNS[sign] for sign in signs]
   while "~" in signs:  # what is approximated is the answer, unless it is but a name
     place = signs.index("~")
-    drop = place if place == 0 and _LABEL.fullmatch(sides[0]) is None else place + 1
     if place == 0 and _LABEL.fullmatch(sides[0]):
       signs[0] = "="
-      continue
-    del sides[place + 1 if drop != place else place + 1], signs[place]
+    else:
+      del sides[place + 1], signs[place]
   if not signs:
     return _read(sides[0], depth)
   if signs == ["in"]:
     inside = _read(sides[1], depth)
     return (
-      Named(_name(sides[0]), inside)
-      if inside is not None and _LABEL.fullmatch(sides[0])
-      else None
+      Named(_name(sides[0]), inside) if inside is not None and _LABEL.fullmatch(sides[0]) else None
     )
   if "in" in signs:
     return None
@@ -320,7 +264,7 @@ def _relation(text: str, depth: int) -> Answer | None:
 
 
 def _ratio(text: str, depth: int) -> Ratio | None:
-  number, count, unit = units.split(text)
+  number, _, unit = units.split(text)
   parts, signs = _split(number, (":",))
   found = [_value(part) for part in parts]
   clock = re.fullmatch(r"\d{1,2}:\d\d", number.replace(" ", "")) is not None
@@ -350,7 +294,7 @@ def _bracketed(text: str, depth: int) -> Answer | None:
   brackets = opened + closed
   if brackets == "{}" and (found := _set_builder(inside, depth)) is not None:
     return found
-  parts, signs = _split(inside, (",", ";"))
+  parts, _ = _split(inside, (",", ";"))
   if len(parts) == 1 and brackets in ("()", "[]"):
     if match := re.fullmatch(r"(?:\\text\s*\{)?\s*([a-zA-Z])\s*\}?", inside):
       return Words(match[1], True, True)
@@ -366,7 +310,7 @@ def _bracketed(text: str, depth: int) -> Answer | None:
 
 
 def _set_builder(inside: str, depth: int) -> Answer | None:
-  parts, signs = _split(inside, ("|", ":"))
+  parts, _ = _split(inside, ("|", ":"))
   return _read(parts[1], depth) if len(parts) == 2 else None
 
 
@@ -375,7 +319,9 @@ def _matrix(text: str, depth: int) -> Matrix | None:
   match = _ENVIRONMENT.fullmatch(text)
   if not match or match[1] in ("vmatrix", "Vmatrix") or r"\begin" in match[2]:
     return None
-  lines = [line for line in re.split(r"\\\\|\\cr\b", match[2].replace(r"\hline", "")) if line.strip()]
+  lines = [
+    line for line in re.split(r"\\\\|\\cr\b", match[2].replace(r"\hline", "")) if line.strip()
+  ]
   rows = tuple(tuple(_read(cell, depth) for cell in line.split("&")) for line in lines)
   return None if any(None in row for row in rows) else Matrix(rows)
 
@@ -399,14 +345,18 @@ def _words(text: str, depth: int) -> Words | None:
   quoted = r"\text" in text
   bare = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text)
   bare = re.sub(r"\s+", " ", bare.replace(r"\ ", " ")).strip(" .\"'`")
-  if match := re.fullmatch(r"(?:option |choice )?\(?([A-Ja-j])[).:](?: .*)?|(?:[Oo]ption|[Cc]hoice) ([A-J])", bare):
+  if match := re.fullmatch(
+    r"(?:option |choice )?\(?([A-Ja-j])[).:](?: .*)?|(?:[Oo]ption|[Cc]hoice) ([A-J])", bare
+  ):
     return Words(match[1] or match[2], True, True)
   if not re.fullmatch(r"[a-zA-Z][a-zA-Z' .,\-/()!]*", bare):
     return None
   runs = re.findall(r"[a-zA-Z]+", bare)
   if len(bare) == 1 and quoted:
     return Words(bare, True, True)
-  if max(map(len, runs)) < 2 or (not quoted and re.search(r"[-/()!]", bare) and max(map(len, runs)) < 3):
+  if max(map(len, runs)) < 2 or (
+    not quoted and re.search(r"[-/()!]", bare) and max(map(len, runs)) < 3
+  ):
     return None if not quoted else Words(bare, True)
   if bare.lower() in KNOWN or quoted or " " in bare or max(map(len, runs)) > 3:
     capitals = bare.isupper() and bare.lower() not in KNOWN

@@ -49,7 +49,11 @@ _TABLE = {
   },
   "mass": {"mg milligram": "1/1000", "gram": "1", "kg kilogram": "1000", "ton tonne": "1000000"},
   "weight": {"oz ounce": "1", "lb pound": "16"},
-  "volume": {"ml mL milliliter millilitre": "1/1000", "liter litre": "1", "gal gallon": "37854/10000"},
+  "volume": {
+    "ml mL milliliter millilitre": "1/1000",
+    "liter litre": "1",
+    "gal gallon": "37854/10000",
+  },
   "money": {"dollar USD buck": "1", "cent": "1/100"},
   "euro": {"euro EUR": "1"},
   "pounds": {"GBP": "1"},
@@ -68,7 +72,15 @@ _TABLE = {
   "morning": {"am a.m": "1"},
   "afternoon": {"pm p.m": "1"},
 }
-_LETTERS = {"m": "meter", "s": "sec", "g": "gram", "h": "hr", "l": "liter", "L": "liter", "W": "watt"}
+_LETTERS = {
+  "m": "meter",
+  "s": "sec",
+  "g": "gram",
+  "h": "hr",
+  "l": "liter",
+  "L": "liter",
+  "W": "watt",
+}
 _LETTERS |= {"N": "newton", "J": "joule", "V": "volt", "A": "ampere", "K": "kelvin", "mph": "mi/hr"}
 _SIGNS = {r"\$": "dollar", "€": "euro", "£": "GBP"}
 UNITS = {
@@ -79,16 +91,17 @@ UNITS = {
 }
 # Words behind a number that make another answer of it, as no unit does.
 _QUALIFIERS = set(
-  "or and not no at least most more less fewer than over under above below up plus minus times squared"
-  " cubed factorial half quarter third halves thirds if when unless except base mod modulo remainder"
-  " false incorrect wrong maybe none".split()
+  "or and not no at least most more less fewer than over under above below up plus minus times"
+  " squared cubed factorial half quarter third halves thirds if when unless except base mod modulo"
+  " remainder false incorrect wrong maybe none".split()
 )
 _TEXT = r"\\text\s*\{(?P<text>[^{}]*)\}"
 _EXPONENT = r"(?P<exponent>\s*\^\s*\{?\s*-?\d\s*\}?)?"
 _TRAILING = re.compile(rf"(?P<rest>.*?[\w.)}}%!\]])\s*(?:{_TEXT}){_EXPONENT}\s*", re.DOTALL)
 _BARE = re.compile(
-  r"(?P<rest>[-+]?\s*(?:[\d.:]+|\\frac\{\d+\}\{\d+\}|[\d.]+\s*/\s*\d+|[\d.]+\s*\\times 10\^\{-?\d+\}"
-  r"|[\d.]*\s*\\sqrt\{\d+\}|[\d.]*\s*\\pi))(?P<gap>\s*)(?P<text>[a-zA-Z][a-zA-Z ./²³-]*?)"
+  r"(?P<rest>[-+]?\s*(?:[\d.:]+|\\frac\{\d+\}\{\d+\}|[\d.]+\s*/\s*\d+"
+  r"|[\d.]+\s*\\times 10\^\{-?\d+\}|[\d.]*\s*\\sqrt\{\d+\}|[\d.]*\s*\\pi))"
+  r"(?P<gap>\s*)(?P<text>[a-zA-Z][a-zA-Z ./²³-]*?)"
   rf"{_EXPONENT}\s*"
 )
 
@@ -107,7 +120,9 @@ def split(text: str) -> tuple[str, Fraction, Unit]:
   text = re.sub(r"(?<=\d)\s*\^?\{?\s*(?:\\text\s*\{)?(?:st|nd|rd|th)\s*\}?\s*\}?$", "", text)
   angle = re.search(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])", text)
   while True:
-    if not angle and (match := re.fullmatch(r"(.*[\w.)}\]])\s*\^\\circ(?:\s*(?:\\text\{)?\s*[CF]\s*\}?)?", text)):
+    if not angle and (
+      match := re.fullmatch(r"(.*[\w.)}\]])\s*\^\\circ(?:\s*(?:\\text\{)?\s*[CF]\s*\}?)?", text)
+    ):
       text, unit = match[1], unit if unit != NONE else _unit("degree", "", False)
     elif match := re.fullmatch(r"(.*[\w.)}\]])\s*%", text):
       text, unit = match[1], unit if unit != NONE else PERCENT
@@ -176,7 +191,13 @@ def _unit(name: str, exponent: str, bare: bool) -> Unit | None:
 
 def _known(name: str, letters: bool) -> Unit | None:
   name = _LETTERS.get(name, name) if letters else name
-  for spelled in (name, name.lower(), name.rstrip("."), name.lower().rstrip("."), name.lower()[:-1]):
+  for spelled in (
+    name,
+    name.lower(),
+    name.rstrip("."),
+    name.lower().rstrip("."),
+    name.lower()[:-1],
+  ):
     if spelled in UNITS and (letters or len(name) > 1):
       return UNITS[spelled]
   return None
