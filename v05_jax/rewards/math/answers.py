@@ -128,9 +128,10 @@ _COMMAND = (
 )
 _NUMBER = r"\d+(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+"
 _SIGN = r"[-+−–*/^_=×÷·⋅√π°²³½¼¾∞%!(){}\[\]<>≤≥]"
-_ATOM = rf"(?:{_COMMAND}|{_NUMBER}|{_SIGN}|(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z'’]))"
+_ATOM = rf"(?:{_COMMAND}|\.\.\.|{_NUMBER}|{_SIGN}|(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z'’]))"
 _PLAIN = re.compile(rf"{_ATOM}(?:\s?{_ATOM})*")
 
+_COUNT = re.compile(r"^\$?\s*(?:hundred|thousand|million|billion|trillion|dozen|percent|%)")
 _OR = re.compile(r"(\$[^$\n]+\$|\S+),?\s+or\s+(?:\$[^$\n]+\$|\S+?)[.!?]?\s*$")
 
 
@@ -152,7 +153,8 @@ def candidates(response: str) -> Iterator[str]:
   formulas = [(m.end(), next(filter(None, m.groups()))) for m in _FORMULA.finditer(text)]
   numbers = [(m.end(), m[0]) for m in _PLAIN.finditer(text) if re.search(r"[\d\\π∞½¼¾]", m[0])]
   last = sorted(formulas + numbers, reverse=True)[:3]
-  for i, (_, found) in enumerate(last):
+  for i, (end, found) in enumerate(last):
+    found += "".join(_COUNT.findall(text[end : end + 20]))
     if i == 0 and (others := _OR.search(text)):  # "maybe 12 or 13" names no answer
       found = f"{others[1]} or {found}"
     yield found.partition("=")[2] or found if found.count("=") == 1 else found
@@ -174,4 +176,5 @@ def _statement(text: str) -> Iterator[str]:
 
 
 def _trimmed(text: str) -> str:
-  return text.strip().strip("*_`").strip().rstrip(".").strip()
+  text = text.strip().strip("*_`").strip()
+  return text if text.endswith("...") else text.rstrip(".").strip()

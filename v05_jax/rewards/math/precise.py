@@ -58,7 +58,7 @@ def _evaluate(x: sympy.Basic, where: dict):
   return function(*arguments)
 
 
-_BOUND = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit, sympy.Derivative)
+_BOUND = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit)
 _CONSTANTS = {
   sympy.pi: mpmath.pi,
   sympy.E: mpmath.e,

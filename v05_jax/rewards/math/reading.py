@@ -97,6 +97,8 @@ def _unwrapped(text: str) -> str:
       text,
       flags=re.IGNORECASE,
     )
+    if match := re.fullmatch(r"\\text\s*\{([^{}]*\d[^{}]*)\}", text):
+      text = match[1]
     text = re.sub(
       r"^\\text\s*\{\s*(?:approximately|about|exactly|[^{}]*(?:\bis|\bare|:))\s*\}|^\\approx\s+",
       "",

@@ -52,7 +52,7 @@ def parse(text: str) -> sympy.Basic | None:
   if (
     len(text) > LONGEST
     or _PROSE.search(words)
-    or re.search(r"\\ldots|\d_|\\text|\\mod.*\\equiv|[\"#?]", text)
+    or re.search(r"\\ldots|\d_|\\text|\\mod.*\\equiv|[\"'#?]", text)
   ):
     return None
   text = text.replace(r"\mod", r"\bmod")
@@ -60,6 +60,8 @@ def parse(text: str) -> sympy.Basic | None:
   text = re.sub(
     r"\\[a-zA-Z]+|I", lambda m: rf"\mathcal{{{m[0][-5:]}}}" if m[0] in _NO_CONSTANTS else m[0], text
   )
+  if "matrix" not in text:  # the parser takes the transpose of a letter for the letter
+    text = re.sub(r"\^\s*(?:T|\{\s*T\s*\}|\\top|\{\s*\\top\s*\})", r"^{\\mathcal{T}}", text)
   # 3(\frac12) is a product and no mixed number; degrees are angles.
   text = re.sub(r"(?<=\d)\s*(?=\()", r"\\cdot ", text)
   text = re.sub(r"(\d+(?:\.\d+)?)\s*\^\\circ", r"(\\frac{\1\\pi}{180})", text)
@@ -81,7 +83,7 @@ def same(a: sympy.Basic, b: sympy.Basic) -> bool:
   """Whether two expressions have the same value, for every value of their variables."""
   if a == b:
     return True
-  if a.has(*_ENDLESS) or b.has(*_ENDLESS):
+  if a.has(*_ENDLESS, sympy.Derivative) or b.has(*_ENDLESS, sympy.Derivative):
     return False
   if matrices := [isinstance(x, (sympy.MatrixBase, sympy.MatrixExpr)) for x in (a, b)]:
     if any(matrices):
