@@ -268,9 +268,11 @@ def _relation(text: str, depth: int) -> Answer | None:
 def _ratio(text: str, depth: int) -> Ratio | None:
   number, _, unit = units.split(text)
   parts, signs = _split(number, (":",))
+  if not signs:
+    return None
   found = [_value(part) for part in parts]
   clock = re.fullmatch(r"\d{1,2}:\d\d", number.replace(" ", "")) is not None
-  return Ratio(tuple(found), unit, clock) if signs and None not in found else None
+  return None if None in found else Ratio(tuple(found), unit, clock)
 
 
 def _equation(sides: list[str], signs: list[str], depth: int) -> Equation | None:

@@ -28,6 +28,7 @@ SMALL, RELATIVE = Fraction(1, 1000), Fraction(5, 10**4)  # below SMALL they agre
 PRIME = 10**100 + 267
 POINTS = 8
 LONGEST = 600  # characters of an expression
+DEEPEST = 12  # brackets in brackets: the parser's time doubles with each
 
 _NO_CONSTANTS = ("I", r"\gamma", r"\Gamma")
 _SPELLING = NormalizationConfig(
@@ -51,6 +52,7 @@ def parse(text: str) -> sympy.Basic | None:
   words = re.sub(r"\\(?:begin|end)\{[a-z]+\}|\\[a-zA-Z]+", r"\\", text)
   if (
     len(text) > LONGEST
+    or _nested(text) > DEEPEST
     or _PROSE.search(words)
     or re.search(r"\\ldots|\d_|\\text|\\mod.*\\equiv|[\"'#?]", text)
   ):
@@ -77,6 +79,14 @@ def parse(text: str) -> sympy.Basic | None:
   except Exception:  # the parser raises its base class for what it cannot read
     return None
   return found if isinstance(found, (sympy.Expr, sympy.MatrixBase)) else None
+
+
+def _nested(text: str) -> int:
+  depth = deepest = 0
+  for bracket in re.findall(r"[(\[{)\]}]", text):
+    depth += 1 if bracket in "([{" else -1
+    deepest = max(deepest, depth)
+  return deepest
 
 
 def same(a: sympy.Basic, b: sympy.Basic) -> bool:
