@@ -1,0 +1,87 @@
+"""The reward of mathematics on labelled pairs, and what each kind of answer is worth."""
+
+import time
+
+import pytest
+
+from experiments.grading import run as grading
+from v05_jax.rewards import math as mathematics
+from v05_jax.rewards.math import answers
+
+
+def verdict(response, answer):
+  return mathematics.verify("", response, {"answer": answer})
+
+
+def test_no_labelled_pair_is_paid_or_refused_wrongly():
+  pairs = grading.read_pairs()
+  assert len(pairs) >= 300 and len({(p["response"], p["answer"]) for p in pairs}) > 900
+  wrong = [
+    (pair["response"], pair["answer"], pair["right"])
+    for pair in pairs
+    if grading.ours(pair["response"], pair["answer"]) != bool(pair["right"])
+  ]
+  assert not wrong
+
+
+def test_every_pair_has_its_fields_and_each_kind_both_labels():
+  pairs = grading.read_pairs()
+  assert all(p.keys() == {"response", "answer", "right", "kind", "note"} for p in pairs)
+  for kind in {pair["kind"] for pair in pairs}:
+    assert {pair["right"] for pair in pairs if pair["kind"] == kind} == {0, 1}, kind
+
+
+def test_measures_count_what_is_paid():
+  pairs = [{"right": 1}, {"right": 1}, {"right": 0}, {"right": 0}]
+  found = grading.measures(pairs, [True, False, True, False])
+  assert found == {"right": 2, "wrong": 2, "paid": 1, "false": 1, "precision": 0.5, "recall": 0.5}
+  assert grading.measures(pairs[2:], [False, False])["precision"] is None
+
+
+@pytest.mark.parametrize(
+  "text, rest",
+  [
+    ("<think>5</think> 7", "7"),
+    ("5</think> 7", "7"),
+    ("7 <think>5", "7"),
+    ("<think>a<think>b</think>c</think>7", "7"),
+    ("<Thinking time=3>5</Thinking>7", "7"),
+    ("<reasoning><think>5</reasoning>7", "7"),  # what it holds ends with it
+    ("<|begin_of_thought|>5<|end_of_thought|>7", "7"),
+    ("<think>5</think>a<think>6</think>7", "a 7"),
+    ("a < b and [thinkable]", "a < b and [thinkable]"),
+  ],
+)
+def test_reasoning_is_no_answer(text, rest):
+  assert " ".join(answers.without_reasoning(text).split()) == rest
+
+
+def test_the_answer_of_a_whole_solution_is_its_last():
+  assert verdict(r"\boxed{5}", r"We have 3 + 2 = 5, so it is $\boxed{5}$.") == 1
+  assert verdict(r"\boxed{3}", r"We have 3 + 2 = 5, so it is $\boxed{5}$.") == 0
+
+
+@pytest.mark.parametrize("answer", ["", " ", "$", r"\boxed{}", "?"])
+def test_nothing_equals_nothing(answer):
+  assert verdict(r"\boxed{}", answer) == verdict("", answer) == 0
+
+
+@pytest.mark.parametrize(
+  "response",
+  [
+    r"\boxed{" * 100_000,
+    "<think>" * 20_000 + "</think>" * 20_000,
+    "the answer is " * 5_000,
+    "$1$ or " * 5_000,
+    r"\boxed{" + "(" * 300 + "1" + ")" * 300 + "}",
+    r"\boxed{" + "1 " * 900 + "}",
+    r"\boxed{" + r"\frac{1}{" * 60 + "1" + "}" * 60 + "}",
+    r"\boxed{" + ", ".join([r"1 \pm 2"] * 12) + "}",
+    r"\boxed{2^{10^{12}}}",
+    r"\boxed{(10^9)!}",
+  ],
+)
+def test_what_a_policy_may_write_costs_no_time(response):
+  began = time.process_time()
+  assert verdict(response, r"x^2+7") == 0
+  assert time.process_time() - began < 20

@@ -1,0 +1,379 @@
+r"""What an answer is: a number, words, several parts, an interval, an equation, ..."""
+
+from fractions import Fraction
+import functools
+import re
+
+from v05_jax.rewards.math import notation, units, values
+from v05_jax.rewards.math.kinds import (
+  EMPTY,
+  Answer,
+  Digits,
+  Dots,
+  Equation,
+  Matrix,
+  Named,
+  Parts,
+  Ratio,
+  Reals,
+  Residues,
+  Union,
+  Value,
+  Words,
+)
+
+DEEPEST = 8  # brackets in brackets
+NOTHING = re.compile(
+  r"(there (is|are) )?no( real| integer| such)* (solutions?|roots?|values?)|(the )?empty set",
+  re.IGNORECASE,
+)
+KNOWN = set(
+  "yes no true false odd even none all both always never sometimes undefined impossible neither"
+  " infinite infinity converges diverges convergent divergent increasing decreasing prime composite"
+  " rational irrational left right red blue".split()
+)
+_SYMBOL = r"(?:[a-zA-Z]|\\[a-zA-Z]+)(?:_(?:\w|\{[^{}]*\}))?'*"
+_LABEL = re.compile(
+  rf"{_SYMBOL}|{_SYMBOL}\s*\(\s*{_SYMBOL}(?:\s*,\s*{_SYMBOL})*\s*\)|\(\s*{_SYMBOL}(?:\s*,\s*{_SYMBOL})+\s*\)"
+  r"|\\text\s*\{[^{}]*\}|[A-Za-z]{2,}(?:\s[A-Za-z]+)*|\|?[A-Z]{2}\|?|\\(?:angle|triangle)\s*[A-Z]+"
+)
+_OPENING = {"(": "(", "[": "[", r"\{": "{", r"\langle": "<", "{": ""}
+_CLOSING = {")": ")", "]": "]", r"\}": "}", r"\rangle": ">", "}": ""}
+_FENCES = {r"\lfloor": 1, r"\lceil": 1, r"\rfloor": -1, r"\rceil": -1}
+_TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|\b(?:and|or)\b|.", re.DOTALL)
+_ENVIRONMENT = re.compile(
+  r"\\begin\{([a-zA-Z]*matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}", re.DOTALL
+)
+_SIGNS = {"=": "=", "<": "<", ">": ">", r"\leq": "<=", r"\geq": ">=", r"\neq": "!="}
+_SIGNS |= {r"\in": "in", r"\approx": "~"}
+
+
+def read(text: str) -> Answer | None:
+  """The answer that a text states; None if it states none that can be compared."""
+  try:
+    return _read(_unwrapped(notation.normal(text)), 0)
+  except RecursionError:
+    return None
+
+
+def _read(text: str, depth: int) -> Answer | None:
+  text = _unwrapped(text)
+  if not text or depth > DEEPEST:
+    return None
+  if text.count(r"\mod") == 1 and (found := _residues(text)):
+    return found
+  for reader in (
+    _dots,
+    _several,
+    _nothing,
+    _digits,
+    _relation,
+    _ratio,
+    _bracketed,
+    _matrix,
+    _union,
+    _words,
+  ):
+    if (found := reader(text, depth + 1)) is not None:
+      return found
+  return _value(text)
+
+
+def _unwrapped(text: str) -> str:
+  r"""Without what means nothing around an answer: a full stop, {...}, \text{...} or \boxed{...}."""
+  before = None
+  while text != before:
+    before = text
+    text = text.strip().strip("*").strip()
+    if not text.endswith(r"\ldots"):
+      text = text.rstrip(",;").strip()
+    if text.endswith(".") and not text.endswith(r"\."):
+      text = text[:-1]
+    if match := re.fullmatch(r"(?:\\(?:boxed|fbox)\s*)?\{([^{}]*)\}", text):
+      text = match[1]
+    text = re.sub(
+      r"^(?:so|thus|therefore|hence|answer:|the answer is|approximately|about)\s+",
+      "",
+      text,
+      flags=re.IGNORECASE,
+    )
+    if match := re.fullmatch(r"\\text\s*\{([^{}]*\d[^{}]*)\}", text):
+      text = match[1]
+    text = re.sub(
+      r"^\\text\s*\{\s*(?:approximately|about|exactly|[^{}]*(?:\bis|\bare|:))\s*\}|^\\approx\s+",
+      "",
+      text,
+    ).strip()
+  return text
+
+
+def _depths(text: str):
+  """(start of each token, the token, how many brackets are open before it)."""
+  depth = 0
+  for match in _TOKEN.finditer(text):
+    token = match[0]
+    change = token in _OPENING or token == r"\begin"
+    change = change - (token in _CLOSING or token == r"\end") + _FENCES.get(token, 0)
+    depth += min(change, 0)
+    yield match.start(), token, depth
+    depth += max(change, 0)
+
+
+def _split(text: str, at) -> tuple[list[str], list[str]]:
+  """The text divided at those tokens that stand outside of all brackets, and these tokens."""
+  parts, signs, start = [], [], 0
+  for place, token, depth in _depths(text):
+    if depth == 0 and token in at:
+      parts.append(text[start:place])
+      signs.append(token)
+      start = place + len(token)
+  return [*parts, text[start:]], signs
+
+
+# --- One reader for each kind: the answer, or None if the text is of another kind
+
+
+def _dots(text: str, depth: int) -> Dots | None:
+  return Dots() if text == r"\ldots" else None
+
+
+def _several(text: str, depth: int) -> Parts | None:
+  if match := re.fullmatch(r"\\text\s*\{([^{}]*(?:,|\band\b|\bor\b)[^{}]*)\}", text):
+    text = match[1]
+  if "pm" in text and (found := _plus_minus(text, depth)):
+    return found
+  parts, signs = _split(text, (",", ";", "and", "or"))
+  parts = [part.strip() for part in parts]
+  if len(parts) == 1:
+    return None
+  parts = [part for part in parts if part]
+  if len(parts) == 1:
+    return None if parts[0] == text else _read(parts[0], depth)
+  found = [_read(part, depth) for part in parts]
+  if None in found:
+    return None
+  joined = next((sign for sign in ("or", "and") if sign in signs), "")
+  return _list(_shared_name(found), joined)
+
+
+def _list(found: list, joined: str = "") -> Parts | Residues:
+  """The list; of residues of one modulus, their union."""
+  if all(isinstance(part, Residues) for part in found):
+    if len({(part.name, part.modulus) for part in found}) == 1:
+      return found[0]._replace(residues=frozenset().union(*(part.residues for part in found)))
+  flat = []
+  for part in found:  # 1 \pm 2, 7
+    if isinstance(part, Parts) and not part.brackets and part.parts:
+      flat.extend(part.parts)
+    else:
+      flat.append(part)
+  names = [part.name if isinstance(part, Named) else None for part in flat]
+  named = None not in names and len(set(names)) == len(names)
+  return Parts(tuple(flat), "", named or any(isinstance(x, Dots) for x in flat), joined)
+
+
+def _shared_name(found: list) -> list:
+  """x = 1, 2 as x = 1, x = 2."""
+  if isinstance(found[0], Named) and not any(isinstance(x, (Named, Equation)) for x in found[1:]):
+    return [found[0], *(Named(found[0].name, part) for part in found[1:])]
+  return found
+
+
+def _plus_minus(text: str, depth: int) -> Parts | None:
+  outside = [token for _, token, _ in _depths(text) if token in (r"\pm", r"\mp")]
+  if not outside or len(_split(text, (",", ";", "and", "or"))[0]) > 1:
+    return None
+  replaced = lambda plus, minus: re.sub(
+    r"\\([pm][mp])(?![a-zA-Z])", lambda m: plus if m[1] == "pm" else minus, text
+  )
+  above, below = (_read(replaced(*signs), depth) for signs in (("+", "-"), ("-", "+")))
+  return None if above is None or below is None else Parts((above, below))
+
+
+def _nothing(text: str, depth: int) -> Parts | None:
+  bare = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text).strip()
+  empty = bare == r"\emptyset" or re.fullmatch(r"\\\{\s*\\\}", bare) or NOTHING.fullmatch(bare)
+  return EMPTY if empty else None
+
+
+def _digits(text: str, depth: int) -> Digits | None:
+  match = re.fullmatch(
+    r"(?:\\text\s*\{)?\(?([0-9A-Fa-f]+)\)?\}?\s*"
+    r"(?:_\s*(?:\{\s*(?:\\text\s*\{)?\s*\(?(\w+)\)?\s*\}?\s*\}|(\d)|\\text\s*\{\s*(\w+)\s*\})"
+    r"|(?:\\text\s*\{)?\s*\(?(?:in )?base[ -]?\}?\s*(\w+)\s*\)?\}?)",
+    text,
+  )
+  if not match:
+    return None
+  digits, base = match[1].upper(), next(x for x in match.groups()[1:] if x)
+  names = "zero one two three four five six seven eight nine ten eleven twelve".split()
+  base = names.index(base.lower()) if base.lower() in names else int(base) if base.isdigit() else 0
+  written = re.search(r"\d", digits) or (len(digits) > 1 and match[1].isupper())
+  return Digits(digits.lstrip("0") or "0", base) if 2 <= base <= 36 and written else None
+
+
+def _residues(text: str) -> Residues | None:
+  r"""x \equiv 1, 4 \mod 5."""
+  text = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text)
+  match = re.fullmatch(
+    r"(?:(?P<name>.*?)(?:\\equiv|=))?(?P<residues>.*?)\(?\s*\\mod\s*[\s{(]*(?P<modulus>[^(){}]+?)[\s})]*",
+    text,
+  )
+  if not match:
+    return None
+  name = (match["name"] or "").replace(" ", "")
+  parts, _ = _split(match["residues"], (",", ";", "and", "or"))
+  modulus = values.integer(match["modulus"].strip())
+  found = [values.integer(part.strip()) for part in parts]
+  if r"\pm" in match["residues"] and len(parts) == 1:
+    n = values.integer(match["residues"].replace(r"\pm", "").strip())
+    found = [n, n and -n]
+  if not modulus or None in found:
+    return None
+  if not re.search(r"[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", name)):
+    name = ""
+  return Residues(name, frozenset(n % abs(modulus) for n in found), abs(modulus))
+
+
+def _relation(text: str, depth: int) -> Answer | None:
+  if re.match(r"<[^<>]*>$", text):  # \lt 1, 2 \gt as an angle bracket
+    return None
+  sides, signs = _split(text, _SIGNS)
+  sides = [side.strip() for side in sides]
+  if not signs or not all(sides):
+    return None
+  signs = [_SIGNS[sign] for sign in signs]
+  while "~" in signs:  # what is approximated is the answer, unless it is but a name
+    place = signs.index("~")
+    if place == 0 and _LABEL.fullmatch(sides[0]):
+      signs[0] = "="
+    else:
+      del sides[place + 1], signs[place]
+  if not signs:
+    return _read(sides[0], depth)
+  if signs == ["in"]:
+    inside = _read(sides[1], depth)
+    return (
+      Named(_name(sides[0]), inside) if inside is not None and _LABEL.fullmatch(sides[0]) else None
+    )
+  if "in" in signs:
+    return None
+  if set(signs) == {"="} and _LABEL.fullmatch(sides[0]):
+    answer = _read(sides[-1], depth)
+    equation = _equation(sides[-2:] if len(sides) > 2 else sides, signs[-1:], depth)
+    return None if answer is None else Named(_name(sides[0]), answer, equation)
+  return _equation(sides, signs, depth)
+
+
+def _ratio(text: str, depth: int) -> Ratio | None:
+  number, _, unit = units.split(text)
+  parts, signs = _split(number, (":",))
+  if not signs:
+    return None
+  found = [_value(part) for part in parts]
+  clock = re.fullmatch(r"\d{1,2}:\d\d", number.replace(" ", "")) is not None
+  return None if None in found else Ratio(tuple(found), unit, clock)
+
+
+def _equation(sides: list[str], signs: list[str], depth: int) -> Equation | None:
+  found = [_value(side) for side in sides]
+  return None if None in found else Equation(tuple(found), tuple(signs))
+
+
+def _name(text: str) -> str:
+  return re.sub(r"[\s{}]", "", text)
+
+
+def _bracketed(text: str, depth: int) -> Answer | None:
+  r"""(1, 2), [0, 1), ]0, 1[, \{1, 2\}, \langle 1, 2 \rangle."""
+  if match := re.fullmatch(r"([\](])([^()\[\]]*,[^()\[\]]*)([\[)])", text):
+    text = match[1].replace("]", "(") + match[2] + match[3].replace("[", ")")
+  if text.startswith("<") and text.endswith(">"):
+    text = rf"\langle {text[1:-1]} \rangle"
+  tokens = list(_depths(text))
+  opened, closed = _OPENING.get(tokens[0][1], ""), _CLOSING.get(tokens[-1][1], "")
+  if not (opened and closed) or any(depth == 0 for _, _, depth in tokens[1:-1]):
+    return None
+  inside = text[len(tokens[0][1]) : tokens[-1][0]].strip()
+  brackets = opened + closed
+  if brackets == "{}" and (found := _set_builder(inside, depth)) is not None:
+    return found
+  parts, _ = _split(inside, (",", ";"))
+  if len(parts) == 1 and brackets in ("()", "[]"):
+    if match := re.fullmatch(r"(?:\\text\s*\{)?\s*([a-zA-Z])\s*\}?", inside):
+      return Words(match[1], True, True)
+    return _read(inside, depth) if brackets == "()" else None
+  found = [_read(part, depth) for part in parts]
+  if None in found:
+    return None
+  if brackets == "{}":
+    flat = _list(found)
+    parts = flat.parts if isinstance(flat, Parts) else (flat,)
+    return Parts(parts, "{}", any(isinstance(x, Dots) for x in parts))
+  return Parts(tuple(found), brackets, True)
+
+
+def _set_builder(inside: str, depth: int) -> Answer | None:
+  parts, _ = _split(inside, ("|", ":"))
+  return _read(parts[1], depth) if len(parts) == 2 else None
+
+
+def _matrix(text: str, depth: int) -> Matrix | None:
+  text = re.sub(r"^[\[(|](?=\\begin)|(?<=\})[\])|]$", "", text)
+  match = _ENVIRONMENT.fullmatch(text)
+  if not match or match[1] in ("vmatrix", "Vmatrix") or r"\begin" in match[2]:
+    return None
+  lines = [
+    line for line in re.split(r"\\\\|\\cr\b", match[2].replace(r"\hline", "")) if line.strip()
+  ]
+  rows = tuple(tuple(_read(cell, depth) for cell in line.split("&")) for line in lines)
+  return None if any(None in row for row in rows) else Matrix(rows)
+
+
+def _union(text: str, depth: int) -> Answer | None:
+  if re.fullmatch(r"\\mathbb\s*\{?R\}?|\\text\{all real numbers\}|all real numbers", text):
+    return Reals()
+  parts, signs = _split(text, (r"\cup", r"\setminus"))
+  if not signs:
+    return None
+  found = [_read(part, depth) for part in parts]
+  if None in found:
+    return None
+  return Union(
+    tuple(x for x, sign in zip(found, [r"\cup", *signs]) if sign == r"\cup"),
+    tuple(x for x, sign in zip(found, [r"\cup", *signs]) if sign != r"\cup"),
+  )
+
+
+def _words(text: str, depth: int) -> Words | None:
+  quoted = r"\text" in text
+  bare = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text)
+  bare = re.sub(r"\s+", " ", bare.replace(r"\ ", " ")).strip(" .\"'`")
+  if match := re.fullmatch(
+    r"(?:option |choice )?\(?([A-Ja-j])[).:](?: .*)?|(?:[Oo]ption|[Cc]hoice) ([A-J])", bare
+  ):
+    return Words(match[1] or match[2], True, True)
+  if not re.fullmatch(r"[a-zA-Z][a-zA-Z' .,\-/()!]*", bare):
+    return None
+  runs = re.findall(r"[a-zA-Z]+", bare)
+  if len(bare) == 1 and quoted:
+    return Words(bare, True, True)
+  if max(map(len, runs)) < 2 or (
+    not quoted and re.search(r"[-/()!]", bare) and max(map(len, runs)) < 3
+  ):
+    return None if not quoted else Words(bare, True)
+  if bare.lower() in KNOWN or quoted or " " in bare or max(map(len, runs)) > 3:
+    capitals = bare.isupper() and bare.lower() not in KNOWN
+    return Words(bare, capitals and not quoted)
+  return Words(bare, True) if bare.isupper() else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _value(text: str) -> Value | None:
+  text = text.strip()
+  number, count, unit = units.split(text)
+  expression = values.parse(number)
+  if expression is None and number != text:
+    number, count, unit = text, Fraction(1), units.NONE
+    expression = values.parse(text)
+  return None if expression is None else Value(number.replace(" ", ""), expression, count, unit)

@@ -1,0 +1,209 @@
+"""Units and counting words behind a number: 13 cm, 5 dollars, 4 million, 30 degrees."""
+
+from fractions import Fraction
+import re
+from typing import NamedTuple
+
+
+class Unit(NamedTuple):
+  """What a unit measures and how many of the dimension's base units it is."""
+
+  dimension: str
+  size: Fraction
+
+
+NONE = Unit("", Fraction(1))
+UNKNOWN = Unit("?", Fraction(1))  # apples
+PERCENT = Unit("%", Fraction(1, 100))
+
+COUNTS = {
+  "hundred": 10**2,
+  "thousand": 10**3,
+  "million": 10**6,
+  "billion": 10**9,
+  "trillion": 10**12,
+  "dozen": 12,
+}
+
+_TABLE = {
+  "length": {
+    "mm millimeter millimetre": "1/1000",
+    "cm centimeter centimetre": "1/100",
+    "dm decimeter decimetre": "1/10",
+    "meter metre": "1",
+    "km kilometer kilometre": "1000",
+    "inch inche in": "254/10000",
+    "ft foot feet": "3048/10000",
+    "yd yard": "9144/10000",
+    "mi mile": "1609344/1000",
+  },
+  "time": {
+    "ms millisecond": "1/1000",
+    "sec second": "1",
+    "min minute": "60",
+    "hr hour": "3600",
+    "day": "86400",
+    "week": "604800",
+    "month": "2629800",
+    "yr year": "31557600",
+  },
+  "mass": {"mg milligram": "1/1000", "gram": "1", "kg kilogram": "1000", "ton tonne": "1000000"},
+  "weight": {"oz ounce": "1", "lb pound": "16"},
+  "volume": {
+    "ml mL milliliter millilitre": "1/1000",
+    "liter litre": "1",
+    "gal gallon": "37854/10000",
+  },
+  "money": {"dollar USD buck": "1", "cent": "1/100"},
+  "euro": {"euro EUR": "1"},
+  "pounds": {"GBP": "1"},
+  "angle": {"degree deg": "1"},
+  "radian": {"radian rad": "1"},
+  "newton": {"newton": "1", "kN": "1000"},
+  "joule": {"joule": "1", "kJ": "1000"},
+  "watt": {"watt": "1", "kW": "1000", "MW": "1000000"},
+  "volt": {"volt": "1"},
+  "ampere": {"ampere amp": "1"},
+  "hertz": {"Hz hertz": "1", "kHz": "1000", "MHz": "1000000"},
+  "pascal": {"Pa pascal": "1", "kPa": "1000"},
+  "kelvin": {"kelvin": "1"},
+  "mole": {"mol mole": "1"},
+  "count": {"unit": "1"},
+  "morning": {"am a.m": "1"},
+  "afternoon": {"pm p.m": "1"},
+}
+_LETTERS = {
+  "m": "meter",
+  "s": "sec",
+  "g": "gram",
+  "h": "hr",
+  "l": "liter",
+  "L": "liter",
+  "W": "watt",
+}
+_LETTERS |= {"N": "newton", "J": "joule", "V": "volt", "A": "ampere", "K": "kelvin", "mph": "mi/hr"}
+_SIGNS = {r"\$": "dollar", "€": "euro", "£": "GBP"}
+UNITS = {
+  name: Unit(dimension, Fraction(size))
+  for dimension, sizes in _TABLE.items()
+  for names, size in sizes.items()
+  for name in names.split()
+}
+# Words behind a number that make another answer of it, as no unit does.
+_QUALIFIERS = set(
+  "or and not no at least most more less fewer than over under above below up plus minus times"
+  " squared cubed factorial half quarter third halves thirds if when unless except base mod modulo"
+  " remainder false incorrect wrong maybe none".split()
+)
+_TEXT = r"\\text\s*\{(?P<text>[^{}]*)\}"
+_EXPONENT = r"(?P<exponent>\s*\^\s*\{?\s*-?\d\s*\}?)?"
+_TRAILING = re.compile(rf"(?P<rest>.*?[\w.)}}%!\]])\s*(?:{_TEXT}){_EXPONENT}\s*", re.DOTALL)
+_BARE = re.compile(
+  r"(?P<rest>[-+]?\s*(?:[\d.:]+|\\frac\{\d+\}\{\d+\}|[\d.]+\s*/\s*\d+"
+  r"|[\d.]+\s*\\times 10\^\{-?\d+\}|[\d.]*\s*\\sqrt\{\d+\}|[\d.]*\s*\\pi))"
+  r"(?P<gap>\s*)(?P<text>[a-zA-Z][a-zA-Z ./²³-]*?)"
+  rf"{_EXPONENT}\s*"
+)
+
+
+def split(text: str) -> tuple[str, Fraction, Unit]:
+  r"""(the number's text, what its counting words multiply it by, its unit) of `13 \text{ cm}`.
+
+  `NONE` without a unit, `UNKNOWN` where it is not in the table. What is no unit stays in the text.
+  """
+  count, unit = Fraction(1), NONE
+  text = re.sub(r"(\\text\s*\{[^{}]*)\^\{(-?\d)\}", r"\1^\2", text)
+  for sign, name in _SIGNS.items():
+    if sign in text:
+      text, unit = text.replace(sign, " ").strip(), _unit(name, "", False)
+      text = re.sub(r"^-\s+", "-", text)
+  text = re.sub(r"(?<=\d)\s*\^?\{?\s*(?:\\text\s*\{)?(?:st|nd|rd|th)\s*\}?\s*\}?$", "", text)
+  angle = re.search(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])", text)
+  while True:
+    if not angle and (
+      match := re.fullmatch(r"(.*[\w.)}\]])\s*\^\\circ(?:\s*(?:\\text\{)?\s*[CF]\s*\}?)?", text)
+    ):
+      text, unit = match[1], unit if unit != NONE else _unit("degree", "", False)
+    elif match := re.fullmatch(r"(.*[\w.)}\]])\s*%", text):
+      text, unit = match[1], unit if unit != NONE else PERCENT
+    elif match := _TRAILING.fullmatch(text) or _BARE.fullmatch(text):
+      power = re.search(r"\^?\s*(-?\d)$", match["text"].strip())
+      words = (match["text"].strip()[: power.start()] if power else match["text"]).split()
+      exponent = match["exponent"] or (power[1] if power else "")
+      found = _named(words, exponent, "gap" in match.groupdict())
+      if found is None:
+        break
+      text, factor, named = match["rest"], *found
+      count *= factor
+      unit = unit if unit != NONE else named
+    else:
+      break
+  return text.strip(), count, unit
+
+
+def _named(words: list[str], exponent: str, bare: bool) -> tuple[Fraction, Unit] | None:
+  """What the words multiply by, and their unit; None if they are something else than a unit.
+
+  Without \\text{...} around them (`bare`) the words must be known: 5x is no five of unit x.
+  """
+  count = Fraction(1)
+  while words and words[0].lower().rstrip("s") in COUNTS:
+    count *= COUNTS[words[0].lower().rstrip("s")]
+    words = words[1:]
+  words = words[1:] if words and words[0] in ("of", "a") else words
+  if not words:
+    return count, NONE
+  lower = [word.lower().strip(".,()") for word in words]
+  if _QUALIFIERS & set(lower) or len(words) > 6 or any(re.search(r"\d", word) for word in words):
+    return None
+  if lower in (["th"], ["st"], ["nd"], ["rd"]):
+    return count, NONE
+  unit = _unit(" ".join(words).strip(" .,"), exponent, bare)
+  if unit is None and bare:
+    return None
+  if unit is None and not all(re.fullmatch(r"[a-zA-Z/.'-]+|\([a-zA-Z]+\)", word) for word in words):
+    return None
+  return count, unit or UNKNOWN
+
+
+def _unit(name: str, exponent: str, bare: bool) -> Unit | None:
+  power = int(re.sub(r"[^\d-]", "", exponent) or 1)
+  for word, of in (("square", 2), ("sq", 2), ("cubic", 3), ("cu", 3)):
+    if match := re.fullmatch(rf"{word}\.?\s+(.+)", name, re.IGNORECASE):
+      name, power = match[1], of
+    elif match := re.fullmatch(rf"(.+)\s+{word}d?\.?", name, re.IGNORECASE):
+      name, power = match[1], of
+  size, dimension = Fraction(1), ""
+  parts = re.split(r"\s*/\s*|\s+per\s+", name)
+  for place, part in enumerate(parts):
+    letters = not bare or len(parts) > 1  # 5 m may be five times m; 5 m/s is not
+    found = _known(part.strip(), letters)
+    if found is None:
+      return None
+    each = power if place == len(parts) - 1 else 1
+    each = each if place == 0 else -each
+    size *= found.size**each
+    dimension += f"{found.dimension}{each} "
+  if dimension.startswith("count"):
+    return Unit("count", Fraction(1))  # units, square units
+  return Unit(dimension, size)
+
+
+def _known(name: str, letters: bool) -> Unit | None:
+  name = _LETTERS.get(name, name) if letters else name
+  for spelled in (
+    name,
+    name.lower(),
+    name.rstrip("."),
+    name.lower().rstrip("."),
+    name.lower()[:-1],
+  ):
+    if spelled in UNITS and (letters or len(name) > 1):
+      return UNITS[spelled]
+  return None
+
+
+def comparable(a: Unit, b: Unit) -> bool:
+  """False if both are known and measure different things."""
+  known = [unit.dimension for unit in (a, b) if unit.dimension not in ("", "?", "%", "count")]
+  return len(known) < 2 or known[0] == known[1]
