@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from v05_jax import rng
-from v05_jax.models import decoder, flash, hf, lora, presets
+from v05_jax.models import decoder, families, flash, hf, lora, model_config, presets
 from v05_jax.models import tokenizer as tokenizers
 
 BUILTIN = Path(__file__).parent.parent / "tasks" / "warm_start"
@@ -72,9 +72,10 @@ def load(policy, seed: int = 0) -> Policy:
 
   Raises ValueError, naming the key or file, for whatever cannot be used.
   """
-  if policy.dtype not in decoder.DTYPES:
+  if policy.dtype not in model_config.DTYPES:
     raise ValueError(
-      f"config.policy.dtype: found {policy.dtype!r}, expected one of {', '.join(decoder.DTYPES)}"
+      f"config.policy.dtype: found {policy.dtype!r}, expected one of "
+      f"{', '.join(model_config.DTYPES)}"
     )
   known = presets.known(policy.family)
   if policy.preset and policy.preset not in known:
@@ -91,6 +92,7 @@ def load(policy, seed: int = 0) -> Policy:
   config = (
     known[policy.preset] if policy.preset else hf.read_config(directory, family=policy.family)
   )
+  families.check(config)
   tokenizers.check(tokenizer, config.vocab_size, directory, padded=bool(policy.preset))
   config = adapt(config, policy)
   if policy.preset:

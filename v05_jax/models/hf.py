@@ -74,6 +74,7 @@ def save(directory, config: ModelConfig, params, tokenizer=None, dtype: str = "f
     raise ValueError(f"{directory}: the parameters to save do not have the shapes of {config}")
   if config.adapters:
     config, params = merged(config, params)
+  families.check(config)
   stored = np.dtype({"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}[dtype])
   places = {tensor.name: tensor for tensor in tensors(config)}
   files.write_weights(
