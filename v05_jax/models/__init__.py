@@ -26,11 +26,16 @@ def backend(platform: str | None = None) -> str:
   return "cpu" if (platform or jax.default_backend()) == "cpu" else "accelerator"
 
 
+def folder(path: str) -> Path:
+  """The directory that `config.policy.path` names."""
+  return BUILTIN if path == "builtin" else Path(path)
+
+
 def shape(path: str, preset: str, family: str = "") -> decoder.ModelConfig:
   """The shape of a model that need not be here: of the preset, of the folder's config.json, or,
   where there is no such folder, of the preset that the folder is named after. family: as
   `config.policy.family`. Raises ValueError where none of these is known."""
-  directory = BUILTIN if path == "builtin" else Path(path)
+  directory = folder(path)
   name = preset or directory.name.lower()
   if not preset and directory.is_dir():
     return hf.read_config(directory, family=family)
@@ -82,7 +87,7 @@ def load(policy, seed: int = 0) -> Policy:
     raise ValueError(
       f'config.policy.preset: found {policy.preset!r}, expected "" or one of {", ".join(known)}'
     )
-  directory = BUILTIN if policy.path == "builtin" else Path(policy.path)
+  directory = folder(policy.path)
   if not directory.is_dir():
     raise ValueError(
       f'config.policy.path: found {policy.path!r}, expected "builtin" or a Hugging '
