@@ -100,9 +100,9 @@ def refuse(found: dict, where, only: Mapping[str, tuple]) -> None:
 
 def refuse_windows(found: dict, where) -> None:
   """Raises ValueError for layers that do not see all that came before."""
-  layers = sorted(set(found.get("layer_types") or ()))
-  if set(layers) - {"full_attention"}:
-    raise ValueError(f"{where}: layer_types: found {layers}, supported: full_attention")
+  layers = found.get("layer_types") or []
+  if not isinstance(layers, list) or any(x != "full_attention" for x in layers):
+    raise ValueError(f"{where}: layer_types: found {layers!r}, supported: full_attention")
 
 
 def shape(found: dict, where, keys: Mapping[str, str], defaults: Mapping, **more) -> ModelConfig:
@@ -245,4 +245,4 @@ def _scaling_keys(kind: str) -> list[str]:
 
 
 def _is_number(x) -> bool:
-  return isinstance(x, int | float) and not isinstance(x, bool)
+  return isinstance(x, int | float) and not isinstance(x, bool) and abs(x) < 1e30
