@@ -138,6 +138,7 @@ REFUSED = [
     "sliding_attention: .*rope type 'linear', supported: 'default'",
   ),
   ("gemma3", {"architectures": ["Gemma3ForConditionalGeneration"]}, "supported: Gemma3ForCausalLM"),
+  ("mistral", {"attention_bias": True}, "attention_bias: found True, supported: False"),
   ("mistral", {"sliding_window": 4096}, "sliding_window: found 4096, supported: None"),
 ]
 
