@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from v05_jax import rng
-from v05_jax.models import decoder, flash, hf, lora, presets
+from v05_jax.models import decoder, families, flash, hf, lora, model_config, presets
 from v05_jax.models import tokenizer as tokenizers
 
 BUILTIN = Path(__file__).parent.parent / "tasks" / "warm_start"
@@ -26,11 +26,16 @@ def backend(platform: str | None = None) -> str:
   return "cpu" if (platform or jax.default_backend()) == "cpu" else "accelerator"
 
 
+def folder(path: str) -> Path:
+  """The directory that `config.policy.path` names."""
+  return BUILTIN if path == "builtin" else Path(path)
+
+
 def shape(path: str, preset: str, family: str = "") -> decoder.ModelConfig:
   """The shape of a model that need not be here: of the preset, of the folder's config.json, or,
   where there is no such folder, of the preset that the folder is named after. family: as
   `config.policy.family`. Raises ValueError where none of these is known."""
-  directory = BUILTIN if path == "builtin" else Path(path)
+  directory = folder(path)
   name = preset or directory.name.lower()
   if not preset and directory.is_dir():
     return hf.read_config(directory, family=family)
@@ -72,16 +77,17 @@ def load(policy, seed: int = 0) -> Policy:
 
   Raises ValueError, naming the key or file, for whatever cannot be used.
   """
-  if policy.dtype not in decoder.DTYPES:
+  if policy.dtype not in model_config.DTYPES:
     raise ValueError(
-      f"config.policy.dtype: found {policy.dtype!r}, expected one of {', '.join(decoder.DTYPES)}"
+      f"config.policy.dtype: found {policy.dtype!r}, expected one of "
+      f"{', '.join(model_config.DTYPES)}"
     )
   known = presets.known(policy.family)
   if policy.preset and policy.preset not in known:
     raise ValueError(
       f'config.policy.preset: found {policy.preset!r}, expected "" or one of {", ".join(known)}'
     )
-  directory = BUILTIN if policy.path == "builtin" else Path(policy.path)
+  directory = folder(policy.path)
   if not directory.is_dir():
     raise ValueError(
       f'config.policy.path: found {policy.path!r}, expected "builtin" or a Hugging '
@@ -90,6 +96,7 @@ def load(policy, seed: int = 0) -> Policy:
   config = (
     known[policy.preset] if policy.preset else hf.read_config(directory, family=policy.family)
   )
+  families.check(config)
   tokenizer = tokenizers.load(directory)
   tokenizers.check(tokenizer, config.vocab_size, directory, padded=bool(policy.preset))
   unused = tokenizers.unused_ids(tokenizer, config.vocab_size)

@@ -1,8 +1,10 @@
 """The decoder of a language model as pure functions of explicit parameters.
 
-RMSNorm before attention and MLP, RMSNorm of each query and key head before the rotary embedding
-(QK-norm), grouped-query attention, SwiGLU, tied or untied head, no biases. The arithmetic is that
-of Hugging Face transformers' `Qwen3ForCausalLM` (half-rotated rotary embedding). Parameters are
+RMSNorm before attention and MLP, half-rotated rotary embedding, grouped-query attention, a gated
+MLP, tied or untied head. What model families compute in different ways is a field of `ModelConfig`:
+RMSNorm of query and key heads (QK-norm), biases of q, k and v, the gate's activation, RMSNorm of
+what attention and MLP add, layers with a window, and so on. The arithmetic is that of Hugging Face
+transformers' `Qwen3ForCausalLM`, `LlamaForCausalLM`, `Gemma3ForCausalLM` and so on. Parameters are
 float32 and are cast to `config.dtype` where they are used; norms, rotary embedding, softmax and
 logits are float32 always. How files of a model are called is the matter of families/.
 
@@ -12,100 +14,39 @@ does not grow with depth. Decoding, a token at a time, is in decoding.py.
 Parameters (`F` the MLP width, matrices are `[in, out]`):
 
     embedding [V, D], norm/scale [D], head [V, D] (untied only), and under layers/, with a leading
-    L: attention_norm/scale [D], q/kernel [D, H Dh], k/kernel and v/kernel [D, KV Dh], q_norm/scale
-    and k_norm/scale [Dh], o/kernel [H Dh, D], mlp_norm/scale [D], gate/kernel and up/kernel [D, F],
-    down/kernel [F, D]
+    L: attention_norm/scale [D], q/kernel [D, H Dh], k/kernel and v/kernel [D, KV Dh], o/kernel
+    [H Dh, D], mlp_norm/scale [D], gate/kernel and up/kernel [D, F], down/kernel [F, D]
+    with config.qk_norm: q_norm/scale and k_norm/scale [Dh]
+    with config.qkv_bias: q/bias [H Dh], k/bias and v/bias [KV Dh]
+    with config.post_norms: post_attention_norm/scale and post_mlp_norm/scale [D]
 """
 
 from collections.abc import Callable
-import dataclasses
+from functools import partial
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from v05_jax.models import cpu, flash, lora
+from v05_jax.models import cpu, lora, rotary
+from v05_jax.models.model_config import ACTIVATIONS, REMAT, ModelConfig
 
-DTYPES = ("float32", "bfloat16")
-LAYERS = 10_000  # of a model, at most: more is a damaged config.json
-BACKENDS = ("accelerator", "cpu")
-ATTENTION = ("plain", *flash.KERNELS.values())
-# What the forward pass of a layer stores for its backward pass, which computes the rest again.
-REMAT = {
-  # everything
-  "none": None,
-  # the layer's input
-  "full": jax.checkpoint_policies.nothing_saveable,
-  # the layer's input and what splash attention returns
-  "attention": jax.checkpoint_policies.save_only_these_names(flash.NAME),
-  # the layer's input and its products with weights
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
 MASKED = cpu.MASKED
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-  """Shape of a decoder. Hashable, so that it can be a static argument of a jitted function."""
-
-  vocab_size: int
-  hidden_size: int
-  num_layers: int
-  num_heads: int
-  num_kv_heads: int
-  head_dim: int
-  intermediate_size: int
-  rope_theta: float = 1e6
-  rms_norm_eps: float = 1e-6
-  tie_embeddings: bool = True
-  max_positions: int = 40960  # recorded in config.json; the rotary embedding itself has no limit
-  dtype: str = "float32"  # of the computation; parameters are float32
-  remat: str = "none"  # a key of REMAT
-  attention: str = "plain"  # of the update, one of ATTENTION: see flash.py
-  backend: str = "accelerator"  # that XLA compiles for; "cpu" takes the training pass of cpu.py
-  adapters: lora.Lora | None = None  # where there are any, nothing else is trained
-  family: str = "qwen3"  # that reads and writes its files: see families.find
-  # ranges [first, end) of ids that no token has: see `usable`
-  unused_ids: tuple[tuple[int, int], ...] = ()
-
-  def __post_init__(self):
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      most = LAYERS if field.name == "num_layers" else 2**31 - 1
-      if field.type in (int, float) and (isinstance(value, bool) or not 0 < value <= most):
-        raise ValueError(
-          f"ModelConfig.{field.name}: found {value!r}, expected a positive number, at most {most}"
-        )
-    if self.num_heads % self.num_kv_heads:
-      raise ValueError(
-        f"ModelConfig.num_heads: found {self.num_heads}, expected a multiple of "
-        f"num_kv_heads = {self.num_kv_heads}"
-      )
-    if self.head_dim % 2:
-      raise ValueError(
-        f"ModelConfig.head_dim: found {self.head_dim}, expected an even number "
-        "(the rotary embedding turns pairs)"
-      )
-    if self.dtype not in DTYPES:
-      raise ValueError(f"ModelConfig.dtype: found {self.dtype!r}, expected one of {DTYPES}")
-    for name, known in (("backend", BACKENDS), ("remat", tuple(REMAT)), ("attention", ATTENTION)):
-      if getattr(self, name) not in known:
-        raise ValueError(
-          f"ModelConfig.{name}: found {getattr(self, name)!r}, expected one of {known}"
-        )
-    if self.adapters:
-      lora.check(self)
-
-
 class RMSNorm(nn.Module):
-  """`scale * x / sqrt(mean(x^2) + eps)` over the last axis, in float32; returns float32."""
+  """`scale * x / sqrt(mean(x^2) + eps)` over the last axis, in float32; returns float32.
+  unit_offset: 1 + scale takes the place of scale."""
 
   eps: float
+  unit_offset: bool = False
 
   @nn.compact
   def __call__(self, x):
-    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+    init = nn.initializers.zeros if self.unit_offset else nn.initializers.ones
+    scale = self.param("scale", init, (x.shape[-1],))
+    scale = 1.0 + scale if self.unit_offset else scale
     x = x.astype(jnp.float32)
     return scale * (x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.eps))
 
@@ -123,41 +64,48 @@ class Layer(nn.Module):
     residual = 1.0 / (2 * c.num_layers)  # so that the residual stream's variance ignores depth
     product = cpu.dot_general if c.backend == "cpu" else None
 
-    def dense(name, features, scale=1.0):
+    def dense(name, features, scale=1.0, bias=False):
       init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
+      given = {"use_bias": bias, "dtype": c.dtype, "kernel_init": init, "dot_general": product}
       if c.adapters and name in c.adapters.targets:
-        return lora.Dense(features, c.adapters, c.dtype, init, product)
-      return nn.Dense(
-        features, use_bias=False, dtype=c.dtype, kernel_init=init, dot_general=product
-      )
+        return lora.Dense(features, c.adapters, **given)
+      return nn.Dense(features, **given)
 
-    self.attention_norm = RMSNorm(c.rms_norm_eps)
-    self.q = dense("q", c.num_heads * c.head_dim)
-    self.k = dense("k", c.num_kv_heads * c.head_dim)
-    self.v = dense("v", c.num_kv_heads * c.head_dim)
-    self.q_norm = RMSNorm(c.rms_norm_eps)
-    self.k_norm = RMSNorm(c.rms_norm_eps)
+    norm = partial(RMSNorm, c.rms_norm_eps, c.unit_offset)
+    self.attention_norm = norm()
+    self.q = dense("q", c.num_heads * c.head_dim, bias=c.qkv_bias)
+    self.k = dense("k", c.num_kv_heads * c.head_dim, bias=c.qkv_bias)
+    self.v = dense("v", c.num_kv_heads * c.head_dim, bias=c.qkv_bias)
+    if c.qk_norm:
+      self.q_norm, self.k_norm = norm(), norm()
     self.o = dense("o", c.hidden_size, residual)
-    self.mlp_norm = RMSNorm(c.rms_norm_eps)
+    self.mlp_norm = norm()
     self.gate = dense("gate", c.intermediate_size)
     self.up = dense("up", c.intermediate_size)
     self.down = dense("down", c.hidden_size, residual)
+    if c.post_norms:
+      self.post_attention_norm, self.post_mlp_norm = norm(), norm()
 
-  def __call__(self, x, rotation, mask):
+  def __call__(self, x, rotation, mask, local=None):
     """x [N, T, D], rotation 2 x [N, T, Dh/2], mask bool [N, T, T] (`cpu.see` of it on a CPU,
     segments [N, T] for a kernel) -> x, (k, v) or None.
 
+    local: int32 [], whether this is a layer of `config.local`, where there are any; then rotation
+    and mask (not segments) have both kinds of layers on a leading axis of 2, local ones second.
     k [N, KV, Dh, T] has the rotary embedding applied; v [N, KV, T, Dh].
     """
+    if local is not None:
+      here = lambda kinds: jax.tree.map(lambda x: x[local], kinds)
+      rotation, mask = here(rotation), mask if self.kernel else here(mask)
     q, k, v = self._qkv(x, rotation)
     columns = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
     if self.kernel:
-      out = self.kernel(q, k, v, mask)
+      out = self.kernel(q, k, v, mask, *(() if local is None else (local,)))
     elif self.config.backend == "cpu":
       out = cpu.attend(q, k, v, mask)  # [N, T, KV, G, Dh]
     else:
       out = jnp.moveaxis(attend(jnp.moveaxis(q, 1, 3), *columns, mask), 3, 1)
-    x = self._mlp(x + self.o(out.reshape(*x.shape[:2], -1)))
+    x = self._add(x, out.reshape(*x.shape[:2], -1))
     return x, (columns if self.keep_kv else None)
 
   def decode(self, x, rotation, attend):
@@ -168,7 +116,7 @@ class Layer(nn.Module):
     """
     q, k, v = self._qkv(x, rotation)
     out, cache = attend(q, k, v)
-    return self._mlp(x + self.o(out.astype(q.dtype).reshape(x.shape[0], -1))), cache
+    return self._add(x, out.astype(q.dtype).reshape(x.shape[0], -1)), cache
 
   def _qkv(self, x, rotation):
     """x [..., D] -> q [..., KV, G, Dh], k and v [..., KV, Dh]."""
@@ -177,13 +125,23 @@ class Layer(nn.Module):
     q = self.q(x).reshape(*x.shape[:-1], c.num_kv_heads, -1, c.head_dim)
     k = self.k(x).reshape(*x.shape[:-1], c.num_kv_heads, c.head_dim)
     v = self.v(x).reshape(*x.shape[:-1], c.num_kv_heads, c.head_dim)
+    if c.qk_norm:
+      q, k = self.q_norm(q), self.k_norm(k)
+    if c.query_scalar:  # attention divides by the root of head_dim
+      q = q * (c.head_dim / c.query_scalar) ** 0.5
     cos, sin = (r[..., None, :] for r in rotation)
-    q = rotate(self.q_norm(q), cos[..., None, :], sin[..., None, :]).astype(c.dtype)
-    return q, rotate(self.k_norm(k), cos, sin).astype(c.dtype), v
+    q = rotary.rotate(q, cos[..., None, :], sin[..., None, :]).astype(c.dtype)
+    return q, rotary.rotate(k, cos, sin).astype(c.dtype), v
 
-  def _mlp(self, x):
-    h = self.mlp_norm(x).astype(self.config.dtype)
-    return x + self.down(nn.silu(self.gate(h)) * self.up(h))
+  def _add(self, x, attended):
+    """x [..., D] after attention, whose heads' outputs are `attended` [..., H Dh], and MLP."""
+    c = self.config
+    normed = lambda norm, x: norm(x).astype(c.dtype)
+    out = self.o(attended)
+    x = x + (normed(self.post_attention_norm, out) if c.post_norms else out)
+    h = normed(self.mlp_norm, x)
+    out = self.down(ACTIVATIONS[c.activation](self.gate(h)) * self.up(h))
+    return x + (normed(self.post_mlp_norm, out) if c.post_norms else out)
 
 
 class Decoder(nn.Module):
@@ -202,44 +160,63 @@ class Decoder(nn.Module):
       self.param("head", init, (c.vocab_size, c.hidden_size))
     layer = Layer
     policy = REMAT[c.remat]
-    if c.backend == "cpu" and not self.kernel:
-      mask, policy = cpu.see(mask, c.num_heads), policy or cpu.saved
+    turn, local = rotation(c, positions), None
+    if c.local:
+      turn = stack(turn, rotation(c, positions, local=True))
+      local = np.array(c.local.layers, np.int32)
+    if not self.kernel:
+      masks = (mask, mask & near(c, positions)) if c.local else (mask,)
+      if c.backend == "cpu":
+        masks, policy = [cpu.see(each, c.num_heads) for each in masks], policy or cpu.saved
+      mask = stack(*masks) if c.local else masks[0]
     if policy:
       layer = nn.remat(Layer, prevent_cse=False, policy=policy)
     layers = nn.scan(
       layer,
       variable_axes={"params": 0},
       split_rngs={"params": True},
-      in_axes=(nn.broadcast, nn.broadcast),
+      in_axes=(nn.broadcast, nn.broadcast, 0),
       length=c.num_layers,
     )
     x = embed(c, embedding, tokens)
-    x, kv = layers(c, self.keep_kv, self.kernel, name="layers")(x, rotation(c, positions), mask)
-    return RMSNorm(c.rms_norm_eps, name="norm")(x).astype(c.dtype), kv
+    x, kv = layers(c, self.keep_kv, self.kernel, name="layers")(x, turn, mask, local)
+    return final_norm(c, name="norm")(x).astype(c.dtype), kv
+
+
+def stack(*kinds):
+  """Trees of the same shapes as one, their leaves on a new leading axis."""
+  return jax.tree.map(lambda *x: jnp.stack(x), *kinds)
+
+
+def final_norm(config, **given) -> RMSNorm:
+  """The norm behind the last layer."""
+  return RMSNorm(config.rms_norm_eps, config.unit_offset, **given)
 
 
 def embed(config, embedding, tokens):
   """Embeddings [..., D] of tokens [...], in the compute dtype."""
   embedding = embedding.astype(config.dtype)
-  return (
+  x = (
     cpu.lookup(embedding, tokens)
     if config.backend == "cpu"
     else jnp.take(embedding, tokens, axis=0)
   )
+  return x if config.embedding_scale == 1 else x * jnp.asarray(config.embedding_scale, x.dtype)
 
 
-def rotation(config, positions):
-  """(cos, sin) [..., Dh/2] of the angles `position * rope_theta^(-2i/Dh)`, float32."""
-  exponent = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
-  frequency = (1.0 / config.rope_theta**exponent).astype(np.float32)
-  angle = positions[..., None].astype(jnp.float32) * frequency
-  return jnp.cos(angle), jnp.sin(angle)
+def rotation(config, positions, local: bool = False):
+  """(cos, sin) float32 [..., Dh/2] of positions [...]; local: for the layers of `config.local`,
+  whose angles are never scaled."""
+  theta, scaling = config.rope_theta, config.rope_scaling
+  if local:
+    theta, scaling = config.local.rope_theta, None
+  return rotary.rotation(positions, rotary.frequencies(config.head_dim, theta, scaling))
 
 
-def rotate(x, cos, sin):
-  """Rotary embedding of x [..., Dh]; component i is paired with i + Dh/2, as in transformers."""
-  a, b = jnp.split(x, 2, axis=-1)
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+def near(config, positions):
+  """Which tokens are not behind the window of a local layer, bool [N, T, T], of positions
+  [N, T]."""
+  return positions[:, :, None] - positions[:, None, :] < config.local.window
 
 
 def attend(q, k, v, mask):
@@ -271,15 +248,17 @@ def forward(config: ModelConfig, params, tokens, positions, segments, prompts=No
 
   tokens, positions, segments, prompts int32 [N, T]. A token sees the tokens of its own segment and
   of the segment `prompts` up to itself, in row order; segment 0 is padding: it sees padding only,
-  so its hidden state is finite and meaningless. `positions` go to the rotary embedding alone.
+  so its hidden state is finite and meaningless. `positions` go to the rotary embedding and to the
+  windows of local layers.
   """
   mask = causal(segments, prompts)
   return Decoder(config).apply({"params": params}, tokens, positions, mask)[0]
 
 
 def forward_kernel(kernel, config: ModelConfig, params, tokens, positions, segments):
-  """`forward` with attention by a kernel, (q, k, v, segments) -> out as of `flash.attend`. A token
-  sees its own segment alone: a kernel knows one segment a token."""
+  """`forward` with attention by a kernel, (q, k, v, segments) -> out as of `flash.attend`; with
+  `config.local` it is called with one argument more, int32 [], whether the layer is one of these. A
+  token sees its own segment alone: a kernel knows one segment a token."""
   model = Decoder(config, kernel=kernel)
   return model.apply({"params": params}, tokens, positions, segments)[0]
 

@@ -13,7 +13,16 @@ import jax
 import jax.numpy as jnp
 
 from v05_jax.models import lora
-from v05_jax.models.decoder import MASKED, Decoder, Layer, ModelConfig, RMSNorm, causal, rotation
+from v05_jax.models.decoder import (
+  MASKED,
+  Decoder,
+  Layer,
+  ModelConfig,
+  causal,
+  embed,
+  final_norm,
+  rotation,
+)
 
 
 class Shared(NamedTuple):
@@ -38,25 +47,30 @@ class Caches(NamedTuple):
 
 def attend_part(q, cache, mask):
   """Attention over a part of the columns, to be joined with that over the others: q [B, KV, Q, Dh],
-  k [B, KV, Dh, C], v [B, KV, C, Dh], mask [B or 1, C].
+  k [B, KV, Dh, C], v [B, KV, C, Dh], mask bool [B or 1, C], or [B, Q, C] where each query has its
+  own.
 
   -> (sum of exp(score - most) v [B, KV, Q, Dh], sum of exp(score - most), most [B, KV, Q, 1]),
     float32, where `most` is the highest score of the part.
   """
   k, v = cache
   scores = jnp.matmul(q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-  scores = jnp.where(mask[:, None, None], scores, MASKED)
+  scores = jnp.where(mask[:, None] if mask.ndim == 3 else mask[:, None, None], scores, MASKED)
   most = jnp.max(scores, -1, keepdims=True)
   weights = jnp.exp(scores - most)
   out = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
   return out, jnp.sum(weights, -1, keepdims=True), most
 
 
-def attend_shared(q, cache, shared, mask):
+def attend_shared(q, cache, shared, mask, reach=None):
   """`attend_part` of q [S, KV, G, Dh] over the prompts: each is read once for all rows that go on
-  from it."""
+  from it. mask: bool [E, C], the columns of the prompts; reach: bool [S, C], which of them a row
+  can see, where that is not all."""
   count, most = shared.rows.shape
   _, heads, group, width = q.shape
+  if reach is not None:
+    reach = reach.at[shared.rows].get(mode="fill", fill_value=False)  # [E, m, C]
+    mask = jnp.repeat(mask[:, None] & reach, group, axis=1)
   q = q.at[shared.rows].get(mode="fill", fill_value=0)  # [E, m, KV, G, Dh]
   parts = attend_part(q.swapaxes(1, 2).reshape(count, heads, most * group, width), cache, mask)
 
@@ -121,29 +135,60 @@ def decode(config: ModelConfig, weights, caches: Caches, token, position):
   [S]. Rows do not touch each other.
   """
   plain = lora.plain(config)
+  kinds = [(rotation(config, position), seen_columns(caches))]
+  if config.local:
+    kinds.append((rotation(config, position, local=True), near_columns(config, caches, position)))
+  local = config.local.layers if config.local else (False,) * config.num_layers
+  x = embed(config, weights["embedding"], token)
+  new, parts = [], zip(local, caches.prompts, caches.past, caches.fresh, strict=True)
+  for layer, (kind, prompts, past, fresh) in zip(weights["layers"], parts, strict=True):
+    own = caches._replace(prompts=prompts, past=past, fresh=fresh)
+    x, kv = _decode_layer(plain, layer, x, *kinds[kind], own)
+    new.append(kv)
+  x = final_norm(config).apply({"params": weights["norm"]}, x)
+  return x.astype(config.dtype), tuple(new)
+
+
+class Columns(NamedTuple):
+  """Which columns of `Caches` hold something that a layer sees, bool."""
+
+  prompts: jax.Array  # [E, C]
+  past: jax.Array  # [S, C]
+  fresh: jax.Array  # [1, C]
+  reach: jax.Array | None = None  # [S, C] columns of its prompt that a row sees; None = all
+
+
+def seen_columns(caches: Caches) -> Columns:
+  """What a layer without a window sees."""
   columns = lambda cache: jnp.arange(cache[0][0].shape[-1])
-  seen = (
+  return Columns(
     columns(caches.prompts) < caches.shared.length[:, None],
     columns(caches.past) < caches.count[:, None],
     columns(caches.fresh)[None] <= caches.step,
   )
-  x = jnp.take(weights["embedding"], token, axis=0)
-  turn = rotation(config, position)
-  new, parts = [], zip(caches.prompts, caches.past, caches.fresh, strict=True)
-  for layer, (prompts, past, fresh) in zip(weights["layers"], parts, strict=True):
-    own = caches._replace(prompts=prompts, past=past, fresh=fresh)
-    x, kv = _decode_layer(plain, layer, x, turn, own, seen)
-    new.append(kv)
-  x = RMSNorm(config.rms_norm_eps).apply({"params": weights["norm"]}, x)
-  return x.astype(config.dtype), tuple(new)
+
+
+def near_columns(config: ModelConfig, caches: Caches, position) -> Columns:
+  """What a layer of `config.local` sees of it: columns at a distance below the window from the
+  position [S] of each row's token. A prompt's columns are its positions, and a row's own tokens
+  follow one another up to the token at `caches.step`."""
+  seen, window = seen_columns(caches), config.local.window
+  columns = lambda cache: jnp.arange(cache[0][0].shape[-1])
+  behind = caches.count[:, None] + caches.step
+  return Columns(
+    seen.prompts,
+    seen.past & (behind - columns(caches.past) < window),
+    seen.fresh & (caches.step - columns(caches.fresh)[None] < window),
+    position[:, None] - columns(caches.prompts) < window,
+  )
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _decode_layer(config, weights, x, turn, caches: Caches, seen):
+def _decode_layer(config, weights, x, turn, seen: Columns, caches: Caches):
   """One layer of `decode` -> (x [S, D], the pair `caches.fresh` with this token's k and v).
 
-  caches: this layer's pairs; seen: which columns of the three hold something. Jitted so that it is
-  traced once and not once a layer; XLA inlines the calls.
+  caches: this layer's pairs. Jitted so that it is traced once and not once a layer (once each with
+  and without a window); XLA inlines the calls.
   """
 
   def attend(q, k, v):
@@ -153,9 +198,9 @@ def _decode_layer(config, weights, x, turn, caches: Caches, seen):
       jax.lax.dynamic_update_slice_in_dim(values, v[:, :, None], caches.step, 2),
     )
     out = join(
-      attend_shared(q, caches.prompts, caches.shared, seen[0]),
-      attend_part(q, caches.past, seen[1]),
-      attend_part(q, fresh, seen[2]),
+      attend_shared(q, caches.prompts, caches.shared, seen.prompts, seen.reach),
+      attend_part(q, caches.past, seen.past),
+      attend_part(q, fresh, seen.fresh),
     )
     return out, fresh
 

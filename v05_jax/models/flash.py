@@ -2,7 +2,9 @@
 of a head.
 
     splash  TPU: jax.experimental.pallas.ops.tpu.splash_attention; skips blocks above the diagonal
-    cudnn   NVIDIA GPUs: jax.nn.dot_product_attention(implementation="cudnn"), bfloat16 only
+            and behind a window
+    cudnn   NVIDIA GPUs: jax.nn.dot_product_attention(implementation="cudnn"), bfloat16 only, heads
+            of at most 128 (256 from Hopper on)
 
 The compiler cannot split a kernel over devices: see `sharding.split`. On a CPU, models/cpu.py does
 the same with blocks of its own.
@@ -17,19 +19,40 @@ TILE = 128  # the tokens of a row are padded to a multiple of it, for a TPU
 BLOCKS = (512, 256, TILE)  # sizes of a block of queries and keys: the first that divides the row
 
 
-def attend(kernel: str, q, k, v, segments, interpret: bool = False):
+def check(config) -> None:
+  """Raises ValueError, naming the key of `config.policy`, for a ModelConfig whose kernel cannot
+  compute it on any device."""
+  if config.attention == "cudnn" and (config.head_dim % 8 or config.head_dim > 256):
+    raise ValueError(
+      f"config.policy.attention: found 'flash' for heads of {config.head_dim}, for which cuDNN's "
+      "kernel has no form (multiples of 8 up to 256): set it to plain"
+    )
+
+
+def attend(kernel, q, k, v, segments, interpret: bool = False):
   """Grouped-query attention `softmax(q k / sqrt(Dh)) v` of tokens to their own segment up to
   themselves.
 
   q [N, T, KV, G, Dh], k and v [N, T, KV, Dh], segments int32 [N, T] -> [N, T, KV, G, Dh]. Segment 0
   is a segment too.
 
-  kernel: of `KERNELS`. interpret: run splash on any backend, slowly.
+  kernel: of `KERNELS`, or a pair of it and a window: then tokens see as many of the newest tokens
+  of their segment, themselves among them. interpret: run splash on any backend, slowly. Raises
+  ValueError for shapes that cuDNN cannot compute on this device.
   """
-  return _splash(q, k, v, segments, interpret) if kernel == "splash" else _cudnn(q, k, v, segments)
+  name, window = (kernel, None) if isinstance(kernel, str) else kernel
+  if name == "splash":
+    return _splash(q, k, v, segments, window, interpret)
+  return _cudnn(q, k, v, segments, window)
 
 
-def _splash(q, k, v, segments, interpret):
+def choose(whole, near):
+  """Attention for models with local layers: (q, k, v, segments, local int32 []) -> out, by `near`
+  where local is 1, and by `whole` where it is 0."""
+  return lambda *qkvs_local: jax.lax.cond(qkvs_local[-1] == 1, near, whole, *qkvs_local[:-1])
+
+
+def _splash(q, k, v, segments, window, interpret):
   from jax.experimental.pallas.ops.tpu import splash_attention
 
   shape = q.shape
@@ -39,13 +62,13 @@ def _splash(q, k, v, segments, interpret):
   q, k, v = (jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))).swapaxes(1, 2) for x in (q, k, v))
   segments = jnp.pad(segments, ((0, 0), (0, missing)))
   ids = splash_attention.SegmentIds(q=segments, kv=segments)
-  out = jax.vmap(_kernel(q.shape[1], q.shape[2], interpret))(
+  out = jax.vmap(_kernel(q.shape[1], q.shape[2], window, interpret))(
     q.astype(k.dtype), k, v, segment_ids=ids
   )
   return out.swapaxes(1, 2)[:, : shape[1]].reshape(shape)
 
 
-def _kernel(heads: int, tokens: int, interpret: bool):
+def _kernel(heads: int, tokens: int, window: int | None, interpret: bool):
   """Splash attention for `heads` query heads of rows of `tokens`."""
   from jax.experimental.pallas.ops.tpu import splash_attention
 
@@ -60,9 +83,13 @@ def _kernel(heads: int, tokens: int, interpret: bool):
     "block_q_dq",
     "block_kv_dq",
   )
-  mask = splash_attention.splash_attention_mask.MultiHeadMask(
-    [splash_attention.CausalMask((tokens, tokens)) for _ in range(heads)]
+  square = tokens, tokens
+  mask = (
+    splash_attention.LocalMask(square, (window - 1, 0), 0)
+    if window
+    else splash_attention.CausalMask(square)
   )
+  mask = splash_attention.splash_attention_mask.MultiHeadMask([mask] * heads)
   return splash_attention.make_splash_mha_single_device(
     mask,
     block_sizes=splash_attention.BlockSizes(**dict.fromkeys(names, block)),
@@ -71,10 +98,18 @@ def _kernel(heads: int, tokens: int, interpret: bool):
   )
 
 
-def _cudnn(q, k, v, segments):
+def _cudnn(q, k, v, segments, window):
   index = jnp.arange(q.shape[1])
-  mask = (segments[:, :, None] == segments[:, None]) & (index[:, None] >= index)
-  out = jax.nn.dot_product_attention(
-    q.reshape(*q.shape[:2], -1, q.shape[-1]), k, v, mask=mask[:, None], implementation="cudnn"
-  )
+  behind = index[:, None] - index
+  mask = (segments[:, :, None] == segments[:, None]) & (behind >= 0)
+  mask = mask & (behind < window) if window else mask
+  try:
+    out = jax.nn.dot_product_attention(
+      q.reshape(*q.shape[:2], -1, q.shape[-1]), k, v, mask=mask[:, None], implementation="cudnn"
+    )
+  except NotImplementedError as error:  # depends on the device
+    raise ValueError(
+      f"config.policy.attention: found 'flash', which cuDNN cannot compute here: {error} Set it to "
+      "plain"
+    ) from error
   return out.reshape(q.shape)

@@ -74,6 +74,7 @@ def save(directory, config: ModelConfig, params, tokenizer=None, dtype: str = "f
     raise ValueError(f"{directory}: the parameters to save do not have the shapes of {config}")
   if config.adapters:
     config, params = merged(config, params)
+  families.check(config)
   stored = np.dtype({"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}[dtype])
   places = {tensor.name: tensor for tensor in tensors(config)}
   files.write_weights(
@@ -94,6 +95,17 @@ def save(directory, config: ModelConfig, params, tokenizer=None, dtype: str = "f
   files.write_json(directory / "generation_config.json", {"do_sample": True, **all_ends})
   written = families.find(config.family).write(config)
   files.write_json(directory / "config.json", written | {"dtype": dtype} | ends)
+
+
+def keep_generation(directory, source) -> None:
+  """Adds to a written model what `source`'s generation_config.json says, keys that are unknown here
+  too; what ends a response is that of `save`."""
+  file, written = (Path(folder) / "generation_config.json" for folder in (source, directory))
+  if file.is_file():
+    # The second tells transformers to ignore the file where config.json says something else.
+    ours = ("eos_token_id", "_from_model_config")
+    kept = {key: value for key, value in files.read_json(file).items() if key not in ours}
+    files.write_json(written, files.read_json(written) | kept)
 
 
 def merged(config: ModelConfig, params) -> tuple[ModelConfig, dict]:

@@ -38,10 +38,11 @@ class Lora:
 
 
 class Dense(nn.Module):
-  """`flax.linen.Dense` without bias, with an adapter; x [..., in] -> [..., features] in `dtype`."""
+  """`flax.linen.Dense` with an adapter; x [..., in] -> [..., features] in `dtype`."""
 
   features: int
   lora: Lora
+  use_bias: bool
   dtype: Any
   kernel_init: Callable
   dot_general: Callable | None = None
@@ -57,7 +58,8 @@ class Dense(nn.Module):
     x, kernel, a, b = nn.dtypes.promote_dtype(x, *parts, dtype=self.dtype)
     dot = self.dot_general or jax.lax.dot_general
     last = (((x.ndim - 1,), (0,)), ((), ()))
-    return dot(x, kernel, last) + (dot(x, a, last) @ b) * self.lora.scale
+    y = dot(x, kernel, last) + (dot(x, a, last) @ b) * self.lora.scale
+    return y + self.param("bias", zeros, (self.features,)).astype(y.dtype) if self.use_bias else y
 
 
 def check(config):

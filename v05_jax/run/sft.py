@@ -121,7 +121,9 @@ def sft(config, workdir: str) -> dict[str, float]:
       latest = dict(log.latest)
   policy = trainer.policy
   params = jax.device_get(state.params)
-  hf.save(epath.Path(workdir) / "hf", policy.config, params, policy.tokenizer, stop=policy.stop)
+  directory = epath.Path(workdir) / "hf"
+  hf.save(directory, policy.config, params, policy.tokenizer, stop=policy.stop)
+  hf.keep_generation(directory, models.folder(config.policy.path))
   return latest
 
 

@@ -30,6 +30,7 @@ RULES = (
     PartitionSpec(None, "fsdp", "tensor"),
     PartitionSpec(None, "tensor"),
   ),
+  (r"(^|/)(q|k|v)/bias$", PartitionSpec(None, "tensor"), PartitionSpec("tensor")),  # [out]
   # [in, D]
   (r"(^|/)(o|down)/kernel$", PartitionSpec(None, "tensor", "fsdp"), PartitionSpec("tensor")),
   # Low-rank adapters, which decode has merged into the matrices.

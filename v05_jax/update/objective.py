@@ -26,9 +26,9 @@ def kernel(model_config, mesh) -> Callable | None:
     return None
   heads = "tensor" if model_config.num_kv_heads % mesh.shape["tensor"] == 0 else None
   rows, each = PartitionSpec("fsdp"), PartitionSpec("fsdp", None, heads)
-  return sharding.split(
-    partial(flash.attend, model_config.attention), (each, each, each, rows), each
-  )
+  split = lambda form: sharding.split(partial(flash.attend, form), (each, each, each, rows), each)
+  whole, local = split(model_config.attention), model_config.local
+  return flash.choose(whole, split((model_config.attention, local.window))) if local else whole
 
 
 def make_logprobs(model_config, loss_config, temperature: float, mesh) -> Callable:

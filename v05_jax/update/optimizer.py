@@ -7,7 +7,7 @@ import optax
 def make(config, total_updates: int) -> optax.GradientTransformation:
   """AdamW behind clipping by the global norm.
 
-  Matrices decay, norm scales do not; names decide, as layers are stacked and a scale is
+  Matrices decay, norm scales and biases do not; names decide, as layers are stacked and a scale is
   two-dimensional too. The learning rate rises linearly over `warmup_steps` updates, the first of
   which is not 0, then stays or falls to 0 at `total_updates`.
 
@@ -26,7 +26,7 @@ def make(config, total_updates: int) -> optax.GradientTransformation:
   schedule = warm_up(schedules[config.schedule], rate, warmup)
 
   def decays(params):
-    name_decides = lambda path, _: path[-1].key != "scale"
+    name_decides = lambda path, _: path[-1].key not in ("scale", "bias")
     return jax.tree_util.tree_map_with_path(name_decides, params)
 
   clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()

@@ -25,7 +25,7 @@ from absl import app, flags
 import numpy as np
 
 from v05_jax.models import files, hf, presets, tokenizer
-from v05_jax.models.families import qwen3
+from v05_jax.models.families import base, qwen3
 from v05_jax.value_model import directory
 from v05_jax.value_model.directory import (
   FLOATS,
@@ -275,7 +275,7 @@ def write_backbone(checkpoint, weights, source: Path, target: Path, hidden_size:
     found, origin = {}, source
     for file in files.weight_files(source):
       with files.open_tensors(file) as tensors:
-        found |= {name: tensors.get_tensor(name) for name in tensors.keys() if name != qwen3.HEAD}
+        found |= {name: tensors.get_tensor(name) for name in tensors.keys() if name != base.HEAD}
     prefix = "model." if any(name.startswith("model.") for name in found) else ""
   shapes = {name.removeprefix("model."): shape for name, shape in hf.stored_shapes(config).items()}
   account(origin, found, {prefix + name: shape for name, shape in shapes.items()}, STORED)

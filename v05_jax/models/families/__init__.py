@@ -1,10 +1,15 @@
 """Model families: a file of this folder each, found by its name, or a function of the user's."""
 
+import dataclasses
 import difflib
 import importlib
 import pkgutil
 
+from v05_jax.models.decoder import ModelConfig
 from v05_jax.models.families.base import Family
+
+# Fields of ModelConfig that say how a model is computed here and not which model it is.
+COMPUTED = "dtype remat attention backend adapters family max_positions unused_ids".split()
 
 
 def known() -> list[str]:
@@ -56,3 +61,17 @@ def choose(found: dict, where) -> str:
     f"supported: {', '.join(sum(supported.values(), ()))}; for a family of your own set "
     "config.policy.family to its module:function"
   )
+
+
+def check(config: ModelConfig) -> None:
+  """Raises ValueError for a shape that its family's config.json cannot say: what is exported would
+  be another model."""
+  family = find(config.family)
+  found = family.read(family.write(config), "config.json")
+  for field in dataclasses.fields(config):
+    meant, said = getattr(config, field.name), getattr(found, field.name)
+    if field.name not in COMPUTED and meant != said:
+      raise ValueError(
+        f"config.policy.family: {config.family!r} has {field.name} = {said!r}, found a model with "
+        f"{meant!r}: an export would not be this model"
+      )

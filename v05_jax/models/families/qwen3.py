@@ -8,17 +8,7 @@ from v05_jax.models.decoder import ModelConfig
 from v05_jax.models.families import base
 
 ARCHITECTURE = "Qwen3ForCausalLM"
-HEAD = "lm_head.weight"
 
-# Keys of config.json that must be there, and ours.
-KEYS = {
-  "vocab_size": "vocab_size",
-  "hidden_size": "hidden_size",
-  "num_hidden_layers": "num_layers",
-  "num_attention_heads": "num_heads",
-  "num_key_value_heads": "num_kv_heads",
-  "intermediate_size": "intermediate_size",
-}
 # Keys that may be missing: ours, and what transformers' Qwen3Config then takes.
 DEFAULTS = {
   "head_dim": ("head_dim", 128),
@@ -27,28 +17,7 @@ DEFAULTS = {
   "max_position_embeddings": ("max_positions", 32768),
 }
 # Variants of the architecture that are not implemented: key -> the values that leave it as it is.
-ONLY = {
-  "hidden_act": ("silu", None),
-  "attention_bias": (False, None),
-  "use_sliding_window": (False, None),
-  "quantization_config": (None,),
-}
-NAMES = {
-  "model.embed_tokens.weight": "embedding",
-  "model.layers.{i}.input_layernorm.weight": "layers/attention_norm/scale",
-  "model.layers.{i}.self_attn.q_proj.weight": "layers/q/kernel",
-  "model.layers.{i}.self_attn.k_proj.weight": "layers/k/kernel",
-  "model.layers.{i}.self_attn.v_proj.weight": "layers/v/kernel",
-  "model.layers.{i}.self_attn.q_norm.weight": "layers/q_norm/scale",
-  "model.layers.{i}.self_attn.k_norm.weight": "layers/k_norm/scale",
-  "model.layers.{i}.self_attn.o_proj.weight": "layers/o/kernel",
-  "model.layers.{i}.post_attention_layernorm.weight": "layers/mlp_norm/scale",
-  "model.layers.{i}.mlp.gate_proj.weight": "layers/gate/kernel",
-  "model.layers.{i}.mlp.up_proj.weight": "layers/up/kernel",
-  "model.layers.{i}.mlp.down_proj.weight": "layers/down/kernel",
-  "model.norm.weight": "norm/scale",
-  HEAD: "head",
-}
+ONLY = {"hidden_act": ("silu", None), "attention_bias": (False, None)}
 
 _LARGE = {"vocab_size": 151936, "num_kv_heads": 8, "head_dim": 128, "rope_theta": 1e6}
 PRESETS = {
@@ -90,30 +59,17 @@ PRESETS = {
 
 def family() -> base.Family:
   """The family, for `families.find`."""
-  return base.Family((ARCHITECTURE,), read, write, NAMES, PRESETS)
+  return base.Family((ARCHITECTURE,), read, write, base.NAMES, PRESETS)
 
 
 def read(found: dict, where) -> ModelConfig:
   """The shape that a config.json says. Raises ValueError naming the key that is wrong."""
   base.refuse(found, where, ONLY)
-  layers = found.get("layer_types") or []
-  if not isinstance(layers, list) or any(x != "full_attention" for x in layers):
-    raise ValueError(f"{where}: layer_types: found {layers!r}, supported: full_attention")
-  return base.shape(found, where, KEYS, DEFAULTS)
+  base.refuse_windows(found, where)
+  return base.shape(found, where, base.KEYS, DEFAULTS)
 
 
 def write(config: ModelConfig) -> dict:
   """The config.json of a model."""
-  ours = {key: field for key, (field, _) in DEFAULTS.items()} | KEYS
-  return {
-    "architectures": [ARCHITECTURE],
-    "model_type": "qwen3",
-    **{key: getattr(config, field) for key, field in ours.items()},
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "use_sliding_window": False,
-    # transformers 4 reads the first, 5 the second.
-    "rope_theta": config.rope_theta,
-    "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-  }
+  more = {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False}
+  return base.write(config, ARCHITECTURE, "qwen3", DEFAULTS, **more)
