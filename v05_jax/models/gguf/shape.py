@@ -29,7 +29,9 @@ READ = (
   " attention.layer_norm_rms_epsilon rope.freq_base rope.dimension_count rope.scaling.type"
   " rope.scaling.factor rope.scale_linear"
 ).split()
-SILENT = "vocab_size pooling_type rope.scaling.original_context_length rope.scaling.finetuned".split()
+SILENT = (
+  "vocab_size pooling_type rope.scaling.original_context_length rope.scaling.finetuned".split()
+)
 # Llama 3's published scaling, but for its factor, and how near the stored float32 factors must be.
 LLAMA_3 = {
   "low_freq_factor": 1.0,
@@ -112,7 +114,10 @@ def _sizes(file: File, kind: str) -> dict:
       f"{file.path}: {kind}.block_count: found {layers}, expected at most the file's "
       f"{len(file.tensors)} tensors"
     )
-  width, heads = _count(file, f"{kind}.embedding_length"), _count(file, f"{kind}.attention.head_count")
+  width, heads = (
+    _count(file, f"{kind}.embedding_length"),
+    _count(file, f"{kind}.attention.head_count"),
+  )
   head = _count(file, f"{kind}.attention.key_length", width // heads)
   for key in ("attention.value_length", "rope.dimension_count"):
     if (other := _count(file, f"{kind}.{key}", head)) != head:
@@ -148,7 +153,9 @@ def _rope(file: File, kind: str, width: int) -> dict:
     factors = file.dequantized(ROPE_FACTORS)
     if np.any(factors != 1):
       if factor != 1:
-        raise ValueError(f"{file.path}: {ROPE_FACTORS}: found beside a linear scaling, expected one")
+        raise ValueError(
+          f"{file.path}: {ROPE_FACTORS}: found beside a linear scaling, expected one"
+        )
       found |= {"rope_type": "llama3"} | _llama3(file, factors, theta, width)
   return found
 
