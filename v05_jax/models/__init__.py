@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from v05_jax import rng
-from v05_jax.models import decoder, families, flash, hf, lora, model_config, presets
+from v05_jax.models import decoder, families, flash, hf, hub, lora, model_config, presets
 from v05_jax.models import tokenizer as tokenizers
 
 BUILTIN = Path(__file__).parent.parent / "tasks" / "warm_start"
@@ -66,9 +66,10 @@ def adapt(config: decoder.ModelConfig, policy, platform: str | None = None) -> d
 
 
 def load(policy, seed: int = 0) -> Policy:
-  """The policy that `config.policy` names. `path` is a Hugging Face directory, or "builtin" for the
-  warm start of the built-in tasks; with `preset` the shape is that preset's, the weights are drawn
-  from `seed`, and only the tokenizer comes from `path`.
+  """The policy that `config.policy` names. `path` is a Hugging Face directory, a model's name on
+  the hub (owner/name), or "builtin" for the warm start of the built-in tasks; with `preset` the
+  shape is that preset's, the weights are drawn from `seed`, and only the tokenizer comes from
+  `path`.
 
   Raises ValueError, naming the key or file, for whatever cannot be used.
   """
@@ -82,12 +83,7 @@ def load(policy, seed: int = 0) -> Policy:
     raise ValueError(
       f'config.policy.preset: found {policy.preset!r}, expected "" or one of {", ".join(known)}'
     )
-  directory = BUILTIN if policy.path == "builtin" else Path(policy.path)
-  if not directory.is_dir():
-    raise ValueError(
-      f'config.policy.path: found {policy.path!r}, expected "builtin" or a Hugging '
-      f"Face directory; {directory} is not a directory"
-    )
+  directory = _directory(policy.path)
   tokenizer = tokenizers.load(directory)
   config = (
     known[policy.preset] if policy.preset else hf.read_config(directory, family=policy.family)
@@ -103,3 +99,16 @@ def load(policy, seed: int = 0) -> Policy:
     if config.adapters:
       params = lora.join(jax.device_get(lora.init(config, rng.at(seed, 0, rng.INIT))), params)
   return Policy(config, params, tokenizer, tokenizers.stop_tokens(tokenizer, directory))
+
+
+def _directory(path: str) -> Path:
+  """The folder that `config.policy.path` stands for, fetched from the hub if need be."""
+  directory = BUILTIN if path == "builtin" else Path(path)
+  if directory.is_dir():
+    return directory
+  if hub.is_name(path):
+    return hub.fetch(path, "config.policy.path")
+  raise ValueError(
+    f'config.policy.path: found {path!r}, expected "builtin", a Hugging Face directory or the name '
+    f"of a model on the hub (owner/name); {directory} is not a directory"
+  )

@@ -63,7 +63,8 @@ def _check_space(out: Path, config, dtype: str):
   free = shutil.disk_usage(next(x for x in out.parents if x.is_dir())).free
   if free < needed:
     raise ValueError(
-      f"{out}: found {free / 1e9:.1f} GB free, expected {needed / 1e9:.1f} GB for weights in {dtype}"
+      f"{out}: found {free / 1e9:.1f} GB free, expected {needed / 1e9:.1f} GB for "
+      f"weights in {dtype}"
     )
 
 
@@ -81,8 +82,8 @@ def _reopen(work: Path, config, built):
   opened = tokenizer.load(work)
   if found != config or opened.backend_tokenizer.to_str() != built.backend_tokenizer.to_str():
     raise ValueError(
-      f"{work}: found another {'model' if found != config else 'tokenizer'} when it was read again, "
-      "expected what was written"
+      f"{work}: found another {'model' if found != config else 'tokenizer'} when it was read "
+      "again, expected what was written"
     )
 
 

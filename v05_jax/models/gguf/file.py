@@ -81,8 +81,8 @@ class File:
       size = os.path.getsize(self.path)
       kind = "a truncated or damaged file" if start == b"GGUF" else f"a file of {start!r}..."
       raise ValueError(
-        f"{self.path}: found {kind}, {size} bytes ({error}), expected a GGUF file: copy or download "
-        "it again"
+        f"{self.path}: found {kind}, {size} bytes ({error}), expected a GGUF file: copy or "
+        "download it again"
       ) from error
 
   def _check_kinds(self):

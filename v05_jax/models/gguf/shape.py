@@ -67,8 +67,8 @@ def read(file: File) -> ModelConfig:
 
 
 def places(file: File, config: ModelConfig) -> dict[str, str]:
-  """transformers' name -> the file's name of every tensor of the model. Raises ValueError that lists
-  what is missing, misshapen, or more than the model has."""
+  """transformers' name -> the file's name of every tensor of the model. Raises ValueError that
+  lists what is missing, misshapen, or more than the model has."""
   gguf = package()
   kind = file.value("general.architecture", str)
   architecture = next(x for x, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
@@ -161,8 +161,8 @@ def _rope(file: File, kind: str, width: int) -> dict:
 
 
 def _llama3(file: File, factors: np.ndarray, theta: float, width: int) -> dict:
-  """The scaling whose factors [Dh/2] the file has, which llama.cpp computes from its numbers. Raises
-  ValueError if there is none."""
+  """The scaling whose factors [Dh/2] the file has, which llama.cpp computes from its numbers.
+  Raises ValueError if there is none."""
   if factors.shape != (width // 2,):
     raise ValueError(
       f"{file.path}: {ROPE_FACTORS}: found {list(factors.shape)}, expected {[width // 2]}"

@@ -149,16 +149,16 @@ def _merges(file: File, vocab: dict[str, int]) -> list[tuple[str, str]]:
     pair = tuple(text.split(" "))
     if len(pair) != 2 or not {*pair, "".join(pair)} <= vocab.keys():
       raise ValueError(
-        f"{file.path}: tokenizer.ggml.merges: found {text!r} as number {i}, expected two tokens with "
-        "a space between that are a third one together"
+        f"{file.path}: tokenizer.ggml.merges: found {text!r} as number {i}, expected two tokens "
+        "with a space between that are a third one together"
       )
     merges.append(pair)
   return merges
 
 
 def _check_merges(file: File, backend, merges):
-  """Whatever text a merge makes is one token by the merges up to it: those of a trained BPE apply to
-  it as they did in training. Raises ValueError where the merges' order is another."""
+  """Whatever text a merge makes is one token by the merges up to it: those of a trained BPE apply
+  to it as they did in training. Raises ValueError where the merges' order is another."""
   for pair in merges:
     token = "".join(pair)
     if len(backend.model.tokenize(token)) != 1:
@@ -220,7 +220,7 @@ def _scored_merges(vocab: dict[str, int], kinds: list[int], scores: list[float])
 
 
 def _add_whole_tokens(backend, vocab: dict[str, int], kinds: list[int]):
-  """Tokens whose text is never cut: those that control, which decoding may leave out, and others."""
+  """Tokens whose text is never cut: those that control, which decoding may leave out, and more."""
   from tokenizers import AddedToken
 
   of = lambda *wanted: [token for token, i in vocab.items() if kinds[i] in wanted]
@@ -241,8 +241,8 @@ def _add_ends(file: File, backend, ids: dict, tokens: list[str]):
     if file.value(f"tokenizer.ggml.add_{name}_token", bool, default):
       if ids[name] is None:
         raise ValueError(
-          f"{file.path}: tokenizer.ggml.{name}_token_id: found no such key, expected the token that "
-          f"tokenizer.ggml.add_{name}_token adds"
+          f"{file.path}: tokenizer.ggml.{name}_token_id: found no such key, expected the token "
+          f"that tokenizer.ggml.add_{name}_token adds"
         )
       ends[name] = tokens[ids[name]]
   if ends:
@@ -269,15 +269,15 @@ def _tokens(file: File, rows: int) -> list[str]:
   tokens = _list(file, "tokenizer.ggml.tokens", str)
   if len(tokens) > rows:
     raise ValueError(
-      f"{file.path}: tokenizer.ggml.tokens: found {len(tokens)}, expected at most the {rows} rows of "
-      "the embedding"
+      f"{file.path}: tokenizer.ggml.tokens: found {len(tokens)}, expected at most the {rows} rows "
+      "of the embedding"
     )
   first = {}
   for i, token in enumerate(tokens):
     if first.setdefault(token, i) != i:
       raise ValueError(
-        f"{file.path}: tokenizer.ggml.tokens: found {token!r} as {first[token]} and {i}, expected it "
-        "once"
+        f"{file.path}: tokenizer.ggml.tokens: found {token!r} as {first[token]} and {i}, expected "
+        "it once"
       )
   return tokens
 
