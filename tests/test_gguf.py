@@ -2,6 +2,7 @@
 model and the tokenizer that they were made of, and files that are wrong name what is."""
 
 import dataclasses
+import itertools
 import os
 import subprocess
 import sys
@@ -341,7 +342,9 @@ def sentence_piece(text: str, keys: dict) -> list[str]:
   score = dict(zip(keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.scores"]))
   parts = list("▁" + text.replace(" ", "▁"))
   while True:
-    pairs = [(-score[a + b], i) for i, (a, b) in enumerate(zip(parts, parts[1:])) if a + b in score]
+    pairs = [
+      (-score[a + b], i) for i, (a, b) in enumerate(itertools.pairwise(parts)) if a + b in score
+    ]
     if not pairs:
       break
     i = min(pairs)[1]
@@ -497,7 +500,9 @@ def test_what_is_there_is_kept(tmp_path, llama):
   (tmp_path / "out").mkdir()
   (tmp_path / "out" / "mine").write_text("x")
   for out in (tmp_path / "out", tmp_path / "out" / "mine"):
-    with pytest.raises(ValueError, match="found a (folder with files|file), expected a new folder"):
+    with pytest.raises(
+      ValueError, match=r"found a (folder with files|file), expected a new folder"
+    ):
       convert.convert(llama, out)
   assert os.listdir(tmp_path / "out") == ["mine"]
   (tmp_path / "empty").mkdir()
