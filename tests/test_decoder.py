@@ -2,6 +2,7 @@
 neighbours."""
 
 import dataclasses
+import functools
 from functools import partial
 
 import jax
@@ -10,9 +11,24 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 import numpy as np
 import pytest
 
-from v05_jax.models import cpu, decoder, decoding, flash, presets
+from v05_jax.models import cpu, decoder, decoding, flash, presets, rotary
+from v05_jax.models.model_config import Local
 
 CONFIG = presets.PRESETS["tiny"]
+# All that a family can have computed in another way than Qwen3, at once.
+OTHER = dataclasses.replace(
+  CONFIG,
+  rope_theta=100.0,
+  rope_scaling=rotary.Scaling("llama3", 4.0, original_max_position_embeddings=64),
+  qkv_bias=True,
+  activation="gelu_tanh",
+  unit_offset=True,
+  post_norms=True,
+  embedding_scale=4.0,
+  query_scalar=5.0,
+  local=Local(3, 20.0, (True, False)),
+)
+BOTH = pytest.mark.parametrize("config", [CONFIG, OTHER], ids=["qwen3", "other"])
 UNTIED = dataclasses.replace(CONFIG, tie_embeddings=False)
 N, T = 3, 10
 TOKENS = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (N, T)).astype(np.int32)
@@ -65,14 +81,22 @@ def moved(past, given, start, count, steps):
   return tuple((put(k, new_k, 3), put(v, new_v, 2)) for (k, v), (new_k, new_v) in zip(past, given))
 
 
+@functools.cache
+def drawn(config):
+  """Random parameters with norm scales that are not one (or zero) and biases that are not zero."""
+  draw = np.random.default_rng(1)
+
+  def change(path, x):
+    noise = draw.uniform(0.5, 1.5, x.shape).astype(np.float32)
+    zero = path[-1].key == "bias" or (path[-1].key == "scale" and config.unit_offset)
+    return noise - 1 if zero else np.asarray(x) * noise
+
+  return jax.tree_util.tree_map_with_path(change, init(config, jax.random.key(0)))
+
+
 @pytest.fixture(scope="module")
 def params():
-  """Random parameters with norm scales that are not one."""
-  draw = np.random.default_rng(1)
-  return jax.tree.map(
-    lambda x: np.asarray(x) * draw.uniform(0.5, 1.5, x.shape).astype(np.float32),
-    init(CONFIG, jax.random.key(0)),
-  )
+  return drawn(CONFIG)
 
 
 def loss(config, params, tokens=TOKENS, segments=ONES):
@@ -95,34 +119,39 @@ def assert_equal(a, b):
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-@pytest.mark.parametrize("chunk", [T, 4])
-def test_decode_step_by_step_equals_forward(params, chunk):
+@pytest.mark.parametrize(
+  "config, chunk", [(CONFIG, T), (CONFIG, 4), (OTHER, 4)], ids=["all", "four", "other"]
+)
+def test_decode_step_by_step_equals_forward(config, chunk):
   """All tokens in the newest cache, or moved to the past after every `chunk` of them."""
-  hidden = forward(CONFIG, params, TOKENS, POSITIONS, ONES)
+  params = drawn(config)
+  hidden = forward(config, params, TOKENS, POSITIONS, ONES)
   past, fresh = empty(N, T + 3), empty(N, chunk + 1)
   for t in range(T):
     count, step = np.full(N, t - t % chunk, np.int32), np.int32(t % chunk)
     caches = empty(1, 2), past, fresh
     found, fresh = decode(
-      params, caches, NO_PROMPT, TOKENS[:, t], np.full(N, t, np.int32), count, step
+      params, caches, NO_PROMPT, TOKENS[:, t], np.full(N, t, np.int32), count, step, config=config
     )
     assert_close(found, hidden[:, t])
     if step == chunk - 1:
       past = moved(past, fresh, 0, count, chunk)
 
 
-def test_rows_of_shared_prompts_at_their_own_counts(params):
+@BOTH
+def test_rows_of_shared_prompts_at_their_own_counts(config):
   """Four prompts in the store, of which one goes on in three rows, one in none and one has a single
   token.
 
   Each rollout has come to another length, which lies in the past; the last slot is idle.
   """
+  params = drawn(config)
   text = np.random.default_rng(2).integers(0, CONFIG.vocab_size, (6, 14)).astype(np.int32)
   prompt, length = np.array([2, 2, 0, 3, 2, 1]), np.array([4, 1, 7, 1])
   text[:, :7] = np.where(np.arange(7) < length[prompt][:, None], text[prompt, :7], text[:, :7])
   positions = np.broadcast_to(np.arange(14, dtype=np.int32), text.shape)
-  hidden = np.asarray(forward(CONFIG, params, text, positions, np.ones_like(text)))
-  store = prefill(CONFIG, params, text[[2, 5, 0, 3], :7], length.astype(np.int32))
+  hidden = np.asarray(forward(config, params, text, positions, np.ones_like(text)))
+  store = prefill(config, params, text[[2, 5, 0, 3], :7], length.astype(np.int32))
   rows, place = (
     np.array([[6, 2, 6], [6, 6, 6], [0, 4, 1], [3, 6, 6]], np.int32),
     np.array([6, 8, 1, 9, 7, 0], np.int32),
@@ -130,13 +159,13 @@ def test_rows_of_shared_prompts_at_their_own_counts(params):
   # a rollout's first input is the last token
   shared = decoding.Shared(rows, place, (length - 1).astype(np.int32))
   first, count = length[prompt] - 1, np.array([0, 3, 2, 5, 1, 0], np.int32)
-  whole = prefill(CONFIG, params, text, np.full(6, 14, np.int32))
+  whole = prefill(config, params, text, np.full(6, 14, np.int32))
   past, fresh = moved(empty(6, 8), whole, first, 0 * count, count), empty(6, 3)
   for step in range(2):
     position = (first + count + step).astype(np.int32)
     token = text[np.arange(6), position]
     found, fresh = decode(
-      params, (store, past, fresh), shared, token, position, count, np.int32(step)
+      params, (store, past, fresh), shared, token, position, count, np.int32(step), config=config
     )
     assert_close(found[:5], hidden[np.arange(5), position[:5]])
     assert np.isfinite(found[5]).all()
@@ -186,13 +215,24 @@ def test_join_of_parts_is_softmax_over_all_columns():
   )
 
 
-def test_packed_segments_equal_rows_of_their_own(params):
+@BOTH
+def test_packed_segments_equal_rows_of_their_own(config):
+  params = drawn(config)
   packed = np.concatenate([TOKENS[0, :6], TOKENS[1, :4], [0, 0]])[None]
   positions = np.concatenate([np.arange(6), np.arange(4), [0, 0]])[None]
   segments = np.array([[1] * 6 + [2] * 4 + [0] * 2])
-  hidden = forward(CONFIG, params, packed, positions, segments)
-  assert_close(hidden[0, :6], forward(CONFIG, params, TOKENS, POSITIONS, ONES)[0, :6])
-  assert_close(hidden[0, 6:10], forward(CONFIG, params, TOKENS, POSITIONS, ONES)[1, :4])
+  hidden = forward(config, params, packed, positions, segments)
+  assert_close(hidden[0, :6], forward(config, params, TOKENS, POSITIONS, ONES)[0, :6])
+  assert_close(hidden[0, 6:10], forward(config, params, TOKENS, POSITIONS, ONES)[1, :4])
+  # Two rollouts of one prompt of 5 tokens, 3 and 4 tokens long: a window counts positions.
+  text = np.stack([TOKENS[0], np.concatenate([TOKENS[0, :5], TOKENS[1, :5]])])
+  packed = np.concatenate([text[0, :8], text[1, 5:9], [0]])[None]
+  positions = np.concatenate([np.arange(8), np.arange(5, 9), [0]])[None]
+  segments = np.array([[1] * 5 + [2] * 3 + [3] * 4 + [0]])
+  hidden = forward(config, params, packed, positions, segments, np.minimum(segments, 1))
+  alone = forward(config, params, text, POSITIONS[:2], ONES[:2])
+  assert_close(hidden[0, :8], alone[0, :8])
+  assert_close(hidden[0, 8:12], alone[1, 5:9])
 
 
 def test_padding_is_finite_and_reaches_nothing(params):
@@ -244,7 +284,8 @@ def test_remat_changes_no_value_and_no_gradient(params, name):
   assert more.count("dot_general") > less.count("dot_general")  # it does compute again
 
 
-def test_splash_attention_has_the_values_and_gradients_of_plain_attention(params):
+@pytest.mark.parametrize("window", [None, pytest.param(20, marks=pytest.mark.long)])
+def test_splash_attention_has_the_values_and_gradients_of_plain_attention(params, window):
   """Interpreted; rows that are no multiple of its tiles, segments, padding, prompts as segments."""
   rows, tokens = 2, 150
   rng = np.random.default_rng(0)
@@ -253,6 +294,8 @@ def test_splash_attention_has_the_values_and_gradients_of_plain_attention(params
   )
   segments = np.sort(rng.integers(0, 4, (rows, tokens)), 1).astype(np.int32)
   mask = decoder.causal(segments)
+  behind = np.arange(tokens)[:, None] - np.arange(tokens)
+  mask, name = (mask & (behind < window), ("splash", window)) if window else (mask, "splash")
 
   def plain(q, k, v):
     out = decoder.attend(
@@ -260,13 +303,16 @@ def test_splash_attention_has_the_values_and_gradients_of_plain_attention(params
     )
     return jnp.moveaxis(out, 3, 1)
 
-  splash = lambda q, k, v: flash.attend("splash", q, k, v, segments, interpret=True)
+  splash = lambda q, k, v: flash.attend(name, q, k, v, segments, interpret=True)
   weight = rng.normal(size=q.shape)
   total = lambda f: jax.jit(jax.value_and_grad(lambda *x: jnp.sum(f(*x) * weight), (0, 1, 2)))
   assert_close(total(splash)(q, k, v), total(plain)(q, k, v), 2e-5)
-  config = dataclasses.replace(CONFIG, head_dim=128)
+  config = dataclasses.replace(OTHER if window else CONFIG, head_dim=128)
   weights = init(config, jax.random.key(0))
   kernel = partial(flash.attend, "splash", interpret=True)
+  if window:
+    near = partial(flash.attend, ("splash", config.local.window), interpret=True)
+    kernel = flash.choose(kernel, near)
   packed = np.array([[1] * 10, [1] * 3 + [2] * 5 + [0] * 2, [1] + [2] * 9], np.int32)
   found, expected = (
     f(config, weights, TOKENS, POSITIONS, packed)
@@ -275,13 +321,22 @@ def test_splash_attention_has_the_values_and_gradients_of_plain_attention(params
   assert_close(found, expected, 2e-5)
 
 
-@pytest.mark.parametrize("remat", [pytest.param("none", marks=pytest.mark.long), "full"])
-def test_the_pass_for_a_cpu_has_the_same_values_and_gradients(params, remat, monkeypatch):
+@pytest.mark.parametrize(
+  "config, remat",
+  [
+    pytest.param(CONFIG, "none", marks=pytest.mark.long),
+    (CONFIG, "full"),
+    pytest.param(OTHER, "none", marks=pytest.mark.long),
+  ],
+  ids=["none", "full", "other"],
+)
+def test_the_pass_for_a_cpu_has_the_same_values_and_gradients(config, remat, monkeypatch):
   """Packed rows with padding, several blocks of queries of unequal size, rows handled one and all
   at a time."""
-  host = dataclasses.replace(CONFIG, backend="cpu", remat=remat)
+  params = drawn(config)
+  host = dataclasses.replace(config, backend="cpu", remat=remat)
   segments = np.array([[1] * 10, [1] * 3 + [2] * 5 + [0] * 2, [1] + [2] * 9], np.int32)
-  expected = jax.jit(partial(jax.value_and_grad(loss, 1), CONFIG))(params, TOKENS, segments)
+  expected = jax.jit(partial(jax.value_and_grad(loss, 1), config))(params, TOKENS, segments)
   monkeypatch.setattr(cpu, "QUERIES", 4)
   for scores in (1, 1 << 18):
     monkeypatch.setattr(cpu, "SCORES", scores)
@@ -290,15 +345,24 @@ def test_the_pass_for_a_cpu_has_the_same_values_and_gradients(params, remat, mon
   text = found.lower(params, TOKENS, segments).as_text()
   assert (
     "scatter" not in text
-    and "scatter" in gradient.lower(CONFIG, params, TOKENS, segments).as_text()
+    and "scatter" in gradient.lower(config, params, TOKENS, segments).as_text()
   )
   monkeypatch.setattr(cpu, "ONEHOT_VOCAB", 1)
   scattered = jax.jit(partial(jax.value_and_grad(loss, 1), host))
   assert_close(scattered(params, TOKENS, segments), expected, 2e-6)
   cached = [
-    jax.tree.leaves(prefill(c, params, TOKENS, np.full(N, T, np.int32))) for c in (host, CONFIG)
+    jax.tree.leaves(prefill(c, params, TOKENS, np.full(N, T, np.int32))) for c in (host, config)
   ]
   assert_close(*cached)
+
+
+def test_what_families_compute_in_other_ways_is_the_same_on_a_cpu(monkeypatch):
+  """Packed rows, in several blocks of queries; long rows of it are in the test above."""
+  monkeypatch.setattr(cpu, "QUERIES", 4)
+  packed = np.array([[1] * 10, [1] * 3 + [2] * 5 + [0] * 2, [1] + [2] * 9], np.int32)
+  host = dataclasses.replace(OTHER, backend="cpu")
+  found, expected = (gradient(c, drawn(OTHER), TOKENS, packed) for c in (host, OTHER))
+  assert_close(found, expected, 2e-6)
 
 
 def test_bfloat16_computes_norms_and_logits_in_float32(params):

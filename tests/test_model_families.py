@@ -5,6 +5,7 @@ build them again where torch is installed.
 """
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 import shutil
@@ -15,12 +16,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from configs import grpo
 from tests.data.families import make
 from tests.data.qwen3.make import outputs, tokens
 from tests.test_hf import assert_equal, assert_parity, edit, logits, policy_config
+from tests.test_train import small
 from v05_jax import models
-from v05_jax.models import families, hf, presets
+from v05_jax.models import decoder, families, hf, lora, presets
 from v05_jax.models import tokenizer as tokenizers
+from v05_jax.run import metrics
+from v05_jax.run.export import export
+from v05_jax.train import train
 
 DATA = Path(__file__).parent / "data" / "families"
 KINDS = tuple(make.KINDS)
@@ -113,6 +119,24 @@ REFUSED = [
   ("llama", {"rope_parameters": "llama3"}, "rope_parameters: found 'llama3', expected an object"),
   ("llama", {"num_attention_heads": None}, "num_attention_heads: found None, expected an integer"),
   ("llama", {"num_key_value_heads": "2"}, "num_key_value_heads: found '2', expected int"),
+  ("gemma3", {"final_logit_softcapping": 30.0}, "final_logit_softcapping: found 30.0, supported"),
+  ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping: found 50.0, supported"),
+  ("gemma3", {"hidden_activation": "silu"}, "hidden_activation: found 'silu', supported: 'gelu_py"),
+  ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention: found True"),
+  ("gemma3", {"attention_bias": True}, "attention_bias: found True"),
+  ("gemma3", {"layer_types": ["sliding_attention"]}, "layer_types: found .*expected 2 of full_att"),
+  ("gemma3", {"layer_types": ["full_attention", "chunked"]}, "layer_types: found .*chunked"),
+  ("gemma3", {"layer_types": None, "sliding_window_pattern": 0}, "sliding_window_pattern: found 0"),
+  ("gemma3", {"sliding_window": "4"}, "sliding_window: found '4', expected a positive int"),
+  ("gemma3", {"query_pre_attn_scalar": -1}, "query_pre_attn_scalar: found -1, expected a positive"),
+  ("gemma3", {"rope_parameters": {"rope_theta": 1e6}}, "rope_parameters.rope_theta: found 1000000"),
+  ("gemma3", {"rope_scaling": {"type": "yarn", "factor": 2}}, "full_attention.*'yarn', supported"),
+  (
+    "gemma3",
+    {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2}}},
+    "sliding_attention: .*rope type 'linear', supported: 'default'",
+  ),
+  ("gemma3", {"architectures": ["Gemma3ForConditionalGeneration"]}, "supported: Gemma3ForCausalLM"),
   ("mistral", {"sliding_window": 4096}, "sliding_window: found 4096, supported: None"),
 ]
 
@@ -164,6 +188,18 @@ def test_old_config_files_have_transformers_defaults(stored):
   )
 
 
+def test_old_gemma_files_are_read_as_transformers_4_wrote_them(stored):
+  """As google/gemma-3-1b-pt: the pattern as a number, both thetas at the top level."""
+  folder = stored("gemma3")
+  old = {"rope_theta": 5e3, "rope_local_base_freq": 20, "sliding_window_pattern": 2}
+  new = dict.fromkeys(("rope_parameters", "layer_types", "_sliding_window_pattern"))
+  edit(folder / "config.json", **old, **new, rope_scaling={"rope_type": "linear", "factor": 2.0})
+  assert hf.read_config(folder) == hf.read_config(DATA / "gemma3")
+  edit(folder / "config.json", rope_scaling=None, rope_theta=None, rope_local_base_freq=None)
+  found = hf.read_config(folder)
+  assert (found.rope_theta, found.rope_scaling, found.local.rope_theta) == (1e6, None, 1e4)
+
+
 def test_a_file_of_another_family_is_refused(stored):
   with pytest.raises(ValueError, match=r"q_proj.bias: found \[16\], expected no such tensor"):
     hf.load(DATA / "qwen2", family="llama")
@@ -186,6 +222,64 @@ def test_a_shape_that_its_family_cannot_write_is_refused(family, tmp_path):
   assert not list(tmp_path.glob("*.safetensors"))
 
 
+def small_model(kind, folder):
+  """A directory with a random model of a kind's shape for the built-in tasks, whose tokenizer has a
+  chat template, and whose generation_config.json has keys that are unknown here."""
+  config = dataclasses.replace(hf.read_config(DATA / kind), vocab_size=32)
+  params = jax.device_get(jax.jit(decoder.init, static_argnums=0)(config, jax.random.key(0)))
+  tokenizer = tokenizers.load(models.BUILTIN)
+  tokenizer.chat_template = TEMPLATE
+  hf.save(folder, config, params, tokenizer)
+  edit(folder / "generation_config.json", **GENERATION)
+  return config
+
+
+TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+GENERATION = {"temperature": 0.6, "top_k": 20, "bos_token_id": 1, "a_key_of_later": [1, 2]}
+
+
+@pytest.mark.usefixtures("few_devices")
+@pytest.mark.parametrize(
+  "kind, rank",
+  [
+    ("gemma3", 4),
+    *(
+      pytest.param(kind, rank, marks=pytest.mark.long)
+      for kind, rank in itertools.product(KINDS, (0, 4))
+      if (kind, rank) != ("gemma3", 4)
+    ),
+  ],
+)
+def test_a_step_of_training_and_its_export(kind, rank, tmp_path):
+  """On two devices, with or without adapters: what is sampled is what is trained, and the export
+  has the trained model, tokenizer, chat template and generation settings."""
+  shape = small_model(kind, tmp_path / "model")
+  c = small(grpo.get_config(), num_steps=1, **{"eval.period": 0, "checkpoint.period": 1})
+  c.policy.update({"path": str(tmp_path / "model"), "lora_rank": rank, "lora_alpha": 8.0})
+  c.loss.entropy_coef = 0.1  # a random model solves nothing
+  c.loss.old_logprob = "sampler"
+  state = train(c, str(tmp_path / "run"))
+  measured = metrics.read(tmp_path / "run")[-1]
+  assert measured["loss/logprob_gap"] < 1e-4 and measured["grad/norm"] > 0
+  trained, frozen = lora.split(jax.device_get(state.params))
+  before = hf.load(tmp_path / "model")[1]
+  if rank:
+    assert_equal(frozen, before)
+  else:
+    changed = jax.tree.map(lambda x, y: (x != y).any(), trained, before)
+    assert all(jax.tree.leaves(changed)), changed
+
+  export(c, str(tmp_path / "run"), str(tmp_path / "out"))
+  config, params = hf.load(tmp_path / "out")
+  assert config == shape
+  adapted = models.load(c.policy).config
+  assert_equal(params, hf.merged(adapted, jax.device_get(state.params))[1] if rank else trained)
+  assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").exists() == bool(rank)
+  written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+  assert GENERATION.items() <= written.items() and written["eos_token_id"] == 1
+  assert tokenizers.load(tmp_path / "out").chat_template == TEMPLATE
+
+
 # Counted by transformers' own models on PyTorch's meta device.
 PUBLISHED = {
   "qwen2.5-0.5b": 494_032_768,
@@ -199,10 +293,30 @@ PUBLISHED = {
   "smollm2-360m": 361_821_120,
   "smollm2-1.7b": 1_711_376_384,
   "mistral-7b-v0.3": 7_248_023_552,
+  "gemma-3-270m": 268_098_176,
+  "gemma-3-1b": 999_885_952,
 }
 
 
-def test_presets_have_the_published_parameters():
-  for name, count in PUBLISHED.items():
-    assert presets.num_params(presets.PRESETS[name]) == count, name
-    families.check(presets.PRESETS[name])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_presets_have_the_published_parameters(name):
+  assert presets.num_params(presets.PRESETS[name]) == PUBLISHED[name]
+  families.check(presets.PRESETS[name])
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_tensor_of_the_published_models_is_transformers(name, tmp_path):
+  """As transformers builds the model from the config.json that is written here."""
+  torch = pytest.importorskip("torch")
+  import transformers
+
+  shape = presets.PRESETS[name]
+  (tmp_path / "config.json").write_text(json.dumps(families.find(shape.family).write(shape)))
+  with torch.device("meta"):
+    policy = transformers.AutoModelForCausalLM.from_config(
+      transformers.AutoConfig.from_pretrained(tmp_path)
+    )
+  policy.tie_weights()
+  expected = {name: tuple(x.shape) for name, x in policy.named_parameters()}
+  assert hf.stored_shapes(shape) == expected
+  assert sum(np.prod(x) for x in expected.values()) == PUBLISHED[name]

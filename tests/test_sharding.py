@@ -54,7 +54,9 @@ ADAPTERS = lora.Lora(4, 8.0, lora.TARGETS)
 
 
 @pytest.mark.parametrize("adapters", [None, ADAPTERS])
-@pytest.mark.parametrize("preset", ["tasks-58k", "qwen3-4b", "qwen3-8b"])
+@pytest.mark.parametrize(
+  "preset", ["tasks-58k", "qwen3-4b", "qwen3-8b", "qwen2.5-1.5b", "gemma-3-1b"]
+)
 def test_every_parameter_matches_exactly_one_rule(preset, adapters):
   config = dataclasses.replace(presets.PRESETS[preset], adapters=adapters)
   found = names(shapes(config=config))
@@ -65,7 +67,7 @@ def test_every_parameter_matches_exactly_one_rule(preset, adapters):
 
 def test_every_rule_is_of_use():
   v0 = value_model.load("builtin")
-  config = dataclasses.replace(presets.PRESETS["tasks-58k"], adapters=ADAPTERS)
+  config = dataclasses.replace(presets.PRESETS["tasks-58k"], adapters=ADAPTERS, qkv_bias=True)
   found = names({"embedder": shapes(config=config), "adapter": v0.adapter, "judge": v0.head})
   for name in found:
     assert sum(bool(re.search(pattern, name)) for pattern, *_ in sharding.RULES) == 1, name
@@ -84,6 +86,16 @@ def test_in_decode_nothing_is_split_along_fsdp():
   assert specs["embedding"] == PartitionSpec("tensor", None) and specs["norm"][
     "scale"
   ] == PartitionSpec(None)
+
+
+@pytest.mark.parametrize("decode, leading", [(False, (None,)), (True, ())])
+def test_biases_are_split_as_the_outputs_of_their_matrices(decode, leading):
+  config = presets.PRESETS["qwen2.5-1.5b"]
+  make = lambda: decoder.init(config, jax.random.key(0))
+  params = jax.eval_shape(lambda: decoding.decode_weights(config, make()) if decode else make())
+  specs = sharding.param_specs(mesh_of(fsdp=4, tensor=2), params, decode)
+  layer = specs["layers"][0] if decode else specs["layers"]
+  assert all(layer[name]["bias"] == PartitionSpec(*leading, "tensor") for name in "qkv")
 
 
 def test_unknown_parameter():

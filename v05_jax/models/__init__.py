@@ -26,11 +26,25 @@ def backend(platform: str | None = None) -> str:
   return "cpu" if (platform or jax.default_backend()) == "cpu" else "accelerator"
 
 
+def folder(path: str) -> Path:
+  """The directory that `config.policy.path` names; a model of the hub is fetched where there is no
+  such folder. Raises ValueError where there is neither."""
+  directory = _local(path)
+  if directory.is_dir():
+    return directory
+  if hub.is_name(path):
+    return hub.fetch(path, "config.policy.path")
+  raise ValueError(
+    f'config.policy.path: found {path!r}, expected "builtin", a Hugging Face directory or the name '
+    f"of a model on the hub (owner/name); {directory} is not a directory"
+  )
+
+
 def shape(path: str, preset: str, family: str = "") -> decoder.ModelConfig:
   """The shape of a model that need not be here: of the preset, of the folder's config.json, or,
   where there is no such folder, of the preset that the folder is named after. family: as
   `config.policy.family`. Raises ValueError where none of these is known."""
-  directory = BUILTIN if path == "builtin" else Path(path)
+  directory = _local(path)
   name = preset or directory.name.lower()
   if not preset and directory.is_dir():
     return hf.read_config(directory, family=family)
@@ -83,7 +97,7 @@ def load(policy, seed: int = 0) -> Policy:
     raise ValueError(
       f'config.policy.preset: found {policy.preset!r}, expected "" or one of {", ".join(known)}'
     )
-  directory = _directory(policy.path)
+  directory = folder(policy.path)
   tokenizer = tokenizers.load(directory)
   config = (
     known[policy.preset] if policy.preset else hf.read_config(directory, family=policy.family)
@@ -101,14 +115,5 @@ def load(policy, seed: int = 0) -> Policy:
   return Policy(config, params, tokenizer, tokenizers.stop_tokens(tokenizer, directory))
 
 
-def _directory(path: str) -> Path:
-  """The folder that `config.policy.path` stands for, fetched from the hub if need be."""
-  directory = BUILTIN if path == "builtin" else Path(path)
-  if directory.is_dir():
-    return directory
-  if hub.is_name(path):
-    return hub.fetch(path, "config.policy.path")
-  raise ValueError(
-    f'config.policy.path: found {path!r}, expected "builtin", a Hugging Face directory or the name '
-    f"of a model on the hub (owner/name); {directory} is not a directory"
-  )
+def _local(path: str) -> Path:
+  return BUILTIN if path == "builtin" else Path(path)

@@ -106,6 +106,17 @@ def write(directory, config: ModelConfig, tensor, dtype: str, tokenizer=None, st
   files.write_json(directory / "config.json", written | {"dtype": dtype} | ends)
 
 
+def keep_generation(directory, source) -> None:
+  """Adds to a written model what `source`'s generation_config.json says, keys that are unknown here
+  too; what ends a response is that of `save`."""
+  file, written = (Path(folder) / "generation_config.json" for folder in (source, directory))
+  if file.is_file():
+    # The second tells transformers to ignore the file where config.json says something else.
+    ours = ("eos_token_id", "_from_model_config")
+    kept = {key: value for key, value in files.read_json(file).items() if key not in ours}
+    files.write_json(written, files.read_json(written) | kept)
+
+
 def merged(config: ModelConfig, params) -> tuple[ModelConfig, dict]:
   """A model with adapters as one without: (config, float32 parameters on host)."""
   wide = lambda params: jax.tree.map(lambda x: x.astype(jnp.float32), params)

@@ -87,6 +87,7 @@ def sft(config, workdir: str) -> dict[str, float]:
     log.flush()
     directory = epath.Path(workdir) / "hf"
     hf.save(directory, policy.config, jax.device_get(params), policy.tokenizer, stop=policy.stop)
+    hf.keep_generation(directory, models.folder(config.policy.path))
     return dict(log.latest)
 
 

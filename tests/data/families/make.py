@@ -48,6 +48,19 @@ KINDS = {
       "rope_parameters": {"rope_type": "linear", "rope_theta": 50.0, "factor": 3.0},
     },
   ),
+  "gemma3": (
+    "Gemma3TextConfig",
+    {
+      "head_dim": 8,
+      "query_pre_attn_scalar": 5,
+      "sliding_window": 4,
+      "layer_types": ["sliding_attention", "full_attention"],
+      "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "rope_theta": 5e3, "factor": 2.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 20.0},
+      },
+    },
+  ),
 }
 
 

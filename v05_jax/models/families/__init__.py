@@ -9,7 +9,7 @@ from v05_jax.models.decoder import ModelConfig
 from v05_jax.models.families.base import Family
 
 # Fields of ModelConfig that say how a model is computed here and not which model it is.
-COMPUTED = "dtype remat attention backend adapters family max_positions".split()
+COMPUTED = "dtype remat attention backend adapters family max_positions unused_ids".split()
 
 
 def known() -> list[str]:

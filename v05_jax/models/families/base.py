@@ -100,9 +100,9 @@ def refuse(found: dict, where, only: Mapping[str, tuple]) -> None:
 
 def refuse_windows(found: dict, where) -> None:
   """Raises ValueError for layers that do not see all that came before."""
-  layers = sorted(set(found.get("layer_types") or ()))
-  if set(layers) - {"full_attention"}:
-    raise ValueError(f"{where}: layer_types: found {layers}, supported: full_attention")
+  layers = found.get("layer_types") or []
+  if not isinstance(layers, list) or any(x != "full_attention" for x in layers):
+    raise ValueError(f"{where}: layer_types: found {layers!r}, supported: full_attention")
 
 
 def shape(found: dict, where, keys: Mapping[str, str], defaults: Mapping, **more) -> ModelConfig:
@@ -137,7 +137,7 @@ def rope(found: dict, where, kinds: tuple = ("default",), theta: float | None = 
   Raises ValueError for any other kind.
   """
   key = "rope_scaling" if found.get("rope_scaling") else "rope_parameters"
-  given = found.get(key) or {}
+  given = entry(found, key, where)
   scaled = scaling(given, f"{where}: {key}", kinds)
   theta = next(
     (x for x in (given.get("rope_theta"), found.get("rope_theta"), theta) if x is not None), None
@@ -150,11 +150,9 @@ def rope(found: dict, where, kinds: tuple = ("default",), theta: float | None = 
   return {"rope_theta": float(theta), "rope_scaling": scaled}
 
 
-def scaling(given, where, kinds: tuple) -> rotary.Scaling | None:
+def scaling(given: dict, where, kinds: tuple) -> rotary.Scaling | None:
   """The scaling that an object of config.json says, one of `kinds`; None for "default". where: the
   path of the file and the key."""
-  if not isinstance(given, dict):
-    raise ValueError(f"{where}: found {given!r}, expected an object")
   nested = [key for key, value in given.items() if isinstance(value, dict)]
   if nested:
     raise ValueError(
@@ -176,6 +174,26 @@ def scaling(given, where, kinds: tuple) -> rotary.Scaling | None:
     return rotary.Scaling(kind, **{key: given[key] for key in _scaling_keys(kind)})
   except ValueError as error:
     raise ValueError(f"{where}.{error}") from error
+
+
+def entry(found: dict, key: str, where) -> dict:
+  """An object inside another, empty where there is none. Raises ValueError where it is no
+  object."""
+  given = found.get(key) or {}
+  if not isinstance(given, dict):
+    raise ValueError(f"{where}: {key}: found {given!r}, expected an object")
+  return given
+
+
+def positive(found: dict, where, key: str, default):
+  """A positive number of config.json, a whole one if `default`, which a missing key means, is
+  whole."""
+  value = found.get(key, default)
+  if not isinstance(value, type(default)) or isinstance(value, bool) or value <= 0:
+    raise ValueError(
+      f"{where}: {key}: found {value!r}, expected a positive {type(default).__name__}"
+    )
+  return value
 
 
 def head_dim(found: dict) -> int:
@@ -227,4 +245,4 @@ def _scaling_keys(kind: str) -> list[str]:
 
 
 def _is_number(x) -> bool:
-  return isinstance(x, int | float) and not isinstance(x, bool)
+  return isinstance(x, int | float) and not isinstance(x, bool) and abs(x) < 1e30
