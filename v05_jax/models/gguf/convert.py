@@ -80,10 +80,10 @@ def _reopen(work: Path, config, built):
   found = hf.read_config(work)
   files.locate(work, hf.stored_shapes(found), beside=None)
   opened = tokenizer.load(work)
-  if found != config or opened.backend_tokenizer.to_str() != built.backend_tokenizer.to_str():
+  if found != config or vocabulary.behaviour(opened) != vocabulary.behaviour(built):
     raise ValueError(
-      f"{work}: found another {'model' if found != config else 'tokenizer'} when it was read "
-      "again, expected what was written"
+      f"{work}: found another {'model' if found != config else 'tokenizer'} when it was read again "
+      f"(transformers takes {type(opened).__name__}), expected what was written"
     )
 
 

@@ -104,6 +104,14 @@ def check(file: File, tokenizer):
     _check_template(file, tokenizer)
 
 
+def behaviour(tokenizer) -> tuple:
+  """What two tokenizers share that do the same. Their files may differ: transformers has classes of
+  its own for some models, which write the same rules in another way."""
+  ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+  ids = [tokenizer.encode(text) for text in PROBES]
+  return tokenizer.get_vocab(), ends, tokenizer.chat_template, ids, tokenizer.batch_decode(ids)
+
+
 def _check_template(file: File, tokenizer):
   question = "What is 2 + 3?"
   try:
