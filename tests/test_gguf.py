@@ -317,6 +317,16 @@ def test_what_is_added_around_a_text(tmp_path, pre, changes, expected):
   assert tokenizer.encode("the") == ids
 
 
+def test_bytes_without_a_token_are_counted(tmp_path):
+  keys = byte_level_keys("smollm")
+  tokens, kinds = keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"]
+  for letter in ("\u0102", "õ"):  # the bytes 2 and 0xF5, the latter of which is in no text
+    tokens[tokens.index(letter)] = f"[{letter}]"
+  changes = {"tokenizer__ggml__tokens": tokens, "tokenizer__ggml__token_type": kinds}
+  said = convert.convert(write_model(tmp_path / "in.gguf", **changes), tmp_path / "out")
+  assert "266 tokens (1 bytes have none: characters with them are lost)" in said
+
+
 def test_named_templates_are_kept(tmp_path):
   changes = {"tokenizer__chat_templates": ["tool_use"]}
   changes["tokenizer__chat_template__tool_use"] = "tools: {{ messages[0]['content'] }}"

@@ -90,8 +90,10 @@ def _reopen(work: Path, config, built):
 def _summary(file: File, config, built, out: Path) -> str:
   kinds = collections.Counter(tensor.tensor_type.name for tensor in file.tensors.values())
   types = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+  lost = vocabulary.lacking(built) if vocabulary.is_byte_level(file) else 0
+  lost = f" ({lost} bytes have none: characters with them are lost)" if lost else ""
   size = sum(x.stat().st_size for x in out.iterdir()) / 1e6
   return (
     f"{out}: {config.family}, {config.num_layers} layers of {config.hidden_size}, from {types}; "
-    f"{len(built)} tokens{'' if built.chat_template else ', no chat template'}; {size:.0f} MB"
+    f"{len(built)} tokens{lost}{'' if built.chat_template else ', no chat template'}; {size:.0f} MB"
   )

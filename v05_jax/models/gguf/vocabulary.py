@@ -87,7 +87,7 @@ def check(file: File, tokenizer):
   backend = tokenizer.backend_tokenizer
   alphabet = {token for token in vocab if len(token) == 1}
   for text in PROBES:
-    if _is_byte_level(file) and not set(_bytes_of(text)) <= alphabet:
+    if is_byte_level(file) and not set(_bytes_of(text)) <= alphabet:
       continue  # a few vocabularies lack bytes that their training texts had not
     found = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False))
     if found != unicodedata.normalize("NFC", text):
@@ -110,6 +110,14 @@ def behaviour(tokenizer) -> tuple:
   ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
   ids = [tokenizer.encode(text) for text in PROBES]
   return tokenizer.get_vocab(), ends, tokenizer.chat_template, ids, tokenizer.batch_decode(ids)
+
+
+def lacking(tokenizer) -> int:
+  """Bytes of UTF-8 that a byte-level tokenizer has no token for: characters with them are lost."""
+  from tokenizers import pre_tokenizers
+
+  never = {chr(byte) for byte in (0xC0, 0xC1, *range(0xF5, 0x100))}  # in no text; as they are named
+  return len(set(pre_tokenizers.ByteLevel.alphabet()) - never - tokenizer.get_vocab().keys())
 
 
 def _check_template(file: File, tokenizer):
@@ -242,7 +250,7 @@ def _add_ends(file: File, backend, ids: dict, tokens: list[str]):
   """BOS before and EOS after a text, where the file says so, or llama.cpp takes it for granted."""
   from tokenizers import processors
 
-  pre = file.value("tokenizer.ggml.pre", str, "default") if _is_byte_level(file) else ""
+  pre = file.value("tokenizer.ggml.pre", str, "default") if is_byte_level(file) else ""
   begins = PRE_TOKENIZERS[pre].begins if pre else True
   ends = {}
   for name, default in (("bos", begins), ("eos", False)):
@@ -309,7 +317,8 @@ def _id(file: File, name: str, tokens: list[str]) -> int | None:
   return found
 
 
-def _is_byte_level(file: File) -> bool:
+def is_byte_level(file: File) -> bool:
+  """Whether a file's tokens are those of byte-level BPE."""
   return file.value("tokenizer.ggml.model", str) == "gpt2"
 
 
