@@ -529,7 +529,7 @@ def test_without_the_package_the_extra_is_named(tmp_path, llama, monkeypatch):
 def test_the_command(tmp_path, llama, monkeypatch, capsys):
   monkeypatch.setattr(sys, "argv", ["gguf", str(llama), str(tmp_path / "out"), "--dtype=bfloat16"])
   gguf_main.main()
-  assert "out: llama, 2 layers of 32, from 23 F32; 266 tokens; " in capsys.readouterr().out
+  assert "out: llama, 2 layers of 32, from 20 F32; 266 tokens; " in capsys.readouterr().out
   assert (tmp_path / "out" / "model.safetensors").stat().st_size < 0.6 * llama.stat().st_size
   exact, found = make_model("llama")[1], hf.load(tmp_path / "out")[1]
   assert_equal(found, exact, rtol=2**-8)
