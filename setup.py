@@ -9,6 +9,7 @@ from setuptools import find_packages, setup
 PLOTS = ["matplotlib>=3.8"]
 NOTEBOOKS = ["ipykernel>=6", "nbclient>=0.10"]
 PARQUET = ["pyarrow>=15"]
+GGUF = ["gguf>=0.17"]
 BENCHMARKS = ["datasets>=3.0", *PARQUET]
 
 setup(
@@ -43,9 +44,11 @@ setup(
       "ruff>=0.14",
       *NOTEBOOKS,
       *PARQUET,
+      *GGUF,
     ],
     "plots": PLOTS,  # summary.png at the end of a run, and the experiments' figures
     "parquet": PARQUET,  # prompts from .parquet files
+    "gguf": GGUF,  # models of llama.cpp: python -m v05_jax.models.gguf
     "benchmarks": BENCHMARKS,  # public problem sets from the Hugging Face hub
     "notebooks": ["jupyterlab>=4", *NOTEBOOKS, *PLOTS],
     "gcs": ["gcsfs>=2024.6"],  # workdirs in gs://

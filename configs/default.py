@@ -17,7 +17,8 @@ def get_config() -> ConfigDict:
   c.rollouts_per_step = 256
 
   c.policy = policy = ConfigDict()
-  # Hugging Face directory; "builtin" = the warm-started policy of the built-in tasks
+  # Hugging Face directory, or a model's name on the hub (owner/name), which is fetched; "builtin" =
+  # the warm-started policy of the built-in tasks
   policy.path = "builtin"
   # a name of models/presets.py: random weights instead of `path` (tokenizer still from `path`)
   policy.preset = ""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from v05_jax import rng
-from v05_jax.models import decoder, families, flash, hf, lora, model_config, presets
+from v05_jax.models import decoder, families, flash, hf, hub, lora, model_config, presets
 from v05_jax.models import tokenizer as tokenizers
 
 BUILTIN = Path(__file__).parent.parent / "tasks" / "warm_start"
@@ -27,15 +27,24 @@ def backend(platform: str | None = None) -> str:
 
 
 def folder(path: str) -> Path:
-  """The directory that `config.policy.path` names."""
-  return BUILTIN if path == "builtin" else Path(path)
+  """The directory that `config.policy.path` names; a model of the hub is fetched where there is no
+  such folder. Raises ValueError where there is neither."""
+  directory = _local(path)
+  if directory.is_dir():
+    return directory
+  if hub.is_name(path):
+    return hub.fetch(path, "config.policy.path")
+  raise ValueError(
+    f'config.policy.path: found {path!r}, expected "builtin", a Hugging Face directory or the name '
+    f"of a model on the hub (owner/name); {directory} is not a directory"
+  )
 
 
 def shape(path: str, preset: str, family: str = "") -> decoder.ModelConfig:
   """The shape of a model that need not be here: of the preset, of the folder's config.json, or,
   where there is no such folder, of the preset that the folder is named after. family: as
   `config.policy.family`. Raises ValueError where none of these is known."""
-  directory = folder(path)
+  directory = _local(path)
   name = preset or directory.name.lower()
   if not preset and directory.is_dir():
     return hf.read_config(directory, family=family)
@@ -71,9 +80,10 @@ def adapt(config: decoder.ModelConfig, policy, platform: str | None = None) -> d
 
 
 def load(policy, seed: int = 0) -> Policy:
-  """The policy that `config.policy` names. `path` is a Hugging Face directory, or "builtin" for the
-  warm start of the built-in tasks; with `preset` the shape is that preset's, the weights are drawn
-  from `seed`, and only the tokenizer comes from `path`.
+  """The policy that `config.policy` names. `path` is a Hugging Face directory, a model's name on
+  the hub (owner/name), or "builtin" for the warm start of the built-in tasks; with `preset` the
+  shape is that preset's, the weights are drawn from `seed`, and only the tokenizer comes from
+  `path`.
 
   Raises ValueError, naming the key or file, for whatever cannot be used.
   """
@@ -88,11 +98,6 @@ def load(policy, seed: int = 0) -> Policy:
       f'config.policy.preset: found {policy.preset!r}, expected "" or one of {", ".join(known)}'
     )
   directory = folder(policy.path)
-  if not directory.is_dir():
-    raise ValueError(
-      f'config.policy.path: found {policy.path!r}, expected "builtin" or a Hugging '
-      f"Face directory; {directory} is not a directory"
-    )
   config = (
     known[policy.preset] if policy.preset else hf.read_config(directory, family=policy.family)
   )
@@ -109,3 +114,7 @@ def load(policy, seed: int = 0) -> Policy:
     if config.adapters:
       params = lora.join(jax.device_get(lora.init(config, rng.at(seed, 0, rng.INIT))), params)
   return Policy(config, params, tokenizer, tokenizers.stop_tokens(tokenizer, directory))
+
+
+def _local(path: str) -> Path:
+  return BUILTIN if path == "builtin" else Path(path)

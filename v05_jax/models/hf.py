@@ -75,12 +75,24 @@ def save(directory, config: ModelConfig, params, tokenizer=None, dtype: str = "f
   if config.adapters:
     config, params = merged(config, params)
   families.check(config)
-  stored = np.dtype({"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}[dtype])
   places = {tensor.name: tensor for tensor in tensors(config)}
+  tensor = lambda name: stored_tensor(params, places[name], np.float32)
+  write(directory, config, tensor, dtype, tokenizer, stop)
+
+
+def write(directory, config: ModelConfig, tensor, dtype: str, tokenizer=None, stop=()):
+  """Writes a model whose tensors are made one after another, into a directory that is there; the
+  rest is as for `save`.
+
+  tensor: name in transformers -> float32 array as the file has it. No more than a file's tensors
+  are in memory.
+  """
+  stored = np.dtype({"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}[dtype])
+  directory = Path(directory)
   files.write_weights(
     directory,
     _shards(stored_shapes(config), stored.itemsize),
-    lambda name: stored_tensor(params, places[name], stored),
+    lambda name: np.ascontiguousarray(tensor(name).astype(stored, copy=False)),
   )
   if tokenizer is not None:
     try:

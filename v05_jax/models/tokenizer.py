@@ -315,6 +315,11 @@ def build_character_tokenizer(characters: Iterable[str], vocab_size: int = 0):
   backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}))
   backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
   backend.decoder = decoders.Fuse()  # characters are joined as they are, without spaces
+  return wrap(backend, pad_token=PAD, eos_token=EOS)
+
+
+def wrap(backend, **settings):
+  """A `tokenizers.Tokenizer` as a tokenizer of transformers that decodes text as it is."""
   return _transformers().PreTrainedTokenizerFast(
-    tokenizer_object=backend, pad_token=PAD, eos_token=EOS, clean_up_tokenization_spaces=False
+    tokenizer_object=backend, clean_up_tokenization_spaces=False, **settings
   )

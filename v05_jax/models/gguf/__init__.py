@@ -1,0 +1,1 @@
+"""GGUF files (of llama.cpp) as Hugging Face directories: `python -m v05_jax.models.gguf`."""
