@@ -47,6 +47,7 @@ setup(
     "plots": PLOTS,  # summary.png at the end of a run, and the experiments' figures
     "parquet": PARQUET,  # prompts from .parquet files
     "benchmarks": BENCHMARKS,  # public problem sets from the Hugging Face hub
+    "reasoning_gym": ["reasoning-gym>=0.1.25"],  # problems made by rules, with their verifiers
     "notebooks": ["jupyterlab>=4", *NOTEBOOKS, *PLOTS],
     "gcs": ["gcsfs>=2024.6"],  # workdirs in gs://
     "tpu": ["jax[tpu]"],

@@ -33,7 +33,7 @@ LAYERS = (
   "tasks sampling.resample sampling.sampler sampling.verdicts update.objective"
   " update.packing value_model.batches value_model.convert value_model.measure"
   " value_model.tabpfn",
-  "data rewards sampling.schedule sampling.warmup update.policy_gradient value_model.v0",
+  "data problems rewards sampling.schedule sampling.warmup update.policy_gradient value_model.v0",
   "plug value_model value_model.initial value_model.objective",
   "estimators",
   "budgets",
@@ -64,7 +64,7 @@ ONLY = {
   "models": "rng",
   "rewards": "tasks",
   "plug": "rewards",
-  "rules": "benchmarks budgets plug",
+  "rules": "benchmarks budgets plug problems",
   "config": "plug rules",
   "shapes": "budgets update.packing",
   "run.success": "",

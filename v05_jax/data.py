@@ -1,4 +1,4 @@
-"""Prompts and answers: from the built-in tasks, a .jsonl or .parquet file, or a public benchmark.
+"""Prompts and answers: from the built-in tasks, a file, a public benchmark, or reasoning-gym.
 
 The order is a function of (seed, epoch) and the place in it is one number, the cursor, so that a
 run resumes anywhere without the state of a data loader.
@@ -13,7 +13,7 @@ import json
 from etils import epath
 import numpy as np
 
-from v05_jax import benchmarks, tasks
+from v05_jax import benchmarks, problems, tasks
 from v05_jax.benchmarks import TASKS, Row, show
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.structs import Prompts
@@ -100,12 +100,12 @@ def load(config_data, tokenizer, max_prompt: int, seed: int = 0, shuffle: bool =
   """The dataset that `config.data` names, read and tokenized once.
 
   `path` is "tasks", where split, size, families and seed say which rows are drawn; or a .jsonl or
-  .parquet file, or a name of `benchmarks.BENCHMARKS`, or several of these with commas between, one
-  after another. The template and, if wanted, the tokenizer's chat template are put around each
-  prompt, never around the built-in tasks' prompts. `seed` is the run's and orders the data.
-  `shuffle=False` is for evaluation: the order of the sources, and of each file or benchmark its
-  first `config.data.size` rows only. Where there are several, or a benchmark, a row's "benchmark"
-  says which it is of.
+  .parquet file, or a name of `benchmarks.BENCHMARKS`, or "reasoning_gym:" with names of its tasks
+  (`problems`), or several of these with commas between, one after another. The template and, if
+  wanted, the tokenizer's chat template are put around each prompt, never around the built-in tasks'
+  prompts. `seed` is the run's and orders the data. `shuffle=False` is for evaluation: the order of
+  the sources, and of each source its first `config.data.size` rows only. Where there are several,
+  or a benchmark or a task of reasoning-gym, a row's "benchmark" says which it is of.
 
   Raises ValueError that names the key, file, line or row: an unknown name, a missing, unreadable or
   empty file, a line that is not a JSON object, a row without prompt or answer, a prompt of more
@@ -120,10 +120,13 @@ def load(config_data, tokenizer, max_prompt: int, seed: int = 0, shuffle: bool =
   for path in paths:
     before = len(rows)
     template, chat = _wrapping(config_data, path)
+    # a task of reasoning-gym has its own name
+    labelled = len(paths) > 1 and not benchmarks.gym_tasks(path)
+    name = benchmarks.label(path) if labelled else ""
     for where, row in itertools.islice(
       _rows(config_data, path), None if shuffle else config_data.size
     ):
-      rows.append({**row, "benchmark": benchmarks.label(path)} if len(paths) > 1 else row)
+      rows.append({**row, "benchmark": name} if name else row)
       wheres.append(where)
       encoded.append(_encode(tokenizer, row["prompt"], template, chat, where))
     if len(rows) == before:
@@ -149,6 +152,8 @@ def _rows(config_data, path: str) -> Iterator[tuple[str, Row]]:
     yield from (
       (f"{config_data.split} row {i} of the built-in tasks", row) for i, row in enumerate(drawn, 1)
     )
+  elif gym := benchmarks.gym_tasks(path):
+    yield from problems.rows(gym, config_data)
   elif path in benchmarks.BENCHMARKS:
     copies = [epath.Path(config_data.folder) / f"{path}{ending}" for ending in benchmarks.FILES]
     copy = next((str(file) for file in copies if file.exists()), None)

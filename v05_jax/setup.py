@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from v05_jax import config as configuration
-from v05_jax import data, models, plug, tasks
+from v05_jax import data, models, plug, problems, tasks
 from v05_jax.budgets import base as budgets
 from v05_jax.estimators import base as estimators
 from v05_jax.observers import base as observers
@@ -68,6 +68,7 @@ def setup(config, workdir: str | None = None, done: int = 0) -> Run:
   workdir: where observers write, None = nowhere; `done`: steps of the state that is to be restored.
   """
   configuration.validate(config)
+  problems.check(config)
   mesh = sharding.make_mesh(config.mesh)
   distributed.connect(mesh)
   policy = models.load(config.policy, config.seed)

@@ -1,4 +1,5 @@
-"""Rewards: what a response is worth, by the built-in tasks, math-verify or the user's function.
+"""Rewards: what a response is worth, by the built-in tasks, math-verify, arithmetic, reasoning-gym
+or the user's function.
 
 `load(config)` returns a verifier: `submit(prompts, responses, rows)` hands rollouts over and
 returns one handle each, in order; `handle.result()` waits for its `Verdict`; `close()`, or leaving
@@ -6,21 +7,26 @@ the `with` block, ends it. A verifier that hangs, crashes or raises costs one ro
 never the run.
 """
 
+from v05_jax.rewards import expression
 from v05_jax.rewards.pool import Direct, Pool, Verdict
 
 __all__ = ["Direct", "Pool", "Verdict", "load", "overlong_penalty"]
 
 MATH = "v05_jax.rewards.math:verify"
-MATH_MEMORY = 4 << 30  # bytes of address space: a tower of powers must not take all memory
+GYM = "v05_jax.rewards.reasoning_gym:verify"
+# Bytes of address space of a worker that calculates what a policy wrote: a tower of powers must not
+# take all memory.
+CALCULATING_MEMORY = 4 << 30
 
 
 def load(config) -> Direct | Pool:
   """The verifier that `config.reward` names.
 
-  "task" is the built-in tasks' own verifier; it is trusted, takes microseconds and runs in this
-  process. "math" (free-form mathematics) and "module:function", called as (prompt, response, row)
-  -> float, run in `config.rewards.workers` processes, each verdict for `config.rewards.timeout`
-  seconds at most.
+  "task" is the built-in tasks' own verifier, "expression" calculates the response's arithmetic; both
+  are trusted, take well below a millisecond and run in this process. "math" (free-form
+  mathematics), "reasoning_gym" (its tasks' own verifiers) and "module:function", called as (prompt,
+  response, row) -> float, run in `config.rewards.workers` processes, each verdict for
+  `config.rewards.timeout` seconds at most.
 
   Raises ValueError, naming the key, if a worker cannot import the function or it is not callable.
   """
@@ -28,14 +34,20 @@ def load(config) -> Direct | Pool:
     from v05_jax import tasks
 
     return Direct(tasks.verify)
+  if config.reward == "expression":
+    return Direct(expression.verify)
   if config.rewards.workers < 1:
     raise ValueError(f"config.rewards.workers = {config.rewards.workers}: expected at least 1")
   if not config.rewards.timeout > 0:
     raise ValueError(f"config.rewards.timeout = {config.rewards.timeout}: expected seconds above 0")
-  if config.reward != "math" and not all(config.reward.partition(":")):
-    raise ValueError(f"config.reward = {config.reward!r}: expected task, math or module:function")
-  math = config.reward == "math"
-  target, memory = (MATH, MATH_MEMORY) if math else (config.reward, 0)
+  own = {"math": MATH, "reasoning_gym": GYM}
+  if config.reward not in own and not all(config.reward.partition(":")):
+    raise ValueError(
+      f"config.reward = {config.reward!r}: expected task, math, expression, reasoning_gym or "
+      "module:function"
+    )
+  target = own.get(config.reward, config.reward)
+  memory = CALCULATING_MEMORY if config.reward in own else 0
   try:
     return Pool(target, config.rewards.workers, config.rewards.timeout, memory)
   except ValueError as error:
