@@ -11,9 +11,16 @@ prompt, whatever their seeds, sizes and options; a problem that came before is l
 
 import ast
 from collections.abc import Iterator
+import contextlib
 import itertools
 import json
+from multiprocessing.connection import Connection
+import os
 import re
+import socket
+import subprocess
+import sys
+import time
 from typing import Any
 
 from absl import logging
@@ -22,10 +29,16 @@ from v05_jax import benchmarks, tasks
 from v05_jax.benchmarks import Row, show
 from v05_jax.rewards import reasoning_gym
 
-CHUNK = 1024  # problems of a data set, of which a stream has one after another
-SPREAD = 2654435761  # sets the streams of neighbouring seeds far from each other
+LONGEST_WAIT = 120.0  # seconds until a task's first problem, and between two
+NOTICE = 20.0  # seconds of drawing after which the log says how long it takes
 # A task counts as used up after so many draws in vain, and as many more for each problem found.
 VAIN, VAIN_EACH = 400, 8
+
+BOOT = (
+  "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+  "from v05_jax.rewards import reasoning_gym; "
+  "reasoning_gym.send(int(sys.argv[2]), *json.loads(sys.argv[3]))"
+)
 
 Options = dict[str, dict[str, Any]]  # task -> option -> value
 
@@ -80,55 +93,84 @@ def rows(names: list[str], config_data) -> Iterator[tuple[str, Row]]:
   A row has "prompt", "answer" ("" where the task knows none), the task's name as "benchmark", its
   "options", and the "metadata" that its verifier wants, as JSON has them. It is a function of the
   arguments and of reasoning-gym's version. A task with too few problems in the split gives those it
-  has, which the log says. Raises ValueError as `reasoning_gym.dataset` does.
+  has, which the log says. Raises ValueError as `reasoning_gym.dataset` does, or where a task fails.
   """
-  given, n = read_options(config_data.options), len(names)
+  given, n, begun = read_options(config_data.options), len(names), time.monotonic()
   shares = [config_data.size // n + (i < config_data.size % n) for i in range(n)]
-  streams = [
-    _share(draw(task, given.get(task, {}), config_data.split, config_data.seed), share, task)
-    for task, share in zip(names, shares, strict=True)
-  ]
-  for turn in itertools.zip_longest(*streams):
-    yield from (found for found in turn if found)
-
-
-def _share(stream, share: int, task: str) -> Iterator[tuple[str, Row]]:
-  count = 0
-  for count, row in enumerate(itertools.islice(stream, share), 1):
-    yield f"reasoning_gym:{task} row {count}", row
-  if count < share:
-    logging.warning(
-      "reasoning_gym:%s has no more than %d problems in this split, of %d wanted",
-      task,
-      count,
-      share,
-    )
+  with contextlib.ExitStack() as stack:
+    streams = [
+      stack.enter_context(
+        contextlib.closing(draw(task, given.get(task, {}), config_data.split, config_data.seed))
+      )
+      for task in names
+    ]
+    count, noticed = [0] * n, False
+    for i in (i for place in range(shares[0]) for i in range(n) if place < shares[i]):
+      if (row := next(streams[i], None)) is None:
+        continue
+      count[i] += 1
+      yield f"{benchmarks.GYM}{names[i]} row {count[i]}", row
+      seconds, share = time.monotonic() - begun, sum(count) / config_data.size
+      if seconds > NOTICE and not noticed:
+        noticed = True
+        logging.info("drawing %d problems takes about %.0f s", config_data.size, seconds / share)
+  for name, found, share in zip(names, count, shares, strict=True):
+    if found < share:
+      logging.warning("reasoning_gym:%s: found %d problems, of %d wanted", name, found, share)
 
 
 def draw(task: str, options: dict[str, Any], split: str, seed: int) -> Iterator[Row]:
   """The rows of one task in a split, each prompt once, until hardly any new one comes."""
   seen: set[str] = set()
   vain = 0
-  for entry in _entries(task, options, seed):
-    prompt = entry["question"]
-    if prompt in seen or tasks.split_of(prompt) != split:
-      vain += 1
-      if vain > VAIN + VAIN_EACH * len(seen):
-        return
-      continue
-    seen.add(prompt)
-    vain = 0
-    yield {
-      "prompt": prompt,
-      "answer": str(entry["answer"] if entry["answer"] is not None else ""),
-      "benchmark": task,
-      "options": options,
-      "metadata": json.loads(json.dumps(entry["metadata"])),
-    }
+  with contextlib.closing(_entries(task, options, seed)) as entries:
+    for entry in entries:
+      prompt = entry["question"]
+      if prompt in seen or tasks.split_of(prompt) != split:
+        vain += 1
+        if vain > VAIN + VAIN_EACH * len(seen):
+          return
+        continue
+      seen.add(prompt)
+      vain = 0
+      yield {
+        "prompt": prompt,
+        "answer": "" if entry["answer"] is None else str(entry["answer"]),
+        "benchmark": task,
+        "options": options,
+        "metadata": entry["metadata"],
+      }
 
 
 def _entries(task: str, options: dict[str, Any], seed: int) -> Iterator[dict[str, Any]]:
-  """reasoning-gym's entries of a task without end; item i of a data set is that of seed + i."""
-  for chunk in itertools.count():
-    first = (seed * SPREAD + chunk * CHUNK) % 2**32
-    yield from reasoning_gym.dataset(task, options, first, CHUNK)
+  """The entries of a task without end, made by a process of their own.
+
+  Its hashes of texts are fixed, without which some tasks draw other problems in each process.
+  Raises ValueError where it fails, or takes longer than `LONGEST_WAIT`.
+  """
+  ours, theirs = socket.socketpair()
+  with theirs:
+    arguments = [json.dumps([p or os.getcwd() for p in sys.path]), str(theirs.fileno())]
+    process = subprocess.Popen(
+      [sys.executable, "-P", "-c", BOOT, *arguments, json.dumps([task, options, seed])],
+      stdin=subprocess.DEVNULL,
+      pass_fds=[theirs.fileno()],
+      start_new_session=True,  # the terminal's Ctrl-C is the run's
+      env=os.environ | {"PYTHONHASHSEED": "0"},
+    )
+  connection = Connection(ours.detach())
+  try:
+    while connection.poll(LONGEST_WAIT):
+      entry = json.loads(connection.recv_bytes())
+      if "error" in entry:
+        raise ValueError(f"reasoning_gym:{task}: the task cannot make a problem: {entry['error']}")
+      yield entry
+    raise ValueError(f"reasoning_gym:{task}: found no problem within {LONGEST_WAIT:g} s")
+  except (EOFError, OSError):
+    raise ValueError(
+      f"reasoning_gym:{task}: the process that makes its problems ended with status {process.wait()}"
+    ) from None
+  finally:
+    connection.close()
+    process.kill()
+    process.wait()

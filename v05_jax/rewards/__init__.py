@@ -22,10 +22,10 @@ CALCULATING_MEMORY = 4 << 30
 def load(config) -> Direct | Pool:
   """The verifier that `config.reward` names.
 
-  "task" is the built-in tasks' own verifier, "expression" calculates the response's arithmetic; both
-  are trusted, take well below a millisecond and run in this process. "math" (free-form
-  mathematics), "reasoning_gym" (its tasks' own verifiers) and "module:function", called as (prompt,
-  response, row) -> float, run in `config.rewards.workers` processes, each verdict for
+  "task" is the built-in tasks' own verifier, "expression" calculates the response's arithmetic;
+  both are trusted, bounded, fast and run in this process. "math" (free-form mathematics),
+  "reasoning_gym" (its tasks' own verifiers) and "module:function", called as (prompt, response,
+  row) -> float, run in `config.rewards.workers` processes, each verdict for
   `config.rewards.timeout` seconds at most.
 
   Raises ValueError, naming the key, if a worker cannot import the function or it is not callable.

@@ -7,13 +7,14 @@ exactly in fractions.
 Where it is looked for: in the response's last line that is not empty, and there in the last
 \boxed{...}, between <answer> and </answer>, or after the last colon, where there is one. Of the
 sides of an equation the one before the last counts, so that `7 * 8 = 56` and `x = 7 * 8 = 57` are
-both `7 * 8`, except where that side has no digit: `total cost = 7 * 8` is `7 * 8`. A plain number is an
-expression.
+both `7 * 8`, except where that side has no digit: `total cost = 7 * 8` is `7 * 8`. A plain number
+is an expression.
 
 What it may hold: numbers (`1,000`, `.5`, `2e3`), parentheses, `+ - * / // ^ **`, a product
-without its sign, `2(3 + 4)`, the signs of print and of LaTeX (`×`, `÷`, `−`, `²`, `\times`, `\cdot`,
-`\div`, `\frac{1}{2}`), `x` between numbers, and dollar signs, which mean nothing. `%` is per cent,
-and the remainder where a number or a parenthesis follows. Powers bind as in Python: -2^2 is -4.
+without its sign, `2(3 + 4)`, the signs of print and of LaTeX (`×`, `÷`, `−`, `²`, `\times`,
+`\cdot`, `\div`, `\frac{1}{2}`), `x` between numbers, and signs of money, which mean nothing. `%` is
+per cent, and the remainder where a number or a parenthesis follows. Powers bind as in Python: -2^2
+is -4.
 """
 
 from fractions import Fraction
