@@ -10,9 +10,9 @@ prompt, whatever their seeds, sizes and options; a problem that came before is l
 """
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
-import itertools
+from functools import partial
 import json
 from multiprocessing.connection import Connection
 import os
@@ -37,7 +37,7 @@ VAIN, VAIN_EACH = 400, 8
 BOOT = (
   "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
   "from v05_jax.rewards import reasoning_gym; "
-  "reasoning_gym.send(int(sys.argv[2]), *json.loads(sys.argv[3]))"
+  "reasoning_gym.serve(int(sys.argv[2]), *json.loads(sys.argv[3]))"
 )
 
 Options = dict[str, dict[str, Any]]  # task -> option -> value
@@ -97,79 +97,84 @@ def rows(names: list[str], config_data) -> Iterator[tuple[str, Row]]:
   """
   given, n, begun = read_options(config_data.options), len(names), time.monotonic()
   shares = [config_data.size // n + (i < config_data.size % n) for i in range(n)]
-  with contextlib.ExitStack() as stack:
-    streams = [
-      stack.enter_context(
-        contextlib.closing(draw(task, given.get(task, {}), config_data.split, config_data.seed))
-      )
-      for task in names
-    ]
-    count, noticed = [0] * n, False
+  sources = [(task, given.get(task, {})) for task in names]
+  count, noticed = [0] * n, False
+  with _maker(sources, config_data.seed) as make:
+    streams = [_draw(partial(make, i), config_data.split) for i in range(n)]
     for i in (i for place in range(shares[0]) for i in range(n) if place < shares[i]):
-      if (row := next(streams[i], None)) is None:
+      if (entry := next(streams[i], None)) is None:
         continue
       count[i] += 1
-      yield f"{benchmarks.GYM}{names[i]} row {count[i]}", row
+      yield f"{benchmarks.GYM}{names[i]} row {count[i]}", _row(entry, *sources[i])
       seconds, share = time.monotonic() - begun, sum(count) / config_data.size
       if seconds > NOTICE and not noticed:
         noticed = True
-        logging.info("drawing %d problems takes about %.0f s", config_data.size, seconds / share)
+        logging.warning("drawing %d problems takes about %.0f s", config_data.size, seconds / share)
   for name, found, share in zip(names, count, shares, strict=True):
     if found < share:
       logging.warning("reasoning_gym:%s: found %d problems, of %d wanted", name, found, share)
 
 
-def draw(task: str, options: dict[str, Any], split: str, seed: int) -> Iterator[Row]:
-  """The rows of one task in a split, each prompt once, until hardly any new one comes."""
+def _row(entry: dict[str, Any], task: str, options: dict[str, Any]) -> Row:
+  answer = "" if entry["answer"] is None else str(entry["answer"])
+  return {
+    "prompt": entry["question"],
+    "answer": answer,
+    "benchmark": task,
+    "options": options,
+    "metadata": entry["metadata"],
+  }
+
+
+def _draw(make: Callable[[], dict[str, Any]], split: str) -> Iterator[dict[str, Any]]:
+  """The entries of a split, each question once, until hardly any new one is made."""
   seen: set[str] = set()
   vain = 0
-  with contextlib.closing(_entries(task, options, seed)) as entries:
-    for entry in entries:
-      prompt = entry["question"]
-      if prompt in seen or tasks.split_of(prompt) != split:
-        vain += 1
-        if vain > VAIN + VAIN_EACH * len(seen):
-          return
-        continue
-      seen.add(prompt)
+  while vain <= VAIN + VAIN_EACH * len(seen):
+    entry = make()
+    question = entry["question"]
+    if question in seen or tasks.split_of(question) != split:
+      vain += 1
+    else:
+      seen.add(question)
       vain = 0
-      yield {
-        "prompt": prompt,
-        "answer": "" if entry["answer"] is None else str(entry["answer"]),
-        "benchmark": task,
-        "options": options,
-        "metadata": entry["metadata"],
-      }
+      yield entry
 
 
-def _entries(task: str, options: dict[str, Any], seed: int) -> Iterator[dict[str, Any]]:
-  """The entries of a task without end, made by a process of their own.
+@contextlib.contextmanager
+def _maker(sources: list[tuple[str, dict[str, Any]]], seed: int):
+  """A process that makes entries: `make(i)` is the next one of source i, a task and its options.
 
   Its hashes of texts are fixed, without which some tasks draw other problems in each process.
-  Raises ValueError where it fails, or takes longer than `LONGEST_WAIT`.
+  `make` raises ValueError where the task fails, or takes longer than `LONGEST_WAIT`.
   """
   ours, theirs = socket.socketpair()
   with theirs:
     arguments = [json.dumps([p or os.getcwd() for p in sys.path]), str(theirs.fileno())]
     process = subprocess.Popen(
-      [sys.executable, "-P", "-c", BOOT, *arguments, json.dumps([task, options, seed])],
+      [sys.executable, "-P", "-c", BOOT, *arguments, json.dumps([sources, seed])],
       stdin=subprocess.DEVNULL,
       pass_fds=[theirs.fileno()],
       start_new_session=True,  # the terminal's Ctrl-C is the run's
       env=os.environ | {"PYTHONHASHSEED": "0"},
     )
   connection = Connection(ours.detach())
-  try:
-    while connection.poll(LONGEST_WAIT):
+
+  def make(i: int) -> dict[str, Any]:
+    name = benchmarks.GYM + sources[i][0]
+    try:
+      connection.send_bytes(str(i).encode())
+      if not connection.poll(LONGEST_WAIT):
+        raise ValueError(f"{name}: found no problem within {LONGEST_WAIT:g} s")
       entry = json.loads(connection.recv_bytes())
-      if "error" in entry:
-        raise ValueError(f"reasoning_gym:{task}: the task cannot make a problem: {entry['error']}")
-      yield entry
-    raise ValueError(f"reasoning_gym:{task}: found no problem within {LONGEST_WAIT:g} s")
-  except (EOFError, OSError):
-    raise ValueError(
-      f"reasoning_gym:{task}: the process that makes its problems ended with status {process.wait()}"
-    ) from None
+    except (EOFError, OSError):
+      raise ValueError(f"{name}: the process that makes its problems ended") from None
+    if "error" in entry:
+      raise ValueError(f"{name}: the task cannot make a problem: {entry['error']}")
+    return entry
+
+  try:
+    yield make
   finally:
     connection.close()
     process.kill()

@@ -180,8 +180,8 @@ def _data(config, need):
   own = {"data.path": config.data.path != "tasks", "eval.path": config.eval.path != "tasks"}
   for key in (key for key, is_file in own.items() if is_file):
     other = (
-      f'"math", "expression" or module:function, since {key} is a file or benchmark: "task" knows '
-      "the built-in tasks alone"
+      f'"math", "expression", "reasoning_gym" or module:function, since {key} is a file or '
+      'benchmark: "task" knows the built-in tasks alone'
     )
     need(config.reward != "task", "reward", other)
   _gym(config, need)

@@ -54,7 +54,8 @@ PLAIN = (
 )
 BOXED = re.compile(r"\\boxed\s*\{(.*)\}")
 TAGGED = re.compile(r"<answer>(.*?)(?:</answer>|$)")
-TIMES = re.compile(r"(?<=[\d)])\s*[xX]\s*(?=[\d(.])")
+# 7 x 8 and 7x8, but not 0x38
+TIMES = re.compile(r"(?<=[\d)])(?:\s+|(?<!(?<![\d.,])0))[xX]\s*(?=[\d(.])")
 NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+"
 TOKEN = re.compile(rf"\s*(?:((?:{NUMBER})(?:[eE][+-]?\d+)?)|(\*\*|//|[-+*/^%()]))")
 

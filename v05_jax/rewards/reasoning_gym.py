@@ -10,6 +10,8 @@ wrote. Nothing here may import jax, as in `rewards.worker`.
 """
 
 import ast
+from collections.abc import Iterator
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -106,27 +108,32 @@ def dataset(task: str, options: dict[str, Any], seed: int = 0, size: int = 1):
     ) from None
 
 
-def send(descriptor: int, task: str, options: dict[str, Any], seed: int):
-  """Sends the entries of a task, without end, as JSON over the socket `descriptor`: question,
-  answer and metadata, or {"error": ...} and no more. Ends when the other side closes it.
+def serve(descriptor: int, sources: list[tuple[str, dict[str, Any]]], seed: int):
+  """Makes entries until the other side of the socket `descriptor` closes it.
 
-  A function of the arguments where the process was started with a fixed PYTHONHASHSEED: some tasks
-  go through sets of texts, and one draws from Python's own stream, which is seeded for each entry.
+  Each message is the number of a source, a task and its options; the reply is its next entry as
+  JSON, with question, answer and metadata, or {"error": ...}. What comes is a function of the
+  arguments where the process was started with a fixed PYTHONHASHSEED: some tasks go through sets of
+  texts, and one draws from Python's own stream, which is seeded for each entry.
   """
   os.dup2(2, 1)  # what a generator prints must not mix with the run's own output
   connection = Connection(descriptor)
+  streams = [entries(task, options, seed) for task, options in sources]
+  with contextlib.suppress(EOFError, OSError):
+    while True:
+      connection.send_bytes(_reply(streams[int(connection.recv_bytes())]))
+
+
+def _reply(stream: Iterator[dict[str, Any]]) -> bytes:
   try:
-    for entry in entries(task, options, seed):
-      connection.send_bytes(json.dumps(entry, default=str).encode())
-  except (BrokenPipeError, ConnectionResetError):
-    return
-  except Exception as error:  # of the generator
+    return json.dumps(next(stream), default=str).encode()
+  except Exception as error:  # of the generator, of many kinds
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    connection.send_bytes(json.dumps({"error": text[:500]}).encode())
+    return json.dumps({"error": text[:500]}).encode()
 
 
-def entries(task: str, options: dict[str, Any], seed: int):
-  """reasoning-gym's entries of a task without end; entry i of a data set is that of its seed + i."""
+def entries(task: str, options: dict[str, Any], seed: int) -> Iterator[dict[str, Any]]:
+  """reasoning-gym's entries of a task, without end; entry i of a data set is that of seed + i."""
   for chunk in itertools.count():
     first = (seed * SPREAD + chunk * CHUNK) % 2**31
     data = dataset(task, options, first, CHUNK)
