@@ -62,8 +62,9 @@ def get_config() -> ConfigDict:
   # seed)
   data.seed = 0
 
-  # task | math | expression (the response's arithmetic is calculated) | reasoning_gym (its own
-  # verifiers) | module:function, called as (prompt, response, row) -> float
+  # task | math | expression | reasoning_gym | module:function
+  # The built-in tasks' own, math-verify, the response's arithmetic calculated, reasoning-gym's own
+  # verifiers, or a function of yours, called as (prompt, response, row) -> float.
   c.reward = "task"
   c.rewards = rewards = ConfigDict()
   rewards.low = 0.0  # the verifier's reward for failure: mapped to -1
