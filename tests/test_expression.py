@@ -167,6 +167,21 @@ def test_an_answer_that_is_no_number_is_never_met(answer):
   assert expression.verify("", "7 * 8", {}) == 0.0
 
 
+def test_answers_that_are_no_numbers_are_counted_before_a_run(monkeypatch):
+  said = []
+  monkeypatch.setattr(rewards.logging, "warning", lambda text, *values: said.append(text % values))
+  rows = [{"answer": answer} for answer in ("5", "February 3rd", "1,000", "5, 15", "3.5")]
+  rewards.check_answers("expression", rows, "asdiv")
+  assert said == [
+    "asdiv: 2 of 5 answers are no numbers, such as 'February 3rd': their responses are worth 0"
+  ]
+  rewards.check_answers("expression", rows[::2], "asdiv")
+  rewards.check_answers("math", rows, "asdiv")
+  assert len(said) == 1
+  with pytest.raises(ValueError, match=r"asdiv: found 'February 3rd' .* no number among 1 of them"):
+    rewards.check_answers("expression", rows[1:2], "asdiv")
+
+
 def test_anything_but_a_text_is_worth_nothing():
   assert [judge(response, "56") for response in (None, 56, b"56", ["56"])] == [0.0] * 4
   assert judge("7 * 8", 56) == judge("7 * 8", 56.0) == 1.0

@@ -7,10 +7,14 @@ the `with` block, ends it. A verifier that hangs, crashes or raises costs one ro
 never the run.
 """
 
+from collections.abc import Sequence
+
+from absl import logging
+
 from v05_jax.rewards import expression
 from v05_jax.rewards.pool import Direct, Pool, Verdict
 
-__all__ = ["Direct", "Pool", "Verdict", "load", "overlong_penalty"]
+__all__ = ["Direct", "Pool", "Verdict", "check_answers", "load", "overlong_penalty"]
 
 MATH = "v05_jax.rewards.math:verify"
 GYM = "v05_jax.rewards.reasoning_gym:verify"
@@ -52,6 +56,30 @@ def load(config) -> Direct | Pool:
     return Pool(target, config.rewards.workers, config.rewards.timeout, memory)
   except ValueError as error:
     raise ValueError(f"config.reward = {config.reward!r}: {error}") from None
+
+
+def check_answers(reward: str, rows: Sequence[dict], source: str) -> None:
+  """Whether the reward `expression` can compare with the answers of `rows`, drawn from `source`.
+
+  Raises ValueError where no answer is a number, and logs how many are none: a response to these is
+  worth 0 whatever it says. Any other reward has its own ideas of an answer.
+  """
+  if reward != "expression":
+    return
+  wrong = [row["answer"] for row in rows if not expression.is_number(row["answer"])]
+  if wrong and len(wrong) == len(rows):
+    raise ValueError(
+      f"{source}: found {wrong[0]!r} as the first answer and no number among {len(rows)} of them, "
+      "expected numbers, since config.reward is expression"
+    )
+  if wrong:
+    logging.warning(
+      "%s: %d of %d answers are no numbers, such as %r: their responses are worth 0",
+      source,
+      len(wrong),
+      len(rows),
+      wrong[0],
+    )
 
 
 def overlong_penalty(length, max_response: int, buffer: int):

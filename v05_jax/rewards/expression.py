@@ -89,6 +89,15 @@ def agrees(value: Fraction, answer: str) -> bool:
   return abs(value - expected) <= max(allowed, RELATIVE * abs(expected))
 
 
+def is_number(answer) -> bool:
+  """Whether `agrees` can compare with an answer."""
+  try:
+    agrees(Fraction(0), answer)
+  except ValueError:
+    return False
+  return True
+
+
 def expression(response: str) -> str:
   """The expression of a response, as the head of this module says; it may be empty, or none."""
   line = response.rstrip().rpartition("\n")[2].rpartition("\r")[2]

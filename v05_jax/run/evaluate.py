@@ -69,6 +69,7 @@ def make(policy, config, mesh, collect) -> Callable[..., Result]:
   dataset = data.load(
     source, policy.tokenizer, config.sampler.max_prompt, seed=config.seed, shuffle=False
   )
+  rewards.check_answers(config.reward, dataset.rows, options.path)
   exact = None
   if options.path == data.TASKS:
     sampler = config.sampler.copy_and_resolve_references()
