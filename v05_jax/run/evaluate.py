@@ -274,7 +274,7 @@ def table(result: Result, values: dict[str, float], ends: dict[str, tuple[float,
       f"eval/average/{metric}" if average else f"eval/{metric}{suffix}" for _, metric in columns
     ]
     cells = " | ".join(_cell(key, values, ends) for key in keys)
-    text.append(f"| {name} | {count if count == whole else f'{count} of {whole}'} | {cells} |")
+    text.append(f"| {name} | {count if count >= whole else f'{count} of {whole}'} | {cells} |")
   return "\n".join(text)
 
 
