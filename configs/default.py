@@ -41,13 +41,17 @@ def get_config() -> ConfigDict:
 
   c.data = data = ConfigDict()
   # "tasks" = the built-in task families, else a .jsonl or .parquet file, or a benchmark's name
-  # (benchmarks.py), or several with commas between
+  # (benchmarks.py), or "reasoning_gym:" with its tasks' names, or several with commas between
   data.path = "tasks"
   # where NAME.jsonl or NAME.parquet of a benchmark is looked for before the hub is asked
   data.folder = "benchmarks"
-  data.split = "train"  # of the built-in tasks: train | validation | heldout
-  data.size = 16384  # prompts drawn from the built-in tasks
+  # of the built-in tasks and of reasoning-gym's: train | validation | heldout
+  data.split = "train"
+  data.size = 16384  # prompts drawn from the built-in tasks, or from reasoning-gym's
   data.families = ("add", "sub", "mod", "sort", "lin", "chain")  # of the built-in tasks
+  # Of reasoning-gym's tasks, TASK.OPTION=VALUE with commas between, for training and evaluation:
+  # "chain_sum.max_terms=3,chain_sum.max_digits=2".
+  data.options = ""
   # field of the prompt in a file; "" = detect: prompt, question, problem, messages
   data.prompt_key = ""
   # field of the answer in a file; "" = detect: answer, final_answer, solution, DAPO-Math's
@@ -56,13 +60,18 @@ def get_config() -> ConfigDict:
   # benchmark the instruction to put the answer in a box (benchmarks.TEMPLATE).
   data.template = ""
   data.chat_template = True  # use the tokenizer's chat template, where it has one
-  data.seed = 0  # of the built-in tasks' draw (the order of the data follows the run's seed)
+  # of the draw from the built-in tasks or reasoning-gym's (the order of the data follows the run's
+  # seed)
+  data.seed = 0
 
-  c.reward = "task"  # task | math | module:function, called as (prompt, response, row) -> float
+  # task | math | expression | reasoning_gym | module:function
+  # The built-in tasks' own, math-verify, the response's arithmetic calculated, reasoning-gym's own
+  # verifiers, or a function of yours, called as (prompt, response, row) -> float.
+  c.reward = "task"
   c.rewards = rewards = ConfigDict()
   rewards.low = 0.0  # the verifier's reward for failure: mapped to -1
   rewards.high = 1.0  # and for success: mapped to 1; what lies outside is clipped
-  rewards.workers = 2  # verifier processes; the built-in tasks' own verifier runs in the loop
+  rewards.workers = 2  # verifier processes; the rewards task and expression run in the loop
   rewards.timeout = 10.0  # seconds a verdict may take, a day at most
   # tokens before the limit over which a penalty falls from 0 to -1 (DAPO); 0 = off
   rewards.overlong_buffer = 0
@@ -197,7 +206,7 @@ def get_config() -> ConfigDict:
   evaluate.period = 8  # steps between evaluations; 0 = off
   evaluate.path = "tasks"  # as data.path
   evaluate.split = "heldout"  # as data.split
-  evaluate.size = 512  # prompts, of each file or benchmark at most
+  evaluate.size = 512  # prompts, of each file or benchmark at most, of reasoning-gym's tasks in all
   # rollouts a prompt; 0 = exact success only (built-in tasks); papers on mathematics take 16
   evaluate.samples = 0
   evaluate.temperature = 1.0

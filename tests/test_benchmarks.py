@@ -35,6 +35,11 @@ ANSWERS = {
   "gsm8k": [("294", "294", "21"), ("70,000", "70000", "70")],
   "gsm8k_train": [("20", "20", "5")],
   "dapo_math_17k": [("45", "45", "54"), ("81", "81", "9"), ("7", "7", "8")],
+  "svamp": [("45", "45", "17"), ("72", "72", "18")],
+  "svamp_train": [("5", "5", "36")],
+  "asdiv": [("42", "42", "8"), ("14, 7", "7, 14", "14"), ("3.33", "3.33", "3")],
+  "mawps": [("1500", "1500", "900")],
+  "mawps_train": [("0.3", "0.3", "0.7")],
 }
 
 
@@ -100,6 +105,27 @@ def test_a_context_stands_before_its_question(tokenizer):
   assert (
     second["prompt"] == "Let $p$ and $q$ be primes below $6$.\n\nFind all pairs $(p,q)$ with $p<q$."
   )
+
+
+def test_word_problems_stand_in_one_line(tokenizer):
+  prompts = [row["prompt"] for row in load(tokenizer, "svamp,asdiv").rows]
+  assert prompts[:3] == [
+    "Lena has 31 stamps and buys 14 more. How many stamps does she have now?",
+    "A baker fills 6 trays with 12 rolls each. How many rolls does he have?",
+    "Two boats carry 17 and 25 people. How many people do they carry together?",
+  ]
+
+
+@pytest.mark.parametrize("name", ["svamp", "asdiv", "mawps", "gsm8k", "gsm8k_train", "aime2024"])
+def test_a_copy_may_have_prompt_and_answer(tokenizer, tmp_path, name):
+  (tmp_path / f"{name}.jsonl").write_text(
+    '{"prompt": "There are 3 (of 7). How many?", "answer": "3 (of 7)", "formula": "3"}\n'
+    '{"prompt": "Two and two?", "answer": 4}\n'
+  )
+  first, second = load(tokenizer, name, tmp_path).rows
+  assert (first["prompt"], first["formula"]) == ("There are 3 (of 7). How many?", "3")
+  assert (second["answer"], second["benchmark"]) == ("4", name)
+  assert first["answer"] == "3 (of 7)"
 
 
 def test_several_sources_one_after_another(tokenizer, tmp_path):
@@ -231,6 +257,9 @@ def test_without_a_copy_the_error_says_what_to_do(
     ),
     ("math500", '{"problem": "", "answer": "2"}', r"math500.jsonl:1: found '' as prompt"),
     ("math500", "", r"math500: found no row"),
+    ("svamp", '{"prompt": "1"}', r"svamp.jsonl:1: found the fields prompt, .* or prompt and"),
+    ("svamp", '{"prompt": "1", "answer": ""}', r"svamp.jsonl:1: found '' as answer"),
+    ("mawps", '{"prompt": 1, "answer": "2"}', r"mawps.jsonl:1: found 1 as prompt"),
     ("math500", '{"problem"', r"math500.jsonl:1: .* not JSON"),
   ],
 )
@@ -248,6 +277,12 @@ def test_bad_files_are_named(tokenizer, tmp_path, name, content, message):
     "aime2024,aime2024",
     "aime2024,",
     "tasks,gsm8k",
+    "reasoning_gym:",
+    "reasoning_gym:a,",
+    "reasoning_gym:a,a",
+    "reasoning_gym:a,b/a.jsonl",
+    "reasoning_gym:a b",
+    "gsm8k,chain_sum",
     "a/x.jsonl,b/x.parquet",
     "rows.csv",
     "",
@@ -268,8 +303,20 @@ def test_unknown_and_repeated_names_list_the_known_ones(tokenizer, path):
 
 
 def test_what_paths_may_be():
-  for path in ("tasks", "aime2024", "aime2024, math500", "a/x.jsonl", "gs://a/x.parquet,gsm8k"):
+  for path in (
+    "tasks",
+    "aime2024",
+    "aime2024, math500",
+    "a/x.jsonl",
+    "gs://a/x.parquet,gsm8k",
+    "reasoning_gym:chain_sum",
+    "reasoning_gym:chain_sum, leg_counting,gsm8k,a/x.jsonl",
+  ):
     assert benchmarks.is_path(path), path
+  path = "x.jsonl, reasoning_gym:a, b,reasoning_gym:c,gsm8k,gs://y.jsonl"
+  assert benchmarks.names(path) == ["x.jsonl", "reasoning_gym:a,b,c", "gsm8k", "gs://y.jsonl"]
+  assert [benchmarks.gym_tasks(x) for x in benchmarks.names(path)[:2]] == [[], ["a", "b", "c"]]
+  assert data.label(path) == "x+a+b+c+gsm8k+y"
   assert [benchmarks.label(x) for x in ("gsm8k", "a/b.c.jsonl", "gs://a/x.parquet")] == [
     "gsm8k",
     "b.c",

@@ -33,8 +33,8 @@ LAYERS = (
   "tasks sampling.resample sampling.sampler update.objective"
   " update.packing value_model.batches value_model.convert value_model.measure"
   " value_model.tabpfn",
-  "data rewards sampling.schedule sampling.verdicts sampling.warmup update.policy_gradient"
-  " value_model.v0",
+  "data problems rewards sampling.schedule sampling.verdicts sampling.warmup"
+  " update.policy_gradient value_model.v0",
   "plug value_model value_model.initial value_model.objective",
   "estimators",
   "budgets",
@@ -66,7 +66,7 @@ ONLY = {
   "models": "rng",
   "rewards": "tasks",
   "plug": "rewards",
-  "rules": "benchmarks budgets plug",
+  "rules": "benchmarks budgets plug problems",
   "config": "plug rules",
   "shapes": "budgets update.packing",
   "run.success": "",

@@ -148,7 +148,7 @@ def test_close_with_pending_work(module):
 @pytest.mark.parametrize(
   "reward, message",
   [
-    ("nonsense", "expected task, math or module:function"),
+    ("nonsense", "expected task, math, expression, reasoning_gym or module:function"),
     ("no_such_module:f", "No module named 'no_such_module'"),
     ("my_reward:no_such_function", "no_such_function"),
     ("my_reward:number", "number is a int, expected a function"),

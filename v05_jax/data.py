@@ -1,4 +1,4 @@
-"""Prompts and answers: from the built-in tasks, a .jsonl or .parquet file, or a public benchmark.
+"""Prompts and answers: from the built-in tasks, a file, a public benchmark, or reasoning-gym.
 
 The order is a function of (seed, epoch) and the place in it is one number, the cursor, so that a
 run resumes anywhere without the state of a data loader.
@@ -14,7 +14,7 @@ import json
 from etils import epath
 import numpy as np
 
-from v05_jax import benchmarks, tasks
+from v05_jax import benchmarks, problems, tasks
 from v05_jax.benchmarks import TASKS
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.rows import Row, answer_text, checked, conversation, field, prompt_text, show
@@ -120,12 +120,13 @@ def load(
   """The dataset that `config.data` names, read and tokenized once.
 
   `path` is "tasks", where split, size, families and seed say which rows are drawn; or a .jsonl or
-  .parquet file, or a name of `benchmarks.BENCHMARKS`, or several of these with commas between, one
-  after another. The template and, if wanted, the tokenizer's chat template are put around each
-  prompt, never around the built-in tasks' prompts. `seed` is the run's and orders the data.
-  `shuffle=False` is for evaluation: the order of the sources, and of each file or benchmark its
-  first `config.data.size` rows only. Where there are several, or a benchmark, a row's "benchmark"
-  says which it is of. `key` is the config's key that the path is of, for error messages.
+  .parquet file, or a name of `benchmarks.BENCHMARKS`, or "reasoning_gym:" with names of its tasks
+  (`problems`), or several of these with commas between, one after another. The template and, if
+  wanted, the tokenizer's chat template are put around each prompt, never around the built-in tasks'
+  prompts. `seed` is the run's and orders the data. `shuffle=False` is for evaluation: the order of
+  the sources, and of each source its first `config.data.size` rows only. Where there are several,
+  or a benchmark or a task of reasoning-gym, a row's "benchmark" says which it is of. `key`
+  is the config's key that the path is of, for error messages.
 
   Raises ValueError that names the key, file, line or row: an unknown name, a missing, unreadable or
   empty file, a line that is not a JSON object, a row without prompt or answer or with a field that
@@ -139,10 +140,13 @@ def load(
   for path in paths:
     before = len(rows)
     template, chat = _wrapping(config_data, path)
+    # a task of reasoning-gym has its own name
+    labelled = len(paths) > 1 and not benchmarks.gym_tasks(path)
+    name = benchmarks.label(path) if labelled else ""
     encode = tokenizers.prompt_encoder(tokenizer, chat, template)
     found = itertools.islice(_rows(config_data, path, key), None if shuffle else config_data.size)
     for where, row, prompt in found:
-      rows.append({**row, "benchmark": benchmarks.label(path)} if len(paths) > 1 else row)
+      rows.append({**row, "benchmark": name} if name else row)
       wheres.append(where)
       try:
         encoded.append(encode(prompt))
@@ -171,6 +175,9 @@ def _rows(config_data, path: str, key: str) -> Iterator[tuple[str, Row, str | li
     drawn = tasks.rows(config_data.split, config_data.size, config_data.seed, config_data.families)
     for i, row in enumerate(drawn, 1):
       yield f"{config_data.split} row {i} of the built-in tasks", row, row["prompt"]
+  elif gym := benchmarks.gym_tasks(path):
+    for where, row in problems.rows(gym, config_data):
+      yield where, row, row["prompt"]
   elif path in benchmarks.BENCHMARKS:
     copies = [epath.Path(config_data.folder) / f"{path}{ending}" for ending in benchmarks.FILES]
     copy = next((str(file) for file in copies if file.exists()), None)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import re
 from typing import Any, NamedTuple
 
-from v05_jax import benchmarks, plug
+from v05_jax import benchmarks, plug, problems
 from v05_jax.budgets.base import Budget
 
 
@@ -40,10 +40,11 @@ _MATRICES = Rule(
   f"at least one of {', '.join(_TARGETS)}, each once; on the command line \"('q', 'v')\"",
 )
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:function
+_REWARDS = ("task", "math", "expression", "reasoning_gym")
 _REWARD = Rule(
-  lambda x: x in ("task", "math") or _TARGET.fullmatch(x) is not None,
-  "task, math or module:function",
-  ("task", "math", "module:function"),
+  lambda x: x in _REWARDS or _TARGET.fullmatch(x) is not None,
+  f"{', '.join(_REWARDS)} or module:function",
+  (*_REWARDS, "module:function"),
 )
 
 
@@ -92,6 +93,7 @@ _RANGES = (
     "data.template",
   ),
   (_NAMES, "data.families"),
+  (Rule(problems.is_options, "TASK.OPTION=VALUE, each once, with commas between"), "data.options"),
   (_at_least(0), "policy.lora_rank"),
   (Rule(lambda x: x > 0, "above 0"), "policy.lora_alpha"),
   (_MATRICES, "policy.lora_targets"),
@@ -184,10 +186,11 @@ def _data(config, need):
   own = {"data.path": config.data.path != "tasks", "eval.path": config.eval.path != "tasks"}
   for key in (key for key, is_file in own.items() if is_file):
     other = (
-      f'"math" or module:function, since {key} is a file or benchmark: "task" knows the built-in '
-      "tasks alone"
+      f'"math", "expression", "reasoning_gym" or module:function, since {key} is a file or '
+      'benchmark: "task" knows the built-in tasks alone'
     )
     need(config.reward != "task", "reward", other)
+  _gym(config, need)
   if config.eval.period:
     heldout = (
       "a held-out file or benchmark, as data.path is one (or eval.period = 0: no evaluation)"
@@ -198,6 +201,27 @@ def _data(config, need):
       "success"
     )
     need(config.eval.samples > 0 or not own["eval.path"], "eval.samples", sampled)
+
+
+def _gym(config, need):
+  """reasoning-gym's verifiers know its own problems alone; options are those of tasks in use."""
+  paths = {"data.path": config.data.path, "eval.path": config.eval.path}
+  if config.reward == "reasoning_gym":
+    for key, path in paths.items():
+      if key == "data.path" or path != "tasks":
+        sources = benchmarks.names(path)
+        need(
+          all(benchmarks.gym_tasks(name) for name in sources),
+          key,
+          f'"{benchmarks.GYM}" and names of its tasks, since the reward is reasoning_gym',
+        )
+  if problems.is_options(config.data.options):
+    drawn = {task for path in paths.values() for task in problems.named(path)}
+    unused = [task for task in problems.read_options(config.data.options) if task not in drawn]
+    expected = (
+      f"options of tasks that data.path or eval.path names, which {', '.join(unused)} is not"
+    )
+    need(not unused, "data.options", expected)
 
 
 def _value(value, need):

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from v05_jax import config as configuration
-from v05_jax import data, models, plug, tasks
+from v05_jax import data, models, plug, problems, rewards, tasks
 from v05_jax.budgets import base as budgets
 from v05_jax.estimators import base as estimators
 from v05_jax.observers import base as observers
@@ -68,6 +68,7 @@ def setup(config, workdir: str | None = None, done: int = 0) -> Run:
   workdir: where observers write, None = nowhere; `done`: steps of the state that is to be restored.
   """
   configuration.validate(config)
+  problems.check(config)
   mesh = sharding.make_mesh(config.mesh)
   distributed.connect(mesh)
   policy = models.load(config.policy, config.seed)
@@ -76,6 +77,7 @@ def setup(config, workdir: str | None = None, done: int = 0) -> Run:
   described = [repr(policy.config), repr(policy.stop)]
   distributed.check_same("config.policy", lambda: [*described, *sampled()])
   prompts = data.load(config.data, policy.tokenizer, config.sampler.max_prompt, seed=config.seed)
+  rewards.check_answers(config.reward, prompts.rows, config.data.path)
   texts = lambda: (str(row) for row in prompts.rows)
   distributed.check_same("config.data", lambda: [prompts.tokens, prompts.start, *texts()])
   built_in = config.data.path == data.TASKS

@@ -85,6 +85,7 @@ def make(policy, config, mesh, collect) -> Evaluate:
     shuffle=False,
     key="eval.path",
   )
+  rewards.check_answers(config.reward, dataset.rows, options.path)
   exact = None
   if options.path == data.TASKS:
     sampler = config.sampler.copy_and_resolve_references()
@@ -291,7 +292,7 @@ def table(result: Result, values: dict[str, float], ends: dict[str, tuple[float,
       f"eval/average/{metric}" if average else f"eval/{metric}{suffix}" for _, metric in columns
     ]
     cells = " | ".join(_cell(key, values, ends) for key in keys)
-    text.append(f"| {name} | {count if count == whole else f'{count} of {whole}'} | {cells} |")
+    text.append(f"| {name} | {count if count >= whole else f'{count} of {whole}'} | {cells} |")
   return "\n".join(text)
 
 
