@@ -8,8 +8,7 @@ and not the run; only one that fails on everything stops it (`sampling.verdicts`
 """
 
 from collections.abc import Sequence
-
-from absl import logging
+import logging
 
 from v05_jax.rewards import expression
 from v05_jax.rewards.pool import Direct, Pool, Verdict
@@ -23,6 +22,8 @@ GYM = "v05_jax.rewards.reasoning_gym:verify"
 CALCULATING_MEMORY = 4 << 30
 MOST_WORKERS = 1024
 LONGEST_VERDICT = 86_400  # seconds: no wait is without a limit
+
+log = logging.getLogger(__name__)
 
 
 class RewardError(ValueError):
@@ -84,7 +85,7 @@ def check_answers(reward: str, rows: Sequence[dict], source: str) -> None:
       "expected numbers, since config.reward is expression"
     )
   if wrong:
-    logging.warning(
+    log.warning(
       "%s: %d of %d answers are no numbers, such as %r: their responses are worth 0",
       source,
       len(wrong),
