@@ -1,18 +1,21 @@
 """--mode=compile: memory of what a run really holds, programs that do not fit, topologies, and real
 TPU compilers."""
 
+from functools import partial
 import importlib.util
 import io
 import itertools
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import default, v05, v05_qwen3_4b
+from configs import default, v05, v05_qwen3_0_6b_one_chip, v05_qwen3_4b
 from tests import support
 from v05_jax import models
+from v05_jax.models import flash
 from v05_jax.sampling import sampler
 from v05_jax.scale import compile as compiling
 from v05_jax.scale import hlo, plan, programs, sharding, topology
@@ -192,6 +195,31 @@ def test_the_papers_setting_fits_32_chips(on_v5e):
       assert row["compile_seconds"] < 300
     update = rows[-2]
     assert int(update["work"].split()[0]) * c.loss.minibatches <= 16  # micro-batches
+
+
+@pytest.mark.pod
+@pytest.mark.timeout(1800)
+@has_libtpu
+@pytest.mark.parametrize("path", ["Gemma-3-1B", "Llama-3.2-1B", "Qwen2.5-1.5B"])
+def test_one_chip_is_enough_for_a_model_of_each_family(path):
+  """With adapters, and what docs/models.md says must be set."""
+  c = v05_qwen3_0_6b_one_chip.get_config()
+  c.policy.path = path
+  for row in compiling.report(c, "v5e:1x1", io.StringIO()):
+    assert row["fits"] and row["total"] < 15.75 * GIB, row["program"]
+
+
+@pytest.mark.pod
+@has_libtpu
+@pytest.mark.parametrize("width, window", [(64, None), (128, None), (256, None), (256, 512)])
+def test_splash_attention_compiles_for_the_heads_of_every_family(width, window):
+  at = jax.sharding.SingleDeviceSharding(topology.devices("v5e:1x1")[0])
+  given = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=at)
+  q, k = (given(jnp.bfloat16, 1, 1024, 2, *heads, width) for heads in ((4,), ()))
+  attend = partial(flash.attend, ("splash", window) if window else "splash")
+  total = lambda *x: jnp.sum(attend(*x).astype(jnp.float32))
+  lowered = jax.jit(jax.grad(total, (0, 1, 2))).lower(q, k, k, given(jnp.int32, 1, 1024))
+  assert lowered.compile().as_text().count("tpu_custom_call") >= 3
 
 
 @pytest.mark.pod

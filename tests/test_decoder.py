@@ -505,3 +505,19 @@ def test_a_config_that_cannot_be_names_its_field(field, value):
     ValueError, match=r"ModelConfig\." + ("num_heads" if field == "num_kv_heads" else field)
   ):
     dataclasses.replace(CONFIG, **{field: value})
+
+
+def test_heads_that_cudnn_has_no_form_for_name_the_key(params, monkeypatch):
+  for width in (12, 264):
+    message = f"config.policy.attention: found 'flash' for heads of {width}.* set it to plain"
+    with pytest.raises(ValueError, match=message):
+      dataclasses.replace(CONFIG, attention="cudnn", head_dim=width)
+  assert dataclasses.replace(CONFIG, attention="cudnn", head_dim=256).head_dim == 256
+
+  def refuse(*_, **__):  # as JAX does on a GPU before Hopper
+    raise NotImplementedError("The head dim must be <= 128 and a multiple of 8, but got 256.")
+
+  monkeypatch.setattr(jax.nn, "dot_product_attention", refuse)
+  q, k = jnp.zeros((1, 4, 1, 1, 256)), jnp.zeros((1, 4, 1, 256))
+  with pytest.raises(ValueError, match=r"config\.policy\.attention: found .flash., .* <= 128"):
+    flash.attend("cudnn", q, k, k, jnp.ones((1, 4), jnp.int32))

@@ -117,7 +117,7 @@ def test_config_json_chooses_the_family(toy, monkeypatch):
     hf.load(toy / "model")
   for part in (
     "config.json: architectures: found ['ToyLM']",
-    "supported: Qwen3ForCausalLM;",
+    "supported: Gemma3ForCausalLM, LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3",
     "config.policy.family",
     "module:function",
   ):
@@ -125,7 +125,7 @@ def test_config_json_chooses_the_family(toy, monkeypatch):
   # the same file in the package's folder needs no name
   monkeypatch.setattr(families, "__path__", [*families.__path__, str(toy)])
   try:
-    assert families.known() == ["qwen3", "toy_family"]
+    assert families.known() == ["gemma3", "llama", "mistral", "qwen2", "qwen3", "toy_family"]
     config, params = hf.load(toy / "model")
     assert config == dataclasses.replace(SHAPE, family="toy_family")
     assert_equal(params, drawn(shape))
@@ -165,7 +165,15 @@ def test_presets_of_a_family(toy):
 @pytest.mark.parametrize(
   "name, parts",
   [
-    ("qwen4", ["'qwen4'", "expected one of qwen3", "did you mean qwen3", "module:function"]),
+    (
+      "qwen4",
+      [
+        "'qwen4'",
+        "expected one of gemma3, llama, mistral, qwen2, qwen3",
+        "did you mean qwen3",
+        "module:function",
+      ],
+    ),
     ("nowhere_at_all:family", ["could not be called", "ModuleNotFoundError"]),
     ("toy_family:absent", ["could not be called", "AttributeError", "absent"]),
     ("toy_family:broken", ["could not be called", "KeyError"]),

@@ -15,6 +15,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+import tokenizers as backends
+import transformers
 
 from configs import grpo
 from tests.data.families import make
@@ -71,7 +73,6 @@ def test_round_trip(kind, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_written_here_opens_in_transformers(kind, tmp_path):
   torch = pytest.importorskip("torch")
-  import transformers
 
   config, params = hf.load(DATA / kind)
   params = jax.tree.map(lambda x: (1.1 * x).astype(ml_dtypes.bfloat16).astype(np.float32), params)
@@ -130,13 +131,14 @@ REFUSED = [
   ("gemma3", {"sliding_window": "4"}, "sliding_window: found '4', expected a positive int"),
   ("gemma3", {"query_pre_attn_scalar": -1}, "query_pre_attn_scalar: found -1, expected a positive"),
   ("gemma3", {"rope_parameters": {"rope_theta": 1e6}}, "rope_parameters.rope_theta: found 1000000"),
-  ("gemma3", {"rope_scaling": {"type": "yarn", "factor": 2}}, "full_attention.*'yarn', supported"),
+  ("gemma3", {"rope_scaling": {"rope_type": "yarn"}}, "full_attention.*'yarn', supported"),
   (
     "gemma3",
     {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2}}},
     "sliding_attention: .*rope type 'linear', supported: 'default'",
   ),
   ("gemma3", {"architectures": ["Gemma3ForConditionalGeneration"]}, "supported: Gemma3ForCausalLM"),
+  ("mistral", {"attention_bias": True}, "attention_bias: found True, supported: False"),
   ("mistral", {"sliding_window": 4096}, "sliding_window: found 4096, supported: None"),
 ]
 
@@ -223,12 +225,20 @@ def test_a_shape_that_its_family_cannot_write_is_refused(family, tmp_path):
 
 
 def small_model(kind, folder):
-  """A directory with a random model of a kind's shape for the built-in tasks, whose tokenizer has a
-  chat template, and whose generation_config.json has keys that are unknown here."""
-  config = dataclasses.replace(hf.read_config(DATA / kind), vocab_size=32)
-  params = jax.device_get(jax.jit(decoder.init, static_argnums=0)(config, jax.random.key(0)))
-  tokenizer = tokenizers.load(models.BUILTIN)
+  """A directory with a random model of a kind's shape, a byte-level tokenizer with a chat template,
+  and a generation_config.json with keys that are unknown here."""
+  alphabet = ["<|endoftext|>", *sorted(backends.pre_tokenizers.ByteLevel.alphabet())]
+  backend = backends.Tokenizer(
+    backends.models.BPE({token: i for i, token in enumerate(alphabet)}, [])
+  )
+  backend.pre_tokenizer = backends.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  backend.decoder = backends.decoders.ByteLevel()
+  tokenizer = transformers.PreTrainedTokenizerFast(
+    tokenizer_object=backend, eos_token=alphabet[0], pad_token=alphabet[0]
+  )
   tokenizer.chat_template = TEMPLATE
+  config = dataclasses.replace(hf.read_config(DATA / kind), vocab_size=len(alphabet))
+  params = jax.device_get(jax.jit(decoder.init, static_argnums=0)(config, jax.random.key(0)))
   hf.save(folder, config, params, tokenizer)
   edit(folder / "generation_config.json", **GENERATION)
   return config
@@ -255,6 +265,8 @@ def test_a_step_of_training_and_its_export(kind, rank, tmp_path):
   has the trained model, tokenizer, chat template and generation settings."""
   shape = small_model(kind, tmp_path / "model")
   c = small(grpo.get_config(), num_steps=1, **{"eval.period": 0, "checkpoint.period": 1})
+  c.update({"rollouts_per_step": 16})
+  c.sampler.update({"slot_sizes": 1, "column_sizes": 1})
   c.policy.update({"path": str(tmp_path / "model"), "lora_rank": rank, "lora_alpha": 8.0})
   c.loss.entropy_coef = 0.1  # a random model solves nothing
   c.loss.old_logprob = "sampler"
@@ -276,7 +288,7 @@ def test_a_step_of_training_and_its_export(kind, rank, tmp_path):
   assert_equal(params, hf.merged(adapted, jax.device_get(state.params))[1] if rank else trained)
   assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").exists() == bool(rank)
   written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
-  assert GENERATION.items() <= written.items() and written["eos_token_id"] == 1
+  assert GENERATION.items() <= written.items() and written["eos_token_id"] == 0
   assert tokenizers.load(tmp_path / "out").chat_template == TEMPLATE
 
 
@@ -308,7 +320,6 @@ def test_presets_have_the_published_parameters(name):
 def test_every_tensor_of_the_published_models_is_transformers(name, tmp_path):
   """As transformers builds the model from the config.json that is written here."""
   torch = pytest.importorskip("torch")
-  import transformers
 
   shape = presets.PRESETS[name]
   (tmp_path / "config.json").write_text(json.dumps(families.find(shape.family).write(shape)))

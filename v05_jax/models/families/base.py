@@ -32,6 +32,7 @@ ONLY = {
   "attn_logit_softcapping": (None,),
   "final_logit_softcapping": (None,),
   "use_sliding_window": (False, None),
+  "mlp_bias": (False, None),
   "partial_rotary_factor": (1.0, None),
 }
 # Names of tensors; a model without biases or QK-norm has not got theirs.

@@ -22,12 +22,7 @@ DEFAULTS = {
 KEYS = {key: field for key, field in base.KEYS.items() if key not in DEFAULTS}
 THETA = 10000.0
 ROPE = ("default", "linear", "llama3")
-ONLY = {
-  "hidden_act": ("silu", None),
-  "attention_bias": (False, None),
-  "mlp_bias": (False, None),
-  "sliding_window": (None,),
-}
+ONLY = {"hidden_act": ("silu", None), "attention_bias": (False, None), "sliding_window": (None,)}
 FEATURES = {"qk_norm": False}
 
 _ALL = FEATURES | {"rms_norm_eps": 1e-5}

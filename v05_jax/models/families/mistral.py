@@ -14,7 +14,7 @@ DEFAULTS = llama.DEFAULTS | {
   "max_position_embeddings": ("max_positions", 131072),
 }
 WINDOW = 4096  # of MistralConfig where config.json has no key for it
-ONLY = {"hidden_act": ("silu", None), "sliding_window": (None,)}
+ONLY = {"hidden_act": ("silu", None), "attention_bias": (False, None), "sliding_window": (None,)}
 
 PRESETS = {
   name: ModelConfig(
