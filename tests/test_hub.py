@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 import shutil
 
-import huggingface_hub
+from huggingface_hub import constants
 from ml_collections import ConfigDict
 import pytest
 
@@ -24,8 +24,8 @@ def policy(path):
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
   """An empty cache, and no network."""
-  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+  monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+  monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
   monkeypatch.chdir(tmp_path)
   return tmp_path / "cache"
 
@@ -41,8 +41,8 @@ def test_offline_the_command_and_the_place_are_said(offline):
 
 
 def test_where_the_network_fails_the_command_is_said(offline, monkeypatch):
-  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-  monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+  monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+  monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
   with pytest.raises(ValueError, match=r"could not be fetched from the hub(.|\n)*hf download a/b"):
     hub.fetch("a/b", "config.policy.path")
 

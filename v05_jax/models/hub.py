@@ -35,6 +35,7 @@ def fetch(name: str, key: str) -> Path:
   place for it where it cannot be fetched.
   """
   import huggingface_hub
+  from huggingface_hub import constants
   from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
   try:
@@ -45,7 +46,7 @@ def fetch(name: str, key: str) -> Path:
     reason = f"its owner asks for a login: accept the terms at https://huggingface.co/{name}"
   elif isinstance(cause, RepositoryNotFoundError):
     reason = "the hub has no such model, or it is private: hf auth login"
-  elif huggingface_hub.constants.HF_HUB_OFFLINE:
+  elif constants.HF_HUB_OFFLINE:
     reason = "HF_HUB_OFFLINE is set"
   else:
     reason = f"{type(cause).__name__}: {cause}".splitlines()[0][:300]
