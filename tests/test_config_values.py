@@ -39,7 +39,21 @@ VALUES = (
   [1],
 )
 # What is typed on the command line.
-TYPED = ("", "x", "-1", "1e999", "nan", "inf", "0.5", "10**9", "None", "()", "('a','a')", "[1", "{}")
+TYPED = (
+  "",
+  "x",
+  "-1",
+  "1e999",
+  "nan",
+  "inf",
+  "0.5",
+  "10**9",
+  "None",
+  "()",
+  "('a','a')",
+  "[1",
+  "{}",
+)
 KEYS = sorted(configuration.flatten(default.get_config()))
 
 
@@ -69,7 +83,11 @@ def test_every_kind_of_value_of_every_key_is_taken_or_named():
     count += len(said)
     refused += sum(map(bool, said))
     for value, text in zip(VALUES, said):
-      assert not text or (key in text and "found" in text or "missing" in text), (key, value, text)
+      assert not text or ((key in text and "found" in text) or "missing" in text), (
+        key,
+        value,
+        text,
+      )
     # of these values none is right for any key
     for value in (None, math.nan, math.inf, -math.inf, {"x": 1}, ((),)):
       assert complaint(key, value), (key, value)
