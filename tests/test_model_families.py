@@ -265,7 +265,7 @@ def test_a_step_of_training_and_its_export(kind, rank, tmp_path):
   has the trained model, tokenizer, chat template and generation settings."""
   shape = small_model(kind, tmp_path / "model")
   c = small(grpo.get_config(), num_steps=1, **{"eval.period": 0, "checkpoint.period": 1})
-  c.update({"rollouts_per_step": 16})
+  c.rollouts_per_step, c.loss.minibatches = 16, 1
   c.sampler.update({"slot_sizes": 1, "column_sizes": 1})
   c.policy.update({"path": str(tmp_path / "model"), "lora_rank": rank, "lora_alpha": 8.0})
   c.loss.entropy_coef = 0.1  # a random model solves nothing

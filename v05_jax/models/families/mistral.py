@@ -42,12 +42,12 @@ def family() -> base.Family:
 
 def read(found: dict, where) -> ModelConfig:
   """The shape that a config.json says. Raises ValueError naming the key that is wrong."""
+  base.refuse(found, where, ONLY)
+  base.refuse_windows(found, where)
   if "sliding_window" not in found:
     raise ValueError(
       f"{where}: sliding_window: found no such key, which means {WINDOW}, supported: null"
     )
-  base.refuse(found, where, ONLY)
-  base.refuse_windows(found, where)
   rope = base.rope(found, where, llama.ROPE, llama.THETA)
   return base.shape(found, where, llama.KEYS, DEFAULTS, **llama.FEATURES, **rope)
 
