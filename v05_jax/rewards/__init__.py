@@ -8,8 +8,7 @@ never the run.
 """
 
 from collections.abc import Sequence
-
-from absl import logging
+import logging
 
 from v05_jax.rewards import expression
 from v05_jax.rewards.pool import Direct, Pool, Verdict
@@ -21,6 +20,9 @@ GYM = "v05_jax.rewards.reasoning_gym:verify"
 # Bytes of address space of a worker that calculates what a policy wrote: a tower of powers must not
 # take all memory.
 CALCULATING_MEMORY = 4 << 30
+
+
+log = logging.getLogger(__name__)
 
 
 def load(config) -> Direct | Pool:
@@ -73,7 +75,7 @@ def check_answers(reward: str, rows: Sequence[dict], source: str) -> None:
       "expected numbers, since config.reward is expression"
     )
   if wrong:
-    logging.warning(
+    log.warning(
       "%s: %d of %d answers are no numbers, such as %r: their responses are worth 0",
       source,
       len(wrong),
