@@ -169,7 +169,7 @@ def test_an_answer_that_is_no_number_is_never_met(answer):
 
 def test_answers_that_are_no_numbers_are_counted_before_a_run(monkeypatch):
   said = []
-  monkeypatch.setattr(rewards.logging, "warning", lambda text, *values: said.append(text % values))
+  monkeypatch.setattr(rewards.log, "warning", lambda text, *values: said.append(text % values))
   rows = [{"answer": answer} for answer in ("5", "February 3rd", "1,000", "5, 15", "3.5")]
   rewards.check_answers("expression", rows, "asdiv")
   assert said == [
