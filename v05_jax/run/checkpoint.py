@@ -68,6 +68,7 @@ class Checkpoints:
         metadata = self._manager().item_metadata(step)
         stored = _named(metadata)
     except Exception as error:
+      _raise_if_lost(error)
       raise self._unreadable(step, where, error) from error
     if any(name.startswith(OLD) for name in stored):
       raise ValueError(
@@ -90,6 +91,7 @@ class Checkpoints:
       with _quiet():
         restored = self._manager().restore(step, args=ocp.args.StandardRestore(abstract))
     except Exception as error:
+      _raise_if_lost(error)
       raise self._unreadable(step, where, error) from error
     leaves, form = jax.tree.flatten(example)
     return form.unflatten(
@@ -111,6 +113,7 @@ class Checkpoints:
         args = ocp.args.StandardSave({name: _saveable(x) for name, x in _named(state).items()})
         self._manager().save(step, args=args, force=True)
     except Exception as error:
+      _raise_if_lost(error)
       with contextlib.suppress(OSError):
         self._remove_unfinished()
       raise ValueError(self._not_written(step, state, error)) from error
@@ -272,6 +275,13 @@ def _as_example(x, saved):
     return x
   on_device = isinstance(x, jax.Array) and isinstance(saved, np.ndarray)
   return jax.device_put(saved) if on_device else saved
+
+
+def _raise_if_lost(error: Exception):
+  """Raises an error of the runtime as it is, in a run of several processes: another process has
+  left, which `peers` names; it says nothing about the checkpoint."""
+  if distributed.several() and distributed.of_the_runtime(error):
+    raise error
 
 
 @contextlib.contextmanager
