@@ -145,8 +145,6 @@ class Peers:
       raise ValueError(f"{who}: {_line(error)}; {WAYS}") from error
     self._count, self._index = jax.process_count(), jax.process_index()
     self._client = multihost.get_jax_distributed_client()
-    who = str(roll_call.myself(self._index, self._count))
-    self._client.key_value_set(f"{roll_call.WHO}/{self._index}", who)
     if self._index:
       self._witness.watch(global_state.coordinator_address)
     else:

@@ -12,20 +12,16 @@ import contextlib
 import errno
 import json
 import os
-import queue
 import select
 import socket
 import sys
-import threading
 import time
 from typing import NamedTuple
 
-from jax._src.lib import _jax  # its client reads, without joining, what a run's processes say
-
-WHO = "v05_jax/who"  # where the processes of a run say who they are, once it has begun
 PATIENCE = 5.0  # seconds for one word of another process
 NOTICE = 20.0  # seconds between two lines on who is awaited
 MOST = 4096  # bytes of one word
+GREETING = "b'\\x00"  # what HTTP/2 begins with, as `repr` writes it
 
 
 class Member(NamedTuple):
@@ -84,6 +80,8 @@ def _call(address: str, me: Member, limit: float) -> str | None:
         del present[i]  # it said all it had to say: this is its end
       if server in ready:
         opened.enter_context(_admit(server, me, present))
+    there = [me, *(found for _, (found, _) in sorted(present.items()))]
+    _note(f"all {me.count} processes are there: {'; '.join(f'{x.index}: {x}' for x in there)}")
     for _, connection in present.values():
       _say(connection, {"begin": True})
     for _, connection in present.values():  # who closes first keeps the port busy: let them
@@ -174,7 +172,7 @@ def _answer(address: str, me: Member, limit: float) -> None:
     except EOFError:
       why = "it ended before all were there"
     except ValueError as error:
-      raise ValueError(_taken(address, me)) from error
+      raise ValueError(_taken(address, me, str(error))) from error
     else:
       if "refused" in word:
         raise ValueError(f"process {me.index} of {me.count} at {address}: {word['refused']}")
@@ -189,34 +187,19 @@ def _refusal(address: str, me: Member) -> str:
       _say(connection, {"member": me._asdict()})
       connection.settimeout(PATIENCE)
       return f"process 0 of {me.count} at {address}: {_hear(connection)['refused']}"
-  except (OSError, EOFError, ValueError, KeyError):
-    return _taken(address, me)
+  except (OSError, EOFError, ValueError, KeyError) as error:
+    return _taken(address, me, str(error) or "it says nothing")
 
 
-def _taken(address: str, me: Member) -> str:
+def _taken(address: str, me: Member, word: str) -> str:
   """What is said where something else than a roll call answers at the address: a run that has
-  begun, or another program."""
-  there = ", ".join(f"process {i}: {who}" for i, who in sorted(_who(address).items()))
-  what = f"a run has begun there, with {there}" if there else "another run or program listens there"
+  begun, whose service greets whoever comes in JAX's own language, or another program."""
+  begun = "a run has begun there, with all its processes, which its process 0 has named in its log"
+  what = begun if word.startswith(GREETING) else f"another program listens there ({word})"
   return (
-    f"process {me.index} of {me.count} at {address}: {what}, expected each number once, and a port "
+    f"process {me.index} of {me.count} at {address}: {what}; expected each number once, and a port "
     "of this run's own"
   )
-
-
-def _who(address: str) -> dict[int, str]:
-  """The processes of a run that has begun; {} where nothing says so soon."""
-  found = queue.SimpleQueue()
-
-  def ask():
-    with contextlib.suppress(Exception):
-      client = _jax.get_distributed_runtime_client(address, 0, use_compression=True)
-      found.put({int(key.rsplit("/", 1)[1]): x for key, x in client.key_value_dir_get(WHO)})
-
-  threading.Thread(target=ask, daemon=True).start()
-  with contextlib.suppress(queue.Empty):
-    return found.get(timeout=PATIENCE)
-  return {}
 
 
 def _answers(address: str) -> bool:
