@@ -676,7 +676,7 @@ WRONG = {
   ),
   "table": (
     lambda folder: {"table": "philox"},
-    "--table=philox: expected torch, TabPFN's own at the head's E 48",
+    "--table=philox: found a head of E 48, expected torch",
   ),
   "no backbone": (
     lambda folder: {"backbone": folder / "bad"},
@@ -705,7 +705,7 @@ def test_the_column_table_of_a_head(tmp_path):
   sizes["queries"] = 1001
   with pytest.raises(ValueError, match="x: found 2003 groups of columns, expected at most 2000"):
     find(192, 3)
-  with pytest.raises(ValueError, match="--table=torch: expected philox"):
+  with pytest.raises(ValueError, match="--table=torch: found a head of E 192, expected philox"):
     find(192, 6, "torch")
 
 

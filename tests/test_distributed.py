@@ -254,6 +254,37 @@ def test_a_lost_process_ends_the_others_which_name_it_and_the_run_goes_on(whole,
   same(whole, workdir)
 
 
+KILLER = """
+import os, signal, threading
+import jax
+from v05_jax.observers.base import Observer
+
+flushes = []
+
+def at_save(options, setting):
+  def flush():  # which comes before each checkpoint
+    flushes.append(1)
+    if jax.process_index() == {victim} and len(flushes) == {when}:
+      threading.Timer({after}, os.kill, (os.getpid(), signal.SIGKILL)).start()
+  return Observer(lambda state, step: (state, {{}}), flush=flush)
+"""
+
+
+@pytest.mark.pod
+@pytest.mark.parametrize("victim, when, after", [(1, 1, 0), (1, 2, 0), (1, 2, 0.05), (0, 2, 0.02)])
+def test_a_process_that_is_lost_while_the_other_saves_is_named(tmp_path, victim, when, after):
+  (tmp_path / "killer.py").write_text(KILLER.format(victim=victim, when=when, after=after))
+  config = small(num_steps=6, **{"eval.period": 0, "checkpoint.period": 1})
+  config.observe = (*config.observe, "killer:at_save")
+  path = {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+  with Together(tmp_path / "run", 2, config, env={0: path, 1: path}) as together:
+    together.processes[1 - victim].wait(timeout=LIMIT)
+    time.sleep(1)  # the helper's word
+    log = together.log(1 - victim)
+  assert f"error: process {victim} of 2" in log and "is lost" in log, log[-3000:]
+  assert "could not be written" not in log and "Traceback" not in log, log[-3000:]
+
+
 @pytest.mark.pod
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_hangs_is_lost_too(tmp_path, victim):

@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 from absl import app, flags, logging
 
 from v05_jax import backend, command_line
-from v05_jax.scale import peers
+from v05_jax.scale import peers, sources
 
 MODES = ("train", "sft", "value", "eval", "sample", "export", "report", "compile")
 SEVERAL = ("train", "eval")  # modes of several processes
@@ -96,7 +96,10 @@ def run(command: Command, place: peers.Place | None = None):
   if mode != "report":
     backend.start(command.config)
     backend.without_torch()
-  with peers.Peers(place) if place else contextlib.nullcontext():
+  same = ("mode", "step")  # flags that the processes of a run must share, beside the config
+  flagged = {name: getattr(command, name) for name in same}
+  told = sources.of(command.config, flagged) if place else None
+  with peers.Peers(place, told) if place else contextlib.nullcontext():
     start(command)
 
 

@@ -93,6 +93,7 @@ class Checkpoints:
         metadata = self._manager().item_metadata(step)
         stored = _named(metadata.tree)
     except Exception as error:
+      _raise_if_lost(error)
       raise self._unreadable(step, where, _one_line(error)) from error
     _check_data(metadata.custom_metadata, data or {}, where)
     if any(name.startswith(OLD) for name in stored):
@@ -116,6 +117,7 @@ class Checkpoints:
       with _quiet():
         restored = self._manager().restore(step, args=Restore(abstract))
     except Exception as error:
+      _raise_if_lost(error)
       raise self._unreadable(step, where, _one_line(error)) from error
     leaves, form = jax.tree.flatten(example)
     return form.unflatten(
@@ -143,6 +145,7 @@ class Checkpoints:
         args = Save(arrays, custom_metadata={DATA: data or {}})
         self._manager().save(step, args=args, force=True)
     except Exception as error:
+      _raise_if_lost(error)
       with contextlib.suppress(OSError):
         self._remove_unfinished()
       raise ValueError(self._not_written(step, state, error)) from error
@@ -326,6 +329,13 @@ def _as_example(x, saved):
     return x
   on_device = isinstance(x, jax.Array) and isinstance(saved, np.ndarray)
   return jax.device_put(saved) if on_device else saved
+
+
+def _raise_if_lost(error: Exception):
+  """Raises an error of the runtime as it is, in a run of several processes: another process has
+  left, which `peers` names; it says nothing about the checkpoint."""
+  if distributed.several() and distributed.of_the_runtime(error):
+    raise error
 
 
 @contextlib.contextmanager

@@ -56,6 +56,18 @@ def barrier(name: str):
     multihost_utils.sync_global_devices(name)
 
 
+def of_the_runtime(error: BaseException | None) -> bool:
+  """Whether an error, or what it was raised from, is one of JAX's runtime: in a run of several
+  processes most likely a collective that another process has left."""
+  seen = []
+  while error is not None and error not in seen:
+    if isinstance(error, jax.errors.JaxRuntimeError):
+      return True
+    seen.append(error)
+    error = error.__cause__ or error.__context__
+  return False
+
+
 def connect(mesh):
   """Connects the processes' CPUs for collectives along any axes of the mesh.
 

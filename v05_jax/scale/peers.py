@@ -12,6 +12,7 @@ it, see `_Witness`.
 
 from collections.abc import Mapping
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from jax._src.distributed import global_state  # whose address the cluster may h
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
+from v05_jax.scale import distributed, roll_call, sources
+
 # Seconds between two signs of life, and seconds without one after which a process is taken for
 # lost.
 BEAT, SILENCE = 2.0, 24.0
@@ -32,7 +35,8 @@ GRACE = 5.0  # seconds in which processes that stop for the same reason can each
 # That comes to pass only where process 0 hangs; otherwise SILENCE is over before.
 HEARTBEAT = 52
 JOIN = 300  # seconds to wait for all processes at the start
-KEYS = "v05_jax/peers"
+TELL = 60  # seconds in which each says what it has, once all are connected
+KEYS, TOLD = "v05_jax/peers", "v05_jax/told"
 AGAIN = (
   "start all processes again with the same commands, and the run continues from its last checkpoint"
 )
@@ -95,15 +99,18 @@ def _whole(name: str, value) -> int:
 
 
 class Peers:
-  """Context manager around all that a process of a run of several does; `place` is of `find`.
+  """Context manager around all that a process of a run of several does; `place` is of `find`,
+  `told` of `sources.of`.
 
-  Entering waits for the others; leaving without an error, or with an InterruptedError (all stop at
+  Entering waits for the others, each of which must be there once (`roll_call`) and have the same
+  code, config and command; leaving without an error, or with an InterruptedError (all stop at
   the same step), waits for them too. Any other error ends the process there: it is told to the
-  others, and they end as well. Raises ValueError where the others do not come.
+  others, and they end as well. Raises ValueError where the others do not come, or differ.
   """
 
-  def __init__(self, place: Place):
-    self._place, self._stop, self._failing = place, threading.Event(), threading.Event()
+  def __init__(self, place: Place, told: sources.Told | None = None):
+    self._place, self._told = place, told or {}
+    self._stop, self._failing = threading.Event(), threading.Event()
 
   def __enter__(self):
     # The service would take SIGTERM, which is the training loop's (`checkpoint.Preemption`).
@@ -120,6 +127,9 @@ class Peers:
     return self
 
   def _join(self, address, count, index):
+    bind = None
+    if address is not None:
+      bind = roll_call.meet(address, roll_call.myself(index, count), JOIN)
     try:
       jax.distributed.initialize(
         address,
@@ -127,6 +137,7 @@ class Peers:
         index,
         cluster_detection_method=None if address is None else "deactivate",
         initialization_timeout=JOIN,
+        coordinator_bind_address=bind,
         heartbeat_timeout_seconds=HEARTBEAT,
       )
     except (RuntimeError, ValueError, TypeError) as error:
@@ -143,7 +154,22 @@ class Peers:
       raise ValueError(
         f"the processes have {', '.join(map(str, devices))} devices, expected as many in each"
       )
+    sources.check(self._tell_what())
     multihost_utils.sync_global_devices("joined")
+
+  def _tell_what(self) -> list[sources.Told]:
+    """What each of the processes has."""
+    self._client.key_value_set(f"{TOLD}/{self._index}", json.dumps(self._told))
+    try:
+      return [
+        json.loads(self._client.blocking_key_value_get(f"{TOLD}/{i}", TELL * 1000))
+        for i in range(self._count)
+      ]
+    except jax.errors.JaxRuntimeError as error:
+      raise ValueError(
+        f"a process did not say within {TELL} s what code it has ({_line(error)}), expected the "
+        "same version of v05_jax in all"
+      ) from error
 
   def __exit__(self, kind, error, _):
     if error is not None and not isinstance(error, (InterruptedError, SystemExit)):
@@ -157,7 +183,7 @@ class Peers:
   def end(self, error: BaseException):
     """Tells the others why this process stops, and ends it."""
     self._failing.set()
-    if _of_the_runtime(error):
+    if distributed.of_the_runtime(error):
       # A collective has failed, most likely because another process is lost; `_watch` is about to
       # say which.
       _say(f"process {self._index}: {_line(error)}; waiting for word of the others")
@@ -285,17 +311,6 @@ elif words[-1] != "well":
   def dismiss(self):
     if self._process.poll() is None:
       self._process.communicate("well")
-
-
-def _of_the_runtime(error: BaseException | None) -> bool:
-  """Whether an error, or what it was raised from, is one of JAX's runtime."""
-  seen = []
-  while error is not None and error not in seen:
-    if isinstance(error, jax.errors.JaxRuntimeError):
-      return True
-    seen.append(error)
-    error = error.__cause__ or error.__context__
-  return False
 
 
 def _line(error: BaseException) -> str:

@@ -217,7 +217,7 @@ def find_table(file, head: dict, adapter: dict, table: str | None) -> str:
   known = ("philox",) if released else ("torch",)
   if table not in (None, *known):
     raise ValueError(
-      f"--table={table}: expected {known[0]}, TabPFN's own at the head's E {head['E']}"
+      f"--table={table}: found a head of E {head['E']}, expected {known[0]}, TabPFN's own there"
     )
   return known[0]
 

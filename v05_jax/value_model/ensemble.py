@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.random import default_rng  # seeded generators alone, never numpy's global one
+from numpy.random import RandomState, default_rng  # seeded, never numpy's global generator
 
 SEED = 42  # of the column tables
 MIN_ROWS = 4  # of a context that the head is made for
@@ -155,7 +155,7 @@ def torch_table(groups: int, width: int):
   ones by Box and Muller, the first half of a block with the second; numbers that fill no block are
   drawn anew as the last 16.
   """
-  count, words = groups * width, np.random.RandomState(SEED)
+  count, words = groups * width, RandomState(SEED)
   if count < 16:
     raise ValueError(f"column table: found {groups} x {width} numbers, expected 16 or more")
 

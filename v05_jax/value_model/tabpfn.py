@@ -137,31 +137,41 @@ def mix_training_rows(layer, tokens, mask):
   """What is left of a layer after `mix_columns` for the training rows [N, K, E] where mask [N]:
   (their tokens, (head 0's keys, its values)), which query rows need, [K, N, d] both."""
 
-  def mix(columns):
-    rows = columns.swapaxes(0, 1)
-    keys, values = keys_and_values(layer, rows)
-    rows = mlp(layer, mix_rows(layer, rows, keys, values, mask))
-    return rows.swapaxes(0, 1), (keys[:, 0], values[:, 0])
+  def mix(tokens):
+    keys, values = keys_and_values(layer, tokens)
+    tokens = mlp(layer, mix_rows(layer, tokens, keys, values, mask))
+    return tokens, (keys[:, 0].swapaxes(0, 1), values[:, 0].swapaxes(0, 1))
 
   heads = layer["self_attn_between_items._w_qkv"].shape[1]
-  tokens, found = in_blocks(mix, tokens.swapaxes(0, 1), heads * len(tokens) ** 2)
-  return tokens.swapaxes(0, 1), found
+  tokens, found = in_blocks(mix, tokens, heads * len(tokens) ** 2, axis=1)
+  return tokens, jax.tree.map(lambda x: x.swapaxes(0, 1), found)
 
 
-def in_blocks(function, rows, numbers: int):
-  """function(rows), arrays [R, ...], of rows [R, ...] that do not see each other, where it makes so
-  many numbers a row on the way: as many rows at once as make `BLOCK` of them, block after block.
+def in_blocks(function, x, numbers: int, axis: int = 0):
+  """function(x), where what stands at one place of an axis does not see the others, and makes so
+  many numbers on the way: as many places at once as make `BLOCK` of them, block after block.
 
-  So memory grows with the rows and not with their square. Where one block holds all, nothing is
-  changed.
+  So memory grows with the places and not with their square. `function` returns arrays with as many
+  places on that axis. Where one block holds all, nothing is changed.
   """
-  count = -(-len(rows) * numbers // BLOCK)
-  if count <= 1:
-    return function(rows)
-  size = -(-len(rows) // min(count, len(rows)))
-  padded = jnp.pad(rows, [(0, -len(rows) % size)] + [(0, 0)] * (rows.ndim - 1))
-  found = jax.lax.map(function, padded.reshape(-1, size, *rows.shape[1:]))
-  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(rows)], found)
+  places = x.shape[axis]
+  size = max(min(BLOCK // numbers, places), 1)
+  if size == places:
+    return function(x)
+  take = lambda start: jax.lax.dynamic_slice_in_dim(x, start, size, axis)
+
+  def empty(part):
+    return jnp.zeros((*part.shape[:axis], places, *part.shape[axis + 1 :]), part.dtype)
+
+  def step(number, found):
+    start = jnp.minimum(
+      number * size, places - size
+    )  # the last block begins inside of the one before
+    put = lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, start, axis)
+    return jax.tree.map(put, found, function(take(start)))
+
+  found = jax.tree.map(empty, jax.eval_shape(lambda: function(take(0))))
+  return jax.lax.fori_loop(0, -(-places // size), step, found)
 
 
 def attend(q, k, v, mask=None):
