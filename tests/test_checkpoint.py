@@ -24,7 +24,7 @@ from v05_jax import history
 from v05_jax.estimators import ewa
 from v05_jax.observers import scoreboard
 from v05_jax.priors import fallback
-from v05_jax.run import checkpoint
+from v05_jax.run import checkpoint, leaves
 from v05_jax.structs import Context, TrainState
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -157,7 +157,7 @@ def test_what_a_plug_had_learnt_that_is_no_longer_named_is_dropped(tmp_path, cap
     same(restored, state.replace(observers={"exact": ()}))
     assert not caplog.records
     saved.save(2, restored)  # and it is gone
-    assert "observers" not in " ".join(checkpoint._named(restored))
+    assert "observers" not in " ".join(leaves.named(restored))
     same(saved.restore(2, example), restored)
 
 
@@ -177,8 +177,8 @@ def test_a_checkpoint_of_the_old_form_is_refused(tmp_path, field):
   """As versions before the plugs wrote them: context, drift and the board had fields of their
   own."""
   state = new_state()
-  leaves = checkpoint._named(state.replace(prior={}, budget={}, estimator={}, observers={}))
-  old = {name: np.asarray(x) for name, x in leaves.items()} | {field: np.zeros(4, np.float32)}
+  arrays = leaves.named(state.replace(prior={}, budget={}, estimator={}, observers={}))
+  old = {name: np.asarray(x) for name, x in arrays.items()} | {field: np.zeros(4, np.float32)}
   handler = ocp.StandardCheckpointHandler()
   with ocp.CheckpointManager(tmp_path / "checkpoints", item_handlers=handler) as manager:
     manager.save(3, args=ocp.args.StandardSave(old))

@@ -29,8 +29,8 @@ LAYERS = (
   " update.losses update.optimizer"
   " value_model.adapter value_model.ensemble value_model.losses value_model.scores"
   " value_model.synthetic value_model.torch_file",
-  "budget history models structs run.board run.lock run.metrics run.progress sampling.ahead"
-  " scale.cost value_model.cells value_model.directory value_model.pairs",
+  "budget history models structs run.board run.leaves run.lock run.metrics run.progress"
+  " sampling.ahead scale.cost value_model.cells value_model.directory value_model.pairs",
   "tasks sampling.resample sampling.sampler update.objective"
   " update.packing value_model.batches value_model.convert value_model.measure"
   " value_model.tabpfn",

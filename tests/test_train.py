@@ -21,7 +21,7 @@ from v05_jax.estimators import ewa as experts
 from v05_jax.models import hf
 from v05_jax.observers import scoreboard
 from v05_jax.priors import context as contexts
-from v05_jax.run import checkpoint, lock, metrics
+from v05_jax.run import checkpoint, leaves, lock, metrics
 from v05_jax.sampling import draw as drawing
 from v05_jax.train import Housekeeping, train
 from v05_jax.value_model import convert
@@ -243,7 +243,7 @@ def test_a_plain_run_is_plain(monkeypatch, tmp_path):
   learnt = (state.prior, state.budget, state.estimator, state.observers)
   assert not jax.tree.leaves(learnt)
   with checkpoint.Checkpoints(tmp_path, 2) as saved:
-    names = set(checkpoint._named(saved._manager().item_metadata(2)))
+    names = set(leaves.named(saved._manager().item_metadata(2)))
   fields = {name.split(".")[0] for name in names}
   own = {"params", "opt_state", "step", "cursor", "rollouts", "mean_k", "skipped"}
   assert fields == own

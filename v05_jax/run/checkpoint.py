@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 
 from v05_jax import config as configuration
 from v05_jax import structs
-from v05_jax.run import digest, files, lock
+from v05_jax.run import digest, files, leaves, lock
 from v05_jax.scale import distributed
 
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
@@ -91,7 +91,7 @@ class Checkpoints:
     try:
       with _quiet():
         metadata = self._manager().item_metadata(step)
-        stored = _named(metadata.tree)
+        stored = leaves.named(metadata.tree)
     except Exception as error:
       _raise_if_lost(error)
       raise self._unreadable(step, where, _one_line(error)) from error
@@ -101,10 +101,10 @@ class Checkpoints:
         f"{where} was written by a version of v05_jax that kept its state in another form: start "
         "in a new workdir, or export it with that version and go on from --config.policy.path"
       )
-    wanted = _named(example)
+    wanted = leaves.named(example)
     own = {name: x for name, x in wanted.items() if name in stored or not name.startswith(PLUGS)}
     found = {name: x for name, x in stored.items() if name in own or not name.startswith(PLUGS)}
-    if problems := _differences(_tensors(found), _tensors(own)):
+    if problems := leaves.differences(leaves.tensors(found), leaves.tensors(own)):
       more = [f"and {len(problems) - 6} more"] if len(problems) > 6 else []
       head = f"{where} does not fit this config's model, optimizer and number of prompts:"
       raise ValueError("\n  ".join([head, *problems[:6], *more]))
@@ -112,18 +112,18 @@ class Checkpoints:
       logging.warning("%s has nothing of %s, which start empty", where, ", ".join(new))
     # What is there and not wanted is read as well, and dropped: Orbax reads a whole tree.
     empty = lambda x: np.zeros(x.shape, x.dtype)
-    abstract = {n: _abstract(own[n]) if n in own else empty(x) for n, x in stored.items()}
+    abstract = {n: leaves.abstract(own[n]) if n in own else empty(x) for n, x in stored.items()}
     try:
       with _quiet():
         restored = self._manager().restore(step, args=Restore(abstract))
     except Exception as error:
       _raise_if_lost(error)
       raise self._unreadable(step, where, _one_line(error)) from error
-    leaves, form = jax.tree.flatten(example)
+    values, form = jax.tree.flatten(example)
     return form.unflatten(
       [
-        _as_example(x, restored[name]) if name in own else x
-        for name, x in zip(_names(example), leaves)
+        leaves.as_example(x, restored[name]) if name in own else x
+        for name, x in zip(leaves.names(example), values)
       ]
     )
 
@@ -141,7 +141,7 @@ class Checkpoints:
           self._remove_unfinished()
           distributed.barrier("unfinished checkpoints are gone")
           self._wrote = True
-        arrays = {name: _saveable(x) for name, x in _named(state).items()}
+        arrays = {name: leaves.saveable(x) for name, x in leaves.named(state).items()}
         args = Save(arrays, custom_metadata={DATA: data or {}})
         self._manager().save(step, args=args, force=True)
     except Exception as error:
@@ -281,54 +281,6 @@ class Preemption:
       signal.signal(signal.SIGINT, self._before[signal.SIGINT])
     name = signal.Signals(number).name
     os.write(2, f"\n{name}: saving after this step\n".encode())  # print is not safe in a handler
-
-
-def _names(tree) -> list[str]:
-  """Dotted name of each leaf."""
-  paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-  return [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths]
-
-
-def _named(tree) -> dict[str, object]:
-  """Dotted name -> leaf, but for arrays of no elements, which Orbax refuses: they hold nothing."""
-  return {name: x for name, x in zip(_names(tree), jax.tree.leaves(tree)) if 0 not in x.shape}
-
-
-def _tensors(leaves) -> dict[str, str]:
-  """Name -> dtype[shape]."""
-  shape = lambda x: f"{np.dtype(x.dtype).name}[{','.join(map(str, x.shape))}]"
-  return {name: shape(x) for name, x in leaves.items()}
-
-
-def _differences(stored: dict[str, str], expected: dict[str, str]) -> list[str]:
-  return [
-    f"{name}: found {stored.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}"
-    for name in dict.fromkeys((*expected, *stored))
-    if stored.get(name) != expected.get(name)
-  ]
-
-
-def _saveable(x):
-  """The array as Orbax is to take it. One that every device holds whole goes as a numpy array:
-  else Orbax would cut it into one slice a device, and compile a program for each."""
-  whole = isinstance(x, jax.Array) and x.is_fully_replicated
-  return np.asarray(x) if whole or isinstance(x, np.generic) else x
-
-
-def _abstract(x):
-  # An array that a process of several has to itself is read as a numpy array, by each process for
-  # itself, and put on its device by `_as_example`.
-  if isinstance(x, jax.Array) and not (distributed.several() and x.is_fully_addressable):
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-  return np.asarray(x)
-
-
-def _as_example(x, saved):
-  """What was restored in place of x: of an empty array, which no checkpoint holds, x itself."""
-  if saved is None:
-    return x
-  on_device = isinstance(x, jax.Array) and isinstance(saved, np.ndarray)
-  return jax.device_put(saved) if on_device else saved
 
 
 def _raise_if_lost(error: Exception):

@@ -1,0 +1,55 @@
+"""The arrays of a run's state as a checkpoint holds them: each by its dotted name."""
+
+import jax
+import numpy as np
+
+from v05_jax.scale import distributed
+
+
+def names(tree) -> list[str]:
+  """Dotted name of each leaf."""
+  paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+  return [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths]
+
+
+def named(tree) -> dict[str, object]:
+  """Dotted name -> leaf, but for arrays of no elements, which Orbax refuses: they hold nothing."""
+  return {name: x for name, x in zip(names(tree), jax.tree.leaves(tree)) if 0 not in x.shape}
+
+
+def tensors(arrays) -> dict[str, str]:
+  """Name -> dtype[shape]."""
+  shape = lambda x: f"{np.dtype(x.dtype).name}[{','.join(map(str, x.shape))}]"
+  return {name: shape(x) for name, x in arrays.items()}
+
+
+def differences(stored: dict[str, str], expected: dict[str, str]) -> list[str]:
+  """What `tensors` says of two states where it is not the same."""
+  return [
+    f"{name}: found {stored.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}"
+    for name in dict.fromkeys((*expected, *stored))
+    if stored.get(name) != expected.get(name)
+  ]
+
+
+def saveable(x):
+  """The array as Orbax is to take it. One that every device holds whole goes as a numpy array:
+  else Orbax would cut it into one slice a device, and compile a program for each."""
+  whole = isinstance(x, jax.Array) and x.is_fully_replicated
+  return np.asarray(x) if whole or isinstance(x, np.generic) else x
+
+
+def abstract(x):
+  """What stands for the array when it is restored. One that a process of several has to itself is
+  read as a numpy array, by each process for itself, and put on its device by `as_example`."""
+  if isinstance(x, jax.Array) and not (distributed.several() and x.is_fully_addressable):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+  return np.asarray(x)
+
+
+def as_example(x, saved):
+  """What was restored in place of x: of an empty array, which no checkpoint holds, x itself."""
+  if saved is None:
+    return x
+  on_device = isinstance(x, jax.Array) and isinstance(saved, np.ndarray)
+  return jax.device_put(saved) if on_device else saved
