@@ -1,4 +1,4 @@
-"""The README's hook for another trainer runs as printed."""
+"""The README's hook for another trainer runs as printed; each of its promises has tests."""
 
 from pathlib import Path
 import re
@@ -65,3 +65,17 @@ def test_the_advantage_hook():
   k = np.full(6, 4)
   more = eval(line.split("`")[1], names | {"V": value, "s": (reward + 1).sum(1) / 2, "k": k})
   assert more.sum() == 12 and more.min() >= 0
+
+
+def test_every_promise_names_tests_that_are_there():
+  """In `make test`: none of them is left to the long ones."""
+  folder = Path(__file__).parent
+  text = (folder.parent / "README.md").read_text()
+  _, _, rest = text.partition("## What a run promises\n")
+  promises = rest.partition("\n## ")[0].split("\n- ")[1:]
+  sources = [path.read_text() for path in folder.glob("test_*.py")]
+  there = {name for source in sources for name in re.findall(r"^def (test_\w+)", source, re.M)}
+  assert len(promises) >= 10
+  for promise in promises:
+    names = re.findall(r"`(test_\w+)`", promise)
+    assert names and set(names) <= there, promise
