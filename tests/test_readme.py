@@ -68,7 +68,6 @@ def test_the_advantage_hook():
 
 
 def test_every_promise_names_tests_that_are_there():
-  """In `make test`: none of them is left to the long ones."""
   folder = Path(__file__).parent
   text = (folder.parent / "README.md").read_text()
   _, _, rest = text.partition("## What a run promises\n")
