@@ -5,6 +5,7 @@ import functools
 import re
 
 from v05_jax.rewards.math import notation, units, values
+from v05_jax.rewards.math.brackets import depths, split, unwrapped
 from v05_jax.rewards.math.kinds import (
   EMPTY,
   Answer,
@@ -37,10 +38,6 @@ _LABEL = re.compile(
   rf"{_SYMBOL}|{_SYMBOL}\s*\(\s*{_SYMBOL}(?:\s*,\s*{_SYMBOL})*\s*\)|\(\s*{_SYMBOL}(?:\s*,\s*{_SYMBOL})+\s*\)"
   r"|\\text\s*\{[^{}]*\}|[A-Za-z]{2,}(?:\s[A-Za-z]+)*|\|?[A-Z]{2}\|?|\\(?:angle|triangle)\s*[A-Z]+"
 )
-_OPENING = {"(": "(", "[": "[", r"\{": "{", r"\langle": "<", "{": ""}
-_CLOSING = {")": ")", "]": "]", r"\}": "}", r"\rangle": ">", "}": ""}
-_FENCES = {r"\lfloor": 1, r"\lceil": 1, r"\rfloor": -1, r"\rceil": -1}
-_TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|\b(?:and|or)\b|.", re.DOTALL)
 _ENVIRONMENT = re.compile(
   r"\\begin\{([a-zA-Z]*matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}", re.DOTALL
 )
@@ -51,13 +48,13 @@ _SIGNS |= {r"\in": "in", r"\approx": "~"}
 def read(text: str) -> Answer | None:
   """The answer that a text states; None if it states none that can be compared."""
   try:
-    return _read(_unwrapped(notation.normal(text)), 0)
+    return _read(unwrapped(notation.normal(text)), 0)
   except RecursionError:
     return None
 
 
 def _read(text: str, depth: int) -> Answer | None:
-  text = _unwrapped(text)
+  text = unwrapped(text)
   if not text or depth > DEEPEST:
     return None
   if text.count(r"\mod") == 1 and (found := _residues(text)):
@@ -79,57 +76,6 @@ def _read(text: str, depth: int) -> Answer | None:
   return _value(text)
 
 
-def _unwrapped(text: str) -> str:
-  r"""Without what means nothing around an answer: a full stop, {...}, \text{...} or \boxed{...}."""
-  before = None
-  while text != before:
-    before = text
-    text = text.strip().strip("*").strip()
-    if not text.endswith(r"\ldots"):
-      text = text.rstrip(",;").strip()
-    if text.endswith(".") and not text.endswith(r"\."):
-      text = text[:-1]
-    if match := re.fullmatch(r"(?:\\(?:boxed|fbox)\s*)?\{([^{}]*)\}", text):
-      text = match[1]
-    text = re.sub(
-      r"^(?:so|thus|therefore|hence|answer:|the answer is|approximately|about)\s+",
-      "",
-      text,
-      flags=re.IGNORECASE,
-    )
-    if match := re.fullmatch(r"\\text\s*\{([^{}]*\d[^{}]*)\}", text):
-      text = match[1]
-    text = re.sub(
-      r"^\\text\s*\{\s*(?:approximately|about|exactly|[^{}]*(?:\bis|\bare|:))\s*\}|^\\approx\s+",
-      "",
-      text,
-    ).strip()
-  return text
-
-
-def _depths(text: str):
-  """(start of each token, the token, how many brackets are open before it)."""
-  depth = 0
-  for match in _TOKEN.finditer(text):
-    token = match[0]
-    change = token in _OPENING or token == r"\begin"
-    change = change - (token in _CLOSING or token == r"\end") + _FENCES.get(token, 0)
-    depth += min(change, 0)
-    yield match.start(), token, depth
-    depth += max(change, 0)
-
-
-def _split(text: str, at) -> tuple[list[str], list[str]]:
-  """The text divided at those tokens that stand outside of all brackets, and these tokens."""
-  parts, signs, start = [], [], 0
-  for place, token, depth in _depths(text):
-    if depth == 0 and token in at:
-      parts.append(text[start:place])
-      signs.append(token)
-      start = place + len(token)
-  return [*parts, text[start:]], signs
-
-
 # --- One reader for each kind: the answer, or None if the text is of another kind
 
 
@@ -142,7 +88,7 @@ def _several(text: str, depth: int) -> Parts | None:
     text = match[1]
   if "pm" in text and (found := _plus_minus(text, depth)):
     return found
-  parts, signs = _split(text, (",", ";", "and", "or"))
+  parts, signs = split(text, (",", ";", "and", "or"))
   parts = [part.strip() for part in parts]
   if len(parts) == 1:
     return None
@@ -180,8 +126,8 @@ def _shared_name(found: list) -> list:
 
 
 def _plus_minus(text: str, depth: int) -> Parts | None:
-  outside = [token for _, token, _ in _depths(text) if token in (r"\pm", r"\mp")]
-  if not outside or len(_split(text, (",", ";", "and", "or"))[0]) > 1:
+  outside = [token for _, token, _ in depths(text) if token in (r"\pm", r"\mp")]
+  if not outside or len(split(text, (",", ";", "and", "or"))[0]) > 1:
     return None
   replaced = lambda plus, minus: re.sub(
     r"\\([pm][mp])(?![a-zA-Z])", lambda m: plus if m[1] == "pm" else minus, text
@@ -222,7 +168,7 @@ def _residues(text: str) -> Residues | None:
   if not match:
     return None
   name = (match["name"] or "").replace(" ", "")
-  parts, _ = _split(match["residues"], (",", ";", "and", "or"))
+  parts, _ = split(match["residues"], (",", ";", "and", "or"))
   modulus = values.integer(match["modulus"].strip())
   found = [values.integer(part.strip()) for part in parts]
   if r"\pm" in match["residues"] and len(parts) == 1:
@@ -238,7 +184,7 @@ def _residues(text: str) -> Residues | None:
 def _relation(text: str, depth: int) -> Answer | None:
   if re.match(r"<[^<>]*>$", text):  # \lt 1, 2 \gt as an angle bracket
     return None
-  sides, signs = _split(text, _SIGNS)
+  sides, signs = split(text, _SIGNS)
   sides = [side.strip() for side in sides]
   if not signs or not all(sides):
     return None
@@ -267,7 +213,7 @@ def _relation(text: str, depth: int) -> Answer | None:
 
 def _ratio(text: str, depth: int) -> Ratio | None:
   number, _, unit = units.split(text)
-  parts, signs = _split(number, (":",))
+  parts, signs = split(number, (":",))
   if not signs:
     return None
   found = [_value(part) for part in parts]
@@ -290,7 +236,7 @@ def _bracketed(text: str, depth: int) -> Answer | None:
     text = match[1].replace("]", "(") + match[2] + match[3].replace("[", ")")
   if text.startswith("<") and text.endswith(">"):
     text = rf"\langle {text[1:-1]} \rangle"
-  tokens = list(_depths(text))
+  tokens = list(depths(text))
   opened, closed = _OPENING.get(tokens[0][1], ""), _CLOSING.get(tokens[-1][1], "")
   if not (opened and closed) or any(depth == 0 for _, _, depth in tokens[1:-1]):
     return None
@@ -298,7 +244,7 @@ def _bracketed(text: str, depth: int) -> Answer | None:
   brackets = opened + closed
   if brackets == "{}" and (found := _set_builder(inside, depth)) is not None:
     return found
-  parts, _ = _split(inside, (",", ";"))
+  parts, _ = split(inside, (",", ";"))
   if len(parts) == 1 and brackets in ("()", "[]"):
     if match := re.fullmatch(r"(?:\\text\s*\{)?\s*([a-zA-Z])\s*\}?", inside):
       return Words(match[1], True, True)
@@ -314,7 +260,7 @@ def _bracketed(text: str, depth: int) -> Answer | None:
 
 
 def _set_builder(inside: str, depth: int) -> Answer | None:
-  parts, _ = _split(inside, ("|", ":"))
+  parts, _ = split(inside, ("|", ":"))
   return _read(parts[1], depth) if len(parts) == 2 else None
 
 
@@ -333,7 +279,7 @@ def _matrix(text: str, depth: int) -> Matrix | None:
 def _union(text: str, depth: int) -> Answer | None:
   if re.fullmatch(r"\\mathbb\s*\{?R\}?|\\text\{all real numbers\}|all real numbers", text):
     return Reals()
-  parts, signs = _split(text, (r"\cup", r"\setminus"))
+  parts, signs = split(text, (r"\cup", r"\setminus"))
   if not signs:
     return None
   found = [_read(part, depth) for part in parts]

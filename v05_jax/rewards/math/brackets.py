@@ -1,0 +1,59 @@
+r"""The brackets of a text: what stands outside of all, and what means nothing around it."""
+
+import re
+
+_OPENING = {"(": "(", "[": "[", r"\{": "{", r"\langle": "<", "{": ""}
+_CLOSING = {")": ")", "]": "]", r"\}": "}", r"\rangle": ">", "}": ""}
+_FENCES = {r"\lfloor": 1, r"\lceil": 1, r"\rfloor": -1, r"\rceil": -1}
+_TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|\b(?:and|or)\b|.", re.DOTALL)
+
+
+def unwrapped(text: str) -> str:
+  r"""Without what means nothing around an answer: a full stop, {...}, \text{...} or \boxed{...}."""
+  before = None
+  while text != before:
+    before = text
+    text = text.strip().strip("*").strip()
+    if not text.endswith(r"\ldots"):
+      text = text.rstrip(",;").strip()
+    if text.endswith(".") and not text.endswith(r"\."):
+      text = text[:-1]
+    if match := re.fullmatch(r"(?:\\(?:boxed|fbox)\s*)?\{([^{}]*)\}", text):
+      text = match[1]
+    text = re.sub(
+      r"^(?:so|thus|therefore|hence|answer:|the answer is|approximately|about)\s+",
+      "",
+      text,
+      flags=re.IGNORECASE,
+    )
+    if match := re.fullmatch(r"\\text\s*\{([^{}]*\d[^{}]*)\}", text):
+      text = match[1]
+    text = re.sub(
+      r"^\\text\s*\{\s*(?:approximately|about|exactly|[^{}]*(?:\bis|\bare|:))\s*\}|^\\approx\s+",
+      "",
+      text,
+    ).strip()
+  return text
+
+
+def depths(text: str):
+  """(start of each token, the token, how many brackets are open before it)."""
+  depth = 0
+  for match in _TOKEN.finditer(text):
+    token = match[0]
+    change = token in _OPENING or token == r"\begin"
+    change = change - (token in _CLOSING or token == r"\end") + _FENCES.get(token, 0)
+    depth += min(change, 0)
+    yield match.start(), token, depth
+    depth += max(change, 0)
+
+
+def split(text: str, at) -> tuple[list[str], list[str]]:
+  """The text divided at those tokens that stand outside of all brackets, and these tokens."""
+  parts, signs, start = [], [], 0
+  for place, token, depth in depths(text):
+    if depth == 0 and token in at:
+      parts.append(text[start:place])
+      signs.append(token)
+      start = place + len(token)
+  return [*parts, text[start:]], signs
