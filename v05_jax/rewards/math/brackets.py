@@ -2,8 +2,8 @@ r"""The brackets of a text: what stands outside of all, and what means nothing a
 
 import re
 
-_OPENING = {"(": "(", "[": "[", r"\{": "{", r"\langle": "<", "{": ""}
-_CLOSING = {")": ")", "]": "]", r"\}": "}", r"\rangle": ">", "}": ""}
+OPENING = {"(": "(", "[": "[", r"\{": "{", r"\langle": "<", "{": ""}
+CLOSING = {")": ")", "]": "]", r"\}": "}", r"\rangle": ">", "}": ""}
 _FENCES = {r"\lfloor": 1, r"\lceil": 1, r"\rfloor": -1, r"\rceil": -1}
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|\b(?:and|or)\b|.", re.DOTALL)
 
@@ -41,8 +41,8 @@ def depths(text: str):
   depth = 0
   for match in _TOKEN.finditer(text):
     token = match[0]
-    change = token in _OPENING or token == r"\begin"
-    change = change - (token in _CLOSING or token == r"\end") + _FENCES.get(token, 0)
+    change = token in OPENING or token == r"\begin"
+    change = change - (token in CLOSING or token == r"\end") + _FENCES.get(token, 0)
     depth += min(change, 0)
     yield match.start(), token, depth
     depth += max(change, 0)

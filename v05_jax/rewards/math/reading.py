@@ -5,7 +5,7 @@ import functools
 import re
 
 from v05_jax.rewards.math import notation, units, values
-from v05_jax.rewards.math.brackets import depths, split, unwrapped
+from v05_jax.rewards.math.brackets import CLOSING, OPENING, depths, split, unwrapped
 from v05_jax.rewards.math.kinds import (
   EMPTY,
   Answer,
@@ -237,7 +237,7 @@ def _bracketed(text: str, depth: int) -> Answer | None:
   if text.startswith("<") and text.endswith(">"):
     text = rf"\langle {text[1:-1]} \rangle"
   tokens = list(depths(text))
-  opened, closed = _OPENING.get(tokens[0][1], ""), _CLOSING.get(tokens[-1][1], "")
+  opened, closed = OPENING.get(tokens[0][1], ""), CLOSING.get(tokens[-1][1], "")
   if not (opened and closed) or any(depth == 0 for _, _, depth in tokens[1:-1]):
     return None
   inside = text[len(tokens[0][1]) : tokens[-1][0]].strip()
