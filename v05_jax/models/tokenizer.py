@@ -191,9 +191,7 @@ def _prefix(tokenizer) -> list[int]:
   """The special tokens that the tokenizer puts before every text (BOS), without those behind it."""
   if not tokenizer.num_special_tokens_to_add():
     return []
-  whole, special = tokenizer("0")["input_ids"], _special(tokenizer)
-  most = len(whole) - len(_ids(tokenizer, "0"))
-  return list(itertools.takewhile(special.__contains__, whole[:most]))
+  return list(itertools.takewhile(_special(tokenizer).__contains__, tokenizer("0")["input_ids"]))
 
 
 def encode_text(tokenizer, text: str) -> list[int]:
