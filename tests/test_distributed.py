@@ -47,6 +47,7 @@ class Together:
     """own: further flags for each of the processes; env: process -> what it alone has in its
     environment."""
     config.cpu_devices, port = 8 // count, free_port()
+    self.address = f"127.0.0.1:{port}"
     file = workdir.parent / f"{workdir.name}.json"
     file.write_text(configuration.to_json(config))
     common = os.environ | {
@@ -66,7 +67,7 @@ class Together:
     self.workdir, self.processes = workdir, []
     for i in range(count):
       place = (
-        [f"{FLAGS[0]}=127.0.0.1:{port}", f"{FLAGS[1]}={count}", f"{FLAGS[2]}={i}"]
+        [f"{FLAGS[0]}={self.address}", f"{FLAGS[1]}={count}", f"{FLAGS[2]}={i}"]
         if count > 1
         else []
       )
@@ -337,7 +338,7 @@ def test_evaluation_is_that_of_one_process(whole, tmp_path):
   "config, own, message",
   [
     ({"mesh.fsdp": 3}, (), r"config.mesh.data=8, .*: found 8 devices, expected 24"),
-    ({}, (["--config.seed=1"], []), r"the config: process 1 of 2 differs from process 0"),
+    ({}, (["--config.seed=1"], []), r"the config: process 1 of 2 differs from process 0 in seed, "),
     (
       {},
       ([], ["--config.cpu_devices=2"]),
@@ -365,6 +366,51 @@ def test_bad_input_ends_all_processes_with_one_clear_error(tmp_path, config, own
     assert re.search(message, together.log(i)) and "Traceback" not in together.log(i), together.log(
       i
     )[-3000:]
+
+
+@pytest.mark.pod
+def test_a_process_too_many_is_refused_in_seconds_and_the_others_go_on(tmp_path):
+  """While the others are awaited and once they have begun; it listens at the given address alone."""
+  config = small(num_steps=2, **{"eval.period": 0})
+  own = ([], [f"{FLAGS[2]}=1"], [f"{FLAGS[2]}=1"], [f"{FLAGS[2]}=0"])
+  counted = [[f"{FLAGS[1]}=2", *flags] for flags in own]
+  config.mesh.data = 4
+  with Together(tmp_path / "run", 4, config, own=counted) as together:  # of two: 0 and 1 twice
+    codes = together.wait()
+    assert sorted(codes) == [0, 0, 1, 1], codes
+    for i, code in enumerate(codes):
+      log = together.log(i)
+      assert "Traceback" not in log and "Terminating" not in log, log[-3000:]
+      if code:
+        assert re.search(
+          rf"error: process {int(i in (1, 2))} of 2 at {together.address}: "
+          r"(--process_id=.: pid \d+ on .* has this number already|a run has begun there)",
+          log,
+        ), log[-3000:]
+  with Together(tmp_path / "other", 2, small(num_steps=2, **{"eval.period": 0})) as together:
+    host, port = together.address.split(":")
+    together.until_line(1)
+    with socket.create_connection((host, int(port)), 5):
+      pass
+    with pytest.raises(OSError):
+      socket.create_connection(("127.0.0.2", int(port)), 5)
+    together.succeed()
+
+
+@pytest.mark.pod
+def test_other_code_is_named(tmp_path):
+  config = default.get_config()
+  config.update_from_flattened_dict(OWN_INPUT | {"reward": "mine:score"})
+  env = {}
+  for i in range(2):
+    (folder := tmp_path / str(i)).mkdir()
+    (folder / "mine.py").write_text(f"def score(prompt, response, row):\n  return {i / 2}\n")
+    env[i] = {"PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
+  with Together(tmp_path / "run", 2, config, env=env) as together:
+    assert together.wait() == [1, 1]
+  for i in range(2):
+    message = "error: the code: process 1 of 2 differs from process 0 in mine:score, expected the"
+    assert message in together.log(i), together.log(i)[-3000:]
 
 
 @pytest.mark.pod

@@ -1,6 +1,7 @@
 """The value model that the built-in tasks ship with: it opens, is small, and knows what it is there
 for."""
 
+import os
 from pathlib import Path
 import subprocess
 import sys
@@ -74,3 +75,49 @@ def test_it_knows_which_prompts_are_hard_and_for_whom(known):
   assert scores.rmse(shuffled, truth) > scores.rmse(p, truth) + 0.01
   better = model.predict(texts, np.minimum(success + 0.5, 1), asked)
   assert better.mean() > p.mean() + 0.1
+
+
+MEMORY = """
+import json, resource, sys
+import jax
+import numpy as np
+from v05_jax.value_model import directory, initial, v0
+
+rows, layers = int(sys.argv[1]), int(sys.argv[2])
+settings = directory.RELEASED | {"temperature": 0.9, "estimators": 2}
+if layers:
+  settings["head"] = settings["head"] | {"layers": layers}
+else:
+  settings |= json.loads((v0.BUILTIN / "v0.json").read_text()) | {"estimators": 2}
+model = v0.ValuePrior(
+  settings, None, None, None, None, initial.init_head(jax.random.key(0), settings["head"])
+)
+rng = np.random.default_rng(0)
+x, asked = (rng.normal(size=(n, model.width)).astype(np.float32) for n in (rows, 256))
+marks = [(rng.random(rows), rng.random(256))] * 2
+assert np.isfinite(model.predict_from_features(x, np.arange(rows) % 2, asked, marks)).all()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit elsewhere")
+@pytest.mark.parametrize(
+  "rows, layers, gigabytes", [(5000, 0, 1.0), (512, 4, 2.0)], ids=["built-in", "full size"]
+)
+def test_the_memory_of_the_head_is_bounded(rows, layers, gigabytes):
+  """A process that asks the built-in head in a context of 5,000 rows, and one of full width in 512.
+
+  Of the 24 layers of full size it has four: each of the others adds its keys and values, 338
+  columns x 576 rows x 64 x 2 numbers, 0.1 GB, and nothing else, so that all stay below 4 GB. Of two
+  estimators one's keys and values exist at a time."""
+  done = subprocess.run(
+    [sys.executable, "-c", MEMORY, str(rows), str(layers)],
+    cwd=ROOT,
+    env=os.environ | {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": ""},
+    capture_output=True,
+    text=True,
+    timeout=1800,
+  )
+  assert done.returncode == 0, done.stderr
+  assert float(done.stdout) < gigabytes

@@ -36,7 +36,7 @@ CLASSES = 2  # of the decoder's outputs, those in use
 TEMPERATURE = 0.9
 NO_LABEL = -2.0  # indicator of a row without a label
 LAYER = "transformer_encoder.layers."
-BLOCK = 2**24  # numbers that a sublayer makes at once on the way, 67 MB: see `in_blocks`
+BLOCK = 2**23  # numbers that a sublayer makes at once on the way, 34 MB: see `in_blocks`
 
 
 class Cache(NamedTuple):
