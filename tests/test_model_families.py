@@ -5,7 +5,6 @@ build them again where torch is installed.
 """
 
 import dataclasses
-import itertools
 import json
 from pathlib import Path
 import shutil
@@ -248,18 +247,32 @@ TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 GENERATION = {"temperature": 0.6, "top_k": 20, "bos_token_id": 1, "a_key_of_later": [1, 2]}
 
 
+def assert_kept(folder):
+  """Tokenizer, chat template and generation settings are those of `small_model`."""
+  written = json.loads((folder / "generation_config.json").read_text())
+  assert GENERATION.items() <= written.items() and written["eos_token_id"] == 0
+  tokenizer = tokenizers.load(folder)
+  assert tokenizer.chat_template == TEMPLATE
+  assert tokenizer.decode(tokenizer("1+2=")["input_ids"]) == "1+2="
+
+
+def test_what_is_written_keeps_all_that_is_not_a_weight(tmp_path):
+  small_model("qwen2", tmp_path / "model")
+  policy = models.load(policy_config(path=str(tmp_path / "model")))
+  hf.save(tmp_path / "out", policy.config, policy.params, policy.tokenizer, stop=policy.stop)
+  edit(tmp_path / "model" / "generation_config.json", eos_token_id=[0, 9], _from_model_config=True)
+  hf.keep_generation(tmp_path / "out", tmp_path / "model")
+  assert_kept(tmp_path / "out")  # what ends a response is that of `save`
+  assert "_from_model_config" not in (tmp_path / "out" / "generation_config.json").read_text()
+  (tmp_path / "model" / "generation_config.json").unlink()
+  hf.keep_generation(tmp_path / "out", tmp_path / "model")
+  assert_kept(tmp_path / "out")
+
+
+@pytest.mark.long
 @pytest.mark.usefixtures("few_devices")
-@pytest.mark.parametrize(
-  "kind, rank",
-  [
-    ("gemma3", 4),
-    *(
-      pytest.param(kind, rank, marks=pytest.mark.long)
-      for kind, rank in itertools.product(KINDS, (0, 4))
-      if (kind, rank) != ("gemma3", 4)
-    ),
-  ],
-)
+@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_step_of_training_and_its_export(kind, rank, tmp_path):
   """On two devices, with or without adapters: what is sampled is what is trained, and the export
   has the trained model, tokenizer, chat template and generation settings."""
@@ -287,9 +300,7 @@ def test_a_step_of_training_and_its_export(kind, rank, tmp_path):
   adapted = models.load(c.policy).config
   assert_equal(params, hf.merged(adapted, jax.device_get(state.params))[1] if rank else trained)
   assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").exists() == bool(rank)
-  written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
-  assert GENERATION.items() <= written.items() and written["eos_token_id"] == 0
-  assert tokenizers.load(tmp_path / "out").chat_template == TEMPLATE
+  assert_kept(tmp_path / "out")
 
 
 # Counted by transformers' own models on PyTorch's meta device.
