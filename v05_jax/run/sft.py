@@ -85,12 +85,13 @@ def sft(config, workdir: str) -> dict[str, float]:
   asked it to stop.
   """
   prepare(config, workdir)
+  trainer, total = make(config), config.sft.steps
   with (
     lock.Lock(workdir),
     checkpoint.Checkpoints(workdir, config.checkpoint.keep) as saved,
     checkpoint.Preemption() as preemption,
   ):
-    trainer, total, first = make(config), config.sft.steps, saved.latest() or 0
+    first = saved.latest() or 0
     state = saved.restore(first, trainer.init()) if first else trainer.init()
     with writer.Writer(workdir, config, first) as log, Progress(total, first) as progress:
       if not first:
