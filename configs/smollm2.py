@@ -1,4 +1,4 @@
-"""SmolLM2-135M on problems that reasoning-gym makes, for two CPU cores: V0.5 with 4 rollouts a prompt.
+"""SmolLM2-135M on problems that reasoning-gym makes, for two CPU cores: V0.5, 4 rollouts a prompt.
 
     make lm
 
