@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from v05_jax import config as configuration
-from v05_jax import data, models, rng, tasks
+from v05_jax import data, models, problems, rng, tasks
 from v05_jax.models import hf
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.observers.base import pair
@@ -134,14 +134,15 @@ def due(step: int, period: int) -> bool:
 
 
 def prepare(config, workdir: str):
-  """Makes the workdir. Raises ValueError for a wrong config, a remote workdir, and one that holds a
-  run of another config."""
+  """Raises ValueError for a wrong config, a remote workdir, and one that holds a run of another
+  config."""
   configuration.validate(config)
   if files.is_remote(files.folder(workdir)):
     raise ValueError(
       f"--workdir={workdir}: found a remote folder, expected a local one: the model is written "
       "there"
     )
+  problems.check(config)
   checkpoint.check_config(workdir, config)
 
 
