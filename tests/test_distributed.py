@@ -370,7 +370,7 @@ def test_bad_input_ends_all_processes_with_one_clear_error(tmp_path, config, own
 
 @pytest.mark.pod
 def test_a_process_too_many_is_refused_in_seconds_and_the_others_go_on(tmp_path):
-  """While the others are awaited and once they have begun; it listens at the given address alone."""
+  """While others are awaited, and once they have begun; and it listens at its address alone."""
   config = small(num_steps=2, **{"eval.period": 0})
   own = ([], [f"{FLAGS[2]}=1"], [f"{FLAGS[2]}=1"], [f"{FLAGS[2]}=0"])
   counted = [[f"{FLAGS[1]}=2", *flags] for flags in own]
