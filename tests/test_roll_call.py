@@ -93,11 +93,12 @@ def test_one_too_many_is_told_who_is_there_and_the_others_go_on(address, threads
 
 
 def test_a_process_that_leaves_frees_its_number(address, threads):
-  first = threads.submit(meet, address, member(0), LIMIT)
+  first = threads.submit(meet, address, member(0, 3), LIMIT)
   until(lambda: reachable("127.0.0.1", address))
   with socket.create_connection(roll_call.parts(address), LIMIT) as connection:
-    roll_call._say(connection, {"member": member(1)._asdict()})
-  assert meet(address, member(1, name="again"), LIMIT) is None
+    roll_call._say(connection, {"member": member(1, 3)._asdict()})
+  others = [threads.submit(meet, address, member(i, 3, "again"), LIMIT) for i in (1, 2)]
+  assert [other.result(LIMIT) for other in others] == [None] * 2
   assert first.result(LIMIT) == address
 
 
@@ -143,7 +144,7 @@ def test_a_run_that_has_begun_takes_nobody(address):
       ):
         meet(address, member(index), LIMIT)
     client.key_value_set("here", "still")  # it was not disturbed
-    assert client.key_value_dir_get("")
+    assert client.blocking_key_value_get("here", 60_000) == "still"
   finally:
     client.shutdown()
     service.shutdown()

@@ -111,6 +111,8 @@ class Peers:
   def __init__(self, place: Place, told: sources.Told | None = None):
     self._place, self._told = place, told or {}
     self._stop, self._failing = threading.Event(), threading.Event()
+    self._following = threading.Event()  # this process ends because of another, which it has named
+    self._lost: set[int] = set()
 
   def __enter__(self):
     # The service would take SIGTERM, which is the training loop's (`checkpoint.Preemption`).
@@ -188,7 +190,8 @@ class Peers:
       # say which.
       _say(f"process {self._index}: {_line(error)}; waiting for word of the others")
       self._failing.clear()
-      time.sleep(SILENCE + 3 * BEAT)
+      if self._following.wait(SILENCE + 3 * BEAT):
+        time.sleep(GRACE + 6 * BEAT)  # `_watch` has said it, and is about to end the process
       self._failing.set()
     if isinstance(error, (ValueError, OSError, FloatingPointError)):
       _say(f"error: {error}")
@@ -204,7 +207,7 @@ class Peers:
     while not self._index and time.monotonic() < until:
       going = [word for word in self._words().values() if word.startswith("stopped")]
       time.sleep(BEAT / 2)
-      if len(going) == self._count:
+      if len(going) + len(self._lost) >= self._count:
         break
     with contextlib.suppress(Exception):
       self._witness.dismiss()
@@ -240,6 +243,7 @@ class Peers:
         if word.startswith("stopped"):
           self._follow(f"process {i} of {self._count} has {word}", GRACE)
         elif word != "left" and now - since > SILENCE:
+          self._lost.add(i)
           self._follow(
             f"process {i} of {self._count} is lost: no sign of life for {SILENCE:.0f} s; {AGAIN}",
             0.0,
@@ -249,6 +253,7 @@ class Peers:
     """Ends this process because of another, unless it is about to end by itself."""
     if self._failing.wait(grace) or self._stop.is_set():
       return
+    self._following.set()
     self._tell(f"stopped: {why}")
     _say(f"error: {why}")
     self._leave()

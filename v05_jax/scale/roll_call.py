@@ -65,21 +65,21 @@ def _call(address: str, me: Member, limit: float) -> str | None:
   present: dict[int, tuple[Member, socket.socket]] = {}
   missing = lambda: [i for i in range(1, me.count) if i not in present]
   with server, contextlib.ExitStack() as opened:
-    for left in _waiting(
-      limit, lambda: f"waiting for {_numbers(missing(), me.count)} at {address}"
-    ):
-      if not missing():
-        break
-      if not left:
-        raise ValueError(
-          f"process 0 of {me.count} at {address}: {_numbers(missing(), me.count)} did not come "
-          f"within {limit:.0f} s, expected all to be started by then and to reach process 0"
-        )
-      ready = select.select([server, *(x for _, x in present.values())], [], [], min(left, 1.0))[0]
+    line = lambda: f"waiting for {_numbers(missing(), me.count)} at {address}"
+    for left in _waiting(limit, line):
+      waits = min(left, 1.0) if missing() else 0.0
+      ready = select.select([server, *(x for _, x in present.values())], [], [], waits)[0]
       for i in [i for i, (_, x) in present.items() if x in ready]:
         del present[i]  # it said all it had to say: this is its end
       if server in ready:
         opened.enter_context(_admit(server, me, present))
+      elif not missing():
+        break
+      elif not left:
+        raise ValueError(
+          f"process 0 of {me.count} at {address}: {_numbers(missing(), me.count)} did not come "
+          f"within {limit:.0f} s, expected all to be started by then and to reach process 0"
+        )
     there = [me, *(found for _, (found, _) in sorted(present.items()))]
     _note(f"all {me.count} processes are there: {'; '.join(f'{x.index}: {x}' for x in there)}")
     for _, connection in present.values():
