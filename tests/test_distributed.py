@@ -370,7 +370,7 @@ def test_bad_input_ends_all_processes_with_one_clear_error(tmp_path, config, own
 
 @pytest.mark.pod
 def test_a_process_too_many_is_refused_in_seconds_and_the_others_go_on(tmp_path):
-  """While others are awaited, and once they have begun; and it listens at its address alone."""
+  """While the others are awaited and once they have begun; it listens at its address alone."""
   config = small(num_steps=2, **{"eval.period": 0})
   own = ([], [f"{FLAGS[2]}=1"], [f"{FLAGS[2]}=1"], [f"{FLAGS[2]}=0"])
   counted = [[f"{FLAGS[1]}=2", *flags] for flags in own]
@@ -424,6 +424,28 @@ def test_each_response_is_verified_by_one_process(tmp_path, monkeypatch):
   notes = [json.loads(line) for line in (tmp_path / "notes").read_text().splitlines()]
   assert len(notes) == metrics.read(tmp_path / "run")[-1]["rollouts"] == 32
   assert len({note["of"] for note in notes}) == 2
+
+
+@pytest.mark.pod
+def test_a_reward_that_always_fails_stops_all_processes_and_the_state_is_saved(tmp_path):
+  """From the second step on: each process has verdicts of its own, and all stop after one step."""
+  (tmp_path / "failing_reward.py").write_text(
+    "import os\n"
+    "def score(prompt, response, row):\n"
+    f"  return row['label'] if os.path.exists({str(tmp_path / 'broken')!r}) else 1.0\n"
+  )
+  config = default.get_config()
+  keys = {"reward": "failing_reward:score", "eval.period": 0, "num_steps": 4000}
+  config.update_from_flattened_dict(OWN_INPUT | keys | {"checkpoint.period": 0})
+  path = {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+  with Together(tmp_path / "run", 2, config, env={0: path, 1: path}) as together:
+    together.until_line(1)
+    (tmp_path / "broken").touch()
+    assert together.wait() == [1, 1]
+  done = len(metrics.read(tmp_path / "run"))
+  said = "\n".join(together.log(i) for i in range(2))
+  assert "KeyError: 'label'" in said and f"the state after step {done}" in said, said[-3000:]
+  assert (tmp_path / "run" / "checkpoints" / str(done)).is_dir()
 
 
 @pytest.mark.pod
