@@ -23,8 +23,9 @@ from tests.data.qwen3.make import outputs, tokens
 from tests.test_hf import assert_equal, assert_parity, edit, logits, policy_config
 from tests.test_train import small
 from v05_jax import models
-from v05_jax.models import decoder, families, hf, lora, presets
+from v05_jax.models import decoder, families, hf, lora, presets, rotary
 from v05_jax.models import tokenizer as tokenizers
+from v05_jax.models.model_config import Local
 from v05_jax.run import metrics
 from v05_jax.run.export import export
 from v05_jax.train import train
@@ -42,6 +43,33 @@ def stored(tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_parity_with_transformers_stored(kind):
   assert_parity(DATA / kind, load_file(DATA / kind / "outputs.safetensors"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+  "kind, change",
+  [
+    ("qwen2", {"rope_theta": 1e4}),
+    ("llama", {"rope_scaling": None}),
+    ("llama", {"rope_scaling": rotary.Scaling("llama3", 4.0, 2.0, 4.0, 64)}),
+    ("mistral", {"rope_scaling": None}),
+    ("gemma3", {"rope_scaling": None}),
+    ("gemma3", {"activation": "silu"}),
+    ("gemma3", {"embedding_scale": 1.0}),
+    ("gemma3", {"query_scalar": None}),
+    ("gemma3", {"unit_offset": False}),
+    ("gemma3", {"local": Local(3, 20.0, (True, False))}),
+    ("gemma3", {"local": Local(5, 20.0, (True, False))}),
+    ("gemma3", {"local": Local(4, 30.0, (True, False))}),
+    ("gemma3", {"local": Local(4, 20.0, (False, True))}),
+  ],
+)
+def test_parity_would_see_a_wrong_feature(kind, change):
+  expected = load_file(DATA / kind / "outputs.safetensors")
+  config, params = hf.load(DATA / kind)
+  config = dataclasses.replace(config, **change)
+  found = logits(config, params, expected["tokens"], np.ones_like(expected["tokens"]))
+  assert np.abs(found[0] - expected["logits"][0]).max() > 1e-3
 
 
 @pytest.mark.parametrize("kind", KINDS)
