@@ -323,6 +323,26 @@ def test_a_missing_config_file_suggests_its_neighbour(tmp_path):
 # --- The command line
 
 
+def test_a_key_that_is_also_a_method_of_the_dictionary_can_be_typed(capsys):
+  c = parse("--config.baseline=ewa", "--config.estimators.ewa.update=before", "--config.seed=3")
+  assert c.config.estimators.ewa["update"] == "before" and c.config.seed == 3
+  found = error(capsys, "--config.baseline=ewa", "--config.estimators.ewa.update", "now")
+  assert "estimators.ewa.update: found 'now', expected one of after, before" in found
+
+
+@pytest.mark.parametrize(
+  "flag, said",
+  [
+    ("--config.prior.wrappers=(1,)", "prior.wrappers: found 1, expected a name"),
+    ("--config.observe=('exact', None)", "observe: found None, expected a name"),
+    ("--config.value.heads=0", "value.heads: found 0, expected at least 1"),
+    ("--config.value.attention_heads=0", "value.attention_heads: found 0, expected at least 1"),
+  ],
+)
+def test_values_that_are_none_are_one_error(flag, said, capsys):
+  assert said in error(capsys, flag)
+
+
 def test_overrides_of_every_type():
   c = parse(
     "--config.seed=3",

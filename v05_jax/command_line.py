@@ -46,11 +46,12 @@ def _parse(argv, flag_values):
   plug.fill(typed, _options(config, argv))
   typed.update_from_flattened_dict(configuration.flatten(config))
   _check_names(argv, typed, flag_values)
+  others = _take_methods(argv, typed)
   config_flags.DEFINE_config_dict(
-    "config", typed, "config file, .py or .json", flag_values=flag_values, sys_argv=argv
+    "config", typed, "config file, .py or .json", flag_values=flag_values, sys_argv=others
   )
   try:
-    rest = flag_values(argv)
+    rest = flag_values(others)
   except (flags.Error, TypeError, KeyError, AttributeError) as e:  # the last are config_flags'
     raise ValueError(configuration.one_line(e)) from e
   if len(rest) > 1:
@@ -102,6 +103,17 @@ def _take(argv: list[str], name: str) -> tuple[str | None, list[str]]:
     else:
       rest.append(word)
   return value, rest
+
+
+def _take_methods(argv, config) -> list[str]:
+  """The arguments without those for keys that ConfigDict has methods of, as estimators.ewa.update,
+  at which config_flags fails. They are set here; all are texts."""
+  for key, value in configuration.flatten(config).items():
+    if hasattr(type(config), key.rpartition(".")[2]) and isinstance(value, str):
+      text, argv = _take(argv, f"config.{key}")
+      if text is not None:
+        config.update_from_flattened_dict({key: text})
+  return argv
 
 
 def _check_names(argv, config, flag_values):

@@ -84,6 +84,8 @@ def find(kind: str, name: str) -> Callable:
   """The function behind a name. Raises ValueError with the known names, or with what is wrong with
   `module:function`."""
   key = KINDS[kind].key
+  if not isinstance(name, str):
+    raise ValueError(f"{key}: found {name!r}, expected a name")
   if ":" in name:
     if os.getcwd() not in sys.path:  # where the run was started, and often the user's file lies
       sys.path.append(os.getcwd())
@@ -179,7 +181,7 @@ def unused(config, keys) -> list[str]:
     if folder in folders and not any(key.startswith(prefix) for prefix in used):
       name = rest.partition(".")[0]
       kinds = [kind for kind in KINDS if KINDS[kind].folder == folder]
-      shown = lambda kind: ", ".join(names_of(config, kind)) or "empty"
+      shown = lambda kind: ", ".join(map(str, names_of(config, kind))) or "empty"
       named = " and ".join(f"{KINDS[kind].key} is {shown(kind)}" for kind in kinds)
       found.append(f"{key}: an option of {folder}/{name}, which is not in use: {named}")
   return found
@@ -187,7 +189,8 @@ def unused(config, keys) -> list[str]:
 
 def owners(config) -> dict[str, tuple[str, str]]:
   """ "folder.name." -> (kind, name) of the plugs that a config names."""
-  return {f"{KINDS[kind].folder}.{label(name)}.": (kind, name) for kind, name in chosen(config)}
+  names = ((kind, name) for kind, name in chosen(config) if isinstance(name, str))
+  return {f"{KINDS[kind].folder}.{label(name)}.": (kind, name) for kind, name in names}
 
 
 def table() -> str:

@@ -226,9 +226,14 @@ def _gym(config, need):
 
 def _value(value, need):
   """The same for the training of a V0."""
-  need(value.width % value.heads == 0, "value.heads", f"a divisor of value.width = {value.width}")
+  need(
+    value.heads > 0 and value.width % value.heads == 0,
+    "value.heads",
+    f"a divisor of value.width = {value.width}",
+  )
   divisor = f"a divisor of value.embed = {value.embed}"
-  need(value.embed % value.attention_heads == 0, "value.attention_heads", divisor)
+  divides = value.attention_heads > 0 and value.embed % value.attention_heads == 0
+  need(divides, "value.attention_heads", divisor)
   need(value.embed % 4 == 0, "value.embed", "a multiple of 4")
   need(
     value.data != "synthetic" or value.train == "head",

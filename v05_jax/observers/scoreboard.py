@@ -39,7 +39,10 @@ class Scores(NamedTuple):
 @plug.declare(
   "observer",
   estimators=plug.Option(
-    JUDGED, "that are judged, beside the run's own", lambda x: len(x) > 0, "one or more"
+    JUDGED,
+    "that are judged, beside the run's own",
+    lambda x: len(x) > 0 and all(isinstance(name, str) and name for name in x),
+    "one or more names",
   ),
 )
 def scoreboard(options, setting):
