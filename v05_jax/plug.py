@@ -133,7 +133,7 @@ def options(names=()) -> dict[str, Option]:
   """ "folder.name.option" -> Option, of all plugs of the package, and of the (kind, name) in
   `names`."""
   found = [(kind, name) for kind in KINDS for name in known(kind)]
-  found += [pair for pair in names if ":" in pair[1]]
+  found += [(kind, name) for kind, name in names if isinstance(name, str) and ":" in name]
   return {
     f"{KINDS[kind].folder}.{label(name)}.{option}": value
     for kind, name in found
