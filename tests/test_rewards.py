@@ -371,14 +371,16 @@ def test_workers_die_with_the_run(module, response):
 
 
 def alive(pid, patience=60.0):
-  """Whether the process still runs after `patience` seconds (or at once, if it is gone earlier)."""
+  """Whether the process still runs after `patience` seconds (or at once, if it is gone earlier). It
+  is gone when its last thread is: until then its files are open."""
   end = time.monotonic() + patience
   while time.monotonic() < end:
     try:
       os.kill(pid, 0)
       state = pathlib.Path(f"/proc/{pid}/stat")
       if state.exists() and state.read_text().rpartition(")")[2].split()[0] == "Z":
-        return False
+        if len(os.listdir(f"/proc/{pid}/task")) <= 1:
+          return False
     except (ProcessLookupError, FileNotFoundError):
       return False
     time.sleep(0.05)
