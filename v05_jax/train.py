@@ -107,7 +107,7 @@ class Housekeeping(NamedTuple):
     skipped."""
     config, done, unmeasured = self.run.config, int(state.step), None
     last = done == config.num_steps
-    if config.eval.period and (last or due(done, config.eval.period)):
+    if config.eval.period and (last or checkpoint.due(done, config.eval.period)):
       try:
         measured = measured | evaluation.summarise(self.evaluate(state.params))
       except (rewards.RewardError, Interrupted) as error:
@@ -122,12 +122,10 @@ class Housekeeping(NamedTuple):
       raise self.given_up(state, unmeasured)
     stopping = agreed(self.preemption.requested, state, done)
     # While updates fail, the checkpoints before them are kept.
-    if last or stopping or (not failed and due(done, config.checkpoint.period)):
+    if last or stopping or (not failed and checkpoint.due(done, config.checkpoint.period)):
       self.save(state)
     if stopping and not last:
-      raise checkpoint.Preempted(
-        f"stopped by a signal; saved at step {done}, the same command continues"
-      )
+      raise checkpoint.stopped(done)
 
   def save(self, state: TrainState):
     """Writes a checkpoint, and before it what was measured so far."""
@@ -173,8 +171,3 @@ def diverged(config, workdir: str, failed: int, good: int | None) -> str:
     f"(config.loss.max_skipped={config.loss.max_skipped}); {kept} in {workdir}. To go on from it "
     "with other settings: --mode=export it, and start in a new workdir with --config.policy.path"
   )
-
-
-def due(step: int, period: int) -> bool:
-  """Whether something done every `period` steps falls on this one; 0 = never."""
-  return period > 0 and step % period == 0

@@ -33,6 +33,25 @@ class Preempted(InterruptedError):
   """A signal asked the run to stop; its state is saved."""
 
 
+def stopped(step: int) -> Preempted:
+  """What a loop raises that a signal has stopped, saved after `step` steps."""
+  return Preempted(f"stopped by a signal; saved at step {step}, the same command continues")
+
+
+def failing(skipped: int, step: int) -> FloatingPointError:
+  """What a loop of supervised training raises when the last `skipped` updates, up to that of
+  `step`, were not finite."""
+  return FloatingPointError(
+    f"{skipped} updates in a row had a non-finite loss or gradient and were skipped, the last one "
+    f"at step {step}; the checkpoints before them are kept"
+  )
+
+
+def due(step: int, period: int) -> bool:
+  """Whether something done every `period` steps falls on this one; 0 = never."""
+  return period > 0 and step % period == 0
+
+
 class Handler(ocp.StandardCheckpointHandler):
   """Orbax's, which also writes the checksums of its files, before the checkpoint is complete."""
 

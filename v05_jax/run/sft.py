@@ -100,24 +100,19 @@ def sft(config, workdir: str) -> dict[str, float]:
         began = time.perf_counter()
         state, measured = trainer.step(state, number)
         done, last = number + 1, number + 1 == total
-        if last or due(done, config.eval.period):
+        if last or checkpoint.due(done, config.eval.period):
           measured |= trainer.evaluate(state.params)
         log.write(done, 0, measured | {"time/step": (time.perf_counter() - began, 1)})
         progress.update(done, log.latest, SHOWN)
         if state.skipped > config.loss.max_skipped:
-          raise FloatingPointError(
-            f"{state.skipped} updates in a row had a non-finite loss or gradient and were skipped, "
-            f"the last one at step {done}; the checkpoints before them are kept"
-          )
+          raise checkpoint.failing(int(state.skipped), done)
         # While updates fail, the checkpoints before them are kept.
-        regular = due(done, config.checkpoint.period) and not state.skipped
+        regular = checkpoint.due(done, config.checkpoint.period) and not state.skipped
         if last or preemption.requested or regular:
           log.flush()
           saved.save(done, state)
         if preemption.requested and not last:
-          raise checkpoint.Preempted(
-            f"stopped by a signal; saved at step {done}, the same command continues"
-          )
+          raise checkpoint.stopped(done)
       log.flush()
       latest = dict(log.latest)
   policy = trainer.policy
@@ -126,11 +121,6 @@ def sft(config, workdir: str) -> dict[str, float]:
   hf.save(directory, policy.config, params, policy.tokenizer, stop=policy.stop)
   hf.keep_generation(directory, models.folder(config.policy.path))
   return latest
-
-
-def due(step: int, period: int) -> bool:
-  """Whether something done every `period` steps falls on this one; 0 = never."""
-  return period > 0 and step % period == 0
 
 
 def prepare(config, workdir: str):

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 AGGREGATES = ("token", "rollout", "prompt", "constant")
-SURROGATES = ("clip", "reinforce")
 
 # exp of a log-ratio stays finite in float32, and a token this far off policy gives no gradient (as
 # verl).

@@ -94,26 +94,21 @@ def train_value(config, workdir: str) -> v0.ValuePrior:
         began, failed = time.perf_counter(), int(state.skipped)
         state, measured = trainer.step(state, number)
         done, last = number + 1, number + 1 == total
-        if last or (config.eval.period and done % config.eval.period == 0):
+        if last or checkpoint.due(done, config.eval.period):
           predictions = trainer.evaluate(with_params(trainer.model, state.params))
           measured |= heldout(predictions)
         found = {f"value/{name}": (x, 1) for name, x in measured.items()}
         log.write(done, 0, found | {"time/step": (time.perf_counter() - began, 1)})
         progress.update(done, log.latest, SHOWN)
         if failed > config.loss.max_skipped:
-          raise FloatingPointError(
-            f"{failed} updates in a row had a non-finite loss or gradient and were skipped, the "
-            f"last one at step {done - 1}; the checkpoints before them are kept"
-          )
+          raise checkpoint.failing(failed, done - 1)
         # While updates fail, the checkpoints before them are kept.
-        regular = config.checkpoint.period and done % config.checkpoint.period == 0
+        regular = checkpoint.due(done, config.checkpoint.period)
         if last or preemption.requested or (regular and not failed):
           log.flush()
           saved.save(done, state)
         if preemption.requested and not last:
-          raise checkpoint.Preempted(
-            f"stopped by a signal; saved at step {done}, the same command continues"
-          )
+          raise checkpoint.stopped(done)
     model = with_params(trainer.model, state.params)
     finish(model, predictions if first < total else trainer.evaluate(model), workdir)
   return model
