@@ -42,7 +42,7 @@ LAYERS = (
   "rules shapes sampling.ledger",
   "config priors sampling.rollouts scale.plan",
   "command_line observers run.checkpoint run.runs run.writer scale.compile",
-  "setup run.comparison run.sft sampling.draw value_model.train",
+  "setup run.comparison run.sft run.supervised sampling.draw value_model.train",
   "step run.export run.figures",
   "run.evaluate run.page run.show",
   "run.report",

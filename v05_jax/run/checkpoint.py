@@ -38,15 +38,6 @@ def stopped(step: int) -> Preempted:
   return Preempted(f"stopped by a signal; saved at step {step}, the same command continues")
 
 
-def failing(skipped: int, step: int) -> FloatingPointError:
-  """What a loop of supervised training raises when the last `skipped` updates, up to that of
-  `step`, were not finite."""
-  return FloatingPointError(
-    f"{skipped} updates in a row had a non-finite loss or gradient and were skipped, the last one "
-    f"at step {step}; the checkpoints before them are kept"
-  )
-
-
 def due(step: int, period: int) -> bool:
   """Whether something done every `period` steps falls on this one; 0 = never."""
   return period > 0 and step % period == 0
