@@ -104,7 +104,7 @@ class Checkpoints:
         stored = leaves.named(metadata.tree)
     except Exception as error:
       _raise_if_lost(error)
-      raise self._unreadable(step, where, _one_line(error)) from error
+      raise self._unreadable(step, where, configuration.one_line(error)) from error
     _check_data(metadata.custom_metadata, data or {}, where)
     if any(name.startswith(OLD) for name in stored):
       raise ValueError(
@@ -128,7 +128,7 @@ class Checkpoints:
         restored = self._manager().restore(step, args=Restore(abstract))
     except Exception as error:
       _raise_if_lost(error)
-      raise self._unreadable(step, where, _one_line(error)) from error
+      raise self._unreadable(step, where, configuration.one_line(error)) from error
     values, form = jax.tree.flatten(example)
     return form.unflatten(
       [
@@ -186,7 +186,7 @@ class Checkpoints:
 
   def _not_written(self, step, state, error) -> str:
     full = "No space left" in str(error) or "quota" in str(error)
-    reason = "the disk is full" if full else _one_line(error)
+    reason = "the disk is full" if full else configuration.one_line(error)
     needed = sum(x.nbytes for x in jax.tree.leaves(state))
     space = f"it needs about {needed / 1e6:.1f} MB{files.space(self._path).replace(';', ',')}"
     last = max(self._manager().all_steps(), default=None)
@@ -309,9 +309,3 @@ def _quiet():
     yield
   finally:
     logging.set_verbosity(level)
-
-
-def _one_line(error: BaseException) -> str:
-  text = " ".join(str(error).split())
-  text = text if len(text) <= 400 else f"{text[:150]} ... {text[-250:]}"
-  return f"{type(error).__name__}: {text}"
