@@ -126,8 +126,9 @@ def test_a_run_with_v0_as_its_prior_resumes_bit_for_bit(tmp_path):
   keys = {"prior.kind": "v0", "priors.v0.path": v0, "data.size": 24, "eval.period": 0}
   config = small(**keys)
   train(config, str(tmp_path / "whole"))
-  train(small(num_steps=2, **keys), str(tmp_path / "parts"))
-  train(config, str(tmp_path / "parts"))
+  shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+  shutil.rmtree(tmp_path / "parts" / "checkpoints" / "4")
+  train(config, str(tmp_path / "parts"))  # from step 2 on
   written = metrics.read(tmp_path / "whole")
   assert written[0]["prior/accepted"] is None and 0 <= written[3]["prior/accepted"] <= 1
   smoothed = [line["prior/smoothed"] for line in written]
@@ -402,9 +403,9 @@ def test_a_reward_that_fails_in_an_evaluation_stops_the_run_after_its_line(tmp_p
 
 
 def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path):
-  """One SIGKILL; that the rest is bit for bit that of an unbroken run is shown within one process
-  above, and after many kills by the next test."""
-  config = small(num_steps=400, **{"checkpoint.period": 1, "eval.period": 0})
+  """One SIGKILL of a plain run; that the rest is bit for bit that of an unbroken run is shown
+  within one process above, and after many kills by the last test."""
+  config = small(grpo.get_config(), num_steps=400, **{"checkpoint.period": 1, "eval.period": 0})
   config.mesh.data = 1
   (tmp_path / "config.json").write_text(configuration.to_json(config))
   workdir, cache = tmp_path / "run", tmp_path / "cache"  # which a kill may damage
