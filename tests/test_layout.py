@@ -23,9 +23,9 @@ PACKAGE = ROOT / "v05_jax"
 # the folders of the plugs, and what `shrinkage` and `budget` lend to other trainers.
 UNITS = "models tasks rewards estimators budgets priors observers".split()
 LAYERS = (
-  "backend benchmarks groups rng rows run sampling scale shrinkage update run.digest run.files"
-  " run.success sampling.categorical sampling.selection scale.distributed scale.hlo scale.peers"
-  " scale.programs scale.roll_call scale.sharding scale.sources scale.topology"
+  "backend benchmarks groups names rng rows run sampling scale shrinkage update run.digest"
+  " run.files run.success sampling.categorical sampling.selection scale.distributed scale.hlo"
+  " scale.peers scale.programs scale.roll_call scale.sharding scale.sources scale.topology"
   " update.losses update.optimizer"
   " value_model.adapter value_model.ensemble value_model.losses value_model.scores"
   " value_model.synthetic value_model.torch_file",
@@ -42,7 +42,7 @@ LAYERS = (
   "rules shapes sampling.ledger",
   "config priors sampling.rollouts scale.plan",
   "command_line observers run.checkpoint run.runs run.writer scale.compile",
-  "setup run.comparison run.sft sampling.draw value_model.train",
+  "setup run.comparison run.sft run.supervised sampling.draw value_model.train",
   "step run.export run.figures",
   "run.evaluate run.page run.show",
   "run.report",
@@ -54,6 +54,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names.spl
 # Beyond the order of the rows: what a module may import from the package at most.
 ONLY = {
   "rng": "",
+  "names": "",
   "groups": "",
   "structs": "groups",
   "benchmarks": "rows",
@@ -64,9 +65,9 @@ ONLY = {
   "estimators": "groups history plug shrinkage",
   "budgets": "budget estimators groups plug shrinkage",
   "update.losses": "",
-  "models": "rng",
-  "rewards": "tasks",
-  "plug": "rewards",
+  "models": "names rng",
+  "rewards": "names tasks",
+  "plug": "names",
   "rules": "benchmarks budgets plug problems",
   "config": "plug rules",
   "shapes": "budgets update.packing",

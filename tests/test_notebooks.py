@@ -9,6 +9,7 @@ import nbformat
 import pytest
 
 from notebooks import execute
+from tests import support
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("estimator_tour", "quickstart", "value_prior_tour")
@@ -28,7 +29,7 @@ SMALL = {
   "value_prior_tour": {"CONTEXT": 16, "PROMPTS": 16, "TEMPERATURES": (0.5,)},
 }
 # One CPU device, and programs that compile fast rather than run fast.
-FAST = {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+FAST = {"XLA_FLAGS": support.one_device(), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 def plain(cell) -> ast.Module:

@@ -18,7 +18,6 @@ import functools
 import itertools
 import json
 from multiprocessing.connection import Connection
-import os
 import random
 import re
 import sys
@@ -116,7 +115,6 @@ def serve(descriptor: int, sources: list[tuple[str, dict[str, Any]]], seed: int)
   arguments where the process was started with a fixed PYTHONHASHSEED: some tasks go through sets of
   texts, and one draws from Python's own stream, which is seeded for each entry.
   """
-  os.dup2(2, 1)  # what a generator prints must not mix with the run's own output
   connection = Connection(descriptor)
   streams = [entries(task, options, seed) for task, options in sources]
   with contextlib.suppress(EOFError, OSError):

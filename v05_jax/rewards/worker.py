@@ -8,7 +8,6 @@ seconds to start and could claim the accelerator.
 
 import contextlib
 import ctypes
-import importlib
 import inspect
 import json
 import math
@@ -22,10 +21,11 @@ import sys
 import threading
 import traceback
 
+from v05_jax.names import describe, resolve
+
 HEAD = struct.Struct("!QQ")  # before each job: its number, and the bytes of its pickle
 LARGEST = 3.4028234e38  # float32's, which rewards are kept in
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-STANDARD_LIBRARY = os.path.dirname(os.__file__)
 
 
 def main(descriptor: int, target: str, memory: int):
@@ -109,17 +109,6 @@ def load(target: str):
   return function
 
 
-def resolve(target: str):
-  """The function that "module:function" names; raises ImportError, AttributeError or TypeError."""
-  module, _, name = target.partition(":")
-  function = importlib.import_module(module)
-  for part in name.split("."):
-    function = getattr(function, part)
-  if not callable(function):
-    raise TypeError(f"{name} is a {type(function).__name__}, expected a function")
-  return function
-
-
 def verdict(function, prompt: str, response: str, row: dict) -> tuple[float, str]:
   """(reward, "") or (NaN, what went wrong)."""
   try:
@@ -129,26 +118,6 @@ def verdict(function, prompt: str, response: str, row: dict) -> tuple[float, str
     return math.nan, f"returned {reward!r:.100}, expected a finite number"
   except BaseException as error:  # SystemExit and KeyboardInterrupt as well: the worker goes on
     return math.nan, describe(error)
-
-
-def describe(error: BaseException) -> str:
-  """The exception in one line, with the place in the user's file that it came from: of the lines on
-  its way, the last that is no library's."""
-  try:
-    text = " ".join("".join(traceback.format_exception_only(error)).split())[:500]
-  except Exception:  # an exception whose own __str__ raises
-    text = type(error).__name__
-  # The first frame is the one that caught it.
-  frames = [
-    frame
-    for frame in traceback.extract_tb(error.__traceback__)[1:]
-    if frame.filename not in (__file__, importlib.__file__) and frame.filename[0] != "<"
-  ]
-  library = lambda name: (
-    name.startswith(STANDARD_LIBRARY) or f"{os.sep}site-packages{os.sep}" in name
-  )
-  frames = [frame for frame in frames if not library(frame.filename)] or frames
-  return f"{text} ({frames[-1].filename}:{frames[-1].lineno})" if frames else text
 
 
 def _follow_parent():
