@@ -18,7 +18,7 @@ from v05_jax.sampling import rollouts
 from v05_jax.sampling.ahead import Ahead
 from v05_jax.sampling.draw import draw
 from v05_jax.sampling.verdicts import Interrupted
-from v05_jax.scale import distributed
+from v05_jax.scale import distributed, sources
 from v05_jax.setup import Run, setup
 from v05_jax.step import learn, update
 from v05_jax.structs import TrainState
@@ -147,9 +147,14 @@ class Housekeeping(NamedTuple):
 
 
 def rows_of(run: Run, evaluate: evaluation.Evaluate) -> dict[str, str]:
-  """Config key -> digest of the rows that it names, which stay the same as long as the run."""
-  found = {"data.path": run.prompts.digest}
-  return found | ({"eval.path": evaluate.dataset.digest} if run.config.eval.period else {})
+  """Config key -> digest of the rows that it names, which stay the same as long as the run, and of
+  the file of a reward of the user's own."""
+  config, found = run.config, {"data.path": run.prompts.digest}
+  if config.eval.period:
+    found["eval.path"] = evaluate.dataset.digest
+  if (module := config.reward.partition(":"))[1] and (own := sources.of_module(module[0])):
+    found[checkpoint.REWARD] = own
+  return found
 
 
 def agreed(requested: bool, state: TrainState, done: int) -> bool:

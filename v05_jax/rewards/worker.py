@@ -6,6 +6,7 @@ spawn (it imports the parent's main module again). Nothing here may import jax: 
 seconds to start and could claim the accelerator.
 """
 
+import builtins
 import contextlib
 import ctypes
 import importlib
@@ -23,6 +24,7 @@ import threading
 import traceback
 
 HEAD = struct.Struct("!QQ")  # before each job: its number, and the bytes of its pickle
+BUILTINS = dict(vars(builtins))
 LARGEST = 3.4028234e38  # float32's, which rewards are kept in
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STANDARD_LIBRARY = os.path.dirname(os.__file__)
@@ -123,12 +125,31 @@ def resolve(target: str):
 def verdict(function, prompt: str, response: str, row: dict) -> tuple[float, str]:
   """(reward, "") or (NaN, what went wrong)."""
   try:
-    reward = function(prompt, response, row)
-    if hasattr(reward, "__float__") and abs(value := float(reward)) <= LARGEST:  # no strings
+    reward = _alone(function, prompt, response, row)
+    if _is_number(reward) and abs(value := float(reward)) <= LARGEST:
       return value, ""
     return math.nan, f"returned {reward!r:.100}, expected a finite number"
   except BaseException as error:  # SystemExit and KeyboardInterrupt as well: the worker goes on
     return math.nan, describe(error)
+
+
+def _alone(function, *arguments):
+  """What the function returns or raises; a timer that it has set, and what it has changed of
+  Python's builtins, do not reach the next verdict."""
+  try:
+    return function(*arguments)
+  finally:
+    vars(builtins).update(BUILTINS)
+    for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+      signal.setitimer(timer, 0)
+
+
+def _is_number(reward) -> bool:
+  """Whether it is a real number, of Python, an array library or the user's own; no text that could
+  be read as one."""
+  kind = getattr(getattr(reward, "dtype", None), "kind", "f")  # of numpy
+  text = isinstance(reward, (str, bytes, complex)) or kind in tuple("cSUOMm")
+  return hasattr(reward, "__float__") and not text
 
 
 def describe(error: BaseException) -> str:
@@ -136,19 +157,17 @@ def describe(error: BaseException) -> str:
   its way, the last that is no library's."""
   try:
     text = " ".join("".join(traceback.format_exception_only(error)).split())[:500]
-  except Exception:  # an exception whose own __str__ raises
+  except BaseException:  # an exception whose own __str__ raises
     text = type(error).__name__
   # The first frame is the one that caught it.
-  frames = [
-    frame
-    for frame in traceback.extract_tb(error.__traceback__)[1:]
-    if frame.filename not in (__file__, importlib.__file__) and frame.filename[0] != "<"
-  ]
+  places = [(x.f_code.co_filename, line) for x, line in traceback.walk_tb(error.__traceback__)]
+  ours = (__file__, importlib.__file__, "")
+  places = [(name, line) for name, line in places[1:] if name not in ours and name[0] != "<"]
   library = lambda name: (
     name.startswith(STANDARD_LIBRARY) or f"{os.sep}site-packages{os.sep}" in name
   )
-  frames = [frame for frame in frames if not library(frame.filename)] or frames
-  return f"{text} ({frames[-1].filename}:{frames[-1].lineno})" if frames else text
+  places = [(name, line) for name, line in places if not library(name)] or places
+  return f"{text} ({places[-1][0]}:{places[-1][1]})" if places else text
 
 
 def _follow_parent():

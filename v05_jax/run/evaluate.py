@@ -86,6 +86,7 @@ def make(policy, config, mesh, collect) -> Evaluate:
     key="eval.path",
   )
   rewards.check_answers(config.reward, dataset.rows, options.path)
+  distributed.check_same("config.eval", lambda: [dataset.digest])
   exact = None
   if options.path == data.TASKS:
     sampler = config.sampler.copy_and_resolve_references()
@@ -110,6 +111,11 @@ def make(policy, config, mesh, collect) -> Evaluate:
       )
     key = rng.at(config.seed, 0, rng.EVAL)
     rolls, _ = collect(params, prompts.replace(mask=wanted), key, order)
+    if not np.isfinite(rolls.logprob).all():
+      raise FloatingPointError(
+        "the policy's log-probs are not finite, so that what it sampled means nothing: its weights "
+        "are damaged, or too large for config.policy.dtype"
+      )
     share = (map_reward(rolls.reward, config.rewards.low, config.rewards.high) + 1) / 2
     return Result(prompts.rows, probability, share, rolls.length, rolls.ended)
 
