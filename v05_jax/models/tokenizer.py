@@ -174,8 +174,8 @@ def _check_contents(messages, rendered: str):
 
 def _changed(number: int, count: int) -> str:
   return (
-    f"the chat template drops or changes the content of message {number} of {count}, expected it as "
-    "it is"
+    f"the chat template drops or changes the content of message {number} of {count}, expected it "
+    "as it is"
   )
 
 

@@ -125,7 +125,7 @@ def read(folders: Sequence[str], window: int = 1) -> tuple[list[str], list[Conte
         )
       if not texts[name].strip() or HALF_PAIR.search(texts[name]):
         raise ValueError(
-          f"{where}: found {texts[name]!r:.60} as the text of {name}, expected one that is not empty"
+          f"{where}: found {texts[name]!r:.60} as the prompt {name}, expected one that is not empty"
         )
       key = (str(path), row["dataset"], row["model"], row["step"] // window * window)
       prompt = place.setdefault(texts[name], len(place))

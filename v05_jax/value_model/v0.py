@@ -118,8 +118,8 @@ class ValuePrior:
       found[batch] = np.asarray(out)[: len(batch)]
     if len(wrong := np.flatnonzero(~np.isfinite(found).all(1))):
       raise ValueError(
-        f"the value model's features of {prompts[wrong[0]]!r:.60} are not finite: the weights of its "
-        "backbone or adapter are damaged, or too large"
+        f"the value model's features of {prompts[wrong[0]]!r:.60} are not finite: the weights of "
+        "its backbone or adapter are damaged, or too large"
       )
     return found
 
@@ -177,8 +177,8 @@ class ValuePrior:
     found = np.concatenate([np.asarray(part)[:most] for part in found])[: len(query)]
     if not np.isfinite(found).all():
       raise ValueError(
-        "the value model's probabilities are not finite: the weights of its head are damaged, or too "
-        "large"
+        "the value model's probabilities are not finite: the weights of its head are damaged, or "
+        "too large"
       )
     return found
 
