@@ -243,6 +243,16 @@ ORDERS = {
     "found .*, expected a JSON",
   ),
   "a step of True": ('{"step": true}\n', 1, "found .*, expected a JSON"),
+  "a value that is a text": (
+    lines_of(1) + '{"step": 2, "rollouts": 8, "reward": "high"}\n' + lines_of(3),
+    2,
+    "reward: found 'high', expected a finite number or null",
+  ),
+  "a value of True": ('{"step": 1, "reward": true}\n', 1, "reward: found True"),
+  "a value that is a list": ('{"step": 1, "reward": [1]}\n', 1, r"reward: found \[1\]"),
+  "a value that is an object": ('{"step": 1, "a": {"b": 1}}\n', 1, "a: found {'b': 1}"),
+  "a value beyond float": ('{"step": 1, "a": 1' + "0" * 400 + "}\n", 1, "a: found 1000"),
+  "a value of NaN": ('{"step": 1, "a": NaN}\n', 1, "a: found nan"),
   "no text": ("\udcff\n" + lines_of(1), 1, "found .*, expected a JSON"),
   "very deep": ("[" * 100_000 + "\n" + lines_of(1), 1, "found .*, expected a JSON"),
 }
