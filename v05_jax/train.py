@@ -110,7 +110,7 @@ class Housekeeping(NamedTuple):
     if config.eval.period and (last or checkpoint.due(done, config.eval.period)):
       try:
         measured = measured | evaluation.summarise(self.evaluate(state.params))
-      except (rewards.RewardError, Interrupted) as error:
+      except (rewards.RewardError, Interrupted, FloatingPointError) as error:
         unmeasured = error
     measured["time/compilations"] = (self.compilations(), 1)
     measured["time/step"] = (time.perf_counter() - began, 1)
@@ -118,6 +118,8 @@ class Housekeeping(NamedTuple):
     self.progress.update(done, self.log.latest)
     if failed > config.loss.max_skipped:
       raise FloatingPointError(diverged(config, self.workdir, failed, self.saved.latest()))
+    if isinstance(unmeasured, FloatingPointError):  # of a state that is not worth saving
+      raise unmeasured
     if unmeasured:
       raise self.given_up(state, unmeasured)
     stopping = agreed(self.preemption.requested, state, done)

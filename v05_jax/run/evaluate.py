@@ -110,10 +110,10 @@ def make(policy, config, mesh, collect) -> Evaluate:
         np.zeros(shape, bool),
       )
     key = rng.at(config.seed, 0, rng.EVAL)
-    rolls, _ = collect(params, prompts.replace(mask=wanted), key, order)
-    if not np.isfinite(rolls.logprob).all():
+    rolls, stats = collect(params, prompts.replace(mask=wanted), key, order)
+    if "sampler/not_finite" in stats:
       raise FloatingPointError(
-        "the policy's log-probs are not finite, so that what it sampled means nothing: its weights "
+        "the policy's log-probs are not finite, so that what it samples means nothing: its weights "
         "are damaged, or too large for config.policy.dtype"
       )
     share = (map_reward(rolls.reward, config.rewards.low, config.rewards.high) + 1) / 2

@@ -84,6 +84,8 @@ METRICS = {
   "sampler/utilisation": "share of slot-steps computed that sampled a token of a rollout",
   "sampler/utilisation_filled": "the same of all slots, while rollouts were waiting to start",
   "sampler/decode_steps": "decode steps of the step",
+  "sampler/not_finite": "rollouts of the step with a log-prob that is none, as of weights that are "
+  "too large; only where there are any",
   "sampler/refills": "rollouts that took over a slot which another had left",
   "data/epoch": "passes over the prompts so far",
   "eval/exact": "success probability on the evaluation prompts, of the families where it is exact",
