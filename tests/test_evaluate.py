@@ -214,6 +214,14 @@ def test_values_and_intervals_come_back_from_the_prompts(written):
   } == saved
 
 
+@pytest.mark.parametrize("text", [None, "{", "3", '{"exact": 1}', '{"exact": "x", "success": []}'])
+def test_prompts_that_were_not_written_by_an_evaluation_are_named(tmp_path, text):
+  if text is not None:
+    (tmp_path / "eval.jsonl").write_text(text)
+  with pytest.raises(ValueError, match=r"eval\.jsonl: cannot be read as what --mode=eval writes"):
+    evaluate.read(str(tmp_path))
+
+
 def test_a_benchmark_is_asked_for_the_same_samples_in_any_company():
   policy = types.SimpleNamespace(tokenizer=tokenizers.load(DATA / "math" / "model"), config=None)
 
@@ -249,7 +257,9 @@ def test_a_benchmark_is_asked_for_the_same_samples_in_any_company():
 def test_a_policy_whose_weights_are_too_large_is_not_measured(tmp_path):
   model = pathlib.Path(shutil.copytree(DATA / "math" / "model", tmp_path / "model"))
   tensors = load_file(model / "model.safetensors")
-  save_file({name: x * np.float32(1e30) for name, x in tensors.items()}, model / "model.safetensors")
+  save_file(
+    {name: x * np.float32(1e30) for name, x in tensors.items()}, model / "model.safetensors"
+  )
   c = settings("aime2024")
   c.policy.path = str(model)
   with pytest.raises(FloatingPointError, match="log-probs are not finite"):

@@ -275,6 +275,18 @@ def test_lines_that_one_run_cannot_have_written_are_neither_drawn_nor_continued(
   assert file.read_text(errors="surrogateescape") == text  # nothing is lost
 
 
+def test_the_lines_of_a_run_without_a_checkpoint_are_put_aside(tmp_path, caplog):
+  for steps in ((0, 1, 2), (0, 1)):
+    (tmp_path / "metrics.jsonl").write_text(lines_of(*steps))
+    writer.Writer(tmp_path, CONFIG).close()
+    assert (tmp_path / "metrics.jsonl.old").read_text() == lines_of(*steps)
+    assert metrics.read(tmp_path) == []
+  assert "found the lines of a run without a checkpoint, which are now in" in caplog.text
+  caplog.clear()
+  writer.Writer(tmp_path, CONFIG).close()
+  assert not caplog.records and (tmp_path / "metrics.jsonl.old").read_text() == lines_of(0, 1)
+
+
 def test_lines_that_end_before_the_checkpoint_are_not_continued(tmp_path):
   (tmp_path / "metrics.jsonl").write_text(lines_of(0, 1, 2))
   with pytest.raises(ValueError, match=r"the last one of step 2, expected the lines up to step 3"):

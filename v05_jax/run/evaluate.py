@@ -11,7 +11,6 @@ import json
 from typing import NamedTuple
 import zlib
 
-from etils import epath
 import jax
 import numpy as np
 
@@ -328,9 +327,11 @@ def lines(result: Result) -> list[dict]:
 def read(workdir: str) -> Result:
   """The Result that `--mode=eval` wrote to WORKDIR/eval.jsonl; its rows have label, prompt and
   answer alone."""
-  found = [
-    json.loads(line) for line in (epath.Path(workdir) / "eval.jsonl").read_text().splitlines()
-  ]
-  floats = lambda key: np.array([line[key] for line in found], float)
-  tokens, ended = (np.array([line[key] for line in found]) for key in ("tokens", "ended"))
-  return Result(tuple(found), floats("exact"), floats("success"), tokens, ended)
+  file = files.folder(workdir) / "eval.jsonl"
+  try:
+    found = [json.loads(line) for line in file.read_text().splitlines()]
+    floats = lambda key: np.array([line[key] for line in found], float)
+    tokens, ended = (np.array([line[key] for line in found]) for key in ("tokens", "ended"))
+    return Result(tuple(found), floats("exact"), floats("success"), tokens, ended)
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise ValueError(f"{file}: cannot be read as what --mode=eval writes: {error!r:.200}") from None
