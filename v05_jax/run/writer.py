@@ -38,7 +38,7 @@ class Writer:
       old = file.with_name(f"{file.name}.old")
       files.replace(old, text)
       logging.warning(
-        "%s: found the lines of a run without a checkpoint, which are now in %s: the run begins anew",
+        "%s: found the lines of a run without a checkpoint, which are now in %s; it begins anew",
         file,
         old.name,
       )
