@@ -93,6 +93,12 @@ LINES = [
   ("deep object", b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "not JSON"),
   ("a number of many digits", b'{"prompt": "1", "answer": ' + b"9" * 5000 + b"}", "not JSON"),
   ("1e999", b'{"prompt": "1", "answer": 1e999}', "found inf as answer"),
+  (
+    "a key twice",
+    b'{"prompt": "1", "answer": "2", "answer": "3"}',
+    "the key 'answer' is there twi",
+  ),
+  ("a key twice inside", b'{"prompt": "1", "answer": "2", "m": {"a": 1, "a": 1}}', "key 'a' is"),
   ("no fields", b"{}", "found no prompt"),
   ("other names", b'{"input": "1", "output": "2"}', "found no prompt among the fields input"),
 ]
@@ -218,6 +224,26 @@ def test_a_missing_file_is_blamed_on_the_key_that_names_it(tokenizer):
   config.eval.path = "nowhere.jsonl"
   with pytest.raises(ValueError, match=r"config\.eval\.path: nowhere\.jsonl does not exist"):
     data.load(data.eval_config(config), tokenizer, 16, shuffle=False, key="eval.path")
+
+
+@pytest.mark.parametrize(
+  "path, words",
+  [
+    ("http://host/rows.jsonl", "found http://, expected a local path or gs://"),
+    ("file:///rows.jsonl", "found file://, expected a local path"),
+    ("s3://bucket/rows.jsonl", "nstall s3fs"),
+    ("rows\0.jsonl", "found a zero byte"),
+  ],
+)
+def test_an_address_that_cannot_be_read_is_blamed_on_its_key(tokenizer, path, words):
+  with pytest.raises(ValueError, match=rf"^config\.data\.path: .*{words}"):
+    load(tokenizer, path)
+
+
+def test_the_users_folder(tokenizer, tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  (tmp_path / "rows.jsonl").write_text(json.dumps(GOOD))
+  assert len(load(tokenizer, "~/rows.jsonl")) == 1
 
 
 def test_there_are_many_cases():

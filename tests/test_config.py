@@ -1,4 +1,5 @@
 import importlib
+import json
 from pathlib import Path
 import re
 import subprocess
@@ -537,3 +538,62 @@ def test_the_options_of_a_users_plug_are_keys_like_others(capsys, tmp_path, monk
   }.items():
     assert message in error(capsys, use, f"--config.priors.own.{flag}")
   assert "unknown config key" in error(capsys, "--config.priors.own.scale=1")  # it is not named
+
+
+@pytest.mark.parametrize(
+  "text, words",
+  [
+    ('{"sampler": 1}', "not a config of this version"),
+    ('{"seed": 3}', "baseline: missing, expected a text"),
+    ("{}", "baseline: missing"),
+    ('{"observe": 5}', "observe: found 5"),
+    ('{"a.b": 1}', "config.json: found no config: "),
+  ],
+)
+def test_a_saved_config_that_is_none_is_named(tmp_path, capsys, text, words):
+  file = tmp_path / "config.json"
+  file.write_text(text)
+  found = error(capsys, f"--workdir={tmp_path}")
+  assert found.startswith(f"error: {file}") and words in found
+
+
+@pytest.mark.parametrize("text", ['{"observe": 5}', '{"observe": [5, null]}', "{}"])
+def test_a_saved_config_that_is_none_is_no_run_to_go_on_from(text):
+  saved = config.from_json(text)
+  with pytest.raises(ValueError, match="holds a run of another config"):
+    config.check_resume(saved, default.get_config(), "runs/a")
+
+
+def test_a_number_beyond_float_is_named(tmp_path, capsys):
+  tree = config.to_dict(default.get_config())
+  tree["sampler"]["temperature"] = 10**400
+  (tmp_path / "config.json").write_text(json.dumps(tree))
+  assert "sampler.temperature: found 1000" in error(capsys, f"--workdir={tmp_path}")
+
+
+@pytest.mark.parametrize(
+  "name, text, words",
+  [
+    ("a.py", "\0", "null bytes"),
+    ("b.py", "import sys; sys.exit(3)", "line 1: SystemExit: 3"),
+    ("http://host/c.py", None, "found http://, expected a config file"),
+  ],
+)
+def test_a_config_file_that_is_none_is_named(tmp_path, monkeypatch, capsys, name, text, words):
+  monkeypatch.chdir(tmp_path)
+  if text is not None:
+    (tmp_path / name).write_text(text)
+  found = error(capsys, f"--config={name}", "--workdir=a")
+  assert found.startswith(f"error: {name}") and words in found
+
+
+def test_the_config_of_a_workdir_in_the_users_folder_is_found(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / "config.json").write_text(config.to_json(changed(seed=77)))
+  assert parse("--workdir=~/run").config.seed == 77
+
+
+@pytest.mark.parametrize("workdir", ["http://host/run", "file:///run", "://run", "s3://bucket/run"])
+def test_a_workdir_of_no_store_is_one_error(capsys, workdir):
+  assert error(capsys, f"--workdir={workdir}").startswith(f"error: --workdir={workdir}: cannot be")

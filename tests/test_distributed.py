@@ -509,6 +509,14 @@ def test_the_place_of_a_process_is_said_by_flags_or_by_the_environment():
     ),
     ((*GIVEN, True), {}, r"--distributed beside --coordinator, --num_processes, --process_id"),
     (("localhost", 2, 0, False), {}, r"--coordinator=localhost: expected HOST:PORT"),
+    (("a:1", 0, 0, False), {}, r"--num_processes=0: expected at least 1"),
+    *(
+      ((address, 2, 0, False), {}, r"--coordinator=.*: expected HOST:PORT, .*\[::1\]:1234")
+      for address in (
+        *("::1", "::1:1234", "[::1]", "[::1:1", "::1]:1", "[]:1", "[a]:1", "http://a:1", "a b:1"),
+        *("a:0", "a:", ":1", "", "a:1/x", " a:1", "a:\uff11", "a,b:1", "*:1", "a:-1", "a:123456"),
+      )
+    ),
     (("localhost:99999", 2, 0, False), {}, r"--coordinator=localhost:99999: expected HOST:PORT"),
     (("a:1", 2, 2, False), {}, r"--process_id=2: expected 0 to 1, since --num_processes=2"),
     (
@@ -521,3 +529,10 @@ def test_the_place_of_a_process_is_said_by_flags_or_by_the_environment():
 def test_half_a_place_is_one_clear_error(given, env, message):
   with pytest.raises(ValueError, match=message):
     peers.find(*given, env)
+
+
+@pytest.mark.parametrize(
+  "host", ["localhost", "10.0.0.1", "a-b.c_d.org", "[::1]", "[fe80::1%eth0]"]
+)
+def test_hosts_that_a_coordinator_may_have(host):
+  assert peers.find(f"{host}:1234", 2, 1, False, {}) == (f"{host}:1234", 2, 1)

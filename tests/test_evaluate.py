@@ -4,11 +4,13 @@ table."""
 import json
 import math
 import pathlib
+import shutil
 import types
 
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from configs import default
 from v05_jax import rewards
@@ -212,6 +214,14 @@ def test_values_and_intervals_come_back_from_the_prompts(written):
   } == saved
 
 
+@pytest.mark.parametrize("text", [None, "{", "3", '{"exact": 1}', '{"exact": "x", "success": []}'])
+def test_prompts_that_were_not_written_by_an_evaluation_are_named(tmp_path, text):
+  if text is not None:
+    (tmp_path / "eval.jsonl").write_text(text)
+  with pytest.raises(ValueError, match=r"eval\.jsonl: cannot be read as what --mode=eval writes"):
+    evaluate.read(str(tmp_path))
+
+
 def test_a_benchmark_is_asked_for_the_same_samples_in_any_company():
   policy = types.SimpleNamespace(tokenizer=tokenizers.load(DATA / "math" / "model"), config=None)
 
@@ -242,6 +252,19 @@ def test_a_benchmark_is_asked_for_the_same_samples_in_any_company():
   alone, together = asked("aime2024"), asked("gsm8k,aime2024")
   assert together[0][2:] == alone[0] and len(set(together[0])) == 4
   assert together[1:] == alone[1:] and alone[2][:2] == (3, 3)
+
+
+def test_a_policy_whose_weights_are_too_large_is_not_measured(tmp_path):
+  model = pathlib.Path(shutil.copytree(DATA / "math" / "model", tmp_path / "model"))
+  tensors = load_file(model / "model.safetensors")
+  save_file(
+    {name: x * np.float32(1e30) for name, x in tensors.items()}, model / "model.safetensors"
+  )
+  c = settings("aime2024")
+  c.policy.path = str(model)
+  with pytest.raises(FloatingPointError, match="log-probs are not finite"):
+    evaluate.evaluate_workdir(c, str(tmp_path / "run"))
+  assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith("eval")]
 
 
 def test_an_evaluation_in_which_every_verdict_fails_writes_nothing(tmp_path, monkeypatch):

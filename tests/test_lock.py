@@ -1,6 +1,7 @@
 """A workdir belongs to one run at a time: who is refused, what a dead run leaves, what stands in
 for the kernel's locks where there are none."""
 
+import fcntl
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -99,6 +101,34 @@ def test_a_torn_name_holds_nothing(tmp_path, text):
   (tmp_path / lock.HOLDER).write_text(text)
   with Lock(tmp_path):
     pass
+
+
+@pytest.mark.parametrize(
+  "facts", [{"pid": 10**30}, {"pid": 0}, {"pid": True}, {"alive": float("inf")}, {"alive": 10**400}]
+)
+def test_what_no_run_writes_holds_nothing(tmp_path, monkeypatch, facts):
+  monkeypatch.setattr(Lock, "_lock_file", lambda self: False)
+  leave(tmp_path, **facts)
+  with Lock(tmp_path):
+    pass
+
+
+def test_a_clock_that_is_ahead_is_named(tmp_path):
+  leave(tmp_path, host="elsewhere", alive=time.time() + 1e6)
+  with pytest.raises(ValueError, match="by a clock that is ahead"), Lock(tmp_path):
+    pass
+
+
+def test_who_has_just_begun_is_named_and_no_dead_run(tmp_path):
+  """Two starts within a moment: the second comes before the first has written its name."""
+  leave(tmp_path, pid=2**31 - 1)  # no system has so many
+  with open(tmp_path / lock.LOCK, "a") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    begun = threading.Timer(0.3, leave, (tmp_path,), {"pid": os.getpid()})
+    begun.start()
+    with pytest.raises(ValueError, match=f"found the run of process {os.getpid()} on"):
+      Lock(tmp_path).__enter__()
+    begun.join()
 
 
 def test_without_the_kernels_locks_the_process_or_its_signs_of_life_decide(root, monkeypatch):

@@ -131,6 +131,7 @@ def test_ones_own_reward_function(cache, tmp_path):
     ("train", "a,b", None, "--workdir=a,b: found a comma, expected a folder without one"),
     ("sft", "a,b", None, "--workdir=a,b: found a comma"),
     ("value", "gs://a/b,", None, "--workdir=gs://a/b,: found a comma"),
+    ("train", "--config.seed=1", None, "--workdir: found the flag --config.seed=1 as its value"),
     ("train", None, None, "--mode=train needs --workdir=FOLDER"),
     ("export", "a", None, "--mode=export needs --out=FOLDER"),
   ],

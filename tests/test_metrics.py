@@ -243,6 +243,16 @@ ORDERS = {
     "found .*, expected a JSON",
   ),
   "a step of True": ('{"step": true}\n', 1, "found .*, expected a JSON"),
+  "a value that is a text": (
+    lines_of(1) + '{"step": 2, "rollouts": 8, "reward": "high"}\n' + lines_of(3),
+    2,
+    "reward: found 'high', expected a finite number or null",
+  ),
+  "a value of True": ('{"step": 1, "reward": true}\n', 1, "reward: found True"),
+  "a value that is a list": ('{"step": 1, "reward": [1]}\n', 1, r"reward: found \[1\]"),
+  "a value that is an object": ('{"step": 1, "a": {"b": 1}}\n', 1, "a: found {'b': 1}"),
+  "a value beyond float": ('{"step": 1, "a": 1' + "0" * 400 + "}\n", 1, "a: found 1000"),
+  "a value of NaN": ('{"step": 1, "a": NaN}\n', 1, "a: found nan"),
   "no text": ("\udcff\n" + lines_of(1), 1, "found .*, expected a JSON"),
   "very deep": ("[" * 100_000 + "\n" + lines_of(1), 1, "found .*, expected a JSON"),
 }
@@ -263,6 +273,18 @@ def test_lines_that_one_run_cannot_have_written_are_neither_drawn_nor_continued(
     with pytest.raises(ValueError, match=where):
       read()
   assert file.read_text(errors="surrogateescape") == text  # nothing is lost
+
+
+def test_the_lines_of_a_run_without_a_checkpoint_are_put_aside(tmp_path, caplog):
+  for steps in ((0, 1, 2), (0, 1)):
+    (tmp_path / "metrics.jsonl").write_text(lines_of(*steps))
+    writer.Writer(tmp_path, CONFIG).close()
+    assert (tmp_path / "metrics.jsonl.old").read_text() == lines_of(*steps)
+    assert metrics.read(tmp_path) == []
+  assert "found the lines of a run without a checkpoint, which are now in" in caplog.text
+  caplog.clear()
+  writer.Writer(tmp_path, CONFIG).close()
+  assert not caplog.records and (tmp_path / "metrics.jsonl.old").read_text() == lines_of(0, 1)
 
 
 def test_lines_that_end_before_the_checkpoint_are_not_continued(tmp_path):

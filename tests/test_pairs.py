@@ -131,6 +131,10 @@ def test_bad_folders_are_named(tmp_path):
   with pytest.raises(ValueError, match=r"context\.jsonl, line 1: found .*, expected a JSON object"):
     pairs.read([path])
   (path / "context.jsonl").write_text(json.dumps(ROW))
+  for text in ("", " ", "\ud800"):
+    (path / "prompts.json").write_text(json.dumps(TEXTS | {f"d_{ROW['id']}": text}))
+    with pytest.raises(ValueError, match=r"context\.jsonl, line 1: found .* as the prompt d_"):
+      pairs.read([path])
   (path / "prompts.json").write_text('{"d_1": 3}')
   with pytest.raises(ValueError, match=r"prompts\.json: .*expected an object"):
     pairs.read([path])

@@ -108,6 +108,11 @@ def test_a_prompt_has_the_tokenizers_beginning_and_not_its_end():
 @pytest.mark.parametrize(
   "content, message",
   [
+    ("{% for m in messages %}{{ m.content | lower }}{% endfor %}", "drops or changes the content"),
+    ("{% for m in messages %}{{ m.content | e }}{% endfor %}", "drops or changes the content"),
+    ("{% for m in messages %}{{ m.content[:30] }}{% endfor %}", "drops or changes the content"),
+    ("{% for m in messages %}{{ m.content.split('<')[0] }}{% endfor %}", "message 1 of 1"),
+    ("{{ messages | tojson }}", "drops or changes the content of message 1 of 1"),
     ("{{ messages|length }}", "drops or changes the content of message 1 of 1"),
     ("{{ messages[0].content | upper }}", "drops or changes the content of message 1 of 1"),
     ("{{ messages[0].content[0].text }}", "drops or changes the content of message 1 of 1"),
@@ -119,7 +124,17 @@ def test_a_chat_template_that_cannot_serve(content, message):
   found = byte_level(eos_token="<|end|>")
   found.chat_template = content
   with pytest.raises(ValueError, match=message):
-    tokenizers.encode_prompt(found, "1+1", chat_template=True)
+    tokenizers.encode_prompt(found, '1+1 <2> & "A"\n' + "and so on " * 9, chat_template=True)
+
+
+def test_a_chat_template_may_trim_and_leave_an_assistants_reasoning_out():
+  found = byte_level(eos_token="<|end|>")
+  found.chat_template = (
+    "{% for m in messages %}{{ m.content.split('</think>')[-1] | trim }}|{% endfor %}"
+  )
+  reply = {"role": "assistant", "content": "<think>hm</think>2"}
+  ids = tokenizers.encode_prompt(found, [USER, reply, MORE | {"content": " And? \n"}], True)
+  assert found.decode(ids) == "1+1?|2|And?|"
 
 
 def settings(path, **keys):

@@ -57,6 +57,14 @@ def test_the_table_compares_at_equal_rollouts(tmp_path, capsys):
   assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_run_that_is_there_twice_is_no_second_seed(tmp_path):
+  run = make(tmp_path / "a", [0.2, 0.4])
+  (tmp_path / "link").symlink_to(tmp_path / "a")
+  for again in (run, f"{run}/", f"{run}/../a", str(tmp_path / "link")):
+    with pytest.raises(ValueError, match="one run, expected each once"):
+      report.report([run, again])
+
+
 def test_seeds_of_a_method_are_averaged(tmp_path, capsys, plain):
   ends = [0.4, 0.6, 0.8]
   runs = [make(tmp_path / f"v05-s{s}", [0.2, end], seed=s) for s, end in enumerate(ends)]

@@ -66,6 +66,14 @@ ATTACKS = {
   "beyond_float": ("return 10**400", CRASH),
   "true": ("return True", 1.0),
   "whole_number": ("return 3", 3.0),
+  "text_of_numpy": ("import numpy; return numpy.str_('1')", CRASH),
+  "text_array": ("import numpy; return numpy.array('1')", CRASH),
+  "complex_of_numpy": ("import numpy; return numpy.complex64(1)", CRASH),
+  "array_of_two": ("import numpy; return numpy.ones(2)", CRASH),
+  "number_of_numpy": ("import numpy; return numpy.float16(0.5)", 0.5),
+  "array_of_none": ("import numpy; return numpy.array(0.5)", 0.5),
+  "bool_of_numpy": ("import numpy; return numpy.bool_(True)", 1.0),
+  "decimal": ("import decimal; return decimal.Decimal('0.5')", 0.5),
   "fraction": ("import fractions; return fractions.Fraction(1, 4)", 0.25),
   "a_class": ("return float", CRASH),
   "odd_number": ("return Odd(0.5)", 0.5),
@@ -75,6 +83,8 @@ ATTACKS = {
   # It raises.
   "raise": ("raise RuntimeError('boom')", CRASH),
   "rude_exception": ("raise Rude()", CRASH),
+  "code_without_a_file": ("exec(compile('raise ValueError(1)', '', 'exec'))", CRASH),
+  "code_of_no_name": (r"exec(compile('1/0', '\ud800', 'exec'))", CRASH),
   "long_exception": ("raise ValueError('x' * 10**6)", CRASH),
   "surrogates": (r"raise ValueError('\ud800')", CRASH),
   "key_error": ("return row['no such field']", CRASH),
@@ -178,6 +188,8 @@ ATTACKS = {
   # It changes what is not its own.
   "changes_row": ("row.clear(); return 0.5", 0.5),
   "signals": ("[signal.signal(n, signal.SIG_IGN) for n in (2, 15)]; return 0.5", 0.5),
+  "no_float": ("import builtins; del builtins.float; return 0.5", 0.5),
+  "other_float": ("import builtins; builtins.float = lambda x: 7.0; return 0.5", 0.5),
   "trace": ("sys.settrace(lambda *_: None); return 0.5", 0.5),
 }
 # For `make test-long`: those that take their time limit, or the seconds that a worker has to end,
@@ -233,6 +245,34 @@ def test_quick_attacks_cost_their_own_verdict_at_most(tmp_path, monkeypatch):
   with load(tmp_path, workers=2, timeout=60.0) as verifier:
     assert not attack(verifier, QUICK)
     assert verifier.dropped > 1000  # replies to other jobs
+
+
+LEFT = {
+  "timer": "signal.setitimer(signal.ITIMER_REAL, 0.1)",
+  "timer_with_a_handler": (
+    "signal.signal(signal.SIGALRM, lambda *_: 1 / 0); signal.setitimer(signal.ITIMER_REAL, 0.1)"
+  ),
+  "exit_later": "later(0.1, lambda: os._exit(3))",
+  "killed_later": "subprocess.Popen(['sh', '-c', f'sleep 0.1; kill -9 {MAIN}'])",
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_a_verdict_leaves_behind_costs_no_later_one(tmp_path, monkeypatch, name):
+  monkeypatch.chdir(tmp_path)
+  score = f"""
+def score(prompt, response, row):
+  if response == "good":
+    time.sleep(0.5)
+    return row["value"]
+  {LEFT[name]}
+  return 0.5
+"""
+  (tmp_path / f"left_{name}.py").write_text(HELPERS + score)
+  options = SimpleNamespace(workers=1, timeout=60.0)
+  with rewards.load(SimpleNamespace(reward=f"left_{name}:score", rewards=options)) as verifier:
+    handles = verifier.submit([""] * 3, ["good", "bad", "good"], [{"value": x} for x in (1, 2, 3)])
+    assert [handle.result(120).reward for handle in handles] == [1, 0.5, 3]
 
 
 @pytest.mark.long

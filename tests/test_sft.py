@@ -188,6 +188,9 @@ def test_a_run_goes_on_from_its_checkpoint(config, tmp_path):
     again = sft.sft(config, str(parts))
     assert count == [4, 5]
     assert sft.sft(config, str(parts)) == {} and len(count) == 2
+  own_rows(config, tmp_path, [ROWS[0], ROWS[1] | {"answer": "143"}])
+  with pytest.raises(ValueError, match=r"config\.data\.path: found rows with the digest"):
+    sft.sft(config, str(parts))
   timeless = lambda values: {k: v for k, v in values.items() if not k.startswith("time/")}
   assert timeless(again) == timeless(whole) and whole["sft/heldout"] < 3
   lines = [[timeless(x) for x in metrics.read(tmp_path / name)] for name in ("whole", "parts")]
@@ -207,6 +210,10 @@ def test_bad_input_is_named_before_the_first_step(config, tmp_path):
     ValueError, match=r"row 2: the answer is longer than config.sampler.max_response = 8 .* has 9"
   ):
     sft.sft(config, str(tmp_path / "run"))
+  config.sampler.max_response, config.eval.path = 9, str(tmp_path / "nowhere.jsonl")
+  with pytest.raises(ValueError, match=r"config\.eval\.path: .*nowhere\.jsonl does not exist"):
+    sft.sft(config, str(tmp_path / "run"))
+  config.eval.path = "tasks"
   config.data.path, config.reward = "tasks", "task"
   config.sampler.max_response = 5
   with pytest.raises(ValueError, match=r"an answer of the tasks is longer than .*max_response = 5"):

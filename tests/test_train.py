@@ -202,6 +202,19 @@ def test_other_rows_of_the_same_number_are_refused(unbroken, tmp_path, monkeypat
   assert metrics.read(tmp_path / "run") == before
 
 
+def test_a_reward_whose_file_has_changed_is_said(tmp_path, monkeypatch, caplog):
+  monkeypatch.syspath_prepend(tmp_path)
+  file, keys = tmp_path / "mended.py", {"reward": "mended:score", "eval.period": 0}
+  file.write_text("def score(prompt, response, row): return 0.0\n")
+  train(small(num_steps=1, **keys), str(tmp_path / "run"))
+  train(small(num_steps=2, **keys), str(tmp_path / "run"))
+  assert "has changed" not in caplog.text
+  file.write_text("def score(prompt, response, row): return 1.0\n")
+  train(small(num_steps=3, **keys), str(tmp_path / "run"))
+  assert "the file of config.reward has changed since" in caplog.text
+  assert [line["reward"] for line in metrics.read(tmp_path / "run")] == [0, 0, 1]
+
+
 def test_a_run_of_no_steps_ends_well(tmp_path, caplog):
   train(small(num_steps=0, **{"eval.period": 0}), str(tmp_path / "nothing"))
   assert "there is nothing to do" in caplog.text

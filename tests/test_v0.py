@@ -1,6 +1,7 @@
 """V0 as its users call it, from converted checkpoint files to probabilities, against the reference
 tensors."""
 
+import dataclasses
 import json
 from pathlib import Path
 import re
@@ -168,6 +169,14 @@ def test_features_that_differ_by_rounding_alone_tell_nothing(loaded):
     ("context_prompts[0]", lambda x: ([None], [1.0], [x]), "found NoneType None, expected a text"),
     ("context_scores", lambda x: ([x], ["high"], [x]), "found .*'high'.* expected numbers"),
     ("context_scores", lambda x: ([x], None, [x]), "found None .* expected numbers"),
+    ("context_scores", lambda x: ([x], ["1"], [x]), "found .*'1'.* expected numbers"),
+    ("context_scores", lambda x: ([x], "1", [x]), "found a str, expected a list of numbers"),
+    ("context_scores", lambda x: ([x], {x: 1}, [x]), "found a dict, expected a list of numbers"),
+    ("context_scores", lambda x: ([x], {1.0}, [x]), "found a set, expected a list of numbers"),
+    ("context_scores", lambda x: ([x], [10**400], [x]), "found .* expected numbers"),
+    ("context_scores", lambda x: ([x], [1j], [x]), "found .* expected numbers"),
+    ("target_prompts", lambda x: ([], [], {x}), "found a set, which has no order"),
+    ("context_prompts", lambda x: (frozenset([x]), [1.0], [x]), "found a set, which has no order"),
   ],
 )
 def test_what_is_no_list_of_texts_or_numbers_is_named(loaded, name, call, message):
@@ -179,8 +188,18 @@ def test_any_iterable_is_a_list_of_texts(loaded):
   given = PROMPTS[:24], E2E["support_scores"], PROMPTS[24:]
   found = loaded.predict(*(iter(x) for x in given))
   np.testing.assert_array_equal(found, loaded.predict(*given))
+  with_keys = dict(enumerate(given[1])).values()
+  np.testing.assert_array_equal(loaded.predict(given[0], with_keys, given[2]), found)
   with pytest.raises(ValueError, match=r"^prompts: found one text"):
     loaded.features(PROMPTS[0])
+
+
+@pytest.mark.parametrize("part, words", [("params", "features of"), ("head", "probabilities")])
+def test_weights_that_are_finite_and_too_large_give_no_answer(loaded, part, words):
+  large = jax.tree.map(lambda x: x * 1e30, getattr(loaded, part))
+  model = dataclasses.replace(loaded, **{part: large})
+  with pytest.raises(ValueError, match=rf"{words} .*are not finite: the weights of its"):
+    model.predict(PROMPTS[:24], E2E["support_scores"], PROMPTS[24:])
 
 
 def test_blocks_and_one_block_are_the_same(loaded, monkeypatch):

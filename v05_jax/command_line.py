@@ -7,12 +7,12 @@ import re
 import sys
 
 from absl import flags
-from etils import epath
 from ml_collections import config_flags
 
 from configs import default
 from v05_jax import config as configuration
 from v05_jax import plug
+from v05_jax.run import files
 
 
 def parse(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
@@ -35,9 +35,7 @@ def _parse(argv, flag_values):
   argv = flag_values.read_flags_from_files(argv, force_gnu=False)  # --flagfile
   path, argv = _take(argv, "config")
   if path is None:
-    workdir = _take(argv, "workdir")[0]
-    saved = epath.Path(workdir) / "config.json" if workdir else None
-    path = str(saved) if saved is not None and saved.exists() else None
+    path = _saved(_take(argv, "workdir")[0])
   config = default.get_config() if path is None else configuration.load(path)
   problems = configuration.structure(configuration.add_options(config))
   if problems:
@@ -59,6 +57,17 @@ def _parse(argv, flag_values):
   _check_options(config, flag_values.config, argv)
   configuration.validate(flag_values.config)
   return rest
+
+
+def _saved(workdir: str | None) -> str | None:
+  """The config.json of the run in a workdir; None where there is none."""
+  if not workdir or not workdir.strip():
+    return None
+  try:
+    path = files.place(workdir) / "config.json"
+    return str(path) if path.exists() else None
+  except (ValueError, OSError, ImportError) as error:  # the last: no library for that store
+    raise ValueError(f"--workdir={workdir}: cannot be opened: {error}") from None
 
 
 def _options(config, argv) -> dict[str, plug.Option]:

@@ -5,9 +5,10 @@ Nothing here touches a device, so a typing error costs seconds. `command_line` o
 flags.
 """
 
+import contextlib
 import difflib
 import json
-import math
+import sys
 import traceback
 import types
 from typing import Any
@@ -82,7 +83,10 @@ def from_json(text: str | bytes, name: str = "config.json") -> ConfigDict:
     if isinstance(node, list)
     else node
   )
-  return ConfigDict(tuples(tree))
+  try:
+    return ConfigDict(tuples(tree))
+  except (ValueError, TypeError, AttributeError, KeyError) as e:  # keys that no config can have
+    raise ValueError(f"{name}: found no config: {one_line(e)}") from None
 
 
 # --- Checks
@@ -110,7 +114,8 @@ def every_rule(config) -> dict[str, Rule]:
 
 def add_options(config: ConfigDict) -> ConfigDict:
   """The config with the options of the user's own plugs that it names, where it lacks them."""
-  plug.fill(config, plug.options(tuple(plug.chosen(config))))
+  with contextlib.suppress(KeyError, AttributeError, TypeError):  # what is missing is said later
+    plug.fill(config, plug.options(tuple(plug.chosen(config))))
   return config
 
 
@@ -143,8 +148,12 @@ def _same_type(value, like) -> bool:
   if isinstance(like, bool) or isinstance(value, bool):
     return isinstance(value, bool) and isinstance(like, bool)
   if isinstance(like, float):
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max  # NaN is not
   return isinstance(value, type(like))
+
+
+def _as_tuple(value) -> tuple:
+  return value if isinstance(value, tuple) else ()
 
 
 def _type(like) -> str:
@@ -159,7 +168,8 @@ def check_resume(saved: ConfigDict, config: ConfigDict, where: str) -> None:
   those that come or go, and its length under a constant learning rate.
   """
   old, new = flatten(saved), flatten(config)
-  watched = [{plug.label(name) for name in flat.get("observe", ())} for flat in (old, new)]
+  names = lambda flat: [x for x in _as_tuple(flat.get("observe")) if isinstance(x, str)]
+  watched = [set(map(plug.label, names(flat))) for flat in (old, new)]
   stay = tuple(f"observers.{name}." for name in set.intersection(*watched))
   comes = lambda key: key.startswith("observers.") and not key.startswith(stay)
   problems = [
@@ -186,7 +196,10 @@ def load(path: str) -> ConfigDict:
 
   Raises ValueError with one line: the file, the line in it, what is wrong.
   """
-  file = epath.Path(path)
+  try:
+    file = epath.Path(path).expanduser()
+  except KeyError as e:  # of an address that is no store's
+    raise ValueError(f"{path}: found {e.args[0]}, expected a config file, .py or .json") from None
   if not file.exists():
     siblings = [str(p) for p in file.parent.glob("*.py")] if file.parent.is_dir() else []
     raise ValueError(f"{path}: found no such config file{nearest(str(file), siblings)}")
@@ -206,8 +219,9 @@ def _execute(text: str, path: str) -> ConfigDict:
     exec(compile(text, path, "exec"), module.__dict__)
     config = module.get_config() if hasattr(module, "get_config") else None
   except SyntaxError as e:
-    raise ValueError(f"{e.filename}, line {e.lineno}: {e.msg}") from None
-  except Exception as e:
+    line = f", line {e.lineno}" if e.lineno else ""
+    raise ValueError(f"{e.filename or path}{line}: {e.msg}") from None
+  except (Exception, SystemExit) as e:
     frames = traceback.extract_tb(e.__traceback__)
     lines = [f", line {frame.lineno}" for frame in frames if frame.filename == path]
     raise ValueError(f"{path}{''.join(lines[-1:])}: {one_line(e)}") from e

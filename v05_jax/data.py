@@ -11,13 +11,13 @@ import hashlib
 import itertools
 import json
 
-from etils import epath
 import numpy as np
 
 from v05_jax import benchmarks, problems, tasks
 from v05_jax.benchmarks import TASKS
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.rows import Row, answer_text, checked, conversation, field, prompt_text, show
+from v05_jax.run import files
 from v05_jax.structs import Prompts
 
 PROMPT_KEYS = ("prompt", "question", "problem", "messages")
@@ -179,7 +179,8 @@ def _rows(config_data, path: str, key: str) -> Iterator[tuple[str, Row, str | li
     for where, row in problems.rows(gym, config_data):
       yield where, row, row["prompt"]
   elif path in benchmarks.BENCHMARKS:
-    copies = [epath.Path(config_data.folder) / f"{path}{ending}" for ending in benchmarks.FILES]
+    folder = files.place(config_data.folder)
+    copies = [folder / f"{path}{ending}" for ending in benchmarks.FILES]
     copy = next((str(file) for file in copies if file.exists()), None)
     found = read_file(copy, key) if copy else benchmarks.hub_rows(path, config_data.folder)
     for where, row in benchmarks.read(path, found):
@@ -211,10 +212,14 @@ def read_file(path: str, key: str = "data.path") -> Iterator[tuple[str, Row]]:
 
   Raises ValueError for a file that is missing or unreadable, or a line that is not an object.
   """
-  file = epath.Path(path)
   readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
-  if not file.exists() or file.is_dir():
-    raise ValueError(f"config.{key}: {path} {'is a folder' if file.is_dir() else 'does not exist'}")
+  try:
+    file = files.place(path)
+    there, folder = file.exists(), file.is_dir()
+  except (ValueError, OSError, ImportError) as error:  # the last: no library for that store
+    raise ValueError(f"config.{key}: {path} cannot be opened: {error}") from None
+  if not there or folder:
+    raise ValueError(f"config.{key}: {path} {'is a folder' if folder else 'does not exist'}")
   try:
     with file.open("rb") as stream:
       yield from readers[file.suffix](path, stream)
@@ -228,12 +233,21 @@ def _read_jsonl(path, stream):
       continue
     where = f"{path}:{number}"
     try:
-      row = json.loads(line.decode("utf-8-sig"))
+      row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:  # malformed, not UTF-8, or nested too deeply
       raise ValueError(f"{where}: found {show(line)}, which is not JSON: {error}") from None
     if not isinstance(row, dict):
       raise ValueError(f"{where}: found {show(row)}, expected a JSON object")
     yield where, row
+
+
+def _object(pairs: list[tuple]) -> Row:
+  """A JSON object. Raises ValueError for a key that it has twice: nothing says which is meant."""
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    names = [name for name, _ in pairs]
+    raise ValueError(f"the key {next(x for x in names if names.count(x) > 1)!r} is there twice")
+  return found
 
 
 def _read_parquet(path, stream):

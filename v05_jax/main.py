@@ -114,6 +114,8 @@ def check_folders(command: Command):
     folders = found.split(",") if flag == "workdir" and mode == "report" else [found]
     if any(folder is not None and not folder.strip() for folder in folders):
       raise ValueError(f"--{flag}={found}: found an empty name, expected that of a folder")
+    if any(folder is not None and folder.startswith("--") for folder in folders):
+      raise ValueError(f"--{flag}: found the flag {found} as its value, expected a folder")
   if mode in WRITING and "," in workdir:
     raise ValueError(
       f"--workdir={workdir}: found a comma, expected a folder without one: commas stand between "

@@ -17,6 +17,7 @@ BETWEEN = (
   __file__,
   importlib.__file__,
   os.path.join(os.path.dirname(__file__), "rewards", "worker.py"),
+  "",  # code that was made without a file
 )
 
 
@@ -62,16 +63,13 @@ def describe(error: BaseException) -> str:
   its way, the last that is no library's."""
   try:
     text = " ".join("".join(traceback.format_exception_only(error)).split())[:500]
-  except Exception:  # an exception whose own __str__ raises
+  except BaseException:  # an exception whose own __str__ raises
     text = type(error).__name__
   # The first frame is the one that caught it.
-  frames = [
-    frame
-    for frame in traceback.extract_tb(error.__traceback__)[1:]
-    if frame.filename not in BETWEEN and frame.filename[0] != "<"
-  ]
+  places = [(x.f_code.co_filename, line) for x, line in traceback.walk_tb(error.__traceback__)]
+  places = [(name, line) for name, line in places[1:] if name not in BETWEEN and name[0] != "<"]
   library = lambda name: (
     name.startswith(STANDARD_LIBRARY) or f"{os.sep}site-packages{os.sep}" in name
   )
-  frames = [frame for frame in frames if not library(frame.filename)] or frames
-  return f"{text} ({frames[-1].filename}:{frames[-1].lineno})" if frames else text
+  places = [(name, line) for name, line in places if not library(name)] or places
+  return f"{text} ({places[-1][0]}:{places[-1][1]})" if places else text

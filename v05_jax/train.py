@@ -18,7 +18,7 @@ from v05_jax.sampling import rollouts
 from v05_jax.sampling.ahead import Ahead
 from v05_jax.sampling.draw import draw
 from v05_jax.sampling.verdicts import Interrupted
-from v05_jax.scale import distributed
+from v05_jax.scale import distributed, sources
 from v05_jax.setup import Run, setup
 from v05_jax.step import learn, update
 from v05_jax.structs import TrainState
@@ -110,7 +110,7 @@ class Housekeeping(NamedTuple):
     if config.eval.period and (last or checkpoint.due(done, config.eval.period)):
       try:
         measured = measured | evaluation.summarise(self.evaluate(state.params))
-      except (rewards.RewardError, Interrupted) as error:
+      except (rewards.RewardError, Interrupted, FloatingPointError) as error:
         unmeasured = error
     measured["time/compilations"] = (self.compilations(), 1)
     measured["time/step"] = (time.perf_counter() - began, 1)
@@ -118,6 +118,8 @@ class Housekeeping(NamedTuple):
     self.progress.update(done, self.log.latest)
     if failed > config.loss.max_skipped:
       raise FloatingPointError(diverged(config, self.workdir, failed, self.saved.latest()))
+    if isinstance(unmeasured, FloatingPointError):  # of a state that is not worth saving
+      raise unmeasured
     if unmeasured:
       raise self.given_up(state, unmeasured)
     stopping = agreed(self.preemption.requested, state, done)
@@ -147,9 +149,14 @@ class Housekeeping(NamedTuple):
 
 
 def rows_of(run: Run, evaluate: evaluation.Evaluate) -> dict[str, str]:
-  """Config key -> digest of the rows that it names, which stay the same as long as the run."""
-  found = {"data.path": run.prompts.digest}
-  return found | ({"eval.path": evaluate.dataset.digest} if run.config.eval.period else {})
+  """Config key -> digest of the rows that it names, which stay the same as long as the run, and of
+  the file of a reward of the user's own."""
+  config, found = run.config, {"data.path": run.prompts.digest}
+  if config.eval.period:
+    found["eval.path"] = evaluate.dataset.digest
+  if (module := config.reward.partition(":"))[1] and (own := sources.of_module(module[0])):
+    found[checkpoint.REWARD] = own
+  return found
 
 
 def agreed(requested: bool, state: TrainState, done: int) -> bool:

@@ -134,6 +134,8 @@ def prompt_encoder(tokenizer, chat_template: bool, template: str = "{prompt}") -
         raise ValueError("found a control token typed in it that cannot be read as text")
     if not ids:
       raise ValueError("found no token, expected at least one")
+    if chat:
+      _check_contents(messages, apply(messages, tokenize=False))
     return [*start, *map(int, ids)]
 
   def explained(prompt) -> list[int]:
@@ -162,16 +164,28 @@ def _apply(tokenizer, chat: bool, template: str, messages, **options):
   )
 
 
+def _check_contents(messages, rendered: str):
+  """Raises ValueError where a chat template has not put what a user or system message says into its
+  text, spaces around it apart. Of an assistant's some leave out the reasoning, as is meant."""
+  for number, message in enumerate(messages, 1):
+    if message["role"] != "assistant" and message["content"].strip() not in rendered:
+      raise ValueError(_changed(number, len(messages)))
+
+
+def _changed(number: int, count: int) -> str:
+  return (
+    f"the chat template drops or changes the content of message {number} of {count}, expected it "
+    "as it is"
+  )
+
+
 def _around(tokenizer, rendered: str, count: int) -> tuple[set[int], list[int]]:
   """What a template makes of `count` messages that hold `PLACE`: (ids of control tokens, those
   among `rendered`, in order). Control tokens are the special tokens, and the other added tokens
   that the template writes. Raises ValueError where the template drops a message's content."""
   parts, places = (re.split(PLACE.format(r"(\d+)"), rendered)[i::2] for i in (0, 1))
   if lost := sorted(set(range(count)) - set(map(int, places))):
-    raise ValueError(
-      f"the chat template drops or changes the content of message {lost[0] + 1} of {count}, "
-      "expected it as it is"
-    )
+    raise ValueError(_changed(lost[0] + 1, count))
   written = [i for part in parts if part for i in _ids(tokenizer, part)]
   added = set(tokenizer.added_tokens_decoder) & set(written)
   control = _special(tokenizer) | {i for i in added if not tokenizer.decode([i]).isspace()}

@@ -17,6 +17,7 @@ TOTALS = (
   "rewards/clipped",
   "rewards/failed",
   "sampler/decode_steps",
+  "sampler/not_finite",
   "sampler/refills",
   "time/verify",
 )

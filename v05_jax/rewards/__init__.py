@@ -30,9 +30,6 @@ class RewardError(ValueError):
   """The reward has failed on every response that it was asked about."""
 
 
-log = logging.getLogger(__name__)
-
-
 def load(config) -> Direct | Pool:
   """The verifier that `config.reward` names.
 

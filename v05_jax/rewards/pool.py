@@ -58,6 +58,9 @@ class Direct:
 class Pool:
   """`workers` processes that call `target` ("module:function"), one rollout at a time each.
 
+  A verdict whose worker ends is asked for once more, of a fresh worker, where the old one had given
+  verdicts before: what they left behind (a timer, a thread, memory) may have ended it.
+
   A verdict has `timeout` seconds; the time counts from when a verdict starts to run, not from its
   submission. `memory`: bytes of address space a worker may use, 0 = no limit. Raises ValueError if
   the first worker cannot load `target`.
@@ -171,11 +174,18 @@ class Pool:
       self._say("ended", f"between two verdicts {worker.ending()}; it is started again")
       self._drop(slot)
       worker = None
-    worker = worker or self._launch(slot)
+    used, worker = worker is not None, worker or self._launch(slot)
     try:
       reward, error = worker.exchange(number, message, self._timeout)
     except TimeoutError:
       raise TimeoutError(f"no verdict within {self._timeout:g} s") from None
+    except Lost as lost:
+      if not used or self._closed.is_set():
+        raise
+      # An earlier verdict may have left what ends the process now: a fresh one tells.
+      self._say("again", f"{lost}; the verdict is asked for once more, of a fresh one")
+      self._drop(slot)
+      return self._ask(slot, number, message)
     return Verdict(reward, "crash" if error else "", error)
 
   def _launch(self, slot: int) -> Worker:

@@ -6,6 +6,7 @@ spawn (it imports the parent's main module again). Nothing here may import jax: 
 seconds to start and could claim the accelerator.
 """
 
+import builtins
 import contextlib
 import ctypes
 import inspect
@@ -24,6 +25,7 @@ import traceback
 from v05_jax.names import describe, resolve
 
 HEAD = struct.Struct("!QQ")  # before each job: its number, and the bytes of its pickle
+BUILTINS = dict(vars(builtins))
 LARGEST = 3.4028234e38  # float32's, which rewards are kept in
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -112,12 +114,31 @@ def load(target: str):
 def verdict(function, prompt: str, response: str, row: dict) -> tuple[float, str]:
   """(reward, "") or (NaN, what went wrong)."""
   try:
-    reward = function(prompt, response, row)
-    if hasattr(reward, "__float__") and abs(value := float(reward)) <= LARGEST:  # no strings
+    reward = _alone(function, prompt, response, row)
+    if _is_number(reward) and abs(value := float(reward)) <= LARGEST:
       return value, ""
     return math.nan, f"returned {reward!r:.100}, expected a finite number"
   except BaseException as error:  # SystemExit and KeyboardInterrupt as well: the worker goes on
     return math.nan, describe(error)
+
+
+def _alone(function, *arguments):
+  """What the function returns or raises; a timer that it has set, and what it has changed of
+  Python's builtins, do not reach the next verdict."""
+  try:
+    return function(*arguments)
+  finally:
+    vars(builtins).update(BUILTINS)
+    for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+      signal.setitimer(timer, 0)
+
+
+def _is_number(reward) -> bool:
+  """Whether it is a real number, of Python, an array library or the user's own; no text that could
+  be read as one."""
+  kind = getattr(getattr(reward, "dtype", None), "kind", "f")  # of numpy
+  text = isinstance(reward, (str, bytes, complex)) or kind in tuple("cSUOMm")
+  return hasattr(reward, "__float__") and not text
 
 
 def _follow_parent():

@@ -23,7 +23,8 @@ from v05_jax.scale import distributed
 
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
 ITEM = "default"  # the folder of a checkpoint that holds the state
-DATA = "data"  # what a checkpoint knows beside its arrays: the digests of the rows
+DATA = "data"  # what a checkpoint knows beside its arrays: digests of the rows and the reward
+REWARD = "reward"  # whose file may be mended while a run is stopped
 
 PLUGS = tuple(f"{name}." for name in structs.PLUGS)  # what the names of learnt things begin with
 OLD = ("context.", "drift.", "estimator.board.")  # and of names in checkpoints of an earlier form
@@ -141,7 +142,8 @@ class Checkpoints:
     """Writes `state` and returns when it is safe. Raises ValueError if it cannot be written (a full
     disk); the checkpoints before it stay as they are then.
 
-    data: config key -> digest of the rows that it names, which `restore` compares.
+    data: config key -> digest of the rows, or of the reward's file, that it names, which `restore`
+      compares.
     """
     if self._held is not None:
       self._held.check()
@@ -210,12 +212,13 @@ class Checkpoints:
 
 
 def _check_data(saved: dict | None, data: dict[str, str], where: str):
-  """Raises ValueError where a run would go on with other rows than those it has learned from."""
+  """Raises ValueError where a run would go on with other rows than those it has learned from; warns
+  where with another file of its reward."""
   known = (saved or {}).get(DATA, {})
   problems = [
     f"config.{key}: found rows with the digest {found}, expected {known[key]}"
     for key, found in data.items()
-    if known.get(key, found) != found
+    if key != REWARD and known.get(key, found) != found
   ]
   if problems:
     head = (
@@ -223,6 +226,12 @@ def _check_data(saved: dict | None, data: dict[str, str], where: str):
       "too), or take another workdir:"
     )
     raise ValueError("\n  ".join([head, *problems]))
+  if REWARD in data and known.get(REWARD, data[REWARD]) != data[REWARD]:
+    logging.warning(
+      "%s: the file of config.reward has changed since: rewards from here on may not compare with "
+      "those before",
+      where,
+    )
 
 
 def prepare(workdir, config):

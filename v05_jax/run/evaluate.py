@@ -11,7 +11,6 @@ import json
 from typing import NamedTuple
 import zlib
 
-from etils import epath
 import jax
 import numpy as np
 
@@ -88,6 +87,7 @@ def make(policy, config, mesh, collect) -> Evaluate:
     key="eval.path",
   )
   rewards.check_answers(config.reward, dataset.rows, options.path)
+  distributed.check_same("config.eval", lambda: [dataset.digest])
   exact = None
   if options.path == data.TASKS:
     sampler = config.sampler.copy_and_resolve_references()
@@ -110,7 +110,12 @@ def make(policy, config, mesh, collect) -> Evaluate:
       )
       return Result(prompts.rows, probability, *nothing, texts)
     key = rng.at(config.seed, 0, rng.EVAL)
-    rolls, _ = collect(params, prompts.replace(mask=wanted), key, order)
+    rolls, stats = collect(params, prompts.replace(mask=wanted), key, order)
+    if "sampler/not_finite" in stats:
+      raise FloatingPointError(
+        "the policy's log-probs are not finite, so that what it samples means nothing: its weights "
+        "are damaged, or too large for config.policy.dtype"
+      )
     share = (map_reward(rolls.reward, config.rewards.low, config.rewards.high) + 1) / 2
     for tokens, i, j in zip(rolls.tokens, rolls.prompt, rolls.index):
       if rolls.length[i, j]:
@@ -328,9 +333,11 @@ def lines(result: Result) -> list[dict]:
 def read(workdir: str) -> Result:
   """The Result that `--mode=eval` wrote to WORKDIR/eval.jsonl; its rows have label, prompt and
   answer alone."""
-  found = [
-    json.loads(line) for line in (epath.Path(workdir) / "eval.jsonl").read_text().splitlines()
-  ]
-  floats = lambda key: np.array([line[key] for line in found], float)
-  arrays = (np.array([line[key] for line in found]) for key in ("tokens", "ended", "responses"))
-  return Result(tuple(found), floats("exact"), floats("success"), *arrays)
+  file = files.folder(workdir) / "eval.jsonl"
+  try:
+    found = [json.loads(line) for line in file.read_text().splitlines()]
+    floats = lambda key: np.array([line[key] for line in found], float)
+    arrays = (np.array([line[key] for line in found]) for key in ("tokens", "ended", "responses"))
+    return Result(tuple(found), floats("exact"), floats("success"), *arrays)
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise ValueError(f"{file}: cannot be read as what --mode=eval writes: {error!r:.200}") from None

@@ -14,13 +14,26 @@ def is_remote(path) -> bool:
   return "://" in os.fspath(path)
 
 
+def place(name) -> epath.Path:
+  """What a name stands for: a local path, `~` being the user's folder, or one in an object store
+  (gs://...). Raises ValueError for another kind of address, and for a name that cannot be one."""
+  text = os.fspath(name)
+  if "\0" in text:
+    raise ValueError(f"{text!r}: found a zero byte in the name of a file or folder")
+  try:
+    path = epath.Path(name)
+    return path if is_remote(path) else path.expanduser()
+  except KeyError as error:  # of stores that are not known
+    raise ValueError(f"{text}: found {error.args[0]}, expected a local path or gs://") from None
+
+
 def folder(workdir) -> epath.Path:
   """The workdir as an absolute path, which Orbax wants; a remote one is that already. Raises
-  ValueError for an empty name, which would be the current folder."""
+  ValueError for an empty name, which would be the current folder, and as `place` does."""
   if not os.fspath(workdir).strip():
     raise ValueError(f"found the folder {os.fspath(workdir)!r}, expected its name")
-  path = epath.Path(workdir)
-  return path if is_remote(path) else path.expanduser().resolve()
+  path = place(workdir)
+  return path if is_remote(path) else path.resolve()
 
 
 def prepare(workdir) -> epath.Path:

@@ -17,6 +17,7 @@ other's name at its next sign of life, and stops before it saves anything more.
 
 import contextlib
 import json
+import math
 import os
 import secrets
 import socket
@@ -30,6 +31,7 @@ from v05_jax.scale import distributed
 
 LOCK, HOLDER = ".lock", "running.json"
 BEAT, LIMIT = 15.0, 90.0  # seconds
+NAMING = 2.0  # seconds in which whoever has taken a lock has written its name
 
 
 class Lock:
@@ -97,19 +99,33 @@ class Lock:
       fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       self._close_file()
-      raise ValueError(self._refusal(self._holder())) from None
+      raise ValueError(self._refusal(self._present())) from None
     except OSError:  # a file system without locks
       return False
     return True
+
+  def _present(self) -> dict | None:
+    """Who has the kernel's lock: it writes its name a moment after it has taken it, and until then
+    there is none, or that of a dead run."""
+    until = time.monotonic() + NAMING
+    while time.monotonic() < until:
+      holder = self._holder()
+      if holder and (holder["host"] != self._mine["host"] or _runs(holder["pid"])):
+        return holder
+      time.sleep(0.05)
+    return None
 
   def _take(self, kernel: bool):
     """Writes this run's name in place of a dead one's. Raises ValueError where it lives."""
     holder = self._holder()
     if holder and self._lives(holder, kernel):
+      ago = time.time() - holder["alive"]
+      when = (
+        f"{ago:.0f} s ago" if ago >= 0 else f"in {-ago:.0f} s, by a clock that is ahead of this"
+      )
       raise ValueError(
         f"{self._refusal(holder)}; if it is dead: a workdir is free {LIMIT:.0f} s after the last "
-        f"sign of life, which was {time.time() - holder['alive']:.0f} s ago, or at once without "
-        f"the file {self._folder / HOLDER}"
+        f"sign of life, which was {when}, or at once without the file {self._folder / HOLDER}"
       )
     if holder:
       logging.warning(
@@ -146,9 +162,10 @@ class Lock:
     path = self._folder / HOLDER
     try:
       found = json.loads(path.read_text())
-      kinds = {"host": str, "pid": int, "start": str, "token": str, "alive": (int, float)}
-      return found if all(isinstance(found[key], kind) for key, kind in kinds.items()) else None
-    except (OSError, ValueError, KeyError, TypeError):
+      kinds = {"host": str, "pid": int, "start": str, "token": str, "alive": float}
+      known = all(type(found[key]) is kind for key, kind in kinds.items())
+      return found if known and 0 < found["pid"] < 2**31 and math.isfinite(found["alive"]) else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
       return None
 
   def _is_other(self, holder: dict) -> bool:

@@ -11,6 +11,7 @@ differ from an unbroken one.
 import fnmatch
 import json
 import math
+import sys
 
 from v05_jax.run import files
 
@@ -83,6 +84,8 @@ METRICS = {
   "sampler/utilisation": "share of slot-steps computed that sampled a token of a rollout",
   "sampler/utilisation_filled": "the same of all slots, while rollouts were waiting to start",
   "sampler/decode_steps": "decode steps of the step",
+  "sampler/not_finite": "rollouts of the step with a log-prob that is none, as of weights that are "
+  "too large; only where there are any",
   "sampler/refills": "rollouts that took over a slot which another had left",
   "data/epoch": "passes over the prompts so far",
   "eval/exact": "success probability on the evaluation prompts, of the families where it is exact",
@@ -193,6 +196,8 @@ def _parse(path) -> list[tuple[int, dict]]:
   """(number, line) of a file's lines, but for a last one that is torn."""
   if not path.exists():
     return []
+  if path.is_dir():
+    raise ValueError(f"{path}: found a folder, expected a file")
   lines = []
   *whole, last = path.read_bytes().split(b"\n")
   for number, text in enumerate([*whole, last] if last.strip() else whole, 1):
@@ -200,12 +205,21 @@ def _parse(path) -> list[tuple[int, dict]]:
       line = json.loads(text)
       if type(line.get("step")) is not int:
         raise ValueError("no step")
-      lines.append((number, line))
     except (ValueError, AttributeError, RecursionError):
       if number <= len(whole):
         found = f"found {text[:80].decode(errors='replace')!r}, expected a JSON object with a step"
         raise ValueError(f"{path}, line {number}: {found}") from None
+    else:
+      if wrong := [name for name, value in line.items() if not _is_value(value)]:
+        found = f"{wrong[0]}: found {line[wrong[0]]!r:.80}, expected a finite number or null"
+        raise ValueError(f"{path}, line {number}: {found}")
+      lines.append((number, line))
   return lines
+
+
+def _is_value(value) -> bool:
+  number = type(value) in (int, float) and abs(value) <= sys.float_info.max  # NaN is not
+  return number or value is None
 
 
 def _check_order(path, lines: list[tuple[int, dict]]):

@@ -36,6 +36,7 @@ def report(workdirs: list[str], out: str | None = None, names=None) -> list[Row]
   holds the first workdir. `names`: of the runs, instead of their folders'. Raises ValueError for a
   workdir without metrics.
   """
+  _check_once(workdirs)
   runs = [load(workdir) for workdir in workdirs]
   if names is not None:
     runs = [run._replace(name=name) for run, name in zip(runs, names, strict=True)]
@@ -56,6 +57,14 @@ def report(workdirs: list[str], out: str | None = None, names=None) -> list[Row]
   if _drawable("the comparison"):
     _pictures(folder, rows, score)
   return rows
+
+
+def _check_once(workdirs: list[str]):
+  """Raises ValueError for a run that is there twice: it would count as two seeds of a method."""
+  seen: dict[str, str] = {}
+  for workdir in workdirs:
+    if (first := seen.setdefault(os.fspath(files.folder(workdir)), workdir)) is not workdir:
+      raise ValueError(f"--workdir: found {first} and {workdir}, one run, expected each once")
 
 
 def _pictures(folder: epath.Path, rows: list[Row], score: str):

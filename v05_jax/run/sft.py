@@ -52,6 +52,7 @@ class Trainer(NamedTuple):
   pack: Callable  # Examples -> (Batch, micro-batches in use)
   examples: Callable  # step -> Examples
   evaluate: Callable  # params -> pairs
+  rows: dict[str, str]  # config key -> digest of the rows that it names
 
   def init(self) -> State:
     """The state before the first step."""
@@ -86,7 +87,13 @@ def sft(config, workdir: str) -> dict[str, float]:
   trainer = make(config)
   evaluate = lambda state: trainer.evaluate(state.params)
   training = supervised.Training(
-    trainer.init(), trainer.step, evaluate, config.sft.steps, SHOWN, at_first=True
+    trainer.init(),
+    trainer.step,
+    evaluate,
+    config.sft.steps,
+    SHOWN,
+    at_first=True,
+    data=trainer.rows,
   )
   with lock.Lock(workdir) as held:
     state, latest = supervised.train(config, workdir, held, training)
@@ -116,7 +123,7 @@ def make(config) -> Trainer:
   mesh = sharding.make_mesh(config.mesh)
   distributed.connect(mesh)
   policy = models.load(config.policy, config.seed)
-  source, batch = responses_key(config.data), config.sft.batch
+  source, batch = responses_key(config.data, "data.path"), config.sft.batch
   dataset = data.load(source, policy.tokenizer, config.sampler.max_prompt, seed=config.seed)
   examples = make_examples(config, source, dataset, policy.tokenizer)
   loss = config.loss.copy_and_resolve_references()
@@ -129,17 +136,19 @@ def make(config) -> Trainer:
     policy.config, loss, optimizer, mesh, temperature=1.0, total_updates=config.sft.steps
   )
   pack = functools.partial(packed, loss, mesh, config.sampler.max_response)
-  evaluate = make_evaluation(config, policy, update, pack)
-  return Trainer(policy, update, pack, lambda step: examples(step * batch, batch), evaluate)
+  heldout = heldout_rows(config, policy.tokenizer)
+  evaluate = make_evaluation(config, policy, update, pack, heldout)
+  rows = {"data.path": dataset.digest} | ({"eval.path": heldout.digest} if heldout else {})
+  return Trainer(policy, update, pack, lambda step: examples(step * batch, batch), evaluate, rows)
 
 
-def responses_key(source):
+def responses_key(source, key: str):
   """`config.data` or the like with the key of what is learnt: `answer_key` where that is set, else
-  "response" where the first row of a file has that."""
+  "response" where the first row of a file has that. key: of its path, for error messages."""
   found = source.copy_and_resolve_references()
   path = data.benchmarks.names(found.path)[0]
   if not found.answer_key and path.endswith(data.benchmarks.FILES):
-    _, row = next(data.read_file(path), ("", {}))
+    _, row = next(data.read_file(path, key), ("", {}))
     found.answer_key = RESPONSE if RESPONSE in row else ""
   return found
 
@@ -208,16 +217,23 @@ def packed(loss_config, mesh, longest: int, examples: Examples):
   return batch
 
 
-def make_evaluation(config, policy, update, pack) -> Callable:
+def heldout_rows(config, tokenizer) -> data.Dataset | None:
+  """What `config.eval` names; None where training is on a file and evaluation on the built-in
+  tasks."""
+  source = responses_key(data.eval_config(config), "eval.path")
+  if data.TASKS in (config.data.path, source.path) and config.data.path != source.path:
+    return None
+  return data.load(source, tokenizer, config.sampler.max_prompt, shuffle=False, key="eval.path")
+
+
+def make_evaluation(config, policy, update, pack, dataset: data.Dataset | None) -> Callable:
   """Builds `evaluate(params) -> pairs`: the exact success on `config.eval`, overall and by family,
   for the built-in tasks; else the loss on the rows of `config.eval.path`, nats a token. Nothing
-  where training is on a file and evaluation on the built-in tasks."""
-  source = responses_key(data.eval_config(config))
-  tasks_alone = data.TASKS in (config.data.path, source.path)
-  if tasks_alone and config.data.path != source.path:
+  without a dataset (of `heldout_rows`)."""
+  if dataset is None:
     return lambda params: {}
-  dataset = data.load(source, policy.tokenizer, config.sampler.max_prompt, shuffle=False)
-  if tasks_alone:
+  source = data.eval_config(config)
+  if source.path == data.TASKS:
     return exact_success(policy, config.sampler, dataset.rows)
   examples, n = make_examples(config, source, dataset, policy.tokenizer), config.sft.batch
 

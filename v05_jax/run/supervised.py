@@ -21,6 +21,7 @@ class Training(NamedTuple):
   shown: tuple[str, ...]  # metrics on the terminal
   check: Callable = lambda state: None  # of a checkpoint; raises ValueError where it is of another
   at_first: bool = False  # whether it is evaluated before the first step as well
+  data: dict[str, str] | None = None  # digests of its rows, as of `Checkpoints.save`
 
 
 def train(config, workdir: str, held: lock.Lock, training: Training) -> tuple[Any, dict]:
@@ -39,7 +40,7 @@ def train(config, workdir: str, held: lock.Lock, training: Training) -> tuple[An
   ):
     first, state = saved.latest() or 0, training.state
     if first:
-      state = saved.restore(first, state)
+      state = saved.restore(first, state, training.data)
       training.check(state)
     with writer.Writer(workdir, config, first) as log, Progress(total, first) as progress:
       if training.at_first and not first:
@@ -60,7 +61,7 @@ def train(config, workdir: str, held: lock.Lock, training: Training) -> tuple[An
         regular = checkpoint.due(done, config.checkpoint.period) and not failed
         if last or preemption.requested or regular:
           log.flush()
-          saved.save(done, state)
+          saved.save(done, state, training.data)
         if preemption.requested and not last:
           raise checkpoint.stopped(done)
       log.flush()

@@ -14,7 +14,8 @@ class Writer:
   """Writes a run's config.json, metrics.jsonl and TensorBoard events; a context manager.
 
   `done` is the number of steps of the restored state: lines after step `done` are cut off, since
-  the run will write them again; 0 is a fresh run, which keeps none. Raises ValueError where the
+  the run will write them again; 0 is a fresh run, which puts the lines of one that has left no
+  checkpoint aside, as metrics.jsonl.old. Raises ValueError where the
   lines up to `done` are not all there, once each and in order (`metrics.until`), and OSError where
   metrics.jsonl cannot be written. TensorBoard's events are given up instead (`board`).
   """
@@ -22,12 +23,25 @@ class Writer:
   def __init__(self, workdir, config, done: int = 0):
     self._path = files.prepare(workdir)
     kept = metrics.until(workdir, done) if done else []
+    if not done:
+      self._put_aside(self._path / metrics.FILE)
     files.replace(self._path / "config.json", configuration.to_json(config))
     self._lines = files.Lines(self._path / metrics.FILE, kept)
     self._board = board.Board(self._path / "tensorboard", done + 1 if done else 0)
     # the last written value of each metric, for the progress line
     self.latest: dict[str, float] = {}
     self._pending = None  # the line taken and not yet written
+
+  def _put_aside(self, file):
+    """Keeps the lines of an earlier run, of which there is no checkpoint to go on from."""
+    if file.exists() and (text := file.read_bytes()).strip():
+      old = file.with_name(f"{file.name}.old")
+      files.replace(old, text)
+      logging.warning(
+        "%s: found the lines of a run without a checkpoint, which are now in %s; it begins anew",
+        file,
+        old.name,
+      )
 
   def write(self, step: int, rollouts: int, pairs: metrics.Pairs):
     """Takes the line of a step and writes the one before it: pairs may hold device arrays, which

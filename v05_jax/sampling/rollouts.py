@@ -96,7 +96,10 @@ class Collect:
       for wait in compiled.values():
         wait()
     stats = _stats(schedule, ledger, options.slots, waited) | self._judge.finish()
-    return ledger.rollouts(options.max_response), stats
+    found = ledger.rollouts(options.max_response)
+    if wrong := int((~np.isfinite(found.logprob)).any(1).sum()):
+      stats["sampler/not_finite"] = wrong, 1
+    return found, stats
 
   def _work(self, schedule: Schedule, ledger: Ledger, params, decode: Callable, compiled) -> float:
     """Runs the schedule to its end -> seconds that it waited for verdicts."""

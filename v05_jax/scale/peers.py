@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -40,6 +41,8 @@ KEYS, TOLD = "v05_jax/peers", "v05_jax/told"
 AGAIN = (
   "start all processes again with the same commands, and the run continues from its last checkpoint"
 )
+# host:port, the host a name, an IPv4 address, or an IPv6 one in brackets
+ADDRESS = re.compile(r"([\w.-]+|\[[0-9A-Fa-f:.]+(%[\w.-]+)?\]):(?P<port>[0-9]{1,5})")
 WAYS = (
   "expected all three of --coordinator=HOST:PORT, --num_processes=N and --process_id=I (or "
   "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID), or --distributed alone where "
@@ -81,9 +84,13 @@ def find(
     str(values[0]),
     (_whole(name, value) for name, value in zip(names[1:], values[1:])),
   )
-  host, _, port = address.rpartition(":")
-  if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-    raise ValueError(f"--coordinator={address}: expected HOST:PORT, of process 0")
+  if not (found := ADDRESS.fullmatch(address)) or not 0 < int(found["port"]) < 65536:
+    raise ValueError(
+      f"--coordinator={address}: expected HOST:PORT, of process 0, an IPv6 address in brackets: "
+      "[::1]:1234"
+    )
+  if count < 1:
+    raise ValueError(f"--num_processes={count}: expected at least 1")
   if not 0 <= index < count:
     raise ValueError(
       f"--process_id={index}: expected 0 to {count - 1}, since --num_processes={count}"

@@ -28,7 +28,7 @@ def of(config, command: Mapping[str, object], package: pathlib.Path = PACKAGE) -
   own = {text for value in keys.values() for text in _texts(value) if PLUG.fullmatch(text)}
   found = sorted(path for path in package.rglob("*") if path.suffix in KINDS)
   code = {f"{package.name}/{path.relative_to(package).as_posix()}": digest(path) for path in found}
-  code |= {name: _own(name.partition(":")[0]) for name in sorted(own)}
+  code |= {name: of_module(name.partition(":")[0]) for name in sorted(own)}
   code |= {"Python": platform.python_version(), "jax": jax.__version__, "numpy": np.__version__}
   written = lambda values: {name: json.dumps(value, default=str) for name, value in values.items()}
   return {"the command": written(command), "the config": written(keys), "the code": code}
@@ -63,7 +63,7 @@ def _differences(first: Mapping, other: Mapping) -> list[str]:
   return [name for name in known if first.get(name) != other.get(name)]
 
 
-def _own(module: str) -> str | None:
+def of_module(module: str) -> str | None:
   """A digest of the file of a module; None where there is none, which is said where it is used."""
   with contextlib.suppress(Exception):  # a package that the module is in may fail to import
     return digest(pathlib.Path(importlib.util.find_spec(module).origin))

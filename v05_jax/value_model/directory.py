@@ -81,9 +81,7 @@ def load(directory) -> tuple[dict, dict, dict]:
   )
   try:
     settings = json.loads(file.read_text(encoding="utf-8"))
-    adapter_params, head_params = (
-      {name: float32(x) for name, x in load_file(x).items()} for x in (a, h)
-    )
+    adapter_params, head_params = (load_file(x) for x in (a, h))
   except Exception as error:  # safetensors raises its own kinds
     raise ValueError(
       f"{directory}: found a missing or damaged file ({error}), expected {file.name}, {a.name} and "
@@ -96,8 +94,8 @@ def load(directory) -> tuple[dict, dict, dict]:
       lambda x: isinstance(x, dict) and x.get("pooling") in adapter.POOLINGS,
       "one with a known pooling",
     ),
-    "temperature": (lambda x: type(x) in (int, float) and x > 0, "a number above 0"),
-    "estimators": (lambda x: type(x) is int and x > 0, "an integer above 0"),
+    "temperature": (lambda x: type(x) in (int, float) and 0 < x < 1e30, "a number above 0"),
+    "estimators": (lambda x: type(x) is int and 0 < x <= 1024, "an integer from 1 to 1024"),
     "max_tokens": (lambda x: type(x) is int and x > 0, "an integer above 0"),
     "backbone": (lambda x: x in (FOLDER, BUILTIN), f"{FOLDER} or {BUILTIN}"),
     "table": (lambda x: x in (None, *ensemble.TABLES), " or ".join(ensemble.TABLES)),
@@ -118,7 +116,8 @@ def load(directory) -> tuple[dict, dict, dict]:
       if settings.get(key) != found
     ]
   )
-  return settings, adapter_params, head_params
+  as_float32 = lambda params: {name: float32(x) for name, x in params.items()}
+  return settings, as_float32(adapter_params), as_float32(head_params)
 
 
 def adapter_sizes(
@@ -233,11 +232,15 @@ def account(file, found: dict, expected: dict[str, tuple], types=FLOATS):
       problems.append(f"{file}: {name}: found {shape}, expected {wanted}")
     elif str(x.dtype) not in types:
       problems.append(f"{file}: {name}: found type {x.dtype}, expected one of {', '.join(types)}")
-    elif not np.all(np.isfinite(x)):
-      problems.append(
-        f"{file}: {name}: found {np.sum(~np.isfinite(x))} values that are not finite, expected none"
-      )
+    elif wrong := np.count_nonzero(~np.isfinite(_as_used(x))):
+      problems.append(f"{file}: {name}: found {wrong} values that are not finite, expected none")
   refuse(problems)
+
+
+def _as_used(x):
+  """The array in float32, where a float64 may be infinite."""
+  with np.errstate(over="ignore"):
+    return x.astype(np.float32) if x.dtype.itemsize > 4 else x
 
 
 def refuse(problems: list[str], most: int = 6):

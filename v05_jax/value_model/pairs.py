@@ -19,6 +19,7 @@ from typing import NamedTuple
 from etils import epath
 import numpy as np
 
+from v05_jax.rows import HALF_PAIR
 from v05_jax.run import files
 
 FOLDER, FILE, PROMPTS = "pairs", "pairs.jsonl", "prompts.json"
@@ -121,6 +122,10 @@ def read(folders: Sequence[str], window: int = 1) -> tuple[list[str], list[Conte
         raise ValueError(
           f"{where}: found the prompt {name}, expected one that "
           f"{' or '.join(map(os.fspath, prompts))} holds"
+        )
+      if not texts[name].strip() or HALF_PAIR.search(texts[name]):
+        raise ValueError(
+          f"{where}: found {texts[name]!r:.60} as the prompt {name}, expected one that is not empty"
         )
       key = (str(path), row["dataset"], row["model"], row["step"] // window * window)
       prompt = place.setdefault(texts[name], len(place))

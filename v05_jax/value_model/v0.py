@@ -116,6 +116,11 @@ class ValuePrior:
         tokens[row, : len(encoded[i])], mask[row, : len(encoded[i])] = encoded[i], 1
       out = embed(self.params, self.adapter, *distributed.put((tokens, mask), at))
       found[batch] = np.asarray(out)[: len(batch)]
+    if len(wrong := np.flatnonzero(~np.isfinite(found).all(1))):
+      raise ValueError(
+        f"the value model's features of {prompts[wrong[0]]!r:.60} are not finite: the weights of "
+        "its backbone or adapter are damaged, or too large"
+      )
     return found
 
   def encode(self, prompts: Sequence[str]) -> list[list[int]]:
@@ -169,7 +174,13 @@ class ValuePrior:
       jax.block_until_ready(raw[-1])
       del cache  # before the next estimator makes its own
     found = (average(list(part), self.settings["temperature"]) for part in zip(*raw))
-    return np.concatenate([np.asarray(part)[:most] for part in found])[: len(query)]
+    found = np.concatenate([np.asarray(part)[:most] for part in found])[: len(query)]
+    if not np.isfinite(found).all():
+      raise ValueError(
+        "the value model's probabilities are not finite: the weights of its head are damaged, or "
+        "too large"
+      )
+    return found
 
   def _columns(self, support, query, fingerprints) -> list[tuple[np.ndarray, np.ndarray]]:
     """Of each estimator, the rows of its table: (support [n, C], query [m, C]), float32."""
@@ -202,6 +213,8 @@ def listed(name: str, texts: Iterable[str]) -> list[str]:
   of several, and for what is no text."""
   if isinstance(texts, (str, bytes)):
     raise ValueError(f"{name}: found one text, {texts[:40]!r}, expected a list of texts: [text]")
+  if isinstance(texts, (set, frozenset)):
+    raise ValueError(f"{name}: found a set, which has no order, expected a list of texts")
   try:
     found = list(texts)
   except TypeError:
@@ -215,9 +228,14 @@ def listed(name: str, texts: Iterable[str]) -> list[str]:
 def numbers(name: str, values) -> np.ndarray:
   """The numbers of an array or any iterable, float32. Raises ValueError, which names the argument,
   for what is no number."""
+  if isinstance(values, (str, bytes, dict, set, frozenset)):
+    raise ValueError(f"{name}: found a {type(values).__name__}, expected a list of numbers")
   try:
-    return np.asarray(values if hasattr(values, "__len__") else list(values), np.float32)
-  except (TypeError, ValueError) as error:
+    found = np.asarray(values if hasattr(values, "__array__") else list(values))
+    if found.dtype.kind in "cSU":
+      raise TypeError(f"a {found.dtype.type.__name__}")
+    return found.astype(np.float32)
+  except (TypeError, ValueError, OverflowError) as error:
     raise ValueError(f"{name}: found {values!r:.60} ({error}), expected numbers") from None
 
 
@@ -308,6 +326,8 @@ def load(path: str, mesh: Mesh | None = None) -> ValuePrior:
   tokenizer = tokenizers.load(backbone)
   tokenizers.check(tokenizer, config.vocab_size)
   parts = {"embedder": params, "adapter": adapter_params, "judge": tabpfn.stack(head)}
+  some = lambda: (np.ravel(x)[:: max(1, x.size // 4096)] for x in jax.tree.leaves(parts))
+  distributed.check_same("the value model", lambda: [repr(settings), repr(config), *some()])
   parts = distributed.put(parts, sharding.param_shardings(mesh, parts) if mesh else None)
   return ValuePrior(
     settings, config, parts["embedder"], tokenizer, parts["adapter"], parts["judge"], mesh
