@@ -21,6 +21,13 @@ _REPEATING = re.compile(
 )
 _GOES_ON = re.compile(r"(?<![\d.])(\d*)\.(\d+?)\s*\\ldots(?!\s*[\d,])")
 _GROUPS = re.compile(r"(?<![\d.,])(\d{1,3}(?:,\d{3})+)(?!\d|,\d)")
+_FOR_ALL = re.compile(
+  r"(?<=\S)\s*[,;(]?\s*(?:\\forall|\\text\s*\{\s*[,(]?\s*(?:for (?:all|any|every|each|some)|where)\b"
+  r"|(?<![a-zA-Z{])(?:for (?:all|any|every|each|some)|where)\b).*$"
+)
+_WHOLE_PARAMETER = re.compile(
+  r"(?P<answer>.*\S)\s*(?:[,;(]|\\text\s*\{[^{}]*\})\s*(?P<letter>[a-z])\s*\\in\s*(?:\\mathbb\s*)?\{?Z\}?\s*\)?"
+)
 
 
 def normal(text: str) -> str:
@@ -28,12 +35,13 @@ def normal(text: str) -> str:
   text = spelled(text)
   text = _BRACED.sub(lambda m: re.sub(r"\D", "", m[0]), text)
   text = re.sub(r"(?<=\d)\s*\{\s*,\s*\}\s*(?=\d)", ".", text)
-  text = _SPACED.sub(lambda m: m[0].replace(" ", ""), text)
   text = _SPACED_DECIMALS.sub(lambda m: m[0].replace(" ", ""), text)
+  text = _SPACED.sub(lambda m: m[0].replace(" ", ""), text)
   text = _APOSTROPHES.sub(lambda m: m[0].replace("'", ""), text)
   text = _without_group_commas(text)
   text = _DOUBLE_FACTORIAL.sub(lambda m: str(math.prod(range(int(m[1]), 0, -2))), text)
   text = _REPEATING.sub(_repeating, text)
+  text = _without_condition(text)
   text = _GOES_ON.sub(_going_on, text)
   text = _MIXED.sub(_mixed, text)
   text = re.sub(r"(?<![\d.])\.(?=\d)", "0.", text)
@@ -66,6 +74,22 @@ def _without_group_commas(text: str) -> str:
     return "".join(groups)
 
   return _GROUPS.sub(join, text)
+
+
+def _without_condition(text: str) -> str:
+  r"""f(n) = n for all n as f(n) = n; x = k\pi, k \in \mathbb{Z} as x = n\pi."""
+  text = _FOR_ALL.sub("", text)
+  if match := _WHOLE_PARAMETER.fullmatch(text):
+    answer, letter = match["answer"], match["letter"]
+    if re.search(rf"=.*{_alone(letter)}", answer) and not re.search(_alone("n"), answer[1:]):
+      return re.sub(_alone(letter), "n", answer)
+    if letter == "n" and re.search(r"=", answer):
+      return answer
+  return text
+
+
+def _alone(letter: str) -> str:
+  return rf"(?<![a-zA-Z\\]){letter}(?![a-zA-Z])"
 
 
 def _mixed(found: re.Match) -> str:

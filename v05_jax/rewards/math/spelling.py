@@ -57,6 +57,7 @@ _FONTS = (
   "mathrm|textrm|textbf|textit|mathbf|mathit|mathsf|mathtt|texttt|textsf|textup|mbox|hbox|textnormal"
   "|emph|bm|boldsymbol|pmb"
 )
+UNIT_VECTORS = {"i": "u", "j": "v", "k": "w"}  # letters that the parser takes for no constant
 # (what is written, what is read), in this order.
 _SPELLINGS = [
   (re.compile(pattern), to)
@@ -73,7 +74,7 @@ _SPELLINGS = [
     (
       r"\\(?:mathbf|boldsymbol|bm|textbf|hat|widehat|vec|overrightarrow)\s*(?:([ijk])(?![a-zA-Z])"
       r"|\{\s*(?:\\(?:mathbf|boldsymbol|bm)\s*)?\{?\s*\\?([ijk])(?:math)?\s*\}?\s*\})",
-      r"\\mathcal{\1\2}",
+      lambda m: rf"\mathcal{{{UNIT_VECTORS[m[1] or m[2]]}}}",
     ),
     (r"\\(?:mathrm|mathit)\s*\{\s*([ied])\s*\}|\\(?:text|textrm)\s*\{\s*(i)\s*\}", r"\1\2 "),
     (r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![a-zA-Z])|\\(?:thin|med|thick)?space(?![a-zA-Z])", " "),

@@ -123,6 +123,8 @@ def number(x: sympy.Basic) -> mpmath.mpf | None:
     value = value_of(x, {})
   except (TooLarge, ArithmeticError, ValueError, TypeError, KeyError, NotImplementedError):
     return None
+  except AttributeError:  # a matrix
+    return None
   return value if isinstance(value, mpmath.mpf) else None
 
 
