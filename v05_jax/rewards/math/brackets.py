@@ -21,7 +21,7 @@ def unwrapped(text: str) -> str:
     if match := re.fullmatch(r"(?:\\(?:boxed|fbox)\s*)?\{([^{}]*)\}", text):
       text = match[1]
     text = re.sub(
-      r"^(?:so|thus|therefore|hence|answer:|the answer is|approximately|about)\s+",
+      r"^(?:(?:so|thus|therefore|hence),?|answer:|the answer is|there (?:is|are)|approximately|about)\s+",
       "",
       text,
       flags=re.IGNORECASE,
