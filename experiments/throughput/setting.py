@@ -21,7 +21,7 @@ from v05_jax.sampling import rollouts
 from v05_jax.setup import Run, setup
 from v05_jax.structs import Prompts
 
-SMALL = ("s", "l", "tiny")  # shapes that one CPU can hold
+SMALL = ("s", "l", "tiny", "smollm2")  # shapes that one CPU can hold
 
 
 class Bench(NamedTuple):

@@ -14,7 +14,7 @@ PAD, END, UNKNOWN, FIRST = 0, 2, 3, 8  # token ids; prompts are drawn from FIRST
 
 
 class Shape(NamedTuple):
-  """A Qwen3 decoder with tied embeddings."""
+  """A decoder with tied embeddings."""
 
   hidden: int
   layers: int
@@ -35,6 +35,7 @@ SHAPES = {
   "tiny": Shape(16, 2, 4, 2, 8, 32, 64),
   "s": Shape(256, 6, 8, 4, 32, 768, 512),
   "l": Shape(768, 9, 12, 4, 64, 2304, 512),
+  "smollm2": Shape(576, 30, 9, 3, 64, 1536, 49152),
   "0.6b": Shape(1024, 28, 16, 8, 128, 3072, 151936),
   "1.7b": Shape(2048, 28, 16, 8, 128, 6144, 151936),
 }
@@ -43,6 +44,7 @@ PRESETS = {
   "tiny": "tiny",
   "s": "throughput-s",
   "l": "throughput-l",
+  "smollm2": "smollm2-135m",
   "0.6b": "qwen3-0.6b",
   "1.7b": "qwen3-1.7b",
 }
