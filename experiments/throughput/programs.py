@@ -131,7 +131,7 @@ def used(stats) -> dict:
 
 def sample(args, b: setting.Bench, ragged: bool) -> dict:
   n = args.groups * args.group
-  lengths = work.ragged(n, args.response) if ragged else np.full(n, args.response)
+  lengths = work.ragged(n, args.response, args.shortest) if ragged else np.full(n, args.response)
   limit = lengths.reshape(args.groups, args.group)
   params, last = b.run.update.place(b.run.policy.params), {}
 
@@ -154,7 +154,7 @@ def adaptive(args) -> dict:
     f"budget.k_max={MOST}",
     f"budgets.sequential.block={args.block}",
   )
-  limit = work.ragged(args.groups * MOST, args.response).reshape(args.groups, MOST)
+  limit = work.ragged(args.groups * MOST, args.response, args.shortest).reshape(args.groups, MOST)
   with setting.bench(args, overrides=(*rule, *ADAPTIVE, *args.set)) as b:
     params = b.run.update.place(b.run.policy.params)
     value = np.array([reward.prior(row["prompt"]) for row in b.prompts.rows], np.float32)
@@ -230,7 +230,7 @@ def random_rollouts(args, vocab: int, lengths, seed: int) -> tuple[Rollouts, np.
 
 def train(args, b: setting.Bench, ragged: bool) -> dict:
   n, run, vocab = args.groups * args.group, b.run, b.run.policy.config.vocab_size
-  lengths = work.ragged(n, args.response) if ragged else np.full(n, args.response)
+  lengths = work.ragged(n, args.response, args.shortest) if ragged else np.full(n, args.response)
   data = [random_rollouts(args, vocab, lengths, seed) for seed in range(args.reps + 2)]
   state, computed = run.init(), 0
   params, opt_state = state.params, state.opt_state

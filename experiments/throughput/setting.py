@@ -15,13 +15,16 @@ import numpy as np
 from configs import default
 from experiments.throughput import process, work
 from v05_jax import rewards
-from v05_jax.models import presets
 from v05_jax.run.progress import CompilationCounter
 from v05_jax.sampling import rollouts
 from v05_jax.setup import Run, setup
 from v05_jax.structs import Prompts
 
-SMALL = ("s", "l", "tiny")  # shapes that one CPU can hold
+SMALL = ("s", "l", "tiny", "smollm2", "49k", "152k", "262k")  # shapes that one CPU can hold
+
+
+# what `--weights` must have
+WEIGHTS = ("config.json", "model.safetensors")
 
 
 class Bench(NamedTuple):
@@ -48,7 +51,8 @@ def config(folder, args, overrides=()):
   n, folder = args.groups * args.group, Path(folder)
   c = default.get_config()
   c.num_steps, c.rollouts_per_step = 1, n
-  c.policy.update({"path": str(folder), "preset": work.PRESETS[args.size], "dtype": args.dtype})
+  preset = "" if args.weights else work.PRESETS[args.size]
+  c.policy.update({"path": str(folder), "preset": preset, "dtype": args.dtype})
   c.data.update({"path": str(folder / "prompts.jsonl"), "chat_template": False})
   c.reward = "experiments.throughput.reward:coin"
   c.prior.kind, c.baseline = "none", "grpo"
@@ -74,7 +78,9 @@ def config(folder, args, overrides=()):
   c.optimizer.update({"learning_rate": 1e-6, "weight_decay": 0.01})
   c.eval.period = c.checkpoint.period = 0
   change(c, overrides)
-  write_tokenizer(folder, presets.PRESETS[c.policy.preset].vocab_size)
+  if args.weights:
+    link_weights(folder, Path(args.weights))
+  write_tokenizer(folder, work.SHAPES[args.size].vocab)
   write_prompts(folder / "prompts.jsonl", args)
   return c
 
@@ -92,10 +98,19 @@ def change(c, overrides):
   c.update_from_flattened_dict(flat)
 
 
+def link_weights(folder: Path, weights: Path):
+  """The model of a Hugging Face directory without its tokenizer: the words of `write_tokenizer`
+  stand for its ids. Raises ValueError where the directory has none."""
+  for name in WEIGHTS:
+    if not (weights / name).is_file():
+      raise ValueError(f"--weights={weights}: found no {name}, expected a Hugging Face directory")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to((weights / name).absolute())
+
+
 def write_tokenizer(folder: Path, vocab: int):
-  """A Hugging Face tokenizer of the words t0, t1, ...: at most as many as the small shape's
-  vocabulary has."""
-  words = [f"t{i}" for i in range(min(vocab, work.SHAPES["s"].vocab))]
+  """A Hugging Face tokenizer of the words t0, t1, ..., one for each id."""
+  words = [f"t{i}" for i in range(vocab)]
   # not t0 and t2, which would be found inside t25
   words[work.PAD], words[work.END] = "<pad>", "<end>"
   special = {
@@ -134,7 +149,7 @@ def write_prompts(path: Path, args):
 
 def limited(run: Run, args) -> Run:
   """The run with a response length in each data row (`max_tokens`), of work.row_lengths."""
-  lengths = work.row_lengths(args.groups, args.group, args.response)
+  lengths = work.row_lengths(args.groups, args.group, args.response, args.shortest)
   rows = [
     row | {"max_tokens": int(length)} for row, length in zip(run.prompts.rows, lengths, strict=True)
   ]
