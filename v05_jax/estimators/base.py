@@ -177,6 +177,8 @@ def advantage(kind: str, reward, mask, value, shaping=0.0, state=()):
     shaping: [P, K] or a scalar, in units of the mapped reward.
     state: what the estimator has learnt; EWA for "ewa".
 
+  Kinds that weigh rollouts by their score weigh all alike here, where none is given.
+
   Returns:
     (advantage [P, K], 0 where masked; {name: [P]} as in `advantages`).
 
