@@ -132,11 +132,12 @@ def test_all_of_it_with_a_tiny_model(tmp_path, monkeypatch, capsys):
     c.data.options, c.data.size = "spell_backward.max_word_len=4", 64
     c.sampler.update({"max_prompt": 160, "slots": 8, "open_prompts": 8, "prefill": 4})
     c.loss.row_length, c.num_steps, c.rollouts_per_step = 256, 2, 16
-    c.eval.update({"size": 6, "samples": 2})
+    c.eval.update({"size": 6, "period": 1})
     c.sft.update({"steps": 2, "batch": 4})
     return c
 
   monkeypatch.setattr(smollm2, "get_config", small)
+  monkeypatch.setattr(run, "HELDOUT", {"split": "heldout", "size": 6, "samples": 2})
   out = tmp_path / "runs"
   run.run(out, tmp_path / "lm", ["v05", "grpo16"])
   text = capsys.readouterr().out

@@ -31,6 +31,7 @@ MODEL = flags.DEFINE_string("model", ".cache/lm", "folder in which the model is 
 COST = """This downloads 93 MB and takes about {minutes:.0f} minutes on two free cores, {memory} GB
 of memory and {disk} GB of disk. Ctrl-C stops it; the same command continues.
 """
+HELDOUT = {"split": "heldout", "size": 480, "samples": 4}  # what is judged in the end
 MEMORY, DISK = 7, 6  # GB
 SFT_MINUTES, MINUTES = 6, 8  # of the warm start with its evaluation; of a method with its own
 
@@ -98,6 +99,7 @@ def warm_start(config, workdir: Path) -> Path:
   Hugging Face directory."""
   # Reinforcement learning then meets no problem of the warm start before all others.
   config.data.seed = 1
+  config.eval.update({"size": 48, "period": 0})
   print(f"warm start: {config.sft.steps} steps -> {workdir}", flush=True)
   done = workdir / "hf"
   if done.is_dir():
@@ -109,6 +111,7 @@ def warm_start(config, workdir: Path) -> Path:
 
 def judged(config, workdir: Path) -> evaluate.Result:
   """Success on held-out problems, sampled where that has not been done yet."""
+  config.eval.update(HELDOUT)
   if not (workdir / "eval.jsonl").is_file():
     print(f"{config.eval.size} held-out problems, {config.eval.samples} samples each", flush=True)
     evaluate.evaluate_workdir(config, str(workdir))
