@@ -22,8 +22,8 @@ _REPEATING = re.compile(
 _GOES_ON = re.compile(r"(?<![\d.])(\d*)\.(\d+?)\s*\\ldots(?!\s*[\d,])")
 _GROUPS = re.compile(r"(?<![\d.,])(\d{1,3}(?:,\d{3})+)(?!\d|,\d)")
 _FOR_ALL = re.compile(
-  r"(?<=\S)\s*[,;(]?\s*(?:\\forall|\\text\s*\{\s*[,(]?\s*(?:for (?:all|any|every|each|some)|where)\b"
-  r"|(?<![a-zA-Z{])(?:for (?:all|any|every|each|some)|where)\b).*$"
+  r"(?<=\S)\s*[,;(]?\s*(?:\\forall|(?:\\text\s*\{\s*[,(]?\s*|(?<![a-zA-Z{]))"
+  r"(?:for (?:all|any|every|each|some)|where)\b).*$"
 )
 _WHOLE_PARAMETER = re.compile(
   r"(?P<answer>.*\S)\s*(?:[,;(]|\\text\s*\{[^{}]*\})\s*(?P<letter>[a-z])\s*\\in\s*(?:\\mathbb\s*)?\{?Z\}?\s*\)?"
