@@ -62,9 +62,7 @@ def boxed(text: str) -> str | None:
   return text[slice(*found[-1][1:3])] if found else None
 
 
-_BRACE = re.compile(
-  r"(\\(?:boxed|fbox)\s*\{)|\\(?:boxed|fbox)\s+([^\s{}$\\]+)|\\.|[{}]", re.DOTALL
-)
+_BRACE = re.compile(r"(\\(?:boxed|fbox)\s*\{)|\\(?:boxed|fbox)\s+([^\s{}$\\]+)|\\.|[{}]", re.DOTALL)
 
 
 def _boxes(text: str) -> list[tuple[int, int, int, int]]:
@@ -148,7 +146,9 @@ _MARK = re.compile(
   re.IGNORECASE,
 )
 _BECAUSE = re.compile(r",?\s+(?:since|because|therefore|thus|hence)\b", re.IGNORECASE)
-_NOT = re.compile(r"(?:\bnot|n't|\bnever|\bcannot|n’t)(?:\s+(?:be|equal|to|the|is|just|simply))*[\s$*(]*$")
+_NOT = re.compile(
+  r"(?:\bnot|n't|\bnever|\bcannot|n’t)(?:\s+(?:be|equal|to|the|is|just|simply))*[\s$*(]*$"
+)
 _REASONS = re.compile(
   r",?\s+(?:since|because|which|where|when|so that|as|with|given|therefore|thus|hence|after)\b"
   r"|\s+[—–(](?=\s*[a-zA-Z]{2})|\s[—–-]\s",
@@ -187,9 +187,7 @@ def candidates(response: str) -> Iterator[str]:
     (m.end(), next(filter(None, m.groups()))) for m in _FORMULA.finditer(text) if meant(m)
   ]
   numbers = [
-    (m.end(), m[0])
-    for m in _PLAIN.finditer(text)
-    if re.search(r"[\d\\π∞½¼¾]", m[0]) and meant(m)
+    (m.end(), m[0]) for m in _PLAIN.finditer(text) if re.search(r"[\d\\π∞½¼¾]", m[0]) and meant(m)
   ]
   last = sorted(formulas + numbers, reverse=True)[:3]
   for i, (end, found) in enumerate(last):

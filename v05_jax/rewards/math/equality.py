@@ -1,6 +1,7 @@
 """When two answers are equal: x = 5 answers 5, and 5 answers x = 5."""
 
 from collections.abc import Callable
+import itertools
 import math
 import re
 
@@ -53,8 +54,12 @@ def _contradicts(answer: Answer) -> bool:
   if not isinstance(chain, Equation) or set(chain.signs) != {"="}:
     return False
   numbers = [(values.number(side.total), side.unit) for side in chain.sides]
-  numbers = [x for x, unit in numbers if x is not None and unit == units.NONE]
-  return any(abs(x - y) > APART * max(abs(x), abs(y)) for x, y in zip(numbers, numbers[1:]))
+  return any(
+    None not in (x, y)
+    and (a == b or (units.NONE in (a, b) and units.PERCENT not in (a, b)))
+    and abs(x - y) > APART * max(abs(x), abs(y))
+    for (x, a), (y, b) in itertools.pairwise(numbers)
+  )
 
 
 def _unnamed(gold: Answer, found: Answer) -> tuple[Answer, Answer]:
@@ -148,9 +153,7 @@ _ARTICLE = re.compile(r"^(?:[Aa]n?|[Tt]he)\s+(?=[a-z]{2})")
 
 
 def _same_words(gold: Words, found: Words) -> bool:
-  a, b = (
-    re.sub(r"[^a-zA-Z0-9]", "", _ARTICLE.sub("", words.text)) for words in (gold, found)
-  )
+  a, b = (re.sub(r"[^a-zA-Z0-9]", "", _ARTICLE.sub("", words.text)) for words in (gold, found))
   exact = (gold.exact or found.exact) and not (gold.choice or found.choice)
   if not exact:
     a, b = a.casefold(), b.casefold()
@@ -178,7 +181,7 @@ def _same_residues(gold: Residues, found: Residues) -> bool:
 
 
 def _residue_and_number(residues: Residues, number: Value) -> bool:
-  """7 mod 4 is 3, 4k + 3 is what is 3 modulo 4; but that x is 3 modulo 4 does not say that x is 3."""
+  """7 mod 4 is 3, and 4k + 3 the class of 3; that x is 3 modulo 4 does not say that x is 3."""
   if (classes := of_multiples(number.expression)) is not None:
     return _same_residues(residues, classes)
   remainder = sympy.Integer(min(residues.residues))
@@ -196,11 +199,11 @@ def _digits_and_number(digits: Digits, number: Value) -> bool:
 
 def _same_parts(gold: Parts, found: Parts) -> bool:
   dotted = [any(isinstance(x, Dots) for x in parts.parts) for parts in (gold, found)]
-  if all(dotted) and gold.brackets == found.brackets:
+  if any(dotted):
     pair = [progressions.progression(parts.parts) for parts in (gold, found)]
-    if None not in pair:
+    ordered = gold.brackets != "{}" or not all(x and progressions.terms(x) for x in pair)
+    if None not in pair and gold.brackets == found.brackets and ordered:
       return progressions.same(*pair)
-  elif any(dotted):
     gold, found = (x._replace(parts=progressions.written_out(x.parts)) for x in (gold, found))
   if gold.brackets != found.brackets:
     kinds = {gold.brackets, found.brackets}

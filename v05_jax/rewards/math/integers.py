@@ -29,7 +29,9 @@ def digits(text: str) -> Digits | None:
   if not match:
     return None
   written, base = match[1].upper(), next(x for x in match.groups()[1:] if x)
-  base = _BASES.index(base.lower()) if base.lower() in _BASES else int(base) if base.isdigit() else 0
+  base = (
+    _BASES.index(base.lower()) if base.lower() in _BASES else int(base) if base.isdigit() else 0
+  )
   number = re.search(r"\d", written) or (len(written) > 1 and match[1].isupper())
   return Digits(written.lstrip("0") or "0", base) if 2 <= base <= 36 and number else None
 

@@ -22,17 +22,22 @@ _REPEATING = re.compile(
 _GOES_ON = re.compile(r"(?<![\d.])(\d*)\.(\d+?)\s*\\ldots(?!\s*[\d,])")
 _GROUPS = re.compile(r"(?<![\d.,])(\d{1,3}(?:,\d{3})+)(?!\d|,\d)")
 _FOR_ALL = re.compile(
-  r"(?<=\S)\s*[,;(]?\s*(?:\\forall|\\text\s*\{\s*[,(]?\s*(?:for (?:all|any|every|each|some)|where)\b"
-  r"|(?<![a-zA-Z{])(?:for (?:all|any|every|each|some)|where)\b).*$"
+  r"(?<=\S)\s*[,;(]?\s*(?:\\forall|(?:\\text\s*\{\s*[,(]?\s*|(?<![a-zA-Z{]))"
+  r"(?:for (?:all|any|every|each|some)|where)\b).*$"
 )
 _WHOLE_PARAMETER = re.compile(
   r"(?P<answer>.*\S)\s*(?:[,;(]|\\text\s*\{[^{}]*\})\s*(?P<letter>[a-z])\s*\\in\s*(?:\\mathbb\s*)?\{?Z\}?\s*\)?"
+)
+_LINES = re.compile(
+  r"(?P<brace>\\\{)?\s*\\begin\{(?P<name>cases|aligned|align\*?|gathered|split|array)\}"
+  r"(?:\{[lcr| ]*\})?(?P<lines>.*)\\end\{(?P=name)\}",
+  re.DOTALL,
 )
 
 
 def normal(text: str) -> str:
   r"""The text of an answer in one spelling: plain signs and commands, \frac{1}{2}, 10080, 8/3."""
-  text = spelled(text)
+  text = _listed(spelled(text))
   text = _BRACED.sub(lambda m: re.sub(r"\D", "", m[0]), text)
   text = re.sub(r"(?<=\d)\s*\{\s*,\s*\}\s*(?=\d)", ".", text)
   text = _SPACED_DECIMALS.sub(lambda m: m[0].replace(" ", ""), text)
@@ -86,6 +91,18 @@ def _without_condition(text: str) -> str:
     if letter == "n" and re.search(r"=", answer):
       return answer
   return text
+
+
+def _listed(text: str) -> str:
+  r"""The lines of \begin{aligned}, or of \begin{cases} without conditions, as a list."""
+  match = _LINES.fullmatch(text.strip())
+  if not match or (match["name"] == "array" and not match["brace"]):
+    return text
+  lines = match["lines"]
+  if match["name"] in ("cases", "array") and "&" in lines:
+    return text
+  lines = [line.replace("&", "").strip(" ,;") for line in lines.split(r"\\")]
+  return ", ".join(filter(None, lines))
 
 
 def _alone(letter: str) -> str:

@@ -37,14 +37,21 @@ def in_digits(text: str) -> str | None:
   twenty-one -> 21, minus two thirds -> -\frac{2}{3}, five apples -> 5 \text{apples}
   """
   words = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).lower().replace("-", " ").split()
-  sign = ""
+  sign, noun = "", ""
+  if words and words[-1] == "%":
+    words, noun = words[:-1], "%"
   if words and words[0] in ("minus", "negative"):
     sign, words = "-", words[1:]
   if not words or not all(word.isalpha() for word in words):
     return None
-  if (value := _value(words)) is not None:
-    noun = ""
-  elif len(words) > 1 and words[-1] not in _NO_NOUN | _NUMBER and "-" not in text:
+  value = _value(words)
+  if (
+    value is None
+    and not noun
+    and len(words) > 1
+    and words[-1] not in _NO_NOUN | _NUMBER
+    and "-" not in text
+  ):
     value, noun = _value(words[:-1]), rf" \text{{{words[-1]}}}"
   if value is None:
     return None

@@ -1,6 +1,7 @@
 r"""Lists that go on: 1, 3, 5, \ldots, 99 as the terms that it stands for."""
 
 from fractions import Fraction
+import itertools
 from typing import NamedTuple
 
 import sympy
@@ -10,6 +11,7 @@ from v05_jax.rewards.math.exact import Irrational, TooLarge, exact
 from v05_jax.rewards.math.kinds import Dots, Value
 
 LONGEST = 1000  # terms that are written out
+BITS = 10_000  # of the terms
 
 
 class Progression(NamedTuple):
@@ -32,11 +34,11 @@ def progression(parts: tuple) -> Progression | None:
   last = parts[-1] if len(parts) - dots[0] == 2 else None
   if last is not None and not isinstance(last, Value):
     return None
-  differences = {b - a for a, b in zip(terms, terms[1:])}
+  differences = {b - a for a, b in itertools.pairwise(terms)}
   if len(differences) == 1 and 0 not in differences:
     return Progression(terms[0], differences.pop(), False, last)
   if len(terms) > 2 and 0 not in terms:
-    ratios = {b / a for a, b in zip(terms, terms[1:])}
+    ratios = {b / a for a, b in itertools.pairwise(terms)}
     if len(ratios) == 1 and abs(next(iter(ratios))) != 1:
       return Progression(terms[0], ratios.pop(), True, last)
   return None
@@ -48,7 +50,7 @@ def terms(found: Progression) -> list[Fraction] | None:
   if last is None:
     return None
   term, terms = found.first, []
-  while len(terms) < LONGEST:
+  while len(terms) < LONGEST and term.numerator.bit_length() + term.denominator.bit_length() < BITS:
     terms.append(term)
     if term == last:
       return terms

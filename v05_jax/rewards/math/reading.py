@@ -9,8 +9,8 @@ from v05_jax.rewards.math.brackets import CLOSING, OPENING, depths, split, unwra
 from v05_jax.rewards.math.kinds import (
   EMPTY,
   Answer,
-  Dots,
   Digits,
+  Dots,
   Equation,
   Matrix,
   Named,
@@ -40,6 +40,9 @@ _LABEL = re.compile(
 )
 _ENVIRONMENT = re.compile(
   r"\\begin\{([a-zA-Z]*matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}", re.DOTALL
+)
+_TRANSPOSED = re.compile(
+  r"(.*(?:[)\]]|\\rangle|\\end\{\w+\}))\s*\^\s*(?:T|\{\s*T\s*\}|\\top|\{\s*\\top\s*\})"
 )
 _SIGNS = {"=": "=", "<": "<", ">": ">", r"\leq": "<=", r"\geq": ">=", r"\neq": "!="}
 _SIGNS |= {r"\in": "in", r"\approx": "~"}
@@ -218,7 +221,9 @@ def _bracketed(text: str, depth: int) -> Answer | None:
   r"""(1, 2), [0, 1), ]0, 1[, \{1, 2\}, \langle 1, 2 \rangle."""
   if match := re.fullmatch(r"([\](])([^()\[\]]*,[^()\[\]]*)([\[)])", text):
     text = match[1].replace("]", "(") + match[2] + match[3].replace("[", ")")
-  text = re.sub(r"(?<=[)\]])\s*\^\s*(?:T|\{\s*T\s*\}|\\top)$|(?<=\\rangle)\s*\^\s*\{?T\}?$", "", text)
+  if match := _TRANSPOSED.fullmatch(text):  # (1, 2)^T is a vector
+    row = _bracketed(match[1], depth)
+    return row._replace(brackets="<>") if isinstance(row, Parts) and row.ordered else None
   text = re.sub(r"^[ABD-OQ-Z]\s*(?=\([^()]*,[^()]*\)$)", "", text)  # the point A(1, 2)
   if text.startswith("<") and text.endswith(">"):
     text = rf"\langle {text[1:-1]} \rangle"
@@ -252,10 +257,8 @@ def _set_builder(inside: str, depth: int) -> Answer | None:
 
 def _matrix(text: str, depth: int) -> Answer | None:
   text = re.sub(r"^[\[(|](?=\\begin)|(?<=\})[\])|]$", "", text)
-  transposed = re.search(r"\\end\{\w+\}\s*\^\s*(?:T|\{\s*T\s*\}|\\top)$", text)
-  if transposed:
-    text = text[: text.rindex("^")].strip()
-  match = _ENVIRONMENT.fullmatch(text)
+  transposed = _TRANSPOSED.fullmatch(text)
+  match = _ENVIRONMENT.fullmatch(transposed[1] if transposed else text)
   if not match or match[1] in ("vmatrix", "Vmatrix") or r"\begin" in match[2]:
     return None
   lines = [

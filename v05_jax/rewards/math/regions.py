@@ -135,10 +135,7 @@ def _distance(answer: Equation) -> list[Interval] | None:
   low, high = middle - radius, middle + radius
   if sign in ("<", "<="):
     return [Interval(low, closed, high, closed)]
-  return [
-    Interval(-sympy.oo, False, low, not closed),
-    Interval(high, not closed, sympy.oo, False),
-  ]
+  return [Interval(-sympy.oo, False, low, not closed), Interval(high, not closed, sympy.oo, False)]
 
 
 def _left_out(intervals: list[Interval], without: tuple) -> list[Interval]:

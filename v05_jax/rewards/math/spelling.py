@@ -115,10 +115,13 @@ _SPELLINGS = [
     (r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![a-zA-Z])", r"^\\circ "),
     (r"\\%", "%"),
     (
-      r"\\text\s*\{\s*%\s*\}|(?:\\text\s*\{)?\s*(?<![a-zA-Z])(?:percent|pct)(?![a-zA-Z])\s*\}?",
+      r"\\text\s*\{\s*(?:%|percent|pct|per cent)\s*\}|(?<![a-zA-Z])(?:percent|pct)(?![a-zA-Z])",
       "%",
     ),
-    (r"\\operatorname\*?\s*\{\s*(gcd|max|min|mod|lcm|arg|deg)\s*\}", r"\\\1 "),
+    (
+      r"\\operatorname\*?\s*\{\s*(gcd|max|min|mod|lcm|arg|deg|(?:arc)?(?:sin|cos|tan)h?|ln|log|exp)\s*\}",
+      r"\\\1 ",
+    ),
     (r"\\(max|min|gcd)\s*\\\{([^{}]*)\\\}", r"\\\1(\2)"),
     (
       r"(?:\\operatorname\s*\{\s*cis\s*\}|\\text\s*\{\s*cis\s*\}|\\?\bcis\b)"

@@ -249,8 +249,7 @@ def comparable(a: Unit, b: Unit) -> bool:
 
 
 _PART = re.compile(
-  r"\s*(\d+(?:\.\d+)?|\\frac\{\d+\}\{\d+\})\s*"
-  r"(?:\\text\s*\{\s*([a-zA-Z]+)\.?\s*(?:,|,?\s*and)?\s*\}|([a-zA-Z]+)\.?|(\^\\circ|'{1,2}))"
+  r"\s*(\d+(?:\.\d+)?|\\frac\{\d+\}\{\d+\})\s*(?:([a-zA-Z]+)\.?|(\^\\circ|'{1,2}))"
   r"\s*(?:(?:,\s*)?and\b|,)?"
 )
 _ANGLE = {r"^\circ": "1", "'": "1/60", "''": "1/3600"}
@@ -258,10 +257,11 @@ _ANGLE = {r"^\circ": "1", "'": "1/60", "''": "1/3600"}
 
 def compound(text: str) -> tuple[str, Unit] | None:
   r"""A sum and its unit, of 5 h 30 min, 2 \text{ ft } 6 \text{ in} or 30^\circ 15'; else None."""
+  text = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).strip()
   parts, end = [], 0
   while match := _PART.match(text, end):
-    angle = Unit("angle1 ", Fraction(_ANGLE[match[4]])) if match[4] else None
-    unit = angle or _unit(match[2] or match[3], "", False)
+    angle = Unit("angle1 ", Fraction(_ANGLE[match[3]])) if match[3] else None
+    unit = angle or _unit(match[2], "", False)
     if unit is None or (parts and parts[-1][1].dimension != unit.dimension):
       return None
     if parts and parts[-1][1].size <= unit.size:

@@ -11,6 +11,7 @@ from v05_jax.rewards.math import values
 from v05_jax.rewards.math.brackets import CLOSING, OPENING, depths, split
 
 NAMES = "uvw"
+LINE, BLANK = r"\\", "\\ "  # what ends a line, what may stand around all lines
 _COLUMN = re.compile(r"\\begin\{[a-z]*matrix\}(?P<cells>[^&]*?)\\end\{[a-z]*matrix\}")
 # What may stand before a vector: nothing, a sign, a number, a parameter.
 _FACTOR = re.compile(
@@ -24,15 +25,16 @@ def unit_vector(name: str) -> str:
 
 
 def combination(text: str) -> str | None:
-  r"""The text with unit vectors in place of tuples and columns; None if it has none beside something else."""
-  columns = lambda m: r"\langle " + ",".join(re.split(r"\\\\", m["cells"].strip("\\ "))) + r" \rangle"
+  r"""The text with unit vectors in place of tuples and columns; None if it has none."""
+  columns = lambda m: rf"\langle {','.join(m['cells'].strip(BLANK).split(LINE))} \rangle"
   text = _COLUMN.sub(columns, text)
   written, start, many = "", 0, 0
   tokens = list(depths(text))
   for place, (at, token, depth) in enumerate(tokens):
     if depth or token not in ("(", r"\langle") or at < start:
       continue
-    end = next((i for i, (_, x, d) in enumerate(tokens[place:], place) if x in CLOSING and not d), None)
+    rest = enumerate(tokens[place:], place)
+    end = next((i for i, (_, x, deep) in rest if x in CLOSING and not deep), None)
     if end is None or CLOSING[tokens[end][1]] != {"(": ")", "<": ">"}[OPENING[token]]:
       return None
     cells, _ = split(text[at + len(token) : tokens[end][0]], (",",))
