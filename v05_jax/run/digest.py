@@ -69,13 +69,13 @@ def _names(folder: epath.Path, prefix: str = "") -> list[str]:
   return sorted(found)
 
 
-def _checksums(folder: epath.Path, names: list[str]) -> list[int | None | OSError]:
+def _checksums(folder: epath.Path, names: list[str]) -> list[int | OSError | None]:
   """The CRC-32 of each file, None of one that is gone, and why where one cannot be read."""
   with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
     return list(pool.map(lambda name: _checksum(folder / name), names))
 
 
-def _checksum(path: epath.Path) -> int | None | OSError:
+def _checksum(path: epath.Path) -> int | OSError | None:
   crc = 0
   try:
     with path.open("rb") as file:
