@@ -121,11 +121,6 @@ def swap(root):
   (root / "1").rename(root / "3"), (root / "2").rename(root / "1"), (root / "3").rename(root / "2")
 
 
-def arrays_of_another(root):
-  shutil.rmtree(root / "2" / "default")
-  shutil.copytree(root / "1" / "default", root / "2" / "default")
-
-
 def folder_for(name):
   def change(root):
     (root / "2" / "default" / name).unlink()
@@ -138,7 +133,6 @@ def folder_for(name):
   "change, words",
   [
     (swap, "found the state after step 1 in it"),
-    (arrays_of_another, "found the state after step 1 in it"),
     (lambda root: (root / "2").rename(root / "9"), "found the state after step 2 in it"),
     (folder_for(digest.FILE), "cannot be read: Is a directory"),
     (folder_for("manifest.ocdbt"), "the file manifest.ocdbt cannot be read: Is a directory"),

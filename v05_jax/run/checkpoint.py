@@ -121,7 +121,8 @@ class Checkpoints:
     known = metadata.custom_metadata or {}
     if checked and DATA not in known:
       raise self._unreadable(step, where, "what it says of its data is gone")
-    self._check_step(step, where, known.get(STEP, step))
+    if (found := known.get(STEP, step)) != step:
+      raise self._unreadable(step, where, f"found the state after step {found} in it")
     _check_data(known, data or {}, where)
     if any(name.startswith(OLD) for name in stored):
       raise ValueError(
@@ -146,8 +147,6 @@ class Checkpoints:
     except Exception as error:
       _raise_if_lost(error)
       raise self._unreadable(step, where, _one_line(error)) from error
-    if STEP in own:
-      self._check_step(step, where, int(restored[STEP]))
     values, form = jax.tree.flatten(example)
     return form.unflatten(
       [
@@ -213,11 +212,6 @@ class Checkpoints:
     kept = "there is none before it" if last is None else f"the last good one is of step {last}"
     where = f"checkpoint {os.fspath(self._path / str(step))}"
     return f"{where} could not be written: {reason}; {space}; {kept}"
-
-  def _check_step(self, step: int, where: str, found: int):
-    """Raises ValueError where the folder has the number of another checkpoint."""
-    if found != step:
-      raise self._unreadable(step, where, f"found the state after step {found} in it")
 
   def _check_files(self, step: int, where: str) -> bool:
     """Whether there are checksums. Raises ValueError where a file is not as it was written; the
