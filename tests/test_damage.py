@@ -117,6 +117,44 @@ def test_a_checkpoint_without_checksums_is_read_and_the_log_says_so(whole, tmp_p
   assert "checkpoints/2 has no checksums: its files are read unchecked" in said.getMessage()
 
 
+def swap(root):
+  (root / "1").rename(root / "3"), (root / "2").rename(root / "1"), (root / "3").rename(root / "2")
+
+
+def folder_for(name):
+  def change(root):
+    (root / "2" / "default" / name).unlink()
+    (root / "2" / "default" / name).mkdir()
+
+  return change
+
+
+@pytest.mark.parametrize(
+  "change, words",
+  [
+    (swap, "found the state after step 1 in it"),
+    (lambda root: (root / "2").rename(root / "9"), "found the state after step 2 in it"),
+    (folder_for(digest.FILE), "cannot be read: Is a directory"),
+    (folder_for("manifest.ocdbt"), "the file manifest.ocdbt cannot be read: Is a directory"),
+    (lambda root: (root / "2" / "_CHECKPOINT_METADATA").unlink(), "of its data is gone"),
+  ],
+)
+def test_what_is_no_checkpoint_of_its_step_is_never_restored(whole, tmp_path, change, words):
+  shutil.copytree(whole, tmp_path / "run")
+  change(tmp_path / "run" / "checkpoints")
+  found = restored(tmp_path / "run")
+  assert (
+    isinstance(found, ValueError) and words in str(found) and "goes on from step 1" in str(found)
+  )
+
+
+def test_checkpoints_that_are_a_file_are_named_before_anything_starts(tmp_path):
+  (tmp_path / "checkpoints").write_text("")
+  with checkpoint.Checkpoints(tmp_path, 2) as saved:
+    with pytest.raises(ValueError, match="checkpoints: found a file, expected a folder"):
+      saved.latest()
+
+
 def test_two_files_that_changed_places_are_found(whole, tmp_path):
   shutil.copytree(whole, tmp_path / "run")
   folder = tmp_path / "run" / "checkpoints" / "2" / "default"

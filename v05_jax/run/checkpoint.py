@@ -23,6 +23,7 @@ from v05_jax.scale import distributed
 
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
 ITEM = "default"  # the folder of a checkpoint that holds the state
+STEP = "step"  # what a checkpoint knows beside its arrays: its own number
 DATA = "data"  # what a checkpoint knows beside its arrays: digests of the rows and the reward
 REWARD = "reward"  # whose file may be mended while a run is stopped
 
@@ -82,6 +83,8 @@ class Checkpoints:
 
   def steps(self) -> list[int]:
     """The steps of the complete checkpoints, ascending."""
+    if self._path.exists() and not self._path.is_dir():
+      raise ValueError(f"{os.fspath(self._path)}: found a file, expected a folder of checkpoints")
     there = distributed.of_first(self._path.exists())  # asked of one process: opening waits for all
     return sorted(self._manager().all_steps()) if there else []
 
@@ -98,7 +101,7 @@ class Checkpoints:
     learned from other data.
     """
     where = f"checkpoint {os.fspath(self._path / str(step))}"
-    self._check_files(step, where)
+    checked = self._check_files(step, where)
     try:
       with _quiet():
         metadata = self._manager().item_metadata(step)
@@ -106,7 +109,12 @@ class Checkpoints:
     except Exception as error:
       _raise_if_lost(error)
       raise self._unreadable(step, where, configuration.one_line(error)) from error
-    _check_data(metadata.custom_metadata, data or {}, where)
+    known = metadata.custom_metadata or {}
+    if checked and DATA not in known:
+      raise self._unreadable(step, where, "what it says of its data is gone")
+    if (found := known.get(STEP, step)) != step:
+      raise self._unreadable(step, where, f"found the state after step {found} in it")
+    _check_data(known, data or {}, where)
     if any(name.startswith(OLD) for name in stored):
       raise ValueError(
         f"{where} was written by a version of v05_jax that kept its state in another form: start "
@@ -154,7 +162,7 @@ class Checkpoints:
           distributed.barrier("unfinished checkpoints are gone")
           self._wrote = True
         arrays = {name: leaves.saveable(x) for name, x in leaves.named(state).items()}
-        args = Save(arrays, custom_metadata={DATA: data or {}})
+        args = Save(arrays, custom_metadata={STEP: step, DATA: data or {}})
         self._manager().save(step, args=args, force=True)
     except Exception as error:
       _raise_if_lost(error)
@@ -196,14 +204,16 @@ class Checkpoints:
     where = f"checkpoint {os.fspath(self._path / str(step))}"
     return f"{where} could not be written: {reason}; {space}; {kept}"
 
-  def _check_files(self, step: int, where: str):
-    """Raises ValueError where a file is not as it was written; the processes look at some each."""
+  def _check_files(self, step: int, where: str) -> bool:
+    """Whether there are checksums. Raises ValueError where a file is not as it was written; the
+    processes look at some each."""
     folder = self._path / str(step) / ITEM
     found = digest.damaged(folder, distributed.owner)
     if found is None and folder.exists():
       logging.warning("%s has no checksums: its files are read unchecked", where)
     if found:
       raise self._unreadable(step, where, found)
+    return found is not None
 
   def _unreadable(self, step: int, where: str, reason: str) -> ValueError:
     older = [s for s in self._manager().all_steps() if s < step]
@@ -211,10 +221,10 @@ class Checkpoints:
     return ValueError(f"{where} cannot be read{hint}: {reason}")
 
 
-def _check_data(saved: dict | None, data: dict[str, str], where: str):
+def _check_data(saved: dict, data: dict[str, str], where: str):
   """Raises ValueError where a run would go on with other rows than those it has learned from; warns
   where with another file of its reward."""
-  known = (saved or {}).get(DATA, {})
+  known = saved.get(DATA, {})
   problems = [
     f"config.{key}: found rows with the digest {found}, expected {known[key]}"
     for key, found in data.items()

@@ -25,7 +25,10 @@ THREADS = 4  # files at once; zlib computes without holding the interpreter
 def write(folder: epath.Path):
   """Writes the checksums of all files in a folder beside them, replacing earlier ones."""
   names = [name for name in _names(folder) if name != FILE]
-  lines = [f"{crc:08x} {name}\n" for name, crc in zip(names, _checksums(folder, names))]
+  found = _checksums(folder, names)
+  for error in (x for x in found if isinstance(x, OSError)):
+    raise error
+  lines = [f"{crc:08x} {name}\n" for name, crc in zip(names, found)]
   text = "".join(lines)
   (folder / FILE).write_text(f"{text}{zlib.crc32(text.encode()):08x} .\n")
 
@@ -40,12 +43,16 @@ def damaged(folder: epath.Path, mine: Callable[[int], bool] = lambda number: Tru
     text = (folder / FILE).read_bytes()
   except FileNotFoundError:
     return None
+  except OSError as error:  # a disk that fails, a folder in its place
+    return f"{FILE} cannot be read: {error.strerror or error}"
   *lines, last = text.splitlines(keepends=True) or [b""]
   if last != b"%08x .\n" % zlib.crc32(b"".join(lines)):
     return f"{FILE} has changed since it was written"
   wanted = dict(reversed(line.decode().rstrip("\n").split(" ", 1)) for line in lines)
   names = [name for number, name in enumerate(wanted) if mine(number)]
   for name, found in zip(names, _checksums(folder, names)):
+    if isinstance(found, OSError):
+      return f"the file {name} cannot be read: {found.strerror or found}"
     if found != int(wanted[name], 16):
       what = "is gone" if found is None else "has changed since it was written"
       seen = "nothing" if found is None else f"CRC-32 {found:08x}"
@@ -62,13 +69,13 @@ def _names(folder: epath.Path, prefix: str = "") -> list[str]:
   return sorted(found)
 
 
-def _checksums(folder: epath.Path, names: list[str]) -> list[int | None]:
-  """The CRC-32 of each file, None of one that is gone."""
+def _checksums(folder: epath.Path, names: list[str]) -> list[int | OSError | None]:
+  """The CRC-32 of each file, None of one that is gone, and why where one cannot be read."""
   with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
     return list(pool.map(lambda name: _checksum(folder / name), names))
 
 
-def _checksum(path: epath.Path) -> int | None:
+def _checksum(path: epath.Path) -> int | OSError | None:
   crc = 0
   try:
     with path.open("rb") as file:
@@ -76,6 +83,8 @@ def _checksum(path: epath.Path) -> int | None:
         crc = zlib.crc32(block, crc)
   except FileNotFoundError:
     return None
+  except OSError as error:
+    return error
   return crc
 
 

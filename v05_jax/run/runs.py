@@ -130,7 +130,7 @@ def _board(last: dict) -> dict[str, tuple[float, float]]:
   names = {name.split("/")[1] for name in last if name.startswith("scoreboard/")}
   own = {name for name in names if f"scoreboard/{name}/difference" not in last}
   rows = {
-    x: (last[f"scoreboard/{x}/difference"], last[f"scoreboard/{x}/standard_error"])
+    x: (last[f"scoreboard/{x}/difference"], last.get(f"scoreboard/{x}/standard_error"))
     for x in names - own
   }
   if any(None in row for row in rows.values()):  # nothing was judged
