@@ -23,6 +23,11 @@ from v05_jax.structs import Prompts
 SMALL = ("s", "l", "tiny", "smollm2", "49k", "152k", "262k")  # shapes that one CPU can hold
 
 
+# Packed rows of a micro-batch and their places, where no others are asked for: with one row at once
+# the cores have as many to do, and a layer's activations fit the memory.
+MICRO = {"smollm2": 1, "49k": 1, "152k": 1, "262k": 1}
+ROW = {"smollm2": 512}
+
 # what `--weights` must have
 WEIGHTS = ("config.json", "model.safetensors")
 
@@ -73,7 +78,8 @@ def config(folder, args, overrides=()):
   )
   # On a CPU a row has room for a prompt and all its responses.
   row = args.prompt - 1 + args.group * args.response if args.size in SMALL else 0
-  c.loss.update({"minibatches": 1, "micro_rows": args.micro or 2, "row_length": row})
+  micro = args.micro or MICRO.get(args.size, 2)
+  c.loss.update({"minibatches": 1, "micro_rows": micro, "row_length": ROW.get(args.size, row)})
   c.policy.remat = "none" if args.size in SMALL else "full"
   c.optimizer.update({"learning_rate": 1e-6, "weight_decay": 0.01})
   c.eval.period = c.checkpoint.period = 0
