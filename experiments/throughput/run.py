@@ -13,9 +13,9 @@ machine's limits?
     python -m experiments.throughput.run --only=ragged_s,start  some rows of rows.py
 
 Every figure is of a process of its own. The contenders of a row take turns, --rounds times; medians
-over the rounds. Writes results.json and table.md after every row (results_gpu.json and table_gpu.md
-for the GPU suite, _lm likewise), and skips rows that are there already unless --again is given. The peers'
-environments are made by `make peers`; without them ours is measured alone.
+over the rounds. Writes results.json and table.md after every row (those of another
+suite have its name: results_lm.json), and skips rows that are there already unless --again is
+given. The peers' environments are made by `make peers`; without them ours is measured alone.
 """
 
 import json
@@ -28,7 +28,7 @@ import time
 
 from absl import app, flags
 
-from experiments.throughput import process, rows, setting, tables
+from experiments.throughput import process, rows, tables, work
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -99,13 +99,14 @@ def main(_):
 def loadable(chosen) -> tuple[list, str]:
   """-> (the rows that can be measured, "" or why the others cannot)."""
   folder = Path(WEIGHTS.value)
-  missing = [name for name in setting.WEIGHTS if not (folder / name).is_file()]
+  missing = [name for name in work.WEIGHTS if not (folder / name).is_file()]
   without = [row.name for row in chosen if row.weights]
   if TINY.value or not without or not missing:
     return chosen, ""
   reason = (
-    f"not measured: {', '.join(without)}: --weights={WEIGHTS.value} has no {' and no '.join(missing)}, "
-    "expected SmolLM2-135M as a Hugging Face directory (`make lm` makes one)"
+    f"not measured: {', '.join(without)}: --weights={WEIGHTS.value} has no "
+    f"{' and no '.join(missing)}, expected SmolLM2-135M as a Hugging Face directory (`make lm` "
+    "makes one)"
   )
   return [row for row in chosen if not row.weights], reason
 

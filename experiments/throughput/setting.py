@@ -14,11 +14,11 @@ import numpy as np
 
 from configs import default
 from experiments.throughput import process, work
-from v05_jax import rewards
+from v05_jax import models, rewards
 from v05_jax.run.progress import CompilationCounter
 from v05_jax.sampling import rollouts
 from v05_jax.setup import Run, setup
-from v05_jax.structs import Prompts
+from v05_jax.structs import Prompts, TrainState
 
 SMALL = ("s", "l", "tiny", "smollm2", "49k", "152k", "262k")  # shapes that one CPU can hold
 
@@ -27,9 +27,6 @@ SMALL = ("s", "l", "tiny", "smollm2", "49k", "152k", "262k")  # shapes that one 
 # the cores have as many to do, and a layer's activations fit the memory.
 MICRO = {"smollm2": 1, "49k": 1, "152k": 1, "262k": 1}
 ROW = {"smollm2": 512}
-
-# what `--weights` must have
-WEIGHTS = ("config.json", "model.safetensors")
 
 
 class Bench(NamedTuple):
@@ -40,6 +37,12 @@ class Bench(NamedTuple):
   collect: object  # rollouts.make
   prompts: Prompts
   compilations: CompilationCounter
+
+  def init(self) -> TrainState:
+    """The state before the first step. The weights are read anew, so that nothing keeps them on
+    host beside it."""
+    policy = models.load(self.config.policy, self.config.seed)
+    return self.run._replace(policy=policy).init()
 
 
 def force_devices(count: int):
@@ -107,7 +110,7 @@ def change(c, overrides):
 def link_weights(folder: Path, weights: Path):
   """The model of a Hugging Face directory without its tokenizer: the words of `write_tokenizer`
   stand for its ids. Raises ValueError where the directory has none."""
-  for name in WEIGHTS:
+  for name in work.WEIGHTS:
     if not (weights / name).is_file():
       raise ValueError(f"--weights={weights}: found no {name}, expected a Hugging Face directory")
     (folder / name).unlink(missing_ok=True)
@@ -172,7 +175,7 @@ def bench(args, overrides=()) -> Iterator[Bench]:
     c = config(folder, args, overrides)
     with rewards.load(c) as verifier:
       run = setup(c)
-      policy = run.policy._replace(stop=(run.policy.config.vocab_size,))
+      policy = run.policy._replace(params=None, stop=(run.policy.config.vocab_size,))
       run = run._replace(policy=policy)
       collect = rollouts.make(policy, c, run.mesh, verifier)
       prompts = run.prompts.at(0, args.groups, pad_to=run.shapes.prompts)

@@ -93,6 +93,7 @@ def sft(config, workdir: str) -> dict[str, float]:
   ):
     first = saved.latest() or 0
     state = saved.restore(first, trainer.init()) if first else trainer.init()
+    trainer = trainer._replace(policy=trainer.policy._replace(params=None))  # now in the state
     with writer.Writer(workdir, config, first) as log, Progress(total, first) as progress:
       if not first:
         log.write(0, 0, trainer.evaluate(state.params))
