@@ -106,7 +106,7 @@ def test_sampling_is_measured_and_checked(bench):
     fields["useful_over_computed"] == fields["utilisation"] <= 1
     and fields["matmul_share"] is not None
   )
-  params = b.run.update.place(b.run.policy.params)
+  params = b.init().params
   key = programs.rng.at(0, 0)
   order = Order(b.run.budget, limit=lengths.reshape(8, 2))
   rolls, _ = b.collect(params, b.prompts, key, order)

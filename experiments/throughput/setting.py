@@ -14,17 +14,19 @@ import numpy as np
 
 from configs import default
 from experiments.throughput import process, work
-from v05_jax import rewards
+from v05_jax import models, rewards
 from v05_jax.run.progress import CompilationCounter
 from v05_jax.sampling import rollouts
 from v05_jax.setup import Run, setup
-from v05_jax.structs import Prompts
+from v05_jax.structs import Prompts, TrainState
 
 SMALL = ("s", "l", "tiny", "smollm2", "49k", "152k", "262k")  # shapes that one CPU can hold
 
 
-# what `--weights` must have
-WEIGHTS = ("config.json", "model.safetensors")
+# Packed rows of a micro-batch and their places, where no others are asked for: with one row at once
+# the cores have as many to do, and a layer's activations fit the memory.
+MICRO = {"smollm2": 1, "49k": 1, "152k": 1, "262k": 1}
+ROW = {"smollm2": 512}
 
 
 class Bench(NamedTuple):
@@ -35,6 +37,12 @@ class Bench(NamedTuple):
   collect: object  # rollouts.make
   prompts: Prompts
   compilations: CompilationCounter
+
+  def init(self) -> TrainState:
+    """The state before the first step. The weights are read anew, so that nothing keeps them on
+    host beside it."""
+    policy = models.load(self.config.policy, self.config.seed)
+    return self.run._replace(policy=policy).init()
 
 
 def force_devices(count: int):
@@ -73,7 +81,8 @@ def config(folder, args, overrides=()):
   )
   # On a CPU a row has room for a prompt and all its responses.
   row = args.prompt - 1 + args.group * args.response if args.size in SMALL else 0
-  c.loss.update({"minibatches": 1, "micro_rows": args.micro or 2, "row_length": row})
+  micro = args.micro or MICRO.get(args.size, 2)
+  c.loss.update({"minibatches": 1, "micro_rows": micro, "row_length": ROW.get(args.size, row)})
   c.policy.remat = "none" if args.size in SMALL else "full"
   c.optimizer.update({"learning_rate": 1e-6, "weight_decay": 0.01})
   c.eval.period = c.checkpoint.period = 0
@@ -101,7 +110,7 @@ def change(c, overrides):
 def link_weights(folder: Path, weights: Path):
   """The model of a Hugging Face directory without its tokenizer: the words of `write_tokenizer`
   stand for its ids. Raises ValueError where the directory has none."""
-  for name in WEIGHTS:
+  for name in work.WEIGHTS:
     if not (weights / name).is_file():
       raise ValueError(f"--weights={weights}: found no {name}, expected a Hugging Face directory")
     (folder / name).unlink(missing_ok=True)
@@ -166,7 +175,7 @@ def bench(args, overrides=()) -> Iterator[Bench]:
     c = config(folder, args, overrides)
     with rewards.load(c) as verifier:
       run = setup(c)
-      policy = run.policy._replace(stop=(run.policy.config.vocab_size,))
+      policy = run.policy._replace(params=None, stop=(run.policy.config.vocab_size,))
       run = run._replace(policy=policy)
       collect = rollouts.make(policy, c, run.mesh, verifier)
       prompts = run.prompts.at(0, args.groups, pad_to=run.shapes.prompts)

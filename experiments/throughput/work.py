@@ -10,6 +10,8 @@ import numpy as np
 
 PROMPT, RESPONSE = 64, 128  # tokens
 SHORTEST = 8  # tokens of the shortest ragged response
+# what the directory of `--weights` must have
+WEIGHTS = ("config.json", "model.safetensors")
 PAD, END, UNKNOWN, FIRST = 0, 2, 3, 8  # token ids; prompts are drawn from FIRST on
 
 

@@ -85,11 +85,12 @@ def sft(config, workdir: str) -> dict[str, float]:
   """
   prepare(config, workdir)
   trainer = make(config)
-  evaluate = lambda state: trainer.evaluate(state.params)
+  state = trainer.init()
+  trainer = trainer._replace(policy=trainer.policy._replace(params=None))  # now in the state
   training = supervised.Training(
-    trainer.init(),
+    state,
     trainer.step,
-    evaluate,
+    lambda state: trainer.evaluate(state.params),
     config.sft.steps,
     SHOWN,
     at_first=True,

@@ -98,7 +98,9 @@ def make(
 
   # Everything is placed before the call, so that the program sees one kind of argument and compiles
   # once, whether parameters come from a file, a checkpoint or the last step.
-  place = lambda params: distributed.put(jax.tree.map(_as, params, like[0]), at_params)
+  def place(params, put=distributed.put):
+    return put(jax.tree.map(_as, params, like[0]), at_params)
+
   feed = partial(_feed, at_rows, whole)
 
   def others(batch, used, reference):
@@ -117,7 +119,7 @@ def make(
 
   return Update(
     place=place,
-    freeze=lambda params: None if model_config.adapters else jax.tree.map(jnp.copy, place(params)),
+    freeze=lambda params: None if model_config.adapters else place(params, distributed.keep),
     init=lambda params: initialise(place(params)),
     step=step,
     loss_and_grad=lambda params, batch, used, reference=None: run.gradient(
