@@ -38,6 +38,7 @@ class Worker:
     if os.getcwd() not in path:  # where the run was started, and often the user's function lies
       path.append(os.getcwd())
     self._dropped, self._unread = dropped, b""
+    self.judged = False  # whether it has given a verdict
     self._socket, theirs = socket.socketpair()
     with theirs:
       arguments = [json.dumps(path), str(theirs.fileno()), target, str(memory)]

@@ -124,8 +124,12 @@ def resolve(target: str):
 
 def verdict(function, prompt: str, response: str, row: dict) -> tuple[float, str]:
   """(reward, "") or (NaN, what went wrong)."""
+  _undo()
   try:
-    reward = _alone(function, prompt, response, row)
+    try:
+      reward = function(prompt, response, row)
+    finally:
+      vars(builtins).update(BUILTINS)
     if _is_number(reward) and abs(value := float(reward)) <= LARGEST:
       return value, ""
     return math.nan, f"returned {reward!r:.100}, expected a finite number"
@@ -133,15 +137,12 @@ def verdict(function, prompt: str, response: str, row: dict) -> tuple[float, str
     return math.nan, describe(error)
 
 
-def _alone(function, *arguments):
-  """What the function returns or raises; a timer that it has set, and what it has changed of
-  Python's builtins, do not reach the next verdict."""
-  try:
-    return function(*arguments)
-  finally:
-    vars(builtins).update(BUILTINS)
-    for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
-      signal.setitimer(timer, 0)
+def _undo():
+  """Takes back what an earlier verdict has left that would reach this one: a timer, and what it has
+  changed of Python's builtins."""
+  vars(builtins).update(BUILTINS)
+  for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+    signal.setitimer(timer, 0)
 
 
 def _is_number(reward) -> bool:
