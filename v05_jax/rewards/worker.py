@@ -24,7 +24,7 @@ import threading
 import traceback
 
 HEAD = struct.Struct("!QQ")  # before each job: its number, and the bytes of its pickle
-BUILTINS = dict(vars(builtins))
+BUILTINS = dict(vars(builtins))  # which a function may change for its own verdict alone
 LARGEST = 3.4028234e38  # float32's, which rewards are kept in
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STANDARD_LIBRARY = os.path.dirname(os.__file__)
@@ -124,7 +124,8 @@ def resolve(target: str):
 
 def verdict(function, prompt: str, response: str, row: dict) -> tuple[float, str]:
   """(reward, "") or (NaN, what went wrong)."""
-  _undo()
+  for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+    signal.setitimer(timer, 0)  # that an earlier verdict has set
   try:
     try:
       reward = function(prompt, response, row)
@@ -135,14 +136,6 @@ def verdict(function, prompt: str, response: str, row: dict) -> tuple[float, str
     return math.nan, f"returned {reward!r:.100}, expected a finite number"
   except BaseException as error:  # SystemExit and KeyboardInterrupt as well: the worker goes on
     return math.nan, describe(error)
-
-
-def _undo():
-  """Takes back what an earlier verdict has left that would reach this one: a timer, and what it has
-  changed of Python's builtins."""
-  vars(builtins).update(BUILTINS)
-  for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
-    signal.setitimer(timer, 0)
 
 
 def _is_number(reward) -> bool:
