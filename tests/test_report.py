@@ -61,7 +61,7 @@ def test_a_run_that_is_there_twice_is_no_second_seed(tmp_path):
   run = make(tmp_path / "a", [0.2, 0.4])
   (tmp_path / "link").symlink_to(tmp_path / "a")
   for again in (run, f"{run}/", f"{run}/../a", str(tmp_path / "link")):
-    with pytest.raises(ValueError, match="one run, expected each once"):
+    with pytest.raises(ValueError, match="expected each run once"):
       report.report([run, again])
 
 

@@ -174,18 +174,19 @@ class Pool:
       self._say("ended", f"between two verdicts {worker.ending()}; it is started again")
       self._drop(slot)
       worker = None
-    used, worker = worker is not None, worker or self._launch(slot)
+    worker = worker or self._launch(slot)
     try:
       reward, error = worker.exchange(number, message, self._timeout)
     except TimeoutError:
       raise TimeoutError(f"no verdict within {self._timeout:g} s") from None
     except Lost as lost:
-      if not used or self._closed.is_set():
+      if not worker.judged or self._closed.is_set():
         raise
       # An earlier verdict may have left what ends the process now: a fresh one tells.
       self._say("again", f"{lost}; the verdict is asked for once more, of a fresh one")
       self._drop(slot)
       return self._ask(slot, number, message)
+    worker.judged = True
     return Verdict(reward, "crash" if error else "", error)
 
   def _launch(self, slot: int) -> Worker:

@@ -64,6 +64,7 @@ class Worker:
 
   def __init__(self, target: str, memory: int, dropped: Callable[[], None]):
     self._dropped, self._unread = dropped, b""
+    self.judged = False  # whether it has given a verdict
     self.process, self._socket = start(
       "v05_jax.rewards.worker",
       "main",

@@ -25,7 +25,7 @@ import traceback
 from v05_jax.names import describe, resolve
 
 HEAD = struct.Struct("!QQ")  # before each job: its number, and the bytes of its pickle
-BUILTINS = dict(vars(builtins))
+BUILTINS = dict(vars(builtins))  # which a function may change for its own verdict alone
 LARGEST = 3.4028234e38  # float32's, which rewards are kept in
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -113,24 +113,18 @@ def load(target: str):
 
 def verdict(function, prompt: str, response: str, row: dict) -> tuple[float, str]:
   """(reward, "") or (NaN, what went wrong)."""
+  for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+    signal.setitimer(timer, 0)  # that an earlier verdict has set
   try:
-    reward = _alone(function, prompt, response, row)
+    try:
+      reward = function(prompt, response, row)
+    finally:
+      vars(builtins).update(BUILTINS)
     if _is_number(reward) and abs(value := float(reward)) <= LARGEST:
       return value, ""
     return math.nan, f"returned {reward!r:.100}, expected a finite number"
   except BaseException as error:  # SystemExit and KeyboardInterrupt as well: the worker goes on
     return math.nan, describe(error)
-
-
-def _alone(function, *arguments):
-  """What the function returns or raises; a timer that it has set, and what it has changed of
-  Python's builtins, do not reach the next verdict."""
-  try:
-    return function(*arguments)
-  finally:
-    vars(builtins).update(BUILTINS)
-    for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
-      signal.setitimer(timer, 0)
 
 
 def _is_number(reward) -> bool:

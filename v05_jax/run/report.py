@@ -63,8 +63,10 @@ def _check_once(workdirs: list[str]):
   """Raises ValueError for a run that is there twice: it would count as two seeds of a method."""
   seen: dict[str, str] = {}
   for workdir in workdirs:
-    if (first := seen.setdefault(os.fspath(files.folder(workdir)), workdir)) is not workdir:
-      raise ValueError(f"--workdir: found {first} and {workdir}, one run, expected each once")
+    place = os.fspath(files.folder(workdir))
+    if place in seen:
+      raise ValueError(f"--workdir: found {seen[place]} and {workdir}, expected each run once")
+    seen[place] = workdir
 
 
 def _pictures(folder: epath.Path, rows: list[Row], score: str):

@@ -23,9 +23,9 @@ class Writer:
   def __init__(self, workdir, config, done: int = 0):
     self._path = files.prepare(workdir)
     kept = metrics.until(workdir, done) if done else []
+    files.replace(self._path / "config.json", configuration.to_json(config))
     if not done:
       self._put_aside(self._path / metrics.FILE)
-    files.replace(self._path / "config.json", configuration.to_json(config))
     self._lines = files.Lines(self._path / metrics.FILE, kept)
     self._board = board.Board(self._path / "tensorboard", done + 1 if done else 0)
     # the last written value of each metric, for the progress line
@@ -34,9 +34,9 @@ class Writer:
 
   def _put_aside(self, file):
     """Keeps the lines of an earlier run, of which there is no checkpoint to go on from."""
-    if file.exists() and (text := file.read_bytes()).strip():
+    if file.exists() and file.stat().length:
       old = file.with_name(f"{file.name}.old")
-      files.replace(old, text)
+      file.replace(old)
       logging.warning(
         "%s: found the lines of a run without a checkpoint, which are now in %s; it begins anew",
         file,
