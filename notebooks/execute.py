@@ -1,6 +1,6 @@
 """Runs notebooks from top to bottom and keeps what they print and draw.
 
-    python -m notebooks.execute                     all but DOWNLOADS, in place; needs ".[notebooks]"
+    python -m notebooks.execute              all but DOWNLOADS, in place: needs ".[notebooks]"
     python -m notebooks.execute estimator_tour      by name
 
 What a notebook shows comes from the code that stands in it: its metadata hold a digest of the code
