@@ -56,7 +56,7 @@ def write_inputs(folder):
   characters = "".join(map(chr, range(32, 127))) + "\n"
   tokenizer = tokenizers.build_character_tokenizer(characters, 128)
   shape = dataclasses.replace(
-    presets.PRESETS["tiny"], vocab_size=128, family="qwen2", qk_norm=False
+    presets.PRESETS["tiny"], vocab_size=132, family="qwen2", qk_norm=False
   )
   shape = dataclasses.replace(shape, qkv_bias=True)
   params = jax.device_get(decoder.init(shape, jax.random.key(0)))
