@@ -123,7 +123,7 @@ def get_config() -> ConfigDict:
   c.baseline = "v05"
 
   # What looks on at every step: names of v05_jax/observers, diagnostics | exact | scoreboard |
-  # pairs, or module:function.
+  # noise | pairs, or module:function.
   c.observe = ("diagnostics", "exact")
 
   c.loss = loss = ConfigDict()

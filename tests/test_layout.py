@@ -35,7 +35,7 @@ LAYERS = (
   " update.packing value_model.batches value_model.convert value_model.measure"
   " value_model.tabpfn",
   "data problems rewards sampling.schedule sampling.verdicts sampling.warmup"
-  " update.policy_gradient value_model.v0",
+  " update.policy_gradient update.score_norms value_model.v0",
   "plug value_model value_model.initial value_model.objective",
   "estimators",
   "budgets",
@@ -45,6 +45,7 @@ LAYERS = (
   "setup run.comparison run.sft run.supervised sampling.draw value_model.train",
   "step run.export run.figures",
   "run.evaluate run.page run.show",
+  "run.noise",
   "run.report",
   "train",
   "main",
@@ -82,9 +83,10 @@ PURE = (
   "rng groups structs shrinkage budget history shapes rules estimators/* budgets/* update/*"
   " sampling/sampler sampling/selection sampling/resample sampling/schedule sampling/ledger"
   " priors/base priors/constant priors/context priors/history priors/neighbours priors/none"
-  " priors/recalibrate observers/base observers/diagnostics observers/exact observers/scoreboard"
-  " models/decoder run/success value_model/adapter value_model/ensemble value_model/losses"
-  " value_model/scores value_model/cells value_model/synthetic value_model/tabpfn"
+  " priors/recalibrate observers/base observers/diagnostics observers/exact observers/noise"
+  " observers/scoreboard models/decoder run/success value_model/adapter value_model/ensemble"
+  " value_model/losses value_model/scores value_model/cells value_model/synthetic"
+  " value_model/tabpfn"
 ).split()
 IMPURE_MODULES = (
   "absl datetime etils io logging multiprocessing os pathlib random shutil socket subprocess sys"
