@@ -25,8 +25,8 @@ from v05_jax.run.sft import sft
 from v05_jax.train import train
 
 METHODS = flags.DEFINE_list("methods", ["v05", "grpo16"], "keys of configs/smollm2.py's METHODS")
-OUT = flags.DEFINE_string("out", "runs/lm", "folder of the runs, the tables and the plots")
-MODEL = flags.DEFINE_string("model", ".cache/lm", "folder in which the model is made, or is")
+RUNS = flags.DEFINE_string("runs", "runs/lm", "folder of the runs, the tables and the plots")
+MODEL = flags.DEFINE_string("model_folder", ".cache/lm", "folder in which the model is made, or is")
 
 COST = """This downloads 93 MB and takes about {minutes:.0f} minutes on two free cores, {memory} GB
 of memory and {disk} GB of disk. Ctrl-C stops it; the same command continues.
@@ -41,7 +41,7 @@ def main(argv):
     raise app.UsageError(f"found {' '.join(argv[1:])}, expected flags alone")
   logging.set_verbosity(logging.WARNING)  # Orbax reports every checkpoint otherwise
   try:
-    run(Path(OUT.value), Path(MODEL.value), METHODS.value)
+    run(Path(RUNS.value), Path(MODEL.value), METHODS.value)
   except (ValueError, OSError) as error:
     sys.exit(f"error: {error}")
 
