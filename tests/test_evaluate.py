@@ -257,9 +257,8 @@ def test_a_benchmark_is_asked_for_the_same_samples_in_any_company():
 def test_a_policy_whose_weights_are_too_large_is_not_measured(tmp_path):
   model = pathlib.Path(shutil.copytree(DATA / "math" / "model", tmp_path / "model"))
   tensors = load_file(model / "model.safetensors")
-  save_file(
-    {name: x * np.float32(1e30) for name, x in tensors.items()}, model / "model.safetensors"
-  )
+  large = {name: x * np.float32(1e30 if "mlp" in name else 1) for name, x in tensors.items()}
+  save_file(large, model / "model.safetensors")
   c = settings("aime2024")
   c.policy.path = str(model)
   with pytest.raises(FloatingPointError, match="log-probs are not finite"):
