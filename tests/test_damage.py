@@ -121,6 +121,11 @@ def swap(root):
   (root / "1").rename(root / "3"), (root / "2").rename(root / "1"), (root / "3").rename(root / "2")
 
 
+def arrays_of_another(root):
+  shutil.rmtree(root / "2" / "default")
+  shutil.copytree(root / "1" / "default", root / "2" / "default")
+
+
 def folder_for(name):
   def change(root):
     (root / "2" / "default" / name).unlink()
@@ -133,10 +138,10 @@ def folder_for(name):
   "change, words",
   [
     (swap, "found the state after step 1 in it"),
+    (arrays_of_another, "found the state after step 1 in it"),
     (lambda root: (root / "2").rename(root / "9"), "found the state after step 2 in it"),
     (folder_for(digest.FILE), "cannot be read: Is a directory"),
     (folder_for("manifest.ocdbt"), "the file manifest.ocdbt cannot be read: Is a directory"),
-    (lambda root: (root / "2" / "_CHECKPOINT_METADATA").unlink(), "of its data is gone"),
   ],
 )
 def test_what_is_no_checkpoint_of_its_step_is_never_restored(whole, tmp_path, change, words):

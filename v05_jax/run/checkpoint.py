@@ -101,7 +101,7 @@ class Checkpoints:
     learned from other data.
     """
     where = f"checkpoint {os.fspath(self._path / str(step))}"
-    checked = self._check_files(step, where)
+    self._check_files(step, where)
     try:
       with _quiet():
         metadata = self._manager().item_metadata(step)
@@ -110,8 +110,6 @@ class Checkpoints:
       _raise_if_lost(error)
       raise self._unreadable(step, where, configuration.one_line(error)) from error
     known = metadata.custom_metadata or {}
-    if checked and DATA not in known:
-      raise self._unreadable(step, where, "what it says of its data is gone")
     if (found := known.get(STEP, step)) != step:
       raise self._unreadable(step, where, f"found the state after step {found} in it")
     _check_data(known, data or {}, where)
@@ -204,16 +202,14 @@ class Checkpoints:
     where = f"checkpoint {os.fspath(self._path / str(step))}"
     return f"{where} could not be written: {reason}; {space}; {kept}"
 
-  def _check_files(self, step: int, where: str) -> bool:
-    """Whether there are checksums. Raises ValueError where a file is not as it was written; the
-    processes look at some each."""
+  def _check_files(self, step: int, where: str):
+    """Raises ValueError where a file is not as it was written; the processes look at some each."""
     folder = self._path / str(step) / ITEM
     found = digest.damaged(folder, distributed.owner)
     if found is None and folder.exists():
       logging.warning("%s has no checksums: its files are read unchecked", where)
     if found:
       raise self._unreadable(step, where, found)
-    return found is not None
 
   def _unreadable(self, step: int, where: str, reason: str) -> ValueError:
     older = [s for s in self._manager().all_steps() if s < step]

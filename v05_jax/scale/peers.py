@@ -42,7 +42,7 @@ AGAIN = (
   "start all processes again with the same commands, and the run continues from its last checkpoint"
 )
 # host:port, the host a name, an IPv4 address, or an IPv6 one in brackets
-ADDRESS = re.compile(r"([\w.-]+|\[[0-9A-Fa-f:.]+(%[\w.-]+)?\]):(?P<port>[0-9]{1,5})")
+ADDRESS = re.compile(r"([\w.-]+|\[[0-9A-Fa-f]*:[0-9A-Fa-f:.]*(%[\w.-]+)?\]):(?P<port>[0-9]{1,5})")
 WAYS = (
   "expected all three of --coordinator=HOST:PORT, --num_processes=N and --process_id=I (or "
   "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID), or --distributed alone where "
