@@ -48,7 +48,7 @@ demo: $(STAMP)
 	"$(RUN)" -m experiments.demo.run
 
 lm: $(STAMP)
-	"$(RUN)" -m pip install -q -c constraints.txt -e ".[gguf,reasoning_gym]"
+	"$(RUN)" -m pip install -q --no-build-isolation -c constraints.txt -e ".[gguf,reasoning-gym]"
 	"$(RUN)" -m experiments.lm.run
 
 test: $(STAMP)

