@@ -254,16 +254,26 @@ def test_a_benchmark_is_asked_for_the_same_samples_in_any_company():
   assert together[1:] == alone[1:] and alone[2][:2] == (3, 3)
 
 
-def test_a_policy_whose_weights_are_too_large_is_not_measured(tmp_path):
+def test_a_policy_whose_weights_are_too_large_is_refused_by_name(tmp_path):
   model = pathlib.Path(shutil.copytree(DATA / "math" / "model", tmp_path / "model"))
   tensors = load_file(model / "model.safetensors")
-  large = {name: x * np.float32(1e30 if "mlp" in name else 1) for name, x in tensors.items()}
-  save_file(large, model / "model.safetensors")
+  name = "model.norm.weight"
+  tensors[name] = tensors[name] * np.float32(1e30)
+  save_file(tensors, model / "model.safetensors")
   c = settings("aime2024")
   c.policy.path = str(model)
-  with pytest.raises(FloatingPointError, match="log-probs are not finite"):
+  with pytest.raises(
+    ValueError, match=r"model\.norm\.weight: found \d+ of \d+ values of .* or more"
+  ):
     evaluate.evaluate_workdir(c, str(tmp_path / "run"))
   assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith("eval")]
+
+
+def test_a_policy_without_finite_log_probs_is_not_measured():
+  policy = types.SimpleNamespace(tokenizer=tokenizers.load(DATA / "math" / "model"), config=None)
+  collect = lambda *_: (None, {"sampler/not_finite": (3, 1)})
+  with pytest.raises(FloatingPointError, match="log-probs are not finite"):
+    evaluate.make(policy, settings("aime2024"), None, collect)(None)
 
 
 def test_an_evaluation_in_which_every_verdict_fails_writes_nothing(tmp_path, monkeypatch):

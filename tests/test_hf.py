@@ -344,6 +344,21 @@ def test_weights_that_are_not_finite_are_refused_by_name(stored, dtype):
   assert str(error.value) == f"{file}: {name}: {found}"
 
 
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_weights_whose_squares_are_infinite_are_refused_by_name(stored, dtype):
+  file, name = stored / files.WEIGHTS, "model.layers.1.mlp.down_proj.weight"
+  tensors = {name: x.astype(dtype) for name, x in load_file(file).items()}
+  tensors[name].flat[7] = -1e18
+  save_file(tensors, file)
+  hf.load(stored)
+  tensors[name].flat[7:9] = 1e30, -(2.0**64)
+  save_file(tensors, file)
+  with pytest.raises(
+    ValueError, match=rf"{file}: {name}: found 2 of \d+ values of 1.84467e\+19 or"
+  ):
+    hf.load(stored)
+
+
 def test_a_full_disk_is_named_and_leaves_nothing_torn(small_disk, tmp_path):
   config, params = hf.load(DATA / "tied")
   tokenizer = tokenizers.build_character_tokenizer("0123456789", 64)

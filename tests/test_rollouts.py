@@ -59,6 +59,14 @@ def full():
   return run(fixed_number(16))[0]
 
 
+def test_log_probs_that_are_none_are_counted():
+  collect = support.collector(support.config())
+  broken = jax.tree.map(lambda x: x * np.nan, support.params())
+  _, stats = collect(broken, support.prompts(14), rng.at(0, 0), Order(FIXED))
+  assert stats["sampler/not_finite"] == (14 * 6, 1)
+  assert "sampler/not_finite" not in run()[1]
+
+
 # The cache in several sizes, a prompt's keys read once for one, two or four of its rollouts.
 SIZES = (
   {"slots": 8, "chunk": 1, "share": 1, "slot_sizes": 3, "prefill": 2},

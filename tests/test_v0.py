@@ -194,11 +194,10 @@ def test_any_iterable_is_a_list_of_texts(loaded):
     loaded.features(PROMPTS[0])
 
 
-@pytest.mark.parametrize("part, words", [("params", "features of"), ("head", "probabilities")])
-def test_weights_that_are_finite_and_too_large_give_no_answer(loaded, part, words):
-  large = lambda path, x: x if "embed" in jax.tree_util.keystr(path) else x * 1e30
-  large = jax.tree_util.tree_map_with_path(large, getattr(loaded, part))
-  model = dataclasses.replace(loaded, **{part: large})
+@pytest.mark.parametrize("part, words", [("adapter", "features of"), ("head", "probabilities")])
+def test_what_is_not_finite_is_no_answer(loaded, part, words):
+  broken = jax.tree.map(lambda x: x * np.nan, getattr(loaded, part))
+  model = dataclasses.replace(loaded, **{part: broken})
   with pytest.raises(ValueError, match=rf"{words} .*are not finite: the weights of its"):
     model.predict(PROMPTS[:24], E2E["support_scores"], PROMPTS[24:])
 

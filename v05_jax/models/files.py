@@ -11,6 +11,9 @@ import safetensors
 from safetensors.numpy import save_file
 
 STORED = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16}
+TOO_LARGE = (
+  2.0**64
+)  # of a weight: its square is infinite in float32, and what it reaches is 0 or NaN
 BLOCK = 1 << 18  # values looked at at once: they stay in a processor's cache
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -134,17 +137,35 @@ def open_tensors(file: Path):
     ) from error
 
 
-def check_finite(file, name: str, x: np.ndarray):
+def check_weights(file, name: str, x: np.ndarray):
   """Raises ValueError, naming file and tensor, where a value of a float16, bfloat16 or float32
-  array is infinite or no number. One pass; by exponents, as ml_dtypes' isfinite is slow."""
-  kind = {2: np.uint16, 4: np.uint32}[x.dtype.itemsize]
-  ones, flat = np.array(np.inf, x.dtype).view(kind), np.ravel(x).view(kind)
-  blocks = (flat[i : i + BLOCK] & ones for i in range(0, flat.size, BLOCK))
-  wrong = sum(int(np.count_nonzero(block == ones)) for block in blocks)
-  if wrong:
+  array is infinite or no number, or as large as `TOO_LARGE`. One pass."""
+  if not _count(x, TOO_LARGE):
+    return
+  check_finite(file, name, x)
+  raise ValueError(
+    f"{file}: {name}: found {_count(x, TOO_LARGE)} of {x.size} values of {TOO_LARGE:g} or more, "
+    "whose squares are infinite, expected none"
+  )
+
+
+def check_finite(file, name: str, x: np.ndarray):
+  """The same where a value is infinite or no number."""
+  if wrong := _count(x, np.inf):
     raise ValueError(
       f"{file}: {name}: found {wrong} of {x.size} values that are not finite, expected none"
     )
+
+
+def _count(x: np.ndarray, power: float) -> int:
+  """How many values are as large as a power of two, or no number; by exponents, as ml_dtypes'
+  isfinite is slow."""
+  kind = {2: np.uint16, 4: np.uint32}[x.dtype.itemsize]
+  with np.errstate(over="ignore"):  # of float16, whose largest value is 65504
+    ones, least = (np.array(value, x.dtype).view(kind) for value in (np.inf, power))
+  flat = np.ravel(x).view(kind)
+  blocks = (flat[i : i + BLOCK] & ones for i in range(0, flat.size, BLOCK))
+  return sum(int(np.count_nonzero(block >= least)) for block in blocks)
 
 
 def read_json(file: Path) -> dict:

@@ -32,7 +32,7 @@ def load(
   Weights may be stored in float32, bfloat16 or float16, in one file or in shards; `matrices` is the
   dtype that all but the norms' scales are turned into. family: see `read_config`. Raises ValueError
   naming file and key or tensor for an unknown architecture, a variant that is not implemented, and
-  missing, unexpected, misshapen or damaged tensors, and values that are not finite.
+  missing, unexpected, misshapen or damaged tensors, and values that are not finite or too large.
   """
   directory = Path(directory)
   config = read_config(directory, dtype, family)
@@ -47,7 +47,7 @@ def load(
         place = places[name]
         target = _at(params, place.path)
         value = stored.get_tensor(name)
-        files.check_finite(file, name, value)
+        files.check_weights(file, name, value)
         target[... if place.layer is None else place.layer] = (
           value.T if place.path[-1] == "kernel" else value
         )

@@ -234,6 +234,11 @@ def account(file, found: dict, expected: dict[str, tuple], types=FLOATS):
       problems.append(f"{file}: {name}: found type {x.dtype}, expected one of {', '.join(types)}")
     elif wrong := np.count_nonzero(~np.isfinite(_as_used(x))):
       problems.append(f"{file}: {name}: found {wrong} values that are not finite, expected none")
+    elif large := np.count_nonzero(np.abs(_as_used(x)) >= files.TOO_LARGE):
+      problems.append(
+        f"{file}: {name}: found {large} values of {files.TOO_LARGE:g} or more, whose squares are "
+        "infinite, expected none"
+      )
   refuse(problems)
 
 
