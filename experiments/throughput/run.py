@@ -102,7 +102,7 @@ def loadable(chosen) -> tuple[list, str]:
   missing = [name for name in work.WEIGHTS if not (folder / name).is_file()]
   without = [row.name for row in chosen if row.weights]
   if TINY.value or not without or not missing:
-    return chosen, ""
+    return list(chosen), ""
   reason = (
     f"not measured: {', '.join(without)}: --weights={WEIGHTS.value} has no "
     f"{' and no '.join(missing)}, expected SmolLM2-135M as a Hugging Face directory (`make lm` "
