@@ -8,7 +8,8 @@ _FENCES = {r"\lfloor": 1, r"\lceil": 1, r"\rfloor": -1, r"\rceil": -1}
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|\b(?:and|or)\b|.", re.DOTALL)
 # What is said around an answer.
 _TALK = re.compile(
-  r"^(?:(?:so|thus|therefore|hence),?|answer:|the answer is|there (?:is|are)|approximately|about)\s+"
+  r"^(?:(?:so|thus|therefore|hence),?|answer:|the answer is|there (?:is|are)"
+  r"|approximately|about)\s+"
   r"|\s+is (?:correct|right|the answer)$",
   re.IGNORECASE,
 )
