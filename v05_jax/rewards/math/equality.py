@@ -204,7 +204,8 @@ def _same_parts(gold: Parts, found: Parts) -> bool:
     ordered = gold.brackets != "{}" or not all(x and progressions.terms(x) for x in pair)
     if None not in pair and gold.brackets == found.brackets and ordered:
       return progressions.same(*pair)
-    gold, found = (x._replace(parts=progressions.written_out(x.parts)) for x in (gold, found))
+    if None not in pair or not all(dotted):
+      gold, found = (x._replace(parts=progressions.written_out(x.parts)) for x in (gold, found))
   if gold.brackets != found.brackets:
     kinds = {gold.brackets, found.brackets}
     listed = "" in kinds

@@ -32,7 +32,7 @@ def digits(text: str) -> Digits | None:
   base = (
     _BASES.index(base.lower()) if base.lower() in _BASES else int(base) if base.isdigit() else 0
   )
-  number = re.search(r"\d", written) or (len(written) > 1 and match[1].isupper())
+  number = re.search(r"\d", written) or (len(written) > 1 and (match[1].isupper() or base == 16))
   return Digits(written.lstrip("0") or "0", base) if 2 <= base <= 36 and number else None
 
 
