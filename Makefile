@@ -31,10 +31,11 @@ ifneq ($(CURDIR) $(or $(WANTED),$(FOUND)),$(shell cat $(STAMP) 2>/dev/null) $(FO
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help demo test test-long test-pod lint notebooks peers throughput clean
+.PHONY: help demo lm test test-long test-pod lint notebooks peers throughput clean
 
 help:
 	@echo "make demo    four methods learn the built-in tasks; table and plot in runs/demo"
+	@echo "make lm      a pretrained language model of 135M parameters learns problems, in about 25 minutes; runs/lm"
 	@echo "make test    the tests; PYTEST_ARGS='-k budget' passes arguments to pytest"
 	@echo "make test-long  the tests that make test leaves out: many kills, notebooks at full size"
 	@echo "make test-pod  the slow tests: the 4B configs compiled for TPU slices, runs of several processes (an hour)"
@@ -45,6 +46,10 @@ help:
 
 demo: $(STAMP)
 	"$(RUN)" -m experiments.demo.run
+
+lm: $(STAMP)
+	"$(RUN)" -m pip install -q --no-build-isolation -c constraints.txt -e ".[gguf,reasoning-gym]"
+	"$(RUN)" -m experiments.lm.run
 
 test: $(STAMP)
 	@mkdir -p .cache

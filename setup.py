@@ -50,7 +50,7 @@ setup(
     "parquet": PARQUET,  # prompts from .parquet files
     "gguf": GGUF,  # models of llama.cpp: python -m v05_jax.models.gguf
     "benchmarks": BENCHMARKS,  # public problem sets from the Hugging Face hub
-    "reasoning_gym": ["reasoning-gym>=0.1.25"],  # problems made by rules, with their verifiers
+    "reasoning-gym": ["reasoning-gym>=0.1.25"],  # problems made by rules, with their verifiers
     "notebooks": ["jupyterlab>=4", *NOTEBOOKS, *PLOTS],
     "gcs": ["gcsfs>=2024.6"],  # workdirs in gs://
     "tpu": ["jax[tpu]"],

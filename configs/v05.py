@@ -19,6 +19,6 @@ def get_config():
   c.prior.kind = "v0"
   c.budget.update({"rule": "sequential", "k_init": 4, "k_max": 16})
   c.budgets.sequential.update({"cost": 1 / 256, "block": 2})
-  c.observe = (*c.observe, "scoreboard")
+  c.observe = (*c.observe, "scoreboard", "noise")
   c.sampler.slots = 128  # the late rollouts of an adaptive step come in small blocks
   return c

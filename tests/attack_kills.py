@@ -17,6 +17,7 @@ import tempfile
 import time
 
 from configs import default
+from tests import support
 from v05_jax import config as configuration
 from v05_jax.run import metrics
 
@@ -41,7 +42,7 @@ def start(workdir, cache, **keys) -> subprocess.Popen:
   flags = [f"--config.{key}={value}" for key, value in keys.items()]
   env = os.environ | {
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+    "XLA_FLAGS": support.one_device(),
     "JAX_COMPILATION_CACHE_DIR": str(cache),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }

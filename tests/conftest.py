@@ -17,14 +17,17 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Tests run a program once or twice, and so compile it in the way that takes least time and memory:
+# as one module for LLVM, by the plainer of two emitters, with few optimizations. A test of a
+# program's speed uses the fixture `optimized`.
+COMPILER = ("--xla_cpu_parallel_codegen_split_count=1", "--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join(
   [
     *(f for f in os.environ.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in f),
+    *COMPILER,
     "--xla_force_host_platform_device_count=8",
   ]
 )
-# A third less of the processors' time: tests run a program once or twice. Those of what a compiler
-# makes of a program use the fixture `optimized`.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 # Many tests build the same programs. The cache's names are digests of the program, the compiler and
 # its options: what was compiled from other sources is never found. The folder stays for the next
@@ -106,7 +109,7 @@ def small_disk(tmp_path):
 
 @pytest.fixture
 def optimized():
-  """Programs are compiled as a run compiles them."""
+  """Programs are compiled with a run's optimizations."""
   import jax
 
   jax.clear_caches()

@@ -1,5 +1,6 @@
 """What several tests share: a small random policy, prompts of random tokens, and a run's config."""
 
+import os
 import types
 
 import jax
@@ -25,6 +26,11 @@ MODEL = decoder.ModelConfig(
   intermediate_size=64,
   tie_embeddings=False,
 )
+
+
+def one_device() -> str:
+  """XLA_FLAGS for a process with one device, whose programs are compiled as those of the tests."""
+  return " ".join(f for f in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in f)
 
 
 class Tokenizer:

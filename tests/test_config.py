@@ -225,7 +225,7 @@ def test_what_excludes_each_other():
   config.validate(changed(selection__pool=2, selection__weighted=False, loss__aggregate="token"))
 
 
-@pytest.mark.parametrize("baseline", ["grpo", "dr_grpo", "rloo", "james_stein"])
+@pytest.mark.parametrize("baseline", ["grpo", "dr_grpo", "rloo", "james_stein", "score_loo"])
 def test_a_group_baseline_needs_two_rollouts(baseline):
   config.validate(changed(budget__k_init=1, budget__k_max=1))  # v05 has its prior
   text = problems(budget__k_init=1, budget__k_max=1, baseline=baseline)

@@ -769,7 +769,7 @@ def settings_with(change):
     ),
     (
       settings_with(lambda x: x.update(estimators=True)),
-      "estimators: found True, expected an integer above 0",
+      "estimators: found True, expected an integer from 1 to 1024",
     ),
     (
       settings_with(lambda x: x.update(backbone="/etc")),

@@ -33,9 +33,8 @@ def result(names, hits, exact=None, key="benchmark", tokens=None, ended=True):
     for i, name in enumerate(names)
   )
   exact = np.full(n, NAN) if exact is None else np.array(exact)
-  return evaluate.Result(
-    rows, exact, wins.astype(float), lengths, np.broadcast_to(ended, (n, 4)).copy()
-  )
+  ended, texts = np.broadcast_to(ended, (n, 4)).copy(), np.full((n, 4), "a response")
+  return evaluate.Result(rows, exact, wins.astype(float), lengths, ended, texts)
 
 
 def test_metrics_by_benchmark_and_their_mean():
@@ -201,6 +200,7 @@ def test_evaluation_writes_a_table_its_values_and_its_prompts(written):
     len(line["success"]) == 3 and 0 < min(line["tokens"]) <= max(line["tokens"]) <= 12
     for line in lines
   )
+  assert all(len(line["responses"]) == 3 and all(map(str, line["responses"])) for line in lines)
   assert 0 < values["eval/length"] <= 12 and values["eval/truncated"] > 0.5
 
 
@@ -238,9 +238,9 @@ def test_a_benchmark_is_asked_for_the_same_samples_in_any_company():
         )
       )
       shape = len(prompts.mask), order.budget.limits.most
-      return types.SimpleNamespace(
-        reward=np.ones(shape, np.float32), length=np.full(shape, 7), ended=np.ones(shape, bool)
-      ), {}
+      some = {"reward": np.ones(shape, np.float32), "ended": np.ones(shape, bool)}
+      none = {name: np.zeros((0, 7), int) for name in ("tokens", "prompt", "index")}
+      return types.SimpleNamespace(length=np.full(shape, 7), **some, **none), {}
 
     found = evaluate.make(policy, settings(path), None, collect)(None)
     assert (

@@ -6,7 +6,7 @@ import pytest
 
 from experiments.grading import run as grading
 from v05_jax.rewards import math as mathematics
-from v05_jax.rewards.math import answers
+from v05_jax.rewards.math import answers, numerals
 
 
 def verdict(response, answer):
@@ -49,11 +49,36 @@ def test_measures_count_what_is_paid():
     ("<reasoning><think>5</reasoning>7", "7"),  # what it holds ends with it
     ("<|begin_of_thought|>5<|end_of_thought|>7", "7"),
     ("<think>5</think>a<think>6</think>7", "a 7"),
+    ("analysis 5 assistantfinal7", "7"),
     ("a < b and [thinkable]", "a < b and [thinkable]"),
   ],
 )
 def test_reasoning_is_no_answer(text, rest):
   assert " ".join(answers.without_reasoning(text).split()) == rest
+
+
+@pytest.mark.parametrize(
+  "text, digits",
+  [
+    ("twelve", "12"),
+    ("Twenty-one", "21"),
+    (r"\text{one hundred and five}", "105"),
+    ("two million three hundred thousand", "2300000"),
+    ("minus two thirds", r"-\frac{2}{3}"),
+    ("five and a half", r"\frac{11}{2}"),
+    ("five apples", r"5 \text{apples}"),
+    ("five six", None),
+    ("twenty ten", None),
+    ("one hundred and two hundred", None),
+    ("two and three", None),
+    ("two or more", None),
+    ("one-to-one", None),
+    ("third", None),
+    ("hundred", None),
+  ],
+)
+def test_numbers_in_words(text, digits):
+  assert numerals.in_digits(text) == digits
 
 
 def test_the_answer_of_a_whole_solution_is_its_last():
@@ -79,6 +104,16 @@ def test_nothing_equals_nothing(answer):
     r"\boxed{" + ", ".join([r"1 \pm 2"] * 12) + "}",
     r"\boxed{2^{10^{12}}}",
     r"\boxed{(10^9)!}",
+    r"\boxed{" + r"\frac" * 300 + "12}",
+    r"\boxed{" + r"\sqrt" * 300 + "2}",
+    r"\boxed{" + "twelve " * 280 + "}",
+    r"\boxed{" + "(1,2)+" * 300 + "(1,2)}",
+    r"\boxed{1, 2, \ldots, 10^{30}}",
+    r"\boxed{1, 10^{600}, 10^{1200}, \ldots, 7}",
+    r"\boxed{7^{10^{15}} \bmod (10^{40} + 1)}",
+    r"\boxed{5 h " + "30 min " * 250 + "}",
+    r"\boxed{x" + " " * 1900 + "}",
+    "It is not $5$. " * 5_000,
   ],
 )
 def test_what_a_policy_may_write_costs_no_time(response):

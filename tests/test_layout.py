@@ -23,10 +23,10 @@ PACKAGE = ROOT / "v05_jax"
 # the folders of the plugs, and what `shrinkage` and `budget` lend to other trainers.
 UNITS = "models tasks rewards estimators budgets priors observers".split()
 LAYERS = (
-  "backend benchmarks groups rng rows run sampling scale shrinkage update run.digest run.files"
-  " run.success sampling.categorical sampling.selection scale.distributed scale.hlo scale.peers"
-  " scale.programs scale.roll_call scale.sharding scale.sources scale.topology"
-  " update.losses update.optimizer"
+  "backend benchmarks groups names rng rows run sampling scale shrinkage update run.digest"
+  " run.files run.success sampling.categorical sampling.selection scale.distributed scale.hlo"
+  " scale.peers scale.programs scale.roll_call scale.sharding scale.sources scale.topology"
+  " update.blocks update.losses update.optimizer"
   " value_model.adapter value_model.ensemble value_model.losses value_model.scores"
   " value_model.synthetic value_model.torch_file",
   "budget history models structs run.board run.leaves run.lock run.metrics run.progress"
@@ -35,16 +35,17 @@ LAYERS = (
   " update.packing value_model.batches value_model.convert value_model.measure"
   " value_model.tabpfn",
   "data problems rewards sampling.schedule sampling.verdicts sampling.warmup"
-  " update.policy_gradient value_model.v0",
+  " update.policy_gradient update.score_norms value_model.v0",
   "plug value_model value_model.initial value_model.objective",
   "estimators",
   "budgets",
   "rules shapes sampling.ledger",
   "config priors sampling.rollouts scale.plan",
   "command_line observers run.checkpoint run.runs run.writer scale.compile",
-  "setup run.comparison run.sft sampling.draw value_model.train",
+  "setup run.comparison run.sft run.supervised sampling.draw value_model.train",
   "step run.export run.figures",
   "run.evaluate run.page run.show",
+  "run.noise",
   "run.report",
   "train",
   "main",
@@ -54,6 +55,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names.spl
 # Beyond the order of the rows: what a module may import from the package at most.
 ONLY = {
   "rng": "",
+  "names": "",
   "groups": "",
   "structs": "groups",
   "benchmarks": "rows",
@@ -64,9 +66,9 @@ ONLY = {
   "estimators": "groups history plug shrinkage",
   "budgets": "budget estimators groups plug shrinkage",
   "update.losses": "",
-  "models": "rng",
-  "rewards": "tasks",
-  "plug": "rewards",
+  "models": "names rng",
+  "rewards": "names tasks",
+  "plug": "names",
   "rules": "benchmarks budgets plug problems",
   "config": "plug rules",
   "shapes": "budgets update.packing",
@@ -81,9 +83,10 @@ PURE = (
   "rng groups structs shrinkage budget history shapes rules estimators/* budgets/* update/*"
   " sampling/sampler sampling/selection sampling/resample sampling/schedule sampling/ledger"
   " priors/base priors/constant priors/context priors/history priors/neighbours priors/none"
-  " priors/recalibrate observers/base observers/diagnostics observers/exact observers/scoreboard"
-  " models/decoder run/success value_model/adapter value_model/ensemble value_model/losses"
-  " value_model/scores value_model/cells value_model/synthetic value_model/tabpfn"
+  " priors/recalibrate observers/base observers/diagnostics observers/exact observers/noise"
+  " observers/scoreboard models/decoder run/success value_model/adapter value_model/ensemble"
+  " value_model/losses value_model/scores value_model/cells value_model/synthetic"
+  " value_model/tabpfn"
 ).split()
 IMPURE_MODULES = (
   "absl datetime etils io logging multiprocessing os pathlib random shutil socket subprocess sys"

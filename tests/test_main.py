@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from configs import default
+from tests import support
 from v05_jax import main
 from v05_jax.run import metrics
 
@@ -46,7 +47,7 @@ def cache():
 def command(cache, *flags, **keys):
   env = os.environ | {
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "",
+    "XLA_FLAGS": support.one_device(),
     "JAX_COMPILATION_CACHE_DIR": str(cache),
     "PYTHONPATH": str(MATH),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -103,7 +104,9 @@ def test_evaluating_a_checkpoint_and_a_report(own_run, cache):
   assert (own_run / "comparison.png").exists() and own_run.name in done.stdout
 
 
+@pytest.mark.long
 def test_ones_own_reward_function(cache, tmp_path):
+  """From the command line; `make test` has it within a process, in test_extending."""
   keys = OWN_INPUT | {"reward": "own_reward:brief", "num_steps": 1, "eval.period": 0}
   done = command(cache, f"--workdir={tmp_path}", **keys)
   assert done.returncode == 0, done.stderr

@@ -197,11 +197,17 @@ def test_the_rate_is_that_of_the_last_steps():
   assert "2.00 steps/s  1:00:00 left" in stream.getvalue().split("\r")[-1]
 
 
-def test_progress_elsewhere_is_silent():
-  stream = io.StringIO()
-  with progress.Progress(10, 0, stream) as line:
-    line.update(1, {"reward": 1.0})
-  assert stream.getvalue() == ""
+def test_progress_elsewhere_is_a_line_a_minute():
+  now, stream = [0.0], io.StringIO()
+  with progress.Progress(10, 0, stream, lambda: now[0]) as line:
+    for step in range(1, 11):
+      now[0] += 20.0
+      line.update(step, {"reward": step / 10})
+  assert stream.getvalue().splitlines() == [
+    "step 3/10  20.0 s a step  2:20 left  reward 0.3",
+    "step 6/10  20.0 s a step  1:20 left  reward 0.6",
+    "step 9/10  20.0 s a step  0:20 left  reward 0.9",
+  ]
 
 
 def test_config_json_is_json(tmp_path):

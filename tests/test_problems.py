@@ -12,6 +12,7 @@ import pytest
 from configs import default
 from v05_jax import benchmarks, config, data, problems, rewards, setup, tasks
 from v05_jax.models import tokenizer as tokenizers
+from v05_jax.rewards import process
 from v05_jax.rewards import reasoning_gym as verifiers
 
 EASY = "chain_sum.min_terms=2,chain_sum.max_terms=3,chain_sum.max_digits=2"
@@ -19,7 +20,7 @@ EASY = "chain_sum.min_terms=2,chain_sum.max_terms=3,chain_sum.max_digits=2"
 
 @pytest.fixture
 def gym():
-  return pytest.importorskip("reasoning_gym", reason="the extra reasoning_gym is not installed")
+  return pytest.importorskip("reasoning_gym", reason="the extra reasoning-gym is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -228,10 +229,10 @@ def test_without_the_package_the_extra_is_named(monkeypatch):
 
 def test_a_task_that_fails_or_hangs_is_named(gym, monkeypatch):
   prompts = lambda: [*problems.rows(["chain_sum"], settings())]
-  monkeypatch.setattr(problems, "BOOT", "import sys; sys.exit(3)")
+  monkeypatch.setattr(process, "BOOT", "import sys; sys.exit(3)")
   with pytest.raises(ValueError, match=r"reasoning_gym:chain_sum: the process .* ended"):
     prompts()
-  monkeypatch.setattr(problems, "BOOT", "import time; time.sleep(600)")
+  monkeypatch.setattr(process, "BOOT", "import time; time.sleep(600)")
   monkeypatch.setattr(problems, "LONGEST_WAIT", 0.2)
   with pytest.raises(ValueError, match=r"reasoning_gym:chain_sum: found no problem within 0.2 s"):
     prompts()

@@ -112,6 +112,16 @@ def test_specs_drop_what_does_not_divide():
   assert specs["embedding"] == PartitionSpec(None, "fsdp")
 
 
+def test_the_optimiser_is_split_along_data_where_a_dimension_divides():
+  tree = {"a": np.zeros((3, 4)), "b": np.zeros((6, 4)), "c": np.zeros(3), "d": np.zeros(())}
+  specs = {"a": PartitionSpec(None, "fsdp"), "b": PartitionSpec("tensor", "fsdp")}
+  specs |= {"c": PartitionSpec(), "d": PartitionSpec()}
+  found = sharding.spread(mesh_of(2, 2), specs, tree)
+  assert found == specs | {"b": PartitionSpec("data", "fsdp")}  # `tensor` has one device
+  assert sharding.spread(mesh_of(2), specs, tree)["a"] == PartitionSpec(None, "data")
+  assert sharding.spread(mesh_of(1, 2), specs, tree) == specs
+
+
 def test_place_and_shardings():
   mesh = mesh_of(data=2, fsdp=2, tensor=2)
   tree = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes(False))

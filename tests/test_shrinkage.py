@@ -11,13 +11,15 @@ import pytest
 from tests import properties
 from v05_jax import groups as grouping
 from v05_jax import history, plug, shrinkage
-from v05_jax.estimators import beta_shrink, ewa, james_stein
+from v05_jax.estimators import beta_shrink, ewa, james_stein, v05_score
 from v05_jax.observers import scoreboard
 
 GOLDEN = json.loads((pathlib.Path(__file__).parent / "data" / "estimator.json").read_text())
 CASES = GOLDEN["static"]
 KINDS = tuple(plug.known("estimator"))
 BY_THE_GROUP = ("grpo", "dr_grpo", "rloo")
+# Failures three times as long as successes, a prior that is a little too hopeful.
+SUMS = [5.0, 6.0, 5.0, 2.0], [8.0, -4.0], [8.0, -4.0, -3.0, 3.0, 4.0], [1.0, 4.0]
 
 
 def column(name, none=np.inf):
@@ -40,6 +42,10 @@ def learnt(kind, prompts=7):
     return {"state": properties.taught(ewa)}
   if kind == "spo":
     return {"state": properties.visited(history, *visits(prompts))}
+  if kind == "score":
+    return {"state": np.array([9.0, -4.0])}
+  if kind == "v05_score":
+    return {"state": v05_score.Learnt(*map(np.array, SUMS))}
   return {}
 
 
@@ -279,6 +285,7 @@ def test_shaping_is_added_after_mapping_and_not_clipped(kind):
     "grpo": (x - x.mean()) / (x.std(ddof=1) + 1e-6),
     "dr_grpo": x - x.mean(),
     "rloo": [x[i] - np.delete(x, i).mean() for i in range(4)],
+    "score_loo": [x[i] - np.delete(x, i).mean() for i in range(4)],  # no score: all weigh the same
   }.get(kind, plain[0, :4] + shaping[0, :4])
   np.testing.assert_allclose(got[0], [*want, 0, 0], atol=1e-6)
 
@@ -413,7 +420,8 @@ def test_james_stein_does_not_weigh_rounding_errors():
 def test_unknown_kind():
   args = (np.zeros((1, 4)), np.ones((1, 4), bool), np.zeros(1))
   known = (
-    "batch_shrink, beta_shrink, dr_grpo, ewa, grpo, james_stein, rloo, spo, v05, v05_loo, value"
+    "batch_shrink, beta_shrink, dr_grpo, ewa, grpo, james_stein, rloo, score, score_loo, spo, v05, "
+    "v05_loo, v05_score, value"
   )
   for f in (shrinkage.advantage, shrinkage.sq_loo):
     with pytest.raises(ValueError, match=rf"baseline.*'mean'.*{known}"):

@@ -2,18 +2,24 @@
 timed in silence."""
 
 import json
+from typing import NamedTuple
 
+import jax
 import numpy as np
 import pytest
 
-from experiments.throughput import process, programs, reward, rows, setting, tables, work
-from v05_jax import budget, data, shrinkage
+from experiments.throughput import process, programs, reward, rows, run, setting, tables, work
+from v05_jax import budget, data, models, shrinkage
 from v05_jax import config as configuration
-from v05_jax.models import presets
+from v05_jax.models import decoder, hf, presets
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.sampling.ledger import Order
 
 pytestmark = pytest.mark.usefixtures("few_devices")
+
+
+class Flag(NamedTuple):
+  value: object
 
 
 def arguments(*flags):
@@ -42,7 +48,8 @@ def test_the_shapes_are_those_of_the_presets():
       c.vocab_size,
     )
     assert tuple(shape) == found and c.tie_embeddings, size
-    norms = c.num_layers * 2 * (c.hidden_size + c.head_dim) + c.hidden_size
+    of_heads = c.head_dim if c.qk_norm else 0
+    norms = c.num_layers * 2 * (c.hidden_size + of_heads) + c.hidden_size
     assert shape.params() == presets.num_params(c) - norms, size
 
 
@@ -106,7 +113,7 @@ def test_sampling_is_measured_and_checked(bench):
     fields["useful_over_computed"] == fields["utilisation"] <= 1
     and fields["matmul_share"] is not None
   )
-  params = b.run.update.place(b.run.policy.params)
+  params = b.init().params
   key = programs.rng.at(0, 0)
   order = Order(b.run.budget, limit=lengths.reshape(8, 2))
   rolls, _ = b.collect(params, b.prompts, key, order)
@@ -161,8 +168,31 @@ def test_a_bar_is_judged_by_medians_and_shows_its_rounds():
   assert "| 1.98x transformers | 1.80 to 6.67 | **no** |" in tables.everything(results, (row,))
 
 
+def test_weights_of_a_folder_are_measured_and_a_missing_folder_is_one_line(tmp_path, monkeypatch):
+  args = arguments("--prompt=6", "--response=12", f"--weights={tmp_path / 'model'}")
+  with pytest.raises(ValueError, match=r"model: found no config.json, expected a Hugging Face dir"):
+    setting.config(tmp_path, args)
+  shape = presets.PRESETS["tiny"]
+  hf.save(tmp_path / "model", shape, jax.device_get(decoder.init(shape, jax.random.key(3))))
+  (tmp_path / "work").mkdir()
+  loaded = models.load(setting.config(tmp_path / "work", args).policy)
+  again = jax.device_get(decoder.init(shape, jax.random.key(3)))
+  np.testing.assert_array_equal(loaded.params["embedding"], again["embedding"])
+  assert not loaded.config.unused_ids  # every id has its word
+  monkeypatch.setattr(run, "WEIGHTS", Flag(str(tmp_path / "absent")))
+  monkeypatch.setattr(run, "TINY", Flag(False))
+  left, reason = run.loadable(rows.LM)
+  assert not any(row.weights for row in left) and len(left) == 3
+  assert reason.startswith("not measured: lm_sample, lm_update, lm_step: --weights=")
+  assert "no config.json and no model.safetensors" in reason and "make lm" in reason
+  results = {"machine": "m", "command": "c", "ceilings": [], "rows": {}, "left_out": reason}
+  assert reason in tables.everything(results, rows.LM)
+  monkeypatch.setattr(run, "WEIGHTS", Flag(str(tmp_path / "model")))
+  assert run.loadable(rows.LM) == (list(rows.LM), "")
+
+
 def test_every_bar_names_a_field_and_contenders_of_its_row():
-  for row in (*rows.CPU, *rows.GPU):
+  for row in (*rows.CPU, *rows.GPU, *rows.LM):
     names = {c.name for c in row.contenders}
     assert len(names) == len(row.contenders)
     for bar in row.bars:

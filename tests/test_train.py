@@ -60,6 +60,13 @@ def unbroken(tmp_path_factory):
   return workdir, train(small(), str(workdir))
 
 
+def at_step_2(workdir, folder):
+  """A copy in `folder` of a run of four steps, whose newest checkpoint is of the second."""
+  shutil.copytree(workdir, folder / "run")
+  shutil.rmtree(folder / "run" / "checkpoints" / "4")
+  return folder / "run"
+
+
 def test_a_run_writes_its_metrics_config_checkpoint_and_plot(unbroken):
   workdir, state = unbroken
   written = metrics.read(workdir)
@@ -101,12 +108,13 @@ def test_a_run_writes_its_metrics_config_checkpoint_and_plot(unbroken):
 
 def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(unbroken, tmp_path):
   workdir, state = unbroken
-  train(small(num_steps=2), str(tmp_path))
-  with open(tmp_path / "metrics.jsonl", "a") as file:
-    # Written after the checkpoint, then killed.
-    file.write('{"step": 3, "rollouts": 96, "reward": 0.5}\n{"step": 4, "ro')
-  resumed = train(small(), str(tmp_path))
-  assert lines(tmp_path) == lines(workdir)
+  run = at_step_2(workdir, tmp_path)
+  written = (run / "metrics.jsonl").read_text().splitlines(True)
+  # Written after the checkpoint, then killed.
+  more = ['{"step": 3, "rollouts": 96, "reward": 0.5}\n', '{"step": 4, "ro']
+  (run / "metrics.jsonl").write_text("".join([*written[:3], *more]))
+  resumed = train(small(), str(run))
+  assert lines(run) == lines(workdir)
   for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(state), strict=True):
     np.testing.assert_array_equal(a, b)
 
@@ -126,14 +134,14 @@ def test_a_run_with_v0_as_its_prior_resumes_bit_for_bit(tmp_path):
   keys = {"prior.kind": "v0", "priors.v0.path": v0, "data.size": 24, "eval.period": 0}
   config = small(**keys)
   train(config, str(tmp_path / "whole"))
-  train(small(num_steps=2, **keys), str(tmp_path / "parts"))
-  train(config, str(tmp_path / "parts"))
+  parts = at_step_2(tmp_path / "whole", tmp_path)
+  train(config, str(parts))
   written = metrics.read(tmp_path / "whole")
   assert written[0]["prior/accepted"] is None and 0 <= written[3]["prior/accepted"] <= 1
   smoothed = [line["prior/smoothed"] for line in written]
   assert smoothed[0] == 0 and set(smoothed) <= {0, 1}
   assert written[-1]["data/epoch"] > 1  # prompts seen before, whose features are kept
-  assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
+  assert lines(parts) == lines(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("old", ["sampler", "recompute"])
@@ -219,15 +227,14 @@ def test_a_run_of_no_steps_ends_well(tmp_path, caplog):
 def test_observers_may_change_when_a_run_goes_on(unbroken, tmp_path, caplog):
   """One that is new starts empty, one that is gone is dropped, and neither changes what is
   learnt."""
-  fewer = {"observe": ("diagnostics",)}
-  train(small(num_steps=2, **fewer), str(tmp_path))
-  train(small(num_steps=3), str(tmp_path))
+  run = at_step_2(unbroken[0], tmp_path)
+  fewer = train(small(num_steps=3, observe=("diagnostics",)), str(run))
+  assert set(fewer.observers) == {"diagnostics"} and "start empty" not in caplog.text
+  state = train(small(), str(run))
   assert "has nothing of observers.scoreboard, which start empty" in caplog.text
-  state = train(small(**fewer), str(tmp_path))
-  assert set(state.observers) == {"diagnostics"}
-  written, whole = lines(tmp_path), lines(unbroken[0])
+  written, whole = lines(run), lines(unbroken[0])
   judged = [[key for key in line if key.startswith("scoreboard/")] for line in written]
-  assert [bool(keys) for keys in judged] == [False, False, False, True, False]
+  assert [bool(keys) for keys in judged] == [False, True, True, False, True]
   for key in ("reward", "prior/rmse", "loss/entropy", "grad/norm"):
     assert [line.get(key) for line in written] == [line.get(key) for line in whole], key
   evaluated = [line.get("eval/accuracy") for line in written]
@@ -415,9 +422,9 @@ def test_a_reward_that_fails_in_an_evaluation_stops_the_run_after_its_line(tmp_p
 
 
 def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path):
-  """One SIGKILL; that the rest is bit for bit that of an unbroken run is shown within one process
-  above, and after many kills by the next test."""
-  config = small(num_steps=400, **{"checkpoint.period": 1, "eval.period": 0})
+  """One SIGKILL of a plain run; that the rest is bit for bit that of an unbroken run is shown
+  within one process above, and after many kills by the last test."""
+  config = small(grpo.get_config(), num_steps=400, **{"checkpoint.period": 1, "eval.period": 0})
   config.mesh.data = 1
   (tmp_path / "config.json").write_text(configuration.to_json(config))
   workdir, cache = tmp_path / "run", tmp_path / "cache"  # which a kill may damage

@@ -187,7 +187,7 @@ def test_an_official_model_learns_in_its_adapter_alone(data, tmp_path):
   trainer = train.make(config)
   assert list(trainer.state.params) == ["adapter"]
   state, measured = trainer.step(trainer.state, 0)
-  assert measured["grad_norm"] > 0
+  assert measured["value/grad_norm"][0] > 0
   assert all(
     np.any(x != y) for x, y in zip(state.params["adapter"].values(), trainer.model.adapter.values())
   )
@@ -305,6 +305,10 @@ def test_updates_that_keep_failing_stop_the_run(data, tmp_path, monkeypatch):
     train.train_value(config, str(tmp_path))
   assert not (tmp_path / "v0").exists() and not (tmp_path / "checkpoints").exists()
   assert [line["value/grad_norm"] for line in metrics.read(tmp_path)][:2] == [None] * 2
+  config.value.steps = 3  # of which the last is the one too many
+  with pytest.raises(FloatingPointError, match="the last one at step 3"):
+    train.train_value(config, str(tmp_path / "short"))
+  assert not (tmp_path / "short" / "v0").exists()
 
 
 def test_other_pairs_are_no_continuation(run, data, tmp_path):
@@ -328,8 +332,8 @@ def test_two_devices_do_what_one_does(data):
   config.mesh.data = 2
   two = train.make(config)
   x, y = one.step(one.state, 0)[1], two.step(two.state, 0)[1]
-  np.testing.assert_allclose(x["loss"], y["loss"], rtol=1e-5)
-  np.testing.assert_allclose(x["grad_norm"], y["grad_norm"], rtol=1e-4)
+  np.testing.assert_allclose(x["value/loss"], y["value/loss"], rtol=1e-5)
+  np.testing.assert_allclose(x["value/grad_norm"], y["value/grad_norm"], rtol=1e-4)
 
 
 def test_a_head_from_synthetic_tasks_serves_an_adapter(data, tmp_path):

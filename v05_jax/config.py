@@ -245,5 +245,8 @@ def nearest(name: str, known, prefix: str = "") -> str:
 
 
 def one_line(error: BaseException) -> str:
+  """An exception for a message: its kind, where its text is not enough, and the text, of a long one
+  the beginning and the end."""
   kind = "" if isinstance(error, (ValueError, flags.Error)) else f"{type(error).__name__}: "
-  return kind + " ".join(str(error).split())
+  text = " ".join(str(error).split())
+  return kind + (text if len(text) <= 600 else f"{text[:250]} ... {text[-350:]}")

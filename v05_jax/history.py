@@ -16,6 +16,13 @@ import numpy as np
 from v05_jax.groups import Groups
 from v05_jax.shrinkage import clean
 
+# The option of what keeps a history, as arguments of a plug's `Option`.
+HALF_LIFE = (
+  16.0,
+  "training steps in which a prompt's earlier outcomes lose half of their weight",
+  lambda x: x > 0,
+  "above 0",
+)
 MOST_KEPT = 0.96  # of the evidence from one visit to the next, as in SPO: at most 25 visits count
 DISCOUNT = 0.95  # of the moments, a step
 MIN_PROMPTS = 64  # discounted prompts before the moments are believed; until then:

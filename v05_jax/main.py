@@ -10,6 +10,9 @@
     --mode=sample  prints the next --prompts=8 prompts of the run in WORKDIR with V, rollouts,
                    rewards, the test, the baseline and what the budget decided, as the next training
                    step would have them; writes sample.jsonl
+    --mode=noise   measures what governs the noise of the policy gradient on the next --prompts=64
+                   prompts of the run in WORKDIR, by a backward pass a rollout, and how much of it
+                   each estimator would leave; writes noise.json
     --mode=export  writes a checkpoint in WORKDIR as a Hugging Face directory --out
     --mode=report  compares the runs in --workdir=A,B,C: a table and plots, all in one file
                    comparison.html, and comparison.md and .png, in --out
@@ -17,7 +20,7 @@
                    --topology=v5e:4x8, or for this machine; prints whether they fit and what bounds
                    them. Needs no weights, data or workdir
 
-eval, sample and export take the newest checkpoint, or that of --step=N.
+eval, sample, noise and export take the newest checkpoint, or that of --step=N.
 
 train and eval run in several processes, on one machine or many, over the devices of all:
 
@@ -35,7 +38,7 @@ from absl import app, flags, logging
 from v05_jax import backend, command_line
 from v05_jax.scale import peers, sources
 
-MODES = ("train", "sft", "value", "eval", "sample", "export", "report", "compile")
+MODES = ("train", "sft", "value", "eval", "sample", "noise", "export", "report", "compile")
 SEVERAL = ("train", "eval")  # modes of several processes
 WRITING = ("train", "sft", "value")  # modes whose workdir is a run's
 FLAGS = flags.FLAGS
@@ -44,9 +47,11 @@ flags.DEFINE_string(
   "workdir", None, "folder of the run, local or gs://; for --mode=report several, with commas"
 )
 flags.DEFINE_integer(
-  "step", None, "checkpoint that --mode=eval, sample and export take; the newest by default"
+  "step", None, "checkpoint that --mode=eval, sample, noise and export take; the newest by default"
 )
-flags.DEFINE_integer("prompts", 8, "prompts that --mode=sample shows")
+flags.DEFINE_integer(
+  "prompts", None, "prompts that --mode=sample shows (8) and --mode=noise measures (64)"
+)
 flags.DEFINE_string(
   "topology", "", 'TPU slice that --mode=compile compiles for, as v5e:4x8; "" = this machine'
 )
@@ -72,7 +77,7 @@ class Command(NamedTuple):
   out: str | None = None
   step: int | None = None
   topology: str = ""
-  prompts: int = 8
+  prompts: int | None = None
 
 
 def main(_):
@@ -126,6 +131,7 @@ def check_folders(command: Command):
 def start(command: Command):
   """Imports what the mode needs and starts it."""
   mode, config, workdir = command.mode, command.config, command.workdir
+  prompts = {} if command.prompts is None else {"prompts": command.prompts}
   if mode == "train":
     from v05_jax.train import train
 
@@ -145,7 +151,11 @@ def start(command: Command):
   elif mode == "sample":
     from v05_jax.run.show import show
 
-    show(config, workdir, command.step, command.prompts)
+    show(config, workdir, command.step, **prompts)
+  elif mode == "noise":
+    from v05_jax.run.noise import noise
+
+    noise(config, workdir, command.step, **prompts)
   elif mode == "export":
     from v05_jax.run.export import export
 

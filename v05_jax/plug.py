@@ -8,16 +8,14 @@ each.
 """
 
 from collections.abc import Callable, Iterator
-import difflib
 import functools
 import importlib
-import os
 import pkgutil
 import sys
 import types
 from typing import Any, NamedTuple
 
-from v05_jax.rewards.worker import describe, resolve
+from v05_jax.names import describe, own
 
 
 class Option(NamedTuple):
@@ -83,27 +81,8 @@ def known(kind: str) -> dict[str, Callable]:
 def find(kind: str, name: str) -> Callable:
   """The function behind a name. Raises ValueError with the known names, or with what is wrong with
   `module:function`."""
-  key = KINDS[kind].key
-  if not isinstance(name, str):
-    raise ValueError(f"{key}: found {name!r}, expected a name")
-  if ":" in name:
-    if os.getcwd() not in sys.path:  # where the run was started, and often the user's file lies
-      sys.path.append(os.getcwd())
-    try:
-      return resolve(name)
-    except Exception as error:
-      raise ValueError(
-        f"{key}: found {name!r}, expected module:function: {describe(error)}"
-      ) from error
   functions = known(kind)
-  if name not in functions:
-    near = difflib.get_close_matches(name, functions, 1)
-    meant = f" (did you mean {near[0]}?)" if near else ""
-    raise ValueError(
-      f"{key}: found {name!r}{meant}, expected one of {', '.join(functions)}, or "
-      "module:function for a function that Python can import"
-    )
-  return functions[name]
+  return functions[name] if name in list(functions) else own(KINDS[kind].key, name, functions)
 
 
 def label(name: str) -> str:

@@ -15,30 +15,20 @@ import contextlib
 from functools import partial
 import json
 from multiprocessing.connection import Connection
-import os
 import re
-import socket
-import subprocess
-import sys
 import time
 from typing import Any
 
 from absl import logging
 
 from v05_jax import benchmarks, tasks
-from v05_jax.rewards import reasoning_gym
+from v05_jax.rewards import process, reasoning_gym
 from v05_jax.rows import Row, show
 
 LONGEST_WAIT = 120.0  # seconds until a task's first problem, and between two
 NOTICE = 20.0  # seconds of drawing after which the log says how long it takes
 # A task counts as used up after so many draws in vain, and as many more for each problem found.
 VAIN, VAIN_EACH = 400, 8
-
-BOOT = (
-  "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-  "from v05_jax.rewards import reasoning_gym; "
-  "reasoning_gym.serve(int(sys.argv[2]), *json.loads(sys.argv[3]))"
-)
 
 Options = dict[str, dict[str, Any]]  # task -> option -> value
 
@@ -148,16 +138,9 @@ def _maker(sources: list[tuple[str, dict[str, Any]]], seed: int):
   Its hashes of texts are fixed, without which some tasks draw other problems in each process.
   `make` raises ValueError where the task fails, or takes longer than `LONGEST_WAIT`.
   """
-  ours, theirs = socket.socketpair()
-  with theirs:
-    arguments = [json.dumps([p or os.getcwd() for p in sys.path]), str(theirs.fileno())]
-    process = subprocess.Popen(
-      [sys.executable, "-P", "-c", BOOT, *arguments, json.dumps([sources, seed])],
-      stdin=subprocess.DEVNULL,
-      pass_fds=[theirs.fileno()],
-      start_new_session=True,  # the terminal's Ctrl-C is the run's
-      env=os.environ | {"PYTHONHASHSEED": "0"},
-    )
+  child, ours = process.start(
+    "v05_jax.rewards.reasoning_gym", "serve", [sources, seed], {"PYTHONHASHSEED": "0"}
+  )
   connection = Connection(ours.detach())
 
   def make(i: int) -> dict[str, Any]:
@@ -177,5 +160,6 @@ def _maker(sources: list[tuple[str, dict[str, Any]]], seed: int):
     yield make
   finally:
     connection.close()
-    process.kill()
-    process.wait()
+    child.stdin.close()
+    child.kill()
+    child.wait()

@@ -47,10 +47,12 @@ def train(config, workdir: str) -> TrainState:
   ):
     first = saved.latest() or 0
     run = setup(config, workdir, first)
+    state = run.init()
+    run = run._replace(policy=run.policy._replace(params=None))  # whose memory only priors may want
     stopping = lambda: preemption.requested
     collect = rollouts.make(run.policy, config, run.mesh, verifier, ahead, stopping)
     evaluate = evaluation.make(run.policy, config, run.mesh, collect)
-    state = saved.restore(first, run.init(), rows_of(run, evaluate)) if first else run.init()
+    state = saved.restore(first, state, rows_of(run, evaluate)) if first else state
     if first < config.num_steps:  # while the first rollouts are sampled
       lower = lambda: run.update.lower(run.shapes.batch(config.loss, run.mesh))
       compiled = ahead.later(lambda: lower().compile())

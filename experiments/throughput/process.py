@@ -41,6 +41,7 @@ FIELDS = {
   "peak_rss_mb": "of the process at the end of the timed calls; reward workers are processes of "
   "their own",
   "start_s": "seconds from the start of the process to the end of the first call",
+  "host_s": "CPU seconds of the main thread in a call, median: bookkeeping; torch computes there",
   "others_cores": "cores that other processes kept busy meanwhile, median",
   "logprob_gap": "largest |log-prob - recomputed log-prob| of the last call's response tokens, "
   "nats",
@@ -73,6 +74,12 @@ def parser(programs, several: bool = False) -> argparse.ArgumentParser:
   p.add_argument("--group", type=int, default=4, help="rollouts of a prompt")
   p.add_argument("--prompt", type=int, default=work.PROMPT, help="tokens")
   p.add_argument("--response", type=int, default=work.RESPONSE, help="tokens at most")
+  p.add_argument(
+    "--shortest", type=int, default=work.SHORTEST, help="tokens of a ragged response at least"
+  )
+  p.add_argument(
+    "--weights", default="", help="Hugging Face directory of the size's weights; without: random"
+  )
   p.add_argument("--reps", type=int, default=3, help="timed calls after the first one")
   p.add_argument(
     "--micro",
@@ -126,18 +133,19 @@ class Stopwatch:
   """Seconds of each call, and the cores that other processes kept busy meanwhile."""
 
   def __init__(self):
-    self.seconds, self.others = [], []
+    self.seconds, self.others, self.host = [], [], []
     self.restart()
 
   def restart(self):
-    self._began = time.perf_counter(), time.process_time(), busy()
+    self._began = time.perf_counter(), time.process_time(), busy(), time.thread_time()
 
   def lap(self):
     """Ends a call, which began at the last `restart` or `lap`."""
     before = self._began
     self.restart()
-    seconds, own, everyone = (now - then for now, then in zip(self._began, before))
+    seconds, own, everyone, host = (now - then for now, then in zip(self._began, before))
     self.seconds.append(seconds)
+    self.host.append(host)
     self.others.append(max(0.0, (everyone - own) / max(seconds, 1e-9)))
 
   def run(self, call: Callable, *arguments):
@@ -155,6 +163,7 @@ class Stopwatch:
       "med_s": round(statistics.median(later), 5),
       "min_s": round(min(later), 5),
       "reps": len(later),
+      "host_s": round(statistics.median(self.host[1:]), 4),
       "others_cores": round(statistics.median(self.others[1:]), 2),
     }
 

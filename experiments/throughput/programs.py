@@ -131,9 +131,9 @@ def used(stats) -> dict:
 
 def sample(args, b: setting.Bench, ragged: bool) -> dict:
   n = args.groups * args.group
-  lengths = work.ragged(n, args.response) if ragged else np.full(n, args.response)
+  lengths = work.ragged(n, args.response, args.shortest) if ragged else np.full(n, args.response)
   limit = lengths.reshape(args.groups, args.group)
-  params, last = b.run.update.place(b.run.policy.params), {}
+  params, last = b.init().params, {}
 
   def call(i):
     key = rng.at(b.config.seed, i)
@@ -154,9 +154,9 @@ def adaptive(args) -> dict:
     f"budget.k_max={MOST}",
     f"budgets.sequential.block={args.block}",
   )
-  limit = work.ragged(args.groups * MOST, args.response).reshape(args.groups, MOST)
+  limit = work.ragged(args.groups * MOST, args.response, args.shortest).reshape(args.groups, MOST)
   with setting.bench(args, overrides=(*rule, *ADAPTIVE, *args.set)) as b:
-    params = b.run.update.place(b.run.policy.params)
+    params = b.init().params
     value = np.array([reward.prior(row["prompt"]) for row in b.prompts.rows], np.float32)
 
     def collect(i, budget):
@@ -230,9 +230,9 @@ def random_rollouts(args, vocab: int, lengths, seed: int) -> tuple[Rollouts, np.
 
 def train(args, b: setting.Bench, ragged: bool) -> dict:
   n, run, vocab = args.groups * args.group, b.run, b.run.policy.config.vocab_size
-  lengths = work.ragged(n, args.response) if ragged else np.full(n, args.response)
+  lengths = work.ragged(n, args.response, args.shortest) if ragged else np.full(n, args.response)
   data = [random_rollouts(args, vocab, lengths, seed) for seed in range(args.reps + 2)]
-  state, computed = run.init(), 0
+  state, computed = b.init(), 0
   params, opt_state = state.params, state.opt_state
   compile_update(b)
 
@@ -263,7 +263,7 @@ def train(args, b: setting.Bench, ragged: bool) -> dict:
 
 def whole_step(args, b: setting.Bench, ragged: bool) -> dict:
   run, last = setting.limited(b.run, args) if ragged else b.run, {}
-  state = run.init()
+  state = b.init()
   compile_update(b)
 
   def call(i):

@@ -56,6 +56,7 @@ class Row(NamedTuple):
   name: str
   contenders: tuple[Contender, ...]
   bars: tuple[Bar, ...]
+  weights: bool = False  # whether its processes load the model of --weights
 
 
 def versus(name: str, title: str, program: str, bars: dict[str, float | None], *flags: str) -> Row:
@@ -175,6 +176,61 @@ def gpu_rows(size: str) -> tuple[Row, Row]:
 
 
 GPU = (*gpu_rows("0.6b"), *gpu_rows("1.7b"))
+
+
+# SmolLM2-135M: 16 prompts of 64 tokens, 4 responses each of 12 to 96 tokens, micro-batches of one
+# row a core, which is fastest where rows differ.
+REAL = ("--size=smollm2", "--response=96", "--shortest=12", "--reps=1")
+LM = (
+  versus("lm_sample", "SmolLM2, sample, ragged", "ragged", {"transformers": 2.0}, *REAL)._replace(
+    weights=True
+  ),
+  Row(
+    "lm_update",
+    (
+      Contender("ours", ("--program=train_ragged", *REAL)),
+      Contender("transformers", ("--program=train_ragged", *REAL)),
+    ),
+    (
+      Bar("SmolLM2, update, ragged: share of the matmul ceiling", "matmul_share", 0.6),
+      Bar("SmolLM2, update, ragged, packed (transformers padded)", "per_s", None, "transformers"),
+    ),
+    weights=True,
+  ),
+  Row(
+    "lm_step",
+    (
+      Contender("ours", ("--program=step_ragged", *REAL)),
+      Contender("trl", ("--program=step", *REAL)),
+    ),
+    (
+      Bar("SmolLM2, RL step, ragged (TRL at full length)", "per_s", 2.0, "trl"),
+      Bar("SmolLM2, peak memory of the step, MB", "peak_rss_mb", 6000.0, at_most=True),
+    ),
+    weights=True,
+  ),
+)
+
+
+def vocabulary_row(size: str) -> Row:
+  """Few layers with a large vocabulary and responses of 512 tokens, ours alone: what grows on the
+  host with the vocabulary, or faster than the responses, shows in the main thread's seconds."""
+  flags = (f"--size={size}", "--groups=4", "--response=512", "--reps=1")
+  names = ("sample", "train", "step")
+  contenders = tuple(Contender(f"ours {name}", (f"--program={name}", *flags)) for name in names)
+  bars = tuple(
+    Bar(
+      f"vocabulary of {size}, responses of 512: {name}, main thread, s", "host_s", None, of=c.name
+    )
+    for name, c in zip(names, contenders)
+  )
+  return Row(f"vocabulary_{size}", contenders, bars)
+
+
+LM += tuple(vocabulary_row(size) for size in ("49k", "152k", "262k"))
+
+
+SUITES = {"cpu": CPU, "gpu": GPU, "lm": LM}
 
 
 def pick(wanted, names):

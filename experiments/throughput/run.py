@@ -5,15 +5,17 @@ machine's limits?
         the CPU suite, an hour or more on two cores; resumable
     python -m experiments.throughput.run --quick
         ours alone, about a minute, one JSON line a program
+    python -m experiments.throughput.run --suite=lm --rounds=1
+        SmolLM2-135M's weights, and large vocabularies, on two cores
     python -m experiments.throughput.run --suite=gpu          0.6B and 1.7B shapes on one large GPU
     python -m experiments.throughput.run --suite=gpu --tiny
         the same code with a tiny shape, on the CPU
     python -m experiments.throughput.run --only=ragged_s,start  some rows of rows.py
 
 Every figure is of a process of its own. The contenders of a row take turns, --rounds times; medians
-over the rounds. Writes results.json and table.md after every row (results_gpu.json and table_gpu.md
-for the GPU suite), and skips rows that are there already unless --again is given. The peers'
-environments are made by `make peers`; without them ours is measured alone.
+over the rounds. Writes results.json and table.md after every row (those of another
+suite have its name: results_lm.json), and skips rows that are there already unless --again is
+given. The peers' environments are made by `make peers`; without them ours is measured alone.
 """
 
 import json
@@ -26,11 +28,14 @@ import time
 
 from absl import app, flags
 
-from experiments.throughput import process, rows, tables
+from experiments.throughput import process, rows, tables, work
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-SUITE = flags.DEFINE_enum("suite", "cpu", ("cpu", "gpu"), "which rows")
+SUITE = flags.DEFINE_enum("suite", "cpu", tuple(rows.SUITES), "which rows")
+WEIGHTS = flags.DEFINE_string(
+  "weights", str(ROOT / ".cache" / "lm" / "smollm2"), "Hugging Face directory of SmolLM2-135M"
+)
 QUICK = flags.DEFINE_bool(
   "quick", False, "ours alone with little work: one JSON line a program, nothing is written"
 )
@@ -58,18 +63,22 @@ def main(_):
   if QUICK.value:
     return quick(say)
   gpu = SUITE.value == "gpu"
-  wanted = rows.GPU if gpu else rows.CPU
-  chosen = rows.pick(wanted, ONLY.value)
+  wanted = rows.SUITES[SUITE.value]
+  chosen, left_out = loadable(rows.pick(wanted, ONLY.value))
+  if left_out:
+    say(left_out)
   found = interpreters(PEERS.value, cuda=gpu and not TINY.value)
   for peer in sorted({c.who for row in chosen for c in row.contenders} - {"ours", *found}):
     say(f"{peer} is not measured: no usable environment in {PEERS.value} (make peers)")
   out = Path(OUT.value or ("runs/throughput" if TINY.value else HERE))
   out.mkdir(parents=True, exist_ok=True)
-  file = out / ("results_gpu.json" if gpu else "results.json")
+  suffix = "" if SUITE.value == "cpu" else f"_{SUITE.value}"
+  file = out / f"results{suffix}.json"
   results = json.loads(file.read_text()) if file.exists() else {"rows": {}}
   results |= {
     "machine": describe(),
     "command": " ".join(["python -m experiments.throughput.run", *sys.argv[1:]]),
+    "left_out": left_out,
   }
   results["ceilings"] = ceilings(found, say)
   failed = []
@@ -78,13 +87,28 @@ def main(_):
     if rows.done(results["rows"].get(row.name), kept, ROUNDS.value) and not AGAIN.value:
       say(f"{row.name}: is there already")
       continue
-    measured, errors = measure(row.name, kept, found, results["ceilings"], say)
+    measured, errors = measure(row._replace(contenders=kept), found, results["ceilings"], say)
     failed += errors
     results["rows"][row.name] = {"rounds": ROUNDS.value, "contenders": measured}
-    write(file, out / ("table_gpu.md" if gpu else "table.md"), results, wanted)
+    write(file, out / f"table{suffix}.md", results, wanted)
   print(tables.everything(results, wanted))
   if failed:
     sys.exit("failed: " + "; ".join(failed))
+
+
+def loadable(chosen) -> tuple[list, str]:
+  """-> (the rows that can be measured, "" or why the others cannot)."""
+  folder = Path(WEIGHTS.value)
+  missing = [name for name in work.WEIGHTS if not (folder / name).is_file()]
+  without = [row.name for row in chosen if row.weights]
+  if TINY.value or not without or not missing:
+    return list(chosen), ""
+  reason = (
+    f"not measured: {', '.join(without)}: --weights={WEIGHTS.value} has no "
+    f"{' and no '.join(missing)}, expected SmolLM2-135M as a Hugging Face directory (`make lm` "
+    "makes one)"
+  )
+  return [row for row in chosen if not row.weights], reason
 
 
 def interpreters(folder: str, cuda: bool) -> dict[str, str]:
@@ -116,7 +140,7 @@ def environment() -> dict[str, str]:
     "TRANSFORMERS_VERBOSITY": "error",
     "WANDB_MODE": "disabled",
   }
-  if SUITE.value == "cpu" or TINY.value:
+  if SUITE.value != "gpu" or TINY.value:
     return env | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
   if env.get("JAX_PLATFORMS") == "cpu":  # the Makefile's choice
     del env["JAX_PLATFORMS"]
@@ -173,16 +197,24 @@ def limits(found: list[dict]) -> tuple[str, str]:
   return f"--matmul={matmul}", f"--copy={max(ceiling['copy_gbytes'] for ceiling in found)}"
 
 
-def measure(name: str, contenders, found: dict[str, str], ceiling, say) -> tuple[dict, list[str]]:
+def measure(row, found: dict[str, str], ceiling, say) -> tuple[dict, list[str]]:
   """All rounds of a row -> (contender -> JSON lines by round, what failed)."""
+  name, contenders = row.name, row.contenders
   measured, failed = {c.name: [] for c in contenders}, []
+  weights = [f"--weights={WEIGHTS.value}"] if row.weights and not TINY.value else []
   cuda = ["--device=cuda"] if SUITE.value == "gpu" and not TINY.value else []
   for number in range(ROUNDS.value):
     for c in contenders:
       python = sys.executable if c.who == "ours" else found[c.who]
       extra = cuda if c.who == "transformers" else []
       lines, error = call(
-        python, c.module, *c.arguments, *limits(ceiling), *extra, *(SMALL if TINY.value else ())
+        python,
+        c.module,
+        *c.arguments,
+        *weights,
+        *limits(ceiling),
+        *extra,
+        *(SMALL if TINY.value else ()),
       )
       if error:
         say(f"{name}, round {number + 1}, {c.name}: failed, {error}")

@@ -14,14 +14,19 @@ import numpy as np
 
 from configs import default
 from experiments.throughput import process, work
-from v05_jax import rewards
-from v05_jax.models import presets
+from v05_jax import models, rewards
 from v05_jax.run.progress import CompilationCounter
 from v05_jax.sampling import rollouts
 from v05_jax.setup import Run, setup
-from v05_jax.structs import Prompts
+from v05_jax.structs import Prompts, TrainState
 
-SMALL = ("s", "l", "tiny")  # shapes that one CPU can hold
+SMALL = ("s", "l", "tiny", "smollm2", "49k", "152k", "262k")  # shapes that one CPU can hold
+
+
+# Packed rows of a micro-batch and their places, where no others are asked for: with one row at once
+# the cores have as many to do, and a layer's activations fit the memory.
+MICRO = {"smollm2": 1, "49k": 1, "152k": 1, "262k": 1}
+ROW = {"smollm2": 512}
 
 
 class Bench(NamedTuple):
@@ -32,6 +37,12 @@ class Bench(NamedTuple):
   collect: object  # rollouts.make
   prompts: Prompts
   compilations: CompilationCounter
+
+  def init(self) -> TrainState:
+    """The state before the first step. The weights are read anew, so that nothing keeps them on
+    host beside it."""
+    policy = models.load(self.config.policy, self.config.seed)
+    return self.run._replace(policy=policy).init()
 
 
 def force_devices(count: int):
@@ -48,7 +59,8 @@ def config(folder, args, overrides=()):
   n, folder = args.groups * args.group, Path(folder)
   c = default.get_config()
   c.num_steps, c.rollouts_per_step = 1, n
-  c.policy.update({"path": str(folder), "preset": work.PRESETS[args.size], "dtype": args.dtype})
+  preset = "" if args.weights else work.PRESETS[args.size]
+  c.policy.update({"path": str(folder), "preset": preset, "dtype": args.dtype})
   c.data.update({"path": str(folder / "prompts.jsonl"), "chat_template": False})
   c.reward = "experiments.throughput.reward:coin"
   c.prior.kind, c.baseline = "none", "grpo"
@@ -69,12 +81,15 @@ def config(folder, args, overrides=()):
   )
   # On a CPU a row has room for a prompt and all its responses.
   row = args.prompt - 1 + args.group * args.response if args.size in SMALL else 0
-  c.loss.update({"minibatches": 1, "micro_rows": args.micro or 2, "row_length": row})
+  micro = args.micro or MICRO.get(args.size, 2)
+  c.loss.update({"minibatches": 1, "micro_rows": micro, "row_length": ROW.get(args.size, row)})
   c.policy.remat = "none" if args.size in SMALL else "full"
   c.optimizer.update({"learning_rate": 1e-6, "weight_decay": 0.01})
   c.eval.period = c.checkpoint.period = 0
   change(c, overrides)
-  write_tokenizer(folder, presets.PRESETS[c.policy.preset].vocab_size)
+  if args.weights:
+    link_weights(folder, Path(args.weights))
+  write_tokenizer(folder, work.SHAPES[args.size].vocab)
   write_prompts(folder / "prompts.jsonl", args)
   return c
 
@@ -92,10 +107,19 @@ def change(c, overrides):
   c.update_from_flattened_dict(flat)
 
 
+def link_weights(folder: Path, weights: Path):
+  """The model of a Hugging Face directory without its tokenizer: the words of `write_tokenizer`
+  stand for its ids. Raises ValueError where the directory has none."""
+  for name in work.WEIGHTS:
+    if not (weights / name).is_file():
+      raise ValueError(f"--weights={weights}: found no {name}, expected a Hugging Face directory")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to((weights / name).absolute())
+
+
 def write_tokenizer(folder: Path, vocab: int):
-  """A Hugging Face tokenizer of the words t0, t1, ...: at most as many as the small shape's
-  vocabulary has."""
-  words = [f"t{i}" for i in range(min(vocab, work.SHAPES["s"].vocab))]
+  """A Hugging Face tokenizer of the words t0, t1, ..., one for each id."""
+  words = [f"t{i}" for i in range(vocab)]
   # not t0 and t2, which would be found inside t25
   words[work.PAD], words[work.END] = "<pad>", "<end>"
   special = {
@@ -134,7 +158,7 @@ def write_prompts(path: Path, args):
 
 def limited(run: Run, args) -> Run:
   """The run with a response length in each data row (`max_tokens`), of work.row_lengths."""
-  lengths = work.row_lengths(args.groups, args.group, args.response)
+  lengths = work.row_lengths(args.groups, args.group, args.response, args.shortest)
   rows = [
     row | {"max_tokens": int(length)} for row, length in zip(run.prompts.rows, lengths, strict=True)
   ]
@@ -151,7 +175,7 @@ def bench(args, overrides=()) -> Iterator[Bench]:
     c = config(folder, args, overrides)
     with rewards.load(c) as verifier:
       run = setup(c)
-      policy = run.policy._replace(stop=(run.policy.config.vocab_size,))
+      policy = run.policy._replace(params=None, stop=(run.policy.config.vocab_size,))
       run = run._replace(policy=policy)
       collect = rollouts.make(policy, c, run.mesh, verifier)
       prompts = run.prompts.at(0, args.groups, pad_to=run.shapes.prompts)

@@ -15,6 +15,7 @@ LINES = {  # field -> head of its column
   "useful_over_computed": "useful / computed",
   "compilations": "compilations",
   "peak_rss_mb": "peak MB",
+  "host_s": "main thread, s",
   "first_s": "first call, s",
   "med_s": "call, s",
   "start_s": "start to first, s",
@@ -28,6 +29,8 @@ def everything(results: dict, wanted) -> str:
   out."""
   measured = [row for row in wanted if row.name in results["rows"]]
   parts = [machine(results), bars(results, measured), contenders(results, measured)]
+  if left_out := results.get("left_out"):
+    parts.insert(1, left_out)
   return "\n\n".join(parts) + "\n"
 
 

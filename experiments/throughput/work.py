@@ -10,11 +10,13 @@ import numpy as np
 
 PROMPT, RESPONSE = 64, 128  # tokens
 SHORTEST = 8  # tokens of the shortest ragged response
+# what the directory of `--weights` must have
+WEIGHTS = ("config.json", "model.safetensors")
 PAD, END, UNKNOWN, FIRST = 0, 2, 3, 8  # token ids; prompts are drawn from FIRST on
 
 
 class Shape(NamedTuple):
-  """A Qwen3 decoder with tied embeddings."""
+  """A decoder with tied embeddings."""
 
   hidden: int
   layers: int
@@ -35,6 +37,11 @@ SHAPES = {
   "tiny": Shape(16, 2, 4, 2, 8, 32, 64),
   "s": Shape(256, 6, 8, 4, 32, 768, 512),
   "l": Shape(768, 9, 12, 4, 64, 2304, 512),
+  "smollm2": Shape(576, 30, 9, 3, 64, 1536, 49152),
+  # four of its layers with the vocabularies of SmolLM2, Qwen and Gemma
+  "49k": Shape(576, 4, 9, 3, 64, 1536, 49152),
+  "152k": Shape(576, 4, 9, 3, 64, 1536, 151936),
+  "262k": Shape(576, 4, 9, 3, 64, 1536, 262144),
   "0.6b": Shape(1024, 28, 16, 8, 128, 3072, 151936),
   "1.7b": Shape(2048, 28, 16, 8, 128, 6144, 151936),
 }
@@ -43,6 +50,10 @@ PRESETS = {
   "tiny": "tiny",
   "s": "throughput-s",
   "l": "throughput-l",
+  "smollm2": "smollm2-135m",
+  "49k": "throughput-49k",
+  "152k": "throughput-152k",
+  "262k": "throughput-262k",
   "0.6b": "qwen3-0.6b",
   "1.7b": "qwen3-1.7b",
 }
@@ -59,17 +70,17 @@ def prompts(count: int, shape: Shape, length: int, seed: int = 0) -> np.ndarray:
   return np.random.default_rng(seed).integers(FIRST, high, (count, length)).astype(np.int32)
 
 
-def ragged(count: int, longest: int, seed: int = 0) -> np.ndarray:
-  """Response lengths, uniform from SHORTEST to `longest`, int32 [count]."""
-  low = min(SHORTEST, longest)
+def ragged(count: int, longest: int, shortest: int = SHORTEST, seed: int = 0) -> np.ndarray:
+  """Response lengths, uniform from `shortest` to `longest`, int32 [count]."""
+  low = min(shortest, longest)
   return np.random.default_rng(seed + 77).integers(low, longest + 1, count).astype(np.int32)
 
 
-def row_lengths(groups: int, group: int, longest: int) -> np.ndarray:
+def row_lengths(groups: int, group: int, longest: int, shortest: int = SHORTEST) -> np.ndarray:
   """One response length for each of `groups` prompts, int32 [groups]: of `ragged`'s, sorted
   downwards, every `group`-th, so that the longest one stays and the mean is hardly above that of
   all."""
-  return np.sort(ragged(groups * group, longest))[::-1][::group].copy()
+  return np.sort(ragged(groups * group, longest, shortest))[::-1][::group].copy()
 
 
 def forward_flops(shape: Shape, tokens: float, attended: float, logits: float) -> float:

@@ -144,16 +144,19 @@ def advantages(estimator: Estimator, state, groups: Groups, value):
   return advantage, found | {"delta2": test.delta2, "statistic": test.statistic}
 
 
-def squared_unseen(estimator: Estimator, state, groups: Groups, value):
-  """Mean over a prompt's rollouts of (r_i - baseline of the k - 1 others)^2, [P]; NaN without any.
+def squared_unseen(estimator: Estimator, state, groups: Groups, value, weight=1.0):
+  """Mean over a prompt's rollouts of weight_i (r_i - baseline of the k - 1 others)^2, [P]; NaN
+  without any. weight: [P, K] or the same for all.
 
   For rewards in {-1, 1} and a k fixed in advance its expectation is E[1 - mu^2] + MSE of the
   baseline at k - 1, so it ranks baselines on real rollouts without knowing the true mean mu. Give
   the rollouts whose number no outcome has chosen. With k = 1 nothing but the priors is judged (a
-  group mean is 0).
+  group mean is 0). With the squared length of a rollout's gradient as its weight, it is the second
+  moment of the policy gradient.
   """
   others = (estimator.unseen or estimator.baseline)(state, groups, value)
-  total = jnp.sum(jnp.where(groups.mask, (groups.reward - others) ** 2, 0.0), axis=1)
+  square = weight * (groups.reward - others) ** 2
+  total = jnp.sum(jnp.where(groups.mask, square, 0.0), axis=1)
   return jnp.where(groups.k > 0, total / jnp.maximum(groups.k, 1.0), jnp.nan)
 
 
@@ -176,6 +179,8 @@ def advantage(kind: str, reward, mask, value, shaping=0.0, state=()):
     value: [P] the prior V; NaN = it does not speak.
     shaping: [P, K] or a scalar, in units of the mapped reward.
     state: what the estimator has learnt; EWA for "ewa".
+
+  Kinds that weigh rollouts by their score weigh all alike here, where none is given.
 
   Returns:
     (advantage [P, K], 0 where masked; {name: [P]} as in `advantages`).

@@ -33,16 +33,7 @@ def _check(config):
     yield "prior.wrappers", "no history, since the baseline spo counts the history itself"
 
 
-@plug.declare(
-  "estimator",
-  check=_check,
-  half_life=plug.Option(
-    16.0,
-    "training steps in which an earlier visit loses half of its weight",
-    lambda x: x > 0,
-    "above 0",
-  ),
-)
+@plug.declare("estimator", check=_check, half_life=plug.Option(*histories.HALF_LIFE))
 def spo(options, setting):
   """The tracker of the k - 1 other rollouts and all earlier visits."""
   half_life = options.half_life

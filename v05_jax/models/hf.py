@@ -6,6 +6,7 @@ families/base.py. Every tensor of the files is accounted for before the first is
 """
 
 import dataclasses
+import math
 import os
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from v05_jax.models.decoder import ModelConfig
 from v05_jax.models.families import base
 
 SHARD_BYTES = 4 << 30  # of a weights file, at most
+ALIGNMENT = 64  # bytes
 
 
 def load(
@@ -38,7 +40,7 @@ def load(
   head = next((name for name, path in _names(config).items() if path == "head"), None)
   located = files.locate(directory, stored_shapes(config), beside=head)
   kept = lambda path: np.float32 if path[-1].key == "scale" else jnp.dtype(matrices)
-  params = jax.tree_util.tree_map_with_path(lambda path, s: np.empty(s.shape, kept(path)), shapes)
+  params = jax.tree_util.tree_map_with_path(lambda path, s: aligned(s.shape, kept(path)), shapes)
   for file, names in located.items():
     with files.open_tensors(file) as stored:
       for name in names:
@@ -52,6 +54,15 @@ def load(
   if config.tie_embeddings and head:
     _check_head(directory, config, head, params["embedding"])
   return config, params
+
+
+def aligned(shape, dtype) -> np.ndarray:
+  """An array that holds anything, which begins where a CPU's device arrays may: there JAX shares
+  its memory, with all devices, and copies nothing."""
+  size = math.prod(shape) * np.dtype(dtype).itemsize
+  raw = np.empty(size + ALIGNMENT, np.uint8)
+  start = -raw.ctypes.data % ALIGNMENT
+  return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def save(directory, config: ModelConfig, params, tokenizer=None, dtype: str = "float32", stop=()):

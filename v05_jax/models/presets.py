@@ -1,4 +1,4 @@
-"""Named model shapes: two for the built-in tasks, one for tests, two for measurements, and those
+"""Named model shapes: two for the built-in tasks, one for tests, some for measurements, and those
 that the families publish.
 """
 
@@ -57,6 +57,19 @@ _OWN = {
     head_dim=64,
     intermediate_size=2304,
   ),
+  # Few layers of SmolLM2's with the vocabularies of larger models.
+  **{
+    f"throughput-{name}": ModelConfig(
+      vocab_size=vocab,
+      hidden_size=576,
+      num_layers=4,
+      num_heads=9,
+      num_kv_heads=3,
+      head_dim=64,
+      intermediate_size=1536,
+    )
+    for name, vocab in (("49k", 49152), ("152k", 151936), ("262k", 262144))
+  },
 }
 PRESETS: dict[str, ModelConfig] = _OWN | {
   preset: dataclasses.replace(shape, family=name)

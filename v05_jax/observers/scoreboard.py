@@ -6,6 +6,7 @@ The mean squared leave-one-out advantage of a baseline is E[1 - mu^2] plus its m
 estimators are differences of squared error.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +37,51 @@ class Scores(NamedTuple):
   board: Board
 
 
+class Judges(NamedTuple):
+  """Estimators that are judged on a run's own rollouts."""
+
+  labels: list[str]
+  own: int  # which of them is behind the run's advantages
+  init: Callable  # () -> what they have learnt before the first step, by label
+  # (learnt, Draw) -> (learnt after it, [E, P]: `squares` by what they had learnt before)
+  judge: Callable
+
+
+def judges(names, setting: plug.Setting, weigh: Callable = lambda groups: 1.0) -> Judges:
+  """The estimators of these names and the run's own, each rollout weighed by `weigh(Groups)`."""
+  own, judged = plug.label(setting.config.baseline), named(names, setting)
+  program = jax.jit(
+    lambda learnt, groups, values: squares(judged, learnt, groups, values, weigh(groups))
+  )
+
+  def judge(learnt, draw):
+    groups = draw.groups.unconditional._replace(first=None)
+    return program(learnt, groups, values(judged, draw))
+
+  def init():
+    learnt = {}
+    for estimator in judged.values():
+      learnt |= estimator.init()
+    return learnt
+
+  return Judges(list(judged), list(judged).index(own), init, judge)
+
+
+def named(names, setting: plug.Setting) -> dict[str, estimators.Estimator]:
+  """The estimators of these names and the run's own, by label."""
+  labels = {plug.label(name): name for name in (*names, setting.config.baseline)}
+  return {label: estimators.named(name, setting) for label, name in labels.items()}
+
+
+def values(judged, draw) -> dict[str, np.ndarray]:
+  """What each estimator is given as V, [P]: without the history for one that counts it itself."""
+  without = draw.asked.get("history", {}).get("before", draw.value)
+  return {
+    label: without if estimator.counts_history else draw.value
+    for label, estimator in judged.items()
+  }
+
+
 @plug.declare(
   "observer",
   estimators=plug.Option(
@@ -47,41 +93,27 @@ class Scores(NamedTuple):
 )
 def scoreboard(options, setting):
   """Judges by what each estimator had learnt before the step, then lets it learn."""
-  own = plug.label(setting.config.baseline)
-  names = {plug.label(name): name for name in (*options.estimators, setting.config.baseline)}
-  judged = {label: estimators.named(name, setting) for label, name in names.items()}
-  program = jax.jit(lambda learnt, groups, values: squares(judged, learnt, groups, values))
+  jury = judges(options.estimators, setting)
+  labels, own = jury.labels, jury.own
 
   def see(state: Scores, step: Step):
     found: Pairs = {}
     for draw in step.drawn:
-      groups = draw.groups.unconditional._replace(first=None)
-      without = draw.asked.get("history", {}).get("before", draw.value)
-      values = {
-        label: without if estimator.counts_history else draw.value
-        for label, estimator in judged.items()
-      }
-      learnt, each = program(state.learnt, groups, values)
-      board = update(state.board, each, list(judged).index(own))
-      state = Scores(learnt, board)
-      rows = zip(judged, np.asarray(each))
+      learnt, each = jury.judge(state.learnt, draw)
+      state = Scores(learnt, update(state.board, each, own))
+      rows = zip(labels, np.asarray(each))
       found = merge(found, {f"scoreboard/{label}/sq_adv": pair(row) for label, row in rows})
-    return state, found | standings(state.board, list(judged), own)
+    return state, found | standings(state.board, labels, labels[own])
 
-  def init() -> Scores:
-    learnt = {}
-    for estimator in judged.values():
-      learnt |= estimator.init()
-    return Scores(learnt, empty(len(judged)))
-
-  return Observer(see, init)
+  return Observer(see, lambda: Scores(jury.init(), empty(len(labels))))
 
 
-def squares(judged, learnt, groups, values):
-  """(what each estimator has learnt by then, its squared leave-one-out advantages [E, P])."""
+def squares(judged, learnt, groups, values, weight=1.0):
+  """(what each estimator has learnt by then, its squared leave-one-out advantages [E, P], each
+  rollout's times its weight [P, K])."""
   found, after = [], {}
   for label, estimator in judged.items():
-    found.append(estimators.squared_unseen(estimator, learnt, groups, values[label]))
+    found.append(estimators.squared_unseen(estimator, learnt, groups, values[label], weight))
     after |= estimator.learn(learnt, groups, values[label])
   return after, jnp.stack(found)
 

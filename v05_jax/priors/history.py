@@ -7,15 +7,7 @@ from v05_jax import plug
 from v05_jax.priors.base import Layer
 
 
-@plug.declare(
-  "wrapper",
-  half_life=plug.Option(
-    16.0,
-    "training steps in which a prompt's earlier outcomes lose half of their weight",
-    lambda x: x > 0,
-    "above 0",
-  ),
-)
+@plug.declare("wrapper", half_life=plug.Option(*histories.HALF_LIFE))
 def history(options, setting):
   """V and the history, by the precisions that both have shown (`history.fuse`)."""
 

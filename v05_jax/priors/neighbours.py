@@ -93,11 +93,8 @@ def make_features(config, params, mesh, max_prompt: int) -> Callable:
 
   The prompts go through in blocks of a fixed number of rows, one compiled shape for a given P.
   """
-
   params = cast(config, params)
-  # A copy, for placing may alias what a training step overwrites.
-  own = lambda x, where: jnp.copy(distributed.put(x, where))
-  params = jax.tree.map(own, params, sharding.param_shardings(mesh, params))
+  params = distributed.keep(params, sharding.param_shardings(mesh, params))
   rows, embed = NamedSharding(mesh, SPLIT), make_embed(config, mesh)
   devices, most = sharding.lanes(mesh), most_rows(mesh, max_prompt)
 
@@ -119,8 +116,9 @@ def make_features(config, params, mesh, max_prompt: int) -> Callable:
 def cast(config, params):
   """Matrices in the compute dtype, to which the model casts them anyway: half the memory in
   bfloat16."""
-  keep = lambda path, x: x if path[-1].key == "scale" else x.astype(jnp.dtype(config.dtype))
-  return jax.tree_util.tree_map_with_path(keep, params)
+  wanted = lambda path, x: x.dtype if path[-1].key == "scale" else jnp.dtype(config.dtype)
+  change = lambda path, x: x if x.dtype == wanted(path, x) else x.astype(wanted(path, x))
+  return jax.tree_util.tree_map_with_path(change, params)
 
 
 def most_rows(mesh, max_prompt: int) -> int:

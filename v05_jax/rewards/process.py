@@ -14,8 +14,9 @@ import time
 LONGEST_REPLY = 1 << 16  # bytes
 ENDING = 5.0  # seconds a process may take to end, by itself or when it is killed
 BOOT = (
-  "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-  "from v05_jax.rewards import worker; worker.main(int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))"
+  "import importlib, json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+  "module, function, *arguments = json.loads(sys.argv[3]); "
+  "getattr(importlib.import_module(module), function)(int(sys.argv[2]), *arguments)"
 )
 
 log = logging.getLogger(__name__)
@@ -25,35 +26,51 @@ class Lost(Exception):
   """A worker is of no further use; says why."""
 
 
-class Worker:
-  """A fresh interpreter that runs `rewards.worker.main`, in a session of its own.
+def start(module: str, function: str, arguments: list, environment: dict[str, str]):
+  """A fresh interpreter that calls `function(descriptor, *arguments)` of a module of the package
+  -> (its process, our end of the socket whose other end is its `descriptor`).
 
-  Its own session keeps the terminal's Ctrl-C from it and lets `kill` end the processes that it has
-  started. `dropped` is called for each reply to another job than the present one. Raises OSError
+  It runs in a session of its own, which keeps the terminal's Ctrl-C from it, with `environment`
+  beside this process's own; its standard input is a pipe that nothing is written to. Raises OSError
   where the system has no room for a further process.
+  """
+  path = [p or os.getcwd() for p in sys.path]
+  if os.getcwd() not in path:  # where the run was started, and often the user's function lies
+    path.append(os.getcwd())
+  ours, theirs = socket.socketpair()
+  with theirs:
+    given = [json.dumps(path), str(theirs.fileno()), json.dumps([module, function, *arguments])]
+    try:
+      process = subprocess.Popen(
+        [sys.executable, "-P", "-c", BOOT, *given],
+        stdin=subprocess.PIPE,
+        stdout=2,  # what a stranger's code prints must not mix with the run's own output
+        pass_fds=[theirs.fileno()],
+        start_new_session=True,
+        env=os.environ | environment,
+      )
+    except BaseException:
+      ours.close()
+      raise
+  return process, ours
+
+
+class Worker:
+  """A process that runs `rewards.worker.main`.
+
+  Its own session lets `kill` end the processes that it has started. `dropped` is called for each
+  reply to another job than the present one. Raises OSError as `start` does.
   """
 
   def __init__(self, target: str, memory: int, dropped: Callable[[], None]):
-    path = [p or os.getcwd() for p in sys.path]
-    if os.getcwd() not in path:  # where the run was started, and often the user's function lies
-      path.append(os.getcwd())
     self._dropped, self._unread = dropped, b""
     self.judged = False  # whether it has given a verdict
-    self._socket, theirs = socket.socketpair()
-    with theirs:
-      arguments = [json.dumps(path), str(theirs.fileno()), target, str(memory)]
-      try:
-        self.process = subprocess.Popen(
-          [sys.executable, "-P", "-c", BOOT, *arguments],
-          stdin=subprocess.PIPE,
-          stdout=2,  # what a reward function prints must not mix with the run's own output
-          pass_fds=[theirs.fileno()],
-          start_new_session=True,
-          env=os.environ | {"JAX_PLATFORMS": "cpu"},  # the accelerator is the trainer's
-        )
-      except BaseException:
-        self._socket.close()
-        raise
+    self.process, self._socket = start(
+      "v05_jax.rewards.worker",
+      "main",
+      [target, memory],
+      {"JAX_PLATFORMS": "cpu"},  # the accelerator is the trainer's
+    )
 
   def exchange(self, number: int, message: bytes, timeout: float) -> tuple[float, str]:
     """Sends a message and waits for the reply of that number -> (reward, error).

@@ -18,7 +18,6 @@ import functools
 import itertools
 import json
 from multiprocessing.connection import Connection
-import os
 import random
 import re
 import sys
@@ -83,7 +82,7 @@ def dataset(task: str, options: dict[str, Any], seed: int = 0, size: int = 1):
   except ImportError as error:
     raise ValueError(
       f"reasoning_gym:{task} needs the package reasoning-gym: pip install reasoning-gym, or this "
-      f"package with its extra reasoning_gym ({error})"
+      f"package with its extra reasoning-gym ({error})"
     ) from None
   if task not in DATASETS:
     near = difflib.get_close_matches(task, DATASETS, 3, 0.5) or sorted(DATASETS)
@@ -116,7 +115,6 @@ def serve(descriptor: int, sources: list[tuple[str, dict[str, Any]]], seed: int)
   arguments where the process was started with a fixed PYTHONHASHSEED: some tasks go through sets of
   texts, and one draws from Python's own stream, which is seeded for each entry.
   """
-  os.dup2(2, 1)  # what a generator prints must not mix with the run's own output
   connection = Connection(descriptor)
   streams = [entries(task, options, seed) for task, options in sources]
   with contextlib.suppress(EOFError, OSError):

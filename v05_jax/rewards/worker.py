@@ -9,7 +9,6 @@ seconds to start and could claim the accelerator.
 import builtins
 import contextlib
 import ctypes
-import importlib
 import inspect
 import json
 import math
@@ -23,10 +22,11 @@ import sys
 import threading
 import traceback
 
+from v05_jax.names import describe, resolve
+
 HEAD = struct.Struct("!QQ")  # before each job: its number, and the bytes of its pickle
 LARGEST = 3.4028234e38  # float32's, which rewards are kept in
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-STANDARD_LIBRARY = os.path.dirname(os.__file__)
 
 
 def main(descriptor: int, target: str, memory: int):
@@ -110,17 +110,6 @@ def load(target: str):
   return function
 
 
-def resolve(target: str):
-  """The function that "module:function" names; raises ImportError, AttributeError or TypeError."""
-  module, _, name = target.partition(":")
-  function = importlib.import_module(module)
-  for part in name.split("."):
-    function = getattr(function, part)
-  if not callable(function):
-    raise TypeError(f"{name} is a {type(function).__name__}, expected a function")
-  return function
-
-
 def verdict(function, prompt: str, response: str, row: dict) -> tuple[float, str]:
   """(reward, "") or (NaN, what went wrong)."""
   for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
@@ -144,24 +133,6 @@ def _is_number(reward) -> bool:
   kind = getattr(getattr(reward, "dtype", None), "kind", "f")  # of numpy
   text = isinstance(reward, (str, bytes, complex)) or kind in tuple("cSUOMm")
   return hasattr(reward, "__float__") and not text
-
-
-def describe(error: BaseException) -> str:
-  """The exception in one line, with the place in the user's file that it came from: of the lines on
-  its way, the last that is no library's."""
-  try:
-    text = " ".join("".join(traceback.format_exception_only(error)).split())[:500]
-  except BaseException:  # an exception whose own __str__ raises
-    text = type(error).__name__
-  # The first frame is the one that caught it.
-  places = [(x.f_code.co_filename, line) for x, line in traceback.walk_tb(error.__traceback__)]
-  ours = (__file__, importlib.__file__, "")
-  places = [(name, line) for name, line in places[1:] if name not in ours and name[0] != "<"]
-  library = lambda name: (
-    name.startswith(STANDARD_LIBRARY) or f"{os.sep}site-packages{os.sep}" in name
-  )
-  places = [(name, line) for name, line in places if not library(name)] or places
-  return f"{text} ({places[-1][0]}:{places[-1][1]})" if places else text
 
 
 def _follow_parent():

@@ -40,15 +40,6 @@ def stopped(step: int) -> Preempted:
   return Preempted(f"stopped by a signal; saved at step {step}, the same command continues")
 
 
-def failing(skipped: int, step: int) -> FloatingPointError:
-  """What a loop of supervised training raises when the last `skipped` updates, up to that of
-  `step`, were not finite."""
-  return FloatingPointError(
-    f"{skipped} updates in a row had a non-finite loss or gradient and were skipped, the last one "
-    f"at step {step}; the checkpoints before them are kept"
-  )
-
-
 def due(step: int, period: int) -> bool:
   """Whether something done every `period` steps falls on this one; 0 = never."""
   return period > 0 and step % period == 0
@@ -117,7 +108,7 @@ class Checkpoints:
         stored = leaves.named(metadata.tree)
     except Exception as error:
       _raise_if_lost(error)
-      raise self._unreadable(step, where, _one_line(error)) from error
+      raise self._unreadable(step, where, configuration.one_line(error)) from error
     known = metadata.custom_metadata or {}
     if (found := known.get(STEP, step)) != step:
       raise self._unreadable(step, where, f"found the state after step {found} in it")
@@ -144,7 +135,7 @@ class Checkpoints:
         restored = self._manager().restore(step, args=Restore(abstract))
     except Exception as error:
       _raise_if_lost(error)
-      raise self._unreadable(step, where, _one_line(error)) from error
+      raise self._unreadable(step, where, configuration.one_line(error)) from error
     values, form = jax.tree.flatten(example)
     return form.unflatten(
       [
@@ -203,7 +194,7 @@ class Checkpoints:
 
   def _not_written(self, step, state, error) -> str:
     full = "No space left" in str(error) or "quota" in str(error)
-    reason = "the disk is full" if full else _one_line(error)
+    reason = "the disk is full" if full else configuration.one_line(error)
     needed = sum(x.nbytes for x in jax.tree.leaves(state))
     space = f"it needs about {needed / 1e6:.1f} MB{files.space(self._path).replace(';', ',')}"
     last = max(self._manager().all_steps(), default=None)
@@ -333,9 +324,3 @@ def _quiet():
     yield
   finally:
     logging.set_verbosity(level)
-
-
-def _one_line(error: BaseException) -> str:
-  text = " ".join(str(error).split())
-  text = text if len(text) <= 400 else f"{text[:150]} ... {text[-250:]}"
-  return f"{type(error).__name__}: {text}"

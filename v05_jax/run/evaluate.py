@@ -18,6 +18,7 @@ from v05_jax import benchmarks, data, rewards, rng, tasks
 from v05_jax import config as configuration
 from v05_jax.budgets.base import fixed_number
 from v05_jax.groups import map_reward
+from v05_jax.models import tokenizer as tokenizers
 from v05_jax.observers.base import pair
 from v05_jax.run import checkpoint, files, metrics, success
 from v05_jax.run.export import parameters
@@ -38,6 +39,7 @@ class Result(NamedTuple):
   success: np.ndarray
   tokens: np.ndarray  # int [n, K] of the response, EOS included; 0 where nothing was sampled
   ended: np.ndarray  # bool [n, K] EOS was sampled; False = truncated at the limit
+  responses: np.ndarray  # str [n, K] as verifiers read them; "" where nothing was sampled
 
   @property
   def sampled(self) -> np.ndarray:
@@ -99,15 +101,14 @@ def make(policy, config, mesh, collect) -> Evaluate:
   def evaluate(params, sample_all=False) -> Result:
     probability = exact(params, prompts.rows) if exact else np.full(size, np.nan)
     wanted = np.full(size, bool(options.samples)) & (np.isnan(probability) | sample_all)
-    shape = size, options.samples
+    texts = np.full((size, options.samples), "", object)
     if not wanted.any():
-      return Result(
-        prompts.rows,
-        probability,
-        np.full(shape, np.nan),
-        np.zeros(shape, int),
-        np.zeros(shape, bool),
+      nothing = (
+        np.full(texts.shape, np.nan),
+        np.zeros(texts.shape, int),
+        np.zeros(texts.shape, bool),
       )
+      return Result(prompts.rows, probability, *nothing, texts)
     key = rng.at(config.seed, 0, rng.EVAL)
     rolls, stats = collect(params, prompts.replace(mask=wanted), key, order)
     if "sampler/not_finite" in stats:
@@ -116,7 +117,11 @@ def make(policy, config, mesh, collect) -> Evaluate:
         "are damaged, or too large for config.policy.dtype"
       )
     share = (map_reward(rolls.reward, config.rewards.low, config.rewards.high) + 1) / 2
-    return Result(prompts.rows, probability, share, rolls.length, rolls.ended)
+    for tokens, i, j in zip(rolls.tokens, rolls.prompt, rolls.index):
+      if rolls.length[i, j]:
+        ids = tokens[: rolls.length[i, j]]
+        texts[i, j] = tokenizers.decode_response(policy.tokenizer, ids, policy.stop)
+    return Result(prompts.rows, probability, share, rolls.length, rolls.ended, texts)
 
   return Evaluate(dataset, evaluate)
 
@@ -319,8 +324,9 @@ def lines(result: Result) -> list[dict]:
       "success": [bare(x) for x in share],
       "tokens": tokens.tolist(),
       "ended": ended.tolist(),
+      "responses": responses.tolist(),
     }
-    for row, exact, share, tokens, ended in zip(*result, strict=True)
+    for row, exact, share, tokens, ended, responses in zip(*result, strict=True)
   ]
 
 
@@ -331,7 +337,7 @@ def read(workdir: str) -> Result:
   try:
     found = [json.loads(line) for line in file.read_text().splitlines()]
     floats = lambda key: np.array([line[key] for line in found], float)
-    tokens, ended = (np.array([line[key] for line in found]) for key in ("tokens", "ended"))
-    return Result(tuple(found), floats("exact"), floats("success"), tokens, ended)
+    arrays = (np.array([line[key] for line in found]) for key in ("tokens", "ended", "responses"))
+    return Result(tuple(found), floats("exact"), floats("success"), *arrays)
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise ValueError(f"{file}: cannot be read as what --mode=eval writes: {error!r:.200}") from None

@@ -67,6 +67,18 @@ METRICS = {
   "far: negative = the "
   "estimator fits this run better",
   "scoreboard/*/standard_error": "of the difference, over prompts",
+  "noise/rho": "mean score of failed rollouts over that of successful ones, all prompts together; "
+  "a rollout's score w is the sum over its tokens of (1 - p)^2, p as the sampler had it, and "
+  "stands for the squared length of its gradient",
+  "noise/w_reward": "mean reward weighted by w, value units: the one baseline for all prompts that "
+  "leaves the least noise in the gradient",
+  "noise/second_moment": "mean of w A^2, A the leave-one-out advantage by the run's own baseline, "
+  "of rollouts whose number was fixed in advance",
+  "noise/*/ratio": "the same by another estimator over that by the run's own, mean over all "
+  "prompts so far: below 1 = a policy gradient with less noise",
+  "noise/*/standard_error": "of the ratio, over prompts",
+  "noise/effective_sample_size": "rollouts that the update's gradient is made of, were all shares "
+  "in it the same: (sum c)^2 / sum c^2, c = weight in the loss x |A| x sqrt(w)",
   "advantage/mean_square": "mean squared advantage",
   "advantage/zero_share": "share of rollouts whose advantage is 0",
   "loss/total": "the loss that was minimised",

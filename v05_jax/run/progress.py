@@ -12,6 +12,7 @@ from v05_jax.scale import distributed
 
 # What a run's line on the terminal shows.
 SHOWN = ("eval/accuracy", "reward", "k/mean")
+PERIOD = 60.0  # seconds between two lines in a log
 
 
 class CompilationCounter:
@@ -45,7 +46,7 @@ class CompilationCounter:
 
 
 class Progress:
-  """One line on a terminal: steps, rate, time left and a few values; silent when not on a terminal.
+  """Steps, rate, time left and a few values: one line on a terminal, anywhere else a line a minute.
 
   The rate is that of the last steps of this process, so compilation and resumed steps do not
   distort it.
@@ -53,26 +54,32 @@ class Progress:
 
   def __init__(self, total: int, done: int = 0, stream=None, clock=time.monotonic):
     self._total, self._stream, self._clock = total, stream or sys.stderr, clock
-    self._shown = distributed.first() and self._stream.isatty()
-    self._recent = collections.deque([(clock(), done)], maxlen=20)
+    self._shown, self._terminal = distributed.first(), self._stream.isatty()
+    began = clock()
+    self._recent = collections.deque([(began, done)], maxlen=20)
+    self._next = began + PERIOD  # when a log gets its next line
     self._wrote = False
 
   def update(self, done: int, values: dict[str, float], names=SHOWN):
     """Shows `done` of `total` and those of `names` that have a value."""
     self._recent.append((self._clock(), done))
-    if not self._shown:
-      return
     (start, first), (now, last) = self._recent[0], self._recent[-1]
+    if not self._shown or (not self._terminal and now < self._next):
+      return
     rate = (last - first) / (now - start) if now > start else 0.0
     left = f"{_clock_time((self._total - done) / rate)} left" if rate else ""
     shown = [f"{name} {values[name]:.3g}" for name in names if name in values]
-    parts = [f"step {done}/{self._total}", f"{rate:.2f} steps/s", left, *shown]
-    line = "  ".join(part for part in parts if part)
-    width = shutil.get_terminal_size().columns - 1
-    self._show(f"\r{line[:width]}\x1b[K")
+    speed = f"{rate:.2f} steps/s" if rate >= 1 or not rate else f"{1 / rate:.1f} s a step"
+    line = "  ".join(x for x in (f"step {done}/{self._total}", speed, left, *shown) if x)
+    if self._terminal:
+      width = shutil.get_terminal_size().columns - 1
+      self._show(f"\r{line[:width]}\x1b[K")
+    else:
+      self._next = now + PERIOD
+      self._show(f"{line}\n")
 
   def close(self):
-    if self._shown and self._wrote:
+    if self._shown and self._wrote and self._terminal:
       self._show("\n")
 
   def _show(self, text: str):

@@ -63,7 +63,7 @@ def _check_once(workdirs: list[str]):
   """Raises ValueError for a run that is there twice: it would count as two seeds of a method."""
   seen: dict[str, str] = {}
   for workdir in workdirs:
-    place = os.fspath(files.folder(workdir))
+    place = os.path.realpath(files.folder(workdir))
     if place in seen:
       raise ValueError(f"--workdir: found {seen[place]} and {workdir}, expected each run once")
     seen[place] = workdir

@@ -9,7 +9,6 @@ demonstrator at every step, rows of a file by their response, or else their answ
 
 from collections.abc import Callable
 import functools
-import time
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -21,8 +20,7 @@ from v05_jax import data, models, problems, rng, tasks
 from v05_jax.models import hf
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.observers.base import pair
-from v05_jax.run import checkpoint, files, lock, writer
-from v05_jax.run.progress import Progress
+from v05_jax.run import checkpoint, files, lock, supervised
 from v05_jax.scale import distributed, sharding
 from v05_jax.structs import Prompts, Rollouts
 from v05_jax.update import packing, policy_gradient
@@ -65,7 +63,7 @@ class Trainer(NamedTuple):
     """One update on the examples of step `number`, and what it measured."""
     batch, used = self.pack(self.examples(number))
     params, opt_state, found = self.update.step(state.params, state.opt_state, batch, used)
-    skipped = np.asarray(found["grad/skipped"][0] * (state.skipped + 1), np.int32)
+    skipped = (found["grad/skipped"][0] * (state.skipped + 1)).astype(np.int32)
     measured = {name: found[name] for name in ("grad/norm", "grad/skipped")}
     return State(params, opt_state, skipped), measured | {"sft/loss": found["loss/total"]}
 
@@ -86,36 +84,20 @@ def sft(config, workdir: str) -> dict[str, float]:
   asked it to stop.
   """
   prepare(config, workdir)
-  trainer, total = make(config), config.sft.steps
-  with (
-    lock.Lock(workdir) as held,
-    checkpoint.Checkpoints(workdir, config.checkpoint.keep, held) as saved,
-    checkpoint.Preemption() as preemption,
-  ):
-    first = saved.latest() or 0
-    state = saved.restore(first, trainer.init(), trainer.rows) if first else trainer.init()
-    with writer.Writer(workdir, config, first) as log, Progress(total, first) as progress:
-      if not first:
-        log.write(0, 0, trainer.evaluate(state.params))
-      for number in range(first, total):
-        began = time.perf_counter()
-        state, measured = trainer.step(state, number)
-        done, last = number + 1, number + 1 == total
-        if last or checkpoint.due(done, config.eval.period):
-          measured |= trainer.evaluate(state.params)
-        log.write(done, 0, measured | {"time/step": (time.perf_counter() - began, 1)})
-        progress.update(done, log.latest, SHOWN)
-        if state.skipped > config.loss.max_skipped:
-          raise checkpoint.failing(int(state.skipped), done)
-        # While updates fail, the checkpoints before them are kept.
-        regular = checkpoint.due(done, config.checkpoint.period) and not state.skipped
-        if last or preemption.requested or regular:
-          log.flush()
-          saved.save(done, state, trainer.rows)
-        if preemption.requested and not last:
-          raise checkpoint.stopped(done)
-      log.flush()
-      latest = dict(log.latest)
+  trainer = make(config)
+  state = trainer.init()
+  trainer = trainer._replace(policy=trainer.policy._replace(params=None))  # now in the state
+  training = supervised.Training(
+    state,
+    trainer.step,
+    lambda state: trainer.evaluate(state.params),
+    config.sft.steps,
+    SHOWN,
+    at_first=True,
+    data=trainer.rows,
+  )
+  with lock.Lock(workdir) as held:
+    state, latest = supervised.train(config, workdir, held, training)
   policy = trainer.policy
   params = jax.device_get(state.params)
   directory = epath.Path(workdir) / "hf"

@@ -15,6 +15,7 @@ import zlib
 
 import jax
 from jax.experimental import multihost_utils
+import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 import numpy as np
 
@@ -126,6 +127,13 @@ def put(tree, shardings):
 
   of = lambda where, part: jax.tree.map(functools.partial(place, where), part)
   return jax.tree.map(of, shardings, tree, is_leaf=lambda x: isinstance(x, Sharding))
+
+
+def keep(tree, shardings):
+  """`put`, where no later program can overwrite it. Device arrays are copied, as placing may share
+  their memory and donation gives that away; the memory of host arrays is never overwritten."""
+  own = lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x
+  return put(jax.tree.map(own, tree), shardings)
 
 
 def fetch(tree):

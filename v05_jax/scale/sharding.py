@@ -99,6 +99,21 @@ def param_specs(mesh: Mesh, params, decode: bool = False):
   return jax.tree_util.tree_map_with_path(find, params)
 
 
+def spread(mesh: Mesh, specs, tree):
+  """`specs` of a tree of arrays, or of their shapes, with the first free dimension that divides
+  split along `data` too."""
+  size = mesh.shape["data"]
+
+  def split(spec, x):
+    axes = (*spec, *(None,) * (x.ndim - len(spec)))
+    whole = lambda axis: axis is None or mesh.shape[axis] == 1
+    free = (i for i, n in enumerate(x.shape) if whole(axes[i]) and n % size == 0)
+    chosen = next(free, None) if size > 1 else None
+    return spec if chosen is None else PartitionSpec(*axes[:chosen], "data", *axes[chosen + 1 :])
+
+  return jax.tree.map(split, specs, tree, is_leaf=_is_spec)
+
+
 def shardings(mesh: Mesh, specs):
   """The same tree with every PartitionSpec made a NamedSharding on `mesh`."""
   return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=_is_spec)

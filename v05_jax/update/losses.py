@@ -20,7 +20,7 @@ MAX_LOG_RATIO = 20.0
 MASKED = -1e30  # logit of an id that is left out; finite, so that 0 * logit is 0
 
 
-def _varying_like(x, like):
+def varying_like(x, like):
   """`x`, marked inside `shard_map` as varying over the mesh axes that `like` varies over.
 
   Without this the gradient of a replicated `x` used inside a scan is summed over devices once per
@@ -45,12 +45,12 @@ def _chunk_logprobs(hidden, unembed, targets, temperature, usable):
 
 
 @jax.custom_vjp
-def _reorder(x, order, inverse):
+def reorder(x, order, inverse):
   """x[order] for a permutation: its gradient is read in the inverse order instead of scattered."""
   return x[order]
 
 
-_reorder.defvjp(
+reorder.defvjp(
   lambda x, order, inverse: (x[order], (order, inverse)),
   lambda orders, g: (g[orders[1]], None, None),
 )
@@ -73,8 +73,8 @@ def counted_logprobs(hidden, unembed, targets, temperature, chunk, mask, usable=
     -1, chunk, *x.shape[1:]
   )
   counted = flat(mask)[order]
-  hidden = jnp.where(counted[:, None], _reorder(flat(hidden), order, inverse), 0)
-  unembed = _varying_like(unembed.astype(hidden.dtype), hidden)
+  hidden = jnp.where(counted[:, None], reorder(flat(hidden), order, inverse), 0)
+  unembed = varying_like(unembed.astype(hidden.dtype), hidden)
 
   def step(x):
     hidden, targets, some = x
@@ -85,7 +85,7 @@ def counted_logprobs(hidden, unembed, targets, temperature, chunk, mask, usable=
     return jax.lax.cond(some, compute, lambda h: (zeros, zeros), hidden)
 
   out = jax.lax.map(step, (cut(hidden), cut(flat(targets)[order]), cut(counted).any(1)))
-  back = lambda x: _reorder(x.reshape(-1)[: mask.size], inverse, order).reshape(mask.shape)
+  back = lambda x: reorder(x.reshape(-1)[: mask.size], inverse, order).reshape(mask.shape)
   return tuple(jnp.where(mask, back(x), 0.0) for x in out)
 
 
@@ -117,7 +117,7 @@ def token_logprobs(hidden, unembed, targets, temperature, chunk, mask=None, usab
   if mask is not None:
     hidden = jnp.where(mask[..., None], hidden, 0)
   hidden = hidden.reshape(tokens, hidden.shape[-1])
-  unembed = _varying_like(unembed.astype(hidden.dtype), hidden)
+  unembed = varying_like(unembed.astype(hidden.dtype), hidden)
   targets = targets.reshape(tokens)
 
   if chunks == 1:

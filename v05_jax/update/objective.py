@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from v05_jax import structs
 from v05_jax.models import decoder, flash
 from v05_jax.scale import sharding
-from v05_jax.update import losses
+from v05_jax.update import blocks, losses
 
 CPU_CHUNK = 256  # tokens whose logits exist at once on a CPU, at most: they stay in cache
 
@@ -53,6 +53,8 @@ def make_logprobs(model_config, loss_config, temperature: float, mesh) -> Callab
     params = params | {"embedding": constrain(params["embedding"], PartitionSpec())}
     hidden = hidden_states(params, batch)
     if model_config.backend == "cpu" and groups == 1:
+      if model_config.vocab_size > blocks.BLOCK:
+        return blocks.logprobs(hidden, matrix, batch.target, temperature, mask, usable)
       fewer = min(chunk, CPU_CHUNK)
       return losses.counted_logprobs(hidden, matrix, batch.target, temperature, fewer, mask, usable)
     # A chunk of tokens from several devices along `fsdp` would make each of them compute all of its

@@ -98,7 +98,9 @@ def make(
 
   # Everything is placed before the call, so that the program sees one kind of argument and compiles
   # once, whether parameters come from a file, a checkpoint or the last step.
-  place = lambda params: distributed.put(jax.tree.map(_as, params, like[0]), at_params)
+  def place(params, put=distributed.put):
+    return put(jax.tree.map(_as, params, like[0]), at_params)
+
   feed = partial(_feed, at_rows, whole)
 
   def others(batch, used, reference):
@@ -117,7 +119,7 @@ def make(
 
   return Update(
     place=place,
-    freeze=lambda params: None if model_config.adapters else jax.tree.map(jnp.copy, place(params)),
+    freeze=lambda params: None if model_config.adapters else place(params, distributed.keep),
     init=lambda params: initialise(place(params)),
     step=step,
     loss_and_grad=lambda params, batch, used, reference=None: run.gradient(
@@ -154,17 +156,21 @@ def make_programs(model_config, loss_config, optimizer, mesh, temperature: float
   # The specs name `data` alone. Where parameters and rows are split along `fsdp` too, jit's
   # shardings say so, and inside the program the compiler sees to it.
   split, same = PartitionSpec(None, "data"), PartitionSpec()
-  at_gradient = whole, lora.split(at_params)[0], whole
+  trained = lora.split(at_params)[0]
+  gradient = mapped(
+    gradient, (same, split, same, same), same, out_shardings=(whole, trained, whole)
+  )
+  spread = sharding.shardings(
+    mesh, sharding.spread(mesh, lora.split(specs)[0], lora.split(like[0])[0])
+  )
   return Programs(
-    step=mapped(
-      make_step(optimizer, gradient),
-      in_specs=(same, same, split, same, same),
-      out_specs=same,
+    step=jax.jit(
+      make_step(optimizer, gradient, spread),
       donate_argnums=(0, 1),
       in_shardings=(at_params, at_state, at_rows, whole, at_params if copied else None),
       out_shardings=(at_params, at_state, whole),
     ),
-    gradient=mapped(gradient, (same, split, same, same), same, out_shardings=at_gradient),
+    gradient=gradient,
     recompute=mapped(
       partial(recompute, logprobs),
       in_specs=(same, split, same),
@@ -199,12 +205,14 @@ def _check_reference(kl_coef, copied, reference):
 
 
 def layout(model_config, optimizer, mesh):
-  """-> specs of the parameters, and what stands for them and for the optimiser state, which follows
-  them: shapes and shardings."""
+  """-> specs of the parameters, and what stands for them and for the optimiser state: shapes and
+  shardings. The state follows the parameters, but is split along `data` too (ZeRO, arXiv
+  1910.02054, stage 1)."""
   params = jax.eval_shape(lambda: decoder.init(model_config, jax.random.key(0)))
   state = jax.eval_shape(optimizer.init, lora.split(params)[0])
-  specs, at_state = (sharding.param_specs(mesh, tree) for tree in (params, state))
-  at_params, at_state = (sharding.shardings(mesh, tree) for tree in (specs, at_state))
+  specs = sharding.param_specs(mesh, params)
+  of_state = sharding.spread(mesh, sharding.param_specs(mesh, state), state)
+  at_params, at_state = (sharding.shardings(mesh, tree) for tree in (specs, of_state))
   place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
   return specs, jax.tree.map(place, params, at_params), jax.tree.map(place, state, at_state)
 
@@ -277,15 +285,21 @@ def recompute_all(again, feed, params, batches):
   return out, jax.tree.map(lambda *x: sum(x), *gaps) if gaps else (0.0, 0)
 
 
-def make_step(optimizer, gradient) -> Callable:
-  """-> update(params, opt_state, batch, used, reference) -> (params, opt_state, Metrics), inside
-  `sharding.mapped`: one optimiser step, or none where loss or gradient norm is not finite."""
+def make_step(optimizer, gradient, spread) -> Callable:
+  """-> update(params, opt_state, batch, used, reference) -> (params, opt_state, Metrics): one
+  optimiser step, or none where loss or gradient norm is not finite.
+
+  spread: shardings of the trainable parameters as the optimiser has them, of which each device
+  computes a part; the new parameters are gathered from all.
+  """
+  pin = partial(jax.tree.map, jax.lax.with_sharding_constraint)
 
   def update(params, opt_state, batch, used, reference):
     loss, grads, metrics = gradient(params, batch, used, reference)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     params, frozen = lora.split(params)
+    params, grads = pin(params, spread), pin(grads, spread)
     updates, new_state = optimizer.update(grads, opt_state, params)
     new_params = optax.apply_updates(params, updates)
     keep = partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))

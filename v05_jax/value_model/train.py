@@ -17,7 +17,6 @@ import dataclasses
 import functools
 import os
 import shutil
-import time
 from typing import Any, NamedTuple
 import zlib
 
@@ -31,8 +30,7 @@ import optax
 from v05_jax import config as configuration
 from v05_jax import rng
 from v05_jax.models import hf
-from v05_jax.run import checkpoint, files, lock, writer
-from v05_jax.run.progress import Progress
+from v05_jax.run import checkpoint, files, lock, supervised
 from v05_jax.scale import sharding
 from v05_jax.update import optimizer as optimizers
 from v05_jax.value_model import batches, directory, measure, objective, pairs, tabpfn, v0
@@ -40,6 +38,7 @@ from v05_jax.value_model.initial import begin
 
 SYNTHETIC = "synthetic"  # value.data of a head alone
 BY_TASKS = PartitionSpec(sharding.ROWS)  # of a batch: its tasks over the devices
+HELDOUT = "value/heldout/"  # what the names of measures on held-out pairs begin with
 SHOWN = ("value/loss", "value/heldout/gauc", "value/heldout/rmse")  # on the terminal
 
 
@@ -67,7 +66,7 @@ class Trainer(NamedTuple):
 
   model: v0.ValuePrior
   state: State  # the first one
-  step: Callable  # (State, step) -> (State, {name: []})
+  step: Callable  # (State, step) -> (State, pairs)
   evaluate: Callable  # ValuePrior -> measure.Predictions, or None
 
 
@@ -81,36 +80,21 @@ def train_value(config, workdir: str) -> v0.ValuePrior:
   when a signal asked it to stop.
   """
   prepare(config, workdir)
-  with (
-    lock.Lock(workdir) as held,
-    checkpoint.Checkpoints(workdir, config.checkpoint.keep, held) as saved,
-    checkpoint.Preemption() as preemption,
-  ):
-    trainer, total, predictions = make(config), config.value.steps, None
-    state, first = resume(trainer, saved)
-    with writer.Writer(workdir, config, first) as log, Progress(total, first) as progress:
-      for number in range(first, total):
-        # of the updates before, which have ended
-        began, failed = time.perf_counter(), int(state.skipped)
-        state, measured = trainer.step(state, number)
-        done, last = number + 1, number + 1 == total
-        if last or checkpoint.due(done, config.eval.period):
-          predictions = trainer.evaluate(with_params(trainer.model, state.params))
-          measured |= heldout(predictions)
-        found = {f"value/{name}": (x, 1) for name, x in measured.items()}
-        log.write(done, 0, found | {"time/step": (time.perf_counter() - began, 1)})
-        progress.update(done, log.latest, SHOWN)
-        if failed > config.loss.max_skipped:
-          raise checkpoint.failing(failed, done - 1)
-        # While updates fail, the checkpoints before them are kept.
-        regular = checkpoint.due(done, config.checkpoint.period)
-        if last or preemption.requested or (regular and not failed):
-          log.flush()
-          saved.save(done, state)
-        if preemption.requested and not last:
-          raise checkpoint.stopped(done)
-    model = with_params(trainer.model, state.params)
-    finish(model, predictions if first < total else trainer.evaluate(model), workdir)
+  folder = files.folder(workdir)
+  with lock.Lock(workdir) as held:
+    trainer = make(config)
+    model_of = lambda state: with_params(trainer.model, state.params)
+    evaluate = lambda state: heldout(trainer.evaluate(model_of(state)), folder)
+    check = functools.partial(check_pairs, trainer.state)
+    training = supervised.Training(
+      trainer.state, trainer.step, evaluate, config.value.steps, SHOWN, check
+    )
+    state, latest = supervised.train(config, workdir, held, training)
+    model = model_of(state)
+    save(model, folder / "v0")
+  if measures := [f"{name} {x:.3f}" for name, x in latest.items() if name.startswith(HELDOUT)]:
+    print("  ".join(measures))
+  print(f"the model is in {folder / 'v0'}")
   return model
 
 
@@ -127,36 +111,22 @@ def prepare(config, workdir: str):
   checkpoint.check_config(workdir, config)
 
 
-def resume(trainer: Trainer, saved: checkpoint.Checkpoints) -> tuple[State, int]:
-  """(state, its step): of the newest checkpoint, or before the first step. Raises ValueError where
-  that has learned from other pairs."""
-  first = saved.latest() or 0
-  if not first:
-    return trainer.state, 0
-  state = saved.restore(first, trainer.state)
-  if state.digest != trainer.state.digest:
+def check_pairs(first: State, restored: State):
+  """Raises ValueError where the restored state has learned from other pairs than `first` will."""
+  if restored.digest != first.digest:
     raise ValueError(
       "config.value.data: found other pairs than those that the run has learned from so far, "
       "expected the same: take another workdir"
     )
-  return state, first
 
 
-def heldout(predictions: measure.Predictions | None) -> dict[str, float]:
-  """The measures on the held-out pairs as metrics, {} without any."""
+def heldout(predictions: measure.Predictions | None, folder) -> dict[str, tuple]:
+  """The measures on the held-out pairs as metrics, and their plot in `folder`; without any
+  predictions {} and none."""
   if predictions is None:
     return {}
-  return {f"heldout/{name}": x for name, x in measure.summary(predictions).items()}
-
-
-def finish(model: v0.ValuePrior, predictions: measure.Predictions | None, workdir: str):
-  """Writes the trained model, and the plot of its predictions where there are any."""
-  folder = files.folder(workdir)
-  save(model, folder / "v0")
-  if predictions is not None:
-    measure.plot(predictions, folder / "reliability.png")
-    print("  ".join(f"{name} {x:.3f}" for name, x in measure.summary(predictions).items()))
-  print(f"the model is in {folder / 'v0'}")
+  measure.plot(predictions, folder / "reliability.png")
+  return {f"{HELDOUT}{name}": (x, 1) for name, x in measure.summary(predictions).items()}
 
 
 def make(config) -> Trainer:
@@ -194,7 +164,9 @@ def make(config) -> Trainer:
 
   def step(state, number: int):
     batch = jax.device_put(source.batch(number), by_tasks)
-    return update(state, frozen, source.lookup, batch, rng.at(config.seed, number, rng.VALUE))
+    key = rng.at(config.seed, number, rng.VALUE)
+    state, measured = update(state, frozen, source.lookup, batch, key)
+    return state, {f"value/{name}": (x, 1) for name, x in measured.items()}
 
   return Trainer(model, state, step, evaluate)
 

@@ -2,13 +2,19 @@
 hand."""
 
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from experiments.throughput import work
 
 
-def build(size: str, dtype: str, device: str) -> Qwen3ForCausalLM:
-  """The shape of work.SHAPES with tied embeddings and PyTorch's own attention."""
+def build(size: str, dtype: str, device: str, weights: str = ""):
+  """The shape of work.SHAPES with tied embeddings and PyTorch's own attention; the model of the
+  directory `weights` where one is given, whose responses nothing ends either."""
+  if weights:
+    model = AutoModelForCausalLM.from_pretrained(weights, attn_implementation="sdpa")
+    model.config.eos_token_id = None
+    model.generation_config = GenerationConfig(pad_token_id=work.PAD)
+    return model.to(device=device, dtype=getattr(torch, dtype))
   shape = work.SHAPES[size]
   config = Qwen3Config(
     hidden_size=shape.hidden,

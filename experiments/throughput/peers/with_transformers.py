@@ -19,7 +19,7 @@ from experiments.throughput.peers import torch_policy
 
 PROGRAMS = ("sample", "ragged", "train", "train_ragged", "step")
 # sequences of a micro-batch, where none is asked for
-MICRO = {"tiny": 64, "s": 64, "l": 64, "0.6b": 4, "1.7b": 4}
+MICRO = {"tiny": 64, "s": 64, "l": 64, "smollm2": 8, "0.6b": 4, "1.7b": 4}
 
 
 class Stop(StoppingCriteria):
@@ -139,9 +139,9 @@ def main():
   parser = process.parser(PROGRAMS)
   parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
   args = parser.parse_args()
-  model = torch_policy.build(args.size, args.dtype, args.device)
+  model = torch_policy.build(args.size, args.dtype, args.device, args.weights)
   n, ragged = args.groups * args.group, "ragged" in args.program
-  lengths = work.ragged(n, args.response) if ragged else np.full(n, args.response)
+  lengths = work.ragged(n, args.response, args.shortest) if ragged else np.full(n, args.response)
   micro = min(args.micro or MICRO[args.size], n)
   if args.program.startswith("train"):
     fields = train(args, model, lengths, micro)

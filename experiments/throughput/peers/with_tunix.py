@@ -261,7 +261,11 @@ def main():
     " ".join(map(str, row))
     for row in work.prompts(args.groups, work.SHAPES[args.size], args.prompt)
   ]
-  lengths = work.ragged(n, args.response) if args.program == "ragged" else np.full(n, args.response)
+  lengths = (
+    work.ragged(n, args.response, args.shortest)
+    if args.program == "ragged"
+    else np.full(n, args.response)
+  )
   micro = min(args.micro or MICRO, n)
   if args.program == "train":
     fields = train(args, model, lengths, micro, after)

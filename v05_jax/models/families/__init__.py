@@ -1,13 +1,13 @@
 """Model families: a file of this folder each, found by its name, or a function of the user's."""
 
 import dataclasses
-import difflib
-import importlib
 import pkgutil
 
+from v05_jax import names
 from v05_jax.models.decoder import ModelConfig
 from v05_jax.models.families.base import Family
 
+KEY = "config.policy.family"
 # Fields of ModelConfig that say how a model is computed here and not which model it is.
 COMPUTED = "dtype remat attention backend adapters family max_positions unused_ids".split()
 
@@ -20,27 +20,17 @@ def known() -> list[str]:
 def find(name: str) -> Family:
   """The family of a name of this folder, or of `module:function`, whose function returns one.
 
-  Raises ValueError, naming config.policy.family, where there is none.
+  Raises ValueError, naming config.policy.family, where there is none, or its function fails.
   """
-  module, _, function = name.partition(":")
-  if not function:
-    if name not in known():
-      near = difflib.get_close_matches(name, known(), 1)
-      raise ValueError(
-        f"config.policy.family: found {name!r}, expected one of {', '.join(known())}"
-        f"{f' (did you mean {near[0]}?)' if near else ''}, or module:function for a family of "
-        'your own, or "" for what config.json says'
-      )
-    module, function = f"{__name__}.{name}", "family"
+  own = name not in known()
+  function = names.own(KEY, name, known()) if own else names.resolve(f"{__name__}.{name}:family")
   try:
-    family = getattr(importlib.import_module(module), function)()
+    family = function()
   except Exception as error:
-    raise ValueError(
-      f"config.policy.family: {name!r} could not be called: {type(error).__name__}: {error}"
-    ) from error
+    raise ValueError(f"{KEY}: {name!r} could not be called: {names.describe(error)}") from error
   if not isinstance(family, Family):
     raise ValueError(
-      f"config.policy.family: {name!r} returned {type(family).__name__}, expected a Family of "
+      f"{KEY}: {name!r} returned {type(family).__name__}, expected a Family of "
       "v05_jax/models/families/base.py"
     )
   return family
@@ -72,6 +62,6 @@ def check(config: ModelConfig) -> None:
     meant, said = getattr(config, field.name), getattr(found, field.name)
     if field.name not in COMPUTED and meant != said:
       raise ValueError(
-        f"config.policy.family: {config.family!r} has {field.name} = {said!r}, found a model with "
+        f"{KEY}: {config.family!r} has {field.name} = {said!r}, found a model with "
         f"{meant!r}: an export would not be this model"
       )

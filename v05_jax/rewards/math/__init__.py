@@ -27,6 +27,8 @@ def verify(prompt: str, response: str, row: dict) -> float:
   """
   text, gold = _gold(str(row["answer"]))
   for candidate in candidates(response):
+    if len(candidate) > LONGEST:
+      continue
     if plain(candidate) == plain(text) != "":
       return 1.0
     if (found := _read(candidate)) is not None:

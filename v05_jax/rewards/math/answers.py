@@ -11,7 +11,10 @@ import re
 TAIL = 2000  # characters of an unboxed response in which the answer is looked for
 MANY = 20  # boxes of one sentence that are read
 
-_NAMES = "think|thinking|thought|thoughts|reason|reasoning|reflection|scratchpad|seed:think"
+_NAMES = (
+  "think|thinking|thought|thoughts|reason|reasoning|reflection|scratchpad|seed:think|analysis"
+  "|inner_monologue|chain_of_thought"
+)
 _TAG = re.compile(rf"[<\[◁](/?)\s*({_NAMES})\b[^<>\[\]◁▷\n]{{0,80}}[>\]▷]", re.IGNORECASE)
 # A pair of tokens that are no tags, as some models write them.
 _MARKS = (
@@ -19,6 +22,11 @@ _MARKS = (
   ("<|end_of_thought|>", "</think>"),
   ("<|channel|>analysis<|message|>", "<think>"),
   ("<|channel|>final<|message|>", "</think>"),
+  ("assistantfinal", "</think>"),  # the same without its special tokens
+  ("<unused94>", "<think>"),
+  ("<unused95>", "</think>"),
+  ("<|START_THINKING|>", "<think>"),
+  ("<|END_THINKING|>", "</think>"),
 )
 
 
@@ -54,12 +62,17 @@ def boxed(text: str) -> str | None:
   return text[slice(*found[-1][1:3])] if found else None
 
 
+_BRACE = re.compile(r"(\\(?:boxed|fbox)\s*\{)|\\(?:boxed|fbox)\s+([^\s{}$\\]+)|\\.|[{}]", re.DOTALL)
+
+
 def _boxes(text: str) -> list[tuple[int, int, int, int]]:
   """(start, start of the contents, end of the contents, end) of complete boxes without a box
   inside, in their order."""
   opened, found = [], []  # where each open brace starts, its contents, and whether it is a box's
-  for token in re.finditer(r"(\\(?:boxed|fbox)\s*\{)|\\.|[{}]", text, re.DOTALL):
-    if token[1] or token[0] == "{":
+  for token in _BRACE.finditer(text):
+    if token[2]:  # \\boxed 5
+      found.append((token.start(), *token.span(2), token.end()))
+    elif token[1] or token[0] == "{":
       opened.append((token.start(), token.end(), bool(token[1])))
     elif token[0] == "}" and opened:
       start, inside, box = opened.pop()
@@ -82,12 +95,16 @@ _LABEL = re.compile(r"(\\?[a-zA-Z]\w{0,9}(?:_\{?\w+\}?)?)\s*=\s*$")
 _DELIMITERS = re.compile(r"\\[()\[\],;:! ]|\$|\*\*|~|\\q?quad\b|&|\\text\s*\{([^{}]*)\}")
 
 
+# What changes the number in a box from outside: $x = -\\boxed{5}$, $x \\neq \\boxed{5}$.
+_CHANGED = re.compile(r"(?:^|[$=(\[])\s*(-)$|(?:\\ne|\\neq|≠|\\not\s*=|!=)\s*$")
+
+
 def _last_boxes(text: str) -> str | None:
   """The last box's contents, joined with those of the boxes that only connecting words divide."""
   found = _boxes(text)
   if not found:
     return None
-  parts = [text[slice(*found[-1][1:3])]]
+  parts = [_whole(text, found[-1])]
   labels = [_LABEL.search(_cleaned(text[max(0, found[-1][0] - 40) : found[-1][0]]))]
   for before, after in zip(found[-2::-1], found[:0:-1]):
     between = _cleaned(text[before[3] : after[0]])
@@ -99,6 +116,17 @@ def _last_boxes(text: str) -> str | None:
   if len(parts) > 1 and all(names) and not any("=" in part for part in parts):
     parts = [f"{name}={part}" for name, part in zip(names, parts)]
   return ", ".join(parts[::-1])
+
+
+def _whole(text: str, box) -> str:
+  r"""The contents of a box with what belongs to them outside: $-\boxed{5}$ million."""
+  start, inside, end, after = box
+  sign = _CHANGED.search(text[max(0, start - 20) : start])
+  count = _COUNT.match(_cleaned(text[after : after + 40]).strip())
+  contents = text[inside:end]
+  if sign:
+    contents = f"-({contents})" if sign[1] else rf"\neq {contents}"
+  return contents + (f" {count[0].strip(' $')}" if count else "")
 
 
 def _paragraph(text: str, before, after) -> bool:
@@ -113,9 +141,13 @@ def _cleaned(text: str) -> str:
 _BLOCK = re.compile(r"<answer>((?:(?!<answer>).)*?)(?:</answer>|$)", re.DOTALL | re.IGNORECASE)
 # "The answer is", "**Answer:**", "Final answer = ", "#### ".
 _MARK = re.compile(
-  r"####|\banswers?\b(?:\s+(?:to|of|for|in)\b[^.:=\n]{0,60}?)?\s*(?:\*\*|__)?\s*"
+  r"####|\b(?:answers?|(?:option|choice)(?=\s+is))\b(?:\s+(?:to|of|for|in)\b[^.:=\n]{0,60}?)?\s*(?:\*\*|__)?\s*"
   r"(?:\bis\b|\bare\b|\bequals\b|\bwill be\b|\bwould be\b|:|=)\s*(?:\*\*|__)?\s*:?",
   re.IGNORECASE,
+)
+_BECAUSE = re.compile(r",?\s+(?:since|because|therefore|thus|hence)\b", re.IGNORECASE)
+_NOT = re.compile(
+  r"(?:\bnot|n't|\bnever|\bcannot|n’t)(?:\s+(?:be|equal|to|the|is|just|simply))*[\s$*(]*$"
 )
 _REASONS = re.compile(
   r",?\s+(?:since|because|which|where|when|so that|as|with|given|therefore|thus|hence|after)\b"
@@ -150,8 +182,13 @@ def candidates(response: str) -> Iterator[str]:
     yield from _statement(text[marks[-1].end() :])
   elif len(text) < 100 and "\n" not in text.strip():
     yield _trimmed(text)
-  formulas = [(m.end(), next(filter(None, m.groups()))) for m in _FORMULA.finditer(text)]
-  numbers = [(m.end(), m[0]) for m in _PLAIN.finditer(text) if re.search(r"[\d\\π∞½¼¾]", m[0])]
+  meant = lambda m: not _NOT.search(text[max(0, m.start() - 30) : m.start()])
+  formulas = [
+    (m.end(), next(filter(None, m.groups()))) for m in _FORMULA.finditer(text) if meant(m)
+  ]
+  numbers = [
+    (m.end(), m[0]) for m in _PLAIN.finditer(text) if re.search(r"[\d\\π∞½¼¾]", m[0]) and meant(m)
+  ]
   last = sorted(formulas + numbers, reverse=True)[:3]
   for i, (end, found) in enumerate(last):
     found += "".join(_COUNT.findall(text[end : end + 20]))
@@ -167,6 +204,9 @@ def _statement(text: str) -> Iterator[str]:
   if not text.startswith(("$$", "\\[")):
     text = text.split("\n")[0]
   sentence = re.split(r"(?<=[^\s.])[.!?](?=\s|$|\*)", text, maxsplit=1)[0]
+  sentence = _BECAUSE.split(sentence, maxsplit=1)[0]
+  if re.match(r"not\b|n't", sentence, re.IGNORECASE):
+    return
   yield _trimmed(sentence)
   yield _trimmed(_REASONS.split(sentence, maxsplit=1)[0])
   found = [(m.start(), next(filter(None, m.groups()))) for m in _FORMULA.finditer(sentence)]

@@ -6,6 +6,13 @@ OPENING = {"(": "(", "[": "[", r"\{": "{", r"\langle": "<", "{": ""}
 CLOSING = {")": ")", "]": "]", r"\}": "}", r"\rangle": ">", "}": ""}
 _FENCES = {r"\lfloor": 1, r"\lceil": 1, r"\rfloor": -1, r"\rceil": -1}
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|\b(?:and|or)\b|.", re.DOTALL)
+# What is said around an answer.
+_TALK = re.compile(
+  r"^(?:(?:so|thus|therefore|hence),?|answer:|the answer is|there (?:is|are)|approximately|about)"
+  r"\s+"
+  r"|\s+is (?:correct|right|the answer)$",
+  re.IGNORECASE,
+)
 
 
 def unwrapped(text: str) -> str:
@@ -20,12 +27,7 @@ def unwrapped(text: str) -> str:
       text = text[:-1]
     if match := re.fullmatch(r"(?:\\(?:boxed|fbox)\s*)?\{([^{}]*)\}", text):
       text = match[1]
-    text = re.sub(
-      r"^(?:so|thus|therefore|hence|answer:|the answer is|approximately|about)\s+",
-      "",
-      text,
-      flags=re.IGNORECASE,
-    )
+    text = _TALK.sub("", text)
     if match := re.fullmatch(r"\\text\s*\{([^{}]*\d[^{}]*)\}", text):
       text = match[1]
     text = re.sub(

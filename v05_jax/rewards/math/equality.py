@@ -1,12 +1,14 @@
 """When two answers are equal: x = 5 answers 5, and 5 answers x = 5."""
 
 from collections.abc import Callable
+import itertools
 import math
 import re
 
 import sympy
 
-from v05_jax.rewards.math import units, values
+from v05_jax.rewards.math import progressions, units, values, vectors
+from v05_jax.rewards.math.integers import LIFT, lifted, of_multiples
 from v05_jax.rewards.math.kinds import (
   Answer,
   Digits,
@@ -23,12 +25,14 @@ from v05_jax.rewards.math.kinds import (
 )
 from v05_jax.rewards.math.regions import TURNED, is_region, same_regions
 
-LIFT = 100_000  # common modulus up to which congruences of different moduli are compared
+APART = 0.01  # relative difference up to which a chain of equations may round
 ROUND = ("()", "<>")
 
 
 def equal(gold: Answer, found: Answer) -> bool:
   """Whether two answers that were read are the same."""
+  if _contradicts(gold) or _contradicts(found):
+    return False
   gold, found = _unnamed(gold, found)
   if isinstance(found, Digits) and not isinstance(gold, Digits) and found.base != 10:
     return False
@@ -42,6 +46,20 @@ def equal(gold: Answer, found: Answer) -> bool:
     if isinstance(gold, other) and isinstance(found, kind) and kind is not other:
       return judge(found, gold)
   return type(gold) is type(found) and gold == found
+
+
+def _contradicts(answer: Answer) -> bool:
+  """Whether it is a chain of equations as 2 + 2 = 5."""
+  chain = answer.equation if isinstance(answer, Named) else answer
+  if not isinstance(chain, Equation) or set(chain.signs) != {"="}:
+    return False
+  numbers = [(values.number(side.total), side.unit) for side in chain.sides]
+  return any(
+    None not in (x, y)
+    and (a == b or (units.NONE in (a, b) and units.PERCENT not in (a, b)))
+    and abs(x - y) > APART * max(abs(x), abs(y))
+    for (x, a), (y, b) in itertools.pairwise(numbers)
+  )
 
 
 def _unnamed(gold: Answer, found: Answer) -> tuple[Answer, Answer]:
@@ -90,6 +108,8 @@ def _spread(answer: Named) -> Answer:
 def _same_values(gold: Value, found: Value) -> bool:
   if not units.comparable(gold.unit, found.unit):
     return False
+  if (gold.compound or found.compound) and units.NONE in (gold.unit, found.unit):
+    return False
   a, b = gold.total, found.total
   percent = [v.unit == units.PERCENT for v in (gold, found)]
   if percent[0] != percent[1]:  # 50% is 0.5, and 50 where percents are asked
@@ -129,14 +149,21 @@ def _ratio_and_value(ratio: Ratio, value: Value) -> bool:
   return values.same(sympy.Mul(a, sympy.Pow(b[0], -1, evaluate=False), evaluate=False), value.total)
 
 
+_ARTICLE = re.compile(r"^(?:[Aa]n?|[Tt]he)\s+(?=[a-z]{2})")
+
+
 def _same_words(gold: Words, found: Words) -> bool:
-  a, b = (re.sub(r"[^a-zA-Z0-9]", "", words.text) for words in (gold, found))
+  a, b = (re.sub(r"[^a-zA-Z0-9]", "", _ARTICLE.sub("", words.text)) for words in (gold, found))
   exact = (gold.exact or found.exact) and not (gold.choice or found.choice)
-  return bool(a) and (a == b if exact else a.casefold() == b.casefold())
+  if not exact:
+    a, b = a.casefold(), b.casefold()
+  return bool(a) and a == b
 
 
 def _value_in_words(words: Words, value: Value) -> bool:
-  """A letter of a choice, or letters that stand for themselves."""
+  """A letter of a choice, what it says, or letters that stand for themselves."""
+  if words.says is not None and equal(words.says, value):
+    return True
   if not re.fullmatch(r"[a-zA-Z]+", value.text):
     return False
   if words.choice and len(value.text) == 1:
@@ -150,12 +177,13 @@ def _same_residues(gold: Residues, found: Residues) -> bool:
   common = math.lcm(gold.modulus, found.modulus)
   if common > LIFT:
     return gold[1:] == found[1:]
-  lifted = lambda x: {residue + i for residue in x.residues for i in range(0, common, x.modulus)}
-  return lifted(gold) == lifted(found)
+  return lifted(gold, common) == lifted(found, common)
 
 
 def _residue_and_number(residues: Residues, number: Value) -> bool:
-  """7 mod 4 is 3; that x is 3 modulo 4 does not say that x is 3."""
+  """7 mod 4 is 3, and 4k + 3 the class of 3; that x is 3 modulo 4 does not say that x is 3."""
+  if (classes := of_multiples(number.expression)) is not None:
+    return _same_residues(residues, classes)
   remainder = sympy.Integer(min(residues.residues))
   alone = not residues.name and len(residues.residues) == 1
   return alone and values.same(remainder, number.total)
@@ -170,6 +198,13 @@ def _digits_and_number(digits: Digits, number: Value) -> bool:
 
 
 def _same_parts(gold: Parts, found: Parts) -> bool:
+  dotted = [any(isinstance(x, Dots) for x in parts.parts) for parts in (gold, found)]
+  if any(dotted):
+    pair = [progressions.progression(parts.parts) for parts in (gold, found)]
+    ordered = gold.brackets != "{}" or not all(x and progressions.terms(x) for x in pair)
+    if None not in pair and gold.brackets == found.brackets and ordered:
+      return progressions.same(*pair)
+    gold, found = (x._replace(parts=progressions.written_out(x.parts)) for x in (gold, found))
   if gold.brackets != found.brackets:
     kinds = {gold.brackets, found.brackets}
     listed = "" in kinds
@@ -181,12 +216,12 @@ def _same_parts(gold: Parts, found: Parts) -> bool:
     if not (all(map(vector, kinds - {""})) and "{}" not in kinds):
       return False
     return _in_order(gold.parts, found.parts)
-  if gold.brackets == "{}" and not (gold.ordered or found.ordered):
+  dots = any(isinstance(x, Dots) for x in (*gold.parts, *found.parts))
+  if gold.brackets == "{}" and not dots:
     return _covered(gold.parts, found.parts) and _covered(found.parts, gold.parts)
   if gold.brackets:
     return _in_order(gold.parts, found.parts)
   names = [_holds_names(x) for x in (gold, found)]
-  dots = any(isinstance(x, Dots) for x in (*gold.parts, *found.parts))
   if dots or (names[0] != names[1] and (gold.ordered or found.ordered)):
     return _in_order(gold.parts, found.parts)
   return _one_to_one(gold.parts, found.parts)
@@ -223,12 +258,29 @@ def _same_matrices(gold: Matrix, found: Matrix) -> bool:
 
 
 def _matrix_and_tuple(matrix: Matrix, parts: Parts) -> bool:
-  """A column is a vector."""
-  column = all(len(row) == 1 for row in matrix.rows)
-  return column and parts.brackets in ROUND and _in_order(sum(matrix.rows, ()), parts.parts)
+  """A column or a row is a vector; [[1, 2], [3, 4]] is a matrix."""
+  if parts.brackets in ROUND and (len(matrix.rows) == 1 or len(matrix.rows[0]) == 1):
+    return _in_order(sum(matrix.rows, ()), parts.parts)
+  rows = [row.parts for row in parts.parts if isinstance(row, Parts) and row.brackets == "[]"]
+  whole = parts.brackets == "[]" and len(rows) == len(parts.parts)
+  return whole and _same_matrices(matrix, Matrix(tuple(rows)))
+
+
+def _vector_and_value(vector: Parts | Matrix, value: Value) -> bool:
+  """(1, 2) is i + 2j."""
+  if isinstance(vector, Matrix):
+    parts = sum(vector.rows, ()) if len(vector.rows[0]) == 1 else ()
+  else:
+    parts = vector.parts if vector.brackets in ROUND else ()
+  if not vectors.is_vector(value.expression) or not all(isinstance(x, Value) for x in parts):
+    return False
+  expression = vectors.as_expression([x.total for x in parts])
+  return expression is not None and values.same(expression, value.total)
 
 
 def _matrix_and_value(matrix: Matrix, value: Value) -> bool:
+  if vectors.is_vector(value.expression):
+    return _vector_and_value(matrix, value)
   if not all(isinstance(cell, Value) for row in matrix.rows for cell in row):
     return False
   if not isinstance(value.expression, (sympy.MatrixBase, sympy.MatrixExpr)):
@@ -286,6 +338,7 @@ _JUDGES: tuple[tuple[type, type, Callable], ...] = (
   (Union, Union, _same_unions),
   (Matrix, Matrix, _same_matrices),
   (Matrix, Parts, _matrix_and_tuple),
+  (Parts, Value, _vector_and_value),
   (Matrix, Value, _matrix_and_value),
   (Named, Named, _same_named),
   (Named, Equation, _named_equation),

@@ -40,10 +40,24 @@ def exact(x: sympy.Basic, prime: int = 0) -> Fraction | int:
     if n < 0 or n > (10**6 if prime else 5000):
       raise Irrational if n < 0 else TooLarge
     return _factorial(n, prime) if prime else Fraction(math.factorial(n))
+  if isinstance(x, sympy.Mod):
+    return _reduced(_remainder(*x.args), prime)
   values = [exact(argument) for argument in x.args] if type(x) in _FUNCTIONS else None
   if values is None:
     raise Irrational
   return _reduced(Fraction(_FUNCTIONS[type(x)](*values)), prime)
+
+
+def _remainder(a: sympy.Basic, modulus: sympy.Basic) -> Fraction:
+  """a modulo the modulus, for powers as well that are too long to be written out."""
+  m = exact(modulus)
+  try:
+    return exact(a) % m
+  except TooLarge:
+    try:
+      return Fraction(exact(a, abs(_whole(m))) % _whole(m))
+    except ValueError as error:  # a denominator that has no inverse
+      raise TooLarge from error
 
 
 def _binomial(n, k):
@@ -53,7 +67,6 @@ def _binomial(n, k):
 
 
 _FUNCTIONS = {
-  sympy.Mod: lambda a, b: a % b,
   sympy.Abs: abs,
   sympy.floor: math.floor,
   sympy.ceiling: math.ceil,

@@ -15,6 +15,7 @@ class Value(NamedTuple):
   expression: sympy.Basic
   count: Fraction
   unit: units.Unit
+  compound: bool = False  # of several units: 5 h 30 min
 
   @property
   def total(self) -> sympy.Basic:
@@ -25,6 +26,7 @@ class Words(NamedTuple):
   text: str
   exact: bool  # case counts: BDAC, and not in True
   choice: bool = False  # (B)
+  says: object = None  # the answer that stands behind the letter of a choice: (B) 12
 
 
 class Parts(NamedTuple):

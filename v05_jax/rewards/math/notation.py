@@ -1,130 +1,16 @@
 r"""One spelling for what is written in many: Unicode signs, LaTeX commands, spaced digits, mixed
 numbers, repeating decimals."""
 
+import math
 import re
-import unicodedata
 
-_SIGNS = {
-  "−–‒‐‑﹣－": "-",
-  "×✕": r"\times ",
-  "⋅·∙•": r"\cdot ",
-  "÷": r"\div ",
-  "∗": "*",
-  "≤⩽≦": r"\leq ",
-  "≥⩾≧": r"\geq ",
-  "≠": r"\neq ",
-  "≈≅": r"\approx ",
-  "≡": r"\equiv ",
-  "∈": r"\in ",
-  "∉": r"\notin ",
-  "∪": r"\cup ",
-  "∩": r"\cap ",
-  "∅": r"\emptyset ",
-  "∖": r"\setminus ",
-  "±": r"\pm ",
-  "∓": r"\mp ",
-  "∞": r"\infty ",
-  "°º": r"^\circ ",
-  "⟨〈": r"\langle ",
-  "⟩〉": r"\rangle ",
-  "…⋯": r"\ldots ",
-  "ℝ": r"\mathbb{R}",
-  "ℤ": r"\mathbb{Z}",
-  "ℚ": r"\mathbb{Q}",
-  "ℕ": r"\mathbb{N}",
-  "ℂ": r"\mathbb{C}",
-  "⌊": r"\lfloor ",
-  "⌋": r"\rfloor ",
-  "⌈": r"\lceil ",
-  "⌉": r"\rceil ",
-  "∕⁄": "/",
-  "∶": ":",
-  "′’": "'",
-  "√": r"\sqrt ",
-  "∛": r"\sqrt[3] ",
-  "∜": r"\sqrt[4] ",
-  "“”\u200b\u2060\ufeff\u200e\u200f": "",
-  "\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u3000\t\n\r": " ",
-}
-_GREEK = {
-  char: "\\" + (name if char.islower() else name.capitalize()) + " "
-  for char in "αβγδεζηθικλμνξρστυφχψωΓΔΘΛΞΣΦΨΩπΠ"
-  for name in [unicodedata.name(char).split()[-1].lower().replace("lamda", "lambda")]
-}
-_TABLE = str.maketrans({c: to for signs, to in _SIGNS.items() for c in signs} | _GREEK)
+from v05_jax.rewards.math.spelling import spelled
 
-
-def _ascii(text: str) -> str:
-  compatible = lambda found: unicodedata.normalize("NFKC", found).replace("−", "-")
-  text = re.sub(
-    "[¼-¾⅐-⅞↉]", lambda m: r"\frac{{{}}}{{{}}}".format(*compatible(m[0]).split("⁄")), text
-  )
-  text = re.sub("[⁰¹²³⁴-⁹⁺⁻⁽⁾ⁿⁱ]+", lambda m: "^{" + compatible(m[0]) + "}", text)
-  text = re.sub("[₀-₉]+", lambda m: "_{" + compatible(m[0]) + "}", text)
-  text = re.sub("((?:\\d\u0305)+)", lambda m: rf"\overline{{{m[0][::2]}}}", text)
-  return unicodedata.normalize("NFKC", text.translate(_TABLE))
-
-
-_FONTS = (
-  "mathrm|textrm|textbf|textit|mathbf|mathit|mathsf|mathtt|texttt|textsf|textup|mbox|hbox|textnormal"
-  "|emph|bm|boldsymbol|pmb"
-)
-# (what is written, what is read), in this order.
-_SPELLINGS = [
-  (re.compile(pattern), to)
-  for pattern, to in (
-    (r"\\(?:left|right|middle)\s*\.", ""),
-    (r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![a-zA-Z])\s*", ""),
-    (r"\\(?:display|text|script)style(?![a-zA-Z])|\\(?:no)?limits(?![a-zA-Z])|\\!", ""),
-    (r"\{\\(?:rm|bf|it|sf|tt)\s+([^{}]*)\}", r"\\text{\1}"),
-    (r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![a-zA-Z])|\\(?:thin|med|thick)?space(?![a-zA-Z])", " "),
-    (rf"\\(?:{_FONTS})\s*\{{", r"\\text{"),
-    (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
-    (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"),
-    (r"\{\s*(\w+)\s*\\choose\s*(\w+)\s*\}", r"\\binom{\1}{\2}"),
-    (r"\\text\s*\{\s*([:,;])\s*\}", r"\1"),
-    (r"\\(?:varnothing|empty)(?![a-zA-Z])", r"\\emptyset"),
-    (r"\\lbrace(?![a-zA-Z])", r"\\{"),
-    (r"\\rbrace(?![a-zA-Z])", r"\\}"),
-    (r"\\lbrack(?![a-zA-Z])", "["),
-    (r"\\rbrack(?![a-zA-Z])", "]"),
-    (r"\\(?:le|leqslant|leqq)(?![a-zA-Z])|<=", r"\\leq "),
-    (r"\\(?:ge|geqslant|geqq)(?![a-zA-Z])|>=", r"\\geq "),
-    (r"\\ne(?![a-zA-Z])|\\not\s*=|!=", r"\\neq "),
-    (r"\\lt(?![a-zA-Z])", "<"),
-    (r"\\gt(?![a-zA-Z])", ">"),
-    (r"\\(?:simeq|cong)(?![a-zA-Z])|~=", r"\\approx "),
-    (r"\\(?:infin|infty)(?![a-zA-Z])|(?<![a-zA-Z\\])(?:infinity|inf)(?![a-zA-Z])", r"\\infty "),
-    (r"\\(?:c?dots|dots[cbmio]|hdots)(?![a-zA-Z])|\.\.\.", r"\\ldots "),
-    (r"\\(?:mid|vert|lvert|rvert)(?![a-zA-Z])", "|"),
-    (r"\\colon(?![a-zA-Z])", ":"),
-    (r"\\backslash(?![a-zA-Z])", r"\\setminus "),
-    (r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![a-zA-Z])", r"^\\circ "),
-    (r"\\%", "%"),
-    (
-      r"\\text\s*\{\s*%\s*\}|(?:\\text\s*\{)?\s*(?<![a-zA-Z])(?:percent|pct)(?![a-zA-Z])\s*\}?",
-      "%",
-    ),
-    (r"\\[bp]?mod(?![a-zA-Z])|\\text\s*\{\s*\(?mod\s*\}|(?<![a-zA-Z\\])mod(?![a-zA-Z])", r"\\mod "),
-    (r"\\text\s*\{\s*,?\s*(and|or)\s*,?\s*\}", r" \1 "),
-    (r"\*\*", "^"),
-    (
-      r"(?<![a-zA-Z\\])(pi|sqrt|(?:arc)?(?:sin|cos|tan)h?|sec|csc|cot|log|ln|exp)(?![a-zA-Z])",
-      r"\\\1 ",
-    ),
-    (r"\\sqrt\s*(\[[^\[\]]*\])?\s*\(([^()]*)\)", r"\\sqrt\1{\2}"),
-    (r"\\sqrt\s*(\[[^\[\]]*\])?\s*(\d+(?:\.\d+)?|[a-zA-Z]|\\[a-zA-Z]+)", r"\\sqrt\1{\2}"),
-    # 4.5e33, which math-verify takes for a product with Euler's number.
-    (r"(?<![\w.\\])(\d+(?:\.\d*)?)[eE]([+-]?\d+)(?![\w.])", r"\1 \\times 10^{\2}"),
-    (r"\^\s*\(([^()]*)\)", r"^{\1}"),
-  )
-]
-# \sqrt34 is the root of 3, times 4; with the sign √ or the word sqrt it is the root of 34.
-_ROOT = re.compile(r"\\sqrt\s*(\d)")
-_FRACTION = re.compile(
-  r"\\(frac|binom)(?![a-zA-Z])\s*(?:(\d)|\{([^{}]*)\})\s*(?:(\d)|\{([^{}]*)\})"
-)
 _SPACED = re.compile(r"(?<![\d.])(\d{1,3}(?: \d{3})+)(?![\d/])")
+# 0.123 456 and 1'234'567.
+_SPACED_DECIMALS = re.compile(r"(?<![\d.])\d+\.\d{3}(?: \d{3})*(?: \d{1,3})(?![\d/.])")
+_APOSTROPHES = re.compile(r"(?<![\d.'])\d{1,3}(?:'\d{3})+(?![\d'])")
+_DOUBLE_FACTORIAL = re.compile(r"(?<![\d.}\)])(\d{1,3})\s*!!(?!!)")
 _BRACED = re.compile(r"(?<![\d.])[1-9]\d{0,2}(?:\s*\{\s*,\s*\}\s*\d{3})+(?!\d)")  # 1{,}234
 _MIXED = re.compile(
   r"(?<![\w.,^}\\])(\d+)(?:\s*\\frac\{(\d+)\}\{(\d+)\}|\s+(\d+)\s*/\s*(\d+))(?![\w.])"
@@ -135,20 +21,32 @@ _REPEATING = re.compile(
 )
 _GOES_ON = re.compile(r"(?<![\d.])(\d*)\.(\d+?)\s*\\ldots(?!\s*[\d,])")
 _GROUPS = re.compile(r"(?<![\d.,])(\d{1,3}(?:,\d{3})+)(?!\d|,\d)")
+_FOR_ALL = re.compile(
+  r"(?<=\S)\s*[,;(]?\s*(?:\\forall|(?:\\text\s*\{\s*[,(]?\s*|(?<![a-zA-Z{]))"
+  r"(?:for (?:all|any|every|each|some)|where)\b).*$"
+)
+_WHOLE_PARAMETER = re.compile(
+  r"(?P<answer>.*\S)\s*(?:[,;(]|\\text\s*\{[^{}]*\})\s*(?P<letter>[a-z])\s*\\in\s*(?:\\mathbb\s*)?\{?Z\}?\s*\)?"
+)
+_LINES = re.compile(
+  r"(?P<brace>\\\{)?\s*\\begin\{(?P<name>cases|aligned|align\*?|gathered|split|array)\}"
+  r"(?:\{[lcr| ]*\})?(?P<lines>.*)\\end\{(?P=name)\}",
+  re.DOTALL,
+)
 
 
 def normal(text: str) -> str:
   r"""The text of an answer in one spelling: plain signs and commands, \frac{1}{2}, 10080, 8/3."""
-  text = _ascii(_ROOT.sub(r"\\sqrt{\1}", text))
-  text = re.sub(r"(?<!\\)\$", "", text)
-  for pattern, to in _SPELLINGS:
-    text = pattern.sub(to, text)
+  text = _listed(spelled(text))
   text = _BRACED.sub(lambda m: re.sub(r"\D", "", m[0]), text)
   text = re.sub(r"(?<=\d)\s*\{\s*,\s*\}\s*(?=\d)", ".", text)
-  text = _FRACTION.sub(lambda m: rf"\{m[1]}{{{m[2] or m[3]}}}{{{m[4] or m[5]}}}", text)
+  text = _SPACED_DECIMALS.sub(lambda m: m[0].replace(" ", ""), text)
   text = _SPACED.sub(lambda m: m[0].replace(" ", ""), text)
+  text = _APOSTROPHES.sub(lambda m: m[0].replace("'", ""), text)
   text = _without_group_commas(text)
+  text = _DOUBLE_FACTORIAL.sub(lambda m: str(math.prod(range(int(m[1]), 0, -2))), text)
   text = _REPEATING.sub(_repeating, text)
+  text = _without_condition(text)
   text = _GOES_ON.sub(_going_on, text)
   text = _MIXED.sub(_mixed, text)
   text = re.sub(r"(?<![\d.])\.(?=\d)", "0.", text)
@@ -181,6 +79,34 @@ def _without_group_commas(text: str) -> str:
     return "".join(groups)
 
   return _GROUPS.sub(join, text)
+
+
+def _without_condition(text: str) -> str:
+  r"""f(n) = n for all n as f(n) = n; x = k\pi, k \in \mathbb{Z} as x = n\pi."""
+  text = _FOR_ALL.sub("", text)
+  if match := _WHOLE_PARAMETER.fullmatch(text):
+    answer, letter = match["answer"], match["letter"]
+    if re.search(rf"=.*{_alone(letter)}", answer) and not re.search(_alone("n"), answer[1:]):
+      return re.sub(_alone(letter), "n", answer)
+    if letter == "n" and re.search(r"=", answer):
+      return answer
+  return text
+
+
+def _listed(text: str) -> str:
+  r"""The lines of \begin{aligned}, or of \begin{cases} without conditions, as a list."""
+  match = _LINES.fullmatch(text.strip())
+  if not match or (match["name"] == "array" and not match["brace"]):
+    return text
+  lines = match["lines"]
+  if match["name"] in ("cases", "array") and "&" in lines:
+    return text
+  lines = [line.replace("&", "").strip(" ,;") for line in lines.split(r"\\")]
+  return ", ".join(filter(None, lines))
+
+
+def _alone(letter: str) -> str:
+  return rf"(?<![a-zA-Z\\]){letter}(?![a-zA-Z])"
 
 
 def _mixed(found: re.Match) -> str:

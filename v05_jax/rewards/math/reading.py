@@ -4,7 +4,7 @@ from fractions import Fraction
 import functools
 import re
 
-from v05_jax.rewards.math import notation, units, values
+from v05_jax.rewards.math import integers, notation, numerals, units, values, vectors
 from v05_jax.rewards.math.brackets import CLOSING, OPENING, depths, split, unwrapped
 from v05_jax.rewards.math.kinds import (
   EMPTY,
@@ -35,11 +35,14 @@ KNOWN = set(
 )
 _SYMBOL = r"(?:[a-zA-Z]|\\[a-zA-Z]+)(?:_(?:\w|\{[^{}]*\}))?'*"
 _LABEL = re.compile(
-  rf"{_SYMBOL}|{_SYMBOL}\s*\(\s*{_SYMBOL}(?:\s*,\s*{_SYMBOL})*\s*\)|\(\s*{_SYMBOL}(?:\s*,\s*{_SYMBOL})+\s*\)"
+  rf"{_SYMBOL}|\\(?:vec|hat|bar|overline|overrightarrow|widehat)\s*\{{[^{{}}]*\}}|{_SYMBOL}\s*\(\s*{_SYMBOL}(?:\s*,\s*{_SYMBOL})*\s*\)|\(\s*{_SYMBOL}(?:\s*,\s*{_SYMBOL})+\s*\)"
   r"|\\text\s*\{[^{}]*\}|[A-Za-z]{2,}(?:\s[A-Za-z]+)*|\|?[A-Z]{2}\|?|\\(?:angle|triangle)\s*[A-Z]+"
 )
 _ENVIRONMENT = re.compile(
   r"\\begin\{([a-zA-Z]*matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}", re.DOTALL
+)
+_TRANSPOSED = re.compile(
+  r"(.*(?:[)\]]|\\rangle|\\end\{\w+\}))\s*\^\s*(?:T|\{\s*T\s*\}|\\top|\{\s*\\top\s*\})"
 )
 _SIGNS = {"=": "=", "<": "<", ">": ">", r"\leq": "<=", r"\geq": ">=", r"\neq": "!="}
 _SIGNS |= {r"\in": "in", r"\approx": "~"}
@@ -57,19 +60,21 @@ def _read(text: str, depth: int) -> Answer | None:
   text = unwrapped(text)
   if not text or depth > DEEPEST:
     return None
-  if text.count(r"\mod") == 1 and (found := _residues(text)):
+  if text.count(r"\mod") == 1 and (found := integers.residues(text)):
     return found
   for reader in (
     _dots,
+    _quantity,
     _several,
     _nothing,
-    _digits,
+    _base,
     _relation,
     _ratio,
     _bracketed,
     _matrix,
     _union,
     _words,
+    _combination,
   ):
     if (found := reader(text, depth + 1)) is not None:
       return found
@@ -83,10 +88,29 @@ def _dots(text: str, depth: int) -> Dots | None:
   return Dots() if text == r"\ldots" else None
 
 
+def _quantity(text: str, depth: int) -> Value | None:
+  """twelve, five apples, 5 h 30 min."""
+  if (found := numerals.in_digits(text)) is not None:
+    return _value(found)
+  if (found := units.compound(text)) is not None:
+    total, unit = found
+    return Value(text, values.parse(total), Fraction(1), unit, True)
+  return None
+
+
+def _base(text: str, depth: int) -> Digits | None:
+  return integers.digits(text)
+
+
+def _combination(text: str, depth: int) -> Value | None:
+  found = vectors.combination(text)
+  return _value(found) if found else None
+
+
 def _several(text: str, depth: int) -> Parts | None:
   if match := re.fullmatch(r"\\text\s*\{([^{}]*(?:,|\band\b|\bor\b)[^{}]*)\}", text):
     text = match[1]
-  if "pm" in text and (found := _plus_minus(text, depth)):
+  if re.search(r"\\(?:pm|mp)", text) and (found := _plus_minus(text, depth)):
     return found
   parts, signs = split(text, (",", ";", "and", "or"))
   parts = [part.strip() for part in parts]
@@ -105,8 +129,9 @@ def _several(text: str, depth: int) -> Parts | None:
 def _list(found: list, joined: str = "") -> Parts | Residues:
   """The list; of residues of one modulus, their union."""
   if all(isinstance(part, Residues) for part in found):
-    if len({(part.name, part.modulus) for part in found}) == 1:
-      return found[0]._replace(residues=frozenset().union(*(part.residues for part in found)))
+    one = len({part.modulus for part in found}) == 1
+    if (one or joined == "or") and (union := integers.united(found)):
+      return union
   flat = []
   for part in found:  # 1 \pm 2, 7
     if isinstance(part, Parts) and not part.brackets and part.parts:
@@ -121,7 +146,8 @@ def _list(found: list, joined: str = "") -> Parts | Residues:
 def _shared_name(found: list) -> list:
   """x = 1, 2 as x = 1, x = 2."""
   if isinstance(found[0], Named) and not any(isinstance(x, (Named, Equation)) for x in found[1:]):
-    return [found[0], *(Named(found[0].name, part) for part in found[1:])]
+    name = found[0].name
+    return [found[0], *(x if isinstance(x, Dots) else Named(name, x) for x in found[1:])]
   return found
 
 
@@ -140,45 +166,6 @@ def _nothing(text: str, depth: int) -> Parts | None:
   bare = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text).strip()
   empty = bare == r"\emptyset" or re.fullmatch(r"\\\{\s*\\\}", bare) or NOTHING.fullmatch(bare)
   return EMPTY if empty else None
-
-
-def _digits(text: str, depth: int) -> Digits | None:
-  match = re.fullmatch(
-    r"(?:\\text\s*\{)?\(?([0-9A-Fa-f]+)\)?\}?\s*"
-    r"(?:_\s*(?:\{\s*(?:\\text\s*\{)?\s*\(?(\w+)\)?\s*\}?\s*\}|(\d)|\\text\s*\{\s*(\w+)\s*\})"
-    r"|(?:\\text\s*\{)?\s*\(?(?:in )?base[ -]?\}?\s*(\w+)\s*\)?\}?)",
-    text,
-  )
-  if not match:
-    return None
-  digits, base = match[1].upper(), next(x for x in match.groups()[1:] if x)
-  names = "zero one two three four five six seven eight nine ten eleven twelve".split()
-  base = names.index(base.lower()) if base.lower() in names else int(base) if base.isdigit() else 0
-  written = re.search(r"\d", digits) or (len(digits) > 1 and match[1].isupper())
-  return Digits(digits.lstrip("0") or "0", base) if 2 <= base <= 36 and written else None
-
-
-def _residues(text: str) -> Residues | None:
-  r"""x \equiv 1, 4 \mod 5."""
-  text = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text)
-  match = re.fullmatch(
-    r"(?:(?P<name>.*?)(?:\\equiv|=))?(?P<residues>.*?)\(?\s*\\mod\s*[\s{(]*(?P<modulus>[^(){}]+?)[\s})]*",
-    text,
-  )
-  if not match:
-    return None
-  name = (match["name"] or "").replace(" ", "")
-  parts, _ = split(match["residues"], (",", ";", "and", "or"))
-  modulus = values.integer(match["modulus"].strip())
-  found = [values.integer(part.strip()) for part in parts]
-  if r"\pm" in match["residues"] and len(parts) == 1:
-    n = values.integer(match["residues"].replace(r"\pm", "").strip())
-    found = [n, n and -n]
-  if not modulus or None in found:
-    return None
-  if not re.search(r"[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", name)):
-    name = ""
-  return Residues(name, frozenset(n % abs(modulus) for n in found), abs(modulus))
 
 
 def _relation(text: str, depth: int) -> Answer | None:
@@ -234,6 +221,10 @@ def _bracketed(text: str, depth: int) -> Answer | None:
   r"""(1, 2), [0, 1), ]0, 1[, \{1, 2\}, \langle 1, 2 \rangle."""
   if match := re.fullmatch(r"([\](])([^()\[\]]*,[^()\[\]]*)([\[)])", text):
     text = match[1].replace("]", "(") + match[2] + match[3].replace("[", ")")
+  if match := _TRANSPOSED.fullmatch(text):  # (1, 2)^T is a vector
+    row = _bracketed(match[1], depth)
+    return row._replace(brackets="<>") if isinstance(row, Parts) and row.ordered else None
+  text = re.sub(r"^[ABD-OQ-Z]\s*(?=\([^()]*,[^()]*\)$)", "", text)  # the point A(1, 2)
   if text.startswith("<") and text.endswith(">"):
     text = rf"\langle {text[1:-1]} \rangle"
   tokens = list(depths(text))
@@ -264,21 +255,41 @@ def _set_builder(inside: str, depth: int) -> Answer | None:
   return _read(parts[1], depth) if len(parts) == 2 else None
 
 
-def _matrix(text: str, depth: int) -> Matrix | None:
+def _matrix(text: str, depth: int) -> Answer | None:
   text = re.sub(r"^[\[(|](?=\\begin)|(?<=\})[\])|]$", "", text)
-  match = _ENVIRONMENT.fullmatch(text)
+  transposed = _TRANSPOSED.fullmatch(text)
+  match = _ENVIRONMENT.fullmatch(transposed[1] if transposed else text)
   if not match or match[1] in ("vmatrix", "Vmatrix") or r"\begin" in match[2]:
     return None
   lines = [
     line for line in re.split(r"\\\\|\\cr\b", match[2].replace(r"\hline", "")) if line.strip()
   ]
   rows = tuple(tuple(_read(cell, depth) for cell in line.split("&")) for line in lines)
-  return None if any(None in row for row in rows) else Matrix(rows)
+  if any(None in row for row in rows) or len({len(row) for row in rows}) > 1:
+    return None
+  if match[1] == "array" and len(rows) == len(rows[0]) == 1:
+    return rows[0][0]
+  return Matrix(tuple(zip(*rows)) if transposed else rows)
+
+
+_HALF_LINE = re.compile(r"\\mathbb\s*\{?R\}?\s*[\^_]\s*\{?\s*([-+*]|[<>] ?0|\\[gl]eq 0)\s*\}?")
+_HALF_LINES = {"+": r"(0,\infty)", ">0": r"(0,\infty)", "> 0": r"(0,\infty)"}
+_HALF_LINES |= {"-": r"(-\infty,0)", "<0": r"(-\infty,0)", "< 0": r"(-\infty,0)"}
+_HALF_LINES |= {r"\geq 0": r"[0,\infty)", r"\leq 0": r"(-\infty,0]"}
+_HALF_LINES |= {"*": r"(-\infty,0)\cup(0,\infty)"}
 
 
 def _union(text: str, depth: int) -> Answer | None:
   if re.fullmatch(r"\\mathbb\s*\{?R\}?|\\text\{all real numbers\}|all real numbers", text):
     return Reals()
+  if match := _HALF_LINE.fullmatch(text):
+    return Union((_read(_HALF_LINES[match[1]], depth),))
+  if match := re.fullmatch(r"(?:\\text\{)?all real numbers except\s*(?:for\s*)?\}?\s*(.+?)", text):
+    text = rf"\mathbb{{R}} \setminus \{{ {match[1]} \}}"
+  parts, signs = split(text, (r"\cap",))
+  if signs:
+    found = [_read(part, depth) for part in parts]
+    return None if None in found else Parts(tuple(Union((x,)) for x in found), "", False, "and")
   parts, signs = split(text, (r"\cup", r"\setminus"))
   if not signs:
     return None
@@ -296,9 +307,10 @@ def _words(text: str, depth: int) -> Words | None:
   bare = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text)
   bare = re.sub(r"\s+", " ", bare.replace(r"\ ", " ")).strip(" .\"'`")
   if match := re.fullmatch(
-    r"(?:option |choice )?\(?([A-Ja-j])[).:](?: .*)?|(?:[Oo]ption|[Cc]hoice) ([A-J])", bare
+    r"(?:option |choice )?\(?([A-Ja-j])[).:](?: (.*))?|(?:[Oo]ption|[Cc]hoice) ([A-J])", bare
   ):
-    return Words(match[1] or match[2], True, True)
+    says = _read(match[2], depth) if match[2] else None
+    return Words(match[1] or match[3], True, True, says)
   if not re.fullmatch(r"[a-zA-Z][a-zA-Z' .,\-/()!]*", bare):
     return None
   runs = re.findall(r"[a-zA-Z]+", bare)

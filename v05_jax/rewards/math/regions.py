@@ -95,7 +95,9 @@ def _end(answer: Answer):
 
 
 def _inequality(answer: Equation) -> list[Interval]:
-  """x > 3, 0 <= x < 1, x != 2."""
+  """x > 3, 0 <= x < 1, x != 2, |x - 1| < 2."""
+  if (found := _distance(answer)) is not None:
+    return found
   places = [i for i, side in enumerate(answer.sides) if side.expression.is_Symbol]
   if len(places) != 1 or len(answer.sides) > 3 or (len(answer.sides) == 3 and places != [1]):
     raise ValueError("not solved")
@@ -115,6 +117,25 @@ def _inequality(answer: Equation) -> list[Interval]:
     else:
       raise ValueError("an equation")
   return found
+
+
+def _distance(answer: Equation) -> list[Interval] | None:
+  """|x| < 3, |x - 1| >= 2; None if it is no such inequality."""
+  sides, sign = answer.sides, answer.signs[0]
+  if len(sides) == 2 and isinstance(sides[1].expression, sympy.Abs):
+    sides, sign = sides[::-1], TURNED[sign]
+  inside = sides[0].expression
+  if len(sides) != 2 or not isinstance(inside, sympy.Abs) or sign not in ("<", "<=", ">", ">="):
+    return None
+  letters = [x for x in sympy.Add.make_args(inside.args[0]) if x.is_Symbol]
+  middle = -(inside.args[0].doit() - letters[0]) if letters else None
+  if middle is None or values.number(middle) is None:
+    return None
+  radius, closed = _end(sides[1]), sign in ("<=", ">")
+  low, high = middle - radius, middle + radius
+  if sign in ("<", "<="):
+    return [Interval(low, closed, high, closed)]
+  return [Interval(-sympy.oo, False, low, not closed), Interval(high, not closed, sympy.oo, False)]
 
 
 def _left_out(intervals: list[Interval], without: tuple) -> list[Interval]:

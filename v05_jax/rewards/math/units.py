@@ -27,6 +27,8 @@ COUNTS = {
 
 _TABLE = {
   "length": {
+    "nm nanometer nanometre": "1/1000000000",
+    "um micrometer micrometre micron": "1/1000000",
     "mm millimeter millimetre": "1/1000",
     "cm centimeter centimetre": "1/100",
     "dm decimeter decimetre": "1/10",
@@ -38,6 +40,7 @@ _TABLE = {
     "mi mile": "1609344/1000",
   },
   "time": {
+    "ns nanosecond": "1/1000000000",
     "ms millisecond": "1/1000",
     "sec second": "1",
     "min minute": "60",
@@ -46,6 +49,8 @@ _TABLE = {
     "week": "604800",
     "month": "2629800",
     "yr year": "31557600",
+    "decade": "315576000",
+    "century centurie": "3155760000",
   },
   "mass": {"mg milligram": "1/1000", "gram": "1", "kg kilogram": "1000", "ton tonne": "1000000"},
   "weight": {"oz ounce": "1", "lb pound": "16"},
@@ -53,14 +58,21 @@ _TABLE = {
     "ml mL milliliter millilitre": "1/1000",
     "liter litre": "1",
     "gal gallon": "37854/10000",
+    "qt quart": "37854/40000",
+    "pt pint": "37854/80000",
+    "cup": "37854/160000",
   },
   "money": {"dollar USD buck": "1", "cent": "1/100"},
+  "area": {"acre": "1", "hectare ha": "24711/10000"},
   "euro": {"euro EUR": "1"},
   "pounds": {"GBP": "1"},
   "angle": {"degree deg": "1"},
+  "angleC": {"celsiu celsius": "1"},
+  "angleF": {"fahrenheit": "1"},
   "radian": {"radian rad": "1"},
   "newton": {"newton": "1", "kN": "1000"},
-  "joule": {"joule": "1", "kJ": "1000"},
+  "joule": {"joule": "1", "kJ": "1000", "kWh": "3600000"},
+  "calorie": {"cal calorie": "1", "kcal": "1000"},
   "watt": {"watt": "1", "kW": "1000", "MW": "1000000"},
   "volt": {"volt": "1"},
   "ampere": {"ampere amp": "1"},
@@ -81,6 +93,7 @@ _LETTERS = {
   "L": "liter",
   "W": "watt",
 }
+_LETTERS |= {"C": "celsius", "F": "fahrenheit"}
 _LETTERS |= {"N": "newton", "J": "joule", "V": "volt", "A": "ampere", "K": "kelvin", "mph": "mi/hr"}
 _SIGNS = {r"\$": "dollar", "€": "euro", "£": "GBP"}
 UNITS = {
@@ -95,6 +108,7 @@ _QUALIFIERS = set(
   " squared cubed factorial half quarter third halves thirds if when unless except base mod modulo"
   " remainder false incorrect wrong maybe none".split()
 )
+_TEMPERATURE = re.compile(r"\\circ\s*(?:\\text\s*\{)?\s*([CF])\s*\}?\s*$")
 _TEXT = r"\\text\s*\{(?P<text>[^{}]*)\}"
 _EXPONENT = r"(?P<exponent>\s*\^\s*\{?\s*-?\d\s*\}?)?"
 _TRAILING = re.compile(rf"(?P<rest>.*?[\w.)}}%!\]])\s*(?:{_TEXT}){_EXPONENT}\s*", re.DOTALL)
@@ -106,13 +120,31 @@ _BARE = re.compile(
 )
 
 
+# m s^{-1} and \\frac{km}{h} in one \\text.
+_COMPOSED = [
+  (re.compile(pattern), to)
+  for pattern, to in (
+    (r"(\\text\s*\{[^{}]*)\^\{(-?\d)\}", r"\1^\2"),
+    (
+      r"\\frac\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}\s*\{\s*\\text\s*\{([^{}]*)\}\s*(\^\{?\d\}?)?\s*\}$",
+      r"\\text{\1/\2}\3",
+    ),
+    (
+      r"\\text\s*\{\s*([a-zA-Z]+)\s*\}(?:\s|\\cdot)*\\text\s*\{\s*([a-zA-Z]+)\s*\}(?=\s*\^\s*\{\s*-)",
+      r"\\text{\1 \2}",
+    ),
+  )
+]
+
+
 def split(text: str) -> tuple[str, Fraction, Unit]:
   r"""(the number's text, what its counting words multiply it by, its unit) of `13 \text{ cm}`.
 
   `NONE` without a unit, `UNKNOWN` where it is not in the table. What is no unit stays in the text.
   """
   count, unit = Fraction(1), NONE
-  text = re.sub(r"(\\text\s*\{[^{}]*)\^\{(-?\d)\}", r"\1^\2", text)
+  for pattern, to in _COMPOSED:
+    text = pattern.sub(to, text)
   for sign, name in _SIGNS.items():
     if sign in text:
       text, unit = text.replace(sign, " ").strip(), _unit(name, "", False)
@@ -123,7 +155,9 @@ def split(text: str) -> tuple[str, Fraction, Unit]:
     if not angle and (
       match := re.fullmatch(r"(.*[\w.)}\]])\s*\^\\circ(?:\s*(?:\\text\{)?\s*[CF]\s*\}?)?", text)
     ):
-      text, unit = match[1], unit if unit != NONE else _unit("degree", "", False)
+      scale = _TEMPERATURE.search(text)
+      name = {"C": "celsius", "F": "fahrenheit"}[scale[1]] if scale else "degree"
+      text, unit = match[1], unit if unit != NONE else _unit(name, "", False)
     elif match := re.fullmatch(r"(.*[\w.)}\]])\s*%", text):
       text, unit = match[1], unit if unit != NONE else PERCENT
     elif match := _TRAILING.fullmatch(text) or _BARE.fullmatch(text):
@@ -159,8 +193,8 @@ def _named(words: list[str], exponent: str, bare: bool) -> tuple[Fraction, Unit]
   if lower in (["th"], ["st"], ["nd"], ["rd"]):
     return count, NONE
   unit = _unit(" ".join(words).strip(" .,"), exponent, bare)
-  if unit is None and bare:
-    return None
+  if unit is None and (bare or re.fullmatch("[a-zA-Z]", " ".join(words))):
+    return None  # a letter is a variable, or a million
   if unit is None and not all(re.fullmatch(r"[a-zA-Z/.'-]+|\([a-zA-Z]+\)", word) for word in words):
     return None
   return count, unit or UNKNOWN
@@ -168,6 +202,9 @@ def _named(words: list[str], exponent: str, bare: bool) -> tuple[Fraction, Unit]
 
 def _unit(name: str, exponent: str, bare: bool) -> Unit | None:
   power = int(re.sub(r"[^\d-]", "", exponent) or 1)
+  if power < 0 and name.count(" ") == 1:  # m s^-1
+    name, power = name.replace(" ", "/"), -power
+  name = re.sub(r"^degrees? (?=celsius$|fahrenheit$|[CF]$)", "", name, flags=re.IGNORECASE)
   for word, of in (("square", 2), ("sq", 2), ("cubic", 3), ("cu", 3)):
     if match := re.fullmatch(rf"{word}\.?\s+(.+)", name, re.IGNORECASE):
       name, power = match[1], of
@@ -206,4 +243,36 @@ def _known(name: str, letters: bool) -> Unit | None:
 def comparable(a: Unit, b: Unit) -> bool:
   """False if both are known and measure different things."""
   known = [unit.dimension for unit in (a, b) if unit.dimension not in ("", "?", "%", "count")]
+  if "angle1 " in known and all(name.startswith("angle") for name in known):
+    return True  # degrees of an angle or of a temperature
   return len(known) < 2 or known[0] == known[1]
+
+
+_PART = re.compile(
+  r"\s*(\d+(?:\.\d+)?|\\frac\{\d+\}\{\d+\})\s*(?:([a-zA-Z]+)\.?|(\^\\circ|'{1,2}))"
+  r"\s*(?:(?:,\s*)?and\b|,)?"
+)
+_ANGLE = {r"^\circ": "1", "'": "1/60", "''": "1/3600"}
+
+
+def compound(text: str) -> tuple[str, Unit] | None:
+  r"""A sum and its unit, of 5 h 30 min, 2 \text{ ft } 6 \text{ in} or 30^\circ 15'; else None."""
+  text = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).strip()
+  parts, end = [], 0
+  while match := _PART.match(text, end):
+    angle = Unit("angle1 ", Fraction(_ANGLE[match[3]])) if match[3] else None
+    unit = angle or _unit(match[2], "", False)
+    if unit is None or (parts and parts[-1][1].dimension != unit.dimension):
+      return None
+    if parts and parts[-1][1].size <= unit.size:
+      return None
+    parts.append((match[1], unit))
+    end = match.end()
+  if len(parts) < 2 or end < len(text):
+    return None
+  first = parts[0][1]
+  terms = []
+  for number, unit in parts:
+    share = unit.size / first.size
+    terms.append(rf"{number}\cdot\frac{{{share.numerator}}}{{{share.denominator}}}")
+  return "+".join(terms), first

@@ -57,7 +57,7 @@ def parse(text: str) -> sympy.Basic | None:
     or re.search(r"\\ldots|\d_|\\text|\\mod.*\\equiv|[\"'#?]", text)
   ):
     return None
-  text = text.replace(r"\mod", r"\bmod")
+  text = re.sub(r"\\(angle|triangle)\s*([A-Z]+)", r"\\mathcal{\1\2}", text)
   # I and gamma are letters, no constants.
   text = re.sub(
     r"\\[a-zA-Z]+|I", lambda m: rf"\mathcal{{{m[0][-5:]}}}" if m[0] in _NO_CONSTANTS else m[0], text
@@ -122,6 +122,8 @@ def number(x: sympy.Basic) -> mpmath.mpf | None:
   try:
     value = value_of(x, {})
   except (TooLarge, ArithmeticError, ValueError, TypeError, KeyError, NotImplementedError):
+    return None
+  except AttributeError:  # a matrix
     return None
   return value if isinstance(value, mpmath.mpf) else None
 

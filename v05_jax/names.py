@@ -1,0 +1,75 @@
+"""How a name in the config finds a function: one of the package's, or `module:function`, a user's
+own.
+
+Workers of rewards import this: nothing here may import jax.
+"""
+
+from collections.abc import Callable, Iterable
+import difflib
+import importlib
+import os
+import sys
+import traceback
+
+STANDARD_LIBRARY = os.path.dirname(os.__file__)
+# What stands between a caller and the user's function.
+BETWEEN = (
+  __file__,
+  importlib.__file__,
+  os.path.join(os.path.dirname(__file__), "rewards", "worker.py"),
+  "",  # code that was made without a file
+)
+
+
+def own(key: str, name, known: Iterable[str]) -> Callable:
+  """The user's function that `name`, "module:function", names.
+
+  Raises ValueError, naming the config's `key`: where it cannot be imported, and where `name` is
+  none of that kind, with those that are `known` and the nearest one.
+  """
+  if not isinstance(name, str):
+    raise ValueError(f"{key}: found {name!r}, expected a name")
+  if ":" not in name:
+    known = list(known)
+    near = difflib.get_close_matches(name, known, 1)
+    meant = f" (did you mean {near[0]}?)" if near else ""
+    raise ValueError(
+      f"{key}: found {name!r}{meant}, expected one of {', '.join(known)}, or "
+      "module:function for a function that Python can import"
+    )
+  if os.getcwd() not in sys.path:  # where the run was started, and often the user's file lies
+    sys.path.append(os.getcwd())
+  try:
+    return resolve(name)
+  except Exception as error:
+    raise ValueError(
+      f"{key}: found {name!r}, expected module:function: {describe(error)}"
+    ) from error
+
+
+def resolve(target: str):
+  """The function that "module:function" names; raises ImportError, AttributeError or TypeError."""
+  module, _, name = target.partition(":")
+  function = importlib.import_module(module)
+  for part in name.split("."):
+    function = getattr(function, part)
+  if not callable(function):
+    raise TypeError(f"{name} is a {type(function).__name__}, expected a function")
+  return function
+
+
+def describe(error: BaseException) -> str:
+  """The exception in one line, with the place in the user's file that it came from: of the lines on
+  its way, the last that is no library's."""
+  try:
+    text = " ".join("".join(traceback.format_exception_only(error)).split())[:500]
+  except BaseException:  # an exception whose own __str__ raises
+    text = type(error).__name__
+  # The first frame is the one that caught it.
+  places = [(x.f_code.co_filename, line) for x, line in traceback.walk_tb(error.__traceback__)]
+  places = [(name, line) for name, line in places[1:] if name not in BETWEEN and name[0] != "<"]
+  library = lambda name: (
+    name.startswith(STANDARD_LIBRARY) or f"{os.sep}site-packages{os.sep}" in name
+  )
+  places = [(name, line) for name, line in places if not library(name)] or places
+  return f"{text} ({places[-1][0]}:{places[-1][1]})" if places else text
