@@ -25,7 +25,6 @@ import traceback
 from v05_jax.names import describe, resolve
 
 HEAD = struct.Struct("!QQ")  # before each job: its number, and the bytes of its pickle
-BUILTINS = dict(vars(builtins))  # which a function may change for its own verdict alone
 LARGEST = 3.4028234e38  # float32's, which rewards are kept in
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -115,11 +114,12 @@ def verdict(function, prompt: str, response: str, row: dict) -> tuple[float, str
   """(reward, "") or (NaN, what went wrong)."""
   for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
     signal.setitimer(timer, 0)  # that an earlier verdict has set
+  known = builtins.__dict__.copy()
   try:
     try:
       reward = function(prompt, response, row)
     finally:
-      vars(builtins).update(BUILTINS)
+      builtins.__dict__.update(known)  # what it has changed of them
     if _is_number(reward) and abs(value := float(reward)) <= LARGEST:
       return value, ""
     return math.nan, f"returned {reward!r:.100}, expected a finite number"
