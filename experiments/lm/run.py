@@ -70,7 +70,8 @@ def run(out: Path, model: Path, methods: list[str]):
   names = [smollm2.METHODS[method] for method in methods]
   report.report([str(out / method) for method in methods], str(out), names=names)
   print(table.write(out, results))
-  print(f"\n{(time.monotonic() - began) / 60:.1f} minutes", flush=True)
+  minutes = (time.monotonic() - began) / 60
+  print(f"\n{minutes:.1f} minutes; the curve is {out / 'comparison.png'}", flush=True)
 
 
 def check(methods: list[str]):
