@@ -2,13 +2,12 @@
 timed in silence."""
 
 import json
-from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 
-from experiments.throughput import process, programs, reward, rows, run, setting, tables, work
+from experiments.throughput import process, programs, reward, rows, setting, tables, work
 from v05_jax import budget, data, models, shrinkage
 from v05_jax import config as configuration
 from v05_jax.models import decoder, hf, presets
@@ -16,10 +15,6 @@ from v05_jax.models import tokenizer as tokenizers
 from v05_jax.sampling.ledger import Order
 
 pytestmark = pytest.mark.usefixtures("few_devices")
-
-
-class Flag(NamedTuple):
-  value: object
 
 
 def arguments(*flags):
@@ -168,7 +163,7 @@ def test_a_bar_is_judged_by_medians_and_shows_its_rounds():
   assert "| 1.98x transformers | 1.80 to 6.67 | **no** |" in tables.everything(results, (row,))
 
 
-def test_weights_of_a_folder_are_measured_and_a_missing_folder_is_one_line(tmp_path, monkeypatch):
+def test_weights_of_a_folder_are_measured_and_a_missing_folder_is_one_line(tmp_path):
   args = arguments("--prompt=6", "--response=12", f"--weights={tmp_path / 'model'}")
   with pytest.raises(ValueError, match=r"model: found no config.json, expected a Hugging Face dir"):
     setting.config(tmp_path, args)
@@ -179,16 +174,14 @@ def test_weights_of_a_folder_are_measured_and_a_missing_folder_is_one_line(tmp_p
   again = jax.device_get(decoder.init(shape, jax.random.key(3)))
   np.testing.assert_array_equal(loaded.params["embedding"], again["embedding"])
   assert not loaded.config.unused_ids  # every id has its word
-  monkeypatch.setattr(run, "WEIGHTS", Flag(str(tmp_path / "absent")))
-  monkeypatch.setattr(run, "TINY", Flag(False))
-  left, reason = run.loadable(rows.LM)
+  left, reason = rows.loadable(rows.LM, tmp_path / "absent")
   assert not any(row.weights for row in left) and len(left) == 3
   assert reason.startswith("not measured: lm_sample, lm_update, lm_step: --weights=")
   assert "no config.json and no model.safetensors" in reason and "make lm" in reason
   results = {"machine": "m", "command": "c", "ceilings": [], "rows": {}, "left_out": reason}
   assert reason in tables.everything(results, rows.LM)
-  monkeypatch.setattr(run, "WEIGHTS", Flag(str(tmp_path / "model")))
-  assert run.loadable(rows.LM) == (list(rows.LM), "")
+  assert rows.loadable(rows.LM, tmp_path / "model") == (list(rows.LM), "")
+  assert rows.loadable(rows.LM, None) == (list(rows.LM), "")
 
 
 def test_every_bar_names_a_field_and_contenders_of_its_row():

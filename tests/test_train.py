@@ -322,8 +322,9 @@ def test_no_config_compiles_after_its_second_step(name, tmp_path):
 def test_updates_that_keep_failing_stop_the_run_and_name_the_last_good_checkpoint(tmp_path):
   broken = tmp_path / "broken"
   policy = models.load(default.get_config().policy)
-  # finite, as a policy must be, and too large for any logit
-  params = policy.params | {"norm": {"scale": np.full_like(policy.params["norm"]["scale"], 3e38)}}
+  # each finite, as a policy's must be, and so large that their products are not
+  large = lambda path, x: x * 1e15 if {p.key for p in path} & {"gate", "up", "down"} else x
+  params = jax.tree_util.tree_map_with_path(large, policy.params)
   hf.save(broken, policy.config, params, policy.tokenizer)
   config = small(
     num_steps=9, **{"policy.path": str(broken), "loss.max_skipped": 2, "eval.period": 0}

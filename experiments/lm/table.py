@@ -72,6 +72,7 @@ def examples(results: dict[str, Result]) -> str:
     lines = [row["prompt"].strip(), f"  answer: {row['answer']}"]
     for name, result in results.items():
       text = " ".join(str(result.responses[i, 0]).split()) or "nothing"
-      lines.append(f"  {name}: {text} ({result.success[i, 0]:.2g})")
+      score = result.success[i, 0]
+      lines.append(f"  {name}: {text} ({'no verdict' if np.isnan(score) else f'{score:.2g}'})")
     blocks.append("\n".join(lines))
   return "\n\n".join(blocks)

@@ -1,5 +1,6 @@
 """The rows of the tables: who is measured on what, and the bars that are asked for."""
 
+from pathlib import Path
 import sys
 from typing import NamedTuple
 
@@ -247,3 +248,19 @@ def done(row: dict | None, contenders, rounds: int) -> bool:
   return row is not None and all(
     len(row["contenders"].get(c.name, ())) >= rounds for c in contenders
   )
+
+
+def loadable(chosen: list[Row], weights: Path | None) -> tuple[list[Row], str]:
+  """-> (the rows that can be measured, "" or why the others cannot). `weights`: the folder of their
+  model; None = none is wanted."""
+  if weights is None:
+    return list(chosen), ""
+  missing = [name for name in work.WEIGHTS if not (weights / name).is_file()]
+  without = [row.name for row in chosen if row.weights]
+  if not without or not missing:
+    return list(chosen), ""
+  reason = (
+    f"not measured: {', '.join(without)}: --weights={weights} has no {' and no '.join(missing)}, "
+    "expected SmolLM2-135M as a Hugging Face directory (`make lm` makes one)"
+  )
+  return [row for row in chosen if not row.weights], reason

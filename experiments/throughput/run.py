@@ -28,7 +28,7 @@ import time
 
 from absl import app, flags
 
-from experiments.throughput import process, rows, tables, work
+from experiments.throughput import process, rows, tables
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -64,7 +64,8 @@ def main(_):
     return quick(say)
   gpu = SUITE.value == "gpu"
   wanted = rows.SUITES[SUITE.value]
-  chosen, left_out = loadable(rows.pick(wanted, ONLY.value))
+  weights = None if TINY.value else Path(WEIGHTS.value)
+  chosen, left_out = rows.loadable(rows.pick(wanted, ONLY.value), weights)
   if left_out:
     say(left_out)
   found = interpreters(PEERS.value, cuda=gpu and not TINY.value)
@@ -94,21 +95,6 @@ def main(_):
   print(tables.everything(results, wanted))
   if failed:
     sys.exit("failed: " + "; ".join(failed))
-
-
-def loadable(chosen) -> tuple[list, str]:
-  """-> (the rows that can be measured, "" or why the others cannot)."""
-  folder = Path(WEIGHTS.value)
-  missing = [name for name in work.WEIGHTS if not (folder / name).is_file()]
-  without = [row.name for row in chosen if row.weights]
-  if TINY.value or not without or not missing:
-    return list(chosen), ""
-  reason = (
-    f"not measured: {', '.join(without)}: --weights={WEIGHTS.value} has no "
-    f"{' and no '.join(missing)}, expected SmolLM2-135M as a Hugging Face directory (`make lm` "
-    "makes one)"
-  )
-  return [row for row in chosen if not row.weights], reason
 
 
 def interpreters(folder: str, cuda: bool) -> dict[str, str]:
