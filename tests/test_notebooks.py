@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 NAMES = ("estimator_tour", "quickstart", "real_model", "value_prior_tour")
 # The same cells with less to compute: the plots are of no use, what is tested is that every cell
 # runs. Sixteen rows are the least that V0 is compiled for, so its uses share their programs. The
-# quickstart takes one step, after which the prior speaks, and compares its run with itself.
+# quickstart takes one step, after which the prior speaks, and its page has that run alone.
 SMALL = {
   "estimator_tour": {"GRID": 12, "STEPS": 20, "PROMPTS": 16},
   "quickstart": {
@@ -29,7 +29,7 @@ SMALL = {
     "HELD_OUT": 32,
     "PROMPTS": 256,
     "DRAWINGS": 1,
-    "COMPARE_WITH": "v05",
+    "COMPARE_WITH": "",
   },
   "real_model": {
     "MODEL": "tiny",

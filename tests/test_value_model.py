@@ -103,7 +103,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
 @pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit elsewhere")
 @pytest.mark.parametrize(
-  "rows, layers, gigabytes", [(5000, 0, 1.0), (512, 4, 2.0)], ids=["built-in", "full size"]
+  "rows, layers, gigabytes", [(5000, 0, 1.5), (512, 4, 2.0)], ids=["built-in", "full size"]
 )
 def test_the_memory_of_the_head_is_bounded(rows, layers, gigabytes):
   """A process that asks the built-in head in a context of 5,000 rows, and one of full width in 512.
