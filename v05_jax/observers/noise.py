@@ -38,15 +38,7 @@ class Kept(NamedTuple):
   moments: Moments
 
 
-@plug.declare(
-  "observer",
-  estimators=plug.Option(
-    JUDGED,
-    "that are judged, beside the run's own",
-    lambda x: len(x) > 0 and all(isinstance(name, str) and name for name in x),
-    "one or more names",
-  ),
-)
+@plug.declare("observer", estimators=scoreboard.option(JUDGED))
 def noise(options, setting):
   """Of the rollouts whose number no outcome has chosen; the sample size is that of the update."""
   jury = scoreboard.judges(options.estimators, setting, lambda groups: groups.score)

@@ -82,15 +82,13 @@ def values(judged, draw) -> dict[str, np.ndarray]:
   }
 
 
-@plug.declare(
-  "observer",
-  estimators=plug.Option(
-    JUDGED,
-    "that are judged, beside the run's own",
-    lambda x: len(x) > 0 and all(isinstance(name, str) and name for name in x),
-    "one or more names",
-  ),
-)
+def option(names: tuple[str, ...]) -> plug.Option:
+  """The option of an observer that says whom it judges; `names`: where the user does not say."""
+  known = lambda x: len(x) > 0 and all(isinstance(name, str) and name for name in x)
+  return plug.Option(names, "that are judged, beside the run's own", known, "one or more names")
+
+
+@plug.declare("observer", estimators=option(JUDGED))
 def scoreboard(options, setting):
   """Judges by what each estimator had learnt before the step, then lets it learn."""
   jury = judges(options.estimators, setting)

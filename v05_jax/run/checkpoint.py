@@ -23,8 +23,8 @@ from v05_jax.scale import distributed
 
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
 ITEM = "default"  # the folder of a checkpoint that holds the state
-STEP = "step"  # what a checkpoint knows beside its arrays: its own number
-DATA = "data"  # what a checkpoint knows beside its arrays: digests of the rows and the reward
+# What a checkpoint knows beside its arrays: its own number, and digests of the rows and the reward.
+STEP, DATA = "step", "data"
 REWARD = "reward"  # whose file may be mended while a run is stopped
 
 PLUGS = tuple(f"{name}." for name in structs.PLUGS)  # what the names of learnt things begin with
