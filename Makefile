@@ -1,4 +1,4 @@
-# make demo and make test do all the set-up: they make .venv with the versions of constraints.txt. Nothing outside
+# make demo, make lm and make test do all the set-up: they make .venv with the versions of constraints.txt. Nothing outside
 # this folder is touched. PYTHON=python3.13 chooses the interpreter; another one than before makes .venv anew.
 
 VENV := .venv

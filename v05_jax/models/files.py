@@ -11,9 +11,8 @@ import safetensors
 from safetensors.numpy import save_file
 
 STORED = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16}
-TOO_LARGE = (
-  2.0**64
-)  # of a weight: its square is infinite in float32, and what it reaches is 0 or NaN
+# Of a weight: its square is infinite in float32, and what it reaches is 0 or NaN.
+TOO_LARGE = 2.0**64
 BLOCK = 1 << 18  # values looked at at once: they stay in a processor's cache
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 

@@ -58,19 +58,21 @@ def judges(names, setting: plug.Setting, weigh: Callable = lambda groups: 1.0) -
     groups = draw.groups.unconditional._replace(first=None)
     return program(learnt, groups, values(judged, draw))
 
-  def init():
-    learnt = {}
-    for estimator in judged.values():
-      learnt |= estimator.init()
-    return learnt
-
-  return Judges(list(judged), list(judged).index(own), init, judge)
+  return Judges(list(judged), list(judged).index(own), lambda: initial(judged), judge)
 
 
 def named(names, setting: plug.Setting) -> dict[str, estimators.Estimator]:
   """The estimators of these names and the run's own, by label."""
   labels = {plug.label(name): name for name in (*names, setting.config.baseline)}
   return {label: estimators.named(name, setting) for label, name in labels.items()}
+
+
+def initial(judged) -> dict[str, Any]:
+  """What the estimators know at first, by label."""
+  learnt = {}
+  for estimator in judged.values():
+    learnt |= estimator.init()
+  return learnt
 
 
 def values(judged, draw) -> dict[str, np.ndarray]:

@@ -82,10 +82,8 @@ def jury(run: Run):
   """(the estimators of `config.observers.noise`, the run's own among them, by label; what they know
   at first)."""
   setting = plug.Setting(run.config, len(run.prompts), run.policy, run.mesh, run.prompts, run.exact)
-  judged, learnt = scoreboard.named(run.config.observers.noise.estimators, setting), {}
-  for estimator in judged.values():
-    learnt |= estimator.init()
-  return judged, learnt
+  judged = scoreboard.named(run.config.observers.noise.estimators, setting)
+  return judged, scoreboard.initial(judged)
 
 
 def taught(judged, learnt, seen: Draw):
