@@ -389,7 +389,7 @@ def hard_batches():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_nan_in_values(kind):
-  weighs = kind in (*BY_THE_GROUP, "value", "v05", "v05_loo")
+  weighs = kind in (*BY_THE_GROUP, "value", "v05", "v05_loo", "ebpo")
   for reward, mask, value, shaping in hard_batches():
     advantage, found = shrinkage.advantage(kind, reward, mask, value, shaping, **learnt(kind))
     assert advantage.dtype == found["baseline"].dtype == jnp.float32

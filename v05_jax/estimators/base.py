@@ -86,7 +86,9 @@ def standardised(advantage, groups):
   """`scale` of an Estimator: advantages centred and scaled over the whole batch."""
   total = jnp.maximum(jnp.sum(groups.mask), 1)
   centred = jnp.where(groups.mask, advantage - jnp.sum(advantage) / total, 0.0)
-  return centred / (jnp.sqrt(jnp.sum(centred**2) / total) + STD_EPSILON)
+  variance = jnp.sum(centred**2) / total
+  some = variance > 0
+  return centred / (jnp.sqrt(jnp.where(some, variance, 1.0)) * some + STD_EPSILON)
 
 
 def make(setting: plug.Setting) -> Estimator:
@@ -219,7 +221,7 @@ def baseline(kind: str, value, s, k, prompt=(), state=()):
 
 
 def _known(estimator: Estimator, state):
-  return state if jax.tree.leaves(state) else estimator.init()
+  return state if jax.tree.leaves(state) else jax.tree.map(jnp.asarray, estimator.init())
 
 
 def _groups(reward, mask, shaping=0.0) -> Groups:

@@ -30,7 +30,7 @@ def remember(counts, row, s, k, discount):
   """Successes and failures [D, 2] of each row of the data, after a visit to the rows [P]; one that
   stands there twice is discounted once."""
   where = jnp.where(k > 0, row, len(counts))  # out of range = nowhere
-  kept = counts.at[where].set(discount * counts[row], mode="drop")
+  kept = jnp.asarray(counts).at[where].set(discount * counts[row], mode="drop")
   return kept.at[where].add(jnp.stack([s, k - s], axis=1), mode="drop")
 
 

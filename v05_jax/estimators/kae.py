@@ -42,7 +42,8 @@ def empty(size: int) -> Visits:
 
 def remember(visits: Visits, groups) -> Visits:
   """Adds a visit to the rows of groups; a row that stands there twice is one visit."""
-  total = lambda x: jnp.zeros(len(visits.step), jnp.float32).at[groups.row].add(x)
+  zeros = jnp.zeros(len(visits.step), jnp.float32)
+  total = lambda x: zeros.at[groups.row].add(x.astype(jnp.float32))
   rollouts = total(groups.k)
   now = jnp.full(rollouts.shape, groups.step + 1, jnp.int32)
   newest = Visits(total(groups.s), rollouts, now)
