@@ -130,7 +130,9 @@ def make(
       place(params), *others(batch, used, reference)
     ),
     recompute=lambda params, batches: recompute_all(run.recompute, feed, place(params), batches),
-    correct=partial(correct_all, jax.jit(partial(correct, loss_config)), feed),
+    correct=partial(
+      correct_all, jax.jit(partial(correct, loss_config), out_shardings=(at_rows, whole)), feed
+    ),
     program=run.step,
     lower=lower,
   )
