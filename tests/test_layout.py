@@ -26,7 +26,7 @@ LAYERS = (
   "backend benchmarks groups names rng rows run sampling scale shrinkage update run.digest"
   " run.files run.success sampling.categorical sampling.selection scale.distributed scale.hlo"
   " scale.peers scale.programs scale.roll_call scale.sharding scale.sources scale.topology"
-  " update.blocks update.losses update.optimizer"
+  " update.blocks update.losses update.optimizer update.surrogates"
   " value_model.adapter value_model.ensemble value_model.losses value_model.scores"
   " value_model.synthetic value_model.torch_file",
   "budget history models structs run.board run.leaves run.lock run.metrics run.progress"
@@ -66,6 +66,7 @@ ONLY = {
   "estimators": "groups history plug shrinkage",
   "budgets": "budget estimators groups plug shrinkage",
   "update.losses": "",
+  "update.surrogates": "update.losses",
   "models": "names rng",
   "rewards": "names tasks",
   "plug": "names",

@@ -81,7 +81,7 @@ _RANGES = (
   (Rule(lambda x: 0 < x <= 86_400, "seconds above 0 and at most 86400, a day"), "rewards.timeout"),
   (Rule(lambda x: abs(x) <= 1e30, "at least -1e30 and at most 1e30"), "rewards.low rewards.high"),
   (Rule(lambda x: x > 0, "above 0"), "sampler.temperature eval.temperature"),
-  (Rule(lambda x: 0 < x <= 1, "above 0 and at most 1"), "sampler.top_p"),
+  (Rule(lambda x: 0 < x <= 1, "above 0 and at most 1"), "sampler.top_p loss.negative_tokens"),
   (Rule(lambda x: 0 <= x <= 1, "at least 0 and at most 1"), "loss.clip_low"),
   (Rule(lambda x: x == 0 or x > 1, "above 1, or 0 for off"), "loss.clip_dual"),
   (Rule(lambda x: 0 <= x < 1, "at least 0 and below 1"), "optimizer.b1 optimizer.b2"),
@@ -105,7 +105,10 @@ _RANGES = (
   (_one_of("score", "fail", "mask"), "sampler.truncated"),
   (_one_of("token", "rollout", "prompt", "constant"), "loss.aggregate"),
   (_one_of("sampler", "recompute"), "loss.old_logprob"),
-  (_one_of("clip", "reinforce"), "loss.surrogate"),
+  (_one_of("clip", "reinforce", "gspo", "cispo", "dis"), "loss.surrogate"),
+  (_one_of("none", "tis", "icepop"), "loss.correction"),
+  (Rule(lambda x: 0 <= x < 1, "at least 0 and below 1"), "loss.correction_low"),
+  (Rule(lambda x: x > 1, "above 1"), "loss.correction_high"),
   (_one_of("constant", "cosine", "linear"), "optimizer.schedule"),
   (ANYTHING, "value.data value.heldout value.start value.head value.natural value.dropout"),
   (ANYTHING, "policy.preset policy.family data.prompt_key data.answer_key"),
@@ -148,6 +151,7 @@ def relations(config, flat, wrong) -> list[str]:
   need(policy.attention == "plain" or policy.dtype == "bfloat16", "policy.dtype", flash)
   plain = "False, since policy.attention is flash, whose kernels see one segment a token"
   need(policy.attention == "plain" or not loss.share_prompts, "loss.share_prompts", plain)
+  _ratios(loss, need)
   low, high = config.rewards.low, config.rewards.high
   less = f"less than rewards.high = {high}, by more than float32 rounds"
   apart = high - low > 1e-6 * max(abs(low), abs(high), 1e-30)
@@ -164,6 +168,15 @@ def relations(config, flat, wrong) -> list[str]:
   if len(axes) > 1:
     need(False, f"mesh.{axes[-1]}", f"-1 for one axis alone, not for {' and '.join(axes)}")
   return problems
+
+
+def _ratios(loss, need):
+  """Which surrogates have a dual bound, and whose log-probs a correction compares."""
+  dual = f"0, since loss.surrogate is {loss.surrogate}: clip and gspo alone have a dual bound"
+  need(loss.surrogate in ("clip", "gspo") or loss.clip_dual == 0, "loss.clip_dual", dual)
+  both = f"recompute, since loss.correction is {loss.correction}, which compares the trainer's "
+  both += "log-probs with the sampler's"
+  need(loss.correction == "none" or loss.old_logprob == "recompute", "loss.old_logprob", both)
 
 
 def _plugs(config, need):
