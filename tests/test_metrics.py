@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import pytest
 from tensorboardX.event_file_writer import EventsWriter
 
-from configs import default
 from v05_jax import config as configuration
+from v05_jax.configs import default
 from v05_jax.run import board, files, metrics, progress, report, writer
 
 CONFIG = default.get_config()
