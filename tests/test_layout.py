@@ -25,8 +25,8 @@ UNITS = "models tasks rewards estimators budgets priors observers".split()
 LAYERS = (
   "backend benchmarks configs groups names rng rows run sampling scale shrinkage update run.digest"
   " run.files run.success sampling.categorical sampling.selection scale.distributed scale.fit"
-  " scale.hlo scale.peers scale.programs scale.roll_call scale.sharding scale.sources scale.topology"
-  " update.blocks update.losses update.optimizer"
+  " scale.hlo scale.peers scale.programs scale.roll_call scale.sharding scale.sources"
+  " scale.topology update.blocks update.losses update.optimizer"
   " value_model.adapter value_model.ensemble value_model.losses value_model.scores"
   " value_model.synthetic value_model.torch_file",
   "budget history models structs run.board run.leaves run.lock run.metrics run.progress"
@@ -81,8 +81,8 @@ FLAX = ("models/", "value_model/train.py", "structs.py")
 # No file, clock or terminal.
 PURE = (
   "rng groups structs shrinkage budget history shapes rules estimators/* budgets/* scale/fit"
-  " update/* sampling/sampler sampling/selection sampling/resample sampling/schedule sampling/ledger"
-  " priors/base priors/constant priors/context priors/history priors/neighbours priors/none"
+  " update/* sampling/sampler sampling/selection sampling/resample sampling/schedule"
+  " sampling/ledger priors/base priors/constant priors/context priors/history priors/neighbours priors/none"
   " priors/recalibrate observers/base observers/diagnostics observers/exact observers/noise"
   " observers/scoreboard models/decoder run/success value_model/adapter value_model/ensemble"
   " value_model/losses value_model/scores value_model/cells value_model/synthetic"

@@ -258,7 +258,7 @@ def _no_config(file, path: str) -> str:
     return f"{path}: found no config of that name{near or ','} known: {', '.join(known)}; or a file"
   siblings = [str(p) for p in file.parent.glob("*.py")] if file.parent.is_dir() else []
   near = nearest(str(file), siblings)
-  by_name = f"; the package has one of the name {file.stem}" if file.stem in known else ""
+  by_name = f"; the package has one: --config={file.stem}" if file.stem in known else ""
   return f"{path}: found no such config file{near or by_name}"
 
 

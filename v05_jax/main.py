@@ -108,6 +108,7 @@ def parse(argv: list[str]) -> list[str]:
   config = command_line.value_of(argv, "config")
   if FLAGS.workdir is None and FLAGS.mode in WRITING and config:
     FLAGS.workdir = f"runs/{pathlib.Path(config).stem}"
+    print(f"--workdir={FLAGS.workdir}", file=sys.stderr)
   return rest
 
 

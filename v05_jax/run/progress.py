@@ -14,7 +14,7 @@ from v05_jax.scale import distributed
 SHOWN = ("eval/accuracy", "accuracy", "reward", "k/mean")
 # Seconds between two lines in a log: a tenth of the time so far, within these bounds.
 SOONEST, LATEST = 5.0, 60.0
-MEANINGFUL = 3  # steps without compilation after which the time left is estimated
+MEANINGFUL = 3  # steps after the first, which compiles, by which rates and the time left are known
 
 
 class CompilationCounter:
@@ -111,7 +111,8 @@ class Progress:
     """What stands behind the number of the step."""
     (start, first, before), (now, last, after) = self._recent[0], self._recent[-1]
     steps, seconds = last - first, now - start
-    if steps >= MEANINGFUL and seconds > 0 and last < self._total:
+    known = steps >= MEANINGFUL and seconds > 0
+    if known and last < self._total:
       yield f"{_clock_time((self._total - last) * seconds / steps)} left"
     if rollouts := values.get("rollouts"):
       yield f"{rollouts:,.0f} rollouts"
@@ -119,7 +120,7 @@ class Progress:
     for name in names:
       if name in values and not (same and name == "reward" and "accuracy" in names):
         yield f"{name} {values[name]:.3g}"
-    if steps and seconds > 0:
+    if known:
       rate = steps / seconds
       yield f"{rate:.2f} steps/s" if rate >= 1 else f"{1 / rate:.1f} s a step"
       yield f"{(after - before) / seconds:,.0f} tokens/s" if after > before else ""
