@@ -1,6 +1,8 @@
 """Sizes that follow from memory: the formula beside what the programs' shapes hold, and the choices
 for models and machines that need not be here."""
 
+import itertools
+
 import jax
 import pytest
 
@@ -39,7 +41,7 @@ def test_half_a_billion_parameters_on_16_gb():
 def test_more_memory_never_chooses_less():
   order = ("sampler.slots", "sampler.open_prompts", "sampler.prefill")
   found = [chosen(SMALL, accelerator(n * GB)) for n in (14, 16, 24, 40, 80)]
-  for less, more in zip(found, found[1:]):
+  for less, more in itertools.pairwise(found):
     assert all(less[key] <= more[key] for key in order), (less, more)
   assert found[-1]["policy.remat"] == "none" and found[-1]["sampler.slots"] == 128  # all of a step
 
@@ -55,8 +57,8 @@ def test_four_billion_on_one_chip_are_too_many_and_said_with_what_helps():
 
 
 def test_four_billion_on_a_slice_fit_about_as_set_by_hand():
-  """configs/v05_qwen3_4b.py has 256 slots, 128 open prompts and 4 rows on 32 v5e chips, of which the
-  compiler says that they fit."""
+  """configs/v05_qwen3_4b.py has 256 slots, 128 open prompts and 4 rows on 32 v5e chips, of which
+  the compiler says that they fit."""
   config = v05_qwen3_4b.get_config()
   place = accelerator(CHIPS["TPU v5 lite"].memory, fsdp=8, tensor=4)
   by_hand = fit.need(presets.PRESETS["qwen3-4b"], config, place)

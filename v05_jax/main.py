@@ -35,6 +35,7 @@ train and eval run in several processes, on one machine or many, over the device
 import contextlib
 import os
 import pathlib
+import signal
 import sys
 from typing import Any, NamedTuple
 
@@ -86,11 +87,14 @@ class Command(NamedTuple):
 
 
 def console():
-  """The command `v05`, and `python -m v05_jax.main`."""
-  try:
-    app.run(main, flags_parser=parse)
-  except KeyboardInterrupt:  # before a run has begun
-    leave("stopped before anything was done")
+  """The command `v05`, and `python -m v05_jax.main`.
+
+  Ctrl-C ends it at once, in whatever library it is: an exception would come out as a traceback, or
+  not at all. A run asks for that twice (`checkpoint.Preemption`), and what it has written is as
+  after a kill, which every run survives.
+  """
+  signal.signal(signal.SIGINT, lambda *_: leave("stopped before anything was done"))
+  app.run(main, flags_parser=parse)
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -113,9 +117,8 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def leave(said: str):
-  """Ends the process at once, without waiting for threads that still compile."""
-  print(f"\n{said}", file=sys.stderr, flush=True)
-  sys.stdout.flush()
+  """Ends the process at once, from within a handler of a signal."""
+  os.write(2, f"\n{said}\n".encode())  # print is not safe there
   os._exit(INTERRUPTED)
 
 
@@ -124,6 +127,8 @@ def main(_):
   from v05_jax.scale import peers
 
   logging.set_verbosity(logging.WARNING)  # Orbax reports every checkpoint otherwise
+  kept = lambda: workdirs.kept(FLAGS.workdir) if FLAGS.mode in WRITING else "nothing was written"
+  signal.signal(signal.SIGINT, lambda *_: leave(f"stopped at once; {kept()}"))
   try:
     place = peers.find(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.distributed)
     run(Command(**{name: getattr(FLAGS, name) for name in Command._fields}), place)
@@ -134,8 +139,6 @@ def main(_):
     # The message is for the user: it names the key, file or line, what was found and what was
     # expected.
     sys.exit(f"error: {e}")
-  except KeyboardInterrupt:
-    leave(f"stopped at once; {workdirs.kept(FLAGS.workdir)}")
 
 
 def run(command: Command, place: Any = None):
