@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import default, v05, v05_qwen3_0_6b_one_chip, v05_qwen3_4b
 from tests import support
 from v05_jax import models
+from v05_jax.configs import default, v05, v05_qwen3_0_6b_one_chip, v05_qwen3_4b
 from v05_jax.models import flash
 from v05_jax.sampling import sampler
 from v05_jax.scale import compile as compiling
