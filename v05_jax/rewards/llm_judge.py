@@ -73,7 +73,7 @@ def read_score(reply: str, highest: float) -> float:
   return float(found[-1]) / highest
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class LLMJudge:
   """A batched reward, (prompt, responses, row) -> list of rewards from 0 to 1.
 
@@ -105,9 +105,6 @@ class LLMJudge:
       if not getattr(self, name) > 0:
         raise ValueError(f"{name}: found {getattr(self, name)!r}, expected a number above 0")
     self._ask("", "", {"answer": ""}, dry=True)
-
-  def __hash__(self):
-    return id(self)
 
   def __call__(self, prompt: str, responses: list[str], row: dict) -> list[float]:
     end = time.monotonic() + self.limit
