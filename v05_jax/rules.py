@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from v05_jax import benchmarks, plug, problems
 from v05_jax.budgets.base import Budget
-from v05_jax.rewards import terms as rewards
+from v05_jax.rewards import mixture as rewards
 
 
 class Rule(NamedTuple):

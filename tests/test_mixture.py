@@ -14,7 +14,7 @@ from tests import support
 from tests.test_train import small
 from v05_jax import command_line, rewards
 from v05_jax import config as configuration
-from v05_jax.rewards import adapters, terms
+from v05_jax.rewards import adapters, mixture
 from v05_jax.run import metrics
 from v05_jax.scale import sources
 from v05_jax.train import train
@@ -163,7 +163,7 @@ def test_functions_are_called_by_their_own_names():
   assert names("math", "a.b:Scorer.brief") == ["math", "brief"]
   assert names("a:f", "b:f", "c:g") == ["a.f", "b.f", "g"]
   assert names("a:sum") == ["a.sum"]  # "sum" is all of them
-  assert rewards.terms("math") == (terms.Term("math", "math", 1.0),)
+  assert rewards.terms("math") == (mixture.Term("math", "math", 1.0),)
 
 
 def test_which_of_them_the_success_is():
