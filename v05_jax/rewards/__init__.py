@@ -12,9 +12,9 @@ import contextlib
 import logging
 
 from v05_jax.rewards import expression
+from v05_jax.rewards.mixture import combine, others, success, targets, terms
 from v05_jax.rewards.pool import Direct, Pool, Verdict
 from v05_jax.rewards.several import Several
-from v05_jax.rewards.mixture import combine, others, success, targets, terms
 
 __all__ = [
   "Direct",
