@@ -61,6 +61,9 @@ setup(
     "benchmarks": BENCHMARKS,  # public problem sets from the Hugging Face hub
     "reasoning-gym": ["reasoning-gym>=0.1.25"],  # problems made by rules, with their verifiers
     "notebooks": ["jupyterlab>=4", *NOTEBOOKS, *PLOTS],
+    "wandb": ["wandb>=0.19"],  # sinks of metrics, beside TensorBoard
+    "trackio": ["trackio>=0.20"],
+    "mlflow": ["mlflow>=3.1"],
     "gcs": ["gcsfs>=2024.6"],  # workdirs in gs://
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],

@@ -4,7 +4,7 @@ must.
     python -m v05_jax.main --config=configs/v05.py --workdir=runs/v05 --config.seed=1
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from v05_jax import plug
 
@@ -67,10 +67,15 @@ def get_config() -> ConfigDict:
 
   # task | math | expression | reasoning_gym | module:function
   # The built-in tasks' own, math-verify, the response's arithmetic calculated, reasoning-gym's own
-  # verifiers, or a function of yours, called as (prompt, response, row) -> float.
-  c.reward = "task"
+  # verifiers, or a function of yours, called as (prompt, response, row) -> float. Or several of
+  # them with weights, [["math", 1.0], ["my_reward:brief", 0.1]].
+  c.reward = FieldReference("task", field_type=object)
   c.rewards = rewards = ConfigDict()
-  rewards.low = 0.0  # the verifier's reward for failure: mapped to -1
+  # Of several rewards the name of the one that the test, V, the budget and the accuracy look at; ""
+  # = the first, "sum" = their weighted sum
+  rewards.success = ""
+  # the verifier's reward for failure: mapped to -1; of several rewards that of rewards.success
+  rewards.low = 0.0
   rewards.high = 1.0  # and for success: mapped to 1; what lies outside is clipped
   rewards.workers = 2  # verifier processes; the rewards task and expression run in the loop
   rewards.timeout = 10.0  # seconds a verdict may take, a day at most
@@ -229,6 +234,13 @@ def get_config() -> ConfigDict:
   c.checkpoint = checkpoint = ConfigDict()
   checkpoint.period = 16  # steps between checkpoints; 0 = after the last step only
   checkpoint.keep = 2  # newest checkpoints kept
+
+  c.metrics = shown = ConfigDict()
+  # Where they are shown: names of v05_jax/sinks, jsonl | tensorboard | wandb | trackio | mlflow, or
+  # module:function. metrics.jsonl is always written.
+  shown.sinks = ("jsonl", "tensorboard")
+  shown.project = "v05_jax"  # what wandb, trackio and mlflow put runs together by
+  shown.name = ""  # of the run there; "" = that of its folder
 
   # Devices that a CPU is split into, where it is the backend; 0 = one a core, which is faster from
   # some million parameters on (experiments/throughput).

@@ -434,6 +434,8 @@ def test_main_prints_one_line_and_no_traceback():
 
 # --- Plugs
 
+SEVERAL = ("prior.wrappers", "observe", "metrics.sinks")  # keys that take a tuple of names
+
 
 @pytest.mark.parametrize(
   "key, kind, typo, meant",
@@ -446,7 +448,7 @@ def test_main_prints_one_line_and_no_traceback():
   ],
 )
 def test_an_unknown_plug_gives_the_known_ones_and_how_to_name_a_function(key, kind, typo, meant):
-  value = (typo,) if key in ("prior.wrappers", "observe") else typo
+  value = (typo,) if key in SEVERAL else typo
   text = problems(**{key.replace(".", "__"): value})
   assert f"{key}: found {typo!r} (did you mean {meant}?), expected one of " in text
   assert f"{', '.join(plug.known(kind))}, or module:function" in text and "1 problem" in text
@@ -457,7 +459,7 @@ def test_an_unknown_plug_gives_the_known_ones_and_how_to_name_a_function(key, ki
   "name, why", [("nowhere:f", "No module named 'nowhere'"), ("math:nowhere", "no attribute")]
 )
 def test_a_function_that_cannot_be_imported_is_named(key, name, why):
-  value = (name,) if key in ("prior.wrappers", "observe") else name
+  value = (name,) if key in SEVERAL else name
   text = problems(**{key.replace(".", "__"): value})
   assert f"{key}: found {name!r}, expected module:function: " in text and why in text
 

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from v05_jax import config as configuration
-from v05_jax import data, models, problems, rng, tasks
+from v05_jax import data, models, problems, rng, sinks, tasks
 from v05_jax.models import hf
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.observers.base import pair
@@ -117,6 +117,7 @@ def prepare(config, workdir: str):
     )
   problems.check(config)
   checkpoint.check_config(workdir, config)
+  sinks.check(config)
 
 
 def make(config) -> Trainer:
