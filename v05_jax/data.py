@@ -123,10 +123,10 @@ def load(
   .jsonl or .parquet file, or a name of `benchmarks.BENCHMARKS`, or "reasoning_gym:" with names of
   its tasks (`problems`), or several of these with commas between, one after another. The template
   and, if wanted, the tokenizer's chat template are put around each prompt, never around the
-  built-in tasks' prompts. `seed` is the run's and orders the data. `shuffle=False` is for evaluation: the order of
-  the sources, and of each source its first `config.data.size` rows only. Where there are several,
-  or a benchmark or a task of reasoning-gym, a row's "benchmark" says which it is of. `key`
-  is the config's key that the path is of, for error messages.
+  built-in tasks' prompts. `seed` is the run's and orders the data. `shuffle=False` is for
+  evaluation: the order of the sources, and of each source its first `config.data.size` rows only.
+  Where there are several, or a benchmark or a task of reasoning-gym, a row's "benchmark" says which
+  it is of. `key` is the config's key that the path is of, for error messages.
 
   Raises ValueError that names the key, file, line or row: an unknown name, a missing, unreadable or
   empty file, a line that is not a JSON object, a row without prompt or answer or with a field that
