@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.estimator_lab.tables import table
-from experiments.headline.claims import PAIRS, claims_table, paired, resolved
+from experiments.headline.claims import PAIRS, claims_table, differences, paired, resolved
 from experiments.headline.methods import FIRST, METHODS, REGIMES, TOYS
 from v05_jax.run import figures
 from v05_jax.run.comparison import interval, standard_error
@@ -177,31 +177,24 @@ def k_table(runs) -> str:
 
 
 def turned_over(by_regime, recipe: str) -> str:
-  """The differences of PAIRS that are there (their interval leaves out 0) in one toy, and not there
-  or the other way round in the other; "" where a toy was not run."""
+  """The differences of PAIRS, in area, that are not the same in the two toys: their change from one
+  to the other, paired by seed, has an interval that leaves out 0. "" where a toy was not run."""
   if not set(TOYS) <= set(by_regime):
     return ""
-  rows = []
+  rows, cell = [], lambda x: "{:+.4f} ± {:.4f}".format(*interval(x)[:2])
   for pair in PAIRS:
-    leads = {}
-    for toy in TOYS:
-      runs = by_regime[toy]
-      name, other = (resolved(x, runs, recipe) for x in pair)
-      if name in runs and other in runs and name != other:
-        leads[toy] = (
-          METHODS[name].title,
-          METHODS[other].title,
-          *paired(*map(runs.get, (name, other)), "area"),
-        )
-    signs = {np.sign(mean) * (abs(mean) > half) for _, _, mean, half in leads.values()}
-    if len(leads) == len(TOYS) and len(signs) > 1:
-      rows.append(
-        [
-          f"{name} - {other}: {mean:+.4f} ± {half:.4f}"
-          for name, other, mean, half in leads.values()
-        ]
-      )
-  return table([REGIMES[toy].title for toy in TOYS], rows) if rows else "Nothing."
+    names = {tuple(resolved(x, by_regime[toy], recipe) for x in pair) for toy in TOYS}
+    name, other = names.pop()
+    there = all({name, other} <= set(by_regime[toy]) for toy in TOYS)
+    if names or not there or name == other:
+      continue
+    leads = [differences(by_regime[toy][name], by_regime[toy][other], "area") for toy in TOYS]
+    mean, half, _ = interval(np.subtract(leads[1], leads[0]))
+    if abs(mean) > half:
+      cells = [*map(cell, leads), f"{mean:+.4f} ± {half:.4f}"]
+      rows.append([METHODS[name].title, METHODS[other].title, *cells])
+  head = ["method", "minus", *(REGIMES[toy].title for toy in TOYS), "change"]
+  return table(head, rows) if rows else "Nothing."
 
 
 def time_table(runs, times: dict[str, list[float]]) -> str:
