@@ -2,6 +2,7 @@
 
 import collections
 import types
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -61,15 +62,8 @@ def test_demonstrations_are_those_without_and_random_characters_behind():
 def test_a_demonstrator_without_a_scratchpad_draws_as_before():
   """The shipped warm start and every run of --mode=sft hang on the draws."""
   draw = np.random.default_rng(0)
-  texts = [tasks.demonstration(row, draw) for row in PLAIN]
-  again = np.random.default_rng(0)
-  for row, text in zip(PLAIN, texts):
-    careless = again.random()
-    if text not in (tasks.canonical(row), tasks.FAMILIES[row["family"]].sloppy(row["prompt"])):
-      again.integers(len(text)), again.integers(1, 10)
-    elif tasks.METHOD_SHARE <= careless / tasks.sloppy_probability(row) < 1:
-      raise AssertionError((row, text))  # a slip changes the text
-  assert draw.random() == again.random()
+  texts = "\n".join(tasks.demonstration(row, draw) for row in PLAIN)
+  assert (zlib.crc32(texts.encode()), draw.integers(1000)) == (1953999606, 509)
 
 
 @pytest.fixture(scope="module")
