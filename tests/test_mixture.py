@@ -9,11 +9,11 @@ from absl import flags
 import numpy as np
 import pytest
 
-from v05_jax.configs import default
 from tests import support
 from tests.test_train import small
 from v05_jax import command_line, rewards
 from v05_jax import config as configuration
+from v05_jax.configs import default
 from v05_jax.rewards import adapters, mixture
 from v05_jax.run import metrics
 from v05_jax.scale import sources

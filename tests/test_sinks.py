@@ -10,9 +10,9 @@ import time
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from v05_jax.configs import default
 from v05_jax import config as configuration
 from v05_jax import plug, sinks
+from v05_jax.configs import default
 from v05_jax.run import metrics, writer
 from v05_jax.sinks import base
 

@@ -69,7 +69,7 @@ _RANGES = (
   (_at_least(1), "selection.pool"),
   (_at_least(1), "loss.minibatches loss.epochs loss.vocab_chunk"),
   (_at_least(1), "sft.batch eval.size checkpoint.keep"),
-  (_at_least(0), "num_steps data.seed rewards.overlong_buffer sampler.top_k"),
+  (_at_least(0), "num_steps data.seed data.scratchpad rewards.overlong_buffer sampler.top_k"),
   (_at_least(0), "budget.max_resample loss.clip_high loss.kl_coef loss.entropy_coef"),
   (_at_least(0), "loss.row_length loss.max_skipped"),
   (_at_least(0), "optimizer.learning_rate optimizer.warmup_steps optimizer.weight_decay"),
@@ -239,6 +239,10 @@ def _data(config, need, named):
     )
     need("task" not in named, "reward", other)
   _gym(config, need, named)
+  scored = "score, since a scratchpad (data.scratchpad) that reaches the limit changes no verdict"
+  need(
+    not config.data.scratchpad or config.sampler.truncated == "score", "sampler.truncated", scored
+  )
   if config.eval.period:
     heldout = (
       "a held-out file or benchmark, as data.path is one (or eval.period = 0: no evaluation)"

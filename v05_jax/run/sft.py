@@ -168,7 +168,8 @@ def make_examples(config, source, dataset: data.Dataset, tokenizer) -> Callable:
   answers = (
     [] if built_in else [_answer(encode, source, *row) for row in enumerate(dataset.rows, 1)]
   )
-  longest = tasks.MAX_RESPONSE if built_in else 1 + max(map(len, answers))
+  pad = source.scratchpad and source.scratchpad + len(tasks.SCRATCHPAD)
+  longest = tasks.MAX_RESPONSE + pad if built_in else 1 + max(map(len, answers))
   if longest > config.sampler.max_response:
     long = [i for i, ids in enumerate(answers) if len(ids) >= config.sampler.max_response]
     where = f"{source.path}: row {long[0] + 1}: the answer" if long else "an answer of the tasks"
