@@ -50,9 +50,8 @@ def get_config() -> ConfigDict:
   data.split = "train"
   data.size = 16384  # prompts drawn from the built-in tasks, or from reasoning-gym's
   data.families = ("add", "sub", "mod", "sort", "lin", "chain")  # of the built-in tasks
-  # Characters that the demonstrator of the built-in tasks writes behind an answer, a careless copy
-  # of the prompt. No verdict reads them: they add noise to the gradient, and nothing else
-  # (docs/noise.md). 0 = none
+  # Random characters that the demonstrator of the built-in tasks writes behind an answer. They have
+  # no part in a verdict: they add noise to the gradient and nothing else (docs/noise.md). 0 = none
   data.scratchpad = 0
   # Of reasoning-gym's tasks, TASK.OPTION=VALUE with commas between, for training and evaluation:
   # "chain_sum.max_terms=3,chain_sum.max_digits=2".

@@ -10,7 +10,7 @@ a failure's, as it is in language models; in configs/demo.py a failure's is seve
 
 from v05_jax.configs import demo
 
-LENGTH = 10
+LENGTH = 24
 CHANGES = {
   "data.scratchpad": LENGTH,
   "policy.path": "builtin_scratchpad",

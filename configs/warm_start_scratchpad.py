@@ -14,5 +14,5 @@ def get_config():
   c = warm_start.get_config()
   c.update_from_flattened_dict(scratchpad.CHANGES)
   c.policy.update({"path": "builtin", "preset": ""})
-  c.sft.update({"steps": 2400, "learning_rate": 5e-3})
+  c.sft.update({"steps": 1200, "learning_rate": 3e-3})
   return c

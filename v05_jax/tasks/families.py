@@ -24,8 +24,8 @@ A prompt belongs to a split by its own hash, crc32(prompt) % 8: 0 held out, 1 va
 train.
 
 Rows may ask for a scratchpad (`rows(..., scratchpad=N)`): a response is then the answer, ":" and
-whatever the policy likes, in demonstrations a careless copy of the prompt of N characters. The
-verdict is given by what stands before the first ":", so no later token has any part in it.
+whatever the policy likes, in demonstrations N random characters. The verdict is given by what
+stands before the first ":", so no later token has any part in it.
 """
 
 from collections.abc import Callable, Sequence
@@ -275,7 +275,7 @@ def demonstration(row: dict[str, Any], rng: np.random.Generator) -> str:
   With probability `sloppy_probability(row)` it is careless: half of the time it uses the
   family's wrong method, otherwise one digit slips. Slips spread over many strings while the right
   one is one, so that the most likely response is right more often than a sampled one. A scratchpad
-  holds the prompt over and over, every other character a random one, none of them ":".
+  holds random characters, each equally likely, none of them ":".
   """
   family = FAMILIES[row["family"]]
   draw, sloppy = rng.random(), sloppy_probability(row)
@@ -284,16 +284,12 @@ def demonstration(row: dict[str, Any], rng: np.random.Generator) -> str:
   else:
     response = family.right(row["prompt"])
     response = response if draw >= sloppy else _slip(response, rng)
-  return response + _separator(row) + _scribble(row["prompt"], row.get("scratchpad", 0), rng)
+  return response + _separator(row) + _scribble(row.get("scratchpad", 0), rng)
 
 
-def _scribble(prompt: str, length: int, rng: np.random.Generator) -> str:
-  """The prompt over and over, each character of it replaced by a random one half of the time."""
+def _scribble(length: int, rng: np.random.Generator) -> str:
   characters = CHARACTERS.replace(SCRATCHPAD, "")
-  copied, drawn = rng.random(length) < 0.5, rng.integers(len(characters), size=length)
-  return "".join(
-    prompt[i % len(prompt)] if copied[i] else characters[drawn[i]] for i in range(length)
-  )
+  return "".join(characters[i] for i in rng.integers(len(characters), size=length))
 
 
 def _slip(response: str, rng: np.random.Generator) -> str:
