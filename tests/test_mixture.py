@@ -16,6 +16,7 @@ from v05_jax import command_line, rewards
 from v05_jax import config as configuration
 from v05_jax.rewards import adapters, mixture
 from v05_jax.run import metrics
+from v05_jax.run.show import show
 from v05_jax.scale import sources
 from v05_jax.train import train
 
@@ -366,5 +367,8 @@ def test_a_run_with_several_rewards_logs_each_and_goes_on(module):
   assert line["reward/length"] > 0 and 200 <= line["reward/rank"] < 800
   assert int(state.rollouts) == 64 and line["rewards/failed"] == 0
   c.num_steps = 3
+  shown = show(c, str(module / "run"), prompts=2)
+  rollout = shown[0]["rollouts"][0]
+  assert rollout["reward"] == rollout["reward/task"] and rollout["reward/rank"] >= 200
   train(configuration.from_json(json.dumps(configuration.to_dict(c))), str(module / "run"))
   assert [line["step"] for line in metrics.read(module / "run")] == [1, 2, 3]
