@@ -281,8 +281,8 @@ def test_wandb_keeps_the_run_offline_and_goes_on_with_it(tmp_path, monkeypatch, 
 
 
 def wandb_records(folder):
-  """The history of an offline run, {name: JSON} a line. The file is LevelDB's log: after a head of 7
-  bytes blocks of 32 KiB, in which every piece has 4 bytes of checksum, 2 of length and a kind."""
+  """The history of an offline run, {name: JSON} a line. The file is LevelDB's log: after a head of
+  7 bytes blocks of 32 KiB, in which every piece has 4 bytes of checksum, 2 of length and a kind."""
   from wandb.proto import wandb_internal_pb2 as proto
 
   (file,) = folder.glob("*.wandb")
