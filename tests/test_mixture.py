@@ -358,6 +358,7 @@ def test_the_rollouts_do_not_depend_on_when_they_are_judged(rule):
       assert groups.count(prompt) == 2 or rule == "sequential"
 
 
+@pytest.mark.usefixtures("few_devices")
 def test_a_run_with_several_rewards_logs_each_and_goes_on(module):
   keys = {"eval.period": 0, "checkpoint.period": 1, "sampler.truncated": "score"}
   c = small(num_steps=2, **keys)
