@@ -457,7 +457,7 @@ def test_an_unknown_plug_gives_the_known_ones_and_how_to_name_a_function(key, ki
   "name, why", [("nowhere:f", "No module named 'nowhere'"), ("math:nowhere", "no attribute")]
 )
 def test_a_function_that_cannot_be_imported_is_named(key, name, why):
-  value = (name,) if key in ("prior.wrappers", "observe") else name
+  value = (name,) if key in ("prior.wrappers", "observe", "metrics.sinks") else name
   text = problems(**{key.replace(".", "__"): value})
   assert f"{key}: found {name!r}, expected module:function: " in text and why in text
 
