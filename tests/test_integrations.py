@@ -4,16 +4,15 @@ TRL runs in the environment of the peers that experiments/throughput measures (`
 own code where verl and torch are installed; elsewhere these tests are skipped.
 """
 
-import importlib.util
 import os
 import pathlib
 import subprocess
 import sys
-import types
 
 import numpy as np
 import pytest
 
+from tests.verl_run import rows
 from v05_jax import budget, plug, shrinkage
 from v05_jax.integrations.rows import WANTING, Advantages, Groups, first_rollouts
 
@@ -22,23 +21,6 @@ PEERS = pathlib.Path(os.environ.get("V05_PEERS", ROOT / ".cache" / "peers"))
 # What the package's own environment lends to another one of the same Python.
 LENT = "jax jaxlib ml_dtypes opt_einsum scipy scipy.libs".split()
 KINDS = sorted(set(plug.known("estimator")) - set(WANTING))
-
-
-def rows(seed=0, sizes=(4, 4, 4, 4)):
-  """(reward, index, prior) of shuffled rows, and the same as [P, K] with a mask."""
-  rng = np.random.default_rng(seed)
-  index = rng.permutation(np.repeat([f"uid-{i}" for i in range(len(sizes))], sizes))
-  reward = rng.integers(0, 2, len(index)).astype(np.float32)
-  of_prompt = dict(zip(np.unique(index), rng.random(len(sizes)).astype(np.float32)))
-  prior = np.array([of_prompt[x] for x in index])
-  names = list(dict.fromkeys(index.tolist()))
-  dense = np.full((len(sizes), max(sizes)), np.nan, np.float32)
-  place = []
-  for i, name in enumerate(names):
-    at = np.flatnonzero(index == name)
-    dense[i, : len(at)] = reward[at]
-    place += [(i, j, row) for j, row in enumerate(at)]
-  return (reward, index, prior), dense, np.array([of_prompt[x] for x in names]), place
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -108,71 +90,6 @@ def test_rollout_numbers_are_the_budgets():
 # --- verl
 
 
-def verl_call(function, given, torch):
-  """As verl's ray_trainer.compute_advantage calls a registered estimator."""
-  reward, index, prior = given
-  mask = torch.tensor([[1, 1, 1, 0]] * len(reward))
-  scores = torch.zeros(len(reward), 4)
-  scores[:, 2] = torch.from_numpy(reward)
-  return mask, function(
-    token_level_rewards=scores,
-    response_mask=mask,
-    config=None,
-    index=np.array(index, object),
-    reward_baselines=torch.from_numpy(prior),
-  )
-
-
-VERL = """
-import sys
-import numpy as np
-import torch
-from tests import test_integrations as t
-from v05_jax import shrinkage
-from v05_jax.integrations import verl
-core_algos = t.core_algos()
-estimator = verl.register("v05_test", kind="v05")
-given, dense, prior, place = t.rows(sizes=(4, 2, 4, 3))
-mask, (advantage, returns) = t.verl_call(core_algos.get_adv_estimator_fn("v05_test"), given, torch)
-expected = shrinkage.advantage("v05", 2 * dense - 1, np.isfinite(dense), 2 * prior - 1)[0]
-assert advantage.shape == (13, 4) and advantage is returns
-for i, j, row in place:
-  assert advantage[row].tolist() == [np.asarray(expected)[i, j]] * 3 + [0]
-try:
-  verl.register("v05_test", kind="rloo")
-except ValueError as error:
-  assert "already been registered" in str(error)
-else:
-  sys.exit("two estimators of one name")
-print("checked with", core_algos.__doc__ and "verl's own code" or "a stub")
-"""
-
-
-def core_algos():
-  """verl's module, or where verl is not installed a stub of its published registry."""
-  if importlib.util.find_spec("verl"):
-    from verl.trainer.ppo import core_algos
-
-    return core_algos
-  known = {}
-
-  def register_adv_est(name):
-    def decorator(function):
-      if name in known and known[name] != function:
-        raise ValueError(f"Adv estimator {name} has already been registered")
-      known[name] = function
-      return function
-
-    return decorator
-
-  stub = types.ModuleType("verl.trainer.ppo.core_algos")
-  stub.register_adv_est, stub.get_adv_estimator_fn = register_adv_est, known.__getitem__
-  for name in ("verl", "verl.trainer", "verl.trainer.ppo"):
-    sys.modules[name] = types.ModuleType(name)
-  sys.modules[stub.__name__] = stub
-  return stub
-
-
 @pytest.fixture(scope="module")
 def peers(tmp_path_factory):
   """(interpreter, environment) of the peers, with this package and jax beside theirs."""
@@ -203,7 +120,7 @@ def run(peers, *arguments):
 
 
 def test_verl_calls_it_by_its_registry(peers):
-  assert "checked with" in run(peers, "-c", VERL)
+  assert "checked with" in run(peers, "-m", "tests.verl_run")
 
 
 # --- TRL

@@ -4,8 +4,10 @@ resume. wandb, trackio and MLflow are tried offline where they are installed."""
 import importlib.util
 import json
 import logging
+import struct
 import sys
 import time
+import zlib
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
@@ -20,11 +22,19 @@ ROWS = [
   {"prompt": "1+1=", "answer": "2", "response": f"a|{n}\n", "reward": 0.5, "tokens": n}
   for n in (1, 2)
 ]
-# A PNG of one pixel.
-PNG = bytes.fromhex(
-  "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c6360f8cf"
-  "000003010100c9fe92ef0000000049454e44ae426082"
-)
+
+
+def png() -> bytes:
+  """A white pixel."""
+  part = lambda kind, data: (
+    struct.pack("!I", len(data)) + kind + data + struct.pack("!I", zlib.crc32(kind + data))
+  )
+  head, pixels = struct.pack("!IIBBBBB", 1, 1, 8, 2, 0, 0, 0), zlib.compress(b"\0\xff\xff\xff")
+  parts = part(b"IHDR", head) + part(b"IDAT", pixels) + part(b"IEND", b"")
+  return b"\x89PNG\r\n\x1a\n" + parts
+
+
+PNG = png()
 MODULE = """
 import json, sys, time
 from v05_jax.sinks import Sink
@@ -271,15 +281,21 @@ def test_wandb_keeps_the_run_offline_and_goes_on_with_it(tmp_path, monkeypatch, 
 
 
 def wandb_records(folder):
-  """The history of an offline run, {name: JSON} a line."""
+  """The history of an offline run, {name: JSON} a line. The file is LevelDB's log: after a head of
+  7 bytes blocks of 32 KiB, in which every piece has 4 bytes of checksum, 2 of length and a kind."""
   from wandb.proto import wandb_internal_pb2 as proto
-  from wandb.sdk.internal.datastore import DataStore
 
   (file,) = folder.glob("*.wandb")
-  store, found = DataStore(), []
-  store.open_for_scan(str(file))
-  while (data := store.scan_data()) is not None:
-    record = proto.Record.FromString(data)
-    items = record.history.item
-    found.append({item.key or item.nested_key[0]: item.value_json for item in items})
+  data, at, parts, found = file.read_bytes(), 7, b"", []
+  while at + 7 <= len(data):
+    if (left := 32768 - at % 32768) < 7:
+      at += left
+      continue
+    _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+    parts += data[at + 7 : at + 7 + length]
+    at += 7 + length
+    if kind in (1, 4):  # whole, or the last piece
+      items = proto.Record.FromString(parts).history.item
+      found.append({item.key or item.nested_key[0]: item.value_json for item in items})
+      parts = b""
   return found

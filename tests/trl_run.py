@@ -104,7 +104,7 @@ def main(folder: pathlib.Path):
   assert (checkpoint / FILE).exists()
   again = trainer(folder, "ewa", STEPS)
   again.train(resume_from_checkpoint=str(checkpoint))
-  assert len(again.seen) == 1
+  assert len(again.seen) == 1  # a step, after the two of the checkpoint
   np.savez(folder / "again.npz", *last, *again.seen[0][3:])
 
 

@@ -11,8 +11,9 @@ import numpy as np
 from v05_jax import budget, plug, shrinkage
 from v05_jax.groups import map_reward, outcomes
 
-# Estimators that look at more than a step's rewards and V: at earlier visits of a prompt.
-WANTING = ("spo",)
+# Estimators that look at more than a step's rewards and V: at earlier visits of a prompt, or at the
+# log-probs of responses.
+WANTING = ("spo", "score", "score_loo", "v05_score")
 
 
 class Groups:
@@ -49,7 +50,7 @@ class Advantages:
   tuple of arrays: save it with the checkpoint).
 
   Args:
-    kind: a name that `config.baseline` may have, but for "spo".
+    kind: a name that `config.baseline` may have, but for those of `WANTING`.
     low, high: the rewards of failure and success; mapped to [-1, 1] and clipped.
 
   Raises ValueError for an unknown kind and for a range that is none.

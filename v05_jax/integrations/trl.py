@@ -28,7 +28,7 @@ class Trainer(GRPOTrainer):
   """GRPOTrainer, but for `advantages`.
 
   Args:
-    estimator: a name that `config.baseline` may have, but for "spo".
+    estimator: as the `kind` of `rows.Advantages`.
     prior: see above; None: no prior.
     low, high: the reward of failure and of success.
   """

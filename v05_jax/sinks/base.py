@@ -77,11 +77,11 @@ def remembered(setting: plug.Setting, name: str) -> dict[str, str]:
   return json.loads(file.read_text()) if setting.done and file.exists() else {}
 
 
-def remember(setting: plug.Setting, name: str, **found: str):
+def remember(setting: plug.Setting, sink: str, /, **found: str):
   """Keeps what a sink needs to go on with the same run, in WORKDIR/sinks/NAME.json."""
   folder = files.folder(setting.workdir) / "sinks"
   folder.mkdir(parents=True, exist_ok=True)
-  files.replace(folder / f"{name}.json", json.dumps(found) + "\n")
+  files.replace(folder / f"{sink}.json", json.dumps(found) + "\n")
 
 
 class Here:

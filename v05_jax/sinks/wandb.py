@@ -51,7 +51,7 @@ def wandb(options, setting):
 def mode(client, folder: str | None) -> str | None:
   """ "offline" where nobody has logged in, since the package would ask for a key and wait; None =
   as the package's own settings say."""
-  if os.environ.get("WANDB_MODE") or client.api.api_key:
+  if os.environ.get("WANDB_MODE") or logged_in(client):
     return None
   logging.warning(
     "wandb: found no API key (wandb login, or WANDB_API_KEY): the run is kept in %s, from where "
@@ -59,3 +59,11 @@ def mode(client, folder: str | None) -> str | None:
     os.path.join(folder or ".", "wandb"),
   )
   return "offline"
+
+
+def logged_in(client) -> bool:
+  """Whether the package has found a key, without asking for one."""
+  try:
+    return client.login(prompt=False, verify=False)
+  except TypeError:  # a version without these arguments
+    return bool(client.api.api_key)
