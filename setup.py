@@ -18,7 +18,7 @@ setup(
   description="V0.5: a generalist value model as a prior for sparse RL rollouts, in JAX",
   license="Apache-2.0",
   packages=find_packages(include=["v05_jax", "v05_jax.*", "configs", "configs.*"]),
-  package_data={"v05_jax": ["run/report.html", "tasks/warm_start/*", "tasks/value_model/*"]},
+  package_data={"v05_jax": ["run/report.html", "run/report.js", "tasks/warm_start/*", "tasks/value_model/*"]},
   python_requires=">=3.11",
   install_requires=[
     "absl-py>=2.1",
