@@ -25,9 +25,10 @@ def get_config() -> ConfigDict:
   # names of its files' keys and tensors: a name of models/families, or module:function; "" = what
   # config.json says
   policy.family = ""
-  policy.dtype = "float32"  # compute dtype: float32 | bfloat16; parameters are stored in float32
+  # compute dtype: float32 | bfloat16, "" = what suits the machine; parameters are stored in float32
+  policy.dtype = "float32"
   # What a layer's backward pass computes again: nothing | all | all but attention (flash on a TPU)
-  # | all but products with weights.
+  # | all but products with weights; "" = what fits the memory (scale/fit.py).
   policy.remat = "none"  # none | full | attention | dots
   # Attention of the update; flash = the backend's kernel, without scores [T, T]: no
   # loss.share_prompts then
@@ -77,7 +78,7 @@ def get_config() -> ConfigDict:
   rewards.overlong_buffer = 0
 
   c.prior = prior = ConfigDict()
-  # A name of v05_jax/priors: none | constant | neighbours | v0 | module:function
+  # A name of v05_jax/priors: none | constant | neighbours | critic | v0 | module:function
   prior.kind = "neighbours"
   prior.context = 256  # (prompt, success) pairs kept
   prior.min_support = 32  # pairs before the prior speaks; until then the group mean serves
@@ -92,7 +93,9 @@ def get_config() -> ConfigDict:
   selection.weighted = True
 
   c.sampler = sampler = ConfigDict()
-  sampler.slots = 256  # rollouts decoded at once, over all devices
+  # rollouts decoded at once, over all devices; as of open_prompts, prefill and loss.micro_rows, 0 =
+  # what fits the memory (scale/fit.py)
+  sampler.slots = 256
   sampler.chunk = 8  # decode steps between two looks of the host
   sampler.open_prompts = 128  # prompts whose prefix is kept on the device at once, over all devices
   sampler.prefill = 64  # prompts prefilled by one call, over all devices
@@ -110,7 +113,8 @@ def get_config() -> ConfigDict:
   sampler.truncated = "fail"  # a rollout without EOS at the limit: score | fail | mask
 
   c.budget = budget = ConfigDict()
-  # A name of v05_jax/budgets: fixed | sequential | two_stage | neyman | value | module:function
+  # A name of v05_jax/budgets: fixed | sequential | two_stage | neyman | value | pilot_commit |
+  # module:function
   budget.rule = "fixed"
   budget.k_init = 4  # rollouts of every prompt
   budget.k_max = 4  # rollouts of a prompt at most
@@ -118,8 +122,8 @@ def get_config() -> ConfigDict:
   budget.max_resample = 0
 
   # The advantage's baseline, a name of v05_jax/estimators: v05 | v05_loo | ewa | beta_shrink |
-  # batch_shrink | james_stein | spo | grpo | dr_grpo | rloo | value | score | score_loo |
-  # v05_score | module:function
+  # batch_shrink | james_stein | spo | grpo | dr_grpo | rloo | maxrl | value | score | score_loo |
+  # v05_score | opo | dbb | kae | ebpo | basis | poise | module:function
   c.baseline = "v05"
 
   # What looks on at every step: names of v05_jax/observers, diagnostics | exact | scoreboard |
@@ -127,7 +131,9 @@ def get_config() -> ConfigDict:
   c.observe = ("diagnostics", "exact")
 
   c.loss = loss = ConfigDict()
-  # clip: PPO's, by the ratio to the policy that sampled; reinforce: -A log p, without a ratio
+  # How the ratio to the policy that sampled enters: clip: PPO's; reinforce: -A log p, without it;
+  # gspo: the ratio of a whole response, clipped; cispo: the clipped ratio weighs -A log p; dis: so
+  # does the ratio within the bounds, and outside of them there is no gradient (docs/rivals.md).
   loss.surrogate = "clip"
   loss.clip_low = 0.2
   loss.clip_high = 0.2
@@ -135,6 +141,9 @@ def get_config() -> ConfigDict:
   loss.clip_dual = 0.0
   loss.kl_coef = 0.0  # KL to the frozen first policy
   loss.entropy_coef = 0.0
+  # Share of a response's tokens, the least likely ones, that a negative advantage reaches (arXiv
+  # 2606.17250); 1 = all.
+  loss.negative_tokens = 1.0
   # token | rollout | prompt | constant: what every member of it weighs equally
   loss.aggregate = "prompt"
   loss.minibatches = 2  # updates an epoch: the prompts are split among them
@@ -143,6 +152,11 @@ def get_config() -> ConfigDict:
   # of one more forward pass before the step's first update, for a sampler whose numerics differ
   # (see loss/logprob_gap).
   loss.old_logprob = "sampler"  # sampler | recompute
+  # Weight of a token's loss by the ratio of the recomputed probability to the sampler's: tis: the
+  # ratio, at most correction_high; icepop: the ratio between both bounds, 0 outside of them.
+  loss.correction = "none"  # none | tis | icepop
+  loss.correction_low = 0.5
+  loss.correction_high = 2.0
   # packed rows a device handles at once; 1,000 to 1,500 tokens are fastest on a CPU
   loss.micro_rows = 64
   loss.row_length = 0  # tokens of a packed row; 0 = the longest rollout possible

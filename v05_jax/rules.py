@@ -30,6 +30,12 @@ def _at_least(low) -> Rule:
   return Rule(lambda x: x >= low, f"at least {low}")
 
 
+def _or_open(rule: Rule) -> Rule:
+  """The rule of a key that may be left to the machine, by 0 or an empty text."""
+  expected = f"{rule.expected}, or {'an empty text' if rule.choices else 0} to have it chosen"
+  return Rule(lambda x: x in (0, "") or rule.holds(x), expected, rule.choices)
+
+
 _NAMES = Rule(
   lambda x: len(set(x)) == len(x) > 0 and all(re.fullmatch(r"\w+", str(name)) for name in x),
   "at least one name, each once; on the command line \"('add', 'sub')\"",
@@ -50,12 +56,12 @@ _REWARD = Rule(
 
 _RANGES = (
   (_at_least(1), "rollouts_per_step data.size prior.context prior.min_support"),
-  (_at_least(1), "sampler.slots sampler.chunk sampler.open_prompts sampler.prefill"),
+  (_or_open(_at_least(1)), "sampler.slots sampler.open_prompts sampler.prefill loss.micro_rows"),
   (_at_least(0), "cpu_devices"),
-  (_at_least(1), "sampler.share sampler.slot_sizes sampler.column_sizes"),
+  (_at_least(1), "sampler.chunk sampler.share sampler.slot_sizes sampler.column_sizes"),
   (_at_least(1), "sampler.max_prompt sampler.max_response budget.k_init budget.k_max"),
   (_at_least(1), "selection.pool"),
-  (_at_least(1), "loss.minibatches loss.epochs loss.micro_rows loss.vocab_chunk"),
+  (_at_least(1), "loss.minibatches loss.epochs loss.vocab_chunk"),
   (_at_least(1), "sft.batch eval.size checkpoint.keep"),
   (_at_least(0), "num_steps data.seed rewards.overlong_buffer sampler.top_k"),
   (_at_least(0), "budget.max_resample loss.clip_high loss.kl_coef loss.entropy_coef"),
@@ -81,7 +87,7 @@ _RANGES = (
   (Rule(lambda x: 0 < x <= 86_400, "seconds above 0 and at most 86400, a day"), "rewards.timeout"),
   (Rule(lambda x: abs(x) <= 1e30, "at least -1e30 and at most 1e30"), "rewards.low rewards.high"),
   (Rule(lambda x: x > 0, "above 0"), "sampler.temperature eval.temperature"),
-  (Rule(lambda x: 0 < x <= 1, "above 0 and at most 1"), "sampler.top_p"),
+  (Rule(lambda x: 0 < x <= 1, "above 0 and at most 1"), "sampler.top_p loss.negative_tokens"),
   (Rule(lambda x: 0 <= x <= 1, "at least 0 and at most 1"), "loss.clip_low"),
   (Rule(lambda x: x == 0 or x > 1, "above 1, or 0 for off"), "loss.clip_dual"),
   (Rule(lambda x: 0 <= x < 1, "at least 0 and below 1"), "optimizer.b1 optimizer.b2"),
@@ -98,14 +104,17 @@ _RANGES = (
   (Rule(lambda x: x > 0, "above 0"), "policy.lora_alpha"),
   (_MATRICES, "policy.lora_targets"),
   (_REWARD, "reward"),
-  (_one_of("float32", "bfloat16"), "policy.dtype"),
-  (_one_of("none", "full", "attention", "dots"), "policy.remat"),
+  (_or_open(_one_of("float32", "bfloat16")), "policy.dtype"),
+  (_or_open(_one_of("none", "full", "attention", "dots")), "policy.remat"),
   (_one_of("plain", "flash"), "policy.attention"),
   (_one_of("train", "validation", "heldout"), "data.split eval.split"),
   (_one_of("score", "fail", "mask"), "sampler.truncated"),
   (_one_of("token", "rollout", "prompt", "constant"), "loss.aggregate"),
   (_one_of("sampler", "recompute"), "loss.old_logprob"),
-  (_one_of("clip", "reinforce"), "loss.surrogate"),
+  (_one_of("clip", "reinforce", "gspo", "cispo", "dis"), "loss.surrogate"),
+  (_one_of("none", "tis", "icepop"), "loss.correction"),
+  (Rule(lambda x: 0 <= x < 1, "at least 0 and below 1"), "loss.correction_low"),
+  (Rule(lambda x: x > 1, "above 1"), "loss.correction_high"),
   (_one_of("constant", "cosine", "linear"), "optimizer.schedule"),
   (ANYTHING, "value.data value.heldout value.start value.head value.natural value.dropout"),
   (ANYTHING, "policy.preset policy.family data.prompt_key data.answer_key"),
@@ -145,9 +154,10 @@ def relations(config, flat, wrong) -> list[str]:
   row = f"0, or at least {longest} = sampler.max_prompt + sampler.max_response - 1"
   need(loss.row_length == 0 or loss.row_length >= longest, "loss.row_length", row)
   flash = "bfloat16, since policy.attention is flash, whose kernels want it"
-  need(policy.attention == "plain" or policy.dtype == "bfloat16", "policy.dtype", flash)
+  need(policy.attention == "plain" or policy.dtype in ("bfloat16", ""), "policy.dtype", flash)
   plain = "False, since policy.attention is flash, whose kernels see one segment a token"
   need(policy.attention == "plain" or not loss.share_prompts, "loss.share_prompts", plain)
+  _ratios(loss, need)
   low, high = config.rewards.low, config.rewards.high
   less = f"less than rewards.high = {high}, by more than float32 rounds"
   apart = high - low > 1e-6 * max(abs(low), abs(high), 1e-30)
@@ -164,6 +174,15 @@ def relations(config, flat, wrong) -> list[str]:
   if len(axes) > 1:
     need(False, f"mesh.{axes[-1]}", f"-1 for one axis alone, not for {' and '.join(axes)}")
   return problems
+
+
+def _ratios(loss, need):
+  """Which surrogates have a dual bound, and whose log-probs a correction compares."""
+  dual = f"0, since loss.surrogate is {loss.surrogate}: clip and gspo alone have a dual bound"
+  need(loss.surrogate in ("clip", "gspo") or loss.clip_dual == 0, "loss.clip_dual", dual)
+  both = f"recompute, since loss.correction is {loss.correction}, which compares the trainer's "
+  both += "log-probs with the sampler's"
+  need(loss.correction == "none" or loss.old_logprob == "recompute", "loss.old_logprob", both)
 
 
 def _plugs(config, need):
