@@ -139,9 +139,7 @@ class Browser:
 
   def run(self, script: str):
     """The value of an expression of JavaScript, awaited where it is a promise."""
-    found = self.call(
-      "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True
-    )
+    found = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
     if "exceptionDetails" in found:
       raise RuntimeError(found["exceptionDetails"]["exception"].get("description", script))
     return found["result"].get("value")

@@ -242,20 +242,21 @@ def settings(rows: list[Row]) -> tuple[dict[str, list[str]], dict[str, str]]:
     values = [_values(row, key) if there else "?" for row, there in zip(rows, known)]
     if len(set(values)) > 1:
       differing[key] = values
-    elif key not in usual or values[0] != _text(usual[key]):
+    elif key not in usual or values[0] != text_of(usual[key]):
       shared[key] = values[0]
   return differing, shared
 
 
 def _values(row: Row, key: str) -> str:
   return " / ".join(
-    dict.fromkeys(_text(run.keys[key]) if key in run.keys else "-" for run in row.runs)
+    dict.fromkeys(text_of(run.keys[key]) if key in run.keys else "-" for run in row.runs)
   )
 
 
-def _text(value) -> str:
+def text_of(value) -> str:
+  """A config's value as a person writes it."""
   if isinstance(value, float):
     return f"{value:.10g}"
   if isinstance(value, (tuple, list)):
-    return ", ".join(map(_text, value))
+    return ", ".join(map(text_of, value))
   return value if isinstance(value, str) and value else repr(value)

@@ -85,7 +85,9 @@ def headline(rows: list[Row], score: str) -> str:
     return f"Ahead of {first}: {'; '.join(named)}"
   if all(v.word == "no claim" for v in found):
     alone = all(v.text.endswith(ONE) for v in found)
-    return f"{ONE[0].upper()}{ONE[1:]} about a difference" if alone else "No claim about a difference"
+    return (
+      f"{ONE[0].upper()}{ONE[1:]} about a difference" if alone else "No claim about a difference"
+    )
   if all(v.word == "behind" for v in found):
     every = "the other method is" if len(found) == 1 else f"all {len(found)} other methods are"
     return f"{first} is ahead: {every} behind it"

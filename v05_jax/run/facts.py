@@ -2,7 +2,7 @@
 
 import datetime
 
-from v05_jax.run.comparison import Row
+from v05_jax.run.comparison import Row, text_of
 from v05_jax.run.runs import Run
 
 UNKNOWN = "not known: no config.json"
@@ -53,7 +53,7 @@ def _samples(run: Run) -> str:
 
 def _data(run: Run, path) -> str:
   families = run.keys.get("data.families") or ()
-  return f"the built-in tasks {', '.join(families)}" if path == "tasks" else str(path)
+  return f"the built-in tasks {', '.join(families)}" if path == "tasks" else text_of(path)
 
 
 def model(run: Run) -> str:
@@ -61,14 +61,14 @@ def model(run: Run) -> str:
     return UNKNOWN
   path, preset = run.keys.get("policy.path"), run.keys.get("policy.preset")
   rank = run.keys.get("policy.lora_rank")
-  name = "the built-in policy" if path == "builtin" else str(path)
+  name = "the built-in policy" if path == "builtin" else text_of(path)
   name = f"{preset}, random weights" if preset else name
   return f"{name}, LoRA of rank {rank}" if rank else name
 
 
 def reward(run: Run) -> str:
   found = run.keys.get("reward") if run.keys else None
-  return "" if found is None else str(found)
+  return "" if found is None else text_of(found)
 
 
 ABOUT = {"Task": task, "Held-out prompts": held_out, "Model": model, "Reward": reward}

@@ -93,12 +93,7 @@ def _draw_curve(axes, number: int, curve: Curve, label: str):
     axes.fill_between(curve.x, *edges, color=of.colour, alpha=0.15, linewidth=0)
 
 
-def multiples(
-  new_figure,
-  names: list[str],
-  panels: list[tuple[str, dict[int, Curve]]],
-  axis: str,
-):
+def multiples(new_figure, names: list[str], panels: list[tuple[str, dict[int, Curve]]], axis: str):
   """A panel a metric, with all methods in each; `panels`: (title, number of the method ->
   curve)."""
   figure, grid = _grid(new_figure, len(panels), 3)

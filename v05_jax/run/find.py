@@ -38,7 +38,9 @@ def _fitting(name: str) -> list[str] | None:
   places = sorted(_matching(files.place(name)), key=_natural)
   found = [run for place in places for run in _below(place, DEEPEST)]
   if not found:
-    raise ValueError(f"--workdir={name}: fits no run; expected the pattern of folders that hold one")
+    raise ValueError(
+      f"--workdir={name}: fits no run; expected the pattern of folders that hold one"
+    )
   return found
 
 
