@@ -41,7 +41,7 @@ def held_out(run: Run) -> str:
   keys = run.keys
   if not keys or not any(name.startswith("eval/") for line in run.lines for name in line):
     return ""
-  split = "" if keys.get("eval.path") != "tasks" else f", {keys.get('eval.split')}"
+  split = "" if keys.get("eval.path") != "tasks" else f", split {keys.get('eval.split')}"
   asked = _data(run, keys.get("eval.path"))
   return f"{asked}{split}, up to {keys.get('eval.size'):,} prompts, {_samples(run)}"
 
