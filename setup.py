@@ -27,7 +27,7 @@ setup(
   packages=find_packages(include=["v05_jax", "v05_jax.*"]),
   package_dir={"v05_jax.configs": "configs"},  # the repository's root has them where people look
   entry_points={"console_scripts": ["v05 = v05_jax.main:console"]},
-  package_data={"v05_jax": ["run/report.html", "tasks/warm_start*/*", "tasks/value_model/*"]},
+  package_data={"v05_jax": ["run/report.*", "tasks/warm_start*/*", "tasks/value_model/*"]},
   python_requires=">=3.11",
   install_requires=[
     "absl-py>=2.1",

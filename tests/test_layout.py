@@ -24,14 +24,15 @@ PACKAGE = ROOT / "v05_jax"
 UNITS = "models tasks rewards estimators budgets priors observers sinks".split()
 LAYERS = (
   "backend benchmarks configs groups names rng rows run sampling scale shrinkage update run.digest"
-  " run.files run.success run.view sampling.categorical sampling.selection scale.distributed"
-  " scale.fit scale.hlo scale.peers scale.programs scale.roll_call scale.sharding scale.sources"
+  " run.files run.looks run.success run.view sampling.categorical sampling.selection"
+  " scale.distributed scale.fit scale.hlo scale.peers scale.programs scale.roll_call scale.sharding"
+  " scale.sources"
   " scale.topology update.blocks update.losses update.optimizer update.surrogates"
   " value_model.adapter value_model.ensemble value_model.losses value_model.scores"
   " value_model.synthetic value_model.torch_file",
   "budget history models structs run.board run.leaves run.lock run.metrics run.progress"
   " sampling.ahead scale.cost value_model.cells value_model.directory value_model.pairs",
-  "tasks sampling.resample sampling.sampler update.objective"
+  "tasks run.find sampling.resample sampling.sampler update.objective"
   " update.packing value_model.batches value_model.convert value_model.measure"
   " value_model.tabpfn",
   "data problems rewards sampling.schedule sampling.verdicts sampling.warmup"
@@ -43,7 +44,7 @@ LAYERS = (
   "config priors sampling.rollouts scale.plan integrations.trl integrations.verl",
   "command_line observers run.checkpoint run.runs run.workdirs run.writer scale.settle",
   "scale.compile setup run.comparison run.sft run.supervised sampling.draw value_model.train",
-  "step run.export run.figures run.samples",
+  "step run.charts run.conclusion run.export run.facts run.figures run.samples",
   "run.evaluate run.page run.show",
   "run.noise",
   "run.report",
