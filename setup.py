@@ -51,6 +51,7 @@ setup(
     "gguf": GGUF,  # models of llama.cpp: python -m v05_jax.models.gguf
     "benchmarks": BENCHMARKS,  # public problem sets from the Hugging Face hub
     "reasoning-gym": ["reasoning-gym>=0.1.25"],  # problems made by rules, with their verifiers
+    "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],  # make docs
     "notebooks": ["jupyterlab>=4", *NOTEBOOKS, *PLOTS],
     "gcs": ["gcsfs>=2024.6"],  # workdirs in gs://
     "tpu": ["jax[tpu]"],
