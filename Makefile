@@ -73,7 +73,7 @@ lint: $(STAMP)
 docs: $(STAMP)
 	@"$(RUN)" -c "import material, mkdocstrings_handlers.python" 2>/dev/null || \
 	  "$(RUN)" -m pip install -q --no-build-isolation -c constraints.txt -e ".[docs]"
-	NO_MKDOCS_2_WARNING=1 "$(RUN)" -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 "$(RUN)" -m mkdocs build --strict
 
 newcomer:
 	"$(PYTHON)" -m experiments.newcomer.run

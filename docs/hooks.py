@@ -18,12 +18,6 @@ LONGEST = 400  # lines of code of a page
 API = re.compile(r"^\| \[`([\w.]+)`\]", re.MULTILINE)  # a row of docs/api.md
 
 
-def slug(text: str, separator: str = "-") -> str:
-  """The anchor that GitHub gives a heading."""
-  text = re.sub(r"<[^>]+>|[`*]", "", text).strip().lower()
-  return re.sub(r"[^\w\- ]", "", text).replace(" ", separator)
-
-
 def links(text: str):
   """(target, anchor) of the relative links of a page, those in code blocks left out."""
   for match in LINK.finditer(FENCE.sub("", text)):

@@ -91,11 +91,14 @@ def keys() -> str:
   """Every key of configs/default.py, a table for each section."""
   said = meanings((ROOT / "configs" / "default.py").read_text())
   options = plug.options()
+  values = dict(leaves(default.get_config()))
   sections: dict[str, list] = {}
-  for key, value in leaves(default.get_config()):
-    if key not in options:
-      section = key.rpartition(".")[0]
-      sections.setdefault(section, []).append((f"`{key}`", f"`{value!r}`", said[key]))
+  for key in said:  # in the file's order
+    if key in values:
+      row = (f"`{key}`", f"`{values.pop(key)!r}`", said[key])
+      sections.setdefault(key.rpartition(".")[0], []).append(row)
+  if missed := values.keys() - options.keys():
+    raise ValueError(f"configs/default.py: no assignment was found of {', '.join(sorted(missed))}")
   parts = []
   for section, rows in sections.items():
     note = f"{said[section]}\n\n" if said.get(section) else ""
@@ -118,9 +121,8 @@ def options() -> str:
 
 
 def metric_names() -> str:
-  for folder in ("estimators", "budgets", "priors", "observers"):
-    plug.options()  # imports the plugs, which document their metrics
-    del folder
+  """Every documented metric; plugs document their own when they are imported."""
+  plug.options()
   return table(("metric", "meaning"), ((f"`{x}`", text) for x, text in metrics.METRICS.items()))
 
 
