@@ -60,6 +60,7 @@ setup(
     "gguf": GGUF,  # models of llama.cpp: python -m v05_jax.models.gguf
     "benchmarks": BENCHMARKS,  # public problem sets from the Hugging Face hub
     "reasoning-gym": ["reasoning-gym>=0.1.25"],  # problems made by rules, with their verifiers
+    "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],  # make docs
     "notebooks": ["jupyterlab>=4", *NOTEBOOKS, *PLOTS],
     "wandb": ["wandb>=0.19"],  # sinks of metrics, beside TensorBoard
     "trackio": ["trackio>=0.20"],

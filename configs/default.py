@@ -11,7 +11,7 @@ from v05_jax import plug
 
 def get_config() -> ConfigDict:
   c = ConfigDict()
-  c.seed = 0
+  c.seed = 0  # of everything that is drawn
   c.num_steps = 64  # training steps
   # rollouts a step on average; rounded to whole prompts and equal minibatches
   c.rollouts_per_step = 256
@@ -115,7 +115,7 @@ def get_config() -> ConfigDict:
   sampler.column_sizes = 1
   sampler.max_prompt = 16  # tokens
   sampler.max_response = 8  # tokens, EOS included
-  sampler.temperature = 1.0
+  sampler.temperature = 1.0  # of the softmax that tokens are drawn from
   sampler.top_k = 0  # 0 = off
   sampler.top_p = 1.0  # 1 = off
   sampler.truncated = "fail"  # a rollout without EOS at the limit: score | fail | mask
@@ -143,12 +143,12 @@ def get_config() -> ConfigDict:
   # gspo: the ratio of a whole response, clipped; cispo: the clipped ratio weighs -A log p; dis: so
   # does the ratio within the bounds, and outside of them there is no gradient (docs/rivals.md).
   loss.surrogate = "clip"
-  loss.clip_low = 0.2
-  loss.clip_high = 0.2
+  loss.clip_low = 0.2  # the ratio's lower bound is 1 - clip_low
+  loss.clip_high = 0.2  # the ratio's upper bound is 1 + clip_high
   # lower bound of the surrogate at c * advantage for negative advantages; 0 = off
   loss.clip_dual = 0.0
   loss.kl_coef = 0.0  # KL to the frozen first policy
-  loss.entropy_coef = 0.0
+  loss.entropy_coef = 0.0  # of the policy's entropy, which is added
   # Share of a response's tokens, the least likely ones, that a negative advantage reaches (arXiv
   # 2606.17250); 1 = all.
   loss.negative_tokens = 1.0
@@ -180,17 +180,17 @@ def get_config() -> ConfigDict:
   optimizer.learning_rate = 1.2e-3
   optimizer.schedule = "constant"  # constant | cosine | linear, after the warm-up
   optimizer.warmup_steps = 0  # updates
-  optimizer.b1 = 0.9
-  optimizer.b2 = 0.95
-  optimizer.eps = 1e-8
-  optimizer.weight_decay = 0.0
+  optimizer.b1 = 0.9  # AdamW's decay of the mean gradient
+  optimizer.b2 = 0.95  # AdamW's decay of the mean squared gradient
+  optimizer.eps = 1e-8  # AdamW's, added to the root of that
+  optimizer.weight_decay = 0.0  # share of a weight that an update takes away, times the rate
   optimizer.clip_norm = 1.0  # of the global gradient norm; 0 = off
 
   c.sft = sft = ConfigDict()  # --mode=sft
-  sft.steps = 900
+  sft.steps = 900  # updates
   sft.batch = 256  # prompts with their responses a step
   sft.learning_rate = 3e-3  # peak, cosine to zero
-  sft.warmup_steps = 30
+  sft.warmup_steps = 30  # updates in which the rate rises from zero
 
   c.value = value = ConfigDict()  # --mode=value trains a V0
   # folders of pairs (of the observer pairs) with commas between; "synthetic" = drawn tasks, for a
@@ -211,19 +211,19 @@ def get_config() -> ConfigDict:
   value.natural = True
   value.learning_rate = 1e-3  # peak, cosine to zero
   value.warmup = 0.05  # share of the steps
-  value.weight_decay = 0.01
-  value.clip_norm = 1.0
+  value.weight_decay = 0.01  # as optimizer.weight_decay
+  value.clip_norm = 1.0  # as optimizer.clip_norm
   value.dropout = True  # of 0.2 in the adapter's generator
-  value.queries = 16  # of a new adapter: queries, their width, attention heads, bottleneck
-  value.width = 4
-  value.heads = 2
-  value.bottleneck = 32
+  value.queries = 16  # of a new adapter: learned queries
+  value.width = 4  # of a new adapter: width of a query
+  value.heads = 2  # of a new adapter: attention heads
+  value.bottleneck = 32  # of a new adapter: width of its generator's bottleneck
   value.estimators = 1  # of a new model, which the head's logits are averaged over
-  value.layers = 3  # of a new head: layers, width, attention heads, columns a group, thinking rows
-  value.embed = 64
-  value.attention_heads = 4
-  value.group = 32
-  value.thinking = 8
+  value.layers = 3  # of a new head: layers
+  value.embed = 64  # of a new head: width
+  value.attention_heads = 4  # of a new head: attention heads
+  value.group = 32  # of a new head: columns of features in a group
+  value.thinking = 8  # of a new head: learned rows that belong to no pair
 
   c.eval = evaluate = ConfigDict()
   evaluate.period = 8  # steps between evaluations; 0 = off
@@ -232,7 +232,7 @@ def get_config() -> ConfigDict:
   evaluate.size = 512  # prompts, of each file or benchmark at most, of reasoning-gym's tasks in all
   # rollouts a prompt; 0 = exact success only (built-in tasks); papers on mathematics take 16
   evaluate.samples = 0
-  evaluate.temperature = 1.0
+  evaluate.temperature = 1.0  # as sampler.temperature
 
   c.checkpoint = checkpoint = ConfigDict()
   checkpoint.period = 16  # steps between checkpoints; 0 = after the last step only
@@ -250,8 +250,8 @@ def get_config() -> ConfigDict:
   c.cpu_devices = 1
   c.mesh = mesh = ConfigDict()
   mesh.data = -1  # devices along each axis; -1 = all that are left
-  mesh.fsdp = 1
-  mesh.tensor = 1
+  mesh.fsdp = 1  # splits parameters and optimiser state beside rows
+  mesh.tensor = 1  # splits matrices and the heads of the cache
 
   # Each plug's own options, declared in its file: c.priors.neighbours.bandwidth stands in
   # v05_jax/priors/neighbours.py. `python -m v05_jax.plug` prints them all.
