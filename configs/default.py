@@ -77,17 +77,21 @@ def get_config() -> ConfigDict:
   rewards.overlong_buffer = 0
 
   c.prior = prior = ConfigDict()
-  # A name of v05_jax/priors: none | constant | neighbours | v0 | module:function
+  # A name of v05_jax/priors: none | constant | neighbours | probe | v0 | module:function
   prior.kind = "neighbours"
   prior.context = 256  # (prompt, success) pairs kept
   prior.min_support = 32  # pairs before the prior speaks; until then the group mean serves
   # Wrapped around it, the first innermost: names of v05_jax/priors, recalibrate | fallback |
-  # history, or module:function. The first two are left out around a prior that is not learned.
+  # history | second_moment, or module:function. The first two are left out around a prior that is
+  # not learned.
   prior.wrappers = ("fallback",)
 
   c.selection = selection = ConfigDict()  # of prompts by their prior, before any rollout
   # prompts looked at for each one taken; 1 = off. Metrics are of the prompts taken
   selection.pool = 1
+  # spread: sqrt(1 - V^2), of the reward that V expects; second_moment: the root of what the wrapper
+  # second_moment expects of the prompt's gradient
+  selection.score = "spread"  # spread | second_moment
   # weigh a prompt by 1 / its chance: the gradient's expectation is that of all prompts
   selection.weighted = True
 

@@ -105,6 +105,7 @@ _RANGES = (
   (_one_of("score", "fail", "mask"), "sampler.truncated"),
   (_one_of("token", "rollout", "prompt", "constant"), "loss.aggregate"),
   (_one_of("sampler", "recompute"), "loss.old_logprob"),
+  (_one_of("spread", "second_moment"), "selection.score"),
   (_one_of("clip", "reinforce"), "loss.surrogate"),
   (_one_of("constant", "cosine", "linear"), "optimizer.schedule"),
   (ANYTHING, "value.data value.heldout value.start value.head value.natural value.dropout"),
@@ -142,6 +143,9 @@ def relations(config, flat, wrong) -> list[str]:
     "rollout, prompt or constant, since selection.weighted divides by no random number of tokens"
   )
   need(not weighted or loss.aggregate != "token", "loss.aggregate", unbiased)
+  tracked = "second_moment" in map(plug.label, config.prior.wrappers)
+  tracker = "spread, or second_moment with the wrapper second_moment among prior.wrappers"
+  need(config.selection.score == "spread" or tracked, "selection.score", tracker)
   row = f"0, or at least {longest} = sampler.max_prompt + sampler.max_response - 1"
   need(loss.row_length == 0 or loss.row_length >= longest, "loss.row_length", row)
   flash = "bfloat16, since policy.attention is flash, whose kernels want it"
