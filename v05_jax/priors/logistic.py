@@ -16,6 +16,7 @@ method has it. After the step the policy moves on, and what was learnt counts le
 (0, 1] precision and shift become kept * (theirs) + (1 - kept) * (the prior's).
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -66,7 +67,7 @@ def empty(members: Members, width: int) -> Learnt:
 def predict(members: Members, learnt: Learnt, features):
   """(V [P], variance [P]): of the mean reward 2 p - 1 of prompts with these features [P, D], where
   p = 1 / (1 + exp(-z)), its mean and variance over z and over the members."""
-  mean, variance = _log_odds(learnt.precision, learnt.shift, _with_constant(features))
+  _, mean, variance = _solved(learnt.precision, learnt.shift, _with_constant(features))
   reward = jnp.tanh(_nodes(mean, variance + members.misfit[:, None]) / 2.0)
   chance = jax.nn.softmax(learnt.record)
   expected = lambda x: jnp.einsum("epn,n,e->p", x, jnp.asarray(WEIGHTS, x.dtype), chance)
@@ -86,7 +87,8 @@ def learn(members: Members, learnt: Learnt, features, s, k) -> Learnt:
     k: [P] rollouts; prompts with 0 are left out.
   """
   x, misfit = _with_constant(features), jnp.asarray(members.misfit)[:, None]
-  first = _log_odds(learnt.precision, learnt.shift, x)
+  _, mean, variance = _solved(learnt.precision, learnt.shift, x)
+  before = mean, variance + misfit  # of z
   half = s - k / 2.0
 
   def taken_in(h):
@@ -96,26 +98,24 @@ def learn(members: Members, learnt: Learnt, features, s, k) -> Learnt:
     return learnt.precision + more, learnt.shift + pull
 
   def posterior(h):
-    """Mean and variance [E, P] of z."""
-    mean, variance = _log_odds(*taken_in(h), x)
+    """u [E, D + 1], and mean and variance [E, P] of z."""
+    u, mean, variance = _solved(*taken_in(h), x)
     rest = 1.0 / (1.0 + misfit * h)  # of e given x . u, what the outcome leaves
-    return (mean + misfit * half) * rest, variance * rest**2 + misfit * rest
+    return u, (mean + misfit * half) * rest, variance * rest**2 + misfit * rest
 
   def curvature(mean, variance):
     root = jnp.sqrt(mean**2 + variance + 1e-6)
     return k * jnp.tanh(root / 2.0) / (2.0 * root)
 
-  h = curvature(first[0], first[1] + misfit)
-  h = jax.lax.fori_loop(0, ROUNDS, lambda _, h: curvature(*posterior(h)), h)
-  u = _mean(*taken_in(h))
-  p = jax.nn.sigmoid(posterior(h)[0])
+  ascend = lambda _, h: curvature(*posterior(h)[1:])
+  u, z, _ = posterior(jax.lax.fori_loop(0, ROUNDS, ascend, curvature(*before)))
+  p = jax.nn.sigmoid(z)
   precision, _ = taken_in(k * p * (1.0 - p))
   shift = jnp.einsum("eij,ej->ei", precision, u, precision="highest")
-  seen = _log_probability(first[0], first[1] + misfit, s, k)
-  record = RECORD * learnt.record + jnp.sum(seen, axis=1)
+  record = RECORD * learnt.record + jnp.sum(_log_probability(*before, s, k), axis=1)
   kept = jnp.asarray(members.kept)[:, None]
-  before = prior_precision(members, features.shape[1])
-  precision = kept[..., None] * precision + (1.0 - kept)[..., None] * before
+  first = prior_precision(members, features.shape[1])
+  precision = kept[..., None] * precision + (1.0 - kept)[..., None] * first
   return Learnt(precision, kept * shift, record - jnp.max(record))
 
 
@@ -123,18 +123,13 @@ def _with_constant(features):
   return jnp.concatenate([jnp.ones_like(features[:, :1]), features], axis=1)
 
 
-def _mean(precision, shift):
-  factor = jax.scipy.linalg.cho_factor(precision, lower=True)
-  return jax.scipy.linalg.cho_solve(factor, shift[..., None])[..., 0]
-
-
-def _log_odds(precision, shift, x):
-  """Mean and variance [E, P] of x . u."""
+def _solved(precision, shift, x):
+  """The mean [E, D + 1] of u, and mean and variance [E, P] of x . u."""
   factor = jnp.linalg.cholesky(precision)
-  wide = jnp.broadcast_to(x.T, (len(factor), *x.T.shape))
-  root = jax.scipy.linalg.solve_triangular(factor, wide, lower=True)
-  mean = jnp.matmul(_mean(precision, shift), x.T, precision="highest")
-  return mean, jnp.sum(root**2, axis=1)
+  solve = functools.partial(jax.scipy.linalg.solve_triangular, factor, lower=True)
+  u = solve(solve(shift[..., None]), trans=1)[..., 0]
+  root = solve(jnp.broadcast_to(x.T, (len(factor), *x.T.shape)))
+  return u, jnp.matmul(u, x.T, precision="highest"), jnp.sum(root**2, axis=1)
 
 
 def _nodes(mean, variance):
