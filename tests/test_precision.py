@@ -10,7 +10,6 @@ from scipy import stats
 
 from v05_jax import groups as grouping
 from v05_jax import plug
-from v05_jax.estimators import base as estimators
 from v05_jax.estimators import precision
 
 
@@ -126,8 +125,3 @@ def test_it_learns_from_rollouts_whose_number_no_outcome_has_chosen():
   got = estimator.learn(jnp.zeros(2), groups._replace(first=first), value)
   np.testing.assert_allclose(got, estimator.learn(jnp.zeros(2), first, value))
   assert not np.allclose(got, estimator.learn(jnp.zeros(2), groups, value))
-
-
-def test_its_tried_out_like_any_other():
-  setting = plug.Setting(type("Config", (), {"baseline": "precision", "estimators": {}})())
-  assert estimators.named("precision", setting).counts is not None

@@ -25,7 +25,7 @@ import numpy as np
 
 CONSTANT = 4.0  # variance that the prior gives to the constant of u
 ROUNDS = 6  # of the bound's ascent in a step
-RECORD = 0.9  # what a step's part in the record keeps at each later step
+RECORD = 0.95  # what a step's part in the record keeps at each later step
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(24)  # E f(z) of a normal z by quadrature
 WEIGHTS = WEIGHTS / WEIGHTS.sum()
 
