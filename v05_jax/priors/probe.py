@@ -31,7 +31,7 @@ MAX_SCORE = 5.0  # components are clipped here
 LEAST_SPREAD = 1e-4  # of a component's standard deviation, as a share of the first one's
 # What its members take for true, all combinations: what is kept from step to step, the variance of
 # the log-odds that no linear function explains, and that which the features explain at first.
-KEPT, MISFIT, SPREAD = (0.85, 0.95, 1.0), (0.5, 2.0), (4.0,)
+KEPT, MISFIT, SPREAD = (0.85, 0.95, 1.0), (0.5, 2.0, 8.0), (4.0,)
 MEMBERS = logistic.Members(
   *(np.float32(x) for x in zip(*itertools.product(KEPT, MISFIT, SPREAD), strict=True))
 )
