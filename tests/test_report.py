@@ -4,10 +4,12 @@ import html.parser
 import json
 import pathlib
 import shutil
+import types
 
 import numpy as np
 import pytest
 
+from experiments.demo import run as demo
 from v05_jax import config as configuration
 from v05_jax.configs import default
 from v05_jax.run import comparison, figures, metrics, page, report, runs
@@ -55,6 +57,32 @@ def test_the_table_compares_at_equal_rollouts(tmp_path, capsys):
   assert (grpo["end"], grpo["prompts"], grpo["time"]) == ("1.0000", "15", "3 s")
   assert float(grpo["area"]) == pytest.approx(np.mean([0.3, 0.5, 0.7, 0.9, 1.0]), abs=1e-4)
   assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_time_leaves_compilation_out(tmp_path):
+  """Whichever method compiles first, and in however many processes."""
+  lines = [(20.0, 30), (9.0, 31), (1.0, 31), (2.0, 31), (14.0, 25), (3.0, 25)]
+  folder = make(tmp_path / "run", [0.1] * 7)
+  path = tmp_path / "run" / "metrics.jsonl"
+  first, *rest = map(json.loads, path.read_text().splitlines())
+  for line, (seconds, count) in zip(rest, lines, strict=True):
+    line |= {"time/step": seconds, "time/compilations": count}
+  path.write_text("".join(json.dumps(line) + "\n" for line in [first, *rest]))
+  assert report.load(folder).seconds == 6 * 2.0
+
+
+def test_the_demo_credits_nothing_on_one_seed():
+  rows = lambda *by: {
+    method: types.SimpleNamespace(
+      end=np.mean(ends), seeds=len(ends), by_seed={i: (end, 0.0) for i, end in enumerate(ends)}
+    )
+    for method, ends in zip(("v05", "grpo16", "grpo4", "rloo4"), by, strict=True)
+  }
+  one = demo.credit(rows([0.69], [0.63], [0.68], [0.68]))
+  assert "+6.0 points from GRPO (G=16), with one seed" in one and "cannot say" in one
+  several = demo.credit(rows([0.69, 0.7, 0.68], [0.63, 0.64, 0.62], *[[0.68, 0.68, 0.69]] * 2))
+  assert "+6.0 [+6.0, +6.0] points" in several
+  assert "  +0.7 [-3.1, +4.5] from the value prior and shrinkage" in several
 
 
 def test_a_run_that_is_there_twice_is_no_second_seed(tmp_path):

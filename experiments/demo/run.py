@@ -5,7 +5,7 @@
 
 Each run is one of the training loop with `configs/demo.py`. A run that is already complete in
 runs/demo is taken as it is, one that was interrupted is continued. Ends with a table,
-comparison.png, and how much of V0.5's lead is owed to having more prompts.
+comparison.png, and, of several seeds, how much of V0.5's lead is owed to having more prompts.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import app, flags, logging
 
 from v05_jax.configs import demo
-from v05_jax.run import report
+from v05_jax.run import comparison, report
 from v05_jax.train import train
 
 SEEDS = flags.DEFINE_list("seeds", ["0"], "seeds of the runs")
@@ -37,23 +37,38 @@ def main(_):
   print(credit(dict(zip(demo.METHODS.values(), rows))))
 
 
+# What the methods between V0.5 and GRPO (G=16) change, one thing after the other.
+PARTS = (
+  ("grpo4", "grpo16", "four times as many prompts for the same rollouts (GRPO with G=4)"),
+  (
+    "rloo4",
+    "grpo4",
+    "the loss (RLOO: no division by the standard deviation, prompts weigh the same)",
+  ),
+  ("v05", "rloo4", "the value prior and shrinkage"),
+)
+
+
 def credit(rows) -> str:
-  """Splits V0.5's lead over GRPO (G=16) by what the methods between them change, one thing after
-  the other."""
-  end = {method: 100 * row.end for method, row in rows.items()}
-  prompts, loss, prior = (
-    end["grpo4"] - end["grpo16"],
-    end["rloo4"] - end["grpo4"],
-    end["v05"] - end["rloo4"],
-  )
-  return (
-    f"\nV0.5 ends {end['v05'] - end['grpo16']:+.1f} points from GRPO (G=16). Of these "
-    f"{prompts:+.1f} come from four "
-    f"times as many prompts for the same\nrollouts (GRPO with G=4), {loss:+.1f} from the loss "
-    "(RLOO: no division by "
-    f"the standard deviation, prompts weigh the same),\n{prior:+.1f} from the value prior and "
-    "shrinkage."
-  )
+  """V0.5's lead over GRPO (G=16) at the end, and its parts, as paired differences over the seeds
+  with 95 % intervals. One seed cannot tell a part from noise, and none is named."""
+  lead = 100 * (rows["v05"].end - rows["grpo16"].end)
+  if rows["v05"].seeds == 1:
+    return (
+      f"\nV0.5 ends {lead:+.1f} points from GRPO (G=16), with one seed. What of that comes from "
+      "more prompts, what from the\nloss and what from the value prior, one seed cannot say: "
+      "experiments/demo/README.md has it for three seeds,\nand python -m experiments.demo.run "
+      "--seeds=0,1,2 measures it."
+    )
+  lines = [f"\nV0.5 ends {_points(rows, 'v05', 'grpo16')} points from GRPO (G=16). Of these"]
+  return "\n".join([*lines, *(f"  {_points(rows, a, b)} from {what}" for a, b, what in PARTS)])
+
+
+def _points(rows, method: str, other: str) -> str:
+  """The difference of two methods at the end with its interval, in points."""
+  found = comparison.paired(rows[method], rows[other], "end")
+  low, high = (100 * (found.mean + sign * found.half) for sign in (-1, 1))
+  return f"{100 * found.mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 if __name__ == "__main__":

@@ -63,7 +63,21 @@ class Run(NamedTuple):
 
   @property
   def seconds(self) -> float:
-    """Wall-clock time of its steps."""
+    """Wall-clock time of its steps, without compilation: one in which programs were compiled
+    counts as the mean of the others."""
+    compiled, before = [], None
+    for line in self.lines:
+      count = line.get("time/compilations")
+      compiled.append(count is not None and count != before)
+      before = count
+    rest = [
+      line["time/step"]
+      for line, slow in zip(self.lines, compiled)
+      if line.get("time/step") is not None and not slow
+    ]
+    steps = sum(line.get("time/step") is not None for line in self.lines)
+    if rest:
+      return steps * sum(rest) / len(rest)
     return self.total("time/step") or self.total("time/sample", "time/update")
 
 
