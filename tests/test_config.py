@@ -663,10 +663,7 @@ def test_every_name_from_elsewhere_is_of_a_key_and_no_key_itself():
     ("--config.optimizer.b1=much", "found 'much', expected a finite number"),
     ("--config.loss.share_prompts=maybe", "found 'maybe', expected true or false"),
     ("--config.budget=3", "found '3', expected one of its keys with a value"),
-    (
-      "--mode=trian",
-      "--mode=trian: found 'trian', did you mean train? expected one of train, eval",
-    ),
+    ("--mode=trian", "found 'trian', did you mean train? expected one of train, eval"),
   ],
 )
 def test_a_value_of_another_type_is_said_in_our_words(flag, said, capsys):
