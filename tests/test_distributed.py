@@ -220,9 +220,10 @@ def test_other_kinds_of_runs(tmp_path, name):
     "collect": {
       "observe": (*default.get_config().observe, "pairs"),
       "loss.old_logprob": "recompute",
+      "loss.correction": "icepop",
       "selection.pool": 2,
     },
-    "kl": {"loss.kl_coef": 0.1, "loss.epochs": 2},
+    "kl": {"loss.kl_coef": 0.1, "loss.epochs": 2, "loss.surrogate": "gspo"},
   }[name]
   one, two = tmp_path / "one" / "run", tmp_path / "two" / "run"  # pairs have their workdir's name
   for count, workdir in enumerate((one, two), 1):
