@@ -558,6 +558,17 @@ def test_folders_and_patterns_of_runs(tmp_path, plain, capsys, monkeypatch):
   assert seen("odd[1]") == [("odd[1]", 1)]
 
 
+def test_runs_in_an_object_store(bucket, tmp_path, plain):
+  for name, k in (("a", 4), ("b", 8)):
+    run = pathlib.Path(make(tmp_path / name, [0.1, 0.2], k=k))
+    for file in run.iterdir():
+      (bucket / "runs" / name / file.name).write_bytes(file.read_bytes())
+  for name in ("gs://bucket/runs", "gs://bucket/runs/*", "gs://bucket/ru?s/[ab]"):
+    assert [row.name for row in report.report([name])] == ["a", "b"]
+  assert report.stem(["gs://bucket/runs"]) == bucket / "runs" / "comparison"
+  assert report.stem(["gs://bucket/runs/a"]) == bucket / "runs" / "comparison-a"
+
+
 def test_what_a_folder_holds_besides_is_left_out_and_said(tmp_path, plain, capsys):
   make(tmp_path / "v05", [0.1, 0.2])
   make(tmp_path / "begun", [0.1], k=2)
