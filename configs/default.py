@@ -25,9 +25,10 @@ def get_config() -> ConfigDict:
   # names of its files' keys and tensors: a name of models/families, or module:function; "" = what
   # config.json says
   policy.family = ""
-  policy.dtype = "float32"  # compute dtype: float32 | bfloat16; parameters are stored in float32
+  # compute dtype: float32 | bfloat16, "" = what suits the machine; parameters are stored in float32
+  policy.dtype = "float32"
   # What a layer's backward pass computes again: nothing | all | all but attention (flash on a TPU)
-  # | all but products with weights.
+  # | all but products with weights; "" = what fits the memory (scale/fit.py).
   policy.remat = "none"  # none | full | attention | dots
   # Attention of the update; flash = the backend's kernel, without scores [T, T]: no
   # loss.share_prompts then
@@ -92,7 +93,9 @@ def get_config() -> ConfigDict:
   selection.weighted = True
 
   c.sampler = sampler = ConfigDict()
-  sampler.slots = 256  # rollouts decoded at once, over all devices
+  # rollouts decoded at once, over all devices; as of open_prompts, prefill and loss.micro_rows, 0 =
+  # what fits the memory (scale/fit.py)
+  sampler.slots = 256
   sampler.chunk = 8  # decode steps between two looks of the host
   sampler.open_prompts = 128  # prompts whose prefix is kept on the device at once, over all devices
   sampler.prefill = 64  # prompts prefilled by one call, over all devices

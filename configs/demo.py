@@ -7,7 +7,7 @@ On 2 CPU cores 14 to 17 s a run; success on 1,024 held-out prompts from .430 to 
 of 3 seeds: the table is in experiments/demo/README.md.
 """
 
-from configs import default
+from v05_jax.configs import default
 
 METHODS = {
   "V0.5 (k=4)": "v05",

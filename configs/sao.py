@@ -7,7 +7,7 @@ What the paper has besides, an asynchronous sampler and a critic of the policy's
 docs/rivals.md.
 """
 
-from configs import default
+from v05_jax.configs import default
 
 
 def get_config():

@@ -9,7 +9,7 @@ change is worth is in experiments/headline/README.md; V0.5's own baseline withou
 (baseline=v05, selection.pool=1) does as well.
 """
 
-from configs import demo
+from v05_jax.configs import demo
 
 
 def get_config():

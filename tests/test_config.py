@@ -9,8 +9,8 @@ from absl import flags
 from ml_collections import ConfigDict
 import pytest
 
-from configs import default
 from v05_jax import command_line, config, plug
+from v05_jax.configs import default
 
 ROOT = Path(__file__).parent.parent
 
@@ -61,7 +61,7 @@ def write(path, change):
 def test_every_shipped_config_is_valid():
   for path in sorted((ROOT / "configs").glob("[a-z]*.py")):
     config.validate(config.load(str(path)))
-  demo = importlib.import_module("configs.demo")
+  demo = importlib.import_module("v05_jax.configs.demo")
   for method in demo.METHODS.values():
     config.validate(demo.get_config(method))
 

@@ -14,11 +14,11 @@ import time
 import numpy as np
 import pytest
 
-from configs import default
 from tests import test_train
 from tests.test_main import OWN_INPUT
 from tests.test_train import lines
 from v05_jax import config as configuration
+from v05_jax.configs import default
 from v05_jax.run import checkpoint, metrics
 from v05_jax.scale import distributed, peers, sharding
 from v05_jax.train import train

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from configs import v05_plus
 from experiments.headline import controls, gradient, methods, prepare, report, run, session
 from v05_jax import config as configuration
 from v05_jax import data, rng
+from v05_jax.configs import v05_plus
 from v05_jax.priors.base import Prior
 from v05_jax.sampling.draw import draw
 

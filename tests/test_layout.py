@@ -10,9 +10,9 @@ import sys
 from ml_collections import ConfigDict
 import pytest
 
-from configs import default
 from v05_jax import config as configuration
 from v05_jax import plug
+from v05_jax.configs import default
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "v05_jax"
@@ -23,10 +23,10 @@ PACKAGE = ROOT / "v05_jax"
 # the folders of the plugs, and what `shrinkage` and `budget` lend to other trainers.
 UNITS = "models tasks rewards estimators budgets priors observers".split()
 LAYERS = (
-  "backend benchmarks groups names rng rows run sampling scale shrinkage update run.digest"
-  " run.files run.success sampling.categorical sampling.selection scale.distributed scale.hlo"
-  " scale.peers scale.programs scale.roll_call scale.sharding scale.sources scale.topology"
-  " update.blocks update.losses update.optimizer update.surrogates"
+  "backend benchmarks configs groups names rng rows run sampling scale shrinkage update run.digest"
+  " run.files run.success sampling.categorical sampling.selection scale.distributed scale.fit"
+  " scale.hlo scale.peers scale.programs scale.roll_call scale.sharding scale.sources"
+  " scale.topology update.blocks update.losses update.optimizer update.surrogates"
   " value_model.adapter value_model.ensemble value_model.losses value_model.scores"
   " value_model.synthetic value_model.torch_file",
   "budget history models structs run.board run.leaves run.lock run.metrics run.progress"
@@ -41,8 +41,8 @@ LAYERS = (
   "budgets",
   "rules shapes sampling.ledger",
   "config priors sampling.rollouts scale.plan",
-  "command_line observers run.checkpoint run.runs run.writer scale.compile",
-  "setup run.comparison run.sft run.supervised sampling.draw value_model.train",
+  "command_line observers run.checkpoint run.runs run.workdirs run.writer scale.settle",
+  "scale.compile setup run.comparison run.sft run.supervised sampling.draw value_model.train",
   "step run.export run.figures",
   "run.evaluate run.page run.show",
   "run.noise",
@@ -71,7 +71,7 @@ ONLY = {
   "rewards": "names tasks",
   "plug": "names",
   "rules": "benchmarks budgets plug problems",
-  "config": "plug rules",
+  "config": "configs plug rules run.files",
   "shapes": "budgets update.packing",
   "run.success": "",
   "sampling.selection": "",
@@ -81,11 +81,12 @@ ONLY = {
 FLAX = ("models/", "value_model/train.py", "structs.py")
 # No file, clock or terminal.
 PURE = (
-  "rng groups structs shrinkage budget history shapes rules estimators/* budgets/* update/*"
-  " sampling/sampler sampling/selection sampling/resample sampling/schedule sampling/ledger"
-  " priors/base priors/constant priors/context priors/history priors/neighbours priors/none"
-  " priors/recalibrate observers/base observers/diagnostics observers/exact observers/noise"
-  " observers/scoreboard models/decoder run/success value_model/adapter value_model/ensemble"
+  "rng groups structs shrinkage budget history shapes rules estimators/* budgets/* scale/fit"
+  " update/* sampling/sampler sampling/selection sampling/resample sampling/schedule"
+  " sampling/ledger priors/base priors/constant priors/context priors/history"
+  " priors/neighbours priors/none priors/recalibrate observers/base"
+  " observers/diagnostics observers/exact observers/noise observers/scoreboard models/decoder"
+  " run/success value_model/adapter value_model/ensemble"
   " value_model/losses value_model/scores value_model/cells value_model/synthetic"
   " value_model/tabpfn"
 ).split()
@@ -180,7 +181,8 @@ def test_nothing_imports_experiments_tests_or_a_shipped_config():
   for path in FILES:
     for name in imports(path):
       assert name.split(".")[0] not in ("experiments", "tests", "notebooks"), name_of(path)
-      assert not name.startswith("configs.") or name == "configs.default", name_of(path)
+      own = name.startswith(("configs", "v05_jax.configs"))
+      assert not own or name in ("v05_jax.configs", "v05_jax.configs.default"), name_of(path)
 
 
 def test_flax_stays_in_its_places():
@@ -328,7 +330,7 @@ assert shrinkage.ewa_baseline(state, value, s, k)[0].shape == (2,)
 ended = np.ones(2, bool)
 assert budget.extra("sequential", None, [1, 1], [4, 0], [4, 4], ended, block=3).tolist() == [0, 3]
 assert budget.extra("neyman", state, value, [2, 0], [4, 4], ended, total=14).sum() == 6
-assert "configs.default" not in sys.modules
+assert "v05_jax.configs.default" not in sys.modules
 """
   done = subprocess.run(
     [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=500

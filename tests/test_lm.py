@@ -8,10 +8,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from configs import smollm2
-from experiments.lm import fetch, run, table
+from experiments.lm import fetch, logits, run, table
 from tests.test_gguf import gguf, write_model
 from v05_jax import config as configuration
+from v05_jax.configs import smollm2
 from v05_jax.models import hf
 from v05_jax.run.evaluate import Result
 
@@ -149,3 +149,22 @@ def test_all_of_it_with_a_tiny_model(tmp_path, monkeypatch, capsys):
   run.run(out, tmp_path / "lm", ["v05", "grpo16"])  # all is there
   again = [json.loads(x)["step"] for x in (out / "v05" / "metrics.jsonl").read_text().splitlines()]
   assert again == steps
+
+
+# --- Logits beside float64
+
+
+def test_errors_of_logits_are_judged_against_the_exact_ones(tmp_path):
+  rng = np.random.default_rng(0)
+  truth = [rng.normal(size=(n, 8)) for n in (3, 5)]
+  other = [x.copy() for x in truth]
+  other[1][2] += 0.5  # another constant for all ids: other logits, the same probabilities
+  text = logits.table({"same": truth, "shifted": other}, truth)
+  assert "| same | 0.0e+00 | 0.0e+00 | 0.0e+00 | 1.000 |" in text
+  found = [x.strip() for x in text.splitlines()[3].split("|")]
+  assert found[1:3] == ["shifted", "5.0e-01"] and float(found[4]) < 1e-12
+  assert float(found[3]) == pytest.approx(0.5 / np.sqrt(8), abs=5e-3)
+  other[0][1] = -truth[0][1]
+  assert "| 0.875 |" in logits.table({"turned": other}, truth)
+  with pytest.raises(ValueError, match=r"--torch_python: found no .*expected an interpreter"):
+    logits.compare("builtin", str(tmp_path / "python"))

@@ -8,8 +8,8 @@ import shutil
 import numpy as np
 import pytest
 
-from configs import default
 from v05_jax import config as configuration
+from v05_jax.configs import default
 from v05_jax.run import comparison, figures, metrics, page, report, runs
 
 

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from configs import sao
 from tests import support
 from tests.test_train import small
 from v05_jax import groups as grouping
 from v05_jax import plug, rewards, step
 from v05_jax.budgets.base import Asked
+from v05_jax.configs import sao
 from v05_jax.estimators import base as estimators
 from v05_jax.estimators import basis, dbb, ebpo, kae, poise
 from v05_jax.observers import scoreboard

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import default
 from tests.test_policy_gradient import batches, built, config, mean, parameters, sample
 from v05_jax import config as configuration
 from v05_jax import rules
+from v05_jax.configs import default
 from v05_jax.update import losses, surrogates
 
 CLIP = losses.Clip(0.2, 0.5)

@@ -30,6 +30,12 @@ def _at_least(low) -> Rule:
   return Rule(lambda x: x >= low, f"at least {low}")
 
 
+def _or_open(rule: Rule) -> Rule:
+  """The rule of a key that may be left to the machine, by 0 or an empty text."""
+  expected = f"{rule.expected}, or {'an empty text' if rule.choices else 0} to have it chosen"
+  return Rule(lambda x: x in (0, "") or rule.holds(x), expected, rule.choices)
+
+
 _NAMES = Rule(
   lambda x: len(set(x)) == len(x) > 0 and all(re.fullmatch(r"\w+", str(name)) for name in x),
   "at least one name, each once; on the command line \"('add', 'sub')\"",
@@ -50,12 +56,12 @@ _REWARD = Rule(
 
 _RANGES = (
   (_at_least(1), "rollouts_per_step data.size prior.context prior.min_support"),
-  (_at_least(1), "sampler.slots sampler.chunk sampler.open_prompts sampler.prefill"),
+  (_or_open(_at_least(1)), "sampler.slots sampler.open_prompts sampler.prefill loss.micro_rows"),
   (_at_least(0), "cpu_devices"),
-  (_at_least(1), "sampler.share sampler.slot_sizes sampler.column_sizes"),
+  (_at_least(1), "sampler.chunk sampler.share sampler.slot_sizes sampler.column_sizes"),
   (_at_least(1), "sampler.max_prompt sampler.max_response budget.k_init budget.k_max"),
   (_at_least(1), "selection.pool"),
-  (_at_least(1), "loss.minibatches loss.epochs loss.micro_rows loss.vocab_chunk"),
+  (_at_least(1), "loss.minibatches loss.epochs loss.vocab_chunk"),
   (_at_least(1), "sft.batch eval.size checkpoint.keep"),
   (_at_least(0), "num_steps data.seed rewards.overlong_buffer sampler.top_k"),
   (_at_least(0), "budget.max_resample loss.clip_high loss.kl_coef loss.entropy_coef"),
@@ -98,8 +104,8 @@ _RANGES = (
   (Rule(lambda x: x > 0, "above 0"), "policy.lora_alpha"),
   (_MATRICES, "policy.lora_targets"),
   (_REWARD, "reward"),
-  (_one_of("float32", "bfloat16"), "policy.dtype"),
-  (_one_of("none", "full", "attention", "dots"), "policy.remat"),
+  (_or_open(_one_of("float32", "bfloat16")), "policy.dtype"),
+  (_or_open(_one_of("none", "full", "attention", "dots")), "policy.remat"),
   (_one_of("plain", "flash"), "policy.attention"),
   (_one_of("train", "validation", "heldout"), "data.split eval.split"),
   (_one_of("score", "fail", "mask"), "sampler.truncated"),
@@ -148,7 +154,7 @@ def relations(config, flat, wrong) -> list[str]:
   row = f"0, or at least {longest} = sampler.max_prompt + sampler.max_response - 1"
   need(loss.row_length == 0 or loss.row_length >= longest, "loss.row_length", row)
   flash = "bfloat16, since policy.attention is flash, whose kernels want it"
-  need(policy.attention == "plain" or policy.dtype == "bfloat16", "policy.dtype", flash)
+  need(policy.attention == "plain" or policy.dtype in ("bfloat16", ""), "policy.dtype", flash)
   plain = "False, since policy.attention is flash, whose kernels see one segment a token"
   need(policy.attention == "plain" or not loss.share_prompts, "loss.share_prompts", plain)
   _ratios(loss, need)

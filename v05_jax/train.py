@@ -19,6 +19,7 @@ from v05_jax.sampling.ahead import Ahead
 from v05_jax.sampling.draw import draw
 from v05_jax.sampling.verdicts import Interrupted
 from v05_jax.scale import distributed, sources
+from v05_jax.scale.settle import settle
 from v05_jax.setup import Run, setup
 from v05_jax.step import learn, update
 from v05_jax.structs import TrainState
@@ -35,6 +36,7 @@ def train(config, workdir: str) -> TrainState:
   it to stop; the state is saved at these two.
   """
   configuration.validate(config)
+  config = settle(config, workdir)
   checkpoint.prepare(workdir, config)
   checkpoint.check_config(workdir, config)
   with (
@@ -42,10 +44,12 @@ def train(config, workdir: str) -> TrainState:
     CompilationCounter() as compilations,
     rewards.load(config) as verifier,
     checkpoint.Checkpoints(workdir, config.checkpoint.keep, held) as saved,
+    Progress(config.num_steps, saved.latest() or 0) as progress,
     checkpoint.Preemption() as preemption,
     Ahead() as ahead,
   ):
     first = saved.latest() or 0
+    progress.stage(f"loading {config.policy.path} and {config.data.path}")
     run = setup(config, workdir, first)
     state = run.init()
     run = run._replace(policy=run.policy._replace(params=None))  # whose memory only priors may want
@@ -54,15 +58,13 @@ def train(config, workdir: str) -> TrainState:
     evaluate = evaluation.make(run.policy, config, run.mesh, collect)
     state = saved.restore(first, state, rows_of(run, evaluate)) if first else state
     if first < config.num_steps:  # while the first rollouts are sampled
+      progress.stage("compiling prefill, decode and update")
       lower = lambda: run.update.lower(run.shapes.batch(config.loss, run.mesh))
       compiled = ahead.later(lambda: lower().compile())
-    with (
-      run.observers,
-      writer.make(workdir, config, first) as log,
-      Progress(config.num_steps, first) as progress,
-    ):
-      after = Housekeeping(run, workdir, saved, log, progress, preemption, evaluate, compilations)
-      after.begin(state, first)
+    with run.observers, writer.make(workdir, config, first) as log:
+      kept = run, workdir, saved, log, progress, preemption, evaluate, compilations, first
+      after = Housekeeping(*kept)
+      after.begin(state)
       for step in range(first, config.num_steps):
         # failed: of the updates before, which have ended
         began, failed = time.perf_counter(), int(state.skipped)
@@ -95,11 +97,12 @@ class Housekeeping(NamedTuple):
   preemption: checkpoint.Preemption
   evaluate: evaluation.Evaluate
   compilations: CompilationCounter
+  first: int  # step that this process went on from
 
-  def begin(self, state: TrainState, first: int):
+  def begin(self, state: TrainState):
     """The line before the first step."""
     config = self.run.config
-    if not first and config.eval.period:
+    if not self.first and config.eval.period:
       self.log.write(0, 0, evaluation.summarise(self.evaluate(state.params)))
     elif not config.num_steps:
       logging.warning("num_steps and eval.period are 0: there is nothing to do")
@@ -115,9 +118,13 @@ class Housekeeping(NamedTuple):
       except (rewards.RewardError, Interrupted, FloatingPointError) as error:
         unmeasured = error
     measured["time/compilations"] = (self.compilations(), 1)
-    measured["time/step"] = (time.perf_counter() - began, 1)
+    seconds = time.perf_counter() - began
+    measured["time/step"] = (seconds, 1)
     self.log.write(done, int(state.rollouts), measured)
-    self.progress.update(done, self.log.latest)
+    if done == self.first + 1:
+      compiled = self.compilations.told()
+      self.progress.say(f"the first step took {seconds:.1f} s; compiled: {compiled}")
+    self.progress.update(done, self.log.latest | {"rollouts": int(state.rollouts)})
     if failed > config.loss.max_skipped:
       raise FloatingPointError(diverged(config, self.workdir, failed, self.saved.latest()))
     if isinstance(unmeasured, FloatingPointError):  # of a state that is not worth saving

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from configs import demo
+from v05_jax.configs import demo
 from v05_jax.run import report
 from v05_jax.train import train
 

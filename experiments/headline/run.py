@@ -208,8 +208,8 @@ def one_of_many():
 
 def start():
   """What a process does before its first run."""
-  from configs import default
   from v05_jax import backend
+  from v05_jax.configs import default
 
   backend.start(default.get_config())
   backend.without_torch()

@@ -17,9 +17,9 @@ import time
 
 from absl import app, flags, logging
 
-from configs import smollm2
 from experiments.lm import fetch, table
 from v05_jax import backend, problems
+from v05_jax.configs import smollm2
 from v05_jax.run import checkpoint, evaluate, report
 from v05_jax.run.sft import sft
 from v05_jax.train import train

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from configs import default
 from v05_jax import config as configuration
+from v05_jax.configs import default
 from v05_jax.run.runs import PANELS, Run, moving_mean
 
 # The first of these that all runs have is compared.
