@@ -422,7 +422,7 @@ def test_the_steps_of_a_run_that_judges_them_all(tmp_path):
       "loss.correction": "icepop",
     }
   )
-  config.observe = ("scoreboard",)
+  config.observe = ("diagnostics", "scoreboard")
   config.observers.scoreboard.estimators = scoreboard.RIVALS
   state = train(config, str(tmp_path))
   last = metrics.read(tmp_path)[-1]
