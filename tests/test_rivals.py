@@ -403,13 +403,31 @@ def test_the_steps_of_sao(tmp_path):
 
 @pytest.mark.usefixtures("few_devices")
 def test_the_steps_of_a_run_that_judges_them_all(tmp_path):
-  """The scoreboard has them, by the leave-one-out form of each, also at one rollout a prompt."""
-  keys = {"num_steps": 2, "eval.period": 0, "mesh.data": 1, "budget.k_init": 1, "budget.k_max": 1}
-  config = small(**keys, baseline="value")
-  config.observe = ("scoreboard",)
+  """The scoreboard has them, by the leave-one-out form of each, at one rollout a prompt: the pilot
+  of a budget that commits three more to those that fail. The loss has all that it may have."""
+  config = small(
+    **{
+      "num_steps": 2,
+      "eval.period": 0,
+      "checkpoint.period": 0,
+      "mesh.data": 1,
+      "baseline": "value",
+      "budget.rule": "pilot_commit",
+      "budget.k_init": 1,
+      "budget.k_max": 4,
+      "budgets.pilot_commit.low": 0.0,
+      "loss.surrogate": "gspo",
+      "loss.negative_tokens": 0.5,
+      "loss.old_logprob": "recompute",
+      "loss.correction": "icepop",
+    }
+  )
+  config.observe = ("diagnostics", "scoreboard")
   config.observers.scoreboard.estimators = scoreboard.RIVALS
   state = train(config, str(tmp_path))
   last = metrics.read(tmp_path)[-1]
+  assert {name for name in last if name.startswith("k/hist/")} == {"k/hist/1", "k/hist/4"}
+  assert 0 <= last["loss/correction_fraction"] < 0.01 and last["grad/norm"] > 0
   for kind in scoreboard.RIVALS:
     assert np.isfinite(last[f"scoreboard/{kind}/difference"])
   assert set(state.observers["scoreboard"].learnt) >= {"dbb", "kae", "ebpo", "basis", "poise"}
