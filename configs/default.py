@@ -122,8 +122,8 @@ def get_config() -> ConfigDict:
   budget.max_resample = 0
 
   # The advantage's baseline, a name of v05_jax/estimators: v05 | v05_loo | ewa | beta_shrink |
-  # batch_shrink | james_stein | precision | spo | grpo | dr_grpo | rloo | value | score | score_loo |
-  # v05_score | module:function
+  # batch_shrink | james_stein | precision | spo | grpo | dr_grpo | rloo | value | score |
+  # score_loo | v05_score | module:function
   c.baseline = "v05"
 
   # What looks on at every step: names of v05_jax/observers, diagnostics | exact | scoreboard |
