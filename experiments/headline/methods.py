@@ -23,7 +23,9 @@ class Regime(NamedTuple):
 
 REGIMES = {
   "default": Regime("the default mix", {}, "default"),
-  "honest": Regime("with a scratchpad", scratchpad.CHANGES, "honest", "scratchpad"),
+  "honest": Regime(
+    "with a scratchpad", scratchpad.CHANGES, "honest", "scratchpad", rollouts=ROLLOUTS // 2
+  ),
   "bimodal": Regime("bimodal difficulty", {}, "default", "bimodal"),
   "small": Regime("small batch", {"rollouts_per_step": 64}, "default", rollouts=ROLLOUTS // 2),
 }
