@@ -4,7 +4,8 @@
 
 A response is the answer, ":" and LENGTH characters that no verdict looks at. They carry entropy of
 their own, so that the score of a success (the gradient of its log-probability) is about as long as
-a failure's; in configs/demo.py a failure's is several times as long (docs/noise.md). Success stays exact, and is about that of the demo at the start.
+a failure's; in configs/demo.py a failure's is several times as long (docs/noise.md). Success stays
+exact, and is about that of the demo at the start.
 """
 
 from configs import demo

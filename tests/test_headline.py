@@ -170,7 +170,7 @@ def test_a_run_counts_every_rollout_and_its_curve_ends_at_the_total(toy):
   low, high = {"default": (2.0, 30.0), "honest": (0.5, 2.0)}[toy]
   assert low < np.nanmean(steps["noise/rho"]) < high
   line = run.line(run.Task("main", toy, "dapo16", 1e-3, 0), result)
-  assert line["curve"][-1][0] == methods.ROLLOUTS
+  assert line["curve"][-1][0] == methods.REGIMES[toy].rollouts
   assert line["end"] == pytest.approx(success[-1], rel=1e-4)
   assert line["pass@64"] == pytest.approx(passes[-1][-1], rel=1e-4)
   json.dumps(line, allow_nan=False)
