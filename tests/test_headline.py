@@ -98,7 +98,7 @@ def test_rate_variant_and_recipe_are_those_of_the_rules():
     "grpo16_twice": score(0.55, 0.90),
     "grpo16_half": {6e-4: [(0.6, 0.9)], 1.2e-3: [(0.2, 0.9)]},
     "rloo4": score(0.6, 0.9),
-    "rloo4_both": score(0.59, 0.9),
+    "rloo4_half": score(0.59, 0.9),
     "v05_k1_twice": score(0.7, 0.895),  # within PASS_LOSS of GRPO's pass@64
     "score_k1_twice": score(0.9, 0.88),
   }
