@@ -174,7 +174,7 @@ def test_it_fits_the_window_and_loads_nothing(browser, compared, size):
     " getComputedStyle(wide.nextElementSibling).display !== 'none'])"
   )
   assert len(tables) >= 4 and all(wider == said for wider, said in tables)
-  assert any(wider for wider, _ in tables) == (size == PHONE)
+  assert size != PHONE or any(wider for wider, _ in tables)
 
 
 def test_lines_differ_by_dashes_and_marks(browser, compared):
@@ -192,10 +192,10 @@ def test_lines_differ_by_dashes_and_marks(browser, compared):
 def test_the_pictures_of_the_docs(browser, tmp_path):
   report.report(os.environ["REPORT_PICTURES"].split(","), str(tmp_path))
   IMAGES.mkdir(parents=True, exist_ok=True)
-  for width, height in ((PHONE[0], 1700), DESK):
+  for width, height in ((PHONE[0], 1250), (DESK[0], 900)):
     browser.open(tmp_path / "comparison.html", width, height, touch=width == PHONE[0])
-    browser.move(*place(browser, 0, 0.7))
-    browser.run("window.scrollTo(0, 0)")
-    browser.settle()
+    browser.run("document.querySelector('.chart').focus({preventScroll: true})")
+    for _ in range(7):
+      browser.key("ArrowRight")
     browser.picture(IMAGES / f"report_{width}.png")
     assert (IMAGES / f"report_{width}.png").stat().st_size < MOST_BYTES
