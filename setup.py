@@ -4,8 +4,13 @@ Lower bounds live here, so that Colab keeps the jax and libtpu it brings; the ex
 `make` and continuous integration use live in constraints.txt alone.
 """
 
+from pathlib import Path
+import re
+
 from setuptools import find_packages, setup
 
+ROOT = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "v05_jax" / "__init__.py").read_text(), re.M)
 PLOTS = ["matplotlib>=3.8"]
 NOTEBOOKS = ["ipykernel>=6", "nbclient>=0.10"]
 PARQUET = ["pyarrow>=15"]
@@ -14,11 +19,15 @@ BENCHMARKS = ["datasets>=3.0", *PARQUET]
 
 setup(
   name="v05_jax",
-  version="0.1.0",
+  version=VERSION[1],
   description="V0.5: a generalist value model as a prior for sparse RL rollouts, in JAX",
   license="Apache-2.0",
-  packages=find_packages(include=["v05_jax", "v05_jax.*", "configs", "configs.*"]),
-  package_data={"v05_jax": ["run/report.html", "tasks/warm_start/*", "tasks/value_model/*"]},
+  long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+  long_description_content_type="text/markdown",
+  packages=find_packages(include=["v05_jax", "v05_jax.*"]),
+  package_dir={"v05_jax.configs": "configs"},  # the repository's root has them where people look
+  entry_points={"console_scripts": ["v05 = v05_jax.main:console"]},
+  package_data={"v05_jax": ["run/report.*", "tasks/warm_start*/*", "tasks/value_model/*"]},
   python_requires=">=3.11",
   install_requires=[
     "absl-py>=2.1",
@@ -53,6 +62,9 @@ setup(
     "reasoning-gym": ["reasoning-gym>=0.1.25"],  # problems made by rules, with their verifiers
     "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],  # make docs
     "notebooks": ["jupyterlab>=4", *NOTEBOOKS, *PLOTS],
+    "wandb": ["wandb>=0.19"],  # sinks of metrics, beside TensorBoard
+    "trackio": ["trackio>=0.20"],
+    "mlflow": ["mlflow>=3.1"],
     "gcs": ["gcsfs>=2024.6"],  # workdirs in gs://
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],

@@ -8,7 +8,7 @@ rollouts, of which 4,480 were discarded, chain left out (eval.samples = 0); .652
 seed.
 """
 
-from configs import default
+from v05_jax.configs import default
 
 
 def get_config():

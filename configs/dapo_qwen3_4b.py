@@ -10,7 +10,7 @@ Hardware and memory are those of configs/v05_qwen3_4b.py without its prior: the 
 same. It has not run.
 """
 
-from configs import v05_qwen3_4b
+from v05_jax.configs import v05_qwen3_4b
 
 
 def get_config():

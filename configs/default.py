@@ -4,7 +4,7 @@ must.
     python -m v05_jax.main --config=configs/v05.py --workdir=runs/v05 --config.seed=1
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from v05_jax import plug
 
@@ -18,16 +18,17 @@ def get_config() -> ConfigDict:
 
   c.policy = policy = ConfigDict()
   # Hugging Face directory, or a model's name on the hub (owner/name), which is fetched; "builtin" =
-  # the warm-started policy of the built-in tasks
+  # the warm-started policy of the built-in tasks, "builtin_scratchpad" = that with data.scratchpad
   policy.path = "builtin"
   # a name of models/presets.py: random weights instead of `path` (tokenizer still from `path`)
   policy.preset = ""
   # names of its files' keys and tensors: a name of models/families, or module:function; "" = what
   # config.json says
   policy.family = ""
-  policy.dtype = "float32"  # compute dtype: float32 | bfloat16; parameters are stored in float32
+  # compute dtype: float32 | bfloat16, "" = what suits the machine; parameters are stored in float32
+  policy.dtype = "float32"
   # What a layer's backward pass computes again: nothing | all | all but attention (flash on a TPU)
-  # | all but products with weights.
+  # | all but products with weights; "" = what fits the memory (scale/fit.py).
   policy.remat = "none"  # none | full | attention | dots
   # Attention of the update; flash = the backend's kernel, without scores [T, T]: no
   # loss.share_prompts then
@@ -49,6 +50,9 @@ def get_config() -> ConfigDict:
   data.split = "train"
   data.size = 16384  # prompts drawn from the built-in tasks, or from reasoning-gym's
   data.families = ("add", "sub", "mod", "sort", "lin", "chain")  # of the built-in tasks
+  # Random characters that the demonstrator of the built-in tasks writes behind an answer. They have
+  # no part in a verdict: they add noise to the gradient and nothing else (docs/noise.md). 0 = none
+  data.scratchpad = 0
   # Of reasoning-gym's tasks, TASK.OPTION=VALUE with commas between, for training and evaluation:
   # "chain_sum.max_terms=3,chain_sum.max_digits=2".
   data.options = ""
@@ -66,10 +70,15 @@ def get_config() -> ConfigDict:
 
   # task | math | expression | reasoning_gym | module:function
   # The built-in tasks' own, math-verify, the response's arithmetic calculated, reasoning-gym's own
-  # verifiers, or a function of yours, called as (prompt, response, row) -> float.
-  c.reward = "task"
+  # verifiers, or a function of yours, called as (prompt, response, row) -> float. Or several of
+  # them with weights, [["math", 1.0], ["my_reward:brief", 0.1]].
+  c.reward = FieldReference("task", field_type=object)
   c.rewards = rewards = ConfigDict()
-  rewards.low = 0.0  # the verifier's reward for failure: mapped to -1
+  # Of several rewards the name of the one that the test, V, the budget and the accuracy look at; ""
+  # = the first, "sum" = their weighted sum
+  rewards.success = ""
+  # the verifier's reward for failure: mapped to -1; of several rewards that of rewards.success
+  rewards.low = 0.0
   rewards.high = 1.0  # and for success: mapped to 1; what lies outside is clipped
   rewards.workers = 2  # verifier processes; the rewards task and expression run in the loop
   rewards.timeout = 10.0  # seconds a verdict may take, a day at most
@@ -77,7 +86,7 @@ def get_config() -> ConfigDict:
   rewards.overlong_buffer = 0
 
   c.prior = prior = ConfigDict()
-  # A name of v05_jax/priors: none | constant | neighbours | v0 | module:function
+  # A name of v05_jax/priors: none | constant | neighbours | critic | v0 | module:function
   prior.kind = "neighbours"
   prior.context = 256  # (prompt, success) pairs kept
   prior.min_support = 32  # pairs before the prior speaks; until then the group mean serves
@@ -92,7 +101,9 @@ def get_config() -> ConfigDict:
   selection.weighted = True
 
   c.sampler = sampler = ConfigDict()
-  sampler.slots = 256  # rollouts decoded at once, over all devices
+  # rollouts decoded at once, over all devices; as of open_prompts, prefill and loss.micro_rows, 0 =
+  # what fits the memory (scale/fit.py)
+  sampler.slots = 256
   sampler.chunk = 8  # decode steps between two looks of the host
   sampler.open_prompts = 128  # prompts whose prefix is kept on the device at once, over all devices
   sampler.prefill = 64  # prompts prefilled by one call, over all devices
@@ -110,7 +121,8 @@ def get_config() -> ConfigDict:
   sampler.truncated = "fail"  # a rollout without EOS at the limit: score | fail | mask
 
   c.budget = budget = ConfigDict()
-  # A name of v05_jax/budgets: fixed | sequential | two_stage | neyman | value | module:function
+  # A name of v05_jax/budgets: fixed | sequential | two_stage | neyman | value | pilot_commit |
+  # module:function
   budget.rule = "fixed"
   budget.k_init = 4  # rollouts of every prompt
   budget.k_max = 4  # rollouts of a prompt at most
@@ -118,8 +130,8 @@ def get_config() -> ConfigDict:
   budget.max_resample = 0
 
   # The advantage's baseline, a name of v05_jax/estimators: v05 | v05_loo | ewa | beta_shrink |
-  # batch_shrink | james_stein | spo | grpo | dr_grpo | rloo | value | score | score_loo |
-  # v05_score | module:function
+  # batch_shrink | james_stein | spo | grpo | dr_grpo | rloo | maxrl | value | score | score_loo |
+  # v05_score | opo | dbb | kae | ebpo | basis | poise | module:function
   c.baseline = "v05"
 
   # What looks on at every step: names of v05_jax/observers, diagnostics | exact | scoreboard |
@@ -127,7 +139,9 @@ def get_config() -> ConfigDict:
   c.observe = ("diagnostics", "exact")
 
   c.loss = loss = ConfigDict()
-  # clip: PPO's, by the ratio to the policy that sampled; reinforce: -A log p, without a ratio
+  # How the ratio to the policy that sampled enters: clip: PPO's; reinforce: -A log p, without it;
+  # gspo: the ratio of a whole response, clipped; cispo: the clipped ratio weighs -A log p; dis: so
+  # does the ratio within the bounds, and outside of them there is no gradient (docs/rivals.md).
   loss.surrogate = "clip"
   loss.clip_low = 0.2  # the ratio's lower bound is 1 - clip_low
   loss.clip_high = 0.2  # the ratio's upper bound is 1 + clip_high
@@ -135,6 +149,9 @@ def get_config() -> ConfigDict:
   loss.clip_dual = 0.0
   loss.kl_coef = 0.0  # KL to the frozen first policy
   loss.entropy_coef = 0.0  # of the policy's entropy, which is added
+  # Share of a response's tokens, the least likely ones, that a negative advantage reaches (arXiv
+  # 2606.17250); 1 = all.
+  loss.negative_tokens = 1.0
   # token | rollout | prompt | constant: what every member of it weighs equally
   loss.aggregate = "prompt"
   loss.minibatches = 2  # updates an epoch: the prompts are split among them
@@ -143,6 +160,11 @@ def get_config() -> ConfigDict:
   # of one more forward pass before the step's first update, for a sampler whose numerics differ
   # (see loss/logprob_gap).
   loss.old_logprob = "sampler"  # sampler | recompute
+  # Weight of a token's loss by the ratio of the recomputed probability to the sampler's: tis: the
+  # ratio, at most correction_high; icepop: the ratio between both bounds, 0 outside of them.
+  loss.correction = "none"  # none | tis | icepop
+  loss.correction_low = 0.5
+  loss.correction_high = 2.0
   # packed rows a device handles at once; 1,000 to 1,500 tokens are fastest on a CPU
   loss.micro_rows = 64
   loss.row_length = 0  # tokens of a packed row; 0 = the longest rollout possible
@@ -215,6 +237,13 @@ def get_config() -> ConfigDict:
   c.checkpoint = checkpoint = ConfigDict()
   checkpoint.period = 16  # steps between checkpoints; 0 = after the last step only
   checkpoint.keep = 2  # newest checkpoints kept
+
+  c.metrics = shown = ConfigDict()
+  # Where they are shown: names of v05_jax/sinks, jsonl | tensorboard | wandb | trackio | mlflow, or
+  # module:function. metrics.jsonl is always written.
+  shown.sinks = ("jsonl", "tensorboard")
+  shown.project = "v05_jax"  # what wandb, trackio and mlflow put runs together by
+  shown.name = ""  # of the run there; "" = that of its folder
 
   # Devices that a CPU is split into, where it is the backend; 0 = one a core, which is faster from
   # some million parameters on (experiments/throughput).

@@ -7,13 +7,13 @@ On 2 CPU cores 14 to 17 s a run; success on 1,024 held-out prompts from .430 to 
 of 3 seeds: the table is in experiments/demo/README.md.
 """
 
-from configs import default
+from v05_jax.configs import default
 
-METHODS = {
-  "V0.5 (k=4)": "v05",
+METHODS = {  # the first is what the others are compared with
   "GRPO (G=16)": "grpo16",
   "GRPO (G=4)": "grpo4",
   "RLOO (G=4)": "rloo4",
+  "V0.5 (k=4)": "v05",
 }
 
 

@@ -12,7 +12,7 @@ On 2 CPU cores with other work 40 s (25 s of steps); success on 512 held-out pro
 .682 after 16,384 rollouts, chain left out (eval.samples = 0); one seed.
 """
 
-from configs import default
+from v05_jax.configs import default
 
 
 def get_config():

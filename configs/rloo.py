@@ -6,7 +6,7 @@ On 2 CPU cores 15 s (8 s of steps); success on 512 held-out prompts from .433 to
 rollouts, chain left out (eval.samples = 0); one seed.
 """
 
-from configs import default
+from v05_jax.configs import default
 
 
 def get_config():

@@ -6,7 +6,7 @@ fetches and converts the model, gives it a warm start on the problems' own answe
 GRPO, and compares them. The parts by hand: experiments/lm/README.md.
 """
 
-from configs import default
+from v05_jax.configs import default
 
 METHODS = {"v05": "V0.5 (k=4)", "grpo16": "GRPO (G=16)", "grpo4": "GRPO (G=4)"}
 

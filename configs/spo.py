@@ -14,7 +14,7 @@ On 2 CPU cores with other work 32 s (24 s of steps); success on 512 held-out pro
 .680 after 12,288 rollouts and .673 after 16,384, chain left out (eval.samples = 0); one seed.
 """
 
-from configs import default
+from v05_jax.configs import default
 
 
 def get_config():

@@ -10,7 +10,7 @@ held-out prompts from .433 to .655 after 15,208 rollouts (6.0 a prompt), chain l
 configs/rloo.py (.668): the rollouts that the rule adds cost prompts.
 """
 
-from configs import default
+from v05_jax.configs import default
 
 
 def get_config():

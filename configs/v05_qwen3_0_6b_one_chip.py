@@ -21,7 +21,7 @@ Measured: nothing yet. Learning rate, rank and numbers of rollouts are chosen, n
 score of this run are not known.
 """
 
-from configs import default
+from v05_jax.configs import default
 
 
 def get_config():

@@ -25,7 +25,7 @@ paper's mean@16 is
 Measured: nothing but what the compiler says; this config has not run.
 """
 
-from configs import default
+from v05_jax.configs import default
 
 
 def get_config():

@@ -8,7 +8,7 @@ run does, at other sizes. On one CPU core about a minute; success on 512 held-ou
 to .617 after 15,512 rollouts, chain left out (eval.samples = 0); one seed.
 """
 
-from configs import default
+from v05_jax.configs import default
 
 
 def get_config():

@@ -9,7 +9,7 @@ policies, the pairs and the model that v05_jax/tasks/value_model holds, by one c
 figures.
 """
 
-from configs import default
+from v05_jax.configs import default
 
 
 def get_config():

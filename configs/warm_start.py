@@ -11,7 +11,7 @@ plateau.
 Its result, runs/warm_start/hf, is what v05_jax/tasks/warm_start holds.
 """
 
-from configs import default
+from v05_jax.configs import default
 
 
 def get_config():

@@ -16,8 +16,8 @@ import tokenize
 from ml_collections import ConfigDict
 import numpy as np
 
-from configs import default
 from v05_jax import budget, plug, shrinkage, tasks
+from v05_jax.configs import default
 from v05_jax.run import metrics
 
 ROOT = Path(__file__).parent.parent
@@ -102,7 +102,9 @@ def keys() -> str:
   parts = []
   for section, rows in sections.items():
     note = f"{said[section]}\n\n" if said.get(section) else ""
-    parts.append(f"### {section or 'The run'}\n\n{note}{table(('key', 'default', 'meaning'), rows)}")
+    parts.append(
+      f"### {section or 'The run'}\n\n{note}{table(('key', 'default', 'meaning'), rows)}"
+    )
   return "\n\n".join(parts)
 
 

@@ -16,9 +16,9 @@ import sys
 import tempfile
 import time
 
-from configs import default
 from tests import support
 from v05_jax import config as configuration
+from v05_jax.configs import default
 from v05_jax.run import metrics
 
 ROOT = pathlib.Path(__file__).parents[1]

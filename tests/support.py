@@ -6,9 +6,9 @@ import types
 import jax
 import numpy as np
 
-from configs import default
 from v05_jax import models, plug, rewards
 from v05_jax.budgets.base import Budget
+from v05_jax.configs import default
 from v05_jax.models import decoder
 from v05_jax.sampling import rollouts
 from v05_jax.scale import sharding

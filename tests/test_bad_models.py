@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from configs import default
 from v05_jax import data, models
+from v05_jax.configs import default
 from v05_jax.models import files
 
 MODEL = Path("tests/data/math/model")

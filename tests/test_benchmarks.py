@@ -8,8 +8,8 @@ import types
 import numpy as np
 import pytest
 
-from configs import default
 from v05_jax import benchmarks, config, data
+from v05_jax.configs import default
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.rewards import math as mathematics
 

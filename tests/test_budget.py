@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import default
 from tests import properties
 from v05_jax import budget, groups, plug, shrinkage
 from v05_jax.budgets import base as budgets
+from v05_jax.configs import default
 from v05_jax.estimators import beta_shrink, ewa
 
 GOLDEN = json.loads((pathlib.Path(__file__).parent / "data" / "estimator.json").read_text())

@@ -18,9 +18,9 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from configs import default
 from v05_jax import config as configuration
 from v05_jax import history
+from v05_jax.configs import default
 from v05_jax.estimators import ewa
 from v05_jax.observers import scoreboard
 from v05_jax.priors import fallback

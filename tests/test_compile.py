@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import default, v05, v05_qwen3_0_6b_one_chip, v05_qwen3_4b
 from tests import support
 from v05_jax import models
+from v05_jax.configs import default, v05, v05_qwen3_0_6b_one_chip, v05_qwen3_4b
 from v05_jax.models import flash
 from v05_jax.sampling import sampler
 from v05_jax.scale import compile as compiling
@@ -23,7 +23,16 @@ from v05_jax.scale.cost import Module
 from v05_jax.value_model import v0
 
 GIB = topology.GIB
-PROGRAMS = ["prior", "judge", "weights", "prefill", "decode", "update", "recompute", "evaluate"]
+PROGRAMS = [
+  "prior",
+  "value_head",
+  "weights",
+  "prefill",
+  "decode",
+  "update",
+  "recompute",
+  "evaluate",
+]
 has_libtpu = pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
 )
@@ -138,13 +147,13 @@ def test_the_released_v0_has_its_shapes():
   parts = v0.abstract(settings, backbone, sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2}))
   count = lambda tree: sum(np.prod(x.shape) for x in jax.tree.leaves(tree))
   assert 595e6 < count(parts["embedder"]) < 597e6  # Qwen3-Embedding-0.6B
-  assert 10e6 < count(parts["judge"]) < 12e6  # TabPFN-2.5
+  assert 10e6 < count(parts["value_head"]) < 12e6  # TabPFN-2.5
   built_in = v0.abstract(*v0.shapes("builtin"), support.mesh())
   loaded = v0.load("builtin")
   for name, tree in (
     ("embedder", loaded.params),
     ("adapter", loaded.adapter),
-    ("judge", loaded.head),
+    ("value_head", loaded.head),
   ):
     assert jax.tree.map(lambda x: x.shape, built_in[name]) == jax.tree.map(lambda x: x.shape, tree)
 

@@ -9,8 +9,8 @@ from absl import flags
 from ml_collections import ConfigDict
 import pytest
 
-from configs import default
 from v05_jax import command_line, config, plug
+from v05_jax.configs import default
 
 ROOT = Path(__file__).parent.parent
 
@@ -61,7 +61,7 @@ def write(path, change):
 def test_every_shipped_config_is_valid():
   for path in sorted((ROOT / "configs").glob("[a-z]*.py")):
     config.validate(config.load(str(path)))
-  demo = importlib.import_module("configs.demo")
+  demo = importlib.import_module("v05_jax.configs.demo")
   for method in demo.METHODS.values():
     config.validate(demo.get_config(method))
 
@@ -113,8 +113,8 @@ def test_no_number_but_a_reward_may_be_below_minus_one():
     ("budget__k_max", 8, "expected budget.k_init = 4, since budget.rule is fixed"),
     ("budgets__sequential__cost", -0.1, "at least 0"),
     ("budgets__two_stage__cost", float("nan"), "a finite number"),
-    ("budget__rule", "adaptive", "one of fixed, neyman, sequential, two_stage"),
-    ("baseline", "a3c", "one of batch_shrink, beta_shrink"),
+    ("budget__rule", "adaptive", "one of fixed, neyman, pilot_commit"),
+    ("baseline", "a3c", "one of basis, batch_shrink"),
     ("sampler__temperature", 0.0, "above 0"),
     ("sampler__top_p", 0.0, "above 0"),
     ("sampler__top_p", 1.01, "at most 1"),
@@ -408,7 +408,7 @@ def test_a_bad_value_on_the_command_line(capsys):
   )
   assert text.count("\n") == 3
   assert "budgets.sequential.cost: found -1.0, expected at least 0" in text
-  assert "baseline: found 'a3c', expected one of batch_shrink" in text
+  assert "baseline: found 'a3c', expected one of basis" in text
 
 
 def test_a_file_with_an_unknown_key_is_named(capsys, tmp_path):
@@ -434,6 +434,8 @@ def test_main_prints_one_line_and_no_traceback():
 
 # --- Plugs
 
+SEVERAL = ("prior.wrappers", "observe", "metrics.sinks")  # keys that take a tuple of names
+
 
 @pytest.mark.parametrize(
   "key, kind, typo, meant",
@@ -446,7 +448,7 @@ def test_main_prints_one_line_and_no_traceback():
   ],
 )
 def test_an_unknown_plug_gives_the_known_ones_and_how_to_name_a_function(key, kind, typo, meant):
-  value = (typo,) if key in ("prior.wrappers", "observe") else typo
+  value = (typo,) if key in SEVERAL else typo
   text = problems(**{key.replace(".", "__"): value})
   assert f"{key}: found {typo!r} (did you mean {meant}?), expected one of " in text
   assert f"{', '.join(plug.known(kind))}, or module:function" in text and "1 problem" in text
@@ -457,7 +459,7 @@ def test_an_unknown_plug_gives_the_known_ones_and_how_to_name_a_function(key, ki
   "name, why", [("nowhere:f", "No module named 'nowhere'"), ("math:nowhere", "no attribute")]
 )
 def test_a_function_that_cannot_be_imported_is_named(key, name, why):
-  value = (name,) if key in ("prior.wrappers", "observe") else name
+  value = (name,) if key in SEVERAL else name
   text = problems(**{key.replace(".", "__"): value})
   assert f"{key}: found {name!r}, expected module:function: " in text and why in text
 

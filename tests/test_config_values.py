@@ -7,9 +7,9 @@ from absl import flags
 from ml_collections import ConfigDict
 import pytest
 
-from configs import default
 from v05_jax import command_line
 from v05_jax import config as configuration
+from v05_jax.configs import default
 
 # What a key of a type is given in a saved config.json; a value that is right there must be taken.
 VALUES = (

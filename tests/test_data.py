@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from configs import default
 from v05_jax import data, tasks
+from v05_jax.configs import default
 from v05_jax.models import tokenizer as tokenizers
 
 CHAT = (

@@ -14,11 +14,11 @@ import time
 import numpy as np
 import pytest
 
-from configs import default
 from tests import test_train
 from tests.test_main import OWN_INPUT
 from tests.test_train import lines
 from v05_jax import config as configuration
+from v05_jax.configs import default
 from v05_jax.run import checkpoint, metrics
 from v05_jax.scale import distributed, peers, sharding
 from v05_jax.train import train
@@ -220,9 +220,10 @@ def test_other_kinds_of_runs(tmp_path, name):
     "collect": {
       "observe": (*default.get_config().observe, "pairs"),
       "loss.old_logprob": "recompute",
+      "loss.correction": "icepop",
       "selection.pool": 2,
     },
-    "kl": {"loss.kl_coef": 0.1, "loss.epochs": 2},
+    "kl": {"loss.kl_coef": 0.1, "loss.epochs": 2, "loss.surrogate": "gspo"},
   }[name]
   one, two = tmp_path / "one" / "run", tmp_path / "two" / "run"  # pairs have their workdir's name
   for count, workdir in enumerate((one, two), 1):

@@ -107,9 +107,7 @@ def test_citation():
 )
 def test_the_site_is_built_without_warnings(tmp_path):
   command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
-  done = subprocess.run(
-    command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False
-  )
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
   assert done.returncode == 0, done.stderr
   page = (tmp_path / "docs" / "api" / "index.html").read_text()
   assert "v05_jax.shrinkage.fuse" in page  # from a docstring

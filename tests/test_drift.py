@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from configs import default
 from tests import support
 from tests.test_train import lines, small
 from v05_jax import groups as grouping
 from v05_jax import plug, tasks, train
+from v05_jax.configs import default
 from v05_jax.priors import base, fallback, recalibrate
 from v05_jax.priors import context as contexts
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from configs import default
 from v05_jax import rewards
+from v05_jax.configs import default
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.run import evaluate, metrics, success
 

@@ -223,7 +223,7 @@ def test_expressions_are_calculated_as_python_calculates_them():
 
 
 def test_the_verifier_of_a_run_needs_no_process():
-  from configs import default
+  from v05_jax.configs import default
 
   config = default.get_config()
   config.reward = "expression"

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from configs import grpo
 from tests.test_train import small
 from v05_jax import models
+from v05_jax.configs import grpo
 from v05_jax.models import decoder, families, files, hf, presets
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.run import metrics

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from configs import default
 from v05_jax import models
+from v05_jax.configs import default
 from v05_jax.models import decoder, files, hf, presets
 from v05_jax.models import tokenizer as tokenizers
 

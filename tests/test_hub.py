@@ -9,8 +9,8 @@ from huggingface_hub import constants
 from ml_collections import ConfigDict
 import pytest
 
-from configs import default
 from v05_jax import models
+from v05_jax.configs import default
 from v05_jax.models import hub
 from v05_jax.models import tokenizer as tokenizers
 

@@ -8,10 +8,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from configs import smollm2
 from experiments.lm import fetch, logits, run, table
 from tests.test_gguf import gguf, write_model
 from v05_jax import config as configuration
+from v05_jax.configs import smollm2
 from v05_jax.models import hf
 from v05_jax.run.evaluate import Result
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from configs import v05_qwen3_tiny
 from tests import test_policy_gradient as tools
 from tests.test_train import small
 from v05_jax import config as configuration
 from v05_jax import models
+from v05_jax.configs import v05_qwen3_tiny
 from v05_jax.models import decoder, hf, lora
 from v05_jax.run import checkpoint, metrics, sft
 from v05_jax.run.export import export

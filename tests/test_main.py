@@ -10,9 +10,9 @@ import sys
 
 import pytest
 
-from configs import default
 from tests import support
 from v05_jax import main
+from v05_jax.configs import default
 from v05_jax.run import metrics
 
 ROOT = pathlib.Path(__file__).parent.parent

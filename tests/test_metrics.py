@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import pytest
 from tensorboardX.event_file_writer import EventsWriter
 
-from configs import default
 from v05_jax import config as configuration
+from v05_jax.configs import default
 from v05_jax.run import board, files, metrics, progress, report, writer
 
 CONFIG = default.get_config()
@@ -183,31 +183,67 @@ def test_progress_on_a_terminal():
     line.update(42, {"reward": 0.12345, "k/mean": 4.0, "grad/norm": 3.0})
   last = stream.getvalue().split("\r")[-1]
   assert last.startswith("step 42/100  ") and "reward 0.123  k/mean 4" in last
-  assert "grad" not in last
-  assert last.endswith("\n") and "left" in last
+  assert "grad" not in last and last.endswith("\n")
+  assert "left" not in last  # of one step no estimate means anything
+  assert stream.getvalue().startswith("\rresumed at step 40 of 100\x1b[K\n")
 
 
-def test_the_rate_is_that_of_the_last_steps():
+def test_the_rate_is_that_of_the_last_steps_without_the_first_which_compiles():
   now = [0.0]
   stream = Terminal()
   line = progress.Progress(7240, 0, stream, lambda: now[0])
   for step in range(1, 41):
     now[0] += 100.0 if step == 1 else 0.5
     line.update(step, {})
-  assert "2.00 steps/s  1:00:00 left" in stream.getvalue().split("\r")[-1]
+  assert "1:00:00 left  2.00 steps/s" in stream.getvalue().split("\r")[-1]
 
 
-def test_progress_elsewhere_is_a_line_a_minute():
+def test_there_is_an_estimate_as_soon_as_it_means_something():
+  now, stream = [0.0], Terminal()
+  line = progress.Progress(100, 0, stream, lambda: now[0])
+  said = []
+  for step in range(1, 6):
+    now[0] += 30.0 if step == 1 else 1.0
+    line.update(step, {})
+    said.append(stream.getvalue().split("\r")[-1])
+  assert [" left" in text for text in said] == [False, False, False, True, True]
+  assert "1:35 left" in said[-1] and "1.00 steps/s" in said[-1]
+
+
+def test_progress_in_a_log_is_the_first_step_the_last_and_a_line_now_and_then():
   now, stream = [0.0], io.StringIO()
-  with progress.Progress(10, 0, stream, lambda: now[0]) as line:
-    for step in range(1, 11):
-      now[0] += 20.0
-      line.update(step, {"reward": step / 10})
-  assert stream.getvalue().splitlines() == [
-    "step 3/10  20.0 s a step  2:20 left  reward 0.3",
-    "step 6/10  20.0 s a step  1:20 left  reward 0.6",
-    "step 9/10  20.0 s a step  0:20 left  reward 0.9",
-  ]
+  with progress.Progress(100, 0, stream, lambda: now[0]) as line:
+    line.stage("compiling")
+    for step in range(1, 101):
+      now[0] += 20.0 if step < 100 else 1.0
+      found = {"reward": step / 100, "rollouts": 8 * step, "response/length": 50.0}
+      line.update(step, found)
+  first, *lines = stream.getvalue().splitlines()
+  assert first == "compiling" and not any("\x1b" in text or "\r" in text for text in lines)
+  assert lines[0] == "step 1/100  8 rollouts  reward 0.01"  # no rate before there is one
+  assert lines[1] == "step 2/100  16 rollouts  reward 0.02"
+  assert lines[4] == "step 5/100  31:40 left  40 rollouts  reward 0.05  20.0 s a step  20 tokens/s"
+  assert lines[-1].startswith("step 100/100  800 rollouts  reward 1  ")
+  steps = [int(text.split("/")[0].removeprefix("step ")) for text in lines]
+  assert steps[-4:-1] == [92, 95, 98]  # a minute apart
+
+
+def test_a_short_run_in_a_log_has_lines_too():
+  """36 seconds, as of configs/v05.py."""
+  now, stream = [0.0], io.StringIO()
+  with progress.Progress(64, 0, stream, lambda: now[0]) as line:
+    for step in range(1, 65):
+      now[0] += 10.0 if step == 1 else 0.4
+      line.update(step, {})
+  assert 5 <= len(stream.getvalue().splitlines()) <= 9
+
+
+def test_what_was_compiled_is_told_by_name():
+  with progress.CompilationCounter() as count:
+    assert count.told() == "0 programs"
+    for name, seconds in (("jit(update)", 3.0), ("jit(decode)", 2.06), ("tiny", 0.01)):
+      jax.monitoring.record_event_duration_secs(count.EVENT, seconds, fun_name=name)
+    assert count.told() == "3 programs (update 3.0 s, decode 2.1 s)"
 
 
 def test_config_json_is_json(tmp_path):

@@ -17,12 +17,12 @@ from safetensors.numpy import load_file
 import tokenizers as backends
 import transformers
 
-from configs import grpo
 from tests.data.families import make
 from tests.data.qwen3.make import outputs, tokens
 from tests.test_hf import assert_equal, assert_parity, edit, logits, policy_config
 from tests.test_train import small
 from v05_jax import models
+from v05_jax.configs import grpo
 from v05_jax.models import decoder, families, hf, lora, presets, rotary
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.models.model_config import Local

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import default
 from tests import support
 from tests.test_train import small
 from v05_jax import groups as grouping
 from v05_jax import main, plug
+from v05_jax.configs import default
 from v05_jax.models import decoder
 from v05_jax.observers import noise
 from v05_jax.observers.base import Observer

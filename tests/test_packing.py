@@ -117,6 +117,43 @@ def test_unpacking_gives_every_rollout_back(seed, length, share):
   assert places < alone if share and length == 40 else places <= alone if share else places == alone
 
 
+def test_the_negative_token_filter_by_hand():
+  """Of five tokens with a negative advantage the two least likely ones are kept at .3, one of two;
+  those of positive ones and of prompts stay as they are."""
+  array = lambda *rows: np.array(rows, np.float32)
+  batch = structs.Batch(
+    tokens=None,
+    target=None,
+    segment=np.array([[1, 1, 2, 2, 2, 2, 2], [1, 1, 2, 2, 0, 0, 0]]),
+    prompt=None,
+    position=None,
+    weight=array([0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0, 0]),
+    advantage=array([-9, -9, -1, -1, -1, -1, -1], [-2, -2, 3, 3, -9, -9, -9]),
+    old_logprob=array([0, 0, -1, -5, -2, -4, -3], [-1, -1.5, -7, -8, 0, 0, 0]),
+  )
+  got = packing.spared(batch, 0.3)
+  want = [[-9, -9, 0, -1, 0, -1, 0], [0, -2, 3, 3, -9, -9, -9]]
+  np.testing.assert_array_equal(got, want)
+  np.testing.assert_array_equal(packing.spared(batch, 1.0), batch.advantage)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_filter_spares_tokens_of_every_response_with_a_negative_advantage(seed):
+  prompts, rollouts, advantage = make(seed)
+  weight = weigh(rollouts)
+  batch, _ = packing.pack(prompts, rollouts, advantage, weight, (30, 16))
+  batch = batch.replace(advantage=packing.spared(batch, 0.4))
+  for rollout in unpack(batch):
+    of = rollout["weight"] > 0
+    kept = rollout["advantage"][of] != 0
+    if (rollout["advantage"] < 0).any():
+      assert kept.sum() == np.ceil(0.4 * of.sum())
+      least = rollout["old_logprob"][of]
+      assert least[kept].max() <= least[~kept].min(initial=0.0)
+    else:
+      assert kept.all()
+
+
 @pytest.mark.parametrize("aggregate", losses.AGGREGATES)
 def test_weights_sum_to_what_rollout_weights_says(aggregate):
   prompts, rollouts, advantage = make(1)

@@ -10,8 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from configs.default import get_config
 from v05_jax import structs
+from v05_jax.configs.default import get_config
 from v05_jax.models import cpu, decoder, flash
 from v05_jax.scale import sharding
 from v05_jax.update import losses, objective, packing, policy_gradient

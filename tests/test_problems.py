@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from configs import default
 from v05_jax import benchmarks, config, data, problems, rewards, setup, tasks
+from v05_jax.configs import default
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.rewards import process
 from v05_jax.rewards import reasoning_gym as verifiers

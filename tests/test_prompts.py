@@ -7,9 +7,9 @@ import types
 import pytest
 from tokenizers import AddedToken, processors
 
-from configs import default
 from tests.test_tokenizer import TEMPLATE, byte_level
 from v05_jax import data
+from v05_jax.configs import default
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.value_model import v0
 

@@ -10,8 +10,8 @@ import time
 from jax._src.lib import _jax
 import pytest
 
-from configs import default
 from tests.test_distributed import free_port
+from v05_jax.configs import default
 from v05_jax.scale import roll_call, sources
 from v05_jax.scale.roll_call import Member, meet
 

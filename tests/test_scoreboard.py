@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import default
 from v05_jax import groups as grouping
 from v05_jax import plug
+from v05_jax.configs import default
 from v05_jax.estimators import base as estimators
 from v05_jax.observers import scoreboard
 from v05_jax.observers.base import Observer

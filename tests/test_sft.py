@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import default, warm_start
 from v05_jax import data, models, tasks
+from v05_jax.configs import default, warm_start
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.run import metrics, sft
 

@@ -68,7 +68,7 @@ def test_every_parameter_matches_exactly_one_rule(preset, adapters):
 def test_every_rule_is_of_use():
   v0 = value_model.load("builtin")
   config = dataclasses.replace(presets.PRESETS["tasks-58k"], adapters=ADAPTERS, qkv_bias=True)
-  found = names({"embedder": shapes(config=config), "adapter": v0.adapter, "judge": v0.head})
+  found = names({"embedder": shapes(config=config), "adapter": v0.adapter, "value_head": v0.head})
   for name in found:
     assert sum(bool(re.search(pattern, name)) for pattern, *_ in sharding.RULES) == 1, name
   for pattern, *_ in sharding.RULES:

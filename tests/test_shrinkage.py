@@ -11,13 +11,13 @@ import pytest
 from tests import properties
 from v05_jax import groups as grouping
 from v05_jax import history, plug, shrinkage
-from v05_jax.estimators import beta_shrink, ewa, james_stein, v05_score
+from v05_jax.estimators import beta_shrink, ebpo, ewa, james_stein, v05_score
 from v05_jax.observers import scoreboard
 
 GOLDEN = json.loads((pathlib.Path(__file__).parent / "data" / "estimator.json").read_text())
 CASES = GOLDEN["static"]
 KINDS = tuple(plug.known("estimator"))
-BY_THE_GROUP = ("grpo", "dr_grpo", "rloo")
+BY_THE_GROUP = ("grpo", "dr_grpo", "rloo", "maxrl")
 # Failures three times as long as successes, a prior that is a little too hopeful.
 SUMS = [5.0, 6.0, 5.0, 2.0], [8.0, -4.0], [8.0, -4.0, -3.0, 3.0, 4.0], [1.0, 4.0]
 
@@ -44,6 +44,10 @@ def learnt(kind, prompts=7):
     return {"state": properties.visited(history, *visits(prompts))}
   if kind == "score":
     return {"state": np.array([9.0, -4.0])}
+  if kind == "ebpo":
+    return {"state": ebpo.Moments(np.array([40.0, 9.0]), np.full(2, 0.1), np.array([30.0, 4.0]))}
+  if kind == "basis":
+    return {"state": np.array([3.0, 2, 1, 2, 3, 4])}
   if kind == "v05_score":
     return {"state": v05_score.Learnt(*map(np.array, SUMS))}
   return {}
@@ -270,6 +274,10 @@ def test_value_kind_falls_back_to_the_group_mean_and_clips():
   np.testing.assert_allclose(found["weight"], [1, 0])
 
 
+def standardised(x):
+  return (x - x.mean()) / (x.std() + 1e-6)
+
+
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "spo"])
 def test_shaping_is_added_after_mapping_and_not_clipped(kind):
   reward, shaping = np.full((7, 6), np.nan), np.zeros((7, 6))
@@ -286,6 +294,10 @@ def test_shaping_is_added_after_mapping_and_not_clipped(kind):
     "dr_grpo": x - x.mean(),
     "rloo": [x[i] - np.delete(x, i).mean() for i in range(4)],
     "score_loo": [x[i] - np.delete(x, i).mean() for i in range(4)],  # no score: all weigh the same
+    "opo": x - x.mean(),  # no length
+    "maxrl": x - x.mean(),  # the mean reward is 0
+    "dbb": plain[0, :4] + shaping[0, :4],  # alpha = beta: the deviation is 1
+    "ebpo": standardised(x - float(found["baseline"][0])),
   }.get(kind, plain[0, :4] + shaping[0, :4])
   np.testing.assert_allclose(got[0], [*want, 0, 0], atol=1e-6)
 
@@ -377,7 +389,7 @@ def hard_batches():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_nan_in_values(kind):
-  weighs = kind in (*BY_THE_GROUP, "value", "v05", "v05_loo")
+  weighs = kind in (*BY_THE_GROUP, "value", "v05", "v05_loo", "ebpo")
   for reward, mask, value, shaping in hard_batches():
     advantage, found = shrinkage.advantage(kind, reward, mask, value, shaping, **learnt(kind))
     assert advantage.dtype == found["baseline"].dtype == jnp.float32
@@ -420,8 +432,8 @@ def test_james_stein_does_not_weigh_rounding_errors():
 def test_unknown_kind():
   args = (np.zeros((1, 4)), np.ones((1, 4), bool), np.zeros(1))
   known = (
-    "batch_shrink, beta_shrink, dr_grpo, ewa, grpo, james_stein, rloo, score, score_loo, spo, v05, "
-    "v05_loo, v05_score, value"
+    "basis, batch_shrink, beta_shrink, dbb, dr_grpo, ebpo, ewa, grpo, james_stein, kae, maxrl, "
+    "opo, poise, rloo, score, score_loo, spo, v05, v05_loo, v05_score, value"
   )
   for f in (shrinkage.advantage, shrinkage.sq_loo):
     with pytest.raises(ValueError, match=rf"baseline.*'mean'.*{known}"):

@@ -13,10 +13,10 @@ import jax
 import numpy as np
 import pytest
 
-from configs import dapo, default, demo, ewa, grpo, rloo, spo, v05
 from tests import attack_kills
 from v05_jax import config as configuration
 from v05_jax import data, history, models, rewards
+from v05_jax.configs import dapo, default, demo, ewa, grpo, rloo, spo, v05
 from v05_jax.estimators import ewa as experts
 from v05_jax.models import hf
 from v05_jax.observers import scoreboard

@@ -12,10 +12,10 @@ from tokenizers import Tokenizer
 from tokenizers import models as backends
 import transformers
 
-from configs import default
 from tests import support
 from v05_jax import models, rng
 from v05_jax.budgets.base import fixed_number
+from v05_jax.configs import default
 from v05_jax.models import decoder
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.sampling import rollouts

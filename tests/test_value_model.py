@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from configs import default, v05
 from v05_jax import models, tasks, value_model
+from v05_jax.configs import default, v05
 from v05_jax.value_model import scores, v0
 
 ROOT = Path(__file__).parent.parent

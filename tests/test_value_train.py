@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from configs import default
 from v05_jax import tasks, value_model
+from v05_jax.configs import default
 from v05_jax.run import metrics
 from v05_jax.value_model import batches, convert, initial, measure, objective, pairs, tabpfn, train
 

@@ -41,6 +41,7 @@ def without_torch():
   """
   if "torch" in sys.modules:
     return
+  os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is not there
   sys.modules["torch"] = None
   try:
     from transformers import utils

@@ -1,24 +1,58 @@
-"""Flags: `--config=FILE` and `--config.KEY=VALUE`, with answers that a person can act on.
+"""Flags: a mode as the first word, `--config=NAME` and `--config.KEY=VALUE`, with answers that a
+person can act on.
 
 `parse` is the flags parser of `main`; it prints one line a problem and exits with code 2.
 """
 
+import ast
+import itertools
 import re
 import sys
 
 from absl import flags
 from ml_collections import config_flags
+from ml_collections.config_flags import tuple_parser
 
-from configs import default
 from v05_jax import config as configuration
 from v05_jax import plug
+from v05_jax.configs import default
+from v05_jax.rules import show
 from v05_jax.run import files
+
+READING = ("eval", "sample", "noise", "export")  # modes that look at a run
+
+
+class _Section(flags.ArgumentParser):
+  """A whole section of keys, as "{'k_init': 4}"."""
+
+  def parse(self, argument):
+    found = ast.literal_eval(argument)
+    if not isinstance(found, dict):
+      raise ValueError(argument)
+    return found
+
+
+# Type of a key -> what reads its values; texts are taken as they are.
+_PARSERS = {
+  int: flags.IntegerParser(),
+  float: flags.FloatParser(),
+  bool: flags.BooleanParser(),
+  tuple: tuple_parser.TupleParser(),
+}
+_EXPECTED = {
+  flags.IntegerParser: "a whole number",
+  flags.FloatParser: "a finite number",
+  flags.BooleanParser: "true or false",
+  tuple_parser.TupleParser: "values with commas between, as \"('a', 'b')\"",
+  _Section: "one of its keys with a value, as --config.budget.k_init=4",
+}
 
 
 def parse(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
   """Flags parser for `absl.app.run(main, flags_parser=config.parse)`; it defines the flag `config`.
 
-  `--config=FILE` names the config, a .py or a saved .json; without it, the config.json in
+  A first word without dashes is the mode: `train` is `--mode=train`. `--config=NAME` names a config
+  of the package, or a file, .py or a saved .json; without it, the config.json in
   `--workdir` is taken, so that a run continues by naming its workdir, and without that
   configs/default.py. Every `--config.KEY=VALUE` changes a key. Problems go to stderr, a line each,
   and the exit code is 2.
@@ -33,6 +67,7 @@ def parse(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[
 
 def _parse(argv, flag_values):
   argv = flag_values.read_flags_from_files(argv, force_gnu=False)  # --flagfile
+  argv = with_mode(argv, flag_values)
   path, argv = _take(argv, "config")
   if path is None:
     path = _saved(_take(argv, "workdir")[0])
@@ -44,6 +79,7 @@ def _parse(argv, flag_values):
   plug.fill(typed, _options(config, argv))
   typed.update_from_flattened_dict(configuration.flatten(config))
   _check_names(argv, typed, flag_values)
+  _check_values(argv, typed, flag_values)
   others = _take_methods(argv, typed)
   config_flags.DEFINE_config_dict(
     "config", typed, "config file, .py or .json", flag_values=flag_values, sys_argv=others
@@ -55,8 +91,48 @@ def _parse(argv, flag_values):
   if len(rest) > 1:
     raise ValueError(f"found the argument {rest[1]!r}, expected flags alone: --name=value")
   _check_options(config, flag_values.config, argv)
+  if path is None and _take(argv, "config.policy.path")[0] is None:
+    _check_run(flag_values)
   configuration.validate(flag_values.config)
   return rest
+
+
+def value_of(argv: list[str], name: str, flag_values: flags.FlagValues = flags.FLAGS) -> str | None:
+  """The last value that the arguments give a flag; None without."""
+  return _take(flag_values.read_flags_from_files(list(argv), force_gnu=False), name)[0]
+
+
+def _check_run(flag_values):
+  """Raises ValueError where a run is to be looked at, and neither the workdir holds one nor a flag
+  names a config or a model."""
+  if "mode" not in flag_values or flag_values.mode not in READING or not flag_values.workdir:
+    return
+  place = files.place(flag_values.workdir)
+  runs = (
+    [] if files.is_remote(place) else [str(x.parent) for x in place.parent.glob("*/config.json")]
+  )
+  near = configuration.nearest(str(place), runs)
+  raise ValueError(
+    f"--workdir={flag_values.workdir}: found no run there (no config.json){near or ','} expected "
+    "the folder of one; of a model without a run, --config=NAME or --config.policy.path=MODEL says "
+    "what it is"
+  )
+
+
+def with_mode(argv: list[str], flag_values: flags.FlagValues) -> list[str]:
+  """The arguments with a first word as the mode that it names. Raises ValueError for a word that is
+  none, with the modes and the nearest."""
+  word = argv[1] if len(argv) > 1 else "-"
+  if word.startswith("-") or "=" in word:
+    return argv
+  modes = flag_values["mode"].parser.enum_values
+  if word not in modes:
+    near = configuration.nearest(word, modes)
+    raise ValueError(f"found the word {word!r}{near or ','} expected one of {', '.join(modes)}")
+  other, rest = _take(argv[:1] + argv[2:], "mode")
+  if other not in (None, word):
+    raise ValueError(f"--mode={other}: found beside the word {word}, expected one of the two")
+  return [*rest[:1], f"--mode={word}", *rest[1:]]
 
 
 def _saved(workdir: str | None) -> str | None:
@@ -112,6 +188,32 @@ def _take(argv: list[str], name: str) -> tuple[str | None, list[str]]:
     else:
       rest.append(word)
   return value, rest
+
+
+def _check_values(argv, config, flag_values):
+  """Every value is of the type of its flag or key, before absl and config_flags fail in their own
+  words."""
+  keys = configuration.flatten(config)
+  words = list(itertools.takewhile(lambda word: word != "--", argv[1:]))
+  for word, after in itertools.zip_longest(words, words[1:]):
+    match = re.fullmatch(r"--?([\w.]+)(?:=(.*))?", word, re.DOTALL)
+    if match is None or (match[1] not in flag_values and not match[1].startswith("config.")):
+      continue
+    name, text = match.groups()
+    key = name.removeprefix("config.")
+    parser = _PARSERS.get(type(keys[key])) if key in keys else _Section()
+    parser = flag_values[name].parser if name in flag_values else parser
+    text = after if text is None and not isinstance(parser, flags.BooleanParser) else text
+    if text is None or parser is None:
+      continue
+    try:
+      parser.parse(text)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+      choices = tuple(getattr(parser, "enum_values", None) or ())
+      near = configuration.nearest(text, choices)
+      expected = _EXPECTED.get(type(parser)) or f"one of {', '.join(choices)}"
+      found = f"found {show(text)}"
+      raise ValueError(f"--{name}={text}: {found}{near or ','} expected {expected}") from None
 
 
 def _take_methods(argv, config) -> list[str]:

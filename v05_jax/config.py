@@ -8,6 +8,7 @@ flags.
 import contextlib
 import difflib
 import json
+import os
 import sys
 import traceback
 import types
@@ -17,9 +18,10 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from configs import default
-from v05_jax import plug
+from v05_jax import configs, plug
+from v05_jax.configs import default
 from v05_jax.rules import RULES, Rule, relations, show
+from v05_jax.run import files
 
 # Keys that may change when a run continues; every other one is part of what the run is.
 RESUMABLE = (
@@ -29,12 +31,24 @@ RESUMABLE = (
   "eval.period",
   "checkpoint.period",
   "checkpoint.keep",
+  "metrics.sinks",
+  "metrics.project",
+  "metrics.name",
   "rewards.workers",
   "rewards.timeout",
   "cpu_devices",
   "mesh.data",
   "mesh.fsdp",
   "mesh.tensor",
+)
+# Keys that 0, or an empty text, leaves to the machine: see scale/fit.py.
+OPEN = (
+  "policy.dtype",
+  "policy.remat",
+  "sampler.slots",
+  "sampler.open_prompts",
+  "sampler.prefill",
+  "loss.micro_rows",
 )
 
 
@@ -50,7 +64,7 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
       if isinstance(value, dict):
         visit(value, f"{prefix}{name}.")
       else:
-        flat[prefix + name] = value
+        flat[prefix + name] = _tuples(value) if prefix + name == "reward" else value
 
   visit(to_dict(config), "")
   return flat
@@ -76,17 +90,17 @@ def from_json(text: str | bytes, name: str = "config.json") -> ConfigDict:
     raise ValueError(f"{name}: found no JSON ({e}), expected one") from None
   if not isinstance(tree, dict):
     raise ValueError(f"{name}: found {show(tree)}, expected an object of config keys")
-  tuples = lambda node: (
-    {name: tuples(value) for name, value in node.items()}
-    if isinstance(node, dict)
-    else tuple(tuples(value) for value in node)
-    if isinstance(node, list)
-    else node
-  )
   try:
-    return ConfigDict(tuples(tree))
+    return ConfigDict(_tuples(tree))
   except (ValueError, TypeError, AttributeError, KeyError) as e:  # keys that no config can have
     raise ValueError(f"{name}: found no config: {one_line(e)}") from None
+
+
+def _tuples(node):
+  """A value of JSON with tuples for its lists."""
+  if isinstance(node, dict):
+    return {name: _tuples(value) for name, value in node.items()}
+  return tuple(map(_tuples, node)) if isinstance(node, (list, tuple)) else node
 
 
 # --- Checks
@@ -135,7 +149,7 @@ def structure(config) -> list[str]:
       problems.append(f"{key}: found {show(value)}, expected a section of keys")
     elif key not in known:
       problems.append(f"{key}: found an unknown key{nearest(key, known)}")
-    elif not _same_type(value, known[key]):
+    elif key != "reward" and not _same_type(value, known[key]):  # a text or a list: see its rule
       problems.append(f"{key}: found {show(value)}, expected {_type(known[key])}")
   whole = {key for key in sections if key in given}
   for key in known:
@@ -171,7 +185,7 @@ def check_resume(saved: ConfigDict, config: ConfigDict, where: str) -> None:
   names = lambda flat: [x for x in _as_tuple(flat.get("observe")) if isinstance(x, str)]
   watched = [set(map(plug.label, names(flat))) for flat in (old, new)]
   stay = tuple(f"observers.{name}." for name in set.intersection(*watched))
-  comes = lambda key: key.startswith("observers.") and not key.startswith(stay)
+  comes = lambda key: key.startswith(("observers.", "sinks.")) and not key.startswith(stay)
   problems = [
     f"{key}: found {show(new.get(key))}, expected {show(old.get(key))}"
     for key in dict.fromkeys((*old, *new))
@@ -188,21 +202,47 @@ def check_resume(saved: ConfigDict, config: ConfigDict, where: str) -> None:
     raise ValueError("\n  ".join([head, *problems]))
 
 
+def left_open(config: ConfigDict) -> list[str]:
+  """Those of `OPEN` that have no value yet."""
+  flat = flatten(config)
+  return [key for key in OPEN if flat[key] in (0, "")]
+
+
+def continued(config: ConfigDict, workdir: str | None) -> ConfigDict:
+  """The config with what it leaves open as the run in `workdir` has it, where there is one."""
+  keys = left_open(config)
+  saved = files.folder(workdir) / "config.json" if keys and workdir else None
+  if saved is None or not saved.exists():
+    return config
+  found = flatten(from_json(saved.read_bytes(), os.fspath(saved)))
+  config = config.copy_and_resolve_references()
+  config.update_from_flattened_dict({key: found[key] for key in keys if key in found})
+  return config
+
+
 # --- Files
 
 
-def load(path: str) -> ConfigDict:
-  """The config of a file: `get_config()` of a Python file, or a saved config.json.
+def shipped() -> dict[str, str]:
+  """Name -> file of every config that the package has."""
+  (folder,) = configs.__path__
+  return {x.stem: str(x) for x in sorted(epath.Path(folder).glob("[a-z]*.py"))}
 
-  Raises ValueError with one line: the file, the line in it, what is wrong.
+
+def load(name: str) -> ConfigDict:
+  """The config of that name of the package ("v05"), or of a file: `get_config()` of a Python file,
+  or a saved config.json.
+
+  Raises ValueError with one line: the file, the line in it, what is wrong; of an unknown name the
+  known ones and the nearest.
   """
+  path = shipped().get(name, name)
   try:
     file = epath.Path(path).expanduser()
   except KeyError as e:  # of an address that is no store's
     raise ValueError(f"{path}: found {e.args[0]}, expected a config file, .py or .json") from None
   if not file.exists():
-    siblings = [str(p) for p in file.parent.glob("*.py")] if file.parent.is_dir() else []
-    raise ValueError(f"{path}: found no such config file{nearest(str(file), siblings)}")
+    raise ValueError(_no_config(file, path))
   if file.suffix not in (".py", ".json") or file.is_dir():
     raise ValueError(f"{path}: expected a config file, .py or .json")
   try:
@@ -210,6 +250,19 @@ def load(path: str) -> ConfigDict:
   except (OSError, UnicodeDecodeError) as e:
     raise ValueError(f"{path}: the config file is not readable ({e})") from None
   return from_json(text, path) if file.suffix == ".json" else _execute(text, path)
+
+
+def _no_config(file, path: str) -> str:
+  """What is said of a config that is not there: the nearest, and what is known."""
+  known = shipped()
+  if file.name == path and not file.suffix:  # a name, not a file
+    here = {x.stem: str(x) for x in sorted(file.parent.glob("*.py")) if x.is_file()}
+    near = nearest(path, known) or nearest(path, here.keys() | here.values())
+    return f"{path}: found no config of that name{near or ','} known: {', '.join(known)}; or a file"
+  siblings = [str(p) for p in file.parent.glob("*.py")] if file.parent.is_dir() else []
+  near = nearest(str(file), siblings)
+  by_name = f"; the package has one: --config={file.stem}" if file.stem in known else ""
+  return f"{path}: found no such config file{near or by_name}"
 
 
 def _execute(text: str, path: str) -> ConfigDict:
@@ -235,12 +288,46 @@ def _execute(text: str, path: str) -> ConfigDict:
 # --- Wording
 
 
+# What a setting is called elsewhere, as in TRL, verl or a paper, beside our keys for it.
+ELSEWHERE = {
+  "optimizer.learning_rate": "lr learning_rate",
+  "optimizer.warmup_steps": "warmup warmup_ratio",
+  "optimizer.weight_decay": "wd",
+  "optimizer.clip_norm": "max_grad_norm grad_clip clip_grad",
+  "optimizer.schedule": "scheduler lr_scheduler lr_scheduler_type",
+  "budget.k_init": "k group_size num_generations n num_rollouts rollout_n",
+  "rollouts_per_step": "batch_size train_batch_size per_device_train_batch_size",
+  "loss.micro_rows": "micro_batch_size microbatch_size gradient_accumulation_steps",
+  "num_steps": "steps max_steps total_steps iterations",
+  "loss.epochs": "num_train_epochs ppo_epochs num_iterations",
+  "loss.kl_coef": "beta kl",
+  "loss.clip_high": "clip epsilon clip_ratio clip_eps eps_clip",
+  "loss.entropy_coef": "entropy entropy_bonus",
+  "sampler.max_response": "max_tokens max_new_tokens max_completion_length response_length",
+  "sampler.max_prompt": "max_prompt_length prompt_length",
+  "policy.path": "model model_path model_name model_name_or_path",
+  "policy.dtype": "bf16 precision",
+  "policy.lora_rank": "lora rank lora_r",
+  "policy.remat": "gradient_checkpointing checkpointing",
+  "data.path": "dataset dataset_name train_files train_file",
+  "eval.path": "eval_dataset val_files test_file",
+  "eval.period": "eval_steps eval_every test_freq",
+  "checkpoint.period": "save_steps save_every save_freq",
+  "reward": "reward_fn reward_func reward_funcs reward_function",
+  "baseline": "algorithm adv_estimator estimator",
+}
+
+
 def nearest(name: str, known, prefix: str = "") -> str:
-  """A suggestion to append: known keys of the same last part, else the most similar name, or ""."""
+  """A suggestion to append: known keys of the same last part, what a key is called elsewhere, else
+  the most similar name or last part, or ""."""
   known = list(known)
   last = lambda key: key.rsplit(".", 1)[-1]
   match = [key for key in known if last(key) == last(name)][:3] if "/" not in name else []
+  match = match or [key for key in known if last(name) in ELSEWHERE.get(key, "").split()]
   match = match or difflib.get_close_matches(name, known, 1)
+  parts = difflib.get_close_matches(last(name), {last(key) for key in known}, 1)
+  match = match or [key for key in known if last(key) in parts][:3]
   return f", did you mean {' or '.join(prefix + key for key in match)}?" if match else ""
 
 

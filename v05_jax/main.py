@@ -1,26 +1,30 @@
 """The command line:
 
-    python -m v05_jax.main --config=configs/v05.py --workdir=runs/v05 [--config.KEY=VALUE ...]
+    v05 train --config=v05 --workdir=runs/v05 [--config.KEY=VALUE ...]
 
-    --mode=train   runs the config, or resumes it in its workdir (the default)
-    --mode=sft     trains the policy on demonstrations instead; writes WORKDIR/hf
-    --mode=value   trains a V0, the value prior, on the pairs of earlier runs; writes WORKDIR/v0
-    --mode=eval    mean@n and pass@k of a checkpoint in WORKDIR, or, where there is none, of
-                   config.policy; writes eval.md, eval.json and eval.jsonl
-    --mode=sample  prints the next --prompts=8 prompts of the run in WORKDIR with V, rollouts,
-                   rewards, the test, the baseline and what the budget decided, as the next training
-                   step would have them; writes sample.jsonl
-    --mode=noise   measures what governs the noise of the policy gradient on the next --prompts=64
-                   prompts of the run in WORKDIR, by a backward pass a rollout, and how much of it
-                   each estimator would leave; writes noise.json
-    --mode=export  writes a checkpoint in WORKDIR as a Hugging Face directory --out
-    --mode=report  compares the runs in --workdir=A,B,C: a table and plots, all in one file
-                   comparison.html, and comparison.md and .png, in --out
-    --mode=compile compiles a config's programs for a TPU slice that need not be here,
-                   --topology=v5e:4x8, or for this machine; prints whether they fit and what bounds
-                   them. Needs no weights, data or workdir
+    v05 train    runs the config, or resumes it in its workdir
+    v05 sft      trains the policy on demonstrations instead; writes WORKDIR/hf
+    v05 value    trains a V0, the value prior, on the pairs of earlier runs; writes WORKDIR/v0
+    v05 eval     mean@n and pass@k of a checkpoint in WORKDIR, or, where there is none, of
+                 config.policy; writes eval.md, eval.json and eval.jsonl
+    v05 sample   prints the next --prompts=8 prompts of the run in WORKDIR with V, rollouts,
+                 rewards, the test, the baseline and what the budget decided, as the next training
+                 step would have them; writes sample.jsonl
+    v05 noise    measures what governs the noise of the policy gradient on the next --prompts=64
+                 prompts of the run in WORKDIR, by a backward pass a rollout, and how much of it
+                 each estimator would leave; writes noise.json
+    v05 export   writes a checkpoint in WORKDIR as a Hugging Face directory --out
+    v05 report   compares the runs in --workdir=A,B,C, in a folder of runs, or of a pattern: a
+                 conclusion, a table and charts, all in one file comparison.html, and comparison.md
+                 and .png, in --out
+    v05 compile  compiles a config's programs for a TPU slice that need not be here,
+                 --topology=v5e:4x8, or for this machine; prints whether they fit and what bounds
+                 them. Needs no weights, data or workdir
 
+--config names a config of the package (v05, grpo, own, ...) or a file; every key of
+configs/default.py is a flag. Without --workdir, train, sft and value write to runs/CONFIG.
 eval, sample, noise and export take the newest checkpoint, or that of --step=N.
+`python -m v05_jax.main` is the same command, and --mode=train the same as the word.
 
 train and eval run in several processes, on one machine or many, over the devices of all:
 
@@ -30,21 +34,27 @@ train and eval run in several processes, on one machine or many, over the device
 """
 
 import contextlib
+import os
+import pathlib
+import signal
 import sys
 from typing import Any, NamedTuple
 
 from absl import app, flags, logging
 
-from v05_jax import backend, command_line
-from v05_jax.scale import peers, sources
+from v05_jax import __version__
 
 MODES = ("train", "sft", "value", "eval", "sample", "noise", "export", "report", "compile")
 SEVERAL = ("train", "eval")  # modes of several processes
 WRITING = ("train", "sft", "value")  # modes whose workdir is a run's
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("mode", "train", MODES, "what to do")
 flags.DEFINE_string(
-  "workdir", None, "folder of the run, local or gs://; for --mode=report several, with commas"
+  "workdir",
+  None,
+  "folder of the run, local or gs://; for --mode=report several, folders of runs and patterns,"
+  " with commas",
 )
 flags.DEFINE_integer(
   "step", None, "checkpoint that --mode=eval, sample, noise and export take; the newest by default"
@@ -80,24 +90,77 @@ class Command(NamedTuple):
   prompts: int | None = None
 
 
+def console():
+  """The command `v05`, and `python -m v05_jax.main`.
+
+  Ctrl-C ends it at once, in whatever library it is: an exception would come out as a traceback, or
+  not at all. A run asks for that twice (`checkpoint.Preemption`), and what it has written is as
+  after a kill, which every run survives.
+  """
+  signal.signal(signal.SIGINT, lambda *_: leave("stopped before anything was done"))
+  app.run(main, flags_parser=parse)
+
+
+def parse(argv: list[str]) -> list[str]:
+  """Flags parser for `app.run`: `command_line.parse`, help, version and a run's default folder."""
+  words = set(argv[1:])
+  if len(argv) == 1 or argv[1] == "help" or words & {"--help", "-h", "-help"}:
+    print(__doc__)
+    sys.exit(0)
+  if words & {"--version", "-version"}:
+    print(f"v05_jax {__version__}")
+    sys.exit(0)
+  from v05_jax import command_line  # seconds: what it imports knows every key
+
+  rest = command_line.parse(argv)
+  config = command_line.value_of(argv, "config")
+  if FLAGS.workdir is None and FLAGS.mode in WRITING and config:
+    FLAGS.workdir = f"runs/{pathlib.Path(config).stem}"
+    print(f"--workdir={FLAGS.workdir}", file=sys.stderr)
+  return rest
+
+
+def leave(said: str):
+  """Ends the process at once, from within a handler of a signal."""
+  os.write(2, f"\n{said}\n".encode())  # print is not safe there
+  os._exit(INTERRUPTED)
+
+
 def main(_):
+  from v05_jax.run import workdirs
+  from v05_jax.scale import peers
+
   logging.set_verbosity(logging.WARNING)  # Orbax reports every checkpoint otherwise
+  kept = lambda: workdirs.kept(FLAGS.workdir) if FLAGS.mode in WRITING else "nothing was written"
+  signal.signal(signal.SIGINT, lambda *_: leave(f"stopped at once; {kept()}"))
   try:
     place = peers.find(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.distributed)
     run(Command(**{name: getattr(FLAGS, name) for name in Command._fields}), place)
-  except (ValueError, OSError, FloatingPointError, InterruptedError) as e:
+  except InterruptedError as e:  # a signal asked for it
+    print(e, file=sys.stderr)
+    sys.exit(1)
+  except (ValueError, OSError, FloatingPointError) as e:
     # The message is for the user: it names the key, file or line, what was found and what was
     # expected.
     sys.exit(f"error: {e}")
 
 
-def run(command: Command, place: peers.Place | None = None):
-  """Does what the mode says, as one process or in its `place` among several. Raises ValueError for
-  wrong flags."""
+def run(command: Command, place: Any = None):
+  """Does what the mode says, as one process or in its `place` (`peers.Place`) among several. Raises
+  ValueError for wrong flags."""
   mode = command.mode
   check_folders(command)
+  from v05_jax import backend
+  from v05_jax import config as configuration
+  from v05_jax.run import workdirs
+  from v05_jax.scale import peers, sources
+
   if place and mode not in SEVERAL:
     raise ValueError(f"--mode={mode} runs in one process; of several: {' and '.join(SEVERAL)}")
+  command = command._replace(config=configuration.continued(command.config, command.workdir))
+  if place is None and mode in WRITING and workdirs.finished(command.config, mode, command.workdir):
+    print(workdirs.ending(command.config, mode, command.workdir))
+    return
   if mode != "report":
     backend.start(command.config)
     backend.without_torch()
@@ -129,8 +192,12 @@ def check_folders(command: Command):
 
 
 def start(command: Command):
-  """Imports what the mode needs and starts it."""
+  """Imports what the mode needs and starts it; a run that has ended says where things are."""
   mode, config, workdir = command.mode, command.config, command.workdir
+  if mode not in ("compile", "report"):
+    from v05_jax.scale.settle import settle
+
+    config = settle(config, workdir)
   prompts = {} if command.prompts is None else {"prompts": command.prompts}
   if mode == "train":
     from v05_jax.train import train
@@ -168,7 +235,13 @@ def start(command: Command):
     from v05_jax.run.report import report
 
     report(workdir.split(","), command.out)
+  if mode in WRITING:
+    from v05_jax.run import workdirs
+    from v05_jax.scale import distributed
+
+    if distributed.first():
+      print(workdirs.ending(config, mode, workdir), flush=True)
 
 
 if __name__ == "__main__":
-  app.run(main, flags_parser=command_line.parse)
+  console()

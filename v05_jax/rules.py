@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from v05_jax import benchmarks, plug, problems
 from v05_jax.budgets.base import Budget
+from v05_jax.rewards import mixture as rewards
 
 
 class Rule(NamedTuple):
@@ -30,6 +31,12 @@ def _at_least(low) -> Rule:
   return Rule(lambda x: x >= low, f"at least {low}")
 
 
+def _or_open(rule: Rule) -> Rule:
+  """The rule of a key that may be left to the machine, by 0 or an empty text."""
+  expected = f"{rule.expected}, or {'an empty text' if rule.choices else 0} to have it chosen"
+  return Rule(lambda x: x in (0, "") or rule.holds(x), expected, rule.choices)
+
+
 _NAMES = Rule(
   lambda x: len(set(x)) == len(x) > 0 and all(re.fullmatch(r"\w+", str(name)) for name in x),
   "at least one name, each once; on the command line \"('add', 'sub')\"",
@@ -40,24 +47,29 @@ _MATRICES = Rule(
   f"at least one of {', '.join(_TARGETS)}, each once; on the command line \"('q', 'v')\"",
 )
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:function
-_REWARDS = ("task", "math", "expression", "reasoning_gym")
-_REWARD = Rule(
-  lambda x: x in _REWARDS or _TARGET.fullmatch(x) is not None,
-  f"{', '.join(_REWARDS)} or module:function",
-  (*_REWARDS, "module:function"),
-)
+
+
+def _is_reward(value) -> bool:
+  try:
+    targets = rewards.targets(value)
+  except ValueError:
+    return False
+  return all(x in rewards.KNOWN or _TARGET.fullmatch(x) for x in targets)
+
+
+_REWARD = Rule(_is_reward, rewards.EXPECTED, (*rewards.KNOWN, "module:function"))
 
 
 _RANGES = (
   (_at_least(1), "rollouts_per_step data.size prior.context prior.min_support"),
-  (_at_least(1), "sampler.slots sampler.chunk sampler.open_prompts sampler.prefill"),
+  (_or_open(_at_least(1)), "sampler.slots sampler.open_prompts sampler.prefill loss.micro_rows"),
   (_at_least(0), "cpu_devices"),
-  (_at_least(1), "sampler.share sampler.slot_sizes sampler.column_sizes"),
+  (_at_least(1), "sampler.chunk sampler.share sampler.slot_sizes sampler.column_sizes"),
   (_at_least(1), "sampler.max_prompt sampler.max_response budget.k_init budget.k_max"),
   (_at_least(1), "selection.pool"),
-  (_at_least(1), "loss.minibatches loss.epochs loss.micro_rows loss.vocab_chunk"),
+  (_at_least(1), "loss.minibatches loss.epochs loss.vocab_chunk"),
   (_at_least(1), "sft.batch eval.size checkpoint.keep"),
-  (_at_least(0), "num_steps data.seed rewards.overlong_buffer sampler.top_k"),
+  (_at_least(0), "num_steps data.seed data.scratchpad rewards.overlong_buffer sampler.top_k"),
   (_at_least(0), "budget.max_resample loss.clip_high loss.kl_coef loss.entropy_coef"),
   (_at_least(0), "loss.row_length loss.max_skipped"),
   (_at_least(0), "optimizer.learning_rate optimizer.warmup_steps optimizer.weight_decay"),
@@ -81,7 +93,7 @@ _RANGES = (
   (Rule(lambda x: 0 < x <= 86_400, "seconds above 0 and at most 86400, a day"), "rewards.timeout"),
   (Rule(lambda x: abs(x) <= 1e30, "at least -1e30 and at most 1e30"), "rewards.low rewards.high"),
   (Rule(lambda x: x > 0, "above 0"), "sampler.temperature eval.temperature"),
-  (Rule(lambda x: 0 < x <= 1, "above 0 and at most 1"), "sampler.top_p"),
+  (Rule(lambda x: 0 < x <= 1, "above 0 and at most 1"), "sampler.top_p loss.negative_tokens"),
   (Rule(lambda x: 0 <= x <= 1, "at least 0 and at most 1"), "loss.clip_low"),
   (Rule(lambda x: x == 0 or x > 1, "above 1, or 0 for off"), "loss.clip_dual"),
   (Rule(lambda x: 0 <= x < 1, "at least 0 and below 1"), "optimizer.b1 optimizer.b2"),
@@ -98,19 +110,33 @@ _RANGES = (
   (Rule(lambda x: x > 0, "above 0"), "policy.lora_alpha"),
   (_MATRICES, "policy.lora_targets"),
   (_REWARD, "reward"),
-  (_one_of("float32", "bfloat16"), "policy.dtype"),
-  (_one_of("none", "full", "attention", "dots"), "policy.remat"),
+  (_or_open(_one_of("float32", "bfloat16")), "policy.dtype"),
+  (_or_open(_one_of("none", "full", "attention", "dots")), "policy.remat"),
   (_one_of("plain", "flash"), "policy.attention"),
   (_one_of("train", "validation", "heldout"), "data.split eval.split"),
   (_one_of("score", "fail", "mask"), "sampler.truncated"),
   (_one_of("token", "rollout", "prompt", "constant"), "loss.aggregate"),
   (_one_of("sampler", "recompute"), "loss.old_logprob"),
-  (_one_of("clip", "reinforce"), "loss.surrogate"),
+  (_one_of("clip", "reinforce", "gspo", "cispo", "dis"), "loss.surrogate"),
+  (_one_of("none", "tis", "icepop"), "loss.correction"),
+  (Rule(lambda x: 0 <= x < 1, "at least 0 and below 1"), "loss.correction_low"),
+  (Rule(lambda x: x > 1, "above 1"), "loss.correction_high"),
   (_one_of("constant", "cosine", "linear"), "optimizer.schedule"),
   (ANYTHING, "value.data value.heldout value.start value.head value.natural value.dropout"),
   (ANYTHING, "policy.preset policy.family data.prompt_key data.answer_key"),
   (ANYTHING, "data.chat_template selection.weighted"),
-  (ANYTHING, "loss.share_prompts"),
+  (ANYTHING, "loss.share_prompts rewards.success"),
+  (
+    Rule(lambda x: re.fullmatch(r"[\w.-]+", x) is not None, "letters, digits, _ . -"),
+    "metrics.project",
+  ),
+  (
+    Rule(
+      lambda x: re.fullmatch(r"[\w .:+=,@-]*", x) is not None,
+      "letters, digits, _ . : + = , @ -, or empty",
+    ),
+    "metrics.name",
+  ),
 )
 RULES = {key: rule for rule, keys in _RANGES for key in keys.split()}
 # Keys that name plugs: what they may be is known by looking.
@@ -145,9 +171,10 @@ def relations(config, flat, wrong) -> list[str]:
   row = f"0, or at least {longest} = sampler.max_prompt + sampler.max_response - 1"
   need(loss.row_length == 0 or loss.row_length >= longest, "loss.row_length", row)
   flash = "bfloat16, since policy.attention is flash, whose kernels want it"
-  need(policy.attention == "plain" or policy.dtype == "bfloat16", "policy.dtype", flash)
+  need(policy.attention == "plain" or policy.dtype in ("bfloat16", ""), "policy.dtype", flash)
   plain = "False, since policy.attention is flash, whose kernels see one segment a token"
   need(policy.attention == "plain" or not loss.share_prompts, "loss.share_prompts", plain)
+  _ratios(loss, need)
   low, high = config.rewards.low, config.rewards.high
   less = f"less than rewards.high = {high}, by more than float32 rounds"
   apart = high - low > 1e-6 * max(abs(low), abs(high), 1e-30)
@@ -156,7 +183,10 @@ def relations(config, flat, wrong) -> list[str]:
   buffer = config.rewards.overlong_buffer
   need(buffer <= sampler.max_response, "rewards.overlong_buffer", response)
   _plugs(config, need)
-  _data(config, need)
+  named = () if "reward" in wrong else rewards.targets(config.reward)
+  if named:
+    _success(config, need)
+  _data(config, need, named)
   _value(config.value, need)
   context = f"at most prior.context = {config.prior.context}"
   need(config.prior.min_support <= config.prior.context, "prior.min_support", context)
@@ -164,6 +194,15 @@ def relations(config, flat, wrong) -> list[str]:
   if len(axes) > 1:
     need(False, f"mesh.{axes[-1]}", f"-1 for one axis alone, not for {' and '.join(axes)}")
   return problems
+
+
+def _ratios(loss, need):
+  """Which surrogates have a dual bound, and whose log-probs a correction compares."""
+  dual = f"0, since loss.surrogate is {loss.surrogate}: clip and gspo alone have a dual bound"
+  need(loss.surrogate in ("clip", "gspo") or loss.clip_dual == 0, "loss.clip_dual", dual)
+  both = f"recompute, since loss.correction is {loss.correction}, which compares the trainer's "
+  both += "log-probs with the sampler's"
+  need(loss.correction == "none" or loss.old_logprob == "recompute", "loss.old_logprob", both)
 
 
 def _plugs(config, need):
@@ -181,16 +220,29 @@ def _plugs(config, need):
     need(config.loss.minibatches <= fewest, "loss.minibatches", prompts)
 
 
-def _data(config, need):
-  """Files and benchmarks want another reward and another evaluation than the built-in tasks."""
+def _success(config, need):
+  """Which of several rewards is the success."""
+  try:
+    rewards.success(config.reward, config.rewards.success)
+  except ValueError as error:
+    need(False, "rewards.success", str(error).partition("expected ")[2])
+
+
+def _data(config, need, named):
+  """Files and benchmarks want other rewards than the built-in tasks, of those `named`, and another
+  evaluation."""
   own = {"data.path": config.data.path != "tasks", "eval.path": config.eval.path != "tasks"}
   for key in (key for key, is_file in own.items() if is_file):
     other = (
       f'"math", "expression", "reasoning_gym" or module:function, since {key} is a file or '
       'benchmark: "task" knows the built-in tasks alone'
     )
-    need(config.reward != "task", "reward", other)
-  _gym(config, need)
+    need("task" not in named, "reward", other)
+  _gym(config, need, named)
+  scored = "score, since a scratchpad (data.scratchpad) that reaches the limit changes no verdict"
+  need(
+    not config.data.scratchpad or config.sampler.truncated == "score", "sampler.truncated", scored
+  )
   if config.eval.period:
     heldout = (
       "a held-out file or benchmark, as data.path is one (or eval.period = 0: no evaluation)"
@@ -203,10 +255,10 @@ def _data(config, need):
     need(config.eval.samples > 0 or not own["eval.path"], "eval.samples", sampled)
 
 
-def _gym(config, need):
+def _gym(config, need, named):
   """reasoning-gym's verifiers know its own problems alone; options are those of tasks in use."""
   paths = {"data.path": config.data.path, "eval.path": config.eval.path}
-  if config.reward == "reasoning_gym":
+  if "reasoning_gym" in named:
     for key, path in paths.items():
       if key == "data.path" or path != "tasks":
         sources = benchmarks.names(path)

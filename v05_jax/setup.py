@@ -68,6 +68,9 @@ def setup(config, workdir: str | None = None, done: int = 0) -> Run:
   workdir: where observers write, None = nowhere; `done`: steps of the state that is to be restored.
   """
   configuration.validate(config)
+  if missing := configuration.left_open(config):
+    keys = ", ".join(missing)
+    raise ValueError(f"{keys}: found no value, expected one: scale.settle.settle chooses them")
   problems.check(config)
   mesh = sharding.make_mesh(config.mesh)
   distributed.connect(mesh)

@@ -25,7 +25,10 @@ def update(run: Run, state: TrainState, taken: Draw, advantage) -> tuple[TrainSt
     taken.prompts, taken.rolls, np.asarray(advantage), config.loss, run.mesh, taken.importance
   )
   if config.loss.old_logprob == "recompute" and minibatches:
-    minibatches, found["loss/logprob_gap"] = run.update.recompute(params, minibatches)
+    sampled = minibatches
+    minibatches, found["loss/logprob_gap"] = run.update.recompute(params, sampled)
+    if config.loss.correction != "none":
+      minibatches, found["loss/correction_fraction"] = run.update.correct(minibatches, sampled)
   for batch, used in minibatches * config.loss.epochs:
     params, opt_state, one = run.update.step(params, opt_state, batch, used, run.reference)
     # The sampler's log-probs are of the parameters before the step's first update: only there is it

@@ -8,9 +8,9 @@ from absl import logging
 import jax
 
 from v05_jax import config as configuration
-from v05_jax import rewards
+from v05_jax import rewards, sinks
 from v05_jax.observers.base import Step
-from v05_jax.run import checkpoint, lock, report, writer
+from v05_jax.run import checkpoint, lock, report, samples, writer
 from v05_jax.run import evaluate as evaluation
 from v05_jax.run.metrics import Pairs
 from v05_jax.run.progress import CompilationCounter, Progress
@@ -19,6 +19,7 @@ from v05_jax.sampling.ahead import Ahead
 from v05_jax.sampling.draw import draw
 from v05_jax.sampling.verdicts import Interrupted
 from v05_jax.scale import distributed, sources
+from v05_jax.scale.settle import settle
 from v05_jax.setup import Run, setup
 from v05_jax.step import learn, update
 from v05_jax.structs import TrainState
@@ -27,25 +28,29 @@ from v05_jax.structs import TrainState
 def train(config, workdir: str) -> TrainState:
   """Runs `config` in `workdir`, or resumes it there, and returns the final state.
 
-  Writes config.json, metrics.jsonl, TensorBoard events, checkpoints, summary.png and what observers
-  write. A line of the metrics with `step` n describes the state after n steps. Raises ValueError,
-  before anything expensive, for bad input and where another run is in `workdir`, FloatingPointError
+  Writes config.json, metrics.jsonl, checkpoints, summary.png, and what observers and sinks write. A
+  line of the metrics with `step` n describes the state after n steps. Raises ValueError, before
+  anything expensive, for bad input and where another run is in `workdir`, FloatingPointError
   after more than `config.loss.max_skipped` non-finite updates in a row, `rewards.RewardError` when
   the reward fails on all of a step or an evaluation, and `checkpoint.Preempted` when a signal asked
   it to stop; the state is saved at these two.
   """
   configuration.validate(config)
+  config = settle(config, workdir)
   checkpoint.prepare(workdir, config)
   checkpoint.check_config(workdir, config)
+  sinks.check(config)
   with (
     lock.Lock(workdir) as held,
     CompilationCounter() as compilations,
     rewards.load(config) as verifier,
     checkpoint.Checkpoints(workdir, config.checkpoint.keep, held) as saved,
+    Progress(config.num_steps, saved.latest() or 0) as progress,
     checkpoint.Preemption() as preemption,
     Ahead() as ahead,
   ):
     first = saved.latest() or 0
+    progress.stage(f"loading {config.policy.path} and {config.data.path}")
     run = setup(config, workdir, first)
     state = run.init()
     run = run._replace(policy=run.policy._replace(params=None))  # whose memory only priors may want
@@ -54,15 +59,15 @@ def train(config, workdir: str) -> TrainState:
     evaluate = evaluation.make(run.policy, config, run.mesh, collect)
     state = saved.restore(first, state, rows_of(run, evaluate)) if first else state
     if first < config.num_steps:  # while the first rollouts are sampled
+      progress.stage("compiling prefill, decode and update")
       lower = lambda: run.update.lower(run.shapes.batch(config.loss, run.mesh))
       compiled = ahead.later(lambda: lower().compile())
-    with (
-      run.observers,
-      writer.make(workdir, config, first) as log,
-      Progress(config.num_steps, first) as progress,
-    ):
-      after = Housekeeping(run, workdir, saved, log, progress, preemption, evaluate, compilations)
-      after.begin(state, first)
+    with run.observers, writer.make(workdir, config, first) as log:
+      kept = run, workdir, saved, log, progress, preemption, evaluate, compilations, first
+      after = Housekeeping(*kept)
+      after.begin(state)
+      if config.num_steps or config.eval.period:
+        log.at_end(lambda: report.summary(workdir))
       for step in range(first, config.num_steps):
         # failed: of the updates before, which have ended
         began, failed = time.perf_counter(), int(state.skipped)
@@ -78,9 +83,9 @@ def train(config, workdir: str) -> TrainState:
         state, updated = update(run, state, taken, advantage)
         state, learnt = learn(run, state, drawn)  # context, prior, budget and estimator
         state = state.replace(observers=observers)
+        if step + 1 == config.num_steps or checkpoint.due(step + 1, config.eval.period):
+          log.samples(step + 1, samples.rows(run, taken, advantage))
         after.keep(state, drawn.metrics | seen | updated | learnt, began, failed)
-    if distributed.first() and (config.num_steps or config.eval.period):
-      report.summary(workdir)
   return state
 
 
@@ -95,11 +100,12 @@ class Housekeeping(NamedTuple):
   preemption: checkpoint.Preemption
   evaluate: evaluation.Evaluate
   compilations: CompilationCounter
+  first: int  # step that this process went on from
 
-  def begin(self, state: TrainState, first: int):
+  def begin(self, state: TrainState):
     """The line before the first step."""
     config = self.run.config
-    if not first and config.eval.period:
+    if not self.first and config.eval.period:
       self.log.write(0, 0, evaluation.summarise(self.evaluate(state.params)))
     elif not config.num_steps:
       logging.warning("num_steps and eval.period are 0: there is nothing to do")
@@ -115,9 +121,13 @@ class Housekeeping(NamedTuple):
       except (rewards.RewardError, Interrupted, FloatingPointError) as error:
         unmeasured = error
     measured["time/compilations"] = (self.compilations(), 1)
-    measured["time/step"] = (time.perf_counter() - began, 1)
+    seconds = time.perf_counter() - began
+    measured["time/step"] = (seconds, 1)
     self.log.write(done, int(state.rollouts), measured)
-    self.progress.update(done, self.log.latest)
+    if done == self.first + 1:
+      compiled = self.compilations.told()
+      self.progress.say(f"the first step took {seconds:.1f} s; compiled: {compiled}")
+    self.progress.update(done, self.log.latest | {"rollouts": int(state.rollouts)})
     if failed > config.loss.max_skipped:
       raise FloatingPointError(diverged(config, self.workdir, failed, self.saved.latest()))
     if isinstance(unmeasured, FloatingPointError):  # of a state that is not worth saving
@@ -152,12 +162,13 @@ class Housekeeping(NamedTuple):
 
 def rows_of(run: Run, evaluate: evaluation.Evaluate) -> dict[str, str]:
   """Config key -> digest of the rows that it names, which stay the same as long as the run, and of
-  the file of a reward of the user's own."""
+  the files of rewards of the user's own."""
   config, found = run.config, {"data.path": run.prompts.digest}
   if config.eval.period:
     found["eval.path"] = evaluate.dataset.digest
-  if (module := config.reward.partition(":"))[1] and (own := sources.of_module(module[0])):
-    found[checkpoint.REWARD] = own
+  modules = [x.partition(":")[0] for x in rewards.targets(config.reward) if ":" in x]
+  if own := [digest for module in modules if (digest := sources.of_module(module))]:
+    found[checkpoint.REWARD] = " ".join(own)
   return found
 
 

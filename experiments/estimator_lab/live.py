@@ -13,8 +13,8 @@ from pathlib import Path
 from absl import app, flags, logging
 import numpy as np
 
-from configs import demo
 from experiments.estimator_lab.tables import table
+from v05_jax.configs import demo
 from v05_jax.observers.scoreboard import JUDGED
 from v05_jax.run import metrics, report
 from v05_jax.train import train

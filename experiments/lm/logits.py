@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from configs import default
 from v05_jax import backend, models
+from v05_jax.configs import default
 from v05_jax.models import decoder
 
 ROOT = Path(__file__).parents[2]

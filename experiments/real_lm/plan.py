@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from configs import smollm2
+from v05_jax.configs import smollm2
 
 RATES = (1e-5, 3e-5, 1e-4)  # learning rates that the tuning tries
 RATE = 3e-5  # until the tuning has said something else

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from configs import default
 from experiments.throughput import process, work
 from v05_jax import models, rewards
+from v05_jax.configs import default
 from v05_jax.run.progress import CompilationCounter
 from v05_jax.sampling import rollouts
 from v05_jax.setup import Run, setup

@@ -6,9 +6,9 @@ import functools
 import jax
 import numpy as np
 
-from configs import default
 from experiments.value_model.checkpoints import Moment
 from v05_jax import models, tasks
+from v05_jax.configs import default
 from v05_jax.priors import context
 from v05_jax.priors import neighbours as kernel
 from v05_jax.value_model import ValuePrior, scores

@@ -14,8 +14,8 @@ import time
 from absl import app, flags, logging
 import numpy as np
 
-from configs import v05
 from v05_jax import tasks, value_model
+from v05_jax.configs import v05
 from v05_jax.run import metrics
 from v05_jax.run.progress import CompilationCounter
 from v05_jax.train import train

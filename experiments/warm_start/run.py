@@ -16,8 +16,8 @@ import time
 from absl import app, flags
 import numpy as np
 
-from configs import warm_start
 from v05_jax import models, rewards, tasks
+from v05_jax.configs import warm_start
 from v05_jax.run import evaluate as evaluation
 from v05_jax.run import metrics
 from v05_jax.run.sft import sft

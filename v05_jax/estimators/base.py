@@ -82,6 +82,15 @@ def from_counts(counts: Callable, leave_out: bool = True, weight: Callable | Non
   )
 
 
+def standardised(advantage, groups):
+  """`scale` of an Estimator: advantages centred and scaled over the whole batch."""
+  total = jnp.maximum(jnp.sum(groups.mask), 1)
+  centred = jnp.where(groups.mask, advantage - jnp.sum(advantage) / total, 0.0)
+  variance = jnp.sum(centred**2) / total
+  some = variance > 0
+  return centred / (jnp.sqrt(jnp.where(some, variance, 1.0)) * some + STD_EPSILON)
+
+
 def make(setting: plug.Setting) -> Estimator:
   """The estimator that `config.baseline` names, tried on shapes. Raises ValueError with its
   name."""
@@ -178,7 +187,7 @@ def advantage(kind: str, reward, mask, value, shaping=0.0, state=()):
     mask: bool [P, K], the rollout exists and counts.
     value: [P] the prior V; NaN = it does not speak.
     shaping: [P, K] or a scalar, in units of the mapped reward.
-    state: what the estimator has learnt; EWA for "ewa".
+    state: what the estimator has learnt, EWA for "ewa"; () = nothing yet.
 
   Kinds that weigh rollouts by their score weigh all alike here, where none is given.
 
@@ -187,13 +196,15 @@ def advantage(kind: str, reward, mask, value, shaping=0.0, state=()):
 
   Raises ValueError for an unknown kind.
   """
-  return advantages(_of_package(kind), state, _groups(reward, mask, shaping), jnp.asarray(value))
+  estimator, groups = _of_package(kind), _groups(reward, mask, shaping)
+  return advantages(estimator, _known(estimator, state), groups, jnp.asarray(value))
 
 
 @functools.partial(jax.jit, static_argnames="kind")
 def sq_loo(kind: str, reward, mask, value, state=()):
   """`squared_unseen` [P] by an estimator of the package; the arguments are those of `advantage`."""
-  return squared_unseen(_of_package(kind), state, _groups(reward, mask), jnp.asarray(value))
+  estimator, groups = _of_package(kind), _groups(reward, mask)
+  return squared_unseen(estimator, _known(estimator, state), groups, jnp.asarray(value))
 
 
 def baseline(kind: str, value, s, k, prompt=(), state=()):
@@ -203,10 +214,14 @@ def baseline(kind: str, value, s, k, prompt=(), state=()):
   the (successes, rollouts) of earlier visits for "spo". Raises ValueError where it is no function
   of counts.
   """
-  counts = _of_package(kind).counts
-  if counts is None:
+  estimator = _of_package(kind)
+  if estimator.counts is None:
     raise ValueError(f"baseline: found {kind!r}, expected one that is a function of counts")
-  return counts(state, prompt, *shrinkage.floats(value, s, k))
+  return estimator.counts(_known(estimator, state), prompt, *shrinkage.floats(value, s, k))
+
+
+def _known(estimator: Estimator, state):
+  return state if jax.tree.leaves(state) else jax.tree.map(jnp.asarray, estimator.init())
 
 
 def _groups(reward, mask, shaping=0.0) -> Groups:

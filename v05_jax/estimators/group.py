@@ -5,8 +5,12 @@
              losses
     dr_grpo  x - mean x                                       arXiv 2503.20783
     rloo     x - mean of the others                           arXiv 2402.14740
+    maxrl    (x - mean x) / (1 + mean r), 0 without success   arXiv 2602.02710
 
-x is the shaped reward.
+x is the shaped reward, r the reward. MaxRL divides by the success rate (1 + mean r) / 2: an average
+over the successes alone, less that over all. That average has the expectation of the gradient of
+sum_{j <= k} -(1 - p)^j / j, the first k terms of log p; with groups without success left out of
+what is taken off, as here, it is of k - 1 terms.
 """
 
 import jax.numpy as jnp
@@ -90,3 +94,15 @@ def dr_grpo(options, setting):
 def rloo(options, setting):
   """The mean of the others."""
   return Estimator(_mean_of_others, explain=_explain, unseen=_unseen, counts=_counts)
+
+
+@plug.declare("estimator", check=_two("maxrl"))
+def maxrl(options, setting):
+  """The group mean, divided by the group's success rate."""
+
+  def scale(advantage, groups):
+    some = groups.s > 0
+    rate = jnp.where(some, 1.0 + groups.vbar, 1.0)
+    return advantage * jnp.where(some, 1.0 / rate, 0.0)[:, None]
+
+  return Estimator(_mean, scale=scale, explain=_explain, unseen=_unseen, counts=_counts)

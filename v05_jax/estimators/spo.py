@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from v05_jax import history as histories
 from v05_jax import plug
-from v05_jax.estimators.base import STD_EPSILON, from_counts
+from v05_jax.estimators.base import from_counts, standardised
 from v05_jax.shrinkage import clean
 
 
@@ -19,13 +19,6 @@ def tracked(value, s, k, history):
   successes, rollouts = history
   _, prior = clean(jnp.asarray(value))
   return (prior + 2.0 * (successes + s) - (rollouts + k)) / (1.0 + rollouts + k)
-
-
-def _standardised(advantage, groups):
-  """Centred and scaled over the whole batch."""
-  total = jnp.maximum(jnp.sum(groups.mask), 1)
-  centred = jnp.where(groups.mask, advantage - jnp.sum(advantage) / total, 0.0)
-  return centred / (jnp.sqrt(jnp.sum(centred**2) / total) + STD_EPSILON)
 
 
 def _check(config):
@@ -49,7 +42,7 @@ def spo(options, setting):
     lambda state, past, value, s, k: tracked(value, s, k, past),
     prompt=past,
     learn=learn,
-    scale=_standardised,
+    scale=standardised,
     of_batch=True,
     counts_history=True,
     init=lambda: histories.empty(setting.rows),

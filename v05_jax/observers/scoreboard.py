@@ -18,7 +18,9 @@ from v05_jax.estimators import base as estimators
 from v05_jax.observers.base import Observer, Step, pair
 from v05_jax.run.metrics import Pairs, merge
 
+RIVALS = ("opo", "dbb", "kae", "ebpo", "basis", "poise")  # docs/rivals.md
 JUDGED = ("rloo", "value", "v05", "ewa", "beta_shrink", "batch_shrink", "james_stein", "spo")
+JUDGED += RIVALS
 
 
 class Board(NamedTuple):
@@ -50,13 +52,14 @@ class Judges(NamedTuple):
 def judges(names, setting: plug.Setting, weigh: Callable = lambda groups: 1.0) -> Judges:
   """The estimators of these names and the run's own, each rollout weighed by `weigh(Groups)`."""
   own, judged = plug.label(setting.config.baseline), named(names, setting)
-  program = jax.jit(
-    lambda learnt, groups, values: squares(judged, learnt, groups, values, weigh(groups))
-  )
+
+  @jax.jit
+  def judge_all(learnt, groups, values):
+    return squares(judged, learnt, groups, values, weigh(groups))
 
   def judge(learnt, draw):
     groups = draw.groups.unconditional._replace(first=None)
-    return program(learnt, groups, values(judged, draw))
+    return judge_all(learnt, groups, values(judged, draw))
 
   return Judges(list(judged), list(judged).index(own), lambda: initial(judged), judge)
 

@@ -117,13 +117,13 @@ def programs(config, model, mesh, params):
   real = jax.ShapeDtypeStruct((support,), bool, sharding=whole)
   given = Support(floats(support, columns), floats(support), real)
   table = floats(-(-columns // head["group"]), head["E"] // 4)
-  judge = lambda: tabpfn.forward.lower(
-    parts["judge"], given, Query(floats(queries, columns)), table
+  value_head = lambda: tabpfn.forward.lower(
+    parts["value_head"], given, Query(floats(queries, columns)), table
   )
   one = f"features of {count} prompts of {tokens} tokens"
   other = f"{queries} prompts, {config.prior.context} pairs, one estimator"
   knobs = "prior.kind=neighbours, a larger mesh.fsdp"
   return parts, [
     Program("prior", embed, OF_PRIOR, 1, one, knobs),
-    Program("judge", judge, (*OF_PRIOR, "prior"), 1, other, "prior.context"),
+    Program("value_head", value_head, (*OF_PRIOR, "prior"), 1, other, "prior.context"),
   ]

@@ -305,7 +305,9 @@ class Preemption:
     if number == signal.SIGINT:
       signal.signal(signal.SIGINT, self._before[signal.SIGINT])
     name = signal.Signals(number).name
-    os.write(2, f"\n{name}: saving after this step\n".encode())  # print is not safe in a handler
+    again = "; once more stops at once" if number == signal.SIGINT else ""
+    # print is not safe in a handler
+    os.write(2, f"\n{name}: saving after this step{again}\n".encode())
 
 
 def _raise_if_lost(error: Exception):

@@ -36,7 +36,7 @@ METRICS = {
   "prior/accepted": "share of prompts whose rollouts do not contradict the prior (delta2 = 0)",
   "prior/abs_error": "|V - vbar|, mean over prompts, value units",
   "prior/true_mse": "(V - mu)^2 where the true mean reward mu is exact, value units squared",
-  "prior/support": "pairs in the context that the prior saw",
+  "prior/support": "pairs that the prior had learnt from",
   "prior/rmse": "root mean square of V - reward over the context, each pair's V as it was asked "
   "before its rollouts; "
   "their noise is part of it; value units",
@@ -84,7 +84,8 @@ METRICS = {
   "loss/total": "the loss that was minimised",
   "loss/kl": "KL to the frozen first policy, nats a token",
   "loss/entropy": "entropy of the policy, nats a token",
-  "loss/clip_fraction": "share of tokens whose ratio was clipped",
+  "loss/clip_fraction": "share of tokens whose ratio was clipped, or that it has left out",
+  "loss/correction_fraction": "share of tokens whose trainer-sampler ratio was cut or left out",
   "loss/logprob_gap": "mean |trainer's log-prob - sampler's| before the step's first update, nats",
   "grad/norm": "global gradient norm before clipping",
   "grad/skipped": "share of the step's updates skipped for a non-finite loss or gradient",

@@ -1,4 +1,4 @@
-"""How far a run is, on a terminal, and how often it has compiled."""
+"""How far a run is, for whoever watches it or reads its log, and what it has compiled."""
 
 import collections
 import shutil
@@ -10,9 +10,11 @@ import jax
 
 from v05_jax.scale import distributed
 
-# What a run's line on the terminal shows.
-SHOWN = ("eval/accuracy", "reward", "k/mean")
-PERIOD = 60.0  # seconds between two lines in a log
+# What a run's line shows.
+SHOWN = ("eval/accuracy", "accuracy", "reward", "k/mean")
+# Seconds between two lines in a log: a tenth of the time so far, within these bounds.
+SOONEST, LATEST = 5.0, 60.0
+MEANINGFUL = 3  # steps after the first, which compiles, by which rates and the time left are known
 
 
 class CompilationCounter:
@@ -26,14 +28,26 @@ class CompilationCounter:
 
   def __init__(self):
     self._count, self._lock = 0, threading.Lock()  # programs compile in several threads
+    self._seconds = collections.Counter()  # by the programs' names
     jax.monitoring.register_event_duration_secs_listener(self._listen)
 
   def __call__(self) -> int:
     return self._count
 
-  def _listen(self, event: str, duration: float, **_):
+  def told(self, most: int = 3) -> str:
+    """How many programs were compiled, and which of them took longest: "12 programs (update 3.1 s,
+    decode 2.0 s)"."""
     with self._lock:
-      self._count += event == self.EVENT
+      longest = [(name, s) for name, s in self._seconds.most_common(most) if name and s >= 0.1]
+      inside = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in longest)
+    return f"{self._count} programs" + (f" ({inside})" if inside else "")
+
+  def _listen(self, event: str, duration: float, fun_name: str = "", **_):
+    if event != self.EVENT:
+      return
+    with self._lock:
+      self._count += 1
+      self._seconds[fun_name.removeprefix("jit(").removesuffix(")")] += duration
 
   def close(self):
     jax.monitoring.unregister_event_duration_listener(self._listen)
@@ -46,51 +60,92 @@ class CompilationCounter:
 
 
 class Progress:
-  """Steps, rate, time left and a few values: one line on a terminal, anywhere else a line a minute.
+  """Steps, time left, rates and a few values: one line on a terminal that is written again and
+  again; anywhere else, as in a file or a pod's log, a line now and then.
 
-  The rate is that of the last steps of this process, so compilation and resumed steps do not
-  distort it.
+  Rates are those of the last steps of this process without its first one, so compilation and
+  resumed steps do not distort them; before there are a few of these there is no estimate. `done`:
+  steps of the state that the run goes on from, 0 for a fresh one.
   """
 
   def __init__(self, total: int, done: int = 0, stream=None, clock=time.monotonic):
     self._total, self._stream, self._clock = total, stream or sys.stderr, clock
     self._shown, self._terminal = distributed.first(), self._stream.isatty()
-    began = clock()
-    self._recent = collections.deque([(began, done)], maxlen=20)
-    self._next = began + PERIOD  # when a log gets its next line
-    self._wrote = False
+    self._began, self._resumed = clock(), done
+    # (time, step, tokens sampled so far) after each of the last steps
+    self._recent = collections.deque(maxlen=20)
+    self._tokens = self._rollouts = 0.0
+    self._next = self._began  # when a log gets its next line
+    self._open = False  # whether the terminal's line is not ended
+
+  def stage(self, text: str):
+    """Says what is under way: on a terminal until the next line takes its place."""
+    if self._terminal:
+      self._line(text)
+    else:
+      self.say(text)
+
+  def say(self, text: str):
+    """Writes a line that stays."""
+    self._show(f"\r{text}\x1b[K\n" if self._terminal else f"{text}\n")
+    self._open = False
 
   def update(self, done: int, values: dict[str, float], names=SHOWN):
-    """Shows `done` of `total` and those of `names` that have a value."""
-    self._recent.append((self._clock(), done))
-    (start, first), (now, last) = self._recent[0], self._recent[-1]
-    if not self._shown or (not self._terminal and now < self._next):
+    """Shows `done` of `total`, and those of `names` that have a value; from `rollouts` (cumulative)
+    and `response/length` also the tokens sampled a second."""
+    now, last = self._clock(), done == self._total
+    rollouts = values.get("rollouts", 0)
+    self._tokens += (rollouts - self._rollouts) * values.get("response/length", 0)
+    self._rollouts = rollouts
+    self._recent.append((now, done, self._tokens))
+    if not self._shown or not (self._terminal or last or now >= self._next):
       return
-    rate = (last - first) / (now - start) if now > start else 0.0
-    left = f"{_clock_time((self._total - done) / rate)} left" if rate else ""
-    shown = [f"{name} {values[name]:.3g}" for name in names if name in values]
-    speed = f"{rate:.2f} steps/s" if rate >= 1 or not rate else f"{1 / rate:.1f} s a step"
-    line = "  ".join(x for x in (f"step {done}/{self._total}", speed, left, *shown) if x)
+    line = "  ".join(x for x in (f"step {done}/{self._total}", *self._parts(values, names)) if x)
     if self._terminal:
-      width = shutil.get_terminal_size().columns - 1
-      self._show(f"\r{line[:width]}\x1b[K")
+      self._line(line)
     else:
-      self._next = now + PERIOD
-      self._show(f"{line}\n")
+      self._next = now + min(max((now - self._began) / 10, SOONEST), LATEST)
+      self.say(line)
+
+  def _parts(self, values, names):
+    """What stands behind the number of the step."""
+    (start, first, before), (now, last, after) = self._recent[0], self._recent[-1]
+    steps, seconds = last - first, now - start
+    known = steps >= MEANINGFUL and seconds > 0
+    if known and last < self._total:
+      yield f"{_clock_time((self._total - last) * seconds / steps)} left"
+    if rollouts := values.get("rollouts"):
+      yield f"{rollouts:,.0f} rollouts"
+    same = values.get("accuracy") == values.get("reward")  # of rewards 0 and 1
+    for name in names:
+      if name in values and not (same and name == "reward" and "accuracy" in names):
+        yield f"{name} {values[name]:.3g}"
+    if known:
+      rate = steps / seconds
+      yield f"{rate:.2f} steps/s" if rate >= 1 else f"{1 / rate:.1f} s a step"
+      yield f"{(after - before) / seconds:,.0f} tokens/s" if after > before else ""
 
   def close(self):
-    if self._shown and self._wrote and self._terminal:
+    if self._open:
       self._show("\n")
+      self._open = False
+
+  def _line(self, text: str):
+    self._show(f"\r{text[: shutil.get_terminal_size().columns - 1]}\x1b[K")
+    self._open = True
 
   def _show(self, text: str):
+    if not self._shown:
+      return
     try:
       self._stream.write(text)
       self._stream.flush()
-      self._wrote = True
-    except OSError:  # the terminal is gone: the run goes on
+    except (OSError, ValueError):  # the terminal is gone, the file closed: the run goes on
       self._shown = False
 
   def __enter__(self):
+    if self._resumed:
+      self.say(f"resumed at step {self._resumed} of {self._total}")
     return self
 
   def __exit__(self, *error):

@@ -14,7 +14,7 @@ class Ahead:
   Tracing holds Python's lock, so what is not urgent may be put off until what is has been traced:
   `later`, `go`. Leaving the block runs everything to its end and raises the first exception that
   any of it raised; where an exception is the reason to leave, what has not begun is dropped and
-  only what is running is waited for.
+  only what is running is waited for, and where it is Ctrl-C, nothing.
   """
 
   def __init__(self):
@@ -57,7 +57,7 @@ class Ahead:
     else:
       for done in self._all:
         done.cancel()
-    self._pool.shutdown()
+    self._pool.shutdown(wait=kind is not KeyboardInterrupt)
     if kind is None:
       for done in self._all:
         done.result()

@@ -62,13 +62,11 @@ def group(run, prompts: Prompts, rolls) -> grouping.Groups:
   """The groups of a batch's rollouts, with the shaping that the config asks for."""
   config = run.config
   limit, buffer = config.sampler.max_response, config.rewards.overlong_buffer
+  shaping = rewards.overlong_penalty(rolls.length, limit, buffer)
+  if rolls.parts is not None:
+    shaping = shaping + rewards.others(config, rolls.parts, rolls.mask)
   return grouping.of_rollouts(
-    rolls,
-    config.rewards,
-    rewards.overlong_penalty(rolls.length, limit, buffer),
-    prompts.row,
-    int(prompts.step),
-    run.budget.limits.unconditional,
+    rolls, config.rewards, shaping, prompts.row, int(prompts.step), run.budget.limits.unconditional
   )
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from v05_jax import config as configuration
 from v05_jax import models
 from v05_jax.models import decoder
-from v05_jax.scale import hlo, plan, sharding, topology
+from v05_jax.scale import hlo, plan, settle, sharding, topology
 from v05_jax.scale.cost import FREE, Cost, Module
 from v05_jax.scale.programs import Program, held
 
@@ -44,7 +44,11 @@ def report(config, name: str, file=None):
     jax.config.update("jax_enable_compilation_cache", False)
   devices = topology.devices(name)
   mesh, chip = sharding.make_mesh(config.mesh, devices), topology.chip(devices[0])
-  model, platform = shape(config.policy, devices[0].platform), devices[0].platform
+  platform, policy = devices[0].platform, config.policy
+  if configuration.left_open(config):
+    sizes = models.shape(policy.path, policy.preset, policy.family)
+    config = settle.settle_for(config, sizes, settle.machine(config, devices))
+  model = shape(config.policy, platform)
   parts, programs = plan.plan(config, model, mesh, platform)
   sizes = {part: held(tree) for part, tree in parts.items()}
   rows = []

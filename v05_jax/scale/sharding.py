@@ -19,10 +19,10 @@ ROWS = ("data", "fsdp")  # the axes that rows, prompts and slots are split over
 # (pattern, sharding in training, sharding in decode): the first rule holds whose pattern is found
 # in a parameter's '/'-joined path. In decode nothing is split over `fsdp`, as its loop would gather
 # it at every step. The names are those of models/decoder.py, whatever the model's family, with the
-# value model's `adapter` and `judge` (its head) as prefixes. In training layers are stacked on a
+# value model's `adapter` and `value_head` as prefixes. In training layers are stacked on a
 # leading axis, which is never split, since a scan slices it; in decode they are a tuple without it.
 RULES = (
-  (r"^(adapter|judge)/", PartitionSpec(), PartitionSpec()),
+  (r"^(adapter|value_head)/", PartitionSpec(), PartitionSpec()),
   (r"(^|/)(embedding|head)$", PartitionSpec("tensor", "fsdp"), PartitionSpec("tensor")),  # [V, D]
   # [D, out]
   (

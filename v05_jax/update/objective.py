@@ -2,7 +2,7 @@
 
     weight * (surrogate + kl_coef * kl - entropy_coef * entropy)
 
-with the terms of losses.py, inside the program of policy_gradient.py.
+with the terms of losses.py and surrogates.py, inside the program of policy_gradient.py.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from v05_jax import structs
 from v05_jax.models import decoder, flash
 from v05_jax.scale import sharding
-from v05_jax.update import blocks, losses
+from v05_jax.update import blocks, losses, surrogates
 
 CPU_CHUNK = 256  # tokens whose logits exist at once on a CPU, at most: they stay in cache
 
@@ -76,11 +76,9 @@ def micro_loss(config, logprobs, frozen_logprobs, params, batch: structs.Batch, 
   for the model; frozen_logprobs: for the same model without its adapters."""
   mask = batch.weight > 0
   logprob, entropy = logprobs(params, batch)
-  if config.surrogate == "reinforce":
-    loss, clipped = losses.reinforce(logprob, batch.advantage, mask), jnp.zeros_like(mask)
-  else:
-    clip = losses.Clip(config.clip_low, config.clip_high, config.clip_dual)
-    loss, clipped = losses.surrogate(logprob, batch.old_logprob, batch.advantage, clip, mask)
+  clip = losses.Clip(config.clip_low, config.clip_high, config.clip_dual)
+  given = logprob, batch.old_logprob, batch.advantage, clip, mask, batch.segment
+  loss, clipped = surrogates.SURROGATES[config.surrogate](*given)
   tokens = {
     "loss/entropy": entropy,
     "loss/clip_fraction": clipped,

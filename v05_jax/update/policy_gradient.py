@@ -30,7 +30,7 @@ import optax
 from v05_jax import structs
 from v05_jax.models import decoder, lora
 from v05_jax.scale import distributed, sharding
-from v05_jax.update import objective
+from v05_jax.update import objective, surrogates
 from v05_jax.update import optimizer as optimizers
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, count)
@@ -55,7 +55,8 @@ class Update(NamedTuple):
   parameters are those that sampled and the old log-probs the sampler's) over response tokens.
 
   `recompute` replaces the sampler's log-probs in batches by those of the given parameters, with the
-  sampler-trainer gap as a metric: see `config.loss.old_logprob`.
+  sampler-trainer gap as a metric: see `config.loss.old_logprob`. `correct` then weighs the
+  advantages by the ratio of both: see `config.loss.correction`.
   """
 
   place: Callable  # params -> params on the mesh, in the dtypes that they are kept in
@@ -66,6 +67,9 @@ class Update(NamedTuple):
   loss_and_grad: Callable  # (params, batch, used, reference=None) -> (loss, gradient, Metrics)
   # (params, [(batch, used)]) -> ([(batch, used)], (sum, count)): see `recompute` below
   recompute: Callable
+  # ([(batch, used)] of `recompute`, the same before it) -> ([(batch, used)], (sum, count) of tokens
+  # whose ratio is not their weight): `correct_all`
+  correct: Callable
   program: Any  # the jitted step, (params, opt_state, batch, used, reference)
   # ((M, B, T), recompute=False) -> jax.stages.Lowered of the step, or of `recompute`, for such a
   # Batch
@@ -126,6 +130,9 @@ def make(
       place(params), *others(batch, used, reference)
     ),
     recompute=lambda params, batches: recompute_all(run.recompute, feed, place(params), batches),
+    correct=partial(
+      correct_all, jax.jit(partial(correct, loss_config), out_shardings=(at_rows, whole)), feed
+    ),
     program=run.step,
     lower=lower,
   )
@@ -283,6 +290,29 @@ def recompute_all(again, feed, params, batches):
     out.append((batch.replace(old_logprob=old_logprob), used))
     gaps.append(gap)
   return out, jax.tree.map(lambda *x: sum(x), *gaps) if gaps else (0.0, 0)
+
+
+def correct(loss_config, advantage, trainer, sampler, weight):
+  """-> (advantages [M, B, T] times the weight that `config.loss.correction` gives each token, (sum,
+  count) of those whose weight is not the ratio). Every surrogate is proportional to the advantage,
+  so that this weighs it and nothing else."""
+  mask = weight > 0
+  factor, changed = surrogates.correction(loss_config, trainer, sampler, mask)
+  total = lambda x: jnp.sum(x, dtype=jnp.float32)
+  return advantage * factor, (total(changed), total(mask))
+
+
+def correct_all(program, feed, batches, sampled):
+  """-> (`batches` with weighed advantages, (sum, count)); `program` is `correct`, and `sampled` has
+  the sampler's log-probs."""
+  out, sums = [], []
+  for (batch, used), (before, _) in zip(batches, sampled, strict=True):
+    advantage, found = program(
+      batch.advantage, batch.old_logprob, feed(before, used)[0].old_logprob, batch.weight
+    )
+    out.append((batch.replace(advantage=advantage), used))
+    sums.append(found)
+  return out, jax.tree.map(lambda *x: sum(x), *sums) if sums else (0.0, 0)
 
 
 def make_step(optimizer, gradient, spread) -> Callable:

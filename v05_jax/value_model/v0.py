@@ -296,14 +296,14 @@ def shapes(path: str) -> tuple[dict[str, Any], decoder.ModelConfig]:
 
 def abstract(settings, config: decoder.ModelConfig, mesh: Mesh) -> dict[str, Any]:
   """Shapes and shardings of a V0's parameters on a mesh: "embedder" (the backbone), "adapter", and
-  "judge" (the head), the names of `sharding.RULES`."""
+  "value_head" (the head), the names of `sharding.RULES`."""
   queries, width, _, bottleneck, hidden_size, _ = settings["adapter"].values()
   key = jax.random.key(0)
   head = directory.stacked(settings["head"])
   parts = {
     "embedder": jax.eval_shape(lambda: decoder.init(config, key)),
     "adapter": jax.eval_shape(lambda: adapter.init(key, hidden_size, queries, width, bottleneck)),
-    "judge": {name: jax.ShapeDtypeStruct(size, np.float32) for name, size in head.items()},
+    "value_head": {name: jax.ShapeDtypeStruct(size, np.float32) for name, size in head.items()},
   }
   place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
   return jax.tree.map(place, parts, sharding.param_shardings(mesh, parts))
@@ -325,10 +325,10 @@ def load(path: str, mesh: Mesh | None = None) -> ValuePrior:
   config = dataclasses.replace(config, backend=models.backend())
   tokenizer = tokenizers.load(backbone)
   tokenizers.check(tokenizer, config.vocab_size)
-  parts = {"embedder": params, "adapter": adapter_params, "judge": tabpfn.stack(head)}
+  parts = {"embedder": params, "adapter": adapter_params, "value_head": tabpfn.stack(head)}
   some = lambda: (np.ravel(x)[:: max(1, x.size // 4096)] for x in jax.tree.leaves(parts))
   distributed.check_same("the value model", lambda: [repr(settings), repr(config), *some()])
   parts = distributed.put(parts, sharding.param_shardings(mesh, parts) if mesh else None)
   return ValuePrior(
-    settings, config, parts["embedder"], tokenizer, parts["adapter"], parts["judge"], mesh
+    settings, config, parts["embedder"], tokenizer, parts["adapter"], parts["value_head"], mesh
   )

@@ -1,0 +1,97 @@
+"""What a workdir holds, seen by its files alone: whether its run has ended, and what to do next.
+
+Neither a model nor a checkpoint is loaded, so that it is known within a second.
+"""
+
+import importlib.util
+import os
+from pathlib import Path
+import sys
+
+from v05_jax import config as configuration
+from v05_jax.run import files, metrics
+
+# Mode -> key of its steps, and what it writes after the last of them.
+PICTURE = ("summary.png",) if importlib.util.find_spec("matplotlib") else ()
+ENDS = {
+  "train": ("num_steps", PICTURE),
+  "sft": ("sft.steps", ("hf/config.json",)),
+  "value": ("value.steps", ("v0",)),
+}
+SHOWN = ("eval/accuracy", "eval/mean", "reward", "sft/loss", "value/loss")
+
+
+def command() -> str:
+  """How this program was called: `v05`, or as a module."""
+  return "v05" if Path(sys.argv[0]).stem == "v05" else "python -m v05_jax.main"
+
+
+def latest(workdir) -> int | None:
+  """The newest complete checkpoint's step in a local workdir; None without one."""
+  folder = files.folder(workdir) / "checkpoints"
+  if files.is_remote(folder) or not folder.is_dir():
+    return None
+  return max((int(x.name) for x in folder.iterdir() if x.name.isdecimal()), default=None)
+
+
+def kept(workdir) -> str:
+  """What an interrupted command has left in a workdir, and how it goes on."""
+  step = latest(workdir) if workdir else None
+  return (
+    "nothing was saved yet"
+    if step is None
+    else f"{workdir} has the state after step {step}, and the same command continues from it"
+  )
+
+
+def finished(config, mode: str, workdir) -> bool:
+  """Whether `workdir` holds all that this command would write.
+
+  Raises ValueError where it holds a run of another config.
+  """
+  path, (key, written) = files.folder(workdir), ENDS[mode]
+  steps = configuration.flatten(config)[key]
+  if files.is_remote(path) or not steps or latest(workdir) != steps:
+    return False
+  saved = path / "config.json"
+  if not saved.exists() or not all((path / name).exists() for name in written):
+    return False
+  configuration.check_resume(
+    configuration.from_json(saved.read_bytes(), os.fspath(saved)), config, os.fspath(path)
+  )
+  lines = metrics.read(workdir)
+  return bool(lines) and lines[-1]["step"] == steps
+
+
+def ending(config, mode: str, workdir) -> str:
+  """What is said of a run that has ended: its last values, where things are, and what is next."""
+  path, (key, _) = files.folder(workdir), ENDS[mode]
+  steps, lines = configuration.flatten(config)[key], metrics.read(workdir)
+  values = {name: value for line in lines for name, value in line.items() if value is not None}
+  shown = [f"{name} {values[name]:.3f}" for name in SHOWN if name in values]
+  rollouts = [f"{values['rollouts']:,} rollouts"] if values.get("rollouts") else []
+  head = ", ".join([f"{workdir} is finished: {steps} of {steps} steps", *rollouts, *shown])
+  there = [x for x in ("metrics.jsonl", "summary.png", "tensorboard") if (path / x).exists()]
+  named = [("in the folder", ", ".join(there)), *_next(config, mode, workdir, values)]
+  width = max(len(name) for name, _ in named)
+  return "\n".join([head, *(f"  {name:<{width}}  {text}" for name, text in named)])
+
+
+def _next(config, mode: str, workdir, values) -> list[tuple[str, str]]:
+  """(what for, command) of what one may want to do with a finished run."""
+  call = f"{command()} {{}} --workdir={workdir}".format
+  if mode == "sft":
+    return [("train on from it", f"{command()} train --config.policy.path={workdir}/hf ...")]
+  if mode == "value":
+    path = f"--config.prior.kind=v0 --config.priors.v0.path={workdir}/v0"
+    return [("use it as the prior", f"{command()} train {path} ...")]
+  samples = "" if config.eval.samples else " --config.eval.samples=8"
+  found = [
+    ("compare runs", f"{call('report')},OTHER"),
+    ("read rollouts", call("sample")),
+    ("evaluate", call("eval") + samples),
+    ("for transformers", f"{call('export')} --out={workdir}/hf"),
+  ]
+  if config.optimizer.schedule == "constant":
+    found.append(("go on", f"{call('train')} --config.num_steps={2 * config.num_steps}"))
+  return found

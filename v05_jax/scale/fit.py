@@ -1,0 +1,192 @@
+"""Slots, prompts, rows and rematerialisation that a device's memory has room for.
+
+What a device holds, in bytes, by what the shapes alone say:
+
+    memory   >= fixed + the larger of sampling and update        (on a CPU, which keeps the caches:
+                                                                  fixed + both)
+    fixed     = 12 N                            parameters and AdamW's two moments, float32; with
+                                                adapters of A parameters c N + 12 A, with
+                                                loss.kl_coef 4 N more
+    sampling  = c N                             the weights as decode wants them
+              + slots (R + 2 chunk) kv          cache of the rollouts in flight
+              + open_prompts P kv               cache of the prompts whose rollouts are in flight
+              + the larger of  slots 12 V                      logits
+                         and   prefill P (kv + one layer)      prompts read at once
+    update    = 4 N (with adapters 4 A)         gradients
+              + micro_rows T (L stored + one layer)            activations
+              + vocab_chunk 12 V                               logits
+    kv        = 2 L KV Dh c                     keys and values of a token
+    one layer = c (4 D + 2 H Dh + 2 KV Dh + 3 F) + (4 + c) H T of a token, scores included
+    stored    = one layer; with policy.remat=full c D, as the rest is computed again
+
+N, V, D, F, L, H, KV and Dh are the model's parameters, vocabulary, width, inner width, layers,
+heads, key-value heads and their width; P and R the tokens of a prompt and of a response at most, T
+of a packed row, c the bytes of a number in the compute dtype. Parameters are divided by the devices
+of `fsdp` and `tensor`, decode's weights and the heads by those of `tensor`, slots and prompts by
+those of `data` and `fsdp`. An eighth of the memory is left to the compiler, and to a prior with a
+model of its own, which is not counted.
+"""
+
+from collections.abc import Iterator
+import itertools
+from typing import Any, NamedTuple
+
+USABLE = 7 / 8  # of the memory
+BYTES = {"float32": 4, "bfloat16": 2}
+# Tokens in one forward and backward pass that keep a device busy; a CPU is fastest with fewer.
+TOKENS = {"cpu": 1536, "accelerator": 8192}
+SLOTS = 256  # of a device, at most: more do not decode faster
+PREFILL = 16  # prompts of a device, at most
+
+
+class Machine(NamedTuple):
+  """What a run has of its machine."""
+
+  name: str  # of its devices
+  kind: str  # cpu | accelerator
+  memory: float  # bytes of a device that a program may use
+  data: int = 1  # devices along each axis of the mesh
+  fsdp: int = 1
+  tensor: int = 1
+
+  @property
+  def lanes(self) -> int:
+    return self.data * self.fsdp
+
+
+class Need(NamedTuple):
+  """Bytes of one device."""
+
+  fixed: float
+  sampling: float
+  update: float
+
+  def total(self, machine: Machine) -> float:
+    both = machine.kind == "cpu"
+    return self.fixed + (self.sampling + self.update if both else max(self.sampling, self.update))
+
+
+def parameters(model) -> int:
+  """Parameters of a shape (`models.model_config.ModelConfig`), adapters and norms left out."""
+  width, inner = model.hidden_size, model.intermediate_size
+  heads = (model.num_heads + model.num_kv_heads) * model.head_dim
+  tables = model.vocab_size * width * (1 if model.tie_embeddings else 2)
+  return tables + model.num_layers * width * (2 * heads + 3 * inner)
+
+
+def adapters(model, rank: int) -> int:
+  """Parameters of low-rank adapters of all matrices."""
+  width, inner = model.hidden_size, model.intermediate_size
+  q, kv = (n * model.head_dim for n in (model.num_heads, model.num_kv_heads))
+  return model.num_layers * rank * (2 * (width + q) + 2 * (width + kv) + 3 * (width + inner))
+
+
+def need(model, config, machine: Machine) -> Need:
+  """The formula above, for a config that leaves nothing open."""
+  sampler, loss, rank = config.sampler, config.loss, config.policy.lora_rank
+  c, count = BYTES[config.policy.dtype], parameters(model)
+  shards, lanes, tensor = machine.fsdp * machine.tensor, machine.lanes, machine.tensor
+  trained = adapters(model, rank) if rank else count
+  frozen = c * count if rank else 4 * count if loss.kl_coef else 0
+  kv = 2 * model.num_layers * model.num_kv_heads * model.head_dim * c / tensor
+  prompt, vocab = sampler.max_prompt, model.vocab_size
+  cache = sampler.slots / lanes * (sampler.max_response + 2 * sampler.chunk) * kv
+  store = sampler.open_prompts / lanes * prompt * kv
+  read = sampler.prefill / lanes * prompt * (kv + layer(model, c, prompt) / tensor)
+  logits = 12 * vocab / tensor
+  row = loss.row_length or prompt + sampler.max_response - 1
+  one = layer(model, c, row) / tensor
+  stored = one if config.policy.remat == "none" else c * model.hidden_size
+  activations = loss.micro_rows * row * (model.num_layers * stored + one)
+  return Need(
+    fixed=(12 * trained + frozen) / shards,
+    sampling=c * count / tensor + cache + store + max(sampler.slots / lanes * logits, read),
+    update=4 * trained / shards + activations + min(loss.vocab_chunk, row) * logits,
+  )
+
+
+def layer(model, c: int, tokens: int) -> float:
+  """Bytes that a layer's forward pass leaves for its backward pass, a token of a row of `tokens`
+  tokens."""
+  heads = 2 * (model.num_heads + model.num_kv_heads) * model.head_dim
+  return (
+    c * (4 * model.hidden_size + heads + 3 * model.intermediate_size)
+    + (4 + c) * model.num_heads * tokens
+  )
+
+
+def choose(model, config, machine: Machine) -> tuple[dict[str, Any], Need]:
+  """Values for what the config leaves open (`config.OPEN`: 0, or ""), and what they need: the most
+  slots, then the most prompts read at once, with the least that is computed again.
+
+  Raises ValueError where nothing fits, with what it would need and what lowers that.
+  """
+  config = config.copy_and_resolve_references()
+  if not config.policy.dtype:
+    config.policy.dtype = "float32" if machine.kind == "cpu" else "bfloat16"
+  room, least = USABLE * machine.memory, None
+  for values in _candidates(config, machine):
+    config.update_from_flattened_dict(values)
+    found = need(model, config, machine)
+    least = found if least is None or found.total(machine) < least.total(machine) else least
+    if found.total(machine) <= room:
+      return {"policy.dtype": config.policy.dtype} | values, found
+  raise ValueError(_too_large(model, least, machine))
+
+
+def _candidates(config, machine: Machine) -> Iterator[dict[str, Any]]:
+  """Values for all of `config.OPEN` but the dtype, the best first; what the config sets stays."""
+  sampler, loss, lanes = config.sampler, config.loss, machine.lanes
+  row = loss.row_length or sampler.max_prompt + sampler.max_response - 1
+  whole = max(1, min(TOKENS[machine.kind] // row, -(-config.rollouts_per_step // lanes)))
+  rows = [loss.micro_rows] if loss.micro_rows else halves(whole)
+  remats = [config.policy.remat] if config.policy.remat else ["none", "full"]
+  wanted = min(SLOTS, -(-config.rollouts_per_step // lanes))
+  slots = [sampler.slots] if sampler.slots else [lanes * n for n in halves(wanted)]
+  for size in slots:
+    # Twice as many prompts as have rollouts in flight: the next ones are read meanwhile.
+    around = lanes * -(-2 * size // (config.budget.k_init * lanes))
+    prompts = sampler.open_prompts or around
+    most = max(1, min(PREFILL, prompts // lanes))
+    reads = [sampler.prefill] if sampler.prefill else [lanes * n for n in halves(most)]
+    for remat, read, count in itertools.product(remats, reads, rows):
+      yield {
+        "sampler.slots": size,
+        "sampler.open_prompts": prompts,
+        "sampler.prefill": read,
+        "loss.micro_rows": count,
+        "policy.remat": remat,
+      }
+
+
+def halves(most: int) -> list[int]:
+  """Powers of two up to `most`, the largest first."""
+  return [2**i for i in reversed(range(most.bit_length()))]
+
+
+def describe(model, config, machine: Machine, chosen: dict[str, Any], found: Need) -> list[str]:
+  """What was chosen and why, a line each. config: with the chosen values."""
+  count = machine.lanes * machine.tensor
+  gb = lambda x: f"{x / 1e9:.2f} GB"
+  chosen = ", ".join(f"{key}={value}" for key, value in chosen.items())
+  together = "and" if machine.kind == "cpu" else "or"
+  return [
+    f"chosen for {count} x {machine.name} with {gb(machine.memory)} and a model of "
+    f"{parameters(model) / 1e6:,.0f}M parameters: {chosen}",
+    f"  by memory of a device: {gb(found.fixed)} parameters and optimizer, beside them "
+    f"{gb(found.sampling)} while sampling {together} {gb(found.update)} in the update: "
+    f"{gb(found.total(machine))}",
+    "  each can be set by hand, as --config.sampler.slots=64",
+  ]
+
+
+def _too_large(model, least: Need, machine: Machine) -> str:
+  gb = lambda x: f"{x / 1e9:.1f} GB"
+  return (
+    f"config.policy: found a model of {parameters(model) / 1e6:,.0f}M parameters, which needs at "
+    f"least {gb(least.total(machine) / USABLE)} a device here ({gb(least.fixed)} parameters and "
+    f"optimizer, {gb(least.sampling)} while sampling, {gb(least.update)} in the update), expected "
+    f"at most {gb(machine.memory)}, the memory of {machine.name}. Less with "
+    "--config.policy.lora_rank=32, with a smaller sampler.max_response, or with more devices along "
+    "--config.mesh.fsdp and --config.mesh.tensor"
+  )
