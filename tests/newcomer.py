@@ -28,7 +28,7 @@ HEAD, TAIL = 14, 12  # lines of a long output that the page keeps
 # What of the caller's environment a newcomer has too: where pip finds packages, and how.
 KEPT = re.compile(r"PATH|LANG|LC_\w+|TERM|TZ|PIP_\w+|SSL_\w+|\w+_proxy|\w+_PROXY|REQUESTS_\w+")
 
-PROBLEMS = '''\
+PROBLEMS = """\
 import json
 
 for name, first in (("problems", 0), ("heldout", 1)):
@@ -37,7 +37,7 @@ for name, first in (("problems", 0), ("heldout", 1)):
       a, b, c = n % 10, n // 10 % 10, n // 100
       row = {"prompt": f"C{a}+{b}*{c}=", "answer": str((a + b) * c % 10)}
       print(json.dumps(row), file=file)
-'''
+"""
 REWARD = '''\
 def brief(prompt: str, response: str, row: dict) -> float:
   """Right answers, short ones worth more."""
@@ -159,9 +159,15 @@ tail -n 1 brief/metrics.jsonl | tr ',' '\\n' | grep reward""",
     code=1,
     wanted="own",
   ),
-  Step("", "", "v05 train --config=v05 --config.num_step=8 --workdir=x", code=1, wanted="num_steps"),
   Step(
-    "", "", "v05 train --config=own --config.data.path=problem.jsonl --workdir=x", code=1, wanted="problem.jsonl"
+    "", "", "v05 train --config=v05 --config.num_step=8 --workdir=x", code=1, wanted="num_steps"
+  ),
+  Step(
+    "",
+    "",
+    "v05 train --config=own --config.data.path=problem.jsonl --workdir=x",
+    code=1,
+    wanted="problem.jsonl",
   ),
 )
 
@@ -280,7 +286,9 @@ def go(folder: Path, say: Callable[[str], None] = print) -> str:
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-  parser.add_argument("--folder", help="where to work, and to leave everything; else a temporary one")
+  parser.add_argument(
+    "--folder", help="where to work, and to leave everything; else a temporary one"
+  )
   parser.add_argument("--dry", action="store_true", help="leave docs/first_hour.md as it is")
   options = parser.parse_args()
   folder = Path(options.folder or tempfile.mkdtemp(prefix="newcomer-")).resolve()
