@@ -46,7 +46,8 @@ def brief(prompt: str, response: str, row: dict) -> float:
 '''
 OPENS = """\
 from transformers import AutoConfig, AutoTokenizer
-print(AutoConfig.from_pretrained("mine-hf").architectures, AutoTokenizer.from_pretrained("mine-hf")("C7+5=").input_ids)
+print(AutoConfig.from_pretrained("mine-hf").architectures)
+print(AutoTokenizer.from_pretrained("mine-hf")("C7+5=").input_ids)
 """
 OWN = (
   "v05 train --config=own --config.data.path=problems.jsonl --config.policy.path=first-hf \\\n"
@@ -79,17 +80,18 @@ STEPS = (
   ),
   Step(
     "A first run",
-    "Model, problems and verifier are built in: [six families of puzzles](tasks.md). The config `v05` has 64 steps; 24 "
-    "are enough to see it move.",
+    "Model, problems and verifier are built in: [six families of puzzles](tasks.md). The config "
+    "`v05` has 64 steps; 24 are enough to see it move.",
     "v05 train --config=v05 --config.num_steps=24 --workdir=first",
     wanted="step 24/24",
     files=("first/metrics.jsonl", "first/summary.png", "first/config.json"),
   ),
   Step(
     "Own problems",
-    "A line for each problem, `prompt` and `answer`; some are kept apart to evaluate on. For a model of one's own the newcomer "
-    "takes what the first run has learned, in the format of Hugging Face: these problems are in its language (from "
-    "left to right, modulo 10). A model of the hub has the same flags.",
+    "A line for each problem, `prompt` and `answer`; some are kept apart to evaluate on. For a "
+    "model of one's own the newcomer takes what the first run has learned, in the format of "
+    "Hugging Face: these problems are in its language (from left to right, modulo 10). A model of "
+    "the hub has the same flags.",
     "python problems.py && wc -l *.jsonl && head -n 2 problems.jsonl\n"
     "v05 export --workdir=first --out=first-hf",
     wanted="first-hf",
@@ -98,16 +100,17 @@ STEPS = (
   ),
   Step(
     "Own run, in a log file",
-    "`--config=own` chooses what depends on memory and says so. The lengths and the rate are those of a model of 58,000 "
-    "parameters. In a log a line comes now and then, not one that is written over.",
+    "`--config=own` chooses what depends on memory and says so. The lengths and the rate are those "
+    "of a model of 58,000 parameters. In a log a line comes now and then, not one that is written "
+    "over.",
     f"nohup {OWN} {HELD_OUT} --workdir=mine > mine.log 2>&1\ncat mine.log",
     wanted="step 30/30",
     files=("mine/metrics.jsonl", "mine/summary.png"),
   ),
   Step(
     "Own reward, and Weights & Biases",
-    "Two rewards with weights, one of them a function in a file; metrics go to wandb as well, which keeps them in the "
-    "run's folder as nobody is logged in.",
+    "Two rewards with weights, one of them a function in a file; metrics go to wandb as well, which "
+    "keeps them in the run's folder as nobody is logged in.",
     f"""{OWN} {HELD_OUT} --workdir=brief \\
     --config.reward='[["math", 1.0], ["my_reward:brief", 0.1]]' \\
     --config.metrics.sinks="('jsonl','tensorboard','wandb')"
@@ -258,8 +261,8 @@ def page(sections: list[str], seconds: float) -> str:
   version, cores = platform.python_version(), os.cpu_count()
   return (
     "# A first hour\n\n"
-    "What somebody new types, and what was on the screen: kept by `make newcomer`, which goes through it in a fresh clone and a "
-    "fresh environment, from another folder, without any cache. "
+    "What somebody new types, and what was on the screen: kept by `make newcomer`, which goes "
+    "through it in a fresh clone and a fresh environment, from another folder, without any cache. "
     f"Python {version}, {cores} CPU cores, {seconds / 60:.1f} minutes, installation included.\n\n"
     + "\n\n".join(sections)
     + "\n"
