@@ -109,8 +109,8 @@ STEPS = (
   ),
   Step(
     "Own reward, and Weights & Biases",
-    "Two rewards with weights, one of them a function in a file; metrics go to wandb as well, which "
-    "keeps them in the run's folder as nobody is logged in.",
+    "Two rewards with weights, one of them a function in a file; metrics go to wandb as well, "
+    "which keeps them in the run's folder as nobody is logged in.",
     f"""{OWN} {HELD_OUT} --workdir=brief \\
     --config.reward='[["math", 1.0], ["my_reward:brief", 0.1]]' \\
     --config.metrics.sinks="('jsonl','tensorboard','wandb')"
