@@ -30,11 +30,13 @@ KEPT = re.compile(r"PATH|LANG|LC_\w+|TERM|TZ|PIP_\w+|SSL_\w+|\w+_proxy|\w+_PROXY
 
 PROBLEMS = """\
 import json
+import random
 
-for name, first in (("problems", 0), ("heldout", 1)):
+numbers = random.Random(0).sample(range(1000), 1000)
+for name, part in (("problems", numbers[:800]), ("heldout", numbers[800:])):
   with open(f"{name}.jsonl", "w") as file:
-    for n in range(first, 1000, 2):
-      a, b, c = n % 10, n // 10 % 10, n // 100
+    for n in part:
+      a, b, c = n // 100, n // 10 % 10, n % 10
       row = {"prompt": f"C{a}+{b}*{c}=", "answer": str((a + b) * c % 10)}
       print(json.dumps(row), file=file)
 """
@@ -230,8 +232,8 @@ def wrong(step: Step, code: int, screen: str, folder: Path) -> str:
 def cleaned(screen: str, folder: Path) -> str:
   """What the page keeps of a screen: no codes of terminals, no paths of this machine, the first and
   last lines of a long one."""
-  text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", screen.replace("\r\n", "\n"))
-  lines = [line.rpartition("\r")[2].rstrip() for line in text.splitlines()]
+  text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", screen.replace("\r\n", "\n")).rstrip("\n")
+  lines = [line.rpartition("\r")[2].rstrip() for line in text.split("\n")]
   lines = [line.replace(str(folder), "~").replace(str(ROOT), "v05_jax") for line in lines]
   if len(lines) > HEAD + TAIL + 1:
     left_out = f"... {len(lines) - HEAD - TAIL} lines ..."
@@ -274,7 +276,7 @@ def go(folder: Path, say: Callable[[str], None] = print) -> str:
   screen of the first step that went wrong."""
   sections, began = [], time.monotonic()
   for step in STEPS:
-    say(f"$ {step.command}")
+    say(f"$ {step.command.format(address=ROOT)}")
     if step.write[0]:
       (folder / step.write[0]).write_text(step.write[1])
     start = time.monotonic()
