@@ -32,13 +32,12 @@ PROBLEMS = """\
 import json
 import random
 
-numbers = random.Random(0).sample(range(1000), 1000)
-for name, part in (("problems", numbers[:800]), ("heldout", numbers[800:])):
+numbers = random.Random(0).sample(range(800), 800)
+for name, part in (("problems", numbers[:640]), ("heldout", numbers[640:])):
   with open(f"{name}.jsonl", "w") as file:
     for n in part:
-      a, b, c = n // 100, n // 10 % 10, n % 10
-      row = {"prompt": f"C{a}+{b}*{c}=", "answer": str((a + b) * c % 10)}
-      print(json.dumps(row), file=file)
+      a, m = n // 8, n % 8 + 2
+      print(json.dumps({"prompt": f"M{a:02d}{m}=", "answer": str(a % m)}), file=file)
 """
 REWARD = '''\
 def brief(prompt: str, response: str, row: dict) -> float:
@@ -92,8 +91,8 @@ STEPS = (
     "Own problems",
     "A line for each problem, `prompt` and `answer`; some are kept apart to evaluate on. For a "
     "model of one's own the newcomer takes what the first run has learned, in the format of "
-    "Hugging Face: these problems are in its language (from left to right, modulo 10). A model of "
-    "the hub has the same flags.",
+    "Hugging Face: these problems are in its language, `M477=` is 47 modulo 7. A model of the hub "
+    "has the same flags.",
     "python problems.py && wc -l *.jsonl && head -n 2 problems.jsonl\n"
     "v05 export --workdir=first --out=first-hf",
     wanted="first-hf",
