@@ -86,17 +86,21 @@ def get_config() -> ConfigDict:
   rewards.overlong_buffer = 0
 
   c.prior = prior = ConfigDict()
-  # A name of v05_jax/priors: none | constant | neighbours | critic | v0 | module:function
+  # A name of v05_jax/priors: none | constant | neighbours | probe | critic | v0 | module:function
   prior.kind = "neighbours"
   prior.context = 256  # (prompt, success) pairs kept
   prior.min_support = 32  # pairs before the prior speaks; until then the group mean serves
   # Wrapped around it, the first innermost: names of v05_jax/priors, recalibrate | fallback |
-  # history, or module:function. The first two are left out around a prior that is not learned.
+  # history | second_moment, or module:function. The first two are left out around a prior that is
+  # not learned.
   prior.wrappers = ("fallback",)
 
   c.selection = selection = ConfigDict()  # of prompts by their prior, before any rollout
   # prompts looked at for each one taken; 1 = off. Metrics are of the prompts taken
   selection.pool = 1
+  # spread: sqrt(1 - V^2), of the reward that V expects; second_moment: the root of what the wrapper
+  # second_moment expects of the prompt's gradient
+  selection.score = "spread"  # spread | second_moment
   # weigh a prompt by 1 / its chance: the gradient's expectation is that of all prompts
   selection.weighted = True
 
@@ -131,7 +135,7 @@ def get_config() -> ConfigDict:
 
   # The advantage's baseline, a name of v05_jax/estimators: v05 | v05_loo | ewa | beta_shrink |
   # batch_shrink | james_stein | spo | grpo | dr_grpo | rloo | maxrl | value | score | score_loo |
-  # v05_score | opo | dbb | kae | ebpo | basis | poise | module:function
+  # v05_score | precision | opo | dbb | kae | ebpo | basis | poise | module:function
   c.baseline = "v05"
 
   # What looks on at every step: names of v05_jax/observers, diagnostics | exact | scoreboard |

@@ -84,10 +84,10 @@ FLAX = ("models/", "value_model/train.py", "structs.py")
 PURE = (
   "rng groups structs shrinkage budget history shapes rules estimators/* budgets/* scale/fit"
   " update/* sampling/sampler sampling/selection sampling/resample sampling/schedule"
-  " sampling/ledger priors/base priors/constant priors/context priors/history"
-  " priors/neighbours priors/none priors/recalibrate observers/base"
-  " observers/diagnostics observers/exact observers/noise observers/scoreboard models/decoder"
-  " run/success value_model/adapter value_model/ensemble"
+  " sampling/ledger priors/base priors/constant priors/context priors/history priors/logistic"
+  " priors/neighbours priors/none priors/probe priors/second_moment priors/recalibrate"
+  " observers/base observers/diagnostics observers/exact observers/noise observers/scoreboard"
+  " models/decoder run/success value_model/adapter value_model/ensemble"
   " value_model/losses value_model/scores value_model/cells value_model/synthetic"
   " value_model/tabpfn"
 ).split()

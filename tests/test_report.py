@@ -558,6 +558,18 @@ def test_folders_and_patterns_of_runs(tmp_path, plain, capsys, monkeypatch):
   assert seen("odd[1]") == [("odd[1]", 1)]
 
 
+def test_runs_on_a_disk_and_in_an_object_store(root, tmp_path_factory, plain):
+  for name, k in (("a", 4), ("b", 8)):
+    run = pathlib.Path(make(tmp_path_factory.mktemp("here") / name, [0.1, 0.2], k=k))
+    (root / "runs" / name).mkdir(parents=True)
+    for file in run.iterdir():
+      (root / "runs" / name / file.name).write_bytes(file.read_bytes())
+  for name in ("runs", "runs/*", "ru?s/[ab]", "r*/"):
+    assert [row.name for row in report.report([f"{root}/{name}"])] == ["a", "b"]
+  assert report.stem([f"{root}/runs"]) == root / "runs" / "comparison"
+  assert report.stem([f"{root}/runs/a"]) == root / "runs" / "comparison-a"
+
+
 def test_what_a_folder_holds_besides_is_left_out_and_said(tmp_path, plain, capsys):
   make(tmp_path / "v05", [0.1, 0.2])
   make(tmp_path / "begun", [0.1], k=2)

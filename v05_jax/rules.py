@@ -121,6 +121,7 @@ _RANGES = (
   (_one_of("none", "tis", "icepop"), "loss.correction"),
   (Rule(lambda x: 0 <= x < 1, "at least 0 and below 1"), "loss.correction_low"),
   (Rule(lambda x: x > 1, "above 1"), "loss.correction_high"),
+  (_one_of("spread", "second_moment"), "selection.score"),
   (_one_of("constant", "cosine", "linear"), "optimizer.schedule"),
   (ANYTHING, "value.data value.heldout value.start value.head value.natural value.dropout"),
   (ANYTHING, "policy.preset policy.family data.prompt_key data.answer_key"),
@@ -168,6 +169,9 @@ def relations(config, flat, wrong) -> list[str]:
     "rollout, prompt or constant, since selection.weighted divides by no random number of tokens"
   )
   need(not weighted or loss.aggregate != "token", "loss.aggregate", unbiased)
+  tracked = "second_moment" in map(plug.label, config.prior.wrappers)
+  tracker = "spread, or second_moment with the wrapper second_moment among prior.wrappers"
+  need(config.selection.score == "spread" or tracked, "selection.score", tracker)
   row = f"0, or at least {longest} = sampler.max_prompt + sampler.max_response - 1"
   need(loss.row_length == 0 or loss.row_length >= longest, "loss.row_length", row)
   flash = "bfloat16, since policy.attention is flash, whose kernels want it"

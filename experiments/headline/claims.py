@@ -9,6 +9,7 @@ from v05_jax.run.comparison import interval
 
 LEVEL = 0.05
 RECIPE = "recipe"  # stands for the recipe of rates.json
+RIVALS = ("basis_k1", "dbb_k4", "ebpo_k4", "kae_k1", "opo_k4", "poise_k2", "sao_k1")
 # (method, minus this one); a method that a regime lacks is left out there.
 PAIRS = (
   # The paper's claim, and what it may be due to.
@@ -29,6 +30,9 @@ PAIRS = (
   ("v05_k1", "v05_k1_constant"),
   ("v05_k1_oracle", "v05_k1"),
   ("v05_k1_flip50", "v05_k1"),
+  ("probe_k1", "v05_k1_constant"),
+  ("probe_k1", "v05_k1"),
+  ("probe_k4", "v05"),
   # Baselines for any rho: the one that one can leave on.
   ("v05_score_k1", "v05_k1"),
   ("v05_score_k2", "v05_k2"),
@@ -41,7 +45,9 @@ PAIRS = (
   (RECIPE, "grpo16"),
   (RECIPE, "grpo16 tuned"),
   (RECIPE, "rloo4 tuned"),
+  (RECIPE, "spo"),
   (RECIPE, "spo_twice"),
+  *((RECIPE, rival) for rival in RIVALS),
   (RECIPE, "v05_osla"),
   (RECIPE, "v05_plus"),
   ("v05_score_k1_twice", "v05_score_constant"),

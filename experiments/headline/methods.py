@@ -73,6 +73,14 @@ SPO = fixed(1, "spo") | {
   "selection.weighted": False,
   "loss.aggregate": "rollout",
 }
+AGAIN = {"data.size": 1024}  # prompts that come back, for methods that remember them
+PROBE = {"prior.kind": "probe"}
+SAO = fixed(1, "value") | {
+  "prior.kind": "critic",
+  "loss.surrogate": "dis",
+  "loss.clip_low": 0.3,
+  "loss.clip_high": 5.0,
+}
 TWICE = {"loss.epochs": 2, "loss.clip_high": 0.28}  # uses of a rollout
 HALF = {"rollouts_per_step": 128}
 PLUS = fixed(1, "ewa") | POOL | TWICE  # configs/v05_plus.py
@@ -127,8 +135,24 @@ METHODS = {
     rate_of="v05_score_k1_twice",
   ),
   "spo_twice": Method("SPO, 1, twice", SPO | TWICE),
+  # A prior that learns during the run and says how far to trust it.
+  "probe_k1": Method("probe, 1", fixed(1, "precision") | PROBE),
+  "probe_k4": Method("probe, 4", fixed(4, "precision") | PROBE, rate_of="v05"),
+  "v05_score_probe_twice": Method(
+    "v05_score, 1, twice, probe", fixed(1, "v05_score") | TWICE | PROBE
+  ),
+  # Other methods of 2026, as docs/rivals.md says.
+  "basis_k1": Method("BASIS, 1", fixed(1, "basis")),
+  "dbb_k4": Method("DBB, 4", group("dbb", 4, "rollout") | AGAIN),
+  "ebpo_k4": Method("EBPO, 4", group("ebpo", 4, "rollout")),
+  "kae_k1": Method("KAE, 1", group("kae", 1) | AGAIN),
+  "opo_k4": Method("OPO, 4", group("opo", 4, "rollout")),
+  "poise_k2": Method("POISE, 2", fixed(2, "poise")),
+  "sao_k1": Method("SAO, 1", SAO),
 }
-RECIPES = ("v05_plus", "v05_k1_twice", "score_k1_twice", "v05_score_k1_twice")  # candidates
+RECIPES = (  # candidates
+  *("v05_plus", "v05_k1_twice", "score_k1_twice", "v05_score_k1_twice", "v05_score_probe_twice"),
+)
 
 QUICK = ("v05_osla", "grpo16", "rloo4", "v05", "v05_k1", "v05_score_k1")  # of the small version
 # Their seconds are measured, in both toys.

@@ -22,12 +22,18 @@ def find(names: list[str]) -> dict[str, bool]:
   for name in names:
     fitting = _fitting(name)
     for workdir in [name] if fitting is None else fitting:
-      place = os.path.realpath(files.folder(workdir))
+      place = real(workdir)
       earlier, named = found.get(place, (workdir, False))
       if named and fitting is None:
         raise ValueError(f"--workdir: found {earlier} and {workdir}, expected each run once")
       found[place] = (earlier, named or fitting is None)
   return dict(found.values())
+
+
+def real(workdir: str) -> str:
+  """The one name of a folder that may have several."""
+  path = files.folder(workdir)
+  return os.fspath(path) if files.is_remote(path) else os.path.realpath(path)
 
 
 def _fitting(name: str) -> list[str] | None:
@@ -45,9 +51,9 @@ def _fitting(name: str) -> list[str] | None:
 
 
 def _matching(pattern: epath.Path) -> list[epath.Path]:
-  parts = pattern.parts
+  parts = os.fspath(pattern).split("/")
   first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-  base = epath.Path(*parts[:first]) if first else epath.Path(".")
+  base = epath.Path("/".join(parts[:first]) or ("/" if first else "."))
   return list(base.glob("/".join(parts[first:]))) if base.is_dir() else []
 
 

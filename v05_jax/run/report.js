@@ -17,11 +17,11 @@
 
   // --- Numbers
 
-  function brief(value) { // of an axis
+  function brief(value, step) { // of an axis whose numbers are a step apart
     const size = Math.abs(value);
-    if (size >= 1e6) return `${+(value / 1e6).toPrecision(4)}M`;
-    if (size >= 1e3) return `${+(value / 1e3).toPrecision(4)}k`;
-    return `${+value.toPrecision(4)}`;
+    const [unit, power] = size >= 1e6 ? ["M", 6] : size >= 1e3 ? ["k", 3] : ["", 0];
+    const digits = Math.ceil(power - Math.log10(step) - 1e-9);
+    return +(value / 10 ** power).toFixed(Math.max(0, Math.min(12, digits))) + unit;
   }
 
   function exact(value) { // under the pointer
@@ -92,14 +92,19 @@
     }
   }
 
+  function labels(values) {
+    const step = values.length > 1 ? values[1] - values[0] : Math.abs(values[0]) / 100 || 1;
+    return values.map((value) => [value, brief(value, step)]);
+  }
+
   function axes(plot, size, x, y, xTicks, yTicks, label) {
-    for (const value of yTicks) {
+    for (const [value, text] of labels(yTicks)) {
       add(plot, "line", { x1: size.left, x2: size.width - size.right, y1: y(value), y2: y(value), stroke: "var(--grid)" });
-      add(plot, "text", { class: "y", x: size.left - 6, y: y(value) + 4, "text-anchor": "end" }, brief(value));
+      add(plot, "text", { class: "y", x: size.left - 6, y: y(value) + 4, "text-anchor": "end" }, text);
     }
-    for (const value of xTicks) {
+    for (const [value, text] of labels(xTicks)) {
       add(plot, "line", { x1: x(value), x2: x(value), y1: size.top, y2: size.bottom, stroke: "var(--grid)" });
-      add(plot, "text", { class: "x", x: x(value), y: size.bottom + 15, "text-anchor": "middle" }, brief(value));
+      add(plot, "text", { class: "x", x: x(value), y: size.bottom + 15, "text-anchor": "middle" }, text);
     }
     if (label) add(plot, "text", { x: size.width - size.right, y: size.bottom + 30, "text-anchor": "end" }, label);
   }
@@ -110,7 +115,7 @@
     const xRange = range(lines.flatMap((line) => line.x), 0);
     const yRange = range(lines.flatMap((line) => [...bounds(line), ...(line.single || [])]), 0.04);
     const yTicks = ticks(...yRange, 5);
-    size.left = 12 + LETTER * Math.max(...yTicks.map((value) => brief(value).length));
+    size.left = 12 + LETTER * Math.max(...labels(yTicks).map(([, text]) => text.length));
     const x = scale(xRange, size.left, width - size.right);
     const y = scale(yRange, size.bottom, size.top);
     plot.setAttribute("height", height);
@@ -255,6 +260,7 @@
     plot.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && hide());
     figure.addEventListener("keydown", key);
     figure.addEventListener("blur", hide);
+    document.addEventListener("pointerdown", (event) => figure.contains(event.target) || hide());
     // Seen when the page has its width, when that changes, and when the part around is opened.
     new ResizeObserver(() => requestAnimationFrame(() => figure.clientWidth !== width && draw())).observe(figure);
     return draw;

@@ -22,13 +22,13 @@ from v05_jax.run.comparison import (
   metric_curve,
   overlays,
 )
-from v05_jax.run.find import find
+from v05_jax.run.find import find, real
 from v05_jax.run.runs import Run, load, panels, standings
 
 Remark = Callable[[list[Row]], str]
 ENDINGS = (".html", ".md", ".png", "_steps.png", "_metrics.png")
 MOST_LETTERS = 60  # of the runs' names in that of a report
-MOST_HEAD = 2000  # letters of a page in which it says of which runs it is
+MOST_HEAD = 2000  # bytes of a page in which it says of which runs it is
 
 
 def report(
@@ -124,16 +124,18 @@ def _with(place: epath.Path, ending: str) -> epath.Path:
 
 
 def _identity(workdirs: list[str]) -> str:
-  """Eight digits that stand for a set of runs."""
-  places = sorted(os.path.realpath(files.folder(workdir)) for workdir in workdirs)
-  return hashlib.sha256("\n".join(places).encode()).hexdigest()[:8]
+  """Eight letters that stand for a set of runs."""
+  places = "\n".join(sorted(map(real, workdirs)))
+  return hashlib.sha256(places.encode()).hexdigest()[:8]
 
 
 def _free(place: epath.Path, identity: str) -> bool:
   """Whether no report is there, or one of the same runs."""
   page_there = _with(place, ".html")
   if page_there.exists():
-    return f'<meta name="runs" content="{identity}">' in page_there.read_text("utf-8")[:MOST_HEAD]
+    return (
+      f'<meta name="runs" content="{identity}">'.encode() in page_there.read_bytes()[:MOST_HEAD]
+    )
   return not any(_with(place, ending).exists() for ending in ENDINGS)
 
 
