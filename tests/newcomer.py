@@ -138,9 +138,9 @@ tail -n 1 brief/metrics.jsonl | tr ',' '\\n' | grep reward""",
   ),
   Step(
     "Evaluate",
-    "Eight samples of each held-out problem.",
-    "v05 eval --workdir=mine --config.eval.samples=8 --config.eval.size=128",
-    wanted="heldout",
+    "Eight samples of each held-out problem, with intervals.",
+    "v05 eval --workdir=mine --config.eval.samples=8",
+    wanted="mean@8",
     files=("mine/eval.md", "mine/eval.json", "mine/eval.jsonl"),
   ),
   Step(
