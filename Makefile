@@ -76,7 +76,7 @@ docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 "$(RUN)" -m mkdocs build --strict
 
 newcomer:
-	"$(PYTHON)" -m experiments.newcomer.run
+	"$(PYTHON)" -m tests.newcomer
 
 notebooks: $(STAMP)
 	"$(RUN)" -m notebooks.execute

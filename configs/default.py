@@ -167,8 +167,8 @@ def get_config() -> ConfigDict:
   # Weight of a token's loss by the ratio of the recomputed probability to the sampler's: tis: the
   # ratio, at most correction_high; icepop: the ratio between both bounds, 0 outside of them.
   loss.correction = "none"  # none | tis | icepop
-  loss.correction_low = 0.5
-  loss.correction_high = 2.0
+  loss.correction_low = 0.5  # of the ratio, for icepop
+  loss.correction_high = 2.0  # of the ratio, for tis and icepop
   # packed rows a device handles at once; 1,000 to 1,500 tokens are fastest on a CPU
   loss.micro_rows = 64
   loss.row_length = 0  # tokens of a packed row; 0 = the longest rollout possible

@@ -36,7 +36,7 @@ def reached() -> list[str]:
   todo = first + [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
   found = []
   while todo:
-    path = todo.pop()
+    path = file_of(todo.pop())
     if path in found or not (ROOT / path).is_file():
       continue  # a missing target stays out, so that its link is a warning
     found.append(path)
@@ -45,9 +45,25 @@ def reached() -> list[str]:
   return sorted(found)
 
 
+def file_of(path: str) -> str:
+  """A folder stands for the file that GitHub shows below its list, or that Python imports."""
+  inside = (f"{path.rstrip('/')}/{name}" for name in ("README.md", "__init__.py"))
+  folder = (ROOT / path).is_dir()
+  return next((file for file in inside if folder and (ROOT / file).is_file()), path)
+
+
 def shown(path: str) -> str:
   """What a file is called in the site: code has a page."""
   return f"{path}.md" if path.endswith(CODE) else path
+
+
+def moved(link: str, page: str) -> str:
+  """A page's link as the site has it; absolute ones stay."""
+  if re.match(r"[a-z]+:", link):
+    return link
+  path = target(page, link)
+  inside = file_of(path).removeprefix(path)  # of a folder, its file
+  return shown(link.rstrip("/") + inside if inside else link)
 
 
 def on_files(files: Files, config) -> Files:
@@ -76,6 +92,7 @@ def on_page_markdown(markdown: str, page, config, files) -> str:
   if page.file.src_uri == "docs/api.md":
     found = (f"::: v05_jax.{name}" for name in API.findall(markdown))
     markdown = "\n\n".join([markdown, *found])
-  if page.file.src_uri.endswith(tuple(f"{ending}.md" for ending in CODE)):
+  here = page.file.src_uri
+  if here.endswith(tuple(f"{ending}.md" for ending in CODE)):
     return markdown
-  return LINK.sub(lambda m: f"{m[1]}{shown(m[2])}{m[3] or ''})", markdown)
+  return LINK.sub(lambda m: f"{m[1]}{moved(m[2], here)}{m[3] or ''})", markdown)

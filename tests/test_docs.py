@@ -4,7 +4,6 @@ the program's own."""
 import ast
 from pathlib import Path
 import re
-import shutil
 import subprocess
 import sys
 
@@ -12,6 +11,7 @@ import pytest
 import yaml
 
 from docs import pages
+from tests import newcomer
 from v05_jax import tasks
 from v05_jax.run import metrics
 
@@ -94,6 +94,36 @@ def test_metrics_and_messages_of_the_troubleshooting_are_the_programs():
   assert not [part for part in parts if part and not any(part in text for text in texts)]
 
 
+def test_every_page_has_its_place_in_the_site():
+  nav = (ROOT / "mkdocs.yml").read_text()
+  pages_ = [path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")]
+  assert not [page for page in pages_ if not re.search(rf": {re.escape(page)}$", nav, re.M)]
+
+
+def test_the_first_hour_shows_what_the_newcomer_types():
+  text = newcomer.PAGE.read_text()
+  for step in newcomer.STEPS:
+    typed = step.command.format(address="ADDRESS").splitlines()
+    assert all(f"{line}\n" in text for line in typed), "run make newcomer"
+    assert f"## {step.title}\n" in text or not step.title
+
+
+def test_a_screen_is_kept_without_codes_paths_and_most_of_a_long_one(tmp_path):
+  screen = f"\rstep 1\x1b[K\rstep 2\x1b[K\n{tmp_path}/run\n" + "line\n" * 100
+  first, second, *rest = newcomer.cleaned(screen, tmp_path).splitlines()
+  assert (first, second) == ("step 2", "~/run")
+  assert len(rest) == newcomer.HEAD + newcomer.TAIL - 1 and "... 76 lines ..." in rest
+
+
+def test_a_step_that_went_wrong_is_named(tmp_path):
+  step = newcomer.Step("", "", "v05", wanted="yes", files=("a", "b"))
+  (tmp_path / "a").touch()
+  wrong = lambda code, screen: newcomer.wrong(step, code, screen, tmp_path)
+  assert "status 2" in wrong(2, "yes") and "'yes'" in wrong(0, "no") and "no b" in wrong(0, "yes")
+  (tmp_path / "b").touch()
+  assert not wrong(0, "yes")
+
+
 def test_citation():
   found = yaml.safe_load((ROOT / "CITATION.cff").read_text())
   assert {"cff-version", "message", "title", "authors", "version", "license"} <= found.keys()
@@ -112,4 +142,3 @@ def test_the_site_is_built_without_warnings(tmp_path):
   page = (tmp_path / "docs" / "api" / "index.html").read_text()
   assert "v05_jax.shrinkage.fuse" in page  # from a docstring
   assert (tmp_path / "v05_jax" / "shrinkage.py" / "index.html").is_file()  # a page of code
-  assert not shutil.which("mkdocs") or (tmp_path / "index.html").is_file()
