@@ -31,7 +31,7 @@ ifneq ($(CURDIR) $(or $(WANTED),$(FOUND)),$(shell cat $(STAMP) 2>/dev/null) $(FO
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help demo lm test test-long test-pod lint notebooks peers throughput clean
+.PHONY: help demo lm test test-long test-pod lint docs newcomer notebooks peers throughput clean
 
 help:
 	@echo "make demo    four methods learn the built-in tasks; table and plot in runs/demo"
@@ -40,6 +40,8 @@ help:
 	@echo "make test-long  the tests that make test leaves out: many kills, notebooks at full size"
 	@echo "make test-pod  the slow tests: the 4B configs compiled for TPU slices, runs of several processes (an hour)"
 	@echo "make lint    the linter"
+	@echo "make docs    the documentation as a site, in .cache/site; a broken link is an error"
+	@echo "make newcomer  a first hour in a fresh clone and environment: docs/first_hour.md, in ten minutes"
 	@echo "make notebooks  runs notebooks/ and keeps their outputs"
 	@echo "make throughput  rollouts and updates, timed in about a minute; make peers: what they are compared with"
 	@echo "make clean   removes $(VENV), caches and build products; never runs/"
@@ -67,6 +69,14 @@ test-pod: $(STAMP)
 lint: $(STAMP)
 	"$(RUN)" -m ruff check .
 	"$(RUN)" -m ruff format --check .
+
+docs: $(STAMP)
+	@"$(RUN)" -c "import material, mkdocstrings_handlers.python" 2>/dev/null || \
+	  "$(RUN)" -m pip install -q --no-build-isolation -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 "$(RUN)" -m mkdocs build --strict
+
+newcomer:
+	"$(PYTHON)" -m experiments.newcomer.run
 
 notebooks: $(STAMP)
 	"$(RUN)" -m notebooks.execute

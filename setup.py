@@ -27,7 +27,7 @@ setup(
   packages=find_packages(include=["v05_jax", "v05_jax.*"]),
   package_dir={"v05_jax.configs": "configs"},  # the repository's root has them where people look
   entry_points={"console_scripts": ["v05 = v05_jax.main:console"]},
-  package_data={"v05_jax": ["run/report.html", "tasks/warm_start/*", "tasks/value_model/*"]},
+  package_data={"v05_jax": ["run/report.*", "tasks/warm_start*/*", "tasks/value_model/*"]},
   python_requires=">=3.11",
   install_requires=[
     "absl-py>=2.1",
@@ -60,7 +60,11 @@ setup(
     "gguf": GGUF,  # models of llama.cpp: python -m v05_jax.models.gguf
     "benchmarks": BENCHMARKS,  # public problem sets from the Hugging Face hub
     "reasoning-gym": ["reasoning-gym>=0.1.25"],  # problems made by rules, with their verifiers
+    "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],  # make docs
     "notebooks": ["jupyterlab>=4", *NOTEBOOKS, *PLOTS],
+    "wandb": ["wandb>=0.19"],  # sinks of metrics, beside TensorBoard
+    "trackio": ["trackio>=0.20"],
+    "mlflow": ["mlflow>=3.1"],
     "gcs": ["gcsfs>=2024.6"],  # workdirs in gs://
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],

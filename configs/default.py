@@ -4,21 +4,21 @@ must.
     python -m v05_jax.main --config=configs/v05.py --workdir=runs/v05 --config.seed=1
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from v05_jax import plug
 
 
 def get_config() -> ConfigDict:
   c = ConfigDict()
-  c.seed = 0
+  c.seed = 0  # of everything that is drawn
   c.num_steps = 64  # training steps
   # rollouts a step on average; rounded to whole prompts and equal minibatches
   c.rollouts_per_step = 256
 
   c.policy = policy = ConfigDict()
   # Hugging Face directory, or a model's name on the hub (owner/name), which is fetched; "builtin" =
-  # the warm-started policy of the built-in tasks
+  # the warm-started policy of the built-in tasks, "builtin_scratchpad" = that with data.scratchpad
   policy.path = "builtin"
   # a name of models/presets.py: random weights instead of `path` (tokenizer still from `path`)
   policy.preset = ""
@@ -50,6 +50,9 @@ def get_config() -> ConfigDict:
   data.split = "train"
   data.size = 16384  # prompts drawn from the built-in tasks, or from reasoning-gym's
   data.families = ("add", "sub", "mod", "sort", "lin", "chain")  # of the built-in tasks
+  # Random characters that the demonstrator of the built-in tasks writes behind an answer. They have
+  # no part in a verdict: they add noise to the gradient and nothing else (docs/noise.md). 0 = none
+  data.scratchpad = 0
   # Of reasoning-gym's tasks, TASK.OPTION=VALUE with commas between, for training and evaluation:
   # "chain_sum.max_terms=3,chain_sum.max_digits=2".
   data.options = ""
@@ -67,10 +70,15 @@ def get_config() -> ConfigDict:
 
   # task | math | expression | reasoning_gym | module:function
   # The built-in tasks' own, math-verify, the response's arithmetic calculated, reasoning-gym's own
-  # verifiers, or a function of yours, called as (prompt, response, row) -> float.
-  c.reward = "task"
+  # verifiers, or a function of yours, called as (prompt, response, row) -> float. Or several of
+  # them with weights, [["math", 1.0], ["my_reward:brief", 0.1]].
+  c.reward = FieldReference("task", field_type=object)
   c.rewards = rewards = ConfigDict()
-  rewards.low = 0.0  # the verifier's reward for failure: mapped to -1
+  # Of several rewards the name of the one that the test, V, the budget and the accuracy look at; ""
+  # = the first, "sum" = their weighted sum
+  rewards.success = ""
+  # the verifier's reward for failure: mapped to -1; of several rewards that of rewards.success
+  rewards.low = 0.0
   rewards.high = 1.0  # and for success: mapped to 1; what lies outside is clipped
   rewards.workers = 2  # verifier processes; the rewards task and expression run in the loop
   rewards.timeout = 10.0  # seconds a verdict may take, a day at most
@@ -78,17 +86,21 @@ def get_config() -> ConfigDict:
   rewards.overlong_buffer = 0
 
   c.prior = prior = ConfigDict()
-  # A name of v05_jax/priors: none | constant | neighbours | critic | v0 | module:function
+  # A name of v05_jax/priors: none | constant | neighbours | probe | critic | v0 | module:function
   prior.kind = "neighbours"
   prior.context = 256  # (prompt, success) pairs kept
   prior.min_support = 32  # pairs before the prior speaks; until then the group mean serves
   # Wrapped around it, the first innermost: names of v05_jax/priors, recalibrate | fallback |
-  # history, or module:function. The first two are left out around a prior that is not learned.
+  # history | second_moment, or module:function. The first two are left out around a prior that is
+  # not learned.
   prior.wrappers = ("fallback",)
 
   c.selection = selection = ConfigDict()  # of prompts by their prior, before any rollout
   # prompts looked at for each one taken; 1 = off. Metrics are of the prompts taken
   selection.pool = 1
+  # spread: sqrt(1 - V^2), of the reward that V expects; second_moment: the root of what the wrapper
+  # second_moment expects of the prompt's gradient
+  selection.score = "spread"  # spread | second_moment
   # weigh a prompt by 1 / its chance: the gradient's expectation is that of all prompts
   selection.weighted = True
 
@@ -107,7 +119,7 @@ def get_config() -> ConfigDict:
   sampler.column_sizes = 1
   sampler.max_prompt = 16  # tokens
   sampler.max_response = 8  # tokens, EOS included
-  sampler.temperature = 1.0
+  sampler.temperature = 1.0  # of the softmax that tokens are drawn from
   sampler.top_k = 0  # 0 = off
   sampler.top_p = 1.0  # 1 = off
   sampler.truncated = "fail"  # a rollout without EOS at the limit: score | fail | mask
@@ -123,7 +135,7 @@ def get_config() -> ConfigDict:
 
   # The advantage's baseline, a name of v05_jax/estimators: v05 | v05_loo | ewa | beta_shrink |
   # batch_shrink | james_stein | spo | grpo | dr_grpo | rloo | maxrl | value | score | score_loo |
-  # v05_score | opo | dbb | kae | ebpo | basis | poise | module:function
+  # v05_score | precision | opo | dbb | kae | ebpo | basis | poise | module:function
   c.baseline = "v05"
 
   # What looks on at every step: names of v05_jax/observers, diagnostics | exact | scoreboard |
@@ -135,12 +147,12 @@ def get_config() -> ConfigDict:
   # gspo: the ratio of a whole response, clipped; cispo: the clipped ratio weighs -A log p; dis: so
   # does the ratio within the bounds, and outside of them there is no gradient (docs/rivals.md).
   loss.surrogate = "clip"
-  loss.clip_low = 0.2
-  loss.clip_high = 0.2
+  loss.clip_low = 0.2  # the ratio's lower bound is 1 - clip_low
+  loss.clip_high = 0.2  # the ratio's upper bound is 1 + clip_high
   # lower bound of the surrogate at c * advantage for negative advantages; 0 = off
   loss.clip_dual = 0.0
   loss.kl_coef = 0.0  # KL to the frozen first policy
-  loss.entropy_coef = 0.0
+  loss.entropy_coef = 0.0  # of the policy's entropy, which is added
   # Share of a response's tokens, the least likely ones, that a negative advantage reaches (arXiv
   # 2606.17250); 1 = all.
   loss.negative_tokens = 1.0
@@ -172,17 +184,17 @@ def get_config() -> ConfigDict:
   optimizer.learning_rate = 1.2e-3
   optimizer.schedule = "constant"  # constant | cosine | linear, after the warm-up
   optimizer.warmup_steps = 0  # updates
-  optimizer.b1 = 0.9
-  optimizer.b2 = 0.95
-  optimizer.eps = 1e-8
-  optimizer.weight_decay = 0.0
+  optimizer.b1 = 0.9  # AdamW's decay of the mean gradient
+  optimizer.b2 = 0.95  # AdamW's decay of the mean squared gradient
+  optimizer.eps = 1e-8  # AdamW's, added to the root of that
+  optimizer.weight_decay = 0.0  # share of a weight that an update takes away, times the rate
   optimizer.clip_norm = 1.0  # of the global gradient norm; 0 = off
 
   c.sft = sft = ConfigDict()  # --mode=sft
-  sft.steps = 900
+  sft.steps = 900  # updates
   sft.batch = 256  # prompts with their responses a step
   sft.learning_rate = 3e-3  # peak, cosine to zero
-  sft.warmup_steps = 30
+  sft.warmup_steps = 30  # updates in which the rate rises from zero
 
   c.value = value = ConfigDict()  # --mode=value trains a V0
   # folders of pairs (of the observer pairs) with commas between; "synthetic" = drawn tasks, for a
@@ -203,19 +215,19 @@ def get_config() -> ConfigDict:
   value.natural = True
   value.learning_rate = 1e-3  # peak, cosine to zero
   value.warmup = 0.05  # share of the steps
-  value.weight_decay = 0.01
-  value.clip_norm = 1.0
+  value.weight_decay = 0.01  # as optimizer.weight_decay
+  value.clip_norm = 1.0  # as optimizer.clip_norm
   value.dropout = True  # of 0.2 in the adapter's generator
-  value.queries = 16  # of a new adapter: queries, their width, attention heads, bottleneck
-  value.width = 4
-  value.heads = 2
-  value.bottleneck = 32
+  value.queries = 16  # of a new adapter: learned queries
+  value.width = 4  # of a new adapter: width of a query
+  value.heads = 2  # of a new adapter: attention heads
+  value.bottleneck = 32  # of a new adapter: width of its generator's bottleneck
   value.estimators = 1  # of a new model, which the head's logits are averaged over
-  value.layers = 3  # of a new head: layers, width, attention heads, columns a group, thinking rows
-  value.embed = 64
-  value.attention_heads = 4
-  value.group = 32
-  value.thinking = 8
+  value.layers = 3  # of a new head: layers
+  value.embed = 64  # of a new head: width
+  value.attention_heads = 4  # of a new head: attention heads
+  value.group = 32  # of a new head: columns of features in a group
+  value.thinking = 8  # of a new head: learned rows that belong to no pair
 
   c.eval = evaluate = ConfigDict()
   evaluate.period = 8  # steps between evaluations; 0 = off
@@ -224,19 +236,26 @@ def get_config() -> ConfigDict:
   evaluate.size = 512  # prompts, of each file or benchmark at most, of reasoning-gym's tasks in all
   # rollouts a prompt; 0 = exact success only (built-in tasks); papers on mathematics take 16
   evaluate.samples = 0
-  evaluate.temperature = 1.0
+  evaluate.temperature = 1.0  # as sampler.temperature
 
   c.checkpoint = checkpoint = ConfigDict()
   checkpoint.period = 16  # steps between checkpoints; 0 = after the last step only
   checkpoint.keep = 2  # newest checkpoints kept
+
+  c.metrics = shown = ConfigDict()
+  # Where they are shown: names of v05_jax/sinks, jsonl | tensorboard | wandb | trackio | mlflow, or
+  # module:function. metrics.jsonl is always written.
+  shown.sinks = ("jsonl", "tensorboard")
+  shown.project = "v05_jax"  # what wandb, trackio and mlflow put runs together by
+  shown.name = ""  # of the run there; "" = that of its folder
 
   # Devices that a CPU is split into, where it is the backend; 0 = one a core, which is faster from
   # some million parameters on (experiments/throughput).
   c.cpu_devices = 1
   c.mesh = mesh = ConfigDict()
   mesh.data = -1  # devices along each axis; -1 = all that are left
-  mesh.fsdp = 1
-  mesh.tensor = 1
+  mesh.fsdp = 1  # splits parameters and optimiser state beside rows
+  mesh.tensor = 1  # splits matrices and the heads of the cache
 
   # Each plug's own options, declared in its file: c.priors.neighbours.bandwidth stands in
   # v05_jax/priors/neighbours.py. `python -m v05_jax.plug` prints them all.

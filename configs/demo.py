@@ -9,11 +9,11 @@ of 3 seeds: the table is in experiments/demo/README.md.
 
 from v05_jax.configs import default
 
-METHODS = {
-  "V0.5 (k=4)": "v05",
+METHODS = {  # the first is what the others are compared with
   "GRPO (G=16)": "grpo16",
   "GRPO (G=4)": "grpo4",
   "RLOO (G=4)": "rloo4",
+  "V0.5 (k=4)": "v05",
 }
 
 

@@ -5,7 +5,7 @@ used twice.
 
 On 2 CPU cores 18 s of steps; success on 768 held-out prompts .708 after 16,384 rollouts where V0.5
 with 4 rollouts a prompt has .653 (5 seeds with other warm starts and value models). What each
-change is worth is in experiments/headline/README.md; V0.5's own baseline without selection
+change is worth is in experiments/headline/first/README.md; V0.5's own baseline without selection
 (baseline=v05, selection.pool=1) does as well.
 """
 

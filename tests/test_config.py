@@ -434,6 +434,8 @@ def test_main_prints_one_line_and_no_traceback():
 
 # --- Plugs
 
+SEVERAL = ("prior.wrappers", "observe", "metrics.sinks")  # keys that take a tuple of names
+
 
 @pytest.mark.parametrize(
   "key, kind, typo, meant",
@@ -446,7 +448,7 @@ def test_main_prints_one_line_and_no_traceback():
   ],
 )
 def test_an_unknown_plug_gives_the_known_ones_and_how_to_name_a_function(key, kind, typo, meant):
-  value = (typo,) if key in ("prior.wrappers", "observe") else typo
+  value = (typo,) if key in SEVERAL else typo
   text = problems(**{key.replace(".", "__"): value})
   assert f"{key}: found {typo!r} (did you mean {meant}?), expected one of " in text
   assert f"{', '.join(plug.known(kind))}, or module:function" in text and "1 problem" in text
@@ -457,7 +459,7 @@ def test_an_unknown_plug_gives_the_known_ones_and_how_to_name_a_function(key, ki
   "name, why", [("nowhere:f", "No module named 'nowhere'"), ("math:nowhere", "no attribute")]
 )
 def test_a_function_that_cannot_be_imported_is_named(key, name, why):
-  value = (name,) if key in ("prior.wrappers", "observe") else name
+  value = (name,) if key in SEVERAL else name
   text = problems(**{key.replace(".", "__"): value})
   assert f"{key}: found {name!r}, expected module:function: " in text and why in text
 
@@ -597,3 +599,89 @@ def test_the_config_of_a_workdir_in_the_users_folder_is_found(tmp_path, monkeypa
 @pytest.mark.parametrize("workdir", ["http://host/run", "file:///run", "://run", "s3://bucket/run"])
 def test_a_workdir_of_no_store_is_one_error(capsys, workdir):
   assert error(capsys, f"--workdir={workdir}").startswith(f"error: --workdir={workdir}: cannot be")
+
+
+# --- Modes as words, configs by name
+
+
+def test_a_first_word_is_the_mode(capsys):
+  assert parse("eval").mode == "eval" and parse("train", "--config.seed=3").config.seed == 3
+  assert parse("eval", "--mode=eval").mode == "eval"
+  assert "found the word 'trian', did you mean train? expected one of train, eval" in error(
+    capsys, "trian"
+  )
+  assert "--mode=eval: found beside the word train" in error(capsys, "train", "--mode=eval")
+
+
+def test_a_config_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  assert parse("--config=grpo").config.baseline == "grpo"
+  assert set(config.shipped()) >= {"default", "demo", "grpo", "own", "v05"}
+  found = error(capsys, "--config=grop")
+  assert "grop: found no config of that name, did you mean grpo? known: dapo, " in found
+  found = error(capsys, "--config=configs/v05.py")
+  assert "no such config file; the package has one: --config=v05" in found
+  write(tmp_path / "mine.py", "c.seed = 7")
+  assert parse("--config=mine.py").config.seed == 7
+  assert "did you mean mine.py?" in error(capsys, "--config=mine.p")
+  (tmp_path / "v05").mkdir()  # a run's folder, say
+  assert parse("--config=v05").config.budget.rule == "sequential"
+
+
+@pytest.mark.parametrize(
+  "typed, meant",
+  [
+    ("lr", "optimizer.learning_rate"),
+    ("optimizer.lr", "optimizer.learning_rate"),
+    ("beta", "loss.kl_coef"),
+    ("num_generations", "budget.k_init"),
+    ("max_new_tokens", "sampler.max_response"),
+    ("model_name_or_path", "policy.path"),
+    ("train_batch_size", "rollouts_per_step"),
+    ("epochs", "loss.epochs"),
+    ("max_promt", "sampler.max_prompt"),
+    ("learning_rat", "optimizer.learning_rate"),
+  ],
+)
+def test_what_a_key_is_called_elsewhere_is_suggested(typed, meant, capsys):
+  found = error(capsys, f"--config.{typed}=1")
+  assert f"--config.{typed}: found an unknown config key, did you mean " in found
+  assert f"--config.{meant}" in found
+
+
+def test_every_name_from_elsewhere_is_of_a_key_and_no_key_itself():
+  keys = set(config.flatten(default.get_config()))
+  names = " ".join(config.ELSEWHERE.values()).split()
+  assert set(config.ELSEWHERE) <= keys and len(set(names)) == len(names)
+  assert not set(names) & keys
+
+
+@pytest.mark.parametrize(
+  "flag, said",
+  [
+    ("--config.num_steps=abc", "--config.num_steps=abc: found 'abc', expected a whole number"),
+    ("--config.num_steps=1.5", "found '1.5', expected a whole number"),
+    ("--config.num_steps=", "found '', expected a whole number"),
+    ("--config.optimizer.b1=much", "found 'much', expected a finite number"),
+    ("--config.loss.share_prompts=maybe", "found 'maybe', expected true or false"),
+    ("--config.budget=3", "found '3', expected one of its keys with a value"),
+    ("--mode=trian", "found 'trian', did you mean train? expected one of train, eval"),
+  ],
+)
+def test_a_value_of_another_type_is_said_in_our_words(flag, said, capsys):
+  text = error(capsys, flag)
+  assert said in text and text.count("\n") == 1
+  apart = flag.replace("=", " ", 1).split(" ")
+  if "share_prompts" not in flag and apart[1]:  # a switch takes no word behind it
+    assert said in error(capsys, *apart)
+
+
+@pytest.mark.parametrize("mode", ["eval"])
+def test_a_workdir_without_a_run_is_named_with_its_neighbour(mode, tmp_path, capsys):
+  (tmp_path / "v05").mkdir()
+  (tmp_path / "v05" / "config.json").write_text(config.to_json(default.get_config()))
+  found = error(capsys, mode, f"--workdir={tmp_path / 'vo5'}", "--config.eval.samples=8")
+  assert f"found no run there (no config.json), did you mean {tmp_path}/v05?" in found
+  for flag in ("--config=v05", "--config.policy.path=builtin"):
+    assert parse(mode, f"--workdir={tmp_path / 'vo5'}", flag).mode == "eval"
+  assert parse("train", f"--workdir={tmp_path / 'vo5'}").config.seed == 0  # a new run

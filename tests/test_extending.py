@@ -106,6 +106,12 @@ def test_a_task(folder):
   assert line["reward"] >= 0 and line["rewards/failed"] == 0 and int(state.rollouts) == 64
 
 
+def test_a_sink(folder):
+  run(folder, "my_sink", **{"prior.kind": "none"})
+  steps = [line.split(",")[0] for line in (folder / "run" / "reward.csv").read_text().split()]
+  assert steps == ["1", "2"]
+
+
 def test_a_reward(folder):
   my_task = importlib.import_module("my_task")
   with open("sums.jsonl", "w") as file:

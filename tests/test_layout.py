@@ -21,29 +21,30 @@ PACKAGE = ROOT / "v05_jax"
 # folder of `UNITS` counts as one module; of any other folder each file does. A new module must be
 # added here. Two things find modules by a text, as this does not see: `plug`, which stands above
 # the folders of the plugs, and what `shrinkage` and `budget` lend to other trainers.
-UNITS = "models tasks rewards estimators budgets priors observers".split()
+UNITS = "models tasks rewards estimators budgets priors observers sinks".split()
 LAYERS = (
   "backend benchmarks configs groups names rng rows run sampling scale shrinkage update run.digest"
-  " run.files run.success sampling.categorical sampling.selection scale.distributed scale.fit"
-  " scale.hlo scale.peers scale.programs scale.roll_call scale.sharding scale.sources"
+  " run.files run.looks run.success run.view sampling.categorical sampling.selection"
+  " scale.distributed scale.fit scale.hlo scale.peers scale.programs scale.roll_call scale.sharding"
+  " scale.sources"
   " scale.topology update.blocks update.losses update.optimizer update.surrogates"
   " value_model.adapter value_model.ensemble value_model.losses value_model.scores"
   " value_model.synthetic value_model.torch_file",
   "budget history models structs run.board run.leaves run.lock run.metrics run.progress"
   " sampling.ahead scale.cost value_model.cells value_model.directory value_model.pairs",
-  "tasks sampling.resample sampling.sampler update.objective"
+  "tasks run.find sampling.resample sampling.sampler update.objective"
   " update.packing value_model.batches value_model.convert value_model.measure"
   " value_model.tabpfn",
   "data problems rewards sampling.schedule sampling.verdicts sampling.warmup"
   " update.policy_gradient update.score_norms value_model.v0",
   "plug value_model value_model.initial value_model.objective",
-  "estimators",
+  "estimators sinks",
   "budgets",
-  "rules shapes sampling.ledger",
-  "config priors sampling.rollouts scale.plan",
+  "rules shapes sampling.ledger integrations.rows",
+  "config priors sampling.rollouts scale.plan integrations.trl integrations.verl",
   "command_line observers run.checkpoint run.runs run.workdirs run.writer scale.settle",
   "scale.compile setup run.comparison run.sft run.supervised sampling.draw value_model.train",
-  "step run.export run.figures",
+  "step run.charts run.conclusion run.export run.facts run.figures run.samples",
   "run.evaluate run.page run.show",
   "run.noise",
   "run.report",
@@ -70,7 +71,7 @@ ONLY = {
   "models": "names rng",
   "rewards": "names tasks",
   "plug": "names",
-  "rules": "benchmarks budgets plug problems",
+  "rules": "benchmarks budgets plug problems rewards",
   "config": "configs plug rules run.files",
   "shapes": "budgets update.packing",
   "run.success": "",
@@ -83,10 +84,10 @@ FLAX = ("models/", "value_model/train.py", "structs.py")
 PURE = (
   "rng groups structs shrinkage budget history shapes rules estimators/* budgets/* scale/fit"
   " update/* sampling/sampler sampling/selection sampling/resample sampling/schedule"
-  " sampling/ledger priors/base priors/constant priors/context priors/history"
-  " priors/neighbours priors/none priors/recalibrate observers/base"
-  " observers/diagnostics observers/exact observers/noise observers/scoreboard models/decoder"
-  " run/success value_model/adapter value_model/ensemble"
+  " sampling/ledger priors/base priors/constant priors/context priors/history priors/logistic"
+  " priors/neighbours priors/none priors/probe priors/second_moment priors/recalibrate"
+  " observers/base observers/diagnostics observers/exact observers/noise observers/scoreboard"
+  " models/decoder run/success value_model/adapter value_model/ensemble"
   " value_model/losses value_model/scores value_model/cells value_model/synthetic"
   " value_model/tabpfn"
 ).split()
@@ -351,5 +352,6 @@ def test_every_dependency_is_pinned_once():
   wanted = re.findall(r'"([\w-]+)(?:\[\w+\])?>=[\d.]+"', (ROOT / "setup.py").read_text())
   assert len(wanted) > 12
   unpinned = {normal(name) for name in wanted} - set(pins)
-  # The tests open no notebook in a browser; they read no benchmark from the hub and no bucket.
-  assert unpinned <= {"jupyterlab", "datasets", "gcsfs"}
+  # The tests open no notebook in a browser; they read no benchmark from the hub and no bucket,
+  # and try these sinks where they are installed.
+  assert unpinned <= {"jupyterlab", "datasets", "gcsfs", "wandb", "trackio", "mlflow"}

@@ -1,6 +1,7 @@
 import builtins
 import contextlib
 import html.parser
+import itertools
 import json
 import pathlib
 import shutil
@@ -10,7 +11,7 @@ import pytest
 
 from v05_jax import config as configuration
 from v05_jax.configs import default
-from v05_jax.run import comparison, figures, metrics, page, report, runs
+from v05_jax.run import comparison, conclusion, facts, figures, looks, metrics, page, report, runs
 
 
 def make(folder: pathlib.Path, scores, per_step=100, seed=0, k=4, name="eval/exact", **extra):
@@ -55,6 +56,25 @@ def test_the_table_compares_at_equal_rollouts(tmp_path, capsys):
   assert (grpo["end"], grpo["prompts"], grpo["time"]) == ("1.0000", "15", "3 s")
   assert float(grpo["area"]) == pytest.approx(np.mean([0.3, 0.5, 0.7, 0.9, 1.0]), abs=1e-4)
   assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_time_is_that_without_compilation(tmp_path, plain):
+  times, compiled = [0.0, 9.0, 5.0, 1.0, 0.5, 1.5, 7.0, 1.0], [0, 20, 24, 24, 24, 24, 3, 3]
+  folder = pathlib.Path(make(tmp_path / "v05", [0.1] * 8))
+  lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+  write = lambda: (folder / "metrics.jsonl").write_text(
+    "".join(f"{json.dumps(x)}\n" for x in lines)
+  )
+  for line, time, count in zip(lines, times, compiled):
+    line |= {"time/step": time, "time/compilations": count}
+  lines[0]["time/compilations"] = None
+  write()
+  # Steps 1 and 2 compiled, and step 6, of the process that went on; the others' median is 1.
+  assert report.load(str(folder)).seconds == pytest.approx(3 * 1.0 + 1.0 + 0.5 + 1.5 + 1.0)
+  for count, line in enumerate(lines):
+    line["time/compilations"] = count
+  write()  # all compiled: there is nothing else to go by
+  assert report.load(str(folder)).seconds == pytest.approx(sum(times))
 
 
 def test_a_run_that_is_there_twice_is_no_second_seed(tmp_path):
@@ -169,7 +189,7 @@ def test_without_matplotlib_the_table_remains(tmp_path, monkeypatch, capsys):
   said = capsys.readouterr()
   assert "| a |" in said.out and "without matplotlib" in said.err
   text = (tmp_path / "comparison.html").read_text()
-  assert "The plots are missing" in text and "<figure" not in text and "<td>0.2000</td>" in text
+  assert text.count("<figure") == 2 + 1 and "<td>0.2000</td>" in text  # the page draws its own
 
 
 def test_the_scoreboard_is_ranked_with_the_runs_own_baseline_at_zero(tmp_path):
@@ -232,21 +252,15 @@ def test_paired_differences_by_hand(tmp_path, plain, capsys):
 
 
 class Page(html.parser.HTMLParser):
-  """Checks that tags are closed in order; collects ids, references, what would be loaded, and
-  tables by id."""
+  """Checks that tags are closed in order; collects ids, what would be loaded, scripts, tables by id
+  and the data of charts by their titles."""
 
   VOID = ("meta", "input", "br", "img", "link")
 
   def __init__(self, text):
     super().__init__()
-    self.open, self.ids, self.references, self.loaded, self.tables, self.text = (
-      [],
-      [],
-      [],
-      [],
-      {},
-      "",
-    )
+    self.open, self.ids, self.loaded, self.tables, self.text = [], [], [], {}, ""
+    self.charts, self.scripts = {}, []
     self.feed(text)
     assert self.open == []
 
@@ -255,12 +269,13 @@ class Page(html.parser.HTMLParser):
     if tag not in self.VOID:
       self.open.append(tag)
     self.ids += [attributes["id"]] if "id" in attributes else []
-    if tag in ("script", "link", "iframe", "object", "embed", "base"):
+    if tag == "script":
+      self.scripts.append(attributes.get("type"))
+    if tag in ("link", "iframe", "object", "embed", "base"):
       self.loaded.append(tag)
     for name in ("src", "href", "xlink:href", "srcset", "data", "poster", "action"):
       if name in attributes:
-        value = attributes[name]
-        (self.references if value.startswith("#") else self.loaded).append(value.removeprefix("#"))
+        self.loaded.append(attributes[name])
     if tag == "table":
       self.tables[attributes.get("id")] = self.rows = []
     elif tag == "tr":
@@ -277,6 +292,11 @@ class Page(html.parser.HTMLParser):
     assert self.open.pop() == tag
 
   def handle_data(self, data):
+    if self.open and self.open[-1] == "script":
+      if self.scripts[-1] == "application/json":
+        chart = json.loads(data)
+        self.charts.setdefault(chart["title"], []).append(chart)
+      return
     self.text += data
     if any(tag in ("td", "th") for tag in self.open):
       self.rows[-1][-1] += data.strip()
@@ -304,9 +324,10 @@ def compared(tmp_path_factory):
 def test_the_page_loads_nothing_and_is_well_formed(compared):
   folder, _, text = compared
   parsed = Page(text)
-  assert parsed.loaded == [] and "@import" not in text and "<script" not in text
-  assert all(part.startswith("#") for part in text.replace("url('", "url(").split("url(")[1:])
-  assert len(set(parsed.ids)) == len(parsed.ids) > 20 and set(parsed.references) <= set(parsed.ids)
+  assert parsed.loaded == [] and "@import" not in text and "url(" not in text
+  assert "default-src 'none'" in text  # of the browser, that it loads nothing
+  assert set(parsed.scripts) == {None, "application/json"} and parsed.scripts.count(None) == 1
+  assert len(set(parsed.ids)) == len(parsed.ids) > 5
   for name in ("comparison.png", "comparison_steps.png", "comparison_metrics.png"):
     assert (folder / name).read_bytes().startswith(b"\x89PNG")
 
@@ -341,20 +362,41 @@ def test_the_page_says_in_what_the_runs_differ_and_how_they_went(compared):
   )
 
 
-def test_the_pages_plots_follow_its_colours_and_its_boxes(compared):
-  text = compared[2]
-  plots = [part.split("</svg>")[0] for part in text.split("<svg xmlns")[1:]]
-  assert len(plots) == 4 + 5  # over rollouts, over steps, differences, metrics; the runs
-  for colour in (*figures.COLOURS, figures.INK, figures.GRID):
-    assert not any(colour in plot for plot in plots)
-  assert all("var(--ink)" in plot for plot in plots)
-  for number in range(3):
-    assert f'id="show-{number}"' in text
-    assert [f'class="method-{number}"' in plot for plot in plots[:2]] == [True, True]
-    assert (
-      f"body:has(#show-{number}:not(:checked)) .method-{number} {{ visibility: hidden; }}" in text
-    )
-  assert figures.look(9) == (figures.COLOURS[1], figures.DASHES[1])
+def test_the_charts_hold_the_curves(compared):
+  charts = Page(compared[2]).charts
+  over_rollouts, over_steps = charts["exact success on held-out prompts"]
+  assert (over_rollouts["x"], over_steps["x"]) == ("rollouts generated", "steps")
+  first = over_rollouts["lines"][0]
+  assert (first["name"], first["method"]) == ("V0.5", 0)
+  assert (first["x"], first["y"]) == ([0, 100], [0.2, 0.45]) and first["error"] == [0, 0.05]
+  assert over_steps["lines"][1]["x"] == [0, 1, 2]
+  (ends,) = charts["end minus that of V0.5"]
+  by_name = {row["name"]: row for row in ends["rows"]}
+  assert by_name["<GRPO> & co"]["mean"] == pytest.approx(-0.15)
+  assert by_name["<GRPO> & co"]["half"] == pytest.approx(0.1 / 2 * 12.7062, rel=1e-4)
+  assert by_name["alone"] == by_name["alone"] | {"half": None, "pairs": 1}
+  assert len(charts["held-out success: exact"]) == 5  # the runs
+  (board, _) = charts["baseline MSE minus that of the run's own, ± standard error"]
+  assert [row["name"] for row in board["rows"]] == ["ewa", "v05 (own)"]
+
+
+def test_looks_differ_without_their_colours():
+  found = [looks.look(number) for number in range(40)]
+  assert len({(look.dashes, look.mark) for look in found[:20]}) == 20
+  assert len(set(found)) == 40
+  # next to each other, both do
+  assert all(a.dashes != b.dashes and a.mark != b.mark for a, b in itertools.pairwise(found))
+
+
+def test_a_chart_holds_few_points_and_no_value_that_is_not_finite(tmp_path):
+  scores = [0.1 + 1e-9 * n for n in range(3000)]
+  run = make(tmp_path / "long", scores, per_step=1, **{"loss/entropy": None, "grad/norm": 2.0})
+  report.report([run])
+  text = (tmp_path / "comparison.html").read_text()
+  lines = [x for found in Page(text).charts.values() for chart in found for x in chart["lines"]]
+  assert max(len(line["x"]) for line in lines) <= comparison.MOST_POINTS
+  assert all(line["x"][0] == 0 and line["x"][-1] == 2999 for line in lines) and len(text) < 120_000
+  assert "NaN" not in text and "Infinity" not in text.split("<script>")[0]
 
 
 def test_curves_over_steps_reach_each_methods_own_end(compared):
@@ -370,10 +412,9 @@ def test_curves_over_steps_reach_each_methods_own_end(compared):
 
 def test_of_many_runs_one_a_method_is_drawn(compared, monkeypatch):
   monkeypatch.setattr(page, "MOST_RUNS", 4)
-  monkeypatch.setattr(figures, "available", lambda: False)
   text = Page(page.page(compared[1], "eval/exact")).text
   assert (
-    "One run of each method; 2 further seeds are in the means above." in text
+    "One run of each method; 2 further runs are in the means above." in text
     and text.count("rollouts, 0 s") == 3
   )
 
@@ -386,7 +427,198 @@ def test_a_full_disk_leaves_the_files_of_the_report_before(tmp_path, small_disk,
   assert set(before) == {"comparison.html", "comparison.md"}
   with contextlib.suppress(OSError), open(disk / "ballast", "wb", buffering=0) as file:
     file.write(bytes(shutil.disk_usage(disk).free))
-  with pytest.raises(OSError, match=rf"{disk}/comparison.md: cannot be written: No space left"):
+  with pytest.raises(OSError, match=rf"{disk}/comparison.html: cannot be written: No space left"):
     report.report([run], str(disk))
   (disk / "ballast").unlink()
   assert {p.name: p.read_bytes() for p in disk.iterdir()} == before
+
+
+# --- What is concluded
+
+
+def lines(*workdirs):
+  return conclusion.text(rows(*workdirs), "eval/exact").splitlines()
+
+
+def test_of_one_seed_nothing_is_claimed(tmp_path):
+  first, second = make(tmp_path / "grpo", [0.2, 0.3], k=16), make(tmp_path / "v05", [0.2, 0.9])
+  found = lines(first, second)
+  assert found[0] == "**One seed: no claim about a difference.**"
+  assert found[2] == "- v05: +0.6000 at the end; one seed: no claim"
+  assert not any(word in line for line in found[:3] for word in ("ahead", "behind"))
+  # the same seed a second time is no second seed
+  again = make(tmp_path / "again", [0.2, 0.9])
+  assert lines(first, second, again)[0] == found[0]
+  assert rows(second, again)[0].seeds == 1 and rows(second, again)[0].errors == (0, 0, 0, 0)
+  assert lines(second) == ["**v05: from 0.200 to 0.900 (one seed: no claim).**"]
+
+
+def test_who_is_ahead_by_how_much_and_who_is_not(tmp_path):
+  grpo = seeds(tmp_path, "grpo", {0: [0.2, 0.3], 1: [0.2, 0.4], 2: [0.2, 0.5]}, k=16)
+  v05 = seeds(tmp_path, "v05", {0: [0.2, 0.5], 1: [0.2, 0.61], 2: [0.2, 0.69]})
+  spo = seeds(tmp_path, "spo", {0: [0.2, 0.1], 1: [0.2, 0.19], 2: [0.2, 0.31]}, k=1)
+  rloo = seeds(tmp_path, "rloo", {0: [0.2, 0.5], 1: [0.2, 0.35], 2: [0.2, 0.5]}, k=2)
+  other = seeds(tmp_path, "other", {7: [0.2, 0.5], 8: [0.2, 0.5]}, k=8)
+  found = lines(*grpo, *v05, *spo, *rloo, *other)
+  assert found[0] == "**Ahead of grpo: v05 by +0.200 [+0.175, +0.225].**"
+  assert found[2].startswith("- v05: ahead, +0.2000 [+0.1752, +0.2248] at the end, +0.1000 [")
+  assert found[2].endswith("; 3 shared seeds")
+  assert found[3].startswith("- spo: behind, -0.2000 [")
+  assert found[4].startswith("- rloo: no difference shown, +0.0500 [-")
+  assert found[5] == "- other: +0.1000 at the end; no seed shared with grpo: no claim"
+  assert "without a correction for 4 comparisons" in found[7]
+  assert lines(*grpo, *spo)[0] == "**grpo is ahead: the other method is behind it.**"
+  assert lines(*grpo, *rloo)[0] == "**No method is shown to be ahead of grpo.**"
+  assert lines(*grpo, *other)[0] == "**No claim about a difference.**"
+  assert lines(*grpo)[0] == "**grpo: from 0.200 to 0.400 (mean over 3 seeds).**"
+  same = seeds(tmp_path, "same", {0: [0.2, 0.3], 1: [0.2, 0.4], 2: [0.2, 0.5]}, k=3)
+  assert "no difference shown, +0.0000 [+0.0000, +0.0000]" in lines(*grpo, *same)[2]
+
+
+def reconfigured(workdir, **keys):
+  """The run with other config keys."""
+  path = pathlib.Path(workdir) / "config.json"
+  config = configuration.from_json(path.read_bytes(), str(path))
+  config.update_from_flattened_dict(keys)
+  path.write_text(configuration.to_json(config))
+  return workdir
+
+
+def test_scores_of_other_prompts_are_not_compared(tmp_path):
+  grpo = seeds(tmp_path, "grpo", {0: [0.2, 0.3], 1: [0.2, 0.4]}, k=16)
+  v05 = seeds(tmp_path, "v05", {0: [0.2, 0.8], 1: [0.2, 0.9]})
+  assert "ahead" in lines(*grpo, *v05)[0]
+  for key, value in (("eval.path", "aime2024"), ("eval.size", 100), ("reward", "math")):
+    others = [reconfigured(run, **{key: value}) for run in v05]
+    found = lines(*grpo, *others)
+    assert found[0] == "**No claim about a difference.**"
+    assert found[2] == f"- v05: measured on something else than grpo ({key}): no claim"
+    for run in v05:
+      reconfigured(run, **{key: configuration.flatten(default.get_config())[key]})
+  # Other training data are no other measure of held-out prompts, but are of the rollouts' success.
+  compared = rows(*grpo, *(reconfigured(run, **{"data.path": "dapo_math_17k"}) for run in v05))
+  assert conclusion.other_measure(compared[1], compared[0], "eval/exact") == []
+  assert conclusion.other_measure(compared[1], compared[0], "accuracy") == ["data.path"]
+
+
+def test_the_page_begins_with_the_conclusion_and_says_what_ran(compared, tmp_path):
+  parsed = Page(compared[2])
+  said = parsed.text.index("No method is shown to be ahead of V0.5")
+  assert (
+    said < parsed.text.index("-0.1000 at the end; one seed: no claim") < parsed.text.index("Scores")
+  )
+  assert "No method is shown to be ahead of V0.5" in (compared[0] / "comparison.md").read_text()
+  for fact in ("the built-in tasks add, sub,", "the built-in policy", "Reward", "Date"):
+    assert fact in parsed.text
+  run = make(tmp_path / "v05", [0.1, 0.2])
+  (tmp_path / "v05" / "tensorboard").mkdir()
+  (tmp_path / "v05" / "tensorboard" / "events.out.tfevents.1700000000.host").touch()
+  other = make(tmp_path / "grpo", [0.1, 0.2], k=16)
+  reconfigured(
+    other, **{"policy.path": "Qwen3-0.6B", "policy.lora_rank": 8, "data.path": "own.jsonl"}
+  )
+  found = dict(facts.facts(rows(run, other)))
+  assert found["Model"] == [("v05", "the built-in policy"), ("grpo", "Qwen3-0.6B, LoRA of rank 8")]
+  assert found["Task"][1] == ("grpo", "own.jsonl")
+  assert found["Date"][0][1].startswith("14 November 2023 to ")
+  bare = pathlib.Path(make(tmp_path / "bare", [0.1, 0.2]))
+  (bare / "config.json").unlink()
+  assert dict(facts.facts(rows(str(bare))))["Model"] == [("", facts.UNKNOWN)]
+
+
+# --- Which runs, and where the report goes
+
+
+def test_folders_and_patterns_of_runs(tmp_path, plain, capsys, monkeypatch):
+  place = tmp_path / "runs"
+  for seed in (0, 2, 10):
+    make(place / "demo" / f"v05-s{seed}", [0.1, 0.2 + 0.01 * seed], seed=seed)
+  make(place / "grpo", [0.1, 0.2, 0.3], k=16)
+  (place / "grpo" / "pairs").mkdir()
+  make(place / "grpo" / "inside", [0.1, 0.9], k=8)  # of a run, not one of its own
+  (place / "nothing").mkdir()
+  (place / "comparison.md").write_text("a file beside them")
+  seen = lambda *names: [(row.name, len(row.runs)) for row in report.report(list(names))]
+  assert seen(str(place)) == [("v05", 3), ("grpo", 1)]
+  assert seen(f"{place}/demo/v05-*") == [("v05", 3)]
+  assert seen(f"{place}/*") == [("v05", 3), ("grpo", 1)]
+  assert seen(f"{place}/**/v05-s[02]") == [("v05", 2)]
+  # What was named comes first, and counts once.
+  assert seen(f"{place}/grpo", f"{place}/") == [("grpo", 1), ("v05", 3)]
+  assert seen(f"{place}/", f"{place}/grpo") == [("v05", 3), ("grpo", 1)]
+  assert [x.seed for x in report.report([f"{place}/demo"])[0].runs] == [0, 2, 10]
+  monkeypatch.chdir(place)
+  assert seen("demo") == seen("de?o") == [("v05", 3)]
+  with pytest.raises(ValueError, match=r"--workdir=no\*: fits no run"):
+    report.report(["no*"])
+  with pytest.raises(ValueError, match=r"nothing: found no metrics\.jsonl"):
+    report.report(["nothing"])
+  (place / "odd[1]").mkdir()
+  shutil.copytree(place / "grpo", place / "odd[1]", dirs_exist_ok=True)
+  assert seen("odd[1]") == [("odd[1]", 1)]
+
+
+def test_runs_on_a_disk_and_in_an_object_store(root, tmp_path_factory, plain):
+  for name, k in (("a", 4), ("b", 8)):
+    run = pathlib.Path(make(tmp_path_factory.mktemp("here") / name, [0.1, 0.2], k=k))
+    (root / "runs" / name).mkdir(parents=True)
+    for file in run.iterdir():
+      (root / "runs" / name / file.name).write_bytes(file.read_bytes())
+  for name in ("runs", "runs/*", "ru?s/[ab]", "r*/"):
+    assert [row.name for row in report.report([f"{root}/{name}"])] == ["a", "b"]
+  assert report.stem([f"{root}/runs"]) == root / "runs" / "comparison"
+  assert report.stem([f"{root}/runs/a"]) == root / "runs" / "comparison-a"
+
+
+def test_what_a_folder_holds_besides_is_left_out_and_said(tmp_path, plain, capsys):
+  make(tmp_path / "v05", [0.1, 0.2])
+  make(tmp_path / "begun", [0.1], k=2)
+  make(tmp_path / "sft", [0.1, 0.2, 0.3], per_step=0)
+  broken = pathlib.Path(make(tmp_path / "broken", [0.1, 0.2]))
+  (broken / "metrics.jsonl").write_text('{"step": 1}\n{"step": 5}\n')
+  (row,) = report.report([str(tmp_path)])
+  assert row.name == "v05" and row.end == 0.2
+  said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out: ")]
+  assert len(said) == 3 and "metrics.jsonl" in said[0]
+  assert "begun: found a run that has only begun" in said[1] and "a warm start" in said[2]
+  with pytest.raises(ValueError, match=r"metrics\.jsonl"):  # one that was named
+    report.report([str(tmp_path / "v05"), str(broken)])
+  shutil.rmtree(tmp_path / "v05"), shutil.rmtree(tmp_path / "sft")
+  with pytest.raises(ValueError, match="only begun"):
+    report.report([str(tmp_path)])
+
+
+def test_no_report_takes_another_ones_place(tmp_path):
+  a, b, c = (make(tmp_path / name, [0.1, 0.2], k=k) for name, k in (("a", 4), ("b", 8), ("c", 16)))
+  said = lambda path: Page(path.read_text()).tables["scores"][1:]
+  report.report([a, b])
+  first = {path.name: path.read_bytes() for path in tmp_path.glob("comparison*")}
+  assert set(first) == {f"comparison{ending}" for ending in report.ENDINGS[:4]}
+  report.report([b, a])  # the same runs: the same report
+  assert {path.name for path in tmp_path.glob("comparison*")} == set(first)
+  for workdirs, name in (([a, c], "comparison-a-c"), ([a, b, c], "comparison-a-b-c")):
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("comparison*")}
+    report.report(workdirs)
+    assert report.stem(workdirs) == tmp_path / name
+    assert len(said(tmp_path / f"{name}.html")) == len(workdirs)
+    for file, content in before.items():
+      assert (tmp_path / file).read_bytes() == content
+  assert {row[0] for row in said(tmp_path / "comparison.html")} == {"a", "b"}
+
+
+def test_a_report_goes_where_it_is_told_and_beside_what_is_there(tmp_path, plain):
+  here, there = (make(tmp_path / side / "v05", [0.1, 0.2]) for side in ("here", "there"))
+  out = tmp_path / "out"
+  out.mkdir()
+  (out / "comparison.png").write_bytes(b"a picture of somebody else")
+  for run in (here, there, here):
+    report.report([run], str(out))
+  names = {path.name for path in out.iterdir()}
+  assert {"comparison-v05.html", "comparison-v05.md", "comparison.png"} < names
+  (last,) = (
+    names
+    - {"comparison-v05.html", "comparison-v05.md", "comparison.png"}
+    - {name for name in names if name.endswith(".md")}
+  )
+  assert last.startswith("comparison-v05-") and last.endswith(".html")  # and a digest
+  assert f"{report.stem([there], str(out))}.html" == str(out / last)

@@ -161,7 +161,6 @@ def test_close_with_pending_work(module):
     ("my_reward:named", "has other parameters"),
     ("my_reward:partial", "has other parameters"),
     ("my_reward:Called", "has other parameters"),
-    ("my_reward:coroutine", "coroutine is async or a generator, expected a function"),
     ("my_reward:generator", "generator is async or a generator"),
     ("my_reward:both", "both is async or a generator"),
   ],

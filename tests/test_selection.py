@@ -71,3 +71,22 @@ def test_the_count_is_exact_at_the_ends_of_the_interval(uniform):
 def test_more_prompts_than_the_pool_has_are_refused():
   with pytest.raises(ValueError, match="3 prompts were asked for out of a pool of 2"):
     selection.inclusion([0.0, 0.1], 3)
+
+
+def test_chances_by_second_moments_are_in_proportion_to_their_roots():
+  moment = np.array([4.0, 1.0, 0.0, 0.25])
+  score = selection.root(moment)
+  np.testing.assert_allclose(score, np.sqrt(moment) + 0.1 * 3.5 / 4)
+  np.testing.assert_allclose(selection.chances(score, 1), score / score.sum())
+  np.testing.assert_array_equal(selection.root(np.zeros(3)), 1)
+
+
+def test_no_chances_have_a_smaller_second_moment_than_the_roots():
+  """sum of m / pi, what weighting by 1 / pi makes of the prompts' moments m, at the same number."""
+  rng = np.random.default_rng(2)
+  moment = rng.gamma(0.5, size=64)
+  least = np.sum(moment / selection.chances(np.sqrt(moment), 8))
+  assert least < np.sum(moment / selection.inclusion(rng.uniform(-1, 1, 64), 8))
+  for _ in range(20):
+    other = selection.chances(np.sqrt(moment) * np.exp(0.3 * rng.normal(size=64)), 8)
+    assert least <= np.sum(moment / other) + 1e-9

@@ -31,6 +31,9 @@ RESUMABLE = (
   "eval.period",
   "checkpoint.period",
   "checkpoint.keep",
+  "metrics.sinks",
+  "metrics.project",
+  "metrics.name",
   "rewards.workers",
   "rewards.timeout",
   "cpu_devices",
@@ -61,7 +64,7 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
       if isinstance(value, dict):
         visit(value, f"{prefix}{name}.")
       else:
-        flat[prefix + name] = value
+        flat[prefix + name] = _tuples(value) if prefix + name == "reward" else value
 
   visit(to_dict(config), "")
   return flat
@@ -87,17 +90,17 @@ def from_json(text: str | bytes, name: str = "config.json") -> ConfigDict:
     raise ValueError(f"{name}: found no JSON ({e}), expected one") from None
   if not isinstance(tree, dict):
     raise ValueError(f"{name}: found {show(tree)}, expected an object of config keys")
-  tuples = lambda node: (
-    {name: tuples(value) for name, value in node.items()}
-    if isinstance(node, dict)
-    else tuple(tuples(value) for value in node)
-    if isinstance(node, list)
-    else node
-  )
   try:
-    return ConfigDict(tuples(tree))
+    return ConfigDict(_tuples(tree))
   except (ValueError, TypeError, AttributeError, KeyError) as e:  # keys that no config can have
     raise ValueError(f"{name}: found no config: {one_line(e)}") from None
+
+
+def _tuples(node):
+  """A value of JSON with tuples for its lists."""
+  if isinstance(node, dict):
+    return {name: _tuples(value) for name, value in node.items()}
+  return tuple(map(_tuples, node)) if isinstance(node, (list, tuple)) else node
 
 
 # --- Checks
@@ -146,7 +149,7 @@ def structure(config) -> list[str]:
       problems.append(f"{key}: found {show(value)}, expected a section of keys")
     elif key not in known:
       problems.append(f"{key}: found an unknown key{nearest(key, known)}")
-    elif not _same_type(value, known[key]):
+    elif key != "reward" and not _same_type(value, known[key]):  # a text or a list: see its rule
       problems.append(f"{key}: found {show(value)}, expected {_type(known[key])}")
   whole = {key for key in sections if key in given}
   for key in known:
@@ -182,7 +185,7 @@ def check_resume(saved: ConfigDict, config: ConfigDict, where: str) -> None:
   names = lambda flat: [x for x in _as_tuple(flat.get("observe")) if isinstance(x, str)]
   watched = [set(map(plug.label, names(flat))) for flat in (old, new)]
   stay = tuple(f"observers.{name}." for name in set.intersection(*watched))
-  comes = lambda key: key.startswith("observers.") and not key.startswith(stay)
+  comes = lambda key: key.startswith(("observers.", "sinks.")) and not key.startswith(stay)
   problems = [
     f"{key}: found {show(new.get(key))}, expected {show(old.get(key))}"
     for key in dict.fromkeys((*old, *new))
@@ -322,9 +325,10 @@ def nearest(name: str, known, prefix: str = "") -> str:
   last = lambda key: key.rsplit(".", 1)[-1]
   match = [key for key in known if last(key) == last(name)][:3] if "/" not in name else []
   match = match or [key for key in known if last(name) in ELSEWHERE.get(key, "").split()]
-  match = match or difflib.get_close_matches(name, known, 1)
+  match = match or difflib.get_close_matches(name, known, 1) * ("." in name)
   parts = difflib.get_close_matches(last(name), {last(key) for key in known}, 1)
   match = match or [key for key in known if last(key) in parts][:3]
+  match = match or difflib.get_close_matches(name, known, 1)
   return f", did you mean {' or '.join(prefix + key for key in match)}?" if match else ""
 
 

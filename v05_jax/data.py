@@ -119,14 +119,14 @@ def load(
 ) -> Dataset:
   """The dataset that `config.data` names, read and tokenized once.
 
-  `path` is "tasks", where split, size, families and seed say which rows are drawn; or a .jsonl or
-  .parquet file, or a name of `benchmarks.BENCHMARKS`, or "reasoning_gym:" with names of its tasks
-  (`problems`), or several of these with commas between, one after another. The template and, if
-  wanted, the tokenizer's chat template are put around each prompt, never around the built-in tasks'
-  prompts. `seed` is the run's and orders the data. `shuffle=False` is for evaluation: the order of
-  the sources, and of each source its first `config.data.size` rows only. Where there are several,
-  or a benchmark or a task of reasoning-gym, a row's "benchmark" says which it is of. `key`
-  is the config's key that the path is of, for error messages.
+  `path` is "tasks", where split, size, families, seed and scratchpad say which rows are drawn; or a
+  .jsonl or .parquet file, or a name of `benchmarks.BENCHMARKS`, or "reasoning_gym:" with names of
+  its tasks (`problems`), or several of these with commas between, one after another. The template
+  and, if wanted, the tokenizer's chat template are put around each prompt, never around the
+  built-in tasks' prompts. `seed` is the run's and orders the data. `shuffle=False` is for
+  evaluation: the order of the sources, and of each source its first `config.data.size` rows only.
+  Where there are several, or a benchmark or a task of reasoning-gym, a row's "benchmark" says which
+  it is of. `key` is the config's key that the path is of, for error messages.
 
   Raises ValueError that names the key, file, line or row: an unknown name, a missing, unreadable or
   empty file, a line that is not a JSON object, a row without prompt or answer or with a field that
@@ -172,7 +172,8 @@ def _rows(config_data, path: str, key: str) -> Iterator[tuple[str, Row, str | li
   """Yields (where, row, prompt) of one source: `where` names it for error messages, `prompt` is the
   row's text, or its messages where they are several."""
   if path == TASKS:
-    drawn = tasks.rows(config_data.split, config_data.size, config_data.seed, config_data.families)
+    c = config_data
+    drawn = tasks.rows(c.split, c.size, c.seed, c.families, c.scratchpad)
     for i, row in enumerate(drawn, 1):
       yield f"{config_data.split} row {i} of the built-in tasks", row, row["prompt"]
   elif gym := benchmarks.gym_tasks(path):

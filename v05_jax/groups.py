@@ -33,6 +33,8 @@ class Groups(NamedTuple):
   row: np.ndarray  # int32 [P]  row of the dataset
   step: np.ndarray  # int32 []  training step
   first: Groups | None = None  # the rollouts whose number no outcome has chosen; None = all of them
+  # float32 [P]  of the mean reward around V, as the prior said before any rollout; NaN = it did not
+  prior_variance: np.ndarray | None = None
 
   @property
   def shaped(self):
@@ -87,6 +89,7 @@ def make(reward, mask, **more) -> Groups:
     "score": zeros,
     "row": np.arange(len(reward), dtype=np.int32),
     "step": np.int32(0),
+    "prior_variance": np.full(len(reward), np.nan, np.float32),
   }
   return Groups(reward, mask, *outcomes(reward, mask), **(rest | more))
 

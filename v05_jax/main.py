@@ -14,8 +14,9 @@
                  prompts of the run in WORKDIR, by a backward pass a rollout, and how much of it
                  each estimator would leave; writes noise.json
     v05 export   writes a checkpoint in WORKDIR as a Hugging Face directory --out
-    v05 report   compares the runs in --workdir=A,B,C: a table and plots, all in one file
-                 comparison.html, and comparison.md and .png, in --out
+    v05 report   compares the runs in --workdir=A,B,C, in a folder of runs, or of a pattern: a
+                 conclusion, a table and charts, all in one file comparison.html, and comparison.md
+                 and .png, in --out
     v05 compile  compiles a config's programs for a TPU slice that need not be here,
                  --topology=v5e:4x8, or for this machine; prints whether they fit and what bounds
                  them. Needs no weights, data or workdir
@@ -50,7 +51,10 @@ INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("mode", "train", MODES, "what to do")
 flags.DEFINE_string(
-  "workdir", None, "folder of the run, local or gs://; for --mode=report several, with commas"
+  "workdir",
+  None,
+  "folder of the run, local or gs://; for --mode=report several, folders of runs and patterns,"
+  " with commas",
 )
 flags.DEFINE_integer(
   "step", None, "checkpoint that --mode=eval, sample, noise and export take; the newest by default"

@@ -1,10 +1,10 @@
 """How a name in the config finds what it stands for: a function of the package, or a user's own.
 
-Estimators, budgets, priors, wrappers of priors, observers and model families are plugs. Each is a
-function in a file of its kind's folder, marked by `declare` with the options that it has and their
-defaults; these stand in the config as FOLDER.NAME.OPTION. A name with a colon, `module:function`,
-is a function in the user's own file, with or without `declare`. `docs/extending.md` has one of
-each.
+Estimators, budgets, priors, wrappers of priors, observers, sinks of metrics and model families are
+plugs. Each is a function in a file of its kind's folder, marked by `declare` with the options that
+it has and their defaults; these stand in the config as FOLDER.NAME.OPTION. A name with a colon,
+`module:function`, is a function in the user's own file, with or without `declare`.
+`docs/extending.md` has one of each.
 """
 
 from collections.abc import Callable, Iterator
@@ -48,6 +48,7 @@ KINDS = {
   "prior": Kind("priors", "prior.kind"),
   "wrapper": Kind("priors", "prior.wrappers"),
   "observer": Kind("observers", "observe"),
+  "sink": Kind("sinks", "metrics.sinks"),
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from v05_jax import benchmarks, plug, problems
 from v05_jax.budgets.base import Budget
+from v05_jax.rewards import mixture as rewards
 
 
 class Rule(NamedTuple):
@@ -46,12 +47,17 @@ _MATRICES = Rule(
   f"at least one of {', '.join(_TARGETS)}, each once; on the command line \"('q', 'v')\"",
 )
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:function
-_REWARDS = ("task", "math", "expression", "reasoning_gym")
-_REWARD = Rule(
-  lambda x: x in _REWARDS or _TARGET.fullmatch(x) is not None,
-  f"{', '.join(_REWARDS)} or module:function",
-  (*_REWARDS, "module:function"),
-)
+
+
+def _is_reward(value) -> bool:
+  try:
+    targets = rewards.targets(value)
+  except ValueError:
+    return False
+  return all(x in rewards.KNOWN or _TARGET.fullmatch(x) for x in targets)
+
+
+_REWARD = Rule(_is_reward, rewards.EXPECTED, (*rewards.KNOWN, "module:function"))
 
 
 _RANGES = (
@@ -63,7 +69,7 @@ _RANGES = (
   (_at_least(1), "selection.pool"),
   (_at_least(1), "loss.minibatches loss.epochs loss.vocab_chunk"),
   (_at_least(1), "sft.batch eval.size checkpoint.keep"),
-  (_at_least(0), "num_steps data.seed rewards.overlong_buffer sampler.top_k"),
+  (_at_least(0), "num_steps data.seed data.scratchpad rewards.overlong_buffer sampler.top_k"),
   (_at_least(0), "budget.max_resample loss.clip_high loss.kl_coef loss.entropy_coef"),
   (_at_least(0), "loss.row_length loss.max_skipped"),
   (_at_least(0), "optimizer.learning_rate optimizer.warmup_steps optimizer.weight_decay"),
@@ -115,11 +121,23 @@ _RANGES = (
   (_one_of("none", "tis", "icepop"), "loss.correction"),
   (Rule(lambda x: 0 <= x < 1, "at least 0 and below 1"), "loss.correction_low"),
   (Rule(lambda x: x > 1, "above 1"), "loss.correction_high"),
+  (_one_of("spread", "second_moment"), "selection.score"),
   (_one_of("constant", "cosine", "linear"), "optimizer.schedule"),
   (ANYTHING, "value.data value.heldout value.start value.head value.natural value.dropout"),
   (ANYTHING, "policy.preset policy.family data.prompt_key data.answer_key"),
   (ANYTHING, "data.chat_template selection.weighted"),
-  (ANYTHING, "loss.share_prompts"),
+  (ANYTHING, "loss.share_prompts rewards.success"),
+  (
+    Rule(lambda x: re.fullmatch(r"[\w.-]+", x) is not None, "letters, digits, _ . -"),
+    "metrics.project",
+  ),
+  (
+    Rule(
+      lambda x: re.fullmatch(r"[\w .:+=,@-]*", x) is not None,
+      "letters, digits, _ . : + = , @ -, or empty",
+    ),
+    "metrics.name",
+  ),
 )
 RULES = {key: rule for rule, keys in _RANGES for key in keys.split()}
 # Keys that name plugs: what they may be is known by looking.
@@ -151,6 +169,9 @@ def relations(config, flat, wrong) -> list[str]:
     "rollout, prompt or constant, since selection.weighted divides by no random number of tokens"
   )
   need(not weighted or loss.aggregate != "token", "loss.aggregate", unbiased)
+  tracked = "second_moment" in map(plug.label, config.prior.wrappers)
+  tracker = "spread, or second_moment with the wrapper second_moment among prior.wrappers"
+  need(config.selection.score == "spread" or tracked, "selection.score", tracker)
   row = f"0, or at least {longest} = sampler.max_prompt + sampler.max_response - 1"
   need(loss.row_length == 0 or loss.row_length >= longest, "loss.row_length", row)
   flash = "bfloat16, since policy.attention is flash, whose kernels want it"
@@ -166,7 +187,10 @@ def relations(config, flat, wrong) -> list[str]:
   buffer = config.rewards.overlong_buffer
   need(buffer <= sampler.max_response, "rewards.overlong_buffer", response)
   _plugs(config, need)
-  _data(config, need)
+  named = () if "reward" in wrong else rewards.targets(config.reward)
+  if named:
+    _success(config, need)
+  _data(config, need, named)
   _value(config.value, need)
   context = f"at most prior.context = {config.prior.context}"
   need(config.prior.min_support <= config.prior.context, "prior.min_support", context)
@@ -200,16 +224,29 @@ def _plugs(config, need):
     need(config.loss.minibatches <= fewest, "loss.minibatches", prompts)
 
 
-def _data(config, need):
-  """Files and benchmarks want another reward and another evaluation than the built-in tasks."""
+def _success(config, need):
+  """Which of several rewards is the success."""
+  try:
+    rewards.success(config.reward, config.rewards.success)
+  except ValueError as error:
+    need(False, "rewards.success", str(error).partition("expected ")[2])
+
+
+def _data(config, need, named):
+  """Files and benchmarks want other rewards than the built-in tasks, of those `named`, and another
+  evaluation."""
   own = {"data.path": config.data.path != "tasks", "eval.path": config.eval.path != "tasks"}
   for key in (key for key, is_file in own.items() if is_file):
     other = (
       f'"math", "expression", "reasoning_gym" or module:function, since {key} is a file or '
       'benchmark: "task" knows the built-in tasks alone'
     )
-    need(config.reward != "task", "reward", other)
-  _gym(config, need)
+    need("task" not in named, "reward", other)
+  _gym(config, need, named)
+  scored = "score, since a scratchpad (data.scratchpad) that reaches the limit changes no verdict"
+  need(
+    not config.data.scratchpad or config.sampler.truncated == "score", "sampler.truncated", scored
+  )
   if config.eval.period:
     heldout = (
       "a held-out file or benchmark, as data.path is one (or eval.period = 0: no evaluation)"
@@ -222,10 +259,10 @@ def _data(config, need):
     need(config.eval.samples > 0 or not own["eval.path"], "eval.samples", sampled)
 
 
-def _gym(config, need):
+def _gym(config, need, named):
   """reasoning-gym's verifiers know its own problems alone; options are those of tasks in use."""
   paths = {"data.path": config.data.path, "eval.path": config.eval.path}
-  if config.reward == "reasoning_gym":
+  if "reasoning_gym" in named:
     for key, path in paths.items():
       if key == "data.path" or path != "tasks":
         sources = benchmarks.names(path)

@@ -48,6 +48,8 @@ class Rollouts:
   reward: Array  # float32 [P, K]  the verifier's own units; NaN where the verifier failed
   ended: Array  # bool [P, K]      EOS was sampled; False = truncated at the limit
   mask: Array  # bool [P, K]       the rollout exists and counts
+  # float32 [P, K, rewards] of several rewards each one's own, NaN = none; None of a single one
+  parts: Array | None = None
 
 
 class Draw(NamedTuple):

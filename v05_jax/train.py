@@ -8,9 +8,9 @@ from absl import logging
 import jax
 
 from v05_jax import config as configuration
-from v05_jax import rewards
+from v05_jax import rewards, sinks
 from v05_jax.observers.base import Step
-from v05_jax.run import checkpoint, lock, report, writer
+from v05_jax.run import checkpoint, lock, report, samples, writer
 from v05_jax.run import evaluate as evaluation
 from v05_jax.run.metrics import Pairs
 from v05_jax.run.progress import CompilationCounter, Progress
@@ -28,9 +28,9 @@ from v05_jax.structs import TrainState
 def train(config, workdir: str) -> TrainState:
   """Runs `config` in `workdir`, or resumes it there, and returns the final state.
 
-  Writes config.json, metrics.jsonl, TensorBoard events, checkpoints, summary.png and what observers
-  write. A line of the metrics with `step` n describes the state after n steps. Raises ValueError,
-  before anything expensive, for bad input and where another run is in `workdir`, FloatingPointError
+  Writes config.json, metrics.jsonl, checkpoints, summary.png, and what observers and sinks write. A
+  line of the metrics with `step` n describes the state after n steps. Raises ValueError, before
+  anything expensive, for bad input and where another run is in `workdir`, FloatingPointError
   after more than `config.loss.max_skipped` non-finite updates in a row, `rewards.RewardError` when
   the reward fails on all of a step or an evaluation, and `checkpoint.Preempted` when a signal asked
   it to stop; the state is saved at these two.
@@ -39,6 +39,7 @@ def train(config, workdir: str) -> TrainState:
   config = settle(config, workdir)
   checkpoint.prepare(workdir, config)
   checkpoint.check_config(workdir, config)
+  sinks.check(config)
   with (
     lock.Lock(workdir) as held,
     CompilationCounter() as compilations,
@@ -65,6 +66,8 @@ def train(config, workdir: str) -> TrainState:
       kept = run, workdir, saved, log, progress, preemption, evaluate, compilations, first
       after = Housekeeping(*kept)
       after.begin(state)
+      if config.num_steps or config.eval.period:
+        log.at_end(lambda: report.summary(workdir))
       for step in range(first, config.num_steps):
         # failed: of the updates before, which have ended
         began, failed = time.perf_counter(), int(state.skipped)
@@ -80,9 +83,9 @@ def train(config, workdir: str) -> TrainState:
         state, updated = update(run, state, taken, advantage)
         state, learnt = learn(run, state, drawn)  # context, prior, budget and estimator
         state = state.replace(observers=observers)
+        if step + 1 == config.num_steps or checkpoint.due(step + 1, config.eval.period):
+          log.samples(step + 1, samples.rows(run, taken, advantage))
         after.keep(state, drawn.metrics | seen | updated | learnt, began, failed)
-    if distributed.first() and (config.num_steps or config.eval.period):
-      report.summary(workdir)
   return state
 
 
@@ -159,12 +162,13 @@ class Housekeeping(NamedTuple):
 
 def rows_of(run: Run, evaluate: evaluation.Evaluate) -> dict[str, str]:
   """Config key -> digest of the rows that it names, which stay the same as long as the run, and of
-  the file of a reward of the user's own."""
+  the files of rewards of the user's own."""
   config, found = run.config, {"data.path": run.prompts.digest}
   if config.eval.period:
     found["eval.path"] = evaluate.dataset.digest
-  if (module := config.reward.partition(":"))[1] and (own := sources.of_module(module[0])):
-    found[checkpoint.REWARD] = own
+  modules = [x.partition(":")[0] for x in rewards.targets(config.reward) if ":" in x]
+  if own := [digest for module in modules if (digest := sources.of_module(module))]:
+    found[checkpoint.REWARD] = " ".join(own)
   return found
 
 

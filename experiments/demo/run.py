@@ -4,8 +4,8 @@
     python -m experiments.demo.run --seeds=0,1,2     what experiments/demo/README.md reports
 
 Each run is one of the training loop with `configs/demo.py`. A run that is already complete in
-runs/demo is taken as it is, one that was interrupted is continued. Ends with a table,
-comparison.png, and how much of V0.5's lead is owed to having more prompts.
+runs/demo is taken as it is, one that was interrupted is continued. Ends with a table, pictures, a
+page, and, of several seeds, how much of V0.5's lead is owed to having more prompts.
 """
 
 from pathlib import Path
@@ -13,7 +13,8 @@ from pathlib import Path
 from absl import app, flags, logging
 
 from v05_jax.configs import demo
-from v05_jax.run import report
+from v05_jax.run import conclusion, report
+from v05_jax.run.comparison import Row, paired
 from v05_jax.train import train
 
 SEEDS = flags.DEFINE_list("seeds", ["0"], "seeds of the runs")
@@ -33,26 +34,32 @@ def main(_):
       print(f"{name}, seed {seed}: {rollouts:,} rollouts -> {workdirs[-1]}", flush=True)
       train(config, workdirs[-1])
   print()
-  rows = report.report(workdirs, str(out), names=names)
-  print(credit(dict(zip(demo.METHODS.values(), rows))))
+  report.report(workdirs, str(out), names=names, remark=credit)
 
 
-def credit(rows) -> str:
+def credit(rows: list[Row]) -> str:
   """Splits V0.5's lead over GRPO (G=16) by what the methods between them change, one thing after
-  the other."""
-  end = {method: 100 * row.end for method, row in rows.items()}
-  prompts, loss, prior = (
-    end["grpo4"] - end["grpo16"],
-    end["rloo4"] - end["grpo4"],
-    end["v05"] - end["rloo4"],
+  the other, with intervals over the seeds; of one seed it says nothing."""
+  of = dict(zip(demo.METHODS.values(), rows))
+  if any(row.seeds < 2 for row in rows):
+    return (
+      "What V0.5's difference from GRPO (G=16) comes from takes several seeds: "
+      "python -m experiments.demo.run --seeds=0,1,2"
+    )
+  points = lambda method, before: conclusion.spread(paired(of[method], of[before], "end"), 100, 1)
+  parts = (
+    ("grpo4", "grpo16", "four times as many prompts for the same rollouts (GRPO with G=4)"),
+    (
+      "rloo4",
+      "grpo4",
+      "the loss (RLOO: no division by the standard deviation, prompts weigh alike)",
+    ),
+    ("v05", "rloo4", "the value prior and shrinkage"),
   )
-  return (
-    f"\nV0.5 ends {end['v05'] - end['grpo16']:+.1f} points from GRPO (G=16). Of these "
-    f"{prompts:+.1f} come from four "
-    f"times as many prompts for the same\nrollouts (GRPO with G=4), {loss:+.1f} from the loss "
-    "(RLOO: no division by "
-    f"the standard deviation, prompts weigh the same),\n{prior:+.1f} from the value prior and "
-    "shrinkage."
+  told = [f"{points(method, before)} from {what}" for method, before, what in parts]
+  lead = points("v05", "grpo16")
+  return "\n".join(
+    [f"V0.5 minus GRPO (G=16), at the end: {lead} points of success; of these", *told]
   )
 
 

@@ -6,88 +6,44 @@ from pathlib import Path
 import numpy as np
 
 from experiments.estimator_lab.tables import table
-from experiments.headline.methods import METHODS, REGIMES
+from experiments.headline.claims import PAIRS, claims_table, differences, paired, resolved
+from experiments.headline.methods import FIRST, METHODS, REGIMES, TOYS
 from v05_jax.run import figures
 from v05_jax.run.comparison import interval, standard_error
 
 REFERENCE = "grpo16"  # the paper's baseline: leads are over it, and rollouts to its end
-# In the plots, with their colours.
+# In the plots beside the recipe, with their colours.
 SHOWN = {
-  "v05_plus": "#d55e00",
-  "v05": "#0072b2",
-  "spo": "#56b4e9",
-  "grpo4": "#009e73",
-  "rloo4": "#cc79a7",
-  "rloo2": "#e69f00",
+  "v05_osla": "#0072b2",
+  "v05": "#56b4e9",
+  "v05_k1": "#009e73",
+  "v05_score_k1": "#f0e442",
+  "spo": "#cc79a7",
+  "rloo4": "#e69f00",
   "dapo16": "#999999",
   "grpo16": "#333333",
 }
-# Differences that a claim hangs on: (method, minus this one).
-PAIRS = (
-  ("v05", "grpo16"),
-  ("v05", "dapo16"),
-  ("v05", "grpo4"),
-  ("v05", "rloo4"),
-  ("v05", "shrink4"),
-  ("v05", "v05_constant"),
-  ("v05_oracle", "v05"),
-  ("v05_flip10", "v05"),
-  ("v05_flip50", "v05"),
-  ("value", "v05"),
-  ("value_constant", "v05_constant"),
-  ("value_oracle", "v05_oracle"),
-  ("value_flip10", "v05_flip10"),
-  ("value_flip50", "v05_flip50"),
-  ("v05_osla", "v05"),
-  ("v05_k1", "v05"),
-  ("v05_k2", "v05"),
-  ("v05_k8", "v05"),
-  ("v05_k16", "v05"),
-  ("ewa4", "v05"),
-  ("ewa_neyman", "ewa2"),
-  ("ewa2_pool", "ewa2"),
-  ("v05_plus", "v05"),
-  ("v05_plus", "grpo4"),
-  ("v05_plus", "rloo4"),
-  ("v05_plus", "rloo2"),
-  ("v05_plus", "spo"),
-  ("v05_plus", "v05_k1"),
-  ("v05_plus", "plus_constant"),
-  ("v05_plus", "plus_shuffle"),
-  ("v05_plus", "plus_all"),
-  ("plus_all", "plus_constant"),
-  ("v05_plus", "plus_k2"),
-  ("v05_plus", "plus_k4"),
-  ("v05_plus", "plus_value"),
-  ("v05_plus", "plus_clip"),
-  ("v05_plus", "plus_once"),
-  ("v05_plus", "v05_reuse"),
-  ("v05_plus", "rloo4_reuse"),
-  ("v05_plus", "grpo16_reuse"),
-  ("v05_plus", "v05_k1_reuse"),
-  ("v05_plus", "spo_reuse"),
-  ("plus_once", "v05_k1"),
-)
+RECIPE_COLOUR = "#d55e00"
 
 
 def report(folder: Path):
   """Prints the tables, and writes table.md and the plots beside results.json."""
   record = json.loads((folder / "results.json").read_text())
-  parts = []
-  for regime, made in REGIMES.items():
-    runs = by_method(record["runs"], regime)
-    if runs:
-      parts += [
-        f"### {made.title}",
-        main_table(runs),
-        pairs_table(runs),
-        diagnostics_table(runs),
-        k_table(runs),
-      ]
-      draw(runs, made.title, folder / f"{regime}.png")
-  times = json.loads((folder / "times.json").read_text())["seconds"]
-  parts += ["### The same seconds", time_table(by_method(record["runs"], "default"), times)]
-  text = "\n\n".join(parts) + "\n"
+  by_regime = {regime: by_method(record["runs"], regime) for regime in REGIMES}
+  by_regime = {regime: runs for regime, runs in by_regime.items() if runs}
+  recipe = record["recipe"]
+  parts = [f"The recipe: {METHODS[recipe].title}.", "### The comparisons that the text makes"]
+  parts.append(claims_table(by_regime, recipe))
+  for regime, runs in by_regime.items():
+    title = REGIMES[regime].title
+    parts += [f"### {title}", main_table(runs), diagnostics_table(runs), k_table(runs)]
+    draw(runs, title, recipe, folder / f"{regime}.png")
+  parts += ["### Where the two toys disagree", turned_over(by_regime, recipe)]
+  if (folder / "times.json").exists():
+    times = json.loads((folder / "times.json").read_text())["seconds"]
+    for toy, seconds in times.items():
+      parts += [f"### The same seconds, {REGIMES[toy].title}", time_table(by_regime[toy], seconds)]
+  text = "\n\n".join(part for part in parts if part) + "\n"
   (folder / "table.md").write_text(text)
   print(text)
 
@@ -99,12 +55,6 @@ def by_method(lines: list[dict], regime: str) -> dict[str, list[dict]]:
     if line["regime"] == regime:
       found[line["method"]].append(line)
   return {name: runs for name, runs in found.items() if runs}
-
-
-def paired(runs, other, name: str) -> tuple[float, float]:
-  """(mean, half of the 95 % interval) of runs' `name` minus that of others with the same seeds."""
-  theirs = {run["seed"]: run[name] for run in other}
-  return interval([run[name] - theirs[run["seed"]] for run in runs if run["seed"] in theirs])[:2]
 
 
 def mean_curve(runs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -136,7 +86,8 @@ def crossings(runs, other) -> str:
 
 
 def main_table(runs) -> str:
-  """Success of every method, its lead over the reference with 95 % intervals, best area first."""
+  """Success of every method, its lead over the reference with 95 % intervals: the paper's main
+  method, then the others, best area first."""
   reference = runs[REFERENCE]
   goal = mean_curve(reference)[1][-1]
   head = [
@@ -146,11 +97,16 @@ def main_table(runs) -> str:
     "over GRPO, 16 ± 95 %",
     "end ± s.e.",
     "over GRPO, 16 ± 95 %",
+    "pass@16",
+    "pass@64 ± s.e.",
+    "over GRPO, 16 ± 95 %",
+    "entropy",
     "rollouts to GRPO, 16's end (seeds)",
     "prompts",
   ]
   rows, of = [], lambda own, key: np.array([run[key] for run in own])
-  for name in sorted(runs, key=lambda name: -np.mean([run["area"] for run in runs[name]])):
+  area = lambda name: np.mean([run["area"] for run in runs[name]])
+  for name in sorted(runs, key=lambda name: (name != FIRST, -area(name))):
     own = runs[name]
     spread = lambda key, own=own: (
       f"{np.mean(of(own, key)):.4f} ± {standard_error(of(own, key)):.4f}"
@@ -165,6 +121,10 @@ def main_table(runs) -> str:
         "-" if name == REFERENCE else lead("area"),
         spread("end"),
         "-" if name == REFERENCE else lead("end"),
+        f"{np.mean(of(own, 'pass@16')):.4f}",
+        spread("pass@64"),
+        "-" if name == REFERENCE else lead("pass@64"),
+        f"{np.mean([run['entropy_parts'][-1] for run in own]):.3f}",
         "never" if reached is None else f"{reached:,.0f} ({each})",
         f"{np.mean([r['prompts'] for r in own]):,.0f}",
       ]
@@ -181,8 +141,6 @@ def diagnostics_table(runs) -> str:
     "V accepted": "accepted",
     "zero advantage": "zero_share",
     "gradient norm": "grad_norm",
-    "its variation": "grad_norm_cv",
-    "cosine": "cosine",
     "clipped": "clipped",
     "discarded": "discarded",
   }
@@ -198,35 +156,45 @@ def diagnostics_table(runs) -> str:
         if key == "discarded"
         else f"{np.mean(known):.3f}"
       )
-    entropy = np.mean([run["entropy_parts"][-1] for run in own])
+    rho = [f"{np.mean([run['rho_parts'][i] or np.nan for run in own]):.2f}" for i in (0, -1)]
     k = np.mean(
       [sum(int(n) * count for n, count in run["k"].items()) / sum(run["k"].values()) for run in own]
     )
-    rows.append([METHODS[name].title, *cells, f"{entropy:.3f}", f"{k:.2f}"])
-  return table(["method", *columns, "entropy at the end", "mean k"], rows)
-
-
-def pairs_table(runs) -> str:
-  """The differences of PAIRS with 95 % intervals."""
-  rows = []
-  for name, other in PAIRS:
-    if name in runs and other in runs:
-      cells = [
-        "{:+.4f} ± {:.4f}".format(*paired(runs[name], runs[other], key)) for key in ("area", "end")
-      ]
-      rows.append([METHODS[name].title, METHODS[other].title, *cells])
-  return table(["method", "minus", "area", "end"], rows)
+    rows.append([METHODS[name].title, *cells, *rho, f"{k:.2f}"])
+  return table(["method", *columns, "rho at first (w)", "rho at last (w)", "mean k"], rows)
 
 
 def k_table(runs) -> str:
-  """Share of the prompts with so many rollouts, of the methods that divide them by need."""
+  """Share of the prompts with so many rollouts, of the methods that divide them by need; "" where
+  there is none."""
   adaptive = {name: own for name, own in runs.items() if len(own[0]["k"]) > 1}
   numbers = sorted({int(k) for own in adaptive.values() for run in own for k in run["k"]})
   rows = []
   for name, own in adaptive.items():
     counts = np.array([sum(run["k"].get(str(k), 0) for run in own) for k in numbers], float)
     rows.append([METHODS[name].title, *(f"{x:.1%}" if x else "-" for x in counts / counts.sum())])
-  return table(["rollouts of a prompt", *numbers], rows)
+  return table(["rollouts of a prompt", *numbers], rows) if rows else ""
+
+
+def turned_over(by_regime, recipe: str) -> str:
+  """The differences of PAIRS, in area, that are not the same in the two toys: their change from one
+  to the other, paired by seed, has an interval that leaves out 0. "" where a toy was not run."""
+  if not set(TOYS) <= set(by_regime):
+    return ""
+  rows, cell = [], lambda x: "{:+.4f} ± {:.4f}".format(*interval(x)[:2])
+  for pair in PAIRS:
+    names = {tuple(resolved(x, by_regime[toy], recipe) for x in pair) for toy in TOYS}
+    name, other = names.pop()
+    there = all({name, other} <= set(by_regime[toy]) for toy in TOYS)
+    if names or not there or name == other:
+      continue
+    leads = [differences(by_regime[toy][name], by_regime[toy][other], "area") for toy in TOYS]
+    mean, half, _ = interval(np.subtract(leads[1], leads[0]))
+    if abs(mean) > half:
+      cells = [*map(cell, leads), f"{mean:+.4f} ± {half:.4f}"]
+      rows.append([METHODS[name].title, METHODS[other].title, *cells])
+  head = ["method", "minus", *(REGIMES[toy].title for toy in TOYS), "change"]
+  return table(head, rows) if rows else "Nothing."
 
 
 def time_table(runs, times: dict[str, list[float]]) -> str:
@@ -259,29 +227,30 @@ def lead_curve(runs, other) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   return x, *np.array([interval(column)[:2] for column in leads.T]).T
 
 
-def draw(runs, title: str, path: Path):
+def draw(runs, title: str, recipe: str, path: Path):
   """Success over rollouts, the lead over the reference with its interval, gradient norm and
   entropy."""
   from matplotlib import rc_context
   from matplotlib.figure import Figure
 
+  colours = SHOWN | {recipe: RECIPE_COLOUR}
   shown = sorted(
-    (name for name in SHOWN if name in runs), key=lambda name: -mean_curve(runs[name])[1][-1]
+    (name for name in colours if name in runs), key=lambda name: -mean_curve(runs[name])[1][-1]
   )
   with rc_context(figures.STYLE):
     figure = Figure(figsize=(13, 4), layout="constrained")
     success, lead, *small = figure.subplots(1, 4, gridspec_kw={"width_ratios": (1.5, 1.5, 1, 1)})
     for name in shown:
-      line = {"color": SHOWN[name], "marker": "o", "markersize": 3}
+      line = {"color": colours[name], "marker": "o", "markersize": 3}
       x, mean, _ = mean_curve(runs[name])
       success.plot(x, mean, label=f"{METHODS[name].title}  {mean[-1]:.3f}", **line)
       if name != REFERENCE:
         x, mean, half = lead_curve(runs[name], runs[REFERENCE])
         lead.plot(x, mean, **line)
-        lead.fill_between(x, mean - half, mean + half, color=SHOWN[name], alpha=0.12, linewidth=0)
+        lead.fill_between(x, mean - half, mean + half, color=colours[name], alpha=0.12, linewidth=0)
       for axes, key in zip(small, ("grad_norm_parts", "entropy_parts")):
         axes.plot(x[1:], np.mean([run[key] for run in runs[name]], axis=0), **line)
-    lead.axhline(0.0, color=SHOWN[REFERENCE], linewidth=1)
+    lead.axhline(0.0, color=colours[REFERENCE], linewidth=1)
     success.set_title(f"success on held-out prompts, {title}")
     success.legend(title="method, end", fontsize=8, alignment="left")
     lead.set_title(f"lead over {METHODS[REFERENCE].title}, paired by seed; band: 95 % interval")

@@ -7,10 +7,12 @@ import time
 import jax
 import numpy as np
 
-from experiments.headline import controls, gradient
+from experiments.headline import controls
 from experiments.headline.methods import MARKS
+from experiments.headline.summary import PASSES
 from v05_jax import config as configuration
 from v05_jax import data, models, plug, rewards, tasks
+from v05_jax.observers import noise
 from v05_jax.observers.base import Step
 from v05_jax.run import evaluate as evaluation
 from v05_jax.run import metrics
@@ -21,6 +23,7 @@ from v05_jax.setup import assemble, make_update
 from v05_jax.step import learn, update
 
 OBSERVED = ("diagnostics", "exact")  # all that makes a metric of KEPT
+
 # Metrics kept of every step; of the others only the evaluations are.
 KEPT = (
   "accuracy",
@@ -30,6 +33,7 @@ KEPT = (
   "k/mean",
   "loss/clip_fraction",
   "loss/entropy",
+  "noise/rho",
   "prior/accepted",
   "prior/true_mse",
   "prompts",
@@ -63,12 +67,12 @@ class Session:
     """Drops the parts of a name."""
     self._parts = {key: part for key, part in self._parts.items() if key[0] != name}
 
-  def run(self, config):
+  def run(self, config, observed=OBSERVED):
     """(Run, collect, evaluate), as `setup.setup`, `rollouts.make` and `evaluate.make` would make
-    them, but that only OBSERVED look on."""
+    them, but that `observed` look on."""
     configuration.validate(config)
     config = config.copy_and_resolve_references()
-    config.observe = OBSERVED
+    config.observe = observed
     mesh = self.part(lambda: sharding.make_mesh(config.mesh), "mesh", config.mesh)
     policy = self.part(lambda: models.load(config.policy, config.seed), "policy", config.policy)
     shape = policy.config  # the programs depend on it, and not on the parameters
@@ -83,7 +87,10 @@ class Session:
       lambda: make_update(config, shape, mesh), "update", shape, config.loss, config.optimizer
     )
     exact = self.part(
-      lambda: tasks.make_exact(shape, policy.tokenizer, config.sampler), "exact", shape
+      lambda: tasks.make_exact(shape, policy.tokenizer, config.sampler),
+      "exact",
+      shape,
+      config.sampler,
     )
     verifier = self.part(
       lambda: rewards.load(config).__enter__(), "verifier", config.reward, config.rewards
@@ -101,7 +108,7 @@ class Session:
       shape,
       config.sampler,
       config.eval,
-      config.data.seed,
+      data.eval_config(config),
       config.seed,
     )
     run = assemble(plug.Setting(config, len(prompts), policy, mesh, prompts, exact), updater)
@@ -113,46 +120,35 @@ class Session:
       "estimator",
       config.baseline,
       config.estimators,
+      config.policy,
+      config.prior,
+      config.budget,
       len(prompts),
     )
     run = run._replace(prior=prior, estimator=estimator, advantages=advantages)
     return run, collect, evaluate
 
-  def true_gradient(self, run):
-    """`gradient.make` for the data of a run."""
-    config = run.config
-    return self.part(lambda: gradient.make(run), "gradient", run.policy.config, config.data)
 
-
-def play(session: Session, config, control: str, total: int, cosines: bool) -> dict:
+def play(session: Session, config, control: str, total: int, observed=OBSERVED) -> dict:
   """Trains until `total` rollouts were generated -> everything that the tables want of the run.
 
-  "curve": (rollouts, success on held-out prompts, the same where it is exact) at MARKS + 1 places;
-    "steps": the KEPT
-  metrics by step; "k": how often a prompt had how many rollouts; "cosine": of the update's gradient
-  with the exact one at four places, over prompts whose success is exact.
+  "curve": (rollouts, exact success on held-out prompts, exact pass@k for each of PASSES) at MARKS
+  + 1 places; "steps": the KEPT metrics by step; "k": how often a prompt had how many rollouts;
+  "seconds": of the steps, evaluations left out. `observed`: who looks on; the metrics of
+  others are NaN.
   """
-  run, collect, evaluate = session.run(config)
+  run, collect, evaluate = session.run(config, observed)
   latest = {}
   truth = controls.make_truth(run, collect, lambda: latest["params"], config.seed)
   run = run._replace(prior=controls.make(control, run.prior, config.seed, truth))
   state = run.init()
-  curve, steps, k, angles, marks = [], {name: [] for name in KEPT}, {}, [], 0
-
-  def look(state):
-    found = metrics.means(evaluation.summarise(evaluate(state.params)))
-    curve.append((int(state.rollouts), found["eval/accuracy"], found["eval/exact"]))
-
+  curve, steps, k, marks = [], {name: [] for name in KEPT}, {}, 0
+  look = lambda state: curve.append((int(state.rollouts), *success(evaluate(state.params).exact)))
   look(state)
   began, looked = time.perf_counter(), 0.0
   while int(state.rollouts) < total:
     latest["params"] = state.params
-    drawn = draw(run, collect, state)
-    since = time.perf_counter()
-    if cosines and marks % 2 == 0 and len(angles) <= marks // 2:
-      angles.append(gradient.cosine(run, session.true_gradient(run), state, drawn.taken))
-    looked += time.perf_counter() - since
-    state, measured = advance(run, state, drawn)
+    state, measured = advance(run, state, draw(run, collect, state))
     found = metrics.means({name: measured[name] for name in KEPT if name in measured})
     for name in KEPT:
       steps[name].append(float(f"{found.get(name, np.nan):.5g}"))
@@ -166,13 +162,15 @@ def play(session: Session, config, control: str, total: int, cosines: bool) -> d
       look(state)
     looked += time.perf_counter() - since
   jax.block_until_ready(state.params)
-  return {
-    "curve": curve,
-    "steps": steps,
-    "k": k,
-    "cosine": angles,
-    "seconds": time.perf_counter() - began - looked,
-  }
+  seconds = time.perf_counter() - began - looked
+  return {"curve": curve, "steps": steps, "k": k, "seconds": seconds}
+
+
+def success(exact: np.ndarray) -> list[float]:
+  """Mean success, and mean pass@k = 1 - (1 - p)^k for each of PASSES, of prompts whose probability
+  of success p is exact; the others are NaN in `exact` [n] and left out."""
+  p = exact[np.isfinite(exact)]
+  return [float(p.mean()), *(float(np.mean(1 - (1 - p) ** k)) for k in PASSES)]
 
 
 def advance(run, state, drawn):
@@ -183,7 +181,8 @@ def advance(run, state, drawn):
   observers, seen = run.observers.see(state.observers, look)
   state, updated = update(run, state, taken, advantage)
   state, learnt = learn(run, state, drawn)
-  return state.replace(observers=observers), drawn.metrics | seen | updated | learnt
+  rho = {"noise/rho": noise.rho(noise.of_scores(taken.groups.unconditional))}
+  return state.replace(observers=observers), drawn.metrics | seen | updated | learnt | rho
 
 
 SESSION = Session()

@@ -68,10 +68,11 @@ def run(out: Path, model: Path, methods: list[str]):
     results[name] = judged(config, out / method)
   print()
   names = [smollm2.METHODS[method] for method in methods]
-  report.report([str(out / method) for method in methods], str(out), names=names)
+  workdirs = [str(out / method) for method in methods]
+  report.report(workdirs, str(out), names=names)
   print(table.write(out, results))
   minutes = (time.monotonic() - began) / 60
-  print(f"\n{minutes:.1f} minutes; the curve is {out / 'comparison.png'}", flush=True)
+  print(f"\n{minutes:.1f} minutes; the curve is {report.stem(workdirs, str(out))}.png", flush=True)
 
 
 def check(methods: list[str]):

@@ -11,6 +11,9 @@ from v05_jax.models import decoder, families, flash, hf, hub, lora, model_config
 from v05_jax.models import tokenizer as tokenizers
 
 BUILTIN = Path(__file__).parent.parent / "tasks" / "warm_start"
+# Policies of the built-in tasks that the package ships, by what config.policy.path calls them.
+SHIPPED = {"builtin": BUILTIN, "builtin_scratchpad": BUILTIN.parent / "warm_start_scratchpad"}
+_SHIPPED = ", ".join(f'"{name}"' for name in SHIPPED)
 
 
 class Policy(NamedTuple):
@@ -35,8 +38,8 @@ def folder(path: str) -> Path:
   if hub.is_name(path):
     return hub.fetch(path, "config.policy.path")
   raise ValueError(
-    f'config.policy.path: found {path!r}, expected "builtin", a Hugging Face directory or the name '
-    f"of a model on the hub (owner/name); {directory} is not a directory"
+    f"config.policy.path: found {path!r}, expected {_SHIPPED}, a Hugging Face directory or the "
+    f"name of a model on the hub (owner/name); {directory} is not a directory"
   )
 
 
@@ -81,8 +84,8 @@ def adapt(config: decoder.ModelConfig, policy, platform: str | None = None) -> d
 
 def load(policy, seed: int = 0) -> Policy:
   """The policy that `config.policy` names. `path` is a Hugging Face directory, a model's name on
-  the hub (owner/name), or "builtin" for the warm start of the built-in tasks; with `preset` the
-  shape is that preset's, the weights are drawn from `seed`, and only the tokenizer comes from
+  the hub (owner/name), or a name of SHIPPED for a warm start of the built-in tasks; with `preset`
+  the shape is that preset's, the weights are drawn from `seed`, and only the tokenizer comes from
   `path`.
 
   Raises ValueError, naming the key or file, for whatever cannot be used.
@@ -117,4 +120,4 @@ def load(policy, seed: int = 0) -> Policy:
 
 
 def _local(path: str) -> Path:
-  return BUILTIN if path == "builtin" else Path(path)
+  return SHIPPED.get(path) or Path(path)

@@ -42,7 +42,8 @@ class Kept(NamedTuple):
 def noise(options, setting):
   """Of the rollouts whose number no outcome has chosen; the sample size is that of the update."""
   jury = scoreboard.judges(options.estimators, setting, lambda groups: groups.score)
-  labels, own, loss = jury.labels, jury.own, setting.config.loss
+  labels, own, config = jury.labels, jury.own, setting.config
+  selected = config.selection.pool > 1 and config.selection.weighted
 
   def see(state: Kept, step: Step):
     found: Pairs = {}
@@ -50,8 +51,10 @@ def noise(options, setting):
       learnt, each = jury.judge(state.learnt, draw)
       state = Kept(learnt, update(state.moments, each, own))
       moment = {"noise/second_moment": pair(each[own])}
+      if selected:
+        moment["noise/selection"] = of_selection(np.asarray(each[own]), draw.importance)
       found = merge(found, moment | of_scores(draw.groups.unconditional))
-    size = sample_size(shares(step.taken, step.advantage, loss))
+    size = sample_size(shares(step.taken, step.advantage, config.loss))
     found |= {"noise/rho": rho(found), "noise/effective_sample_size": (size, 1)}
     found = {name: x for name, x in found.items() if name not in OUTCOMES}
     return state, found | standings(state.moments, labels, own)
@@ -65,6 +68,17 @@ def of_scores(groups) -> Pairs:
   of = lambda weight: (float(np.sum(weight * w)), float(np.sum(weight)))
   means = dict(zip(OUTCOMES, (of((1 - r) / 2), of((1 + r) / 2))))
   return means | {"noise/w_reward": (float(np.sum(w * r)), float(np.sum(w)))}
+
+
+def of_selection(moment, importance) -> tuple[float, float]:
+  """The second moment of the weighted gradient over that of prompts drawn alike, as a pair.
+
+  moment [P]: w A^2 of each prompt taken, NaN where unknown; importance [P]: 1 / its chance, scaled.
+  Weighted by importance the prompts taken stand for all, sum of importance * moment; what they do
+  to the gradient they do with the square of their weights.
+  """
+  moment = np.where(np.isfinite(moment), moment, 0.0).astype(np.float64)
+  return float(np.sum(importance**2 * moment)), float(np.sum(importance * moment))
 
 
 def rho(found: Pairs) -> tuple[float, float]:

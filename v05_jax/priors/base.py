@@ -25,6 +25,9 @@ class Prior(NamedTuple):
   # (state, what `ask` remembered, Groups) -> (state, metrics as (sum, count) pairs)
   learn: Callable = lambda state, asked, groups: (state, {})
   learned: bool = True  # it can be wrong about single prompts: what corrections are about
+  # what `ask` remembered -> float32 [P]: the variance of a prompt's mean reward around V, as the
+  # prior sees its own error; NaN = it does not say. None = it never does
+  variance: Callable | None = None
 
 
 class Layer(NamedTuple):
@@ -36,6 +39,9 @@ class Layer(NamedTuple):
   # (state, what `ask` remembered, Groups) -> (state, metrics as (sum, count) pairs)
   learn: Callable = lambda state, asked, groups: (state, {})
   corrects: bool = False  # it is for learned priors alone, and left out around any other
+  # (what its `ask` remembered, variance [P] of the inner prior) -> that of its own V, [P]; None =
+  # it does not say, whatever is inside
+  variance: Callable | None = None
 
 
 def make(setting: plug.Setting) -> Prior:
@@ -47,6 +53,17 @@ def make(setting: plug.Setting) -> Prior:
     if prior.learned or not layer.corrects:
       prior = wrapped(name, layer, prior)
   return prior
+
+
+def variance(prior: Prior, asked, count: int) -> np.ndarray:
+  """float32 [P]: what the prior says of its own squared error where it was asked about `count`
+  prompts, at least 0; NaN = nothing. Raises ValueError for another shape."""
+  if prior.variance is None:
+    return np.full(count, np.nan, np.float32)
+  found = np.asarray(prior.variance(asked), np.float32)
+  if found.shape != (count,):
+    raise ValueError(f"prior: variance: found the shape {found.shape}, expected ({count},)")
+  return np.where(found >= 0, found, np.nan).astype(np.float32)
 
 
 def speaks(config) -> bool:
@@ -66,7 +83,8 @@ def named(name: str, prior: Prior) -> Prior:
     after, metrics = plug.call(what, prior.learn, state[key], asked[key], groups)
     return {key: after}, metrics
 
-  return Prior(ask, lambda: {key: plug.call(what, prior.init)}, learn, prior.learned)
+  spread = prior.variance and (lambda asked: plug.call(what, prior.variance, asked[key]))
+  return Prior(ask, lambda: {key: plug.call(what, prior.init)}, learn, prior.learned, spread)
 
 
 def wrapped(name: str, layer: Layer, inner: Prior) -> Prior:
@@ -83,7 +101,12 @@ def wrapped(name: str, layer: Layer, inner: Prior) -> Prior:
     own, more = plug.call(what, layer.learn, state[key], asked[key], groups)
     return after | {key: own}, metrics | more
 
-  return Prior(ask, lambda: inner.init() | {key: plug.call(what, layer.init)}, learn, inner.learned)
+  def spread(asked):
+    return plug.call(what, layer.variance, asked[key], inner.variance(asked))
+
+  init = lambda: inner.init() | {key: plug.call(what, layer.init)}
+  says = inner.variance is not None and layer.variance is not None
+  return Prior(ask, init, learn, inner.learned, spread if says else None)
 
 
 def checked(what: str, value, prompts) -> np.ndarray:

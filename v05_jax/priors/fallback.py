@@ -41,6 +41,7 @@ def fallback(options, setting):
     judged = not any(np.any(part.get("smoothed", False)) for part in asked.values())
     own = contexts.remembered(state.record, np.zeros((count, 0)), value)
     own |= {"mean": mean, "judged": np.full(count, judged)}
+    own |= {"fallen": np.full(count, bool(state.drift.fallen))}
     return (mean if state.drift.fallen else value), own
 
   def learn(state, asked, groups):
@@ -57,7 +58,11 @@ def fallback(options, setting):
     metrics["prior/fallback"] = (float(state.drift.fallen), 1)
     return Fallback(contexts.learn(state.record, asked, groups)[0], drift), metrics
 
-  return Layer(ask, lambda: Fallback(contexts.empty(size), init()), learn, corrects=True)
+  def variance(asked, inner):
+    return np.where(asked["fallen"], np.nan, inner)
+
+  first = lambda: Fallback(contexts.empty(size), init())
+  return Layer(ask, first, learn, corrects=True, variance=variance)
 
 
 def _report(step: int, fallen: bool, patience: int, own: float, mean: float):

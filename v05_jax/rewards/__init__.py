@@ -1,5 +1,5 @@
 """Rewards: what a response is worth, by the built-in tasks, math-verify, arithmetic, reasoning-gym
-or the user's function.
+or the user's function, or by several of these.
 
 `load(config)` returns a verifier: `submit(prompts, responses, rows)` hands rollouts over and
 returns one handle each, in order; `handle.result()` waits for its `Verdict`; `close()`, or leaving
@@ -8,12 +8,29 @@ and not the run; only one that fails on everything stops it (`sampling.verdicts`
 """
 
 from collections.abc import Sequence
+import contextlib
 import logging
 
 from v05_jax.rewards import expression
+from v05_jax.rewards.mixture import combine, others, success, targets, terms
 from v05_jax.rewards.pool import Direct, Pool, Verdict
+from v05_jax.rewards.several import Several
 
-__all__ = ["Direct", "Pool", "RewardError", "Verdict", "check_answers", "load", "overlong_penalty"]
+__all__ = [
+  "Direct",
+  "Pool",
+  "RewardError",
+  "Several",
+  "Verdict",
+  "check_answers",
+  "combine",
+  "load",
+  "others",
+  "overlong_penalty",
+  "success",
+  "targets",
+  "terms",
+]
 
 MATH = "v05_jax.rewards.math:verify"
 GYM = "v05_jax.rewards.reasoning_gym:verify"
@@ -30,23 +47,37 @@ class RewardError(ValueError):
   """The reward has failed on every response that it was asked about."""
 
 
-def load(config) -> Direct | Pool:
-  """The verifier that `config.reward` names.
+def load(config) -> Direct | Pool | Several:
+  """The verifier that `config.reward` names, or that of several with weights.
 
   "task" is the built-in tasks' own verifier, "expression" calculates the response's arithmetic;
   both are trusted, bounded, fast and run in this process. "math" (free-form mathematics),
-  "reasoning_gym" (its tasks' own verifiers) and "module:function", called as (prompt, response,
-  row) -> float, run in `config.rewards.workers` processes, each verdict for
-  `config.rewards.timeout` seconds at most.
+  "reasoning_gym" (its tasks' own verifiers) and "module:function" (`worker.load` says how it may be
+  called) run in `config.rewards.workers` processes each, a call for `config.rewards.timeout`
+  seconds at most.
 
-  Raises ValueError, naming the key, if a worker cannot import the function, or it is none of three
+  Raises ValueError, naming the key, if a worker cannot import the function, or it has other
   arguments.
   """
-  if config.reward == "task":
+  try:
+    found = terms(config.reward)
+  except ValueError as error:
+    raise ValueError(f"config.reward = {config.reward!r:.200}: {error}") from None
+  if isinstance(config.reward, str):
+    return _one(config, config.reward)
+  with contextlib.ExitStack() as stack:  # where one cannot be loaded, the others are closed
+    verifiers = {term.name: stack.enter_context(_one(config, term.target)) for term in found}
+    stack.pop_all()
+  return Several(verifiers)
+
+
+def _one(config, target: str) -> Direct | Pool:
+  """The verifier of one name."""
+  if target == "task":
     from v05_jax import tasks
 
     return Direct(tasks.verify)
-  if config.reward == "expression":
+  if target == "expression":
     return Direct(expression.verify)
   workers, timeout = config.rewards.workers, config.rewards.timeout
   number = lambda x, kinds: isinstance(x, kinds) and not isinstance(x, bool)
@@ -57,32 +88,27 @@ def load(config) -> Direct | Pool:
     expected = f"seconds above 0 and at most {LONGEST_VERDICT}, a day"
     raise ValueError(f"config.rewards.timeout: found {timeout!r:.80}, expected {expected}")
   own = {"math": MATH, "reasoning_gym": GYM}
-  if config.reward not in own and not all(config.reward.partition(":")):
-    raise ValueError(
-      f"config.reward = {config.reward!r}: expected task, math, expression, reasoning_gym or "
-      "module:function"
-    )
-  target = own.get(config.reward, config.reward)
-  memory = CALCULATING_MEMORY if config.reward in own else 0
+  memory = CALCULATING_MEMORY if target in own else 0
   try:
-    return Pool(target, config.rewards.workers, config.rewards.timeout, memory)
+    return Pool(own.get(target, target), workers, timeout, memory)
   except ValueError as error:
-    raise ValueError(f"config.reward = {config.reward!r}: {error}") from None
+    of = "" if target == config.reward else f"{target}: "
+    raise ValueError(f"config.reward = {config.reward!r}: {of}{error}") from None
 
 
-def check_answers(reward: str, rows: Sequence[dict], source: str) -> None:
+def check_answers(reward, rows: Sequence[dict], source: str) -> None:
   """Whether the reward `expression` can compare with the answers of `rows`, drawn from `source`.
 
   Raises ValueError where no answer is a number, and logs how many are none: a response to these is
   worth 0 whatever it says. Any other reward has its own ideas of an answer.
   """
-  if reward != "expression":
+  if "expression" not in targets(reward):
     return
   wrong = [row["answer"] for row in rows if not expression.is_number(row["answer"])]
   if wrong and len(wrong) == len(rows):
     raise ValueError(
       f"{source}: found {wrong[0]!r} as the first answer and no number among {len(rows)} of them, "
-      "expected numbers, since config.reward is expression"
+      "expected numbers, since config.reward names expression"
     )
   if wrong:
     log.warning(

@@ -7,7 +7,6 @@ thread becomes a failed verdict, and every wait in it has a limit.
 
 from collections.abc import Callable
 from concurrent.futures import Future
-import itertools
 import logging
 import math
 import pickle
@@ -16,7 +15,7 @@ import threading
 from typing import NamedTuple
 
 from v05_jax.rewards.process import Lost, Worker
-from v05_jax.rewards.worker import HEAD, describe
+from v05_jax.rewards.worker import BATCHED, HEAD, describe
 
 START = 120.0  # seconds a worker may take to import the reward function
 PAUSES = (0.1, 1.0, 5.0)  # seconds between attempts to start a process, when the system is short
@@ -31,15 +30,18 @@ class Verdict(NamedTuple):
   reward: float  # the verifier's own units; NaN when it failed
   failure: str = ""  # "" | "timeout" | "crash": an exception, a dead worker, or no finite number
   detail: str = ""  # what happened, for people
+  parts: tuple[float, ...] = ()  # of several rewards, each one's own
 
 
 class Direct:
   """A trusted, fast function, called as (prompt, response, row) in this process."""
 
+  batched = False
+
   def __init__(self, function):
     self.function = function
 
-  def submit(self, prompts, responses, rows) -> list[Future]:
+  def submit(self, prompts, responses, rows, groups=None) -> list[Future]:
     handles = [Future() for _ in prompts]
     for handle, *job in zip(handles, prompts, responses, rows, strict=True):
       handle.set_result(Verdict(float(self.function(*job))))
@@ -56,7 +58,8 @@ class Direct:
 
 
 class Pool:
-  """`workers` processes that call `target` ("module:function"), one rollout at a time each.
+  """`workers` processes that call `target` ("module:function"), with one rollout at a time each, or
+  with all those of a prompt, where the function is of that kind (`worker.load`): `batched`.
 
   A verdict whose worker ends is asked for once more, of a fresh worker, where the old one had given
   verdicts before: what they left behind (a timer, a thread, memory) may have ended it.
@@ -70,8 +73,9 @@ class Pool:
     self._function = target, memory
     self.dropped = 0  # replies that belonged to no present verdict
     self._timeout = timeout
-    self._jobs = queue.SimpleQueue()  # (handle, job), or None for a thread to end
-    self._numbers = itertools.count(1)  # of jobs
+    self.batched = False  # until a worker has loaded the function
+    self._jobs = queue.SimpleQueue()  # (handles, job), or None for a thread to end
+    self._next = 1  # number of the next verdict
     self._lock = threading.Lock()
     self._closed = threading.Event()
     self._workers: dict[int, Worker] = {}
@@ -87,15 +91,23 @@ class Pool:
       self.close()
       raise ValueError(errors[0])
 
-  def submit(self, prompts: list[str], responses: list[str], rows: list[dict]) -> list[Future]:
-    """One handle each, in order; `handle.result()` waits for its Verdict."""
+  def submit(self, prompts: list[str], responses: list[str], rows: list[dict], groups=None):
+    """One handle each, in order; `handle.result()` waits for its Verdict.
+
+    groups: of each response a number or name; a batched function is called once for each group. By
+    default responses belong together that have the same prompt and the same row object.
+    """
     handles = [Future() for _ in prompts]
     jobs = list(zip(prompts, responses, rows, strict=True))
+    work = [([handle], job) for handle, job in zip(handles, jobs)]
+    if self.batched:
+      keys = [(prompt, id(row)) for prompt, _, row in jobs] if groups is None else groups
+      work = _by_group(keys, handles, jobs)
     with self._lock:  # else a job could come after `close` has emptied the queue
       if self._closed.is_set():
         raise ValueError("the verifier is closed")
-      for handle, job in zip(handles, jobs, strict=True):
-        self._jobs.put((handle, job))
+      for item in work:
+        self._jobs.put(item)
     return handles
 
   def close(self):
@@ -107,7 +119,8 @@ class Pool:
       worker.kill()
     while not self._jobs.empty():
       if item := self._jobs.get():
-        item[0].cancel()
+        for handle in item[0]:
+          handle.cancel()
     for _ in self._threads:
       self._jobs.put(None)
     for thread in self._threads:
@@ -130,33 +143,42 @@ class Pool:
 
     def load():
       self._launch(slot)
-      return Verdict(0.0)
+      return [Verdict(0.0)]
 
-    loaded.set_result(self._guarded(slot, load).detail)
+    loaded.set_result(self._guarded(slot, load)[0].detail)
     while item := self._jobs.get():
-      handle, job = item
+      handles, job = item
       if self._closed.is_set():
-        handle.cancel()
-      elif handle.set_running_or_notify_cancel():
-        handle.set_result(self._verdict(slot, job))
+        for handle in handles:
+          handle.cancel()
+      running = [handle.set_running_or_notify_cancel() for handle in handles]
+      if any(running):
+        found = self._verdicts(slot, job, len(handles))
+        for handle, goes_on, verdict in zip(handles, running, found, strict=True):
+          if goes_on:
+            handle.set_result(verdict)
     self._drop(slot)
 
-  def _verdict(self, slot: int, job) -> Verdict:
-    number = next(self._numbers)
+  def _verdicts(self, slot: int, job, count: int) -> list[Verdict]:
+    with self._lock:
+      numbers = range(self._next, self._next + count)
+      self._next += count
     try:
       text = pickle.dumps(job)
     except BaseException as error:  # of an object in the row
-      found = Verdict(math.nan, "crash", f"the row cannot be sent to a worker: {describe(error)}")
+      reason = f"the row cannot be sent to a worker: {describe(error)}"
+      found = [Verdict(math.nan, "crash", reason)] * count
     else:
-      message = HEAD.pack(number, len(text)) + text
-      found = self._guarded(slot, lambda: self._ask(slot, number, message))
-    if found.failure and not self._closed.is_set():
-      self._say(found.failure, f"a verdict failed ({found.failure}): {found.detail}")
+      message = HEAD.pack(numbers[0], len(text)) + text
+      found = self._guarded(slot, lambda: self._ask(slot, numbers, message), count)
+    for failed in (verdict for verdict in found if verdict.failure):
+      if not self._closed.is_set():
+        self._say(failed.failure, f"a verdict failed ({failed.failure}): {failed.detail}")
     return found
 
-  def _guarded(self, slot: int, work: Callable[[], Verdict]) -> Verdict:
-    """What `work` returns; what it raises becomes a failed verdict and costs the slot its
-    worker."""
+  def _guarded(self, slot: int, work: Callable[[], list[Verdict]], count: int = 1) -> list[Verdict]:
+    """What `work` returns, `count` verdicts; what it raises becomes as many failed ones and costs
+    the slot its worker."""
     try:
       return work()
     except TimeoutError as error:
@@ -166,9 +188,9 @@ class Pool:
     except BaseException as error:
       found = Verdict(math.nan, "crash", describe(error))
     self._drop(slot)
-    return found
+    return [found] * count
 
-  def _ask(self, slot: int, number: int, message: bytes) -> Verdict:
+  def _ask(self, slot: int, numbers: range, message: bytes) -> list[Verdict]:
     worker = self._workers.get(slot)
     if worker and worker.ended():
       self._say("ended", f"between two verdicts {worker.ending()}; it is started again")
@@ -176,7 +198,7 @@ class Pool:
       worker = None
     worker = worker or self._launch(slot)
     try:
-      reward, error = worker.exchange(number, message, self._timeout)
+      found = worker.exchange(numbers, message, self._timeout)
     except TimeoutError:
       raise TimeoutError(f"no verdict within {self._timeout:g} s") from None
     except Lost as lost:
@@ -185,9 +207,9 @@ class Pool:
       # An earlier verdict may have left what ends the process now: a fresh one tells.
       self._say("again", f"{lost}; the verdict is asked for once more, of a fresh one")
       self._drop(slot)
-      return self._ask(slot, number, message)
+      return self._ask(slot, numbers, message)
     worker.judged = True
-    return Verdict(reward, "crash" if error else "", error)
+    return [Verdict(reward, "crash" if error else "", error) for reward, error in found]
 
   def _launch(self, slot: int) -> Worker:
     """Starts the slot's worker and waits until it has loaded the function. Raises `Lost` or
@@ -198,11 +220,12 @@ class Pool:
       if self._closed.is_set():
         raise Lost("the verifier is closed")
     try:
-      _, error = worker.exchange(0, b"", START)
+      ((kind, error),) = worker.exchange(range(1), b"", START)
     except TimeoutError:
       raise TimeoutError(f"the function was not loaded within {START:g} s") from None
     if error:
       raise Lost(error)
+    self.batched = kind == BATCHED
     return worker
 
   def _start(self) -> Worker:
@@ -237,3 +260,17 @@ class Pool:
     if kind not in self._warned:
       self._warned.add(kind)
       log.warning("%s", message)
+
+
+def _by_group(keys, handles, jobs) -> list[tuple[list[Future], tuple]]:
+  """(handles, (prompt, responses, row)) of each group, in the order in which they begin."""
+  groups: dict = {}
+  for key, handle, job in zip(keys, handles, jobs, strict=True):
+    groups.setdefault(key, []).append((handle, job))
+  return [
+    (
+      [handle for handle, _ in found],
+      (found[0][1][0], [job[1] for _, job in found], found[0][1][2]),
+    )
+    for found in groups.values()
+  ]

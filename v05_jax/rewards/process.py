@@ -72,22 +72,23 @@ class Worker:
       {"JAX_PLATFORMS": "cpu"},  # the accelerator is the trainer's
     )
 
-  def exchange(self, number: int, message: bytes, timeout: float) -> tuple[float, str]:
-    """Sends a message and waits for the reply of that number -> (reward, error).
+  def exchange(self, numbers: range, message: bytes, timeout: float) -> list[tuple[float, str]]:
+    """Sends a message and waits for the replies of these numbers -> (reward, error) of each.
 
     Raises TimeoutError after `timeout` seconds, and `Lost` where the process ends or replies what
     is none.
     """
-    end = time.monotonic() + timeout
+    end, found = time.monotonic() + timeout, {}
     try:
       self._socket.settimeout(timeout)
       self._socket.sendall(message)
-      while True:
-        line = self._line(end)
-        found, reward, error = parse(line)
-        if found == number:
-          return reward, error
-        self._dropped()
+      while len(found) < len(numbers):
+        number, reward, error = parse(self._line(end))
+        if number in numbers and number not in found:
+          found[number] = reward, error
+        else:
+          self._dropped()
+      return [found[number] for number in numbers]
     except TimeoutError:
       raise
     except OSError:  # it has closed the socket, most often since it is dead

@@ -6,9 +6,11 @@ spawn (it imports the parent's main module again). Nothing here may import jax: 
 seconds to start and could claim the accelerator.
 """
 
+import asyncio
 import builtins
 import contextlib
 import ctypes
+import functools
 import inspect
 import json
 import math
@@ -25,6 +27,8 @@ import traceback
 from v05_jax.names import describe, resolve
 
 HEAD = struct.Struct("!QQ")  # before each job: its number, and the bytes of its pickle
+BATCHED = 1.0  # the reward of the first reply, where the function takes all responses at once
+WANTED = "expected a function (prompt, response, row) -> float, or (prompt, responses, row) -> list"
 LARGEST = 3.4028234e38  # float32's, which rewards are kept in
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -34,7 +38,9 @@ def main(descriptor: int, target: str, memory: int):
 
   A job is a `HEAD` and a pickled (prompt, response, row). Its reply is a line of JSON, [the job's
   number, reward, error]: the parent unpickles nothing that a process running a stranger's code has
-  written. The first line, of number 0, says whether `target` ("module:function") can be used.
+  written. In a job for a batched function a list of responses stands for the one, and as many lines
+  are its reply, of numbers that count on from the job's. The first line, of number 0, says whether
+  `target` ("module:function") can be used, and whether it is batched.
   `memory`: bytes of address space, 0 = no limit.
   """
   signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -68,9 +74,10 @@ def _serve(connection: socket.socket, target: str):
 
   try:
     function = load(target)
+    batched = is_batched(function)
   except BaseException as error:
     return reply(0, math.nan, describe(error))
-  reply(0, 0.0, "")
+  reply(0, BATCHED if batched else 0.0, "")
   jobs = connection.makefile("rb")
   while len(head := jobs.read(HEAD.size)) == HEAD.size:
     number, size = HEAD.unpack(head)
@@ -79,7 +86,11 @@ def _serve(connection: socket.socket, target: str):
     except Exception as error:  # the row holds an object that this process cannot rebuild
       reply(number, math.nan, describe(error))
     else:
-      reply(number, *verdict(function, *job))
+      if not batched:
+        reply(number, *verdict(function, *job))
+      else:
+        for i, found in enumerate(verdicts(function, *job)):
+          reply(number + i, *found)
 
 
 def _close(descriptor: int):
@@ -88,17 +99,25 @@ def _close(descriptor: int):
 
 
 def load(target: str):
-  """The reward function that "module:function" names. Raises what `resolve` does, and TypeError
-  where it cannot be called as (prompt, response, row)."""
-  function = resolve(target)
-  name, wanted = target.partition(":")[2], "expected a function (prompt, response, row) -> float"
-  for kind in (
-    inspect.iscoroutinefunction,
-    inspect.isgeneratorfunction,
-    inspect.isasyncgenfunction,
-  ):
+  """The reward function that "module:function" names, as it is called here. What it may be, with or
+  without async:
+
+      (prompt, response, row) -> float           a response at a time
+      (prompt, responses, row) -> list           batched: all responses of a prompt at once, where
+                                                 its second parameter is called `responses`
+      (prompts, completions, **columns) -> list  TRL's: with these two names (`adapters.trl`)
+
+  Raises what `resolve` does, and TypeError for anything else.
+  """
+  function, name = resolve(target), target.partition(":")[2]
+  for kind in (inspect.isgeneratorfunction, inspect.isasyncgenfunction):
     if kind(function):
-      raise TypeError(f"{name} is async or a generator, {wanted}")
+      raise TypeError(f"{name} is async or a generator, {WANTED}")
+  names = parameters(function)
+  if {"prompts", "completions"} <= set(names):
+    from v05_jax.rewards import adapters
+
+    return adapters.trl(function)
   try:
     signature = inspect.signature(function)
   except (TypeError, ValueError):  # some functions that are written in C have none
@@ -106,25 +125,97 @@ def load(target: str):
   try:
     signature.bind("prompt", "response", {})
   except TypeError as error:
-    raise TypeError(f"{name}{signature} has other parameters ({error}), {wanted}") from None
+    raise TypeError(f"{name}{signature} has other parameters ({error}), {WANTED}") from None
   return function
+
+
+def parameters(function) -> list[str]:
+  """The names of a function's parameters; [] where it does not tell."""
+  try:
+    return list(inspect.signature(function).parameters)
+  except (TypeError, ValueError):
+    return []
+
+
+def is_batched(function) -> bool:
+  """Whether a function takes all responses of a prompt at once."""
+  return parameters(function)[1:2] == ["responses"]
 
 
 def verdict(function, prompt: str, response: str, row: dict) -> tuple[float, str]:
   """(reward, "") or (NaN, what went wrong)."""
-  for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
-    signal.setitimer(timer, 0)  # that an earlier verdict has set
+  _stop_timers()
   known = builtins.__dict__.copy()
   try:
     try:
       reward = function(prompt, response, row)
+      if inspect.isawaitable(reward):
+        reward = _wait(reward)
     finally:
       builtins.__dict__.update(known)  # what it has changed of them
-    if _is_number(reward) and abs(value := float(reward)) <= LARGEST:
-      return value, ""
-    return math.nan, f"returned {reward!r:.100}, expected a finite number"
+    return checked(reward)
   except BaseException as error:  # SystemExit and KeyboardInterrupt as well: the worker goes on
     return math.nan, describe(error)
+
+
+def verdicts(function, prompt: str, responses: list[str], row: dict) -> list[tuple[float, str]]:
+  """The same of a batched function, for each of the responses."""
+  _stop_timers()
+  known, count = builtins.__dict__.copy(), len(responses)
+  try:
+    try:
+      found = function(prompt, list(responses), row)
+      if inspect.isawaitable(found):
+        found = _wait(found)
+    finally:
+      builtins.__dict__.update(known)
+    if isinstance(found, (str, bytes, dict, set)) or len(found) != count:
+      what = f"{found!r:.100}, expected a list of {count} numbers, one for each response"
+      return [(math.nan, f"returned {what}")] * count
+    return [_checked_alone(reward) for reward in found]
+  except BaseException as error:
+    return [(math.nan, describe(error))] * count
+
+
+def _checked_alone(reward) -> tuple[float, str]:
+  """`checked`, where what one reward raises costs this one alone."""
+  try:
+    return checked(reward)
+  except BaseException as error:
+    return math.nan, describe(error)
+
+
+def checked(reward) -> tuple[float, str]:
+  """(reward, "") of what a function has returned, or (NaN, what is wrong with it)."""
+  if _is_number(reward) and abs(value := float(reward)) <= LARGEST:
+    return value, ""
+  return math.nan, f"returned {reward!r:.100}, expected a finite number"
+
+
+def _stop_timers():
+  """Ends timers that an earlier verdict has set."""
+  for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+    signal.setitimer(timer, 0)
+
+
+@functools.cache
+def _runner() -> asyncio.Runner:
+  return asyncio.Runner()  # one event loop: a function may keep connections that belong to it
+
+
+def _wait(awaitable):
+  """Runs an awaitable to its end; what it has started and not awaited is cancelled."""
+
+  async def alone():
+    try:
+      return await awaitable
+    finally:
+      rest = asyncio.all_tasks() - {asyncio.current_task()}
+      for task in rest:
+        task.cancel()
+      await asyncio.gather(*rest, return_exceptions=True)
+
+  return _runner().run(alone())
 
 
 def _is_number(reward) -> bool:

@@ -4,13 +4,14 @@ import contextlib
 import os
 import pathlib
 import shutil
+import struct
 import tempfile
 import time
 
-from absl import logging
 from etils import epath
 
 from v05_jax.run import files
+from v05_jax.run.view import View
 
 SECONDS = 30.0  # after which TensorBoard sees what was written
 
@@ -18,48 +19,40 @@ SECONDS = 30.0  # after which TensorBoard sees what was written
 class Board:
   """Writes scalars to `folder`, local or remote, as TensorBoard reads them.
 
-  What fails here (a full disk, no right to write, a bucket that is gone) is said once, as a
-  warning, and nothing is written from then on: the metrics stand in metrics.jsonl all the same.
-  Events are written by the caller's own thread. tensorboardX's SummaryWriter has a thread and a
-  queue for it, and waits for ever where that thread has died of a failed write.
+  What fails here (a full disk, no right to write, a bucket that is gone) is said once, and nothing
+  is written from then on (`View`). Events are written by the caller's own thread. tensorboardX's
+  SummaryWriter has a thread and a queue for it, and waits for ever where that thread has died of a
+  failed write.
 
   first: of a run that goes on, the step from which on TensorBoard forgets what it has read.
   """
 
   def __init__(self, folder: epath.Path, first: int):
     self._folder, self._events, self._file = folder, None, None
-    self._dropped, self._flushed = False, time.monotonic()
-    self._attempt(self._open, first)
+    self._flushed, self._last = time.monotonic(), 0
+    what, space = "events for TensorBoard are written", lambda: files.space(folder)
+    self._view = View(os.fspath(folder), what, space, self._release)
+    self._view(self._open, first)
 
   def add(self, step: int, values: dict[str, float]):
     """Writes the values of a step."""
-    self._attempt(self._write, step, values)
+    self._view(self._write, step, values)
+
+  def text(self, step: int, name: str, text: str):
+    """Writes a Markdown text of a step."""
+    self._view(self._write_text, step, name, text)
+
+  def picture(self, path: str):
+    """Writes a .png as an image of the last step."""
+    self._view(self._write_picture, path)
 
   def flush(self):
     """Makes sure that every event so far survives; to a remote folder the files are copied."""
-    self._attempt(self._keep)
+    self._view(self._keep)
 
   def close(self):
     self.flush()
     self._release()
-
-  def _attempt(self, function, *arguments):
-    if self._dropped:
-      return
-    try:
-      function(*arguments)
-    # a bucket's failures have kinds of their own, and no view of the metrics is worth the run
-    except Exception as error:
-      self._dropped = True
-      reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-      logging.warning(
-        "%s: no more events for TensorBoard are written: %s%s; the run goes on, and its metrics "
-        "are in metrics.jsonl",
-        os.fspath(self._folder),
-        reason,
-        files.space(self._folder),
-      )
-      self._release()
 
   def _open(self, first: int):
     from tensorboardX.event_file_writer import EventsWriter
@@ -74,13 +67,31 @@ class Board:
     self._file.write_event(Event(wall_time=time.time(), step=first, session_log=start))
     self._file.flush()
 
-  def _write(self, step: int, values: dict[str, float]):
+  def _event(self, step: int, summary):
     from tensorboardX.proto.event_pb2 import Event
+
+    self._last = max(self._last, step)
+    self._file.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+
+  def _write_text(self, step: int, name: str, text: str):
+    from tensorboardX.summary import text as summary
+
+    self._event(step, summary(name, text))
+
+  def _write_picture(self, path: str):
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    data = epath.Path(path).read_bytes()
+    width, height = struct.unpack("!II", data[16:24])  # of a PNG's first chunk
+    image = Summary.Image(encoded_image_string=data, width=width, height=height, colorspace=4)
+    name = pathlib.PurePath(path).stem
+    self._event(self._last, Summary(value=[Summary.Value(tag=name, image=image)]))
+
+  def _write(self, step: int, values: dict[str, float]):
     from tensorboardX.summary import scalar
 
     for name, value in values.items():
-      summary = scalar(name, value)
-      self._file.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+      self._event(step, scalar(name, value))
     if time.monotonic() - self._flushed > SECONDS:
       self._flushed = time.monotonic()
       self._file.flush()

@@ -38,7 +38,7 @@ class Row(NamedTuple):
   """One method in the table: the mean over its seeds."""
 
   name: str
-  seeds: int
+  seeds: int  # different ones; of several runs of one seed the mean is taken first
   axis: str  # of the curve: one of AXES
   curve: Curve  # of the score
   start: float  # score
@@ -91,16 +91,18 @@ def compare(runs: list[Run], score: str) -> list[Row]:
 
 def _row(group: list[Run], score: str, axis: str, first: float, last: float) -> Row:
   points, values = _together([run.curve(score, axis) for run in group], first, last)
+  # Runs that repeat a seed say nothing more of what another seed would have given.
+  of_seed = collections.defaultdict(list)
+  for number, run in enumerate(group):
+    of_seed[f"run {number}" if run.seed is None else run.seed].append(values[number])
+  values = np.stack([np.mean(repeats, 0) for repeats in of_seed.values()])
   area = np.trapezoid(values, points, axis=1) / (last - first) if last > first else values[:, 0]
   ends = values[:, 0], values[:, -1]
   scores = np.stack([*ends, ends[1] - ends[0], area], axis=1)  # [seeds, 4]
   start, end, gain, area = scores.mean(0).tolist()
-  of_seed = collections.defaultdict(list)
-  for run, one in zip(group, scores):
-    of_seed[run.seed].append(one[[1, 3]])
   return Row(
     name=_name(group),
-    seeds=len(group),
+    seeds=len(values),
     axis=axis,
     curve=Curve(points, values.mean(0), standard_error(values)),
     start=start,
@@ -112,7 +114,9 @@ def _row(group: list[Run], score: str, axis: str, first: float, last: float) -> 
     prompts=float(np.mean([run.total("prompts") for run in group])),
     seconds=float(np.mean([run.seconds for run in group])),
     by_seed={
-      seed: tuple(np.mean(x, 0).tolist()) for seed, x in of_seed.items() if seed is not None
+      seed: (float(one[1]), float(one[3]))
+      for seed, one in zip(of_seed, scores)
+      if isinstance(seed, int)
     },
     runs=tuple(group),
   )
@@ -238,20 +242,21 @@ def settings(rows: list[Row]) -> tuple[dict[str, list[str]], dict[str, str]]:
     values = [_values(row, key) if there else "?" for row, there in zip(rows, known)]
     if len(set(values)) > 1:
       differing[key] = values
-    elif key not in usual or values[0] != _text(usual[key]):
+    elif key not in usual or values[0] != text_of(usual[key]):
       shared[key] = values[0]
   return differing, shared
 
 
 def _values(row: Row, key: str) -> str:
   return " / ".join(
-    dict.fromkeys(_text(run.keys[key]) if key in run.keys else "-" for run in row.runs)
+    dict.fromkeys(text_of(run.keys[key]) if key in run.keys else "-" for run in row.runs)
   )
 
 
-def _text(value) -> str:
+def text_of(value) -> str:
+  """A config's value as a person writes it."""
   if isinstance(value, float):
     return f"{value:.10g}"
   if isinstance(value, (tuple, list)):
-    return ", ".join(map(_text, value))
+    return ", ".join(map(text_of, value))
   return value if isinstance(value, str) and value else repr(value)

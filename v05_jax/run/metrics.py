@@ -77,6 +77,8 @@ METRICS = {
   "noise/*/ratio": "the same by another estimator over that by the run's own, mean over all "
   "prompts so far: below 1 = a policy gradient with less noise",
   "noise/*/standard_error": "of the ratio, over prompts",
+  "noise/selection": "second moment of the gradient with the prompts that selection has taken, "
+  "weighted by 1 / their chances, over that with prompts drawn alike: below 1 = less noise",
   "noise/effective_sample_size": "rollouts that the update's gradient is made of, were all shares "
   "in it the same: (sum c)^2 / sum c^2, c = weight in the loss x |A| x sqrt(w)",
   "advantage/mean_square": "mean squared advantage",

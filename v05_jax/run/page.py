@@ -1,27 +1,18 @@
 """The comparison of runs as text: a Markdown table, and a page of HTML with everything in one file.
 
-The page (`report.html` is its template) loads nothing, runs no script and follows the reader's
-light or dark setting.
+The page (`report.html` is its template, `report.js` draws its charts) loads nothing and follows the
+reader's light or dark setting.
 """
 
 from importlib import resources
 import math
 
-from v05_jax.run import figures
-from v05_jax.run.comparison import (
-  LEVEL,
-  TITLES,
-  Difference,
-  Row,
-  k_shares,
-  metric_curve,
-  overlays,
-  paired,
-  settings,
-)
-from v05_jax.run.runs import Run, panels, standings
+from v05_jax.run import charts, conclusion
+from v05_jax.run.comparison import LEVEL, TITLES, Difference, Row, k_shares, paired, settings
+from v05_jax.run.facts import facts
+from v05_jax.run.runs import Run, standings
 
-MOST_RUNS = 40  # whose own plots are in a page; of more, one run a method
+MOST_RUNS = 40  # whose own charts are in a page; of more, one run a method
 
 
 def table(rows: list[Row], score: str) -> str:
@@ -29,7 +20,7 @@ def table(rows: list[Row], score: str) -> str:
   head, body = cells(rows)
   lines = [heading(rows, score), "", f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
   lines += [f"| {' | '.join(row)} |" for _, row in body]
-  return "\n".join([*lines, *(["", note] if (note := pairing(rows)) else [])])
+  return "\n".join([*lines, "", *(f"{note}  " for note in notes(rows))]).rstrip()
 
 
 def heading(rows: list[Row], score: str) -> str:
@@ -42,14 +33,15 @@ def heading(rows: list[Row], score: str) -> str:
   )
 
 
-def pairing(rows: list[Row]) -> str:
-  """What the columns of differences are; "" where there are none."""
-  if not _paired(rows):
-    return ""
-  return (
-    f"end - and area - are the paired differences from {rows[0].name}: their mean over the seeds "
-    f"that both have, and its {LEVEL * 100:.0f} % interval (t, n - 1)"
-  )
+def notes(rows: list[Row]) -> list[str]:
+  """What the columns of differences and times are."""
+  found = ["time: of the steps, as long as they took without compilation"]
+  if _paired(rows):
+    found.append(
+      f"end - and area - are the paired differences from {rows[0].name}: their mean over the seeds "
+      f"that both have, and its {LEVEL * 100:.0f} % interval (t, n - 1)"
+    )
+  return found
 
 
 def cells(rows: list[Row]) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -94,9 +86,9 @@ def _paired(rows: list[Row]) -> bool:
   return any((found := paired(row, rows[0], "end")) and found.pairs > 1 for row in rows[1:])
 
 
-def page(rows: list[Row], score: str) -> str:
-  """The comparison as one HTML file; without matplotlib, the tables and a note that the plots are
-  missing."""
+def page(rows: list[Row], score: str, identity: str = "", remark: str = "") -> str:
+  """The comparison as one HTML file, in which `identity` says of which runs it is; its conclusion
+  ends with `remark`."""
   import jinja2  # here, since training imports this module and has no use for it
 
   head, body = cells(rows)
@@ -105,47 +97,42 @@ def page(rows: list[Row], score: str) -> str:
   environment = jinja2.Environment(
     autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
   )
-  template = environment.from_string((resources.files("v05_jax.run") / "report.html").read_text())
-  return template.render(
+  environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+  sources = resources.files("v05_jax.run")
+  return environment.from_string((sources / "report.html").read_text("utf-8")).render(
+    script=(sources / "report.js").read_text("utf-8"),
+    identity=identity,
     rows=rows,
-    score=TITLES[score],
+    styles=[charts.style(i) for i in range(len(rows))],
+    headline=conclusion.headline(rows, score),
+    verdicts=conclusion.verdicts(rows, score),
+    basis=conclusion.basis(rows),
+    remark=remark,
+    facts=facts(rows),
+    shortest=_shortest(rows),
     heading=heading(rows, score),
-    pairing=pairing(rows),
+    notes=notes(rows),
     head=head,
     body=body,
-    looks=[figures.look(i) for i in range(len(rows))],
-    drawable=figures.available(),
-    pictures=_pictures(rows, score) if figures.available() else {},
+    scores=charts.scores(rows, score),
+    differences=charts.differences(rows) if _paired(rows) else [],
+    others=charts.others(rows, score),
     ks=_ks(rows),
     boards=_boards(rows),
     differing=differing,
     shared=shared,
-    chosen=chosen,
-    left_out=sum(row.seeds for row in rows) - len(chosen),
+    chosen=[(i, run, charts.of_run(run)) for i, run in chosen],
+    left_out=sum(len(row.runs) for row in rows) - len(chosen),
   )
 
 
-def _pictures(rows: list[Row], score: str) -> dict[str, str]:
-  """Name -> <svg> of the page's plots."""
-  title, axis, found = TITLES[score].split(":")[0], rows[0].axis, {}
-  curves = {axis: [row.curve for row in rows]}
-  if axis != "step":
-    curves["step"] = [metric_curve(row, score, "step", smooth=False) for row in rows]
-  for place, drawn in curves.items():
-    found[place] = figures.svg(place, figures.score, rows, drawn, title, place, legend=False)
-  if _paired(rows):
-    columns = [
-      (
-        f"{what} minus that of {rows[0].name}",
-        [None, *(paired(row, rows[0], what) for row in rows[1:])],
-      )
-      for what in ("end", "area")
-    ]
-    found["differences"] = figures.svg("differences", figures.differences, rows, columns)
-  if others := overlays(rows, score):
-    names = [row.name for row in rows]
-    found["metrics"] = figures.svg("metrics", figures.multiples, names, others, axis, legend=False)
-  return found
+def _shortest(rows: list[Row]) -> str:
+  """The run that ends the comparison, where another one goes on for more than a twentieth; else
+  ""."""
+  runs = [run for row in rows for run in row.runs]
+  ends = {run.folder: run.lines[-1][rows[0].axis] for run in runs}
+  least = min(ends, key=ends.__getitem__)
+  return least if max(ends.values()) > 1.05 * ends[least] else ""
 
 
 def _ks(rows: list[Row]) -> tuple[list[int], list[tuple[int, float, dict[int, float]]]]:
@@ -174,13 +161,7 @@ def _boards(
   return sorted(names), found
 
 
-def _chosen(rows: list[Row]) -> list[tuple[int, Run, str]]:
-  """(number of the method, run, its plots as <svg>) of the runs whose own plots the page has."""
-  few = sum(row.seeds for row in rows) <= MOST_RUNS
-  runs = [(i, run) for i, row in enumerate(rows) for run in (row.runs if few else row.runs[:1])]
-  if not figures.available():
-    return [(i, run, "") for i, run in runs]
-  plots = lambda n, run: figures.svg(
-    f"run{n}", figures.summary, run, panels(run), standings(run), title=False
-  )
-  return [(i, run, plots(n, run)) for n, (i, run) in enumerate(runs)]
+def _chosen(rows: list[Row]) -> list[tuple[int, Run]]:
+  """(number of the method, run) of the runs whose own charts the page has."""
+  few = sum(len(row.runs) for row in rows) <= MOST_RUNS
+  return [(i, run) for i, row in enumerate(rows) for run in (row.runs if few else row.runs[:1])]

@@ -1,8 +1,11 @@
 """A run read back: what `metrics.jsonl` and `config.json` of its workdir say, and nothing else."""
 
+import math
 import os
+import re
 from typing import Any, NamedTuple
 
+from etils import epath
 import numpy as np
 
 from v05_jax import config as configuration
@@ -39,6 +42,7 @@ class Run(NamedTuple):
   key: str  # the config but for its seed: runs of one key are seeds of one method
   lines: list[dict]  # of metrics.jsonl
   keys: dict[str, Any]  # of config.json, flat; empty without one
+  when: float  # it was begun, Unix time; that of its last line where nothing says so
 
   @property
   def seed(self) -> int | None:
@@ -63,8 +67,18 @@ class Run(NamedTuple):
 
   @property
   def seconds(self) -> float:
-    """Wall-clock time of its steps."""
-    return self.total("time/step") or self.total("time/sample", "time/update")
+    """Wall-clock time of its steps without compilation: a step while which a program was compiled
+    counts as the median of the others."""
+    times, compiled, before = [], [], 0
+    for line in self.lines:
+      of = lambda *names, line=line: sum(line.get(name) or 0.0 for name in names)
+      times.append(of("time/step") or of("time/sample", "time/update"))
+      now = line.get("time/compilations")
+      compiled.append(now is not None and now != before)
+      before = before if now is None else now
+    others = [t for t, c in zip(times, compiled) if t and not c]
+    usual = float(np.median(others)) if others else math.inf
+    return sum(min(t, usual) if c else t for t, c in zip(times, compiled))
 
 
 def load(workdir: str) -> Run:
@@ -82,7 +96,17 @@ def load(workdir: str) -> Run:
     ignored = ("seed", *configuration.RESUMABLE)
     key = repr(sorted((k, v) for k, v in keys.items() if k not in ignored))
   folder = f"{path.parent.name}/{path.name}"
-  return Run(path.name, path.parent.name, folder, key, lines, keys if "seed" in keys else {})
+  keys = keys if "seed" in keys else {}
+  return Run(path.name, path.parent.name, folder, key, lines, keys, _when(path))
+
+
+def _when(path: epath.Path) -> float:
+  """When the run in `path` was begun. The names of TensorBoard's files say so, also in a copy."""
+  events = path / "tensorboard"
+  names = [file.name for file in events.iterdir()] if events.is_dir() else []
+  matches = [re.match(r"events\.out\.tfevents\.(\d+)", name) for name in names]
+  begun = [float(match[1]) for match in matches if match]
+  return min(begun) if begun else float((path / metrics.FILE).stat().mtime)
 
 
 def moving_mean(y: np.ndarray, width: int) -> np.ndarray:

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from v05_jax import config as configuration
-from v05_jax import data, models, problems, rng, tasks
+from v05_jax import data, models, problems, rng, sinks, tasks
 from v05_jax.models import hf
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.observers.base import pair
@@ -117,6 +117,7 @@ def prepare(config, workdir: str):
     )
   problems.check(config)
   checkpoint.check_config(workdir, config)
+  sinks.check(config)
 
 
 def make(config) -> Trainer:
@@ -167,7 +168,8 @@ def make_examples(config, source, dataset: data.Dataset, tokenizer) -> Callable:
   answers = (
     [] if built_in else [_answer(encode, source, *row) for row in enumerate(dataset.rows, 1)]
   )
-  longest = tasks.MAX_RESPONSE if built_in else 1 + max(map(len, answers))
+  pad = source.scratchpad and source.scratchpad + len(tasks.SCRATCHPAD)
+  longest = tasks.MAX_RESPONSE + pad if built_in else 1 + max(map(len, answers))
   if longest > config.sampler.max_response:
     long = [i for i, ids in enumerate(answers) if len(ids) >= config.sampler.max_response]
     where = f"{source.path}: row {long[0] + 1}: the answer" if long else "an answer of the tasks"

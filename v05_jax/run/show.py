@@ -16,7 +16,7 @@ from v05_jax import config as configuration
 from v05_jax import plug, rewards
 from v05_jax.budgets import base as budgets
 from v05_jax.observers.exact import truth
-from v05_jax.run import files
+from v05_jax.run import files, samples
 from v05_jax.run.export import restored
 from v05_jax.sampling import rollouts
 from v05_jax.sampling.draw import Drawn, draw
@@ -116,6 +116,7 @@ def lines(run: Run, state: TrainState, draw: Draw) -> list[dict[str, Any]]:
         {
           "index": j,
           "reward": number(rolls.reward[i, j]),
+          **samples.parts(config, rolls, i, j),
           "length": int(rolls.length[i, j]),
           "ended": bool(rolls.ended[i, j]),
           "counts": bool(rolls.mask[i, j]),

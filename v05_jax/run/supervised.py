@@ -27,11 +27,12 @@ class Training(NamedTuple):
 def train(config, workdir: str, held: lock.Lock, training: Training) -> tuple[Any, dict]:
   """Trains, from the newest checkpoint in `workdir` on -> (the last state, the last values).
 
-  Writes config.json, metrics.jsonl, TensorBoard events and checkpoints; a line of the metrics with
-  `step` n is of step n, and evaluations are of the state after it. The host reads whether an update
-  was skipped when the next one is under way. Raises ValueError where the workdir's checkpoint or
-  metrics are no part of this training, FloatingPointError after more than `config.loss.max_skipped`
-  non-finite updates in a row, and `checkpoint.Preempted` when a signal asked it to stop.
+  Writes config.json, metrics.jsonl, what its sinks show, and checkpoints; a line of the metrics
+  with `step` n is of step n, and evaluations are of the state after it. The host reads whether an
+  update was skipped when the next one is under way. Raises ValueError where the workdir's
+  checkpoint or metrics are no part of this training, FloatingPointError after more than
+  `config.loss.max_skipped` non-finite updates in a row, and `checkpoint.Preempted` when a signal
+  asked it to stop.
   """
   total = training.steps
   with (

@@ -1,23 +1,26 @@
-"""Writes what a run measures: config.json, metrics.jsonl (see `metrics`) and TensorBoard events."""
+"""Writes what a run measures: config.json, metrics.jsonl (see `metrics`), and what its sinks
+show."""
 
+from collections.abc import Callable
 import contextlib
 import math
 
 from absl import logging
 
 from v05_jax import config as configuration
-from v05_jax.run import board, files, metrics
+from v05_jax import plug, sinks
+from v05_jax.run import files, metrics
 from v05_jax.scale import distributed
 
 
 class Writer:
-  """Writes a run's config.json, metrics.jsonl and TensorBoard events; a context manager.
+  """Writes a run's config.json and metrics.jsonl, and hands on to its sinks; a context manager.
 
   `done` is the number of steps of the restored state: lines after step `done` are cut off, since
   the run will write them again; 0 is a fresh run, which puts the lines of one that has left no
   checkpoint aside, as metrics.jsonl.old. Raises ValueError where the
   lines up to `done` are not all there, once each and in order (`metrics.until`), and OSError where
-  metrics.jsonl cannot be written. TensorBoard's events are given up instead (`board`).
+  metrics.jsonl cannot be written. A sink is given up instead (`sinks.base`).
   """
 
   def __init__(self, workdir, config, done: int = 0):
@@ -27,10 +30,11 @@ class Writer:
     if not done:
       self._put_aside(self._path / metrics.FILE)
     self._lines = files.Lines(self._path / metrics.FILE, kept)
-    self._board = board.Board(self._path / "tensorboard", done + 1 if done else 0)
+    self._sinks = sinks.Sinks(plug.Setting(config, workdir=self._path, done=done))
     # the last written value of each metric, for the progress line
     self.latest: dict[str, float] = {}
     self._pending = None  # the line taken and not yet written
+    self._draw = lambda: None
 
   def _put_aside(self, file):
     """Keeps the lines of an earlier run, of which there is no checkpoint to go on from."""
@@ -65,17 +69,35 @@ class Writer:
     self._lines.append({"step": int(step), "rollouts": int(rollouts), **values})
     finite = {name: value for name, value in values.items() if value is not None}
     self.latest |= finite
-    self._board.add(int(step), finite)
+    self._sinks.call("write", int(step), finite)
+
+  def samples(self, step: int, rows: list[dict]):
+    """Hands rollouts of a step, dictionaries of one form, to the sinks."""
+    self._settle()
+    if rows:
+      self._sinks.call("samples", int(step), rows)
+
+  def at_end(self, draw: Callable[[], str | None]):
+    """When the run has finished, and all its lines are written, hands the picture that `draw` makes
+    to the sinks; it returns the path, None where there is none."""
+    self._draw = draw
+
+  def _picture(self):
+    if path := self._draw():
+      self._sinks.call("picture", path)
 
   def flush(self):
     """Makes sure that every line so far survives; call it before each checkpoint."""
     self._settle()
     self._lines.flush()
-    self._board.flush()
+    self._sinks.call("flush")
 
-  def close(self):
+  def close(self, how: str = sinks.FINISHED):
+    """Ends lines and sinks; `how` the run ends."""
     with contextlib.ExitStack() as stack:  # all are closed, whatever fails
-      stack.callback(self._board.close)
+      stack.callback(self._sinks.close, how)
+      if how == sinks.FINISHED:
+        stack.callback(self._picture)
       stack.callback(self._lines.close)
       stack.callback(self._settle)
 
@@ -83,8 +105,9 @@ class Writer:
     return self
 
   def __exit__(self, kind, *_):
+    stopped = kind is not None and issubclass(kind, (InterruptedError, KeyboardInterrupt))
     try:
-      self.close()
+      self.close(sinks.STOPPED if stopped else sinks.FAILED if kind else sinks.FINISHED)
     except OSError as error:
       if kind is None:
         raise
@@ -97,7 +120,13 @@ class Silent:
   latest: dict[str, float] = {}
 
   def write(self, step: int, rollouts: int, pairs: metrics.Pairs):
-    """Does nothing, as `flush`."""
+    """Does nothing, as all others."""
+
+  def samples(self, step: int, rows: list[dict]):
+    pass
+
+  def at_end(self, draw: Callable[[], str | None]):
+    pass
 
   def flush(self):
     pass

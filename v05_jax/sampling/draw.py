@@ -9,6 +9,7 @@ import numpy as np
 from v05_jax import data, rewards, rng
 from v05_jax import groups as grouping
 from v05_jax.observers.base import merged, pair
+from v05_jax.priors import base as priors
 from v05_jax.run.metrics import Pairs
 from v05_jax.sampling import resample, selection
 from v05_jax.sampling.ledger import Order
@@ -44,7 +45,8 @@ def draw(run, collect, state: TrainState) -> Drawn:
     cursor += missing * config.selection.pool
     order = Order(run.budget, state.budget, chosen.value)
     rolls, stats = collect(state.params, chosen.prompts, key, order)
-    draws.append(Draw(*chosen[:3], rolls, group(run, chosen.prompts, rolls), chosen.importance))
+    groups = group(run, chosen, rolls)
+    draws.append(Draw(*chosen[:3], rolls, groups, chosen.importance))
     measured.append(stats | chosen.metrics)
     keep.append(resample.informative(draws[-1].groups))
     missing -= int(keep[-1].sum())
@@ -58,18 +60,20 @@ def draw(run, collect, state: TrainState) -> Drawn:
   return Drawn(taken, tuple(draws), cursor, found)
 
 
-def group(run, prompts: Prompts, rolls) -> grouping.Groups:
-  """The groups of a batch's rollouts, with the shaping that the config asks for."""
-  config = run.config
+def group(run, chosen, rolls) -> grouping.Groups:
+  """The groups of a batch's rollouts, with the shaping that the config asks for and the variance
+  that the prior has said."""
+  config, prompts = run.config, chosen.prompts
   limit, buffer = config.sampler.max_response, config.rewards.overlong_buffer
-  return grouping.of_rollouts(
-    rolls,
-    config.rewards,
-    rewards.overlong_penalty(rolls.length, limit, buffer),
-    prompts.row,
-    int(prompts.step),
-    run.budget.limits.unconditional,
+  shaping = rewards.overlong_penalty(rolls.length, limit, buffer)
+  if rolls.parts is not None:
+    shaping = shaping + rewards.others(config, rolls.parts, rolls.mask)
+  unconditional = run.budget.limits.unconditional
+  groups = grouping.of_rollouts(
+    rolls, config.rewards, shaping, prompts.row, int(prompts.step), unconditional
   )
+  said = {"prior_variance": priors.variance(run.prior, chosen.asked, len(prompts.mask))}
+  return groups._replace(first=groups.first._replace(**said), **said)
 
 
 class Chosen(NamedTuple):
@@ -80,6 +84,16 @@ class Chosen(NamedTuple):
   asked: Any  # what the prior remembers of having been asked, arrays [P, ...]
   importance: np.ndarray  # float32 [P]
   metrics: Pairs
+
+
+def score(run, state: TrainState, prompts: Prompts, value, asked) -> np.ndarray:
+  """What each prompt of a pool is taken in proportion to, [M] of the real ones, as
+  `config.selection.score` says."""
+  size = len(prompts.rows)
+  if run.config.selection.score == "second_moment":
+    return selection.root(asked["second_moment"]["expected"][:size])
+  expected = run.estimator.expect(state.estimator, prompts.row, prompts.step, value)
+  return selection.spread(np.asarray(expected)[:size])
 
 
 def choose(run, state: TrainState, cursor: int, count: int) -> Chosen:
@@ -93,8 +107,7 @@ def choose(run, state: TrainState, cursor: int, count: int) -> Chosen:
   importance = np.ones(capacity, np.float32)
   if options.pool == 1:
     return Chosen(prompts, value, asked, importance, {})
-  expected = run.estimator.expect(state.estimator, prompts.row, prompts.step, value)
-  chance = selection.inclusion(np.asarray(expected)[:size], count)
+  chance = selection.chances(score(run, state, prompts, value, asked), count)
   uniform = jax.random.uniform(rng.at(run.config.seed, int(state.step), rng.SELECT))
   index = selection.systematic(chance, float(uniform))
   if options.weighted:

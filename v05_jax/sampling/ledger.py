@@ -35,19 +35,23 @@ class Ledger:
     self.reward = np.full(shape, np.nan, np.float32)
     self.ended = np.zeros(shape, bool)
     self.mask = np.zeros(shape, bool)
+    count = 0 if isinstance(config.reward, str) else len(config.reward)
+    self.parts = np.full((*shape, count), np.nan, np.float32) if count else None
     self.changed: set[int] = set()
 
   def first(self) -> np.ndarray:
     """int [P]: rollouts to begin with."""
     return np.asarray(self.budget.first(self.value, self.real))
 
-  def record(self, rollout: Sampled, reward: float):
-    """One verdict: the verifier's reward, NaN where it failed."""
+  def record(self, rollout: Sampled, reward: float, *parts: float):
+    """One verdict: the verifier's reward, NaN where it failed, and those of several rewards."""
     at = rollout.prompt, rollout.index
     self.done.append(rollout)
     self.length[at] = rollout.length
     self.ended[at] = rollout.tokens[-1][-1] in self.stop
     self.reward[at] = reward
+    if parts:
+      self.parts[at] = parts
     self.mask[at] = np.isfinite(reward) and (self.ended[at] or self.counts_truncated)
     self.changed.add(rollout.prompt)
 
@@ -92,4 +96,5 @@ class Ledger:
       reward=self.reward,
       ended=self.ended,
       mask=self.mask,
+      parts=self.parts,
     )

@@ -73,4 +73,5 @@ def _rollouts(draws, rows, capacity: int, of) -> Rollouts:
     reward=of("rolls", "reward", np.nan),
     ended=of("rolls", "ended", False),
     mask=of("rolls", "mask", False),
+    parts=None if draws[0].rolls.parts is None else of("rolls", "parts", np.nan),
   )

@@ -9,7 +9,8 @@ requests in front of a fixed number of slots. Between two decode chunks the host
     4. opens further prompts (prefill) and starts requests in free slots.
 
 A verdict is applied exactly one boundary after its rollout ended, so arrival time changes neither
-slots nor samples.
+slots nor samples. Where a reward looks at all responses of a prompt at once, it is handed over with
+the last of those that were asked for, which the budget waits for in any case.
 
 Where a run has several processes, each holds the slots of its own devices and verifies the rollouts
 of its own prompts (they take turns). What a chunk has sampled and what the verdicts are goes to all
@@ -114,11 +115,11 @@ class Collect:
       just_ended = decode() if schedule.active else []
       began = time.perf_counter()
       for rollout, reward in zip(ended, self._judge.rewards(ended, verdicts)):
-        ledger.record(rollout, reward)
+        ledger.record(rollout, *reward)
       waited += time.perf_counter() - began
       for prompt, more in ledger.decide(schedule):
         schedule.request(prompt, more) if more else schedule.close(prompt)
-      ended = just_ended
+      ended = self._judge.ready(just_ended, schedule.unfinished)
     return waited
 
   def _fit(self, schedule: Schedule, compiled):

@@ -11,6 +11,7 @@ import numpy as np
 from v05_jax import groups as grouping
 from v05_jax import rewards
 from v05_jax.models import tokenizer as tokenizers
+from v05_jax.run import metrics
 from v05_jax.scale import distributed
 from v05_jax.structs import Prompts
 
@@ -35,6 +36,13 @@ class Judge:
     self._tokenizer, self._stop, self._verifier = policy.tokenizer, policy.stop, verifier
     self._stopping, self._asked = stopping, None  # when it was first seen to be stopping
     self._all, self._config = config.sampler.truncated == "score", config
+    single = isinstance(config.reward, str)
+    self._names = [] if single else [term.name for term in rewards.terms(config.reward)]
+    metrics.document(
+      {f"reward/{n}": f"mean of the reward {n}, in its own units" for n in self._names}
+    )
+    # of a rollout that is not judged: the reward of a failure, and no other
+    self._failure_row = [config.rewards.low, *(math.nan for _ in self._names)]
     self._slots = config.sampler.slots
     self._warned = False  # of a reward outside of low .. high
     self._in_a_row = 0  # failed verdicts since the last that did not
@@ -44,14 +52,27 @@ class Judge:
     """Counts anew: rollouts, verdicts, those that failed or lie outside of low .. high."""
     self._rollouts = self._judged = self._failed = self._outside = 0
     self._failure: rewards.Verdict | None = None  # the first of this process's own
+    self._parts = [[] for _ in self._names]  # of several rewards, each one's own
+    self._held = []  # rollouts that have ended and wait for others of their prompt
 
   def _wanted(self, rollout) -> bool:
     """Whether the rollout (`schedule.Sampled`) is judged."""
     return self._all or rollout.tokens[-1][-1] in self._stop
 
-  def submit(self, ended: list, prompts: Prompts) -> list[Callable[[], float]]:
+  def ready(self, ended: list, unfinished) -> list:
+    """Of the rollouts that have ended (`schedule.Sampled`), now or before, those to be judged now:
+    all, or where the verifier looks at all responses of a prompt at once, those of prompts that
+    have no other under way; `unfinished` [P] counts these."""
+    if not getattr(self._verifier, "batched", False):
+      return ended
+    self._held += ended
+    found = [r for r in self._held if not unfinished[r.prompt]]
+    self._held = [r for r in self._held if unfinished[r.prompt]]
+    return sorted(found, key=lambda r: (r.prompt, r.index))
+
+  def submit(self, ended: list, prompts: Prompts) -> list[Callable]:
     """Hands over the rollouts (`schedule.Sampled`) -> for each a function that waits for its
-    reward.
+    reward, and returns it alone or, of several rewards, with each of them behind it.
 
     A truncated rollout is not judged and has the reward of a failure, unless `sampler.truncated` is
     score; of several processes each judges the rollouts of its own prompts.
@@ -62,28 +83,33 @@ class Judge:
       self._tokenizer, np.concatenate(r.tokens), self._stop
     )
     texts = [row["prompt"] for row in rows]
-    handles = self._verifier.submit(texts, [decode(r) for r in judged], rows)
+    batched = getattr(self._verifier, "batched", False)
+    groups = ([r.prompt for r in judged],) if batched else ()
+    handles = self._verifier.submit(texts, [decode(r) for r in judged], rows, *groups)
     mine = {id(r): lambda h=h: self._reward(h) for r, h in zip(judged, handles, strict=True)}
-    return [mine.get(id(r), lambda: self._config.rewards.low) for r in ended]
+    return [mine.get(id(r), lambda: self._failure_row) for r in ended]
 
-  def _reward(self, handle) -> float:
+  def _reward(self, handle) -> list[float]:
     """Waits for a verdict -> its reward, NaN where the verifier failed, infinite where the run
-    stops without it."""
+    stops without it, and behind it those of several."""
     if isinstance(handle, Future) and not self._comes(handle):
-      return math.inf
+      return [math.inf, *(math.nan for _ in self._names)]
     verdict = handle.result()
-    low, high = self._config.rewards.low, self._config.rewards.high
-    if math.isnan(verdict.reward):
+    reward, options = verdict.reward, self._config.rewards
+    if self._names and not math.isnan(reward):
+      reward = rewards.combine(self._config.reward, options.success, verdict.parts)
+    low, high = options.low, options.high
+    if math.isnan(reward):
       self._failure = self._failure or verdict
-    elif not self._warned and grouping.outside(verdict.reward, low, high):
+    elif not self._warned and grouping.outside(reward, low, high):
       self._warned = True
       log.warning(
         "a reward of %g lies outside of rewards.low .. rewards.high = %g .. %g and counts as %g: "
         "set --config.rewards.low and --config.rewards.high to the range of the reward (said once; "
         "the metric rewards/clipped counts them)",
-        *(verdict.reward, low, high, low if verdict.reward < low else high),
+        *(reward, low, high, low if reward < low else high),
       )
-    return verdict.reward
+    return [reward, *verdict.parts] if self._names else [reward]
 
   def _comes(self, handle: Future) -> bool:
     """Waits for a verdict; False = it is waited for no longer, since the run is to stop."""
@@ -94,31 +120,37 @@ class Judge:
           return False
     return True
 
-  def rewards(self, ended: list, verdicts: list[Callable[[], float]]) -> list[float]:
-    """The rollouts' rewards, NaN where the verifier failed: a process waits for the verdicts on its
-    own prompts and is told the others. Raises `Interrupted`, in all processes alike, where one of
-    them stops waiting."""
-    found = self._told(ended, verdicts)
-    if any(map(math.isinf, found)):
+  def rewards(self, ended: list, verdicts: list[Callable]) -> np.ndarray:
+    """The rollouts' rewards, float [n, 1 + rewards], the first of each the one that success looks
+    at, NaN where the verifier failed: a process waits for the verdicts on its own prompts and is
+    told the others. Raises `Interrupted`, in all processes alike, where one of them stops
+    waiting."""
+    told = self._told(ended, verdicts)
+    found = told[:, 0]
+    if np.isinf(found).any():
       raise Interrupted("stopped by a signal while verdicts did not come")
     self._rollouts += len(ended)
     self._judged += sum(map(self._wanted, ended))
     self._failed += int(np.isnan(found).sum())
     options = self._config.rewards
     self._outside += int(grouping.outside(found, options.low, options.high).sum())
-    return found
+    for kept, column in zip(self._parts, told[:, 1:].T):
+      kept += column[np.isfinite(column)].tolist()
+    return told
 
-  def _told(self, ended, verdicts) -> list[float]:
+  def _told(self, ended, verdicts) -> np.ndarray:
+    width = 1 + len(self._names)
     if not distributed.several():
-      return [verdict() for verdict in verdicts]
-    if not ended:
-      return []
-    rewards = np.zeros(self._slots, np.float32)  # always as many: one program
-    for i, (rollout, verdict) in enumerate(zip(ended, verdicts)):
-      if distributed.owner(rollout.prompt):
-        rewards[i] = verdict()
-    told = distributed.exchange(rewards)
-    return [float(told[rollout.prompt % len(told), i]) for i, rollout in enumerate(ended)]
+      return np.array([np.atleast_1d(verdict()) for verdict in verdicts], float).reshape(-1, width)
+    found = []
+    for first in range(0, len(ended), self._slots):  # always as many: one program
+      part, rewards = ended[first : first + self._slots], np.zeros((self._slots, width), np.float32)
+      for i, (rollout, verdict) in enumerate(zip(part, verdicts[first:])):
+        if distributed.owner(rollout.prompt):
+          rewards[i] = verdict()
+      told = distributed.exchange(rewards)
+      found += [told[rollout.prompt % len(told), i] for i, rollout in enumerate(part)]
+    return np.array(found, float).reshape(-1, width)
 
   def finish(self) -> dict[str, tuple[float, float]]:
     """Ends a step or an evaluation -> what is to be written of its verdicts, (sum, count) by name.
@@ -127,12 +159,13 @@ class Judge:
     one on every rollout. All processes do so alike.
     """
     rollouts, judged, failed, outside = self._rollouts, self._judged, self._failed, self._outside
-    failure = self._failure
+    failure, parts = self._failure, self._parts
     self._begin()
     self._in_a_row = self._in_a_row + failed if failed == judged else 0
     if judged == failed > 0 and (self._in_a_row >= ENOUGH or judged == rollouts):
       raise rewards.RewardError(given_up(self._config, failed, failure))
     found = {"rewards/failed": (failed, 1)}
+    found |= {f"reward/{n}": (sum(x), len(x)) for n, x in zip(self._names, parts)}
     return found | {"rewards/clipped": (outside, 1)} if outside else found
 
 

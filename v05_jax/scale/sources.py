@@ -80,5 +80,8 @@ def _leaves(config, prefix: str = "") -> Iterable[tuple[str, object]]:
 
 
 def _texts(value) -> Iterable[str]:
-  values = value if isinstance(value, (list, tuple)) else [value]
-  return (text for text in values if isinstance(text, str))
+  if isinstance(value, (list, tuple)):
+    for part in value:
+      yield from _texts(part)
+  elif isinstance(value, str):
+    yield value

@@ -2,7 +2,9 @@
 
 Five of the six families accept exactly one string. With one token per character that string is one
 token sequence, so the policy's success rate on a prompt is that sequence's probability: no sampling
-noise in the accuracy, and a true mean reward to compare baselines with.
+noise in the accuracy, and a true mean reward to compare baselines with. A scratchpad stands behind
+the answer, so the sequence that decides ends with the mark between them, and whatever follows sums
+to 1: success stays exact.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,7 +44,9 @@ def make_exact(
   """Builds `exact(params, rows, lower_bound=False) -> float64 [n]`: success probabilities of task
   rows.
 
-  The probability is that of a rollout sampled at `sampler.temperature`, with EOS after the answer.
+  The probability is that of a rollout sampled at `sampler.temperature`, with EOS after the answer,
+  or ":" where the row has a scratchpad (which needs `sampler.truncated` = "score": a scratchpad
+  that reaches the limit must not change a verdict).
   It is NaN where success is not exact: rows of other families than `tasks.EXACT`, and every row
   when the sampler truncates (top-k, top-p), since the log-probs here are untruncated. With
   `lower_bound`, chain rows hold the probability of the flawless trace instead of NaN: a lower
@@ -59,11 +63,11 @@ def make_exact(
   encode_prompt = tokenizers.prompt_encoder(tokenizer, chat_template=False)
 
   @functools.lru_cache(maxsize=1 << 16)
-  def encode(prompt: str, response: str) -> tuple[list[int], int]:
-    """(tokens of prompt, response and EOS, length of the prompt)."""
+  def encode(prompt: str, response: str, ends: bool) -> tuple[list[int], int]:
+    """(tokens of prompt and response, with EOS where it `ends`, length of the prompt)."""
     start = encode_prompt(prompt)
     answer = tokenizer(response, add_special_tokens=False)["input_ids"]
-    return [*start, *answer, tokenizer.eos_token_id], len(start)
+    return [*start, *answer, *([tokenizer.eos_token_id] if ends else [])], len(start)
 
   def exact(params, rows: Sequence[dict[str, Any]], lower_bound: bool = False) -> np.ndarray:
     known = families.FAMILIES if lower_bound else families.EXACT
@@ -71,7 +75,7 @@ def make_exact(
     result = np.full(len(rows), np.nan)
     for first in range(0, len(wanted), rows_per_call):
       part = wanted[first : first + rows_per_call]
-      pairs = [encode(rows[i]["prompt"], families.canonical(rows[i])) for i in part]
+      pairs = [encode(*_decisive(rows[i])) for i in part]
       fits = np.array([len(ids) - start <= sampler.max_response for ids, start in pairs])
       tokens, prompt, length = _pad(pairs, rows_per_call, width)
       logprob = distributed.fetch(score(params, tokens, length))
@@ -81,6 +85,11 @@ def make_exact(
     return result
 
   return exact
+
+
+def _decisive(row) -> tuple[str, str, bool]:
+  """(prompt, the response or the part of it that decides, whether EOS must follow)."""
+  return row["prompt"], families.canonical(row), not row.get("scratchpad")
 
 
 def make_score(config, temperature: float):

@@ -22,6 +22,10 @@ predict.
 
 A prompt belongs to a split by its own hash, crc32(prompt) % 8: 0 held out, 1 validation, the rest
 train.
+
+Rows may ask for a scratchpad (`rows(..., scratchpad=N)`): a response is then the answer, ":" and
+whatever the policy likes, in demonstrations N random characters. The verdict is given by what
+stands before the first ":", so no later token has any part in it.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,6 +41,7 @@ SPLITS = ("train", "validation", "heldout")
 LEVELS = 4
 MAX_PROMPT = 9  # characters of the longest prompt
 MAX_RESPONSE = 7  # tokens of the longest canonical response, EOS included
+SCRATCHPAD = ":"  # between the answer and a scratchpad
 
 # Probability of a sloppy demonstration: level's base + SPREAD * (q % 3 - 1), q a digit of the
 # prompt.
@@ -193,7 +198,7 @@ def _make_row(prompt: str, family: str, level: int) -> dict[str, Any]:
 
 
 def rows(
-  split: str, size: int, seed: int, families: Sequence[str] = tuple(FAMILIES)
+  split: str, size: int, seed: int, families: Sequence[str] = tuple(FAMILIES), scratchpad: int = 0
 ) -> list[dict[str, Any]]:
   """`size` rows {"prompt", "answer", "family", "level"} of one split, a function of the arguments
   alone.
@@ -201,7 +206,8 @@ def rows(
   Families take turns row by row and levels take turns within a family, so both are uniform in every
   prefix. The draws of one (family, level) are distinct until its prompts are used up (the one-digit
   subtractions are 55 in all, a level of mod or lin has some 200); then it starts again, so large
-  sizes hold each prompt of a small level several times.
+  sizes hold each prompt of a small level several times. With a `scratchpad` of N > 0 characters
+  the rows have "scratchpad": N beside.
 
   Raises ValueError for an unknown split or family.
   """
@@ -216,12 +222,13 @@ def rows(
       f"{tuple(families)!r}"
     )
   rng = np.random.default_rng([seed, SPLITS.index(split)])
+  more = {"scratchpad": scratchpad} if scratchpad else {}
   seen = {}
   result = []
   for i in range(size):
     family, level = families[i % len(families)], i // len(families) % LEVELS
     used = seen.setdefault((family, level), set())
-    result.append(_make_row(_draw_new(rng, split, family, level, used), family, level))
+    result.append(_make_row(_draw_new(rng, split, family, level, used), family, level) | more)
   return result
 
 
@@ -247,8 +254,12 @@ def _draw_new(rng, split: str, family: str, level: int, used: set[str]) -> str:
 
 def canonical(row: dict[str, Any]) -> str:
   """The response of a flawless demonstrator: the answer, or for chain the whole trace that ends in
-  it."""
-  return FAMILIES[row["family"]].right(row["prompt"])
+  it. Of a row with a scratchpad it is the part that decides, ":" included."""
+  return FAMILIES[row["family"]].right(row["prompt"]) + _separator(row)
+
+
+def _separator(row) -> str:
+  return SCRATCHPAD if row.get("scratchpad") else ""
 
 
 def sloppy_probability(row: dict[str, Any]) -> float:
@@ -263,14 +274,22 @@ def demonstration(row: dict[str, Any], rng: np.random.Generator) -> str:
 
   With probability `sloppy_probability(row)` it is careless: half of the time it uses the
   family's wrong method, otherwise one digit slips. Slips spread over many strings while the right
-  one is one, so that the most likely response is right more often than a sampled one.
+  one is one, so that the most likely response is right more often than a sampled one. A scratchpad
+  holds random characters, each equally likely, none of them ":".
   """
   family = FAMILIES[row["family"]]
   draw, sloppy = rng.random(), sloppy_probability(row)
   if draw < sloppy * METHOD_SHARE:
-    return family.sloppy(row["prompt"])
-  response = family.right(row["prompt"])
-  return response if draw >= sloppy else _slip(response, rng)
+    response = family.sloppy(row["prompt"])
+  else:
+    response = family.right(row["prompt"])
+    response = response if draw >= sloppy else _slip(response, rng)
+  return response + _separator(row) + _scribble(row.get("scratchpad", 0), rng)
+
+
+def _scribble(length: int, rng: np.random.Generator) -> str:
+  characters = CHARACTERS.replace(SCRATCHPAD, "")
+  return "".join(characters[i] for i in rng.integers(len(characters), size=length))
 
 
 def _slip(response: str, rng: np.random.Generator) -> str:
@@ -286,11 +305,17 @@ def verify(prompt: str, response: str, row: dict[str, Any]) -> float:
   Exact families: the response must equal `row["answer"]` character for character (no spaces, no
   leading zeros beyond the format). chain: the response must be a non-empty string of the digits
   0-9, of which only the last is compared; the digits before it, right, wrong, missing or too many,
-  do not count. `response` is the text without EOS; a row without a known family scores 0.
+  do not count. Where the row has a scratchpad, the response is what stands before the first ":",
+  and a response without one scores 0. `response` is the text without EOS; a row without a known
+  family scores 0.
   """
   del prompt
   if not isinstance(response, str) or not isinstance(row, dict):
     return 0.0
+  if row.get("scratchpad"):
+    response, separator, _ = response.partition(SCRATCHPAD)
+    if not separator:
+      return 0.0
   family, answer = row.get("family"), row.get("answer")
   if family in EXACT:
     return float(response == answer)

@@ -28,7 +28,7 @@ import numpy as np
 import optax
 
 from v05_jax import config as configuration
-from v05_jax import rng
+from v05_jax import rng, sinks
 from v05_jax.models import hf
 from v05_jax.run import checkpoint, files, lock, supervised
 from v05_jax.scale import sharding
@@ -109,6 +109,7 @@ def prepare(config, workdir: str):
     )
   files.prepare(workdir)
   checkpoint.check_config(workdir, config)
+  sinks.check(config)
 
 
 def check_pairs(first: State, restored: State):

@@ -1,0 +1,25 @@
+"""The demo with a scratchpad behind every answer: tasks in which a success is as long as a failure.
+
+    python -m v05_jax.main --config=configs/scratchpad.py --workdir=runs/scratchpad
+
+A response is the answer, ":" and LENGTH characters that no verdict looks at. They carry entropy of
+their own, so that the score of a success (the gradient of its log-probability) is about as long as
+a failure's, as it is in language models; in configs/demo.py a failure's is several times as long
+(docs/noise.md). Success stays exact, and the policy's answers are about those of the demo.
+"""
+
+from v05_jax.configs import demo
+
+LENGTH = 24
+CHANGES = {
+  "data.scratchpad": LENGTH,
+  "policy.path": "builtin_scratchpad",
+  "sampler.max_response": LENGTH + 9,  # the demo's 8 tokens, ":" and the scratchpad
+  "sampler.truncated": "score",
+}
+
+
+def get_config(method="v05"):
+  c = demo.get_config(method)
+  c.update_from_flattened_dict(CHANGES)
+  return c

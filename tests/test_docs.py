@@ -1,0 +1,115 @@
+"""The documentation: links lead somewhere, what comes from the code is up to date, messages are
+the program's own."""
+
+import ast
+from pathlib import Path
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from docs import pages
+from v05_jax import tasks
+from v05_jax.run import metrics
+
+ROOT = Path(__file__).parent.parent
+FENCE = re.compile(r"^(```|~~~).*?^\1", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s#]*)#?([^)\s]*)\)")
+PAGES = sorted(
+  path
+  for folder in (".", "docs", "experiments/*", "experiments", "tests/data/*")
+  for path in ROOT.glob(f"{folder}/*.md")
+)
+
+
+def anchors(path: Path) -> set[str]:
+  """What GitHub calls the headings of a page."""
+  found = set()
+  for heading in re.findall(r"^#+ (.*)$", FENCE.sub("", path.read_text()), re.MULTILINE):
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)|[`*]", r"\1", heading).strip().lower()
+    found.add(re.sub(r"[^\w\- ]", "", text).replace(" ", "-"))
+  return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+  wrong = []
+  for link, anchor in LINK.findall(FENCE.sub("", page.read_text())):
+    if re.match(r"[a-z]+:", link):
+      continue
+    target = (page.parent / link).resolve() if link else page
+    if not (target.is_relative_to(ROOT) and target.exists()):
+      wrong.append(link)
+    elif anchor and anchor not in anchors(target):
+      wrong.append(f"{link}#{anchor}")
+  assert not wrong
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if pages.PART.search(p.read_text())], ids=str)
+def test_generated_parts_are_up_to_date(page):
+  assert page.read_text() == pages.renewed(page.read_text()), "run python -m docs.pages"
+
+
+def test_every_part_stands_on_a_page():
+  found = [name for path in PAGES for _, name, _ in pages.PART.findall(path.read_text())]
+  assert sorted(found) == sorted(pages.PARTS)
+
+
+def test_every_key_has_a_meaning():
+  said = pages.meanings((ROOT / "configs" / "default.py").read_text())
+  values = dict(pages.leaves(pages.default.get_config()))
+  assert not [key for key in values if key in said and not said[key]], "a comment beside the key"
+
+
+def test_the_worked_example_has_the_numbers_of_its_text():
+  text = pages.example()
+  assert "| a fifth rollout (`gain > c`)? | yes, 0.03283 > 0.00391 | no" in text
+  assert "0.7934" in text and "1.2727, -0.7273, -0.7273, -0.7273" in text  # by hand: .96 / 1.21
+
+
+def test_every_family_is_described():
+  text = (ROOT / "docs" / "tasks.md").read_text()
+  assert not [name for name in tasks.FAMILIES if not re.search(rf"^\| {name} \| `", text, re.M)]
+
+
+def test_metrics_and_messages_of_the_troubleshooting_are_the_programs():
+  """A metric is documented; a message stands in the sources, but for what "…" stands for."""
+  texts = []
+  for path in (ROOT / "v05_jax").rglob("*.py"):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        texts += re.split(r"%\.?\d*[dsgrf]", node.value)  # of log messages
+  texts = [" ".join(text.split()) for text in texts]
+  page = (ROOT / "docs" / "troubleshooting.md").read_text()
+  quoted = re.findall(r"`([^`\n]+)`", page) + re.findall(r"^    (.*)$", page, re.MULTILINE)
+  names = [x for x in quoted if re.fullmatch(r"[a-z_]+/[a-z_]+", x) and "." not in x]
+  assert len(names) > 10
+  assert not [name for name in names if not metrics.meaning(name)]
+  messages = [x for x in quoted if "…" in x]
+  parts = [part.strip(" ()=;:'") for message in messages for part in message.split("…")]
+  assert len(messages) > 8
+  assert not [part for part in parts if part and not any(part in text for text in texts)]
+
+
+def test_citation():
+  found = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+  assert {"cff-version", "message", "title", "authors", "version", "license"} <= found.keys()
+  paper = found["preferred-citation"]
+  assert "2603.10848" in paper["url"] and len(paper["authors"]) == 7
+
+
+@pytest.mark.skipif(
+  subprocess.run([sys.executable, "-c", "import material"], capture_output=True).returncode != 0,
+  reason="mkdocs-material is not installed (make docs)",
+)
+def test_the_site_is_built_without_warnings(tmp_path):
+  command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+  assert done.returncode == 0, done.stderr
+  page = (tmp_path / "docs" / "api" / "index.html").read_text()
+  assert "v05_jax.shrinkage.fuse" in page  # from a docstring
+  assert (tmp_path / "v05_jax" / "shrinkage.py" / "index.html").is_file()  # a page of code
+  assert not shutil.which("mkdocs") or (tmp_path / "index.html").is_file()

@@ -1,0 +1,376 @@
+"""Several rewards with weights: what the config may say, what the estimator sees, and functions
+that are async, batched, or written for other trainers."""
+
+import json
+import math
+from types import SimpleNamespace
+
+from absl import flags
+import numpy as np
+import pytest
+
+from tests import support
+from tests.test_train import small
+from v05_jax import command_line, rewards
+from v05_jax import config as configuration
+from v05_jax.configs import default
+from v05_jax.rewards import adapters, mixture
+from v05_jax.run import metrics
+from v05_jax.run.show import show
+from v05_jax.scale import sources
+from v05_jax.train import train
+
+MODULE = r"""
+import asyncio, math, os, time
+from v05_jax.rewards import adapters
+
+STATE = []
+
+def length(prompt, response, row): return len(response)
+def answer(prompt, response, row): return float(response == row["answer"])
+def worker(prompt, response, row): return os.getpid()
+async def slow(prompt, response, row):
+  await asyncio.sleep(0.01)
+  if response == "raise": raise RuntimeError("in vain")
+  if response == "hang": await asyncio.sleep(1000)
+  return len(response)
+class Called:
+  async def __call__(self, prompt, response, row): return 2.0
+called = Called()
+def returns_a_coroutine(prompt, response, row): return slow(prompt, response, row)
+async def leaves_a_task(prompt, response, row):
+  async def late():
+    await asyncio.sleep(0.05)
+    raise SystemExit(3)
+  STATE.append(asyncio.create_task(late()))
+  return float(sum(not task.done() for task in STATE))
+async def loop(prompt, response, row): return float(id(asyncio.get_running_loop()))
+
+def rank(prompt, responses, row):
+  if "raise" in responses: raise RuntimeError("the whole batch")
+  if "hang" in responses: time.sleep(1000)
+  if "exit" in responses: os._exit(3)
+  if "short" in responses: return [1.0]
+  if "text" in responses: return "1" * len(responses)
+  if "none" in responses: return None
+  if "nan" in responses: return [math.nan if x == "nan" else 1.0 for x in responses]
+  order = sorted(set(responses), key=len)
+  return [order.index(x) + 100 * len(responses) for x in responses]
+async def rank_async(prompt, responses, row):
+  await asyncio.gather(*(asyncio.sleep(0.01) for _ in responses))
+  return rank(prompt, responses, row)
+
+def of_trl(prompts, completions, answer, **columns):
+  assert columns["trainer_state"] is None and columns["log_metric"]("x", 1.0) is None
+  return [None if c == "skip" else float(c == a) for c, a in zip(completions, answer, strict=True)]
+def of_trl_named(completions, prompts):
+  return [float(len(p + c)) for p, c in zip(prompts, completions)]
+async def of_trl_async(prompts, completions, **columns): return [len(c) for c in completions]
+def _messages(prompts, completions, **columns):
+  good = lambda p, c: p[-1]["role"] == "user" and c[0]["content"] == "4"
+  return [float(good(p, c)) for p, c in zip(prompts, completions)]
+of_trl_messages = adapters.trl(_messages, conversational=True)
+
+def right(completion, answer): return float(completion[-1]["content"] == answer)
+async def short(completion, state, **_): return 1.0 / len(state["responses"][0])
+class Rubric:
+  funcs, weights = [right, short], [1.0, 0.5]
+of_verifiers = adapters.verifiers(right, short, weights=[1.0, 0.5])
+of_a_rubric = adapters.verifiers(Rubric())
+
+class Environment:
+  def reset(self, **_): self.steps = 0
+  async def step(self, action):
+    self.steps += 1
+    return type("Result", (), {"reward": float(action["said"] == "4") * self.steps, "done": True})
+in_an_environment = adapters.openenv(Environment, lambda response, row: {"said": response})
+"""
+TWO = [["my_terms:answer", 1.0], ["my_terms:length", -0.25]]
+
+
+def config(reward, workers=1, timeout=60.0):
+  return SimpleNamespace(reward=reward, rewards=SimpleNamespace(workers=workers, timeout=timeout))
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+  (tmp_path / "my_terms.py").write_text(MODULE)
+  monkeypatch.chdir(tmp_path)
+  return tmp_path
+
+
+def judge(reward, *responses, workers=1, timeout=60.0, **row):
+  with rewards.load(config(reward, workers, timeout)) as verifier:
+    handles = verifier.submit(["2+2="] * len(responses), list(responses), [row] * len(responses))
+    return [handle.result(timeout=300) for handle in handles]
+
+
+def values(*arguments, **keys):
+  return [verdict.reward for verdict in judge(*arguments, **keys)]
+
+
+# --- What the config may say
+
+
+def with_reward(reward, **keys):
+  c = default.get_config()
+  c.reward = reward
+  c.rewards.update(keys)
+  return c
+
+
+def test_a_list_is_taken_from_a_file_the_command_line_and_config_json():
+  values_of = flags.FlagValues()
+  text = '[["task", 1.0], ["my_reward:brief", 0.1]]'
+  command_line.parse(["main", f"--config.reward={text}"], values_of)
+  typed = values_of.config
+  configuration.validate(typed)
+  saved = configuration.from_json(configuration.to_json(typed))
+  written = with_reward([["task", 1.0], ["my_reward:brief", 0.1]])
+  for c in (typed, saved, written):
+    configuration.validate(c)
+    configuration.check_resume(saved, c, "the run")
+    assert [t[1:] for t in rewards.terms(c.reward)] == [("task", 1.0), ("my_reward:brief", 0.1)]
+  with pytest.raises(ValueError, match=r"reward: found .*0.2.*, expected .*0.1"):
+    configuration.check_resume(saved, with_reward([["task", 1.0], ["my_reward:brief", 0.2]]), "it")
+  found = sources.of(typed, {})["the code"]
+  assert "my_reward:brief" in found  # its file is compared between processes
+
+
+@pytest.mark.parametrize(
+  "reward",
+  [
+    *([], (), [[]], ["task"], "task,math", [["task"]], [["task", 1, 2]], [["task", "1"]]),
+    *([["task", True]], [["task", 0]], [["task", math.nan]], [["task", math.inf]], [[1, "task"]]),
+    *([["tusk", 1.0]], [["task", 1.0], ["task", 2.0]], [["a:b", 1.0], ["a b:c", 1.0]], 1, None),
+    *(
+      [["task", 1.0], "math"],
+      [["a:", 1.0]],
+      [["task", 10**400]],
+      '[["task", 1.0]',
+      [[["task"], 1]],
+    ),
+  ],
+)
+def test_what_is_no_reward_is_named(reward):
+  with pytest.raises(ValueError, match=r"reward: found .*, expected "):
+    configuration.validate(with_reward(reward))
+  with pytest.raises(ValueError, match=r"config\.reward = "):
+    rewards.load(config(reward))
+
+
+def test_functions_are_called_by_their_own_names():
+  names = lambda *targets: [t.name for t in rewards.terms([[x, 1.0] for x in targets])]
+  assert names("math", "a.b:Scorer.brief") == ["math", "brief"]
+  assert names("a:f", "b:f", "c:g") == ["a.f", "b.f", "g"]
+  assert names("a:sum") == ["a.sum"]  # "sum" is all of them
+  assert rewards.terms("math") == (mixture.Term("math", "math", 1.0),)
+
+
+def test_which_of_them_the_success_is():
+  assert [rewards.success(TWO, x) for x in ("", "answer", "sum")] == [0, 0, None]
+  configuration.validate(with_reward([["task", 1.0], ["a:f", 2.0]], success="f"))
+  for wanted, expected in (("brief", "task, f, sum, or empty"), ("g", "whose weight is above 0")):
+    with pytest.raises(
+      ValueError, match=rf"rewards.success: found '{wanted}', expected .*{expected}"
+    ):
+      configuration.validate(
+        with_reward([["task", 1.0], ["a:f" if wanted == "brief" else "a:g", -1.0]], success=wanted)
+      )
+
+
+def test_each_of_a_list_is_checked_against_the_data():
+  with pytest.raises(ValueError, match='"task" knows the built-in tasks alone'):
+    c = with_reward([["math", 1.0], ["task", 1.0]])
+    c.data.path = "rows.jsonl"
+    configuration.validate(c)
+  with pytest.raises(ValueError, match="the reward is reasoning_gym"):
+    configuration.validate(with_reward([["task", 1.0], ["reasoning_gym", 1.0]]))
+  with pytest.raises(ValueError, match=r"expected numbers, since config.reward names expression"):
+    rewards.check_answers([["a:f", 1.0], ["expression", 1.0]], [{"answer": "x"}], "rows.jsonl")
+
+
+# --- What the estimator sees
+
+
+def test_the_others_are_added_beside_the_success_in_its_units():
+  c = with_reward([["a:right", 2.0], ["a:brief", 0.5]], low=0.0, high=4.0)
+  brief = np.array([[1.0, 3.0, np.nan, 9.0], [5.0, 9.0, 9.0, 9.0]])
+  mask = np.array([[1, 1, 1, 0], [1, 0, 0, 0]], bool)
+  parts = np.stack([np.full((2, 4), 7.0), brief], 2)
+  found = rewards.others(c, parts, mask)
+  value = np.array([1, 3, 0]) * (0.5 / 2.0) * 2 / 4  # in units of the mapped reward
+  mine = 5 * (0.5 / 2.0) * 2 / 4
+  mean = (value.sum() + mine) / 4  # of the step, for the prompt with one rollout
+  np.testing.assert_allclose(found[0], [*(value - value.mean()), 0], rtol=1e-6)
+  np.testing.assert_allclose(found[1], [mine - mean, 0, 0, 0], rtol=1e-6)
+  c.rewards.success = "sum"
+  assert not rewards.others(c, parts, mask).any()
+  assert rewards.combine(c.reward, "sum", (7.0, 3.0)) == 15.5
+  assert rewards.combine(c.reward, "brief", (7.0, 3.0)) == 3.0
+
+
+def test_group_baselines_see_the_plain_weighted_sum():
+  """As in TRL, which sums first and compares then."""
+  from v05_jax import shrinkage
+
+  rng = np.random.default_rng(0)
+  right, brief = rng.integers(0, 2, (5, 4)).astype(np.float32), rng.random((5, 4), np.float32)
+  c = with_reward([["a:right", 1.0], ["a:brief", 0.3]])
+  every = np.ones((5, 4), bool)
+  shaping = rewards.others(c, np.stack([right, brief], 2), every)
+  value = np.full(5, np.nan, np.float32)
+  total = right + 0.3 * brief
+  for kind, expected in {
+    "rloo": 2 * (total - (total.sum(1, keepdims=True) - total) / 3),
+    "grpo": (total - total.mean(1, keepdims=True)) / total.std(1, keepdims=True, ddof=1),
+  }.items():
+    found, _ = shrinkage.advantage(kind, 2 * right - 1, every, value, shaping)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+# --- Verifiers
+
+
+def test_a_verdict_has_every_part_and_fails_with_any(module):
+  reward = [*TWO, ["expression", 1.0]]
+  good, bad = judge(reward, "4", "5 = five", answer="4")
+  assert good.parts == (1.0, 1.0, 1.0) and good.reward == 1.0 and not good.failure
+  assert bad.parts == (0.0, 8.0, 0.0)
+  reward = [["my_terms:slow", 1.0], ["my_terms:length", 1.0]]
+  good, bad = judge(reward, "ok", "raise")
+  assert good.parts == (2.0, 2.0)
+  assert math.isnan(bad.reward) and bad.failure == "crash" and bad.parts[1] == 5.0
+  assert bad.detail.startswith("slow: RuntimeError: in vain") and "my_terms.py:" in bad.detail
+
+
+def test_one_that_cannot_be_loaded_is_named_and_the_others_are_closed(module):
+  with pytest.raises(ValueError, match=r"config.reward = .*: my_terms:nothing: .*nothing"):
+    rewards.load(config([["my_terms:length", 1.0], ["my_terms:nothing", 1.0]]))
+
+
+def test_async_functions(module):
+  first, failed, last = judge("my_terms:slow", "a", "raise", "abc")
+  assert (first.reward, last.reward) == (1.0, 3.0)
+  assert failed.failure == "crash" and "in vain" in failed.detail
+  assert values("my_terms:called", "a") == [2.0]
+  assert values("my_terms:returns_a_coroutine", "ab") == [2.0]
+  assert values("my_terms:leaves_a_task", "a", "b", "c") == [1.0, 1.0, 1.0]
+  assert len(set(values("my_terms:loop", "a", "b"))) == 1  # one event loop: connections live on
+  late, after = judge("my_terms:slow", "hang", "ab", timeout=3.0)
+  assert late.failure == "timeout" and after.reward == 2.0
+
+
+@pytest.mark.parametrize("name", ["rank", "rank_async"])
+def test_batched_functions_see_all_responses_of_a_prompt(module, name):
+  with rewards.load(config(f"my_terms:{name}")) as verifier:
+    assert verifier.batched
+    rows = [{"n": 1}, {"n": 2}]
+    order = [0, 1, 0, 1, 0]
+    handles = verifier.submit(["p"] * 5, ["aaa", "b", "a", "bb", "aa"], [rows[i] for i in order])
+    assert [h.result(60).reward for h in handles] == [302, 200, 300, 201, 301]
+    handles = verifier.submit(["p"] * 3, ["a", "aa", "aaa"], [rows[0]] * 3, ["x", "y", "x"])
+    assert [h.result(60).reward for h in handles] == [200, 100, 201]
+  with rewards.load(config([["my_terms:length", 1.0], [f"my_terms:{name}", 1.0]])) as verifier:
+    assert verifier.batched
+    found = [h.result(60).parts for h in verifier.submit(["p"] * 2, ["a", "aa"], [rows[0]] * 2)]
+    assert found == [(1, 200), (2, 201)]
+
+
+@pytest.mark.parametrize(
+  "bad, failure, detail",
+  [
+    ("raise", "crash", "the whole batch"),
+    ("exit", "crash", "status 3"),
+    ("hang", "timeout", "no verdict within"),
+    ("short", "crash", "expected a list of 2 numbers, one for each response"),
+    ("text", "crash", "expected a list of 2 numbers"),
+    ("none", "crash", "NoneType"),
+  ],
+)
+def test_a_bad_batch_costs_its_own_verdicts_at_most(module, bad, failure, detail):
+  with rewards.load(config("my_terms:rank", timeout=3.0 if bad == "hang" else 60.0)) as verifier:
+    groups = [0, 1, 0, 1, 2]
+    handles = verifier.submit(["p"] * 5, ["a", "b", bad, "bb", "c"], [{}] * 5, groups)
+    found = [handle.result(300) for handle in handles]
+  assert [v.failure for v in found] == [failure, "", failure, "", ""]
+  assert detail in found[0].detail and [v.reward for v in found[1::2]] == [200, 201]
+
+
+def test_a_bad_number_in_a_batch_costs_its_own_verdict(module):
+  first, failed, last = judge("my_terms:rank", "a", "nan", "b")
+  assert (first.reward, last.reward) == (1.0, 1.0) and failed.failure == "crash"
+
+
+def test_functions_that_were_written_for_others(module):
+  said = lambda name, *responses: values(f"my_terms:{name}", *responses, answer="4")
+  assert said("of_trl", "4", "5", "skip") == [1.0, 0.0, 0.0]
+  assert said("of_trl_named", "4", "44") == [5.0, 6.0]
+  assert said("of_trl_async", "4", "44") == [1.0, 2.0]
+  assert said("of_trl_messages", "4", "5") == [1.0, 0.0]
+  assert said("of_verifiers", "4", "55") == said("of_a_rubric", "4", "55") == [1.5, 0.25]
+  assert said("in_an_environment", "4", "5", "4") == [1.0, 0.0, 1.0]
+  with pytest.raises(ValueError, match="found 1 functions and 2 weights"):
+    adapters.verifiers(len, weights=[1.0, 2.0])
+
+
+# --- A run
+
+
+class Batched(support.Verifier):
+  """Keeps what it was asked about at once."""
+
+  batched = True
+
+  def __init__(self):
+    super().__init__()
+    self.asked = []
+
+  def submit(self, prompts, responses, rows, groups):
+    self.asked.append(groups)
+    return super().submit(prompts, responses, rows)
+
+
+@pytest.mark.parametrize("rule", ["fixed", "sequential"])
+def test_the_rollouts_do_not_depend_on_when_they_are_judged(rule):
+  c, order = support.config(truncated="score"), None
+  from v05_jax.sampling.ledger import Order
+
+  options = {} if rule == "fixed" else {"cost": 0.01}
+  order = Order(support.budget(rule, 2, 2 if rule == "fixed" else 6, **options))
+  verifier = Batched()
+  import jax
+
+  sample = lambda v: support.collector(c, verifier=v)(
+    support.params(), support.prompts(12), jax.random.key(1), order
+  )
+  plain, _ = sample(support.Verifier())
+  from v05_jax.sampling import rollouts
+
+  collect = rollouts.make(support.policy(), c, support.mesh(), verifier)
+  found, _ = collect(support.params(), support.prompts(12), jax.random.key(1), order)
+  for name in ("tokens", "reward", "mask", "length"):
+    np.testing.assert_array_equal(getattr(plain, name), getattr(found, name))
+  asked = [prompt for groups in verifier.asked for prompt in groups]
+  assert sorted(asked) == sorted(plain.prompt.tolist())
+  for groups in verifier.asked:  # whole blocks of a prompt: two at first
+    for prompt in set(groups):
+      assert groups.count(prompt) == 2 or rule == "sequential"
+
+
+@pytest.mark.usefixtures("few_devices")
+def test_a_run_with_several_rewards_logs_each_and_goes_on(module):
+  keys = {"eval.period": 0, "checkpoint.period": 1, "sampler.truncated": "score"}
+  c = small(num_steps=2, **keys)
+  c.reward = [["task", 1.0], ["my_terms:length", -0.05], ["my_terms:rank", 0.01]]
+  state = train(c, str(module / "run"))
+  line = metrics.read(module / "run")[-1]
+  assert line["reward/task"] == pytest.approx(line["reward"]) == line["accuracy"]
+  assert line["reward/length"] > 0 and 200 <= line["reward/rank"] < 800
+  assert int(state.rollouts) == 64 and line["rewards/failed"] == 0
+  c.num_steps = 3
+  shown = show(c, str(module / "run"), prompts=2)
+  rollout = shown[0]["rollouts"][0]
+  assert rollout["reward"] == rollout["reward/task"] and rollout["reward/rank"] >= 200
+  train(configuration.from_json(json.dumps(configuration.to_dict(c))), str(module / "run"))
+  assert [line["step"] for line in metrics.read(module / "run")] == [1, 2, 3]

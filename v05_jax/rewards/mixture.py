@@ -1,0 +1,116 @@
+"""What `config.reward` says: one reward by its name, or several with weights.
+
+    R = sum over the rewards of weight x reward, each in its own units
+
+One of several is the success, by `rewards.success`: the test, the fusion, the budget, V and the
+accuracy look at it alone, mapped from `rewards.low` .. `rewards.high` to [-1, 1] and clipped. What
+the others add is no part of a prompt's difficulty and goes to the advantage beside it, as the
+overlong penalty does (`estimators.base`), in the mapped reward's units and with the ratio of the
+weights kept (`others`). With `rewards.success = "sum"` all of that looks at R, whose range
+`rewards.low` and `rewards.high` then are.
+"""
+
+from collections import Counter
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+KNOWN = ("task", "math", "expression", "reasoning_gym")
+SUM = "sum"  # of rewards.success
+EXPECTED = (
+  f"{', '.join(KNOWN)} or module:function, or a list of [name, weight] of these, each once, with "
+  'weights that are numbers and not 0: [["math", 1.0], ["my_reward:brief", 0.1]]'
+)
+
+
+class Term(NamedTuple):
+  """One of the rewards."""
+
+  name: str  # in metrics, reward/NAME, and in rewards.success
+  target: str  # a name of `KNOWN`, or module:function
+  weight: float
+
+
+def terms(reward) -> tuple[Term, ...]:
+  """The rewards of a `config.reward`, in order. A function is called by its own name, by
+  module.function where two have the same. Raises ValueError where it is none."""
+  pairs = [(reward, 1.0)] if isinstance(reward, str) else reward
+  if not isinstance(pairs, (list, tuple)) or not pairs or not all(map(_is_pair, pairs)):
+    raise ValueError(f"found {reward!r:.200}, expected {EXPECTED}")
+  targets = [target for target, _ in pairs]
+  if len(set(targets)) < len(targets):
+    raise ValueError(f"found {reward!r:.200}, expected each reward once")
+  short = [target.rpartition(":")[2].rpartition(".")[2] for target in targets]
+  often = Counter(short)
+  names = [
+    x if often[x] == 1 and x != SUM else target.replace(":", ".")
+    for x, target in zip(short, targets)
+  ]
+  return tuple(Term(n, t, float(w)) for n, t, (_, w) in zip(names, targets, pairs))
+
+
+def _is_pair(pair) -> bool:
+  if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not isinstance(pair[0], str):
+    return False
+  target, weight = pair
+  number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+  named = target in KNOWN or all(target.partition(":"))
+  return named and number and weight != 0 and abs(weight) <= 1e30 and math.isfinite(weight)
+
+
+def targets(reward) -> tuple[str, ...]:
+  """The names of a `config.reward`, without weights."""
+  return tuple(term.target for term in terms(reward))
+
+
+def success(reward, wanted: str) -> int | None:
+  """Which of the rewards the success is, by `rewards.success`: "" is the first; None = their sum.
+
+  Raises ValueError where it is none of them, or one whose weight is below 0.
+  """
+  found = terms(reward)
+  if wanted == SUM:
+    return None
+  names = [term.name for term in found]
+  if wanted and wanted not in names:
+    raise ValueError(
+      f"found {wanted!r}, expected {', '.join(names)}, {SUM}, or empty for the first"
+    )
+  index = names.index(wanted) if wanted else 0
+  if found[index].weight < 0:
+    raise ValueError(
+      f"found {wanted!r}, which is {names[index]} with the weight {found[index].weight:g}, "
+      f"expected a reward whose weight is above 0, or {SUM}"
+    )
+  return index
+
+
+def combine(reward, wanted: str, parts) -> float:
+  """What the success looks at of one response, whose rewards are `parts`."""
+  index = success(reward, wanted)
+  if index is not None:
+    return float(parts[index])
+  return float(sum(term.weight * part for term, part in zip(terms(reward), parts)))
+
+
+def others(config, parts, mask):
+  """float32 [P, K]: what the rewards beside the success add to it, in units of the mapped reward.
+
+      2 / (high - low) x sum of weight / weight of the success x (reward - its mean in the group)
+
+  The mean is subtracted since no baseline knows it; a group's own means are differences within the
+  group, so that group baselines see the plain weighted sum. A prompt with one rollout has the mean
+  of the step instead. parts: float32 [P, K, rewards], NaN where there is none, which counts as 0;
+  mask: bool [P, K], the rollouts that count.
+  """
+  found, index = terms(config.reward), success(config.reward, config.rewards.success)
+  if index is None:
+    return np.zeros(mask.shape, np.float32)
+  unit = found[index].weight * (config.rewards.high - config.rewards.low) / 2
+  weight = np.array([0.0 if i == index else t.weight / unit for i, t in enumerate(found)])
+  total = np.where(mask, np.nan_to_num(np.asarray(parts, np.float64)) @ weight, 0.0)
+  count = mask.sum(1, keepdims=True)
+  mean = total.sum(1, keepdims=True) / np.maximum(count, 1)
+  step = total.sum() / max(1, mask.sum())
+  return np.where(mask, total - np.where(count > 1, mean, step), 0.0).astype(np.float32)

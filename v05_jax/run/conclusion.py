@@ -1,0 +1,114 @@
+"""What a comparison shows, in words: which methods are ahead of the first one, by how much, with
+intervals over seeds. Of one seed nothing is claimed."""
+
+import math
+from typing import NamedTuple
+
+from v05_jax.run.comparison import LEVEL, Difference, Row, paired
+
+# Config keys that say on what a score was measured: of evaluations, and of a run's own rollouts.
+MEASURED = ("reward", "rewards.high", "rewards.low")
+BUILTIN = ("data.families", "data.options")  # of the built-in tasks and reasoning-gym's
+HELD_OUT = ("eval.path", "eval.split", "eval.size", "eval.temperature", *BUILTIN, *MEASURED)
+TRAINING = ("data.path", "data.split", *BUILTIN, *MEASURED)
+ONE = "one seed: no claim"
+
+
+class Verdict(NamedTuple):
+  """On a method beside the first one."""
+
+  number: int  # of the method
+  word: str  # ahead, behind, "no difference shown" or "no claim"
+  text: str
+
+
+def verdicts(rows: list[Row], score: str) -> list[Verdict]:
+  """One for each method but the first, by the paired difference of the ends over shared seeds."""
+  return [_verdict(number, row, rows[0], score) for number, row in enumerate(rows) if number]
+
+
+def _verdict(number: int, row: Row, first: Row, score: str) -> Verdict:
+  claim = lambda word, text: Verdict(number, word, f"{row.name}: {text}")
+  if keys := other_measure(row, first, score):
+    what = f"measured on something else than {first.name} ({', '.join(keys)})"
+    return claim("no claim", f"{what}: no claim")
+  end, area = (paired(row, first, what) for what in ("end", "area"))
+  if end is None:
+    known = row.by_seed and first.by_seed
+    reason = f"no seed shared with {first.name}" if known else "the seeds are not known"
+    return claim("no claim", f"{row.end - first.end:+.4f} at the end; {reason}: no claim")
+  if end.pairs < 2:
+    return claim("no claim", f"{end.mean:+.4f} at the end; {ONE}")
+  word = _word(end)
+  text = f"{word}, {spread(end)} at the end, {spread(area)} in the area; {end.pairs} shared seeds"
+  return claim(word, text)
+
+
+def _word(found: Difference) -> str:
+  if abs(found.mean) > found.half:
+    return "ahead" if found.mean > 0 else "behind"
+  return "no difference shown"
+
+
+def spread(found: Difference, scale: float = 1.0, digits: int = 4) -> str:
+  """A mean with its interval."""
+  mean, half = scale * found.mean, scale * found.half
+  if math.isnan(half):
+    return f"{mean:+.{digits}f} ({ONE})"
+  return f"{mean:+.{digits}f} [{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]"
+
+
+def other_measure(row: Row, first: Row, score: str) -> list[str]:
+  """The config keys by which the two methods' scores were measured on different things."""
+  keys = HELD_OUT if score.startswith("eval/") else TRAINING
+  values = lambda row, key: {repr(run.keys.get(key)) for run in row.runs if run.keys}
+  return [
+    key
+    for key in keys
+    if (a := values(row, key)) and (b := values(first, key)) and (a != b or len(a) > 1)
+  ]
+
+
+def headline(rows: list[Row], score: str) -> str:
+  """The conclusion in one sentence."""
+  first, found = rows[0].name, verdicts(rows, score)
+  if not found:
+    one = f" ({ONE})" if rows[0].seeds < 2 else f" (mean over {rows[0].seeds} seeds)"
+    return f"{first}: from {rows[0].start:.3f} to {rows[0].end:.3f}{one}"
+  ahead = [v for v in found if v.word == "ahead"]
+  if ahead:
+    ahead.sort(key=lambda v: -paired(rows[v.number], rows[0], "end").mean)
+    named = [
+      f"{rows[v.number].name} by {spread(paired(rows[v.number], rows[0], 'end'), digits=3)}"
+      for v in ahead
+    ]
+    return f"Ahead of {first}: {'; '.join(named)}"
+  if all(v.word == "no claim" for v in found):
+    alone = all(v.text.endswith(ONE) for v in found)
+    return (
+      f"{ONE[0].upper()}{ONE[1:]} about a difference" if alone else "No claim about a difference"
+    )
+  if all(v.word == "behind" for v in found):
+    every = "the other method is" if len(found) == 1 else f"all {len(found)} other methods are"
+    return f"{first} is ahead: {every} behind it"
+  return f"No method is shown to be ahead of {first}"
+
+
+def basis(rows: list[Row]) -> str:
+  """On what the verdicts rest."""
+  compared = len(rows) - 1
+  many = f", without a correction for {compared} comparisons" if compared > 1 else ""
+  return (
+    f"Each method minus {rows[0].name}, the first one, seed by seed, with a {LEVEL * 100:.0f} % "
+    f"interval over the seeds (t, n - 1){many}. Ahead or behind: the interval of the difference at "
+    "the end leaves out 0. Area: the mean height of the curve"
+  )
+
+
+def text(rows: list[Row], score: str, remark: str = "") -> str:
+  """The conclusion in lines, for a terminal and for Markdown."""
+  found = verdicts(rows, score)
+  lines = [f"**{headline(rows, score)}.**"]
+  if found:
+    lines += ["", *(f"- {verdict.text}" for verdict in found), "", f"{basis(rows)}."]
+  return "\n".join([*lines, *(["", remark] if remark else [])])
