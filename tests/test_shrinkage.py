@@ -419,10 +419,7 @@ def test_james_stein_does_not_weigh_rounding_errors():
 
 def test_unknown_kind():
   args = (np.zeros((1, 4)), np.ones((1, 4), bool), np.zeros(1))
-  known = (
-    "batch_shrink, beta_shrink, dr_grpo, ewa, grpo, james_stein, rloo, score, score_loo, spo, v05, "
-    "v05_loo, v05_score, value"
-  )
+  known = ", ".join(KINDS)
   for f in (shrinkage.advantage, shrinkage.sq_loo):
     with pytest.raises(ValueError, match=rf"baseline.*'mean'.*{known}"):
       f("mean", *args)
