@@ -52,7 +52,7 @@ def precision(options, setting):
   """The precision-weighted mean of V and the k - 1 other rollouts."""
 
   def rollouts(state, groups, value):
-    count, square = state
+    count, square = state if len(state) else np.zeros(2, np.float32)  # another trainer's first step
     known = jnp.asarray(count > 0)
     measured = jnp.maximum(square, 0.0) / jnp.where(known, count, 1.0)
     n0 = jnp.where(known, worth(value, measured), FIRST)
@@ -83,7 +83,7 @@ def precision(options, setting):
     total = jnp.where(n0 + groups.k > 0, n0 + groups.k, 1.0)
     noise = jnp.where(spoken, (1.0 - prior**2) * n0 / (n0 + 1.0), 1.0)  # of one reward
     return estimator.explain(state, groups, value) | {
-      "weight": groups.k / total,
+      "weight of the rollouts": groups.k / total,
       "expected_mse": noise / total,
       "rollouts that its prior is worth": n0,
     }
