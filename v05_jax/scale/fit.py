@@ -31,7 +31,7 @@ from collections.abc import Iterator
 import itertools
 from typing import Any, NamedTuple
 
-# Of the memory. A CPU's also holds what is read and saved, verifiers, and the user's other programs.
+# Of the memory. A CPU's also holds what is read and saved, verifiers, and other programs.
 USABLE = {"cpu": 1 / 2, "accelerator": 7 / 8}
 BYTES = {"float32": 4, "bfloat16": 2}
 # Tokens in one forward and backward pass that keep a device busy; a CPU is fastest with fewer.
