@@ -86,6 +86,8 @@ def _next(config, mode: str, workdir, values) -> list[tuple[str, str]]:
     path = f"--config.prior.kind=v0 --config.priors.v0.path={workdir}/v0"
     return [("use it as the prior", f"{command()} train {path} ...")]
   samples = "" if config.eval.samples else " --config.eval.samples=8"
+  if config.data.path != config.eval.path == "tasks":  # no held-out problems are named yet
+    samples += " --config.eval.path=heldout.jsonl"
   found = [
     ("compare runs", f"{call('report')},OTHER"),
     ("read rollouts", call("sample")),

@@ -173,7 +173,7 @@ def describe(model, config, machine: Machine, chosen: dict[str, Any], found: Nee
   together = "and" if machine.kind == "cpu" else "or"
   return [
     f"chosen for {count} x {machine.name} with {gb(machine.memory)} and a model of "
-    f"{parameters(model) / 1e6:,.0f}M parameters: {chosen}",
+    f"{_count(model)} parameters: {chosen}",
     f"  by memory of a device: {gb(found.fixed)} parameters and optimizer, beside them "
     f"{gb(found.sampling)} while sampling {together} {gb(found.update)} in the update: "
     f"{gb(found.total(machine))}",
@@ -181,11 +181,17 @@ def describe(model, config, machine: Machine, chosen: dict[str, Any], found: Nee
   ]
 
 
+def _count(model) -> str:
+  count = parameters(model)
+  return f"{count / 1e6:,.0f}M" if count >= 1e6 else f"{count / 1e3:.0f}k"
+
+
 def _too_large(model, least: Need, machine: Machine) -> str:
   gb = lambda x: f"{x / 1e9:.1f} GB"
+  wanted = gb(least.total(machine) / USABLE[machine.kind])
   return (
-    f"config.policy: found a model of {parameters(model) / 1e6:,.0f}M parameters, which needs at "
-    f"least {gb(least.total(machine) / USABLE[machine.kind])} a device here ({gb(least.fixed)} parameters and "
+    f"config.policy: found a model of {_count(model)} parameters, which needs at "
+    f"least {wanted} a device here ({gb(least.fixed)} parameters and "
     f"optimizer, {gb(least.sampling)} while sampling, {gb(least.update)} in the update), expected "
     f"at most {gb(machine.memory)}, the memory of {machine.name}. Less with "
     "--config.policy.lora_rank=32, with a smaller sampler.max_response, or with more devices along "
