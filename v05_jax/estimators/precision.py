@@ -30,8 +30,8 @@ FIRST = 1.0  # rollouts that V is worth before its error is known
 
 
 def worth(value, variance):
-  """n0 of V and its variance, elementwise; NaN where either is."""
-  room = 1.0 - jnp.clip(value, -1.0, 1.0) ** 2
+  """n0 of V and its variance, elementwise; NaN where the variance is."""
+  room = 1.0 - clean(value)[1] ** 2  # no NaN even where it is not used: its slope would be one
   positive = variance > 0
   n0 = room / jnp.where(positive, variance, 1.0) - 1.0
   n0 = jnp.where(positive, n0, jnp.where(variance == 0, MOST, jnp.nan))
