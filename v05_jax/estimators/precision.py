@@ -30,11 +30,11 @@ FIRST = 1.0  # rollouts that V is worth before its error is known
 
 
 def worth(value, variance):
-  """n0 of V and its variance, elementwise; NaN where either is."""
-  room = 1.0 - jnp.clip(value, -1.0, 1.0) ** 2
-  known = variance >= 0
-  n0 = room / jnp.where(known, jnp.maximum(variance, 1.0 / MOST), 1.0) - 1.0
-  n0 = jnp.where(known, jnp.where(variance == 0, MOST, n0), jnp.nan)
+  """n0 of V and its variance, elementwise; NaN where the variance is."""
+  room = 1.0 - clean(value)[1] ** 2  # no NaN even where it is not used: its slope would be one
+  positive = variance > 0
+  n0 = room / jnp.where(positive, variance, 1.0) - 1.0
+  n0 = jnp.where(positive, n0, jnp.where(variance == 0, MOST, jnp.nan))
   return jnp.clip(n0, 0.0, MOST)
 
 
@@ -55,11 +55,10 @@ def precision(options, setting):
     count, square = state if len(state) else np.zeros(2, np.float32)  # another trainer's first step
     known = jnp.asarray(count > 0)
     measured = jnp.maximum(square, 0.0) / jnp.where(known, count, 1.0)
-    prior = clean(value)[1]
-    n0 = jnp.where(known, worth(prior, measured), FIRST)
+    n0 = jnp.where(known, worth(value, measured), FIRST)
     if groups.prior_variance is None:
       return n0
-    said = worth(prior, groups.prior_variance)
+    said = worth(value, groups.prior_variance)
     return jnp.where(jnp.isfinite(said), said, n0)
 
   def learn(state, groups, value):
