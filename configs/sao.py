@@ -4,7 +4,9 @@ updated twice a step, and a loss without gradient where the ratio leaves its bou
     python -m v05_jax.main --config=configs/sao.py --workdir=runs/sao
 
 What the paper has besides, an asynchronous sampler and a critic of the policy's size, is not here:
-docs/rivals.md.
+docs/rivals.md. On 2 CPU cores with other work 25 s of steps; success on 512 held-out prompts from
+.433 to .720 after 16,384 rollouts, chain left out (eval.samples = 0); one seed. With the prior
+neighbours in the critic's place it is .711.
 """
 
 from v05_jax.configs import default

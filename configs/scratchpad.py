@@ -4,8 +4,8 @@
 
 A response is the answer, ":" and LENGTH characters that no verdict looks at. They carry entropy of
 their own, so that the score of a success (the gradient of its log-probability) is about as long as
-a failure's, as it is in language models; in configs/demo.py a failure's is several times as long
-(docs/noise.md). Success stays exact, and the policy's answers are about those of the demo.
+a failure's; in configs/demo.py a failure's is several times as long (docs/noise.md). Success stays
+exact, and is about that of the demo at the start.
 """
 
 from v05_jax.configs import demo
@@ -16,6 +16,7 @@ CHANGES = {
   "policy.path": "builtin_scratchpad",
   "sampler.max_response": LENGTH + 9,  # the demo's 8 tokens, ":" and the scratchpad
   "sampler.truncated": "score",
+  "loss.micro_rows": 32,  # as many tokens as 64 rows of the demo
 }
 
 

@@ -27,7 +27,7 @@ def chosen(model, place, **keys):
   config = own.get_config()
   config.update_from_flattened_dict(keys)
   values, found = fit.choose(presets.PRESETS[model], config, place)
-  assert found.total(place) <= fit.USABLE * place.memory
+  assert found.total(place) <= fit.USABLE[place.kind] * place.memory
   return values
 
 

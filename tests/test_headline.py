@@ -98,7 +98,7 @@ def test_rate_variant_and_recipe_are_those_of_the_rules():
     "grpo16_twice": score(0.55, 0.90),
     "grpo16_half": {6e-4: [(0.6, 0.9)], 1.2e-3: [(0.2, 0.9)]},
     "rloo4": score(0.6, 0.9),
-    "rloo4_both": score(0.59, 0.9),
+    "rloo4_half": score(0.59, 0.9),
     "v05_k1_twice": score(0.7, 0.895),  # within PASS_LOSS of GRPO's pass@64
     "score_k1_twice": score(0.9, 0.88),
   }
@@ -170,7 +170,7 @@ def test_a_run_counts_every_rollout_and_its_curve_ends_at_the_total(toy):
   low, high = {"default": (2.0, 30.0), "honest": (0.5, 2.0)}[toy]
   assert low < np.nanmean(steps["noise/rho"]) < high
   line = run.line(run.Task("main", toy, "dapo16", 1e-3, 0), result)
-  assert line["curve"][-1][0] == methods.ROLLOUTS
+  assert line["curve"][-1][0] == methods.REGIMES[toy].rollouts
   assert line["end"] == pytest.approx(success[-1], rel=1e-4)
   assert line["pass@64"] == pytest.approx(passes[-1][-1], rel=1e-4)
   json.dumps(line, allow_nan=False)

@@ -120,7 +120,7 @@ def run(peers, *arguments):
 
 
 def test_verl_calls_it_by_its_registry(peers):
-  assert "checked with" in run(peers, "-m", "tests.verl_run")
+  assert "checked with" in run(peers, "-P", "tests/verl_run.py")
 
 
 # --- TRL
@@ -129,7 +129,7 @@ def test_verl_calls_it_by_its_registry(peers):
 @pytest.mark.long
 def test_trls_trainer_has_our_advantages(peers, tmp_path):
   """Three steps of a tiny model; and what was learnt goes on from a checkpoint."""
-  run(peers, "-m", "tests.trl_run", str(tmp_path))
+  run(peers, "-P", "tests/trl_run.py", str(tmp_path))
   for kind in ("v05", "ewa"):
     with np.load(tmp_path / f"{kind}.npz") as found:
       for step in range(3):

@@ -5,15 +5,18 @@ import json
 import os
 import pathlib
 import re
+import shutil
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from tests import support
+from v05_jax import config as configuration
 from v05_jax import main
 from v05_jax.configs import default
-from v05_jax.run import metrics
+from v05_jax.run import metrics, workdirs
 
 ROOT = pathlib.Path(__file__).parent.parent
 MATH = ROOT / "tests" / "data" / "math"
@@ -68,7 +71,88 @@ def own_run(tmp_path_factory, cache):
   workdir = tmp_path_factory.mktemp("own")
   done = command(cache, f"--workdir={workdir}", **OWN_INPUT)
   assert done.returncode == 0, done.stderr
+  (workdir / "said.txt").write_text(done.stderr + done.stdout)
   return workdir
+
+
+def test_what_a_run_says(own_run):
+  """Where there is no terminal: stages, what was compiled, the first and the last step, the end."""
+  said = (own_run / "said.txt").read_text()
+  lines = said.splitlines()
+  assert lines[0].startswith("loading ") and "compiling prefill, decode and update" in lines
+  first = next(line for line in lines if line.startswith("the first step took"))
+  assert re.search(r"compiled: \d+ programs \(\w+ \d+\.\d s", first)
+  assert any(re.match(r"step 1/3  \d+ rollouts", line) for line in lines)
+  assert any(line.startswith("step 3/3  ") for line in lines)
+  assert f"{own_run} is finished: 3 of 3 steps, " in said
+  assert "PyTorch" not in said and "\x1b" not in said and "\r" not in said
+  commands = re.findall(r"python -m v05_jax.main (\w+) --workdir", said)
+  assert commands == ["report", "sample", "eval", "export", "train"]
+
+
+def test_a_finished_run_says_so_and_loads_nothing(own_run, cache):
+  before = (own_run / "metrics.jsonl").read_bytes()
+  done = command(cache, "train", f"--workdir={own_run}", **OWN_INPUT)
+  assert done.returncode == 0 and f"{own_run} is finished: 3 of 3 steps" in done.stdout
+  assert not done.stderr and (own_run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_finished_run_of_another_config_is_refused(own_run):
+  config = configuration.from_json((own_run / "config.json").read_text())
+  assert workdirs.finished(config, "train", own_run)
+  config.seed = 5
+  with pytest.raises(ValueError, match="holds a run of another config"):
+    workdirs.finished(config, "train", own_run)
+  config.update({"seed": 0, "num_steps": 4})
+  assert not workdirs.finished(config, "train", own_run)
+
+
+@pytest.mark.parametrize("gone", ["summary.png", "metrics.jsonl", "checkpoints/3", "config.json"])
+def test_a_run_that_lacks_anything_is_not_finished(own_run, tmp_path, gone):
+  shutil.copytree(own_run, tmp_path / "run")
+  config = configuration.from_json((own_run / "config.json").read_text())
+  assert workdirs.finished(config, "train", tmp_path / "run")
+  path = tmp_path / "run" / gone
+  shutil.rmtree(path) if path.is_dir() else path.unlink()
+  assert not workdirs.finished(config, "train", tmp_path / "run")
+
+
+@pytest.mark.long
+def test_a_second_ctrl_c_ends_the_run_at_once_and_without_a_traceback(cache, tmp_path):
+  """While it loads or compiles; the first one would let the step end."""
+  flags = [sys.executable, "-m", "v05_jax.main", "train", f"--workdir={tmp_path / 'run'}"]
+  env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+  process = subprocess.Popen(flags, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+  said = process.stderr.readline()
+  assert said.startswith("loading ")
+  process.send_signal(signal.SIGINT)
+  while "SIGINT: saving after this step; once more stops at once" not in said:
+    said += process.stderr.readline()
+  process.send_signal(signal.SIGINT)
+  said += process.communicate(timeout=60)[1]
+  assert process.returncode == 130 and "Traceback" not in said, said
+  assert "stopped at once; nothing was saved yet" in said
+
+
+def test_own_data_wants_three_flags(cache, tmp_path):
+  """As far as the model, which is not there: the config is whole, and the folder has its name."""
+  env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+  flags = [
+    "--config=own",
+    f"--config.data.path={MATH / 'problems.jsonl'}",
+    "--config.policy.path=no",
+  ]
+  done = subprocess.run(
+    [sys.executable, "-m", "v05_jax.main", "train", *flags],
+    cwd=tmp_path,
+    env=env,
+    capture_output=True,
+    text=True,
+    timeout=500,
+  )
+  assert done.returncode == 1 and "--workdir=runs/own" in done.stderr
+  assert "error: config.policy.path: found 'no', expected" in done.stderr
+  assert not (tmp_path / "runs").exists()  # nothing is left behind
 
 
 def test_training_on_ones_own_problems_and_model(own_run):

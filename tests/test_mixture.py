@@ -6,6 +6,7 @@ import math
 from types import SimpleNamespace
 
 from absl import flags
+import jax
 import numpy as np
 import pytest
 
@@ -17,6 +18,8 @@ from v05_jax.configs import default
 from v05_jax.rewards import adapters, mixture
 from v05_jax.run import metrics
 from v05_jax.run.show import show
+from v05_jax.sampling import rollouts
+from v05_jax.sampling.ledger import Order
 from v05_jax.scale import sources
 from v05_jax.train import train
 
@@ -318,7 +321,7 @@ def test_functions_that_were_written_for_others(module):
 
 
 class Batched(support.Verifier):
-  """Keeps what it was asked about at once."""
+  """Two rewards, of all responses of a prompt at once; keeps whose it was asked about."""
 
   batched = True
 
@@ -328,36 +331,34 @@ class Batched(support.Verifier):
 
   def submit(self, prompts, responses, rows, groups):
     self.asked.append(groups)
-    return super().submit(prompts, responses, rows)
+    both = lambda text: rewards.Verdict(1.0, parts=(self.reward(text), float(len(text))))
+    return [SimpleNamespace(result=lambda r=r: both(r)) for r in responses]
 
 
 @pytest.mark.parametrize("rule", ["fixed", "sequential"])
 def test_the_rollouts_do_not_depend_on_when_they_are_judged(rule):
-  c, order = support.config(truncated="score"), None
-  from v05_jax.sampling.ledger import Order
-
   options = {} if rule == "fixed" else {"cost": 0.01}
   order = Order(support.budget(rule, 2, 2 if rule == "fixed" else 6, **options))
-  verifier = Batched()
-  import jax
-
-  sample = lambda v: support.collector(c, verifier=v)(
-    support.params(), support.prompts(12), jax.random.key(1), order
-  )
-  plain, _ = sample(support.Verifier())
-  from v05_jax.sampling import rollouts
-
+  prompts, key = support.prompts(12), jax.random.key(1)
+  plain, _ = support.collector(support.config())(support.params(), prompts, key, order)
+  c, verifier = support.config(), Batched()
+  c.reward = [["task", 1.0], ["a:letters", 0.5]]
   collect = rollouts.make(support.policy(), c, support.mesh(), verifier)
-  found, _ = collect(support.params(), support.prompts(12), jax.random.key(1), order)
+  found, stats = collect(support.params(), prompts, key, order)
   for name in ("tokens", "reward", "mask", "length"):
     np.testing.assert_array_equal(getattr(plain, name), getattr(found, name))
+  judged = np.isfinite(found.parts)
+  assert (judged[..., 0] == found.ended).all() and (judged[..., 1] == found.ended).all()
+  letters = found.parts[..., 1][found.ended]
+  assert stats["reward/letters"] == (letters.sum(), len(letters)) and letters.sum() > 0
   asked = [prompt for groups in verifier.asked for prompt in groups]
-  assert sorted(asked) == sorted(plain.prompt.tolist())
-  for groups in verifier.asked:  # whole blocks of a prompt: two at first
-    for prompt in set(groups):
-      assert groups.count(prompt) == 2 or rule == "sequential"
+  assert len(asked) == found.ended.sum()
+  once = [prompt for groups in verifier.asked for prompt in set(groups)]
+  if rule == "fixed":  # at once, and so none of them twice
+    assert len(set(once)) == len(once)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("few_devices")
 def test_a_run_with_several_rewards_logs_each_and_goes_on(module):
   keys = {"eval.period": 0, "checkpoint.period": 1, "sampler.truncated": "score"}

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from tests.test_train import lines, small
+from v05_jax import plug
 from v05_jax.priors import base, logistic, probe
 from v05_jax.train import train
 
@@ -192,6 +193,18 @@ def test_what_a_prior_says_of_its_error_goes_through_wrappers_that_know_what_to_
     told(base.named("mine", says(np.zeros(2))))
 
 
+def test_the_mean_that_stands_in_for_v_says_no_variance():
+  layer = plug.find("wrapper", "fallback")(
+    plug.defaults("wrapper", "fallback"), plug.Setting(small())
+  )
+  prior = base.wrapped("fallback", layer, base.named("mine", says(np.float32([0.1, 0.2, 0.3]))))
+  state = prior.init()
+  told = lambda state: base.variance(prior, prior.ask(state, ThreePrompts)[1], 3)
+  np.testing.assert_allclose(told(state), [0.1, 0.2, 0.3])
+  drift = state["fallback"].drift._replace(fallen=np.array(True))
+  assert np.isnan(told(state | {"fallback": state["fallback"]._replace(drift=drift)})).all()
+
+
 def test_a_run_with_it_resumes_bit_for_bit(few_devices, tmp_path):
   keys = {"prior.kind": "probe", "baseline": "precision", "observe": ("diagnostics",)}
   keys |= {"num_steps": 2, "eval.period": 0, "checkpoint.period": 1}
@@ -205,4 +218,4 @@ def test_a_run_with_it_resumes_bit_for_bit(few_devices, tmp_path):
   assert lines(tmp_path / "run") == lines(tmp_path / "whole")
   jax.tree.map(np.testing.assert_array_equal, again.prior, state.prior)
   last = lines(tmp_path / "run")[-1]
-  assert last["prior/support"] == 8 and 0 < last["shrinkage/weight"] < 1
+  assert last["prior/support"] == 8 and 0 < last["shrinkage/estimated_mse"] < 0.5

@@ -9,8 +9,9 @@ import shutil
 import numpy as np
 import pytest
 
+from experiments.demo.credit import credit
 from v05_jax import config as configuration
-from v05_jax.configs import default
+from v05_jax.configs import default, demo
 from v05_jax.run import comparison, conclusion, facts, figures, looks, metrics, page, report, runs
 
 
@@ -471,6 +472,9 @@ def test_who_is_ahead_by_how_much_and_who_is_not(tmp_path):
   assert lines(*grpo, *rloo)[0] == "**No method is shown to be ahead of grpo.**"
   assert lines(*grpo, *other)[0] == "**No claim about a difference.**"
   assert lines(*grpo)[0] == "**grpo: from 0.200 to 0.400 (mean over 3 seeds).**"
+  high = {seed: [0.2, 0.9] for seed in range(3)}
+  many = [run for k in (5, 6, 7, 9) for run in seeds(tmp_path, f"m{k}", high, k=k)]
+  assert lines(*grpo, *many)[0].endswith("; and 1 more.**")
   same = seeds(tmp_path, "same", {0: [0.2, 0.3], 1: [0.2, 0.4], 2: [0.2, 0.5]}, k=3)
   assert "no difference shown, +0.0000 [+0.0000, +0.0000]" in lines(*grpo, *same)[2]
 
@@ -487,7 +491,7 @@ def reconfigured(workdir, **keys):
 def test_scores_of_other_prompts_are_not_compared(tmp_path):
   grpo = seeds(tmp_path, "grpo", {0: [0.2, 0.3], 1: [0.2, 0.4]}, k=16)
   v05 = seeds(tmp_path, "v05", {0: [0.2, 0.8], 1: [0.2, 0.9]})
-  assert "ahead" in lines(*grpo, *v05)[0]
+  assert lines(*grpo, *v05)[0].startswith("**Ahead of grpo: v05 by")
   for key, value in (("eval.path", "aime2024"), ("eval.size", 100), ("reward", "math")):
     others = [reconfigured(run, **{key: value}) for run in v05]
     found = lines(*grpo, *others)
@@ -499,6 +503,23 @@ def test_scores_of_other_prompts_are_not_compared(tmp_path):
   compared = rows(*grpo, *(reconfigured(run, **{"data.path": "dapo_math_17k"}) for run in v05))
   assert conclusion.other_measure(compared[1], compared[0], "eval/exact") == []
   assert conclusion.other_measure(compared[1], compared[0], "accuracy") == ["data.path"]
+
+
+def test_the_demo_credits_nothing_on_one_seed(tmp_path):
+  ends = {"grpo16": (0.3, 0.4), "grpo4": (0.5, 0.61), "rloo4": (0.51, 0.6), "v05": (0.52, 0.62)}
+  runs = {
+    name: seeds(tmp_path, name, {s: [0.2, y] for s, y in enumerate(scores)}, k=k + 1)
+    for k, (name, scores) in enumerate(ends.items())
+  }
+  assert list(ends) == list(demo.METHODS.values())
+  one = credit(rows(*(found[0] for found in runs.values())))
+  assert "takes several seeds" in one and "points" not in one and "from the" not in one
+  some = credit(rows(*(run for name in runs for run in runs[name][: 1 if name == "v05" else 2])))
+  assert "takes several seeds" in some
+  several = credit(rows(*(run for found in runs.values() for run in found))).splitlines()
+  # t(.975, 1) = 12.7062; the differences are .22 twice, then .2 and .21
+  assert several[0].startswith("V0.5 minus GRPO (G=16), at the end: +22.0 [+22.0, +22.0] points")
+  assert several[1].startswith("+20.5 [+14.1, +26.9] from four times as many prompts")
 
 
 def test_the_page_begins_with_the_conclusion_and_says_what_ran(compared, tmp_path):

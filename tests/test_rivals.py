@@ -385,15 +385,22 @@ def test_a_training_step(kind, sampled):
 
 @pytest.mark.usefixtures("few_devices")
 def test_the_steps_of_sao(tmp_path):
-  """Its config trains, and the critic speaks from the second step on."""
+  """Its config trains, the critic speaks from the second step on and comes back from a checkpoint,
+  and the scoreboard judges them all at one rollout a prompt, by the leave-one-out form of each."""
   keys = {"num_steps": 2, "eval.period": 0, "mesh.data": 1, "prior.min_support": 32}
-  config = small(sao.get_config(), **keys)
-  config.observe = ("diagnostics",)
+  keys |= {"loss.old_logprob": "recompute", "loss.correction": "icepop"}
+  config = small(sao.get_config(), **keys, **{"loss.negative_tokens": 0.5})
+  config.observe = ("diagnostics", "scoreboard")
+  config.observers.scoreboard.estimators = scoreboard.RIVALS
   state = train(config, str(tmp_path))
   assert state.prior["critic"].count == 64
   lines = metrics.read(tmp_path)
   assert [line.get("prior/support") for line in lines] == [0, 32]
-  assert 0 <= lines[-1]["loss/clip_fraction"] < 1
+  last = lines[-1]
+  assert 0 <= last["loss/clip_fraction"] < 1 and 0 <= last["loss/correction_fraction"] < 0.01
+  for kind in scoreboard.RIVALS:
+    assert np.isfinite(last[f"scoreboard/{kind}/difference"])
+  assert set(state.observers["scoreboard"].learnt) >= {"dbb", "kae", "ebpo", "basis", "poise"}
   head = np.asarray(state.prior["critic"].head["weight"])
   assert np.isfinite(head).all() and head.any()
   again = restored(setup(config), str(tmp_path))[1]
@@ -401,15 +408,14 @@ def test_the_steps_of_sao(tmp_path):
     np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("few_devices")
-def test_the_steps_of_a_run_that_judges_them_all(tmp_path):
-  """The scoreboard has them, by the leave-one-out form of each, also at one rollout a prompt."""
-  keys = {"num_steps": 2, "eval.period": 0, "mesh.data": 1, "budget.k_init": 1, "budget.k_max": 1}
-  config = small(**keys, baseline="value")
-  config.observe = ("scoreboard",)
-  config.observers.scoreboard.estimators = scoreboard.RIVALS
-  state = train(config, str(tmp_path))
+def test_the_steps_of_gspo_with_a_pilot(tmp_path):
+  """One rollout for every prompt, and three more for those that fail."""
+  keys = {"rule": "pilot_commit", "k_init": 1, "k_max": 4}
+  keys = {f"budget.{name}": x for name, x in keys.items()} | {"budgets.pilot_commit.low": 0.0}
+  keys |= {"num_steps": 2, "eval.period": 0, "checkpoint.period": 0, "mesh.data": 1}
+  train(small(**keys, **{"loss.surrogate": "gspo", "baseline": "value"}), str(tmp_path))
   last = metrics.read(tmp_path)[-1]
-  for kind in scoreboard.RIVALS:
-    assert np.isfinite(last[f"scoreboard/{kind}/difference"])
-  assert set(state.observers["scoreboard"].learnt) >= {"dbb", "kae", "ebpo", "basis", "poise"}
+  assert {name for name in last if name.startswith("k/hist/")} == {"k/hist/1", "k/hist/4"}
+  assert last["grad/norm"] > 0 and 0 <= last["loss/clip_fraction"] < 1

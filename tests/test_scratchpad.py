@@ -134,6 +134,7 @@ def test_a_config_whose_limit_changes_verdicts_is_refused():
 
 def test_a_demonstration_that_does_not_fit_is_refused():
   config = warm_start_scratchpad.get_config()
+  config.data.size = 256
   tokenizer = tokenizers.load(models.BUILTIN)
   longest = tasks.MAX_RESPONSE + 1 + scratchpad.LENGTH
   for limit in (longest, longest - 1):

@@ -431,10 +431,7 @@ def test_james_stein_does_not_weigh_rounding_errors():
 
 def test_unknown_kind():
   args = (np.zeros((1, 4)), np.ones((1, 4), bool), np.zeros(1))
-  known = (
-    "basis, batch_shrink, beta_shrink, dbb, dr_grpo, ebpo, ewa, grpo, james_stein, kae, maxrl, "
-    "opo, poise, rloo, score, score_loo, spo, v05, v05_loo, v05_score, value"
-  )
+  known = ", ".join(KINDS)
   for f in (shrinkage.advantage, shrinkage.sq_loo):
     with pytest.raises(ValueError, match=rf"baseline.*'mean'.*{known}"):
       f("mean", *args)

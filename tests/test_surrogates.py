@@ -136,7 +136,7 @@ def test_far_off_policy_tokens_stay_finite(name):
 # --- In the update
 
 
-@pytest.mark.parametrize("name", ["gspo", "dis"])
+@pytest.mark.parametrize("name", ["gspo", pytest.param("dis", marks=pytest.mark.long)])
 def test_the_loss_of_a_batch_is_the_same_on_every_mesh(name):
   """A response's tokens stand in one row, which one device has."""
   rows, keys = sample(), {"surrogate": name, "clip_low": 0.05, "clip_high": 0.05}

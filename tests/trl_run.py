@@ -1,6 +1,6 @@
 """Three steps of TRL with our advantages, in an environment that has TRL; writes what they were.
 
-python -m tests.trl_run FOLDER
+python -P tests/trl_run.py FOLDER
 """
 
 import pathlib

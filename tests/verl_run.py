@@ -1,7 +1,7 @@
 """verl's registry with an estimator of ours, in an environment that has torch: by verl's own code
 where that is installed, else by a stub of what it publishes.
 
-python -m tests.verl_run
+python -P tests/verl_run.py
 """
 
 import importlib.util

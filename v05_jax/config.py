@@ -325,9 +325,10 @@ def nearest(name: str, known, prefix: str = "") -> str:
   last = lambda key: key.rsplit(".", 1)[-1]
   match = [key for key in known if last(key) == last(name)][:3] if "/" not in name else []
   match = match or [key for key in known if last(name) in ELSEWHERE.get(key, "").split()]
-  match = match or difflib.get_close_matches(name, known, 1) * ("." in name)
-  parts = difflib.get_close_matches(last(name), {last(key) for key in known}, 1)
-  match = match or [key for key in known if last(key) in parts][:3]
+  parts = difflib.get_close_matches(last(name), sorted({last(key) for key in known}), 1, 0.8)
+  alike = [key for key in known if last(key) in parts][:3]
+  section = name.removesuffix(last(name))
+  match = match or [key for key in alike if section and key.startswith(section)] or alike
   match = match or difflib.get_close_matches(name, known, 1)
   return f", did you mean {' or '.join(prefix + key for key in match)}?" if match else ""
 

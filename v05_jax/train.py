@@ -39,7 +39,8 @@ def train(config, workdir: str) -> TrainState:
   config = settle(config, workdir)
   checkpoint.prepare(workdir, config)
   checkpoint.check_config(workdir, config)
-  sinks.check(config)
+  if distributed.first():  # which alone has sinks
+    sinks.check(config)
   with (
     lock.Lock(workdir) as held,
     CompilationCounter() as compilations,

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
+from experiments.demo.credit import credit
 from v05_jax.configs import demo
-from v05_jax.run import conclusion, report
-from v05_jax.run.comparison import Row, paired
+from v05_jax.run import report
 from v05_jax.train import train
 
 SEEDS = flags.DEFINE_list("seeds", ["0"], "seeds of the runs")
@@ -35,32 +35,6 @@ def main(_):
       train(config, workdirs[-1])
   print()
   report.report(workdirs, str(out), names=names, remark=credit)
-
-
-def credit(rows: list[Row]) -> str:
-  """Splits V0.5's lead over GRPO (G=16) by what the methods between them change, one thing after
-  the other, with intervals over the seeds; of one seed it says nothing."""
-  of = dict(zip(demo.METHODS.values(), rows))
-  if any(row.seeds < 2 for row in rows):
-    return (
-      "What V0.5's difference from GRPO (G=16) comes from takes several seeds: "
-      "python -m experiments.demo.run --seeds=0,1,2"
-    )
-  points = lambda method, before: conclusion.spread(paired(of[method], of[before], "end"), 100, 1)
-  parts = (
-    ("grpo4", "grpo16", "four times as many prompts for the same rollouts (GRPO with G=4)"),
-    (
-      "rloo4",
-      "grpo4",
-      "the loss (RLOO: no division by the standard deviation, prompts weigh alike)",
-    ),
-    ("v05", "rloo4", "the value prior and shrinkage"),
-  )
-  told = [f"{points(method, before)} from {what}" for method, before, what in parts]
-  lead = points("v05", "grpo16")
-  return "\n".join(
-    [f"V0.5 minus GRPO (G=16), at the end: {lead} points of success; of these", *told]
-  )
 
 
 if __name__ == "__main__":

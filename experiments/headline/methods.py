@@ -23,7 +23,9 @@ class Regime(NamedTuple):
 
 REGIMES = {
   "default": Regime("the default mix", {}, "default"),
-  "honest": Regime("with a scratchpad", scratchpad.CHANGES, "honest", "scratchpad"),
+  "honest": Regime(
+    "with a scratchpad", scratchpad.CHANGES, "honest", "scratchpad", rollouts=ROLLOUTS // 2
+  ),
   "bimodal": Regime("bimodal difficulty", {}, "default", "bimodal"),
   "small": Regime("small batch", {"rollouts_per_step": 64}, "default", rollouts=ROLLOUTS // 2),
 }
@@ -91,18 +93,15 @@ METHODS = {
   "v05_osla": Method("V0.5, 4 to 16 (OSLA)", OSLA, ALL),
   "v05": Method("V0.5, 4", fixed(4), ALL),
   "grpo16": Method("GRPO, 16", GRPO, ALL),
-  "dapo16": Method("DAPO, 16", group("grpo", 16, "token") | DAPO),
+  "dapo16": Method("DAPO, 16", group("grpo", 16, "token") | DAPO, ("default",)),
   "grpo4": Method("GRPO, 4", group("grpo", 4, "rollout")),
   "rloo4": Method("RLOO, 4", RLOO, ALL),
-  "rloo2": Method("RLOO, 2", group("rloo", 2)),
   "spo": Method("SPO, 1", SPO),
   # Uses of a rollout and batch, tuned as the rate is.
   "grpo16_twice": Method("GRPO, 16, twice", GRPO | TWICE, variant_of="grpo16"),
   "grpo16_half": Method("GRPO, 16, 128 a step", GRPO | HALF, variant_of="grpo16"),
-  "grpo16_both": Method("GRPO, 16, twice, 128 a step", GRPO | TWICE | HALF, variant_of="grpo16"),
   "rloo4_twice": Method("RLOO, 4, twice", RLOO | TWICE, variant_of="rloo4"),
   "rloo4_half": Method("RLOO, 4, 128 a step", RLOO | HALF, variant_of="rloo4"),
-  "rloo4_both": Method("RLOO, 4, twice, 128 a step", RLOO | TWICE | HALF, variant_of="rloo4"),
   # The number of rollouts, and whether it is the prior.
   "v05_k1": Method("V0.5, 1", fixed(1), ALL),
   "v05_k2": Method("V0.5, 2", fixed(2), rate_of="v05"),

@@ -241,6 +241,7 @@ def play(tasks: list[Task], out: str):
     part = file.with_suffix(".part")
     part.write_text(json.dumps(result))
     part.rename(file)
+  session.SESSION.forget("estimator")  # no other method has its programs
 
 
 def make_config(task: Task, out: Path):

@@ -5,7 +5,7 @@
 Runs of the built-in tasks (V0.5, 4 rollouts a prompt, and 1 with each used twice): every prior is
 asked about the same prompts and learns from the same rollouts, while one policy is trained. Then
 V0's public sample of real outcomes, where FOLDER has it (see experiments/value_prior_real), in a
-stream. Writes results.json and prints the tables of README.md.
+stream. Writes results.json and probe.png, and prints the tables of README.md.
 """
 
 import json
@@ -52,6 +52,8 @@ def main(_):
     if not real.QUICK.value:
       file.write_text(json.dumps(results, indent=1) + "\n")
   print(report(results))
+  if not real.QUICK.value:
+    plot(results, HERE / "probe.png")
 
 
 # --- Runs of the built-in tasks
@@ -273,6 +275,36 @@ def sample(found) -> str:
     columns = np.array(rows, float).T
     lines.append(f"| {name} | " + " | ".join(map(plus, columns)) + " |")
   return "\n".join(lines)
+
+
+def plot(results: dict, path: Path):
+  """Errors of V and of two baselines by prior, and what lies inside of the probe's intervals."""
+  import matplotlib
+
+  matplotlib.use("Agg")
+  from matplotlib import pyplot
+
+  figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3), layout="constrained")
+  runs = {k: [x for n, x in results.items() if n.startswith(f"tasks k={k} ")] for k in (4, 1)}
+  for place, name in enumerate(("mse", "v05_loo", "precision")):
+    heights = [np.mean([run[kind][name] for run in runs[4]]) for kind in KINDS]
+    left.bar(np.arange(len(KINDS)) + 0.27 * (place - 1), heights, 0.25, label=COLUMNS[name])
+  left.set_xticks(range(len(KINDS)), KINDS)
+  left.set_title("built-in tasks, 4 rollouts: MSE", loc="left", fontsize=9)
+  right.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
+  measured = {f"built-in tasks, k = {k}": [x["probe"] for x in runs[k]] for k in runs}
+  for label, found in measured.items():
+    cover = [np.mean([x[f"{level}"] for x in found]) for level in LEVELS]
+    right.plot(LEVELS, cover, marker="o", label=label)
+  if "rollouts" in results:
+    cover = np.mean(results["rollouts"]["probe, both"], axis=0)[2:]
+    right.plot(LEVELS, cover, marker="o", label="real outcomes")
+  right.set_title("share inside of intervals, by their level", loc="left", fontsize=9)
+  for axes in (left, right):
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=7, frameon=False)
+  figure.savefig(path, dpi=120)
+  pyplot.close(figure)
 
 
 def plus(x) -> str:

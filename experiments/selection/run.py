@@ -71,9 +71,11 @@ def config(arm: str, seed: int):
 
 def play(c) -> dict:
   """A run -> its curve of held-out success, and at each step `noise/selection`; `exact`: the same
-  ratio with the true squared lengths of the gradients, at the steps `EXACT`."""
+  ratio with the true squared lengths of the gradients, at the steps `EXACT`; `persistence`: E m m'
+  / (E m)^2 of w A^2 at a prompt's visit m and its next m', 1 where prompts do not differ."""
   began = time.perf_counter()
-  found = {"curve": [], "ratio": [], "moment": [], "exact": []}
+  found = {"curve": [], "ratio": [], "exact": [], "visits": []}
+  before = np.full(c.data.size, np.nan)  # w A^2 of each prompt's latest rollout
   with rewards.load(c) as verifier:
     run = setup(c)
     state = run.init()
@@ -86,6 +88,9 @@ def play(c) -> dict:
       drawn = draw(run, collect, state)
       taken = drawn.taken
       advantage, test = run.advantages(state.estimator, taken.groups, taken.value)
+      row, own = taken.prompts.row, np.sum(np.square(advantage) * taken.groups.score, axis=1)
+      found["visits"] += np.stack([before[row], own], 1)[np.isfinite(before[row])].tolist()
+      before[row] = own
       if step in EXACT:
         length = np.nan_to_num(norms(state.params, taken.prompts, taken.rolls))
         moment = np.sum(length * np.square(advantage), axis=1)
@@ -98,6 +103,8 @@ def play(c) -> dict:
       state = state.replace(observers=observers)
       if (step + 1) % EVERY == 0:
         found["curve"].append(success())
+  visits = np.array(found.pop("visits"))
+  found["persistence"] = float(np.mean(np.prod(visits, axis=1)) / np.prod(np.mean(visits, axis=0)))
   return found | {"seconds": round(time.perf_counter() - began, 1)}
 
 
@@ -122,6 +129,8 @@ def table(results: dict) -> str:
     ]
     cells += [plus([run["curve"][-1] for run in runs]), plus(gain)]
     lines.append(f"| {title} | " + " | ".join(cells) + " |")
+  visits = [x["persistence"] for key, x in results.items() if "none" in key and "persistence" in x]
+  lines += ["", f"E m m' / (E m)^2 of w A^2 at a visit and the next: {plus(visits)}"]
   return "\n".join(lines)
 
 

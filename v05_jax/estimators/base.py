@@ -116,7 +116,7 @@ def try_out(what: str, estimator: Estimator):
   expected."""
   prompts, rollouts = 3, 2
   example = grouping.make(np.zeros((prompts, rollouts)), np.ones((prompts, rollouts), bool))
-  of = lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype)
+  of = lambda x: jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.canonicalize_dtype(x.dtype))
   groups, value = jax.tree.map(of, example), jax.ShapeDtypeStruct((prompts,), np.float32)
   state = plug.call(what, jax.eval_shape, estimator.init)
   run = lambda f, *rest: plug.call(what, jax.eval_shape, f, *rest)

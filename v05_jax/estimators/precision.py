@@ -32,9 +32,9 @@ FIRST = 1.0  # rollouts that V is worth before its error is known
 def worth(value, variance):
   """n0 of V and its variance, elementwise; NaN where either is."""
   room = 1.0 - jnp.clip(value, -1.0, 1.0) ** 2
-  positive = variance > 0
-  n0 = room / jnp.where(positive, variance, 1.0) - 1.0
-  n0 = jnp.where(positive, n0, jnp.where(variance == 0, MOST, jnp.nan))
+  known = variance >= 0
+  n0 = room / jnp.where(known, jnp.maximum(variance, 1.0 / MOST), 1.0) - 1.0
+  n0 = jnp.where(known, jnp.where(variance == 0, MOST, n0), jnp.nan)
   return jnp.clip(n0, 0.0, MOST)
 
 
@@ -52,13 +52,14 @@ def precision(options, setting):
   """The precision-weighted mean of V and the k - 1 other rollouts."""
 
   def rollouts(state, groups, value):
-    count, square = state
+    count, square = state if len(state) else np.zeros(2, np.float32)  # another trainer's first step
     known = jnp.asarray(count > 0)
     measured = jnp.maximum(square, 0.0) / jnp.where(known, count, 1.0)
-    n0 = jnp.where(known, worth(value, measured), FIRST)
+    prior = clean(value)[1]
+    n0 = jnp.where(known, worth(prior, measured), FIRST)
     if groups.prior_variance is None:
       return n0
-    said = worth(value, groups.prior_variance)
+    said = worth(prior, groups.prior_variance)
     return jnp.where(jnp.isfinite(said), said, n0)
 
   def learn(state, groups, value):
@@ -83,7 +84,7 @@ def precision(options, setting):
     total = jnp.where(n0 + groups.k > 0, n0 + groups.k, 1.0)
     noise = jnp.where(spoken, (1.0 - prior**2) * n0 / (n0 + 1.0), 1.0)  # of one reward
     return estimator.explain(state, groups, value) | {
-      "weight": groups.k / total,
+      "weight of the rollouts": groups.k / total,
       "expected_mse": noise / total,
       "rollouts that its prior is worth": n0,
     }

@@ -38,9 +38,9 @@ class Tracked(NamedTuple):
 
 @plug.declare(
   "wrapper",
-  half_life=plug.Option(*histories.HALF_LIFE),
+  half_life=plug.Option(64.0, *histories.HALF_LIFE[1:]),
   rollouts=plug.Option(
-    2.0,
+    16.0,
     "of the mean over all prompts, that stand beside a prompt's own",
     lambda x: x > 0,
     "above 0",

@@ -12,6 +12,7 @@ BUILTIN = ("data.families", "data.options")  # of the built-in tasks and reasoni
 HELD_OUT = ("eval.path", "eval.split", "eval.size", "eval.temperature", *BUILTIN, *MEASURED)
 TRAINING = ("data.path", "data.split", *BUILTIN, *MEASURED)
 ONE = "one seed: no claim"
+NAMED = 3  # methods in a headline
 
 
 class Verdict(NamedTuple):
@@ -82,7 +83,8 @@ def headline(rows: list[Row], score: str) -> str:
       f"{rows[v.number].name} by {spread(paired(rows[v.number], rows[0], 'end'), digits=3)}"
       for v in ahead
     ]
-    return f"Ahead of {first}: {'; '.join(named)}"
+    more = f"; and {len(named) - NAMED} more" if len(named) > NAMED else ""
+    return f"Ahead of {first}: {'; '.join(named[:NAMED])}{more}"
   if all(v.word == "no claim" for v in found):
     alone = all(v.text.endswith(ONE) for v in found)
     return (

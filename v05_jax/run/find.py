@@ -51,10 +51,14 @@ def _fitting(name: str) -> list[str] | None:
 
 
 def _matching(pattern: epath.Path) -> list[epath.Path]:
-  parts = os.fspath(pattern).split("/")
+  text = os.fspath(pattern)
+  if not files.is_remote(pattern):
+    return [epath.Path(found) for found in glob.glob(text, recursive=True)]
+  if "**" in text:
+    raise ValueError(f"--workdir={text}: found **, which an object store does not know")
+  parts = text.split("/")
   first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-  base = epath.Path("/".join(parts[:first]) or ("/" if first else "."))
-  return list(base.glob("/".join(parts[first:]))) if base.is_dir() else []
+  return list(epath.Path("/".join(parts[:first])).glob("/".join(parts[first:])))
 
 
 def _is_run(path: epath.Path) -> bool:

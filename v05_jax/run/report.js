@@ -237,7 +237,8 @@
       current = i;
       const said = drawn.show(drawn.places[i]);
       tell(tip, said, width);
-      tip.style.top = `${plot.offsetTop + said.top}px`;
+      const above = plot.getBoundingClientRect().top - figure.getBoundingClientRect().top;
+      tip.style.top = `${above + said.top}px`;
     }
 
     function point(event) {

@@ -92,6 +92,6 @@ def _next(config, mode: str, workdir, values) -> list[tuple[str, str]]:
     ("evaluate", call("eval") + samples),
     ("for transformers", f"{call('export')} --out={workdir}/hf"),
   ]
-  if config.optimizer.schedule == "constant":
+  if config.num_steps and config.optimizer.schedule == "constant":
     found.append(("go on", f"{call('train')} --config.num_steps={2 * config.num_steps}"))
   return found

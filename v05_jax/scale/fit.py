@@ -23,15 +23,16 @@ N, V, D, F, L, H, KV and Dh are the model's parameters, vocabulary, width, inner
 heads, key-value heads and their width; P and R the tokens of a prompt and of a response at most, T
 of a packed row, c the bytes of a number in the compute dtype. Parameters are divided by the devices
 of `fsdp` and `tensor`, decode's weights and the heads by those of `tensor`, slots and prompts by
-those of `data` and `fsdp`. An eighth of the memory is left to the compiler, and to a prior with a
-model of its own, which is not counted.
+those of `data` and `fsdp`. An eighth of the memory, of a CPU's a half, is left to the compiler and
+the rest of the program, and to a prior with a model of its own, which is not counted.
 """
 
 from collections.abc import Iterator
 import itertools
 from typing import Any, NamedTuple
 
-USABLE = 7 / 8  # of the memory
+# Of the memory. A CPU's also holds what is read and saved, verifiers, and other programs.
+USABLE = {"cpu": 1 / 2, "accelerator": 7 / 8}
 BYTES = {"float32": 4, "bfloat16": 2}
 # Tokens in one forward and backward pass that keep a device busy; a CPU is fastest with fewer.
 TOKENS = {"cpu": 1536, "accelerator": 8192}
@@ -124,7 +125,7 @@ def choose(model, config, machine: Machine) -> tuple[dict[str, Any], Need]:
   config = config.copy_and_resolve_references()
   if not config.policy.dtype:
     config.policy.dtype = "float32" if machine.kind == "cpu" else "bfloat16"
-  room, least = USABLE * machine.memory, None
+  room, least = USABLE[machine.kind] * machine.memory, None
   for values in _candidates(config, machine):
     config.update_from_flattened_dict(values)
     found = need(model, config, machine)
@@ -184,7 +185,7 @@ def _too_large(model, least: Need, machine: Machine) -> str:
   gb = lambda x: f"{x / 1e9:.1f} GB"
   return (
     f"config.policy: found a model of {parameters(model) / 1e6:,.0f}M parameters, which needs at "
-    f"least {gb(least.total(machine) / USABLE)} a device here ({gb(least.fixed)} parameters and "
+    f"least {gb(least.total(machine) / USABLE[machine.kind])} a device here ({gb(least.fixed)} parameters and "
     f"optimizer, {gb(least.sampling)} while sampling, {gb(least.update)} in the update), expected "
     f"at most {gb(machine.memory)}, the memory of {machine.name}. Less with "
     "--config.policy.lora_rank=32, with a smaller sampler.max_response, or with more devices along "
