@@ -130,7 +130,8 @@ def table(results: dict) -> str:
     cells += [plus([run["curve"][-1] for run in runs]), plus(gain)]
     lines.append(f"| {title} | " + " | ".join(cells) + " |")
   visits = [x["persistence"] for key, x in results.items() if "none" in key and "persistence" in x]
-  lines += ["", f"E m m' / (E m)^2 of w A^2 at a visit and the next: {plus(visits)}"]
+  if visits:
+    lines += ["", f"E m m' / (E m)^2 of w A^2 at a visit and the next: {plus(visits)}"]
   return "\n".join(lines)
 
 
