@@ -18,9 +18,7 @@ from v05_jax.estimators import base as estimators
 from v05_jax.observers.base import Observer, Step, pair
 from v05_jax.run.metrics import Pairs, merge
 
-RIVALS = ("opo", "dbb", "kae", "ebpo", "basis", "poise")  # docs/rivals.md
 JUDGED = ("rloo", "value", "v05", "ewa", "beta_shrink", "batch_shrink", "james_stein", "spo")
-JUDGED += RIVALS
 
 
 class Board(NamedTuple):
