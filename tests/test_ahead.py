@@ -35,23 +35,26 @@ def test_leaving_runs_the_rest_and_raises_an_error_that_nobody_waited_for():
   assert began == [0]
 
 
-def test_an_exception_drops_what_has_not_begun_and_waits_for_what_has():
-  began, free = [], threading.Event()
-  with pytest.raises(KeyboardInterrupt):
+@pytest.mark.parametrize("kind, waits", [(ZeroDivisionError, True), (KeyboardInterrupt, False)])
+def test_an_exception_drops_what_has_not_begun_and_waits_for_what_has(kind, waits):
+  """Ctrl-C waits for nothing."""
+  began, free, running = [], threading.Event(), threading.Event()
+
+  def slow():
+    running.set()
+    free.wait(10)
+    began.append("slow")
+
+  with pytest.raises(kind):
     with Ahead() as ahead:
-      running = threading.Event()
-
-      def slow():
-        running.set()
-        free.wait(10)
-        began.append("slow")
-
       ahead.now(slow)
       ahead.later(lambda: began.append("later"))
       running.wait(10)
-      free.set()
-      raise KeyboardInterrupt
-  assert began == ["slow"]
+      if waits:
+        free.set()
+      raise kind
+  assert began == ["slow"] * waits
+  free.set()
 
 
 def test_a_program_compiled_in_the_background_is_not_compiled_again():
