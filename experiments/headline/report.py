@@ -49,11 +49,12 @@ def report(folder: Path):
 
 
 def by_method(lines: list[dict], regime: str) -> dict[str, list[dict]]:
-  """Method -> its runs in the order of the seeds."""
+  """Method -> its runs in the order of the seeds, "..._parts" as arrays: NaN where not known."""
   found = {name: [] for name in METHODS}
   for line in sorted(lines, key=lambda line: line["seed"]):
     if line["regime"] == regime:
-      found[line["method"]].append(line)
+      parts = {name: np.array(x, float) for name, x in line.items() if name.endswith("_parts")}
+      found[line["method"]].append(line | parts)
   return {name: runs for name, runs in found.items() if runs}
 
 
@@ -156,7 +157,7 @@ def diagnostics_table(runs) -> str:
         if key == "discarded"
         else f"{np.mean(known):.3f}"
       )
-    rho = [f"{np.mean([run['rho_parts'][i] or np.nan for run in own]):.2f}" for i in (0, -1)]
+    rho = [f"{np.mean([run['rho_parts'][i] for run in own]):.2f}" for i in (0, -1)]
     k = np.mean(
       [sum(int(n) * count for n, count in run["k"].items()) / sum(run["k"].values()) for run in own]
     )
