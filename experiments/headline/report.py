@@ -250,7 +250,8 @@ def draw(runs, title: str, recipe: str, path: Path):
         lead.plot(x, mean, **line)
         lead.fill_between(x, mean - half, mean + half, color=colours[name], alpha=0.12, linewidth=0)
       for axes, key in zip(small, ("grad_norm_parts", "entropy_parts")):
-        axes.plot(x[1:], np.mean([run[key] for run in runs[name]], axis=0), **line)
+        parts = np.mean([run[key] for run in runs[name]], axis=0)
+        axes.plot(np.linspace(0, x[-1], len(parts) + 1)[1:], parts, **line)
     lead.axhline(0.0, color=colours[REFERENCE], linewidth=1)
     success.set_title(f"success on held-out prompts, {title}")
     success.legend(title="method, end", fontsize=8, alignment="left")
