@@ -49,11 +49,12 @@ def report(folder: Path):
 
 
 def by_method(lines: list[dict], regime: str) -> dict[str, list[dict]]:
-  """Method -> its runs in the order of the seeds."""
+  """Method -> its runs in the order of the seeds, "..._parts" as arrays: NaN where not known."""
   found = {name: [] for name in METHODS}
   for line in sorted(lines, key=lambda line: line["seed"]):
     if line["regime"] == regime:
-      found[line["method"]].append(line)
+      parts = {name: np.array(x, float) for name, x in line.items() if name.endswith("_parts")}
+      found[line["method"]].append(line | parts)
   return {name: runs for name, runs in found.items() if runs}
 
 
@@ -156,7 +157,7 @@ def diagnostics_table(runs) -> str:
         if key == "discarded"
         else f"{np.mean(known):.3f}"
       )
-    rho = [f"{np.mean([run['rho_parts'][i] or np.nan for run in own]):.2f}" for i in (0, -1)]
+    rho = [f"{np.mean([run['rho_parts'][i] for run in own]):.2f}" for i in (0, -1)]
     k = np.mean(
       [sum(int(n) * count for n, count in run["k"].items()) / sum(run["k"].values()) for run in own]
     )
@@ -249,7 +250,8 @@ def draw(runs, title: str, recipe: str, path: Path):
         lead.plot(x, mean, **line)
         lead.fill_between(x, mean - half, mean + half, color=colours[name], alpha=0.12, linewidth=0)
       for axes, key in zip(small, ("grad_norm_parts", "entropy_parts")):
-        axes.plot(x[1:], np.mean([run[key] for run in runs[name]], axis=0), **line)
+        parts = np.mean([run[key] for run in runs[name]], axis=0)
+        axes.plot(np.linspace(0, x[-1], len(parts) + 1)[1:], parts, **line)
     lead.axhline(0.0, color=colours[REFERENCE], linewidth=1)
     success.set_title(f"success on held-out prompts, {title}")
     success.legend(title="method, end", fontsize=8, alignment="left")
