@@ -153,7 +153,10 @@ def test_controls_replace_v_as_they_say():
   )
 
 
-@pytest.mark.parametrize("toy", methods.TOYS)
+@pytest.mark.parametrize(
+  "toy",
+  [pytest.param(toy, marks=[] if toy == "honest" else pytest.mark.long) for toy in methods.TOYS],
+)
 def test_a_run_counts_every_rollout_and_its_curve_ends_at_the_total(toy):
   config = tiny("dapo16", toy)
   config.rollouts_per_step = 64

@@ -130,7 +130,7 @@ def test_all_of_it_with_a_tiny_model(tmp_path, monkeypatch, capsys):
     c.cpu_devices = 1  # the backend has started
     c.data.path = c.eval.path = "reasoning_gym:count_bits,spell_backward"
     c.data.options, c.data.size = "spell_backward.max_word_len=4", 64
-    c.sampler.update({"max_prompt": 160, "slots": 8, "open_prompts": 8, "prefill": 4})
+    c.sampler.update({"max_prompt": 160, "slots": 8, "open_prompts": 8, "prefill": 8})
     c.loss.row_length, c.num_steps, c.rollouts_per_step = 256, 2, 16
     c.eval.update({"size": 6, "period": 1})
     c.sft.update({"steps": 2, "batch": 4})

@@ -205,6 +205,7 @@ def test_the_mean_that_stands_in_for_v_says_no_variance():
   assert np.isnan(told(state | {"fallback": state["fallback"]._replace(drift=drift)})).all()
 
 
+@pytest.mark.long
 def test_a_run_with_it_resumes_bit_for_bit(few_devices, tmp_path):
   keys = {"prior.kind": "probe", "baseline": "precision", "observe": ("diagnostics",)}
   keys |= {"num_steps": 2, "eval.period": 0, "checkpoint.period": 1}

@@ -383,6 +383,7 @@ def test_a_training_step(kind, sampled):
   assert any(jax.tree.leaves(moved))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("few_devices")
 def test_the_steps_of_sao(tmp_path):
   """Its config trains, the critic speaks from the second step on and comes back from a checkpoint,
