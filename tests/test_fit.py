@@ -4,6 +4,7 @@ for models and machines that need not be here."""
 import itertools
 
 import jax
+import numpy as np
 import pytest
 
 from tests import support
@@ -11,7 +12,7 @@ from v05_jax import config as configuration
 from v05_jax.configs import default, own, v05_qwen3_4b
 from v05_jax.models import presets
 from v05_jax.scale import compile as compiling
-from v05_jax.scale import fit, plan, settle
+from v05_jax.scale import distributed, fit, plan, settle
 from v05_jax.scale.programs import held
 from v05_jax.scale.topology import CHIPS
 
@@ -130,6 +131,19 @@ def test_a_run_that_goes_on_keeps_what_was_chosen(tmp_path, capsys):
   found = settle.settle(config, str(tmp_path))
   assert configuration.flatten(found) == configuration.flatten(saved) | {"num_steps": 7}
   assert not capsys.readouterr().err  # nothing is chosen anew
+
+
+def test_processes_choose_alike_by_the_least_memory_of_any(capsys, monkeypatch):
+  config = own.get_config()
+  config.policy.preset = "throughput-s"
+  monkeypatch.setattr(distributed, "several", lambda: True)
+  found = []
+  for mine in (4 * GB, 64 * GB):
+    monkeypatch.setattr(settle, "of_this_machine", lambda: mine * jax.local_device_count())
+    others = np.float32([4 * GB, 64 * GB])
+    monkeypatch.setattr(distributed, "exchange", lambda x: np.append(others, x))
+    found.append(configuration.flatten(settle.settle(config)))
+  assert found[0] == found[1] and "with 4.00 GB" in capsys.readouterr().err
 
 
 def test_this_machine_is_seen():
