@@ -1,6 +1,7 @@
 """Sizes that follow from memory: the formula beside what the programs' shapes hold, and the choices
 for models and machines that need not be here."""
 
+import functools
 import itertools
 
 import jax
@@ -137,11 +138,11 @@ def test_processes_choose_alike_by_the_least_memory_of_any(capsys, monkeypatch):
   config = own.get_config()
   config.policy.preset = "throughput-s"
   monkeypatch.setattr(distributed, "several", lambda: True)
+  monkeypatch.setattr(distributed, "exchange", lambda x: np.append(np.float32([4e9, 64e9]), x))
   found = []
   for mine in (4 * GB, 64 * GB):
-    monkeypatch.setattr(settle, "of_this_machine", lambda: mine * jax.local_device_count())
-    others = np.float32([4 * GB, 64 * GB])
-    monkeypatch.setattr(distributed, "exchange", lambda x: np.append(others, x))
+    here = mine * jax.local_device_count()
+    monkeypatch.setattr(settle, "of_this_machine", functools.partial(float, here))
     found.append(configuration.flatten(settle.settle(config)))
   assert found[0] == found[1] and "with 4.00 GB" in capsys.readouterr().err
 
