@@ -1,9 +1,11 @@
 """Sizes that follow from memory: the formula beside what the programs' shapes hold, and the choices
 for models and machines that need not be here."""
 
+import functools
 import itertools
 
 import jax
+import numpy as np
 import pytest
 
 from tests import support
@@ -11,7 +13,7 @@ from v05_jax import config as configuration
 from v05_jax.configs import default, own, v05_qwen3_4b
 from v05_jax.models import presets
 from v05_jax.scale import compile as compiling
-from v05_jax.scale import fit, plan, settle
+from v05_jax.scale import distributed, fit, plan, settle
 from v05_jax.scale.programs import held
 from v05_jax.scale.topology import CHIPS
 
@@ -130,6 +132,19 @@ def test_a_run_that_goes_on_keeps_what_was_chosen(tmp_path, capsys):
   found = settle.settle(config, str(tmp_path))
   assert configuration.flatten(found) == configuration.flatten(saved) | {"num_steps": 7}
   assert not capsys.readouterr().err  # nothing is chosen anew
+
+
+def test_processes_choose_alike_by_the_least_memory_of_any(capsys, monkeypatch):
+  config = own.get_config()
+  config.policy.preset = "throughput-s"
+  monkeypatch.setattr(distributed, "several", lambda: True)
+  monkeypatch.setattr(distributed, "exchange", lambda x: np.append(np.float32([4e9, 64e9]), x))
+  found = []
+  for mine in (4 * GB, 64 * GB):
+    here = mine * jax.local_device_count()
+    monkeypatch.setattr(settle, "of_this_machine", functools.partial(float, here))
+    found.append(configuration.flatten(settle.settle(config)))
+  assert found[0] == found[1] and capsys.readouterr().err.count("with 4.00 GB") == 2
 
 
 def test_this_machine_is_seen():

@@ -9,11 +9,15 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.verl_run import rows
 from v05_jax import budget, plug, shrinkage
+from v05_jax import groups as grouping
+from v05_jax.estimators import base as estimators
 from v05_jax.integrations.rows import WANTING, Advantages, Groups, first_rollouts
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -45,6 +49,39 @@ def test_it_learns_what_the_estimator_learns():
     state = shrinkage.ewa_update(state, value, dense.sum(1), every.sum(1).astype(np.float32))
   for ours, theirs in zip(estimator.state, state):
     np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", ["basis", "ebpo", "precision"])
+def test_every_estimator_that_learns_goes_on_from_what_it_has_learnt(kind):
+  found = plug.find("estimator", kind)(plug.defaults("estimator", kind), plug.Setting(None, rows=1))
+  estimator, state = Advantages(kind), found.init()
+  for seed in range(3):
+    given, dense, prior, place = rows(seed)
+    groups, value = grouping.make(2 * dense - 1, np.isfinite(dense)), 2 * prior - 1
+    expected, _ = estimators.advantages(found, state, groups, value)
+    ours = estimator(*given)
+    theirs = [np.asarray(expected)[i, j] for i, j, _ in place]
+    np.testing.assert_allclose([ours[row] for *_, row in place], theirs, atol=1e-5)
+    state = found.learn(state, groups, value)
+  assert any(np.any(x != y) for x, y in zip(*map(jax.tree.leaves, (state, found.init()))))
+
+
+@pytest.mark.parametrize("kind", plug.known("estimator"))
+def test_what_another_trainer_is_offered_looks_at_nothing_that_it_does_not_give(kind):
+  rng = np.random.default_rng(0)
+  reward = rng.choice(np.float32([-1, 1]), (2, 4, 3))
+  value = np.zeros(4, np.float32)
+  mask, setting = np.ones((4, 3), bool), plug.Setting(None, rows=9)
+  found = plug.find("estimator", kind)(plug.defaults("estimator", kind), setting)
+  seen = []
+  for given in (False, True):
+    more = {"length": rng.integers(1, 99, (4, 3)), "row": np.int32([0, 7, 3, 8])} if given else {}
+    more |= {x: rng.random((4, 3), np.float32) for x in ("logprob", "score") if given}
+    first, then = (grouping.make(x, mask, **more) for x in reward)
+    state = found.learn(jax.tree.map(jnp.asarray, found.init()), first, value)
+    same = then._replace(row=first.row if given else np.int32([4, 5, 6, 7]))
+    seen.append(estimators.advantages(found, state, same, value)[0])
+  assert (kind in WANTING) == bool(np.any(np.abs(seen[0] - seen[1]) > 1e-6))
 
 
 def test_a_failed_verdict_has_no_advantage_and_no_prior_is_no_prior():

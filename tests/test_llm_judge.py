@@ -197,6 +197,30 @@ def test_what_was_asked_once_is_not_asked_again(tmp_path, caplog):
     assert f"{broken}: the judge's replies are not kept there" in said.getMessage()
 
 
+def test_a_cache_that_fails_costs_no_reply_of_those_that_wait_for_it(tmp_path, caplog):
+  cache = llm_judge._cache(str(tmp_path / "judge.sqlite"))
+  cache._file.execute("drop table replies")
+  failed = []
+
+  def keep(i):
+    try:
+      cache.put(f"{i}", "Score: 7")
+      cache.get(f"other {i}")
+    except Exception as error:
+      failed.append(error)
+
+  threads = [threading.Thread(target=keep, args=(i,)) for i in range(8)]
+  with caplog.at_level(logging.WARNING):
+    with cache._lock:
+      for thread in threads:
+        thread.start()
+      time.sleep(0.1)  # until they wait
+    for thread in threads:
+      thread.join()
+  assert not failed and len(caplog.records) == 1
+  assert [cache.get(f"{i}") for i in range(8)] == ["Score: 7"] * 8
+
+
 def test_wrong_settings_are_named():
   for keys, message in (
     ({"url": "localhost:8000"}, "url: found 'localhost:8000', expected http"),

@@ -161,8 +161,8 @@ def test_close_with_pending_work(module):
     ("my_reward:named", "has other parameters"),
     ("my_reward:partial", "has other parameters"),
     ("my_reward:Called", "has other parameters"),
-    ("my_reward:generator", "generator is async or a generator"),
-    ("my_reward:both", "both is async or a generator"),
+    ("my_reward:generator", "generator is a generator"),
+    ("my_reward:both", "both is a generator"),
   ],
 )
 def test_an_unusable_function_is_an_error_at_load(module, reward, message):

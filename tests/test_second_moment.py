@@ -74,6 +74,12 @@ def test_the_score_of_a_pool_is_the_root_of_what_is_expected_of_its_real_prompts
   np.testing.assert_allclose(got, selection.root(moment[:3]))
 
 
+def test_a_wrapper_around_it_is_refused():
+  wrapped = small(**{"prior.wrappers": ("second_moment", "history")})
+  with pytest.raises(ValueError, match=r"prior.wrappers: found .*second_moment as the last"):
+    configuration.validate(wrapped)
+
+
 def test_second_moment_without_its_wrapper_is_refused():
   with pytest.raises(
     ValueError, match=r"selection.score: found 'second_moment', expected spread, or"

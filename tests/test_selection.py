@@ -9,6 +9,11 @@ import pytest
 from v05_jax.sampling import selection
 
 
+def chances(value, count):
+  """By the spread that the prior V expects."""
+  return selection.chances(selection.spread(value), count)
+
+
 def pools():
   rng = np.random.default_rng(0)
   for size in (1, 2, 5, 16, 64):
@@ -29,7 +34,7 @@ def outcomes(pi):
 
 def test_the_chances_sum_to_the_count_and_follow_the_rule():
   for value, count in pools():
-    pi = selection.inclusion(value, count)
+    pi = chances(value, count)
     assert pi.sum() == pytest.approx(count, abs=1e-9) and np.all((pi > 0) & (pi <= 1))
     spread = np.sqrt(1 - np.nan_to_num(value) ** 2) + 0.1
     some = pi < 1
@@ -39,7 +44,7 @@ def test_the_chances_sum_to_the_count_and_follow_the_rule():
 
 
 def test_a_prompt_with_nothing_to_learn_is_rarely_taken_and_one_without_a_prior_most_often():
-  pi = selection.inclusion([1.0, -1.0, 0.0, np.nan, 0.6, 3.0], 2)
+  pi = chances([1.0, -1.0, 0.0, np.nan, 0.6, 3.0], 2)
   assert pi[2] == pi[3] == pi.max() and pi[0] == pi[1] == pi[5] == pi.min()
   np.testing.assert_allclose([pi[0] / pi[2], pi[4] / pi[2]], [0.1 / 1.1, 0.9 / 1.1])
 
@@ -49,7 +54,7 @@ def test_every_prompt_is_taken_with_its_chance_and_the_weights_leave_no_bias():
   sum of all x."""
   rng = np.random.default_rng(1)
   for value, count in pools():
-    pi = selection.inclusion(value, count)
+    pi = chances(value, count)
     x = rng.normal(size=len(value))
     taken, mean, total = np.zeros(len(value)), 0.0, 0.0
     for probability, index in outcomes(pi):
@@ -65,12 +70,12 @@ def test_every_prompt_is_taken_with_its_chance_and_the_weights_leave_no_bias():
 @pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 1e-7])
 def test_the_count_is_exact_at_the_ends_of_the_interval(uniform):
   for value, count in pools():
-    assert len(selection.systematic(selection.inclusion(value, count), uniform)) == count
+    assert len(selection.systematic(chances(value, count), uniform)) == count
 
 
 def test_more_prompts_than_the_pool_has_are_refused():
   with pytest.raises(ValueError, match="3 prompts were asked for out of a pool of 2"):
-    selection.inclusion([0.0, 0.1], 3)
+    chances([0.0, 0.1], 3)
 
 
 def test_chances_by_second_moments_are_in_proportion_to_their_roots():
@@ -86,7 +91,7 @@ def test_no_chances_have_a_smaller_second_moment_than_the_roots():
   rng = np.random.default_rng(2)
   moment = rng.gamma(0.5, size=64)
   least = np.sum(moment / selection.chances(np.sqrt(moment), 8))
-  assert least < np.sum(moment / selection.inclusion(rng.uniform(-1, 1, 64), 8))
+  assert least < np.sum(moment / chances(rng.uniform(-1, 1, 64), 8))
   for _ in range(20):
     other = selection.chances(np.sqrt(moment) * np.exp(0.3 * rng.normal(size=64)), 8)
     assert least <= np.sum(moment / other) + 1e-9

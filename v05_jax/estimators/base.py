@@ -207,6 +207,18 @@ def sq_loo(kind: str, reward, mask, value, state=()):
   return squared_unseen(estimator, _known(estimator, state), groups, jnp.asarray(value))
 
 
+def initial(kind: str):
+  """What an estimator of the package knows before it has learnt; () where it never learns."""
+  return _of_package(kind).init()
+
+
+@functools.partial(jax.jit, static_argnames="kind")
+def learnt(kind: str, state, reward, mask, value):
+  """What an estimator of the package knows after these rollouts, from what it knew before; the
+  arguments are those of `advantage`."""
+  return _of_package(kind).learn(state, _groups(reward, mask), jnp.asarray(value))
+
+
 def baseline(kind: str, value, s, k, prompt=(), state=()):
   """The baseline of a named estimator after `s` successes in `k` rollouts, elementwise.
 

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from v05_jax import budget, plug, shrinkage
+from v05_jax.estimators import base as estimators
 from v05_jax.groups import map_reward, outcomes
 
-# Estimators that look at more than a step's rewards and V: at earlier visits of a prompt, or at the
+# Estimators that look at more than rewards and V: at earlier visits of a prompt, or at lengths and
 # log-probs of responses.
-WANTING = ("spo", "score", "score_loo", "v05_score")
+WANTING = ("spo", "dbb", "kae", "score", "score_loo", "v05_score", "opo", "poise")
 
 
 class Groups:
@@ -47,7 +48,7 @@ class Groups:
 
 class Advantages:
   """An estimator of the package for another trainer's rows, with what it has learnt (`state`, a
-  tuple of arrays: save it with the checkpoint).
+  tree of arrays: save it with the checkpoint).
 
   Args:
     kind: a name that `config.baseline` may have, but for those of `WANTING`.
@@ -63,7 +64,7 @@ class Advantages:
       raise ValueError(f"estimator: found {kind!r}, expected one of {', '.join(known)}")
     map_reward(np.zeros(1), low, high)
     self.kind, self._range = kind, (low, high)
-    self.state = shrinkage.ewa_init() if kind == "ewa" else ()
+    self.state = estimators.initial(kind)
 
   def __call__(self, reward, index, prior=None) -> np.ndarray:
     """Advantages, float32 [N], in units of rewards mapped to [-1, 1]; then learns from the rows.
@@ -80,9 +81,7 @@ class Advantages:
     value = self._value(groups, prior)
     mask = np.isfinite(dense)
     found, _ = shrinkage.advantage(self.kind, dense, mask, value, state=self.state)
-    if self.kind == "ewa":
-      k, s, _ = outcomes(np.where(mask, dense, np.float32(0)), mask)
-      self.state = shrinkage.ewa_update(self.state, value, s, k)
+    self.state = estimators.learnt(self.kind, self.state, dense, mask, value)
     return groups.flat(found)
 
   def more(self, rule: str, reward, index, prior=None, **options) -> np.ndarray:

@@ -15,6 +15,7 @@ Checked with TRL 1.16.
 from collections.abc import Callable
 import os
 
+import jax
 import numpy as np
 import torch
 from trl import GRPOTrainer
@@ -83,12 +84,12 @@ class Trainer(GRPOTrainer):
     if self.args.should_save:
       folder = f"checkpoint-{self.state.global_step}"
       path = os.path.join(self._get_output_dir(trial=trial), folder, FILE)
-      np.savez(path, *map(np.asarray, self.estimator.state))
+      np.savez(path, *map(np.asarray, jax.tree.leaves(self.estimator.state)))
 
   def _load_optimizer_and_scheduler(self, checkpoint):
     super()._load_optimizer_and_scheduler(checkpoint)
     if checkpoint and os.path.exists(path := os.path.join(checkpoint, FILE)):
       with np.load(path) as found:
         parts = [found[name] for name in found.files]
-      if parts:
-        self.estimator.state = type(self.estimator.state)(*parts)
+      form = jax.tree.structure(self.estimator.state)
+      self.estimator.state = jax.tree.unflatten(form, parts)

@@ -36,8 +36,14 @@ class Tracked(NamedTuple):
   learnt: dict[str, Any]  # what the run's baseline has learnt
 
 
+def _check(config):
+  if plug.label(config.prior.wrappers[-1]) != "second_moment":
+    yield "prior.wrappers", "second_moment as the last, as it looks at the V that the baseline sees"
+
+
 @plug.declare(
   "wrapper",
+  check=_check,
   half_life=plug.Option(64.0, *histories.HALF_LIFE[1:]),
   rollouts=plug.Option(
     16.0,

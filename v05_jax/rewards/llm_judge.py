@@ -228,25 +228,28 @@ class _Cache:
 
   @contextlib.contextmanager
   def _held(self):
+    """The file, None where there is none (any more), for one thread at a time."""
     with self._lock:
       try:
-        yield
+        yield self._file
       except sqlite3.Error as error:
         self._file = None
         log.warning("%s: the judge's replies are not kept there: %s", self._path, error)
 
   def get(self, name: str) -> str | None:
-    if name not in self._known and self._file is not None:
-      with self._held():
-        rows = self._file.execute("select said from replies where name = ?", (name,)).fetchall()
-        self._known.update((name, said) for (said,) in rows)
+    if name not in self._known:
+      with self._held() as file:
+        if file is not None:
+          rows = file.execute("select said from replies where name = ?", (name,)).fetchall()
+          self._known.update((name, said) for (said,) in rows)
     return self._known.get(name)
 
   def put(self, name: str, said: str):
     self._known[name] = said
-    if self._file is not None:
-      with self._held(), self._file:
-        self._file.execute("insert or replace into replies values (?, ?)", (name, said))
+    with self._held() as file:
+      if file is not None:
+        with file:
+          file.execute("insert or replace into replies values (?, ?)", (name, said))
 
 
 _cache = functools.cache(_Cache)  # one of each file in a process

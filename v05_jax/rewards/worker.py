@@ -112,7 +112,7 @@ def load(target: str):
   function, name = resolve(target), target.partition(":")[2]
   for kind in (inspect.isgeneratorfunction, inspect.isasyncgenfunction):
     if kind(function):
-      raise TypeError(f"{name} is async or a generator, {WANTED}")
+      raise TypeError(f"{name} is a generator, {WANTED}")
   names = parameters(function)
   if {"prompts", "completions"} <= set(names):
     from v05_jax.rewards import adapters

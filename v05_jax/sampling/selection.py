@@ -14,22 +14,9 @@ LEAST = 0.1
 SHARE = 0.1  # the same for second moments, as a share of the mean root
 
 
-def inclusion(value, count: int) -> np.ndarray:
-  """Probability with which each of M prompts is taken, float64 [M], their sum being `count`.
-
-    pi = min(1, c (sqrt(1 - V^2) + .1)),  c such that sum pi = count
-
-  Args:
-    value: [M] the prior V, clipped to [-1, 1]; not finite = no prior: as if V = 0.
-    count: prompts to take, at most M.
-
-  Raises ValueError if count exceeds M.
-  """
-  return chances(spread(value), count)
-
-
 def spread(value) -> np.ndarray:
-  """sqrt(1 - V^2) + .1, float64 [M], of the V that `inclusion` takes."""
+  """sqrt(1 - V^2) + .1, float64 [M]; value: [M] the prior V, clipped to [-1, 1]; not finite = no
+  prior: as if V = 0."""
   value = np.asarray(value, np.float64)
   value = np.clip(np.where(np.isfinite(value), value, 0.0), -1.0, 1.0)
   return np.sqrt(1.0 - value**2) + LEAST
@@ -43,7 +30,11 @@ def root(moment) -> np.ndarray:
 
 
 def chances(score, count: int) -> np.ndarray:
-  """pi = min(1, c score), float64 [M], c such that sum pi = count; score: [M], above 0.
+  """Probability with which each of M prompts is taken, float64 [M], their sum being `count`.
+
+    pi = min(1, c score),  c such that sum pi = count
+
+  score: [M], above 0: `spread` or `root`.
 
   Raises ValueError if count exceeds M.
   """

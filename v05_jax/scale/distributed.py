@@ -51,6 +51,11 @@ def of_first(value: int) -> int:
   return int(exchange(np.int64(value))[0]) if several() else value
 
 
+def least(value: float) -> float:
+  """The least of the processes' values."""
+  return float(exchange(np.float32(value)).min()) if several() else value
+
+
 def barrier(name: str):
   """Returns when all processes are here."""
   if several():

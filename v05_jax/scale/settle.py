@@ -24,10 +24,11 @@ def settle(config, workdir: str | None = None):
   config = configuration.continued(config, workdir)
   if not configuration.left_open(config):
     return config
-  policy = config.policy
+  policy, place = config.policy, machine(config)
+  place = place._replace(memory=distributed.least(place.memory))  # one choice for all processes
   folder = models.folder(policy.path)  # fetched, where it is a name on the hub
   model = models.shape(os.fspath(folder), policy.preset, policy.family)
-  return settle_for(config, model, machine(config))
+  return settle_for(config, model, place)
 
 
 def settle_for(config, model, place: fit.Machine):

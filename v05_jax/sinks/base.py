@@ -12,6 +12,7 @@ import importlib.util
 import json
 import queue
 import threading
+import time
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -95,13 +96,12 @@ class Here:
     """Calls a function of the sink by its name."""
     self._view(lambda: getattr(self._sink, what)(*arguments))
 
-  def close(self, how: str):
-    """Ends the sink."""
-    self.call("close", how)
+  def wait(self, seconds: float):
+    """Nothing is left to do when `call` has returned."""
 
 
 class Aside:
-  """A sink in a thread of its own: nobody waits for it, but for `CLOSING` seconds at the end."""
+  """A sink in a thread of its own: nobody waits for it, but for some seconds at the end."""
 
   def __init__(self, name: str, setting: plug.Setting):
     self._view = View(f"metrics.sinks={name}", "metrics are sent")
@@ -114,10 +114,10 @@ class Aside:
 
   def _work(self, *arguments):
     try:
-      sink = self._view(plug.make, *arguments)
-      while (call := self._calls.get()) is not None:
-        what, given = call
-        self._view(lambda what=what, given=given: getattr(sink, what)(*given))
+      sink, what = self._view(plug.make, *arguments), ""
+      while what != "close" and not self._view.dropped:
+        what, given = self._calls.get()
+        self._view(getattr(sink, what), *given)
     except BaseException as error:  # SystemExit of a package, in a thread that is its own
       self._view.drop(error)
 
@@ -130,15 +130,15 @@ class Aside:
     except queue.Full:
       self._view.drop(TimeoutError(f"it is {MOST:,} calls behind"))
 
-  def close(self, how: str):
-    """Ends the sink; what it has not sent within `CLOSING` seconds is given up."""
-    self.call("close", how)
-    if not self._view.dropped:
-      self._calls.put(None)
-      self._thread.join(CLOSING)
-      if self._thread.is_alive():
-        left = self._calls.qsize()
-        self._view.drop(TimeoutError(f"{left} calls were not done {CLOSING:g} s after the end"))
+  def wait(self, seconds: float):
+    """Waits until it has done what it was called for, `close` last; what it has not done by then is
+    given up."""
+    if self._view.dropped:
+      return
+    self._thread.join(seconds)
+    if self._thread.is_alive():
+      left = self._calls.qsize()
+      self._view.drop(TimeoutError(f"{left} calls were not done {CLOSING:g} s after the end"))
 
 
 class Sinks:
@@ -156,6 +156,8 @@ class Sinks:
       sink.call(what, *arguments)
 
   def close(self, how: str):
-    """Ends them all; `how` the run ends."""
+    """Ends them all, within `CLOSING` seconds together; `how` the run ends."""
+    end = time.monotonic() + CLOSING
+    self.call("close", how)
     for sink in self._sinks:
-      sink.close(how)
+      sink.wait(max(0.0, end - time.monotonic()))
