@@ -9,6 +9,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -62,8 +63,20 @@ def test_wrong_arguments_are_named():
   for kind in ("v5", "spo", "os:path"):
     with pytest.raises(ValueError, match=r"(baseline|estimator): found .*expected"):
       Advantages(kind)
+  with pytest.raises(ValueError, match=r"found 'dbb': it wants more than a step's rewards and V"):
+    Advantages("dbb")
   with pytest.raises(ValueError, match=r"rewards.low, rewards.high"):
     Advantages("v05", low=1.0, high=0.0)
+
+
+def test_what_learns_from_more_than_a_step_is_not_passed_off_as_itself():
+  """EWA's state is learnt here; the others' would stay as at a run's start, without a word."""
+  for kind in KINDS:
+    made = plug.find("estimator", kind)(
+      plug.defaults("estimator", kind), plug.Setting(None, rows=1)
+    )
+    assert kind == "ewa" or not jax.tree.leaves(made.init()), kind
+  assert not {"opo", "poise"} & set(KINDS)  # these read lengths and log-probs
 
 
 def test_groups_there_and_back():

@@ -11,9 +11,10 @@ import numpy as np
 from v05_jax import budget, plug, shrinkage
 from v05_jax.groups import map_reward, outcomes
 
-# Estimators that look at more than a step's rewards and V: at earlier visits of a prompt, or at the
-# log-probs of responses.
-WANTING = ("spo", "score", "score_loo", "v05_score")
+# Estimators that look at more than a step's rewards and V: at earlier visits of a prompt, at all
+# steps before, or at the lengths and log-probs of responses. Without them they would be others.
+WANTING = ("spo", "dbb", "kae", "ebpo", "basis", "precision")
+WANTING += ("opo", "poise", "score", "score_loo", "v05_score")
 
 
 class Groups:
@@ -60,7 +61,8 @@ class Advantages:
     plug.find("estimator", kind)
     if ":" in kind or kind in WANTING:
       known = [name for name in plug.known("estimator") if name not in WANTING]
-      raise ValueError(f"estimator: found {kind!r}, expected one of {', '.join(known)}")
+      why = ": it wants more than a step's rewards and V" if kind in WANTING else ""
+      raise ValueError(f"estimator: found {kind!r}{why}, expected one of {', '.join(known)}")
     map_reward(np.zeros(1), low, high)
     self.kind, self._range = kind, (low, high)
     self.state = shrinkage.ewa_init() if kind == "ewa" else ()
