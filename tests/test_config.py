@@ -626,6 +626,26 @@ def test_a_config_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch, ca
   assert "did you mean mine.py?" in error(capsys, "--config=mine.p")
   (tmp_path / "v05").mkdir()  # a run's folder, say
   assert parse("--config=v05").config.budget.rule == "sequential"
+  (tmp_path / "other.py").touch()
+  assert "no such config file; the package has one: --config=own" in error(
+    capsys, "--config=own.py"
+  )
+  assert "file\n" in error(capsys, "--config=zzz.py")  # nothing is near but the ending
+  assert "v05/: found a folder; the package has one: --config=v05" in error(capsys, "--config=v05/")
+  for name in ("", " "):
+    assert error(capsys, f"--config={name}").startswith(f"error: --config={name}: found no name")
+
+
+def test_a_config_as_a_word_is_answered_with_its_flag(capsys):
+  assert "did you mean train --config=own?" in error(capsys, "own")
+  assert "found the argument 'own', did you mean --config=own?" in error(capsys, "train", "own")
+
+
+def test_a_file_that_is_something_else_is_told_in_a_few_lines(tmp_path, capsys):
+  (tmp_path / "other.json").write_text('{"answer": 3}')
+  said = error(capsys, f"--config={tmp_path / 'other.json'}").splitlines()
+  assert "answer: found an unknown key" in said[1] and re.fullmatch(r"  and \d+ more", said[-1])
+  assert len(said) == command_line.MOST + 2
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,8 @@ def test_wrong_arguments_are_named():
   for kind in ("v5", "spo", "os:path"):
     with pytest.raises(ValueError, match=r"(baseline|estimator): found .*expected"):
       Advantages(kind)
+  with pytest.raises(ValueError, match=r"found 'dbb': it wants more than a step's rewards and V"):
+    Advantages("dbb")
   with pytest.raises(ValueError, match=r"rewards.low, rewards.high"):
     Advantages("v05", low=1.0, high=0.0)
 

@@ -15,7 +15,7 @@ import pytest
 from tests import support
 from v05_jax import config as configuration
 from v05_jax import main
-from v05_jax.configs import default
+from v05_jax.configs import default, own
 from v05_jax.run import metrics, workdirs
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -225,6 +225,18 @@ def test_folders_that_are_none(mode, workdir, out, message, tmp_path, monkeypatc
   with pytest.raises(ValueError) as error:
     main.run(main.Command(mode, default.get_config(), workdir, out))
   assert str(error.value).startswith(message)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("reward", ["math", [["math", 1.0], ["own_reward:brief", 0.1]]])
+def test_own_without_problems_is_told_before_anything_is_written(reward, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  config = own.get_config()
+  config.reward = reward
+  with pytest.raises(
+    ValueError, match=r"data\.path: found 'tasks'.* --config\.data\.path=problems"
+  ):
+    main.run(main.Command("train", config, "run"))
   assert not list(tmp_path.iterdir())
 
 

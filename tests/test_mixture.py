@@ -66,6 +66,8 @@ async def rank_async(prompt, responses, row):
 def of_trl(prompts, completions, answer, **columns):
   assert columns["trainer_state"] is None and columns["log_metric"]("x", 1.0) is None
   return [None if c == "skip" else float(c == a) for c, a in zip(completions, answer, strict=True)]
+def of_trl_wrong(prompts, completions, answer, **columns):
+  return {"one": 1.0, "none": None, "text": "11", "more": [1.0]}[completions[0]]
 def of_trl_named(completions, prompts):
   return [float(len(p + c)) for p, c in zip(prompts, completions)]
 async def of_trl_async(prompts, completions, **columns): return [len(c) for c in completions]
@@ -303,6 +305,14 @@ def test_a_bad_batch_costs_its_own_verdicts_at_most(module, bad, failure, detail
 def test_a_bad_number_in_a_batch_costs_its_own_verdict(module):
   first, failed, last = judge("my_terms:rank", "a", "nan", "b")
   assert (first.reward, last.reward) == (1.0, 1.0) and failed.failure == "crash"
+
+
+def test_a_trl_function_without_a_list_of_the_right_length_is_told_so(module):
+  wanted = "expected a list of 2 numbers, one for each response"
+  found = {"one": "1.0 (float)", "none": "None (NoneType)", "text": "'11' (str)", "more": "[1.0]"}
+  for kind, said in found.items():
+    for verdict in judge("my_terms:of_trl_wrong", kind, kind, answer="4"):
+      assert verdict.detail == f"returned {said}, {wanted}"
 
 
 def test_functions_that_were_written_for_others(module):

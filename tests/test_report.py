@@ -135,6 +135,20 @@ def test_a_workdir_without_metrics(tmp_path):
       with pytest.raises(ValueError, match=rf"workdir {tmp_path}/{name}: found no metrics.jsonl"):
         call(str(tmp_path / name))
   assert not (tmp_path / "nowhere").exists()
+  (tmp_path / "empty" / "metrics.jsonl").touch()
+  with pytest.raises(ValueError, match="found a run without a first line yet"):
+    report.report([str(tmp_path / "empty")])
+
+
+def test_a_folder_in_the_place_of_a_file_is_named_or_left_out(tmp_path, capsys):
+  good = make(tmp_path / "runs" / "good", [0.5, 0.6])
+  bad = make(tmp_path / "runs" / "bad", [0.5, 0.6])
+  (tmp_path / "runs" / "bad" / "config.json").unlink(missing_ok=True)
+  (tmp_path / "runs" / "bad" / "config.json").mkdir()
+  with pytest.raises(ValueError, match=r"runs/bad: cannot be read: .*config\.json"):
+    report.report([good, bad])
+  assert len(report.report([str(tmp_path / "runs")])) == 1
+  assert "left out: workdir" in capsys.readouterr().err
 
 
 def test_summary_shows_what_there_is(tmp_path):

@@ -19,6 +19,7 @@ from v05_jax.configs import default
 from v05_jax.rules import show
 from v05_jax.run import files
 
+MOST = 12  # lines that are said of a file that is no config of this version
 READING = ("eval", "sample", "noise", "export")  # modes that look at a run
 
 
@@ -74,7 +75,9 @@ def _parse(argv, flag_values):
   config = default.get_config() if path is None else configuration.load(path)
   problems = configuration.structure(configuration.add_options(config))
   if problems:
-    raise ValueError("\n  ".join([f"{path}: not a config of this version", *problems]))
+    left = [f"and {len(problems) - MOST} more"] if len(problems) > MOST else []
+    said = [f"{path}: not a config of this version", *problems[:MOST], *left]
+    raise ValueError("\n  ".join(said))
   typed = default.get_config()  # a file may hold 1 where a key takes 0.5
   plug.fill(typed, _options(config, argv))
   typed.update_from_flattened_dict(configuration.flatten(config))
@@ -89,7 +92,8 @@ def _parse(argv, flag_values):
   except (flags.Error, TypeError, KeyError, AttributeError) as e:  # the last are config_flags'
     raise ValueError(configuration.one_line(e)) from e
   if len(rest) > 1:
-    raise ValueError(f"found the argument {rest[1]!r}, expected flags alone: --name=value")
+    meant = f", did you mean --config={rest[1]}?" if rest[1] in configuration.shipped() else ","
+    raise ValueError(f"found the argument {rest[1]!r}{meant} expected flags alone: --name=value")
   _check_options(config, flag_values.config, argv)
   if path is None and _take(argv, "config.policy.path")[0] is None:
     _check_run(flag_values)
@@ -127,7 +131,9 @@ def with_mode(argv: list[str], flag_values: flags.FlagValues) -> list[str]:
     return argv
   modes = flag_values["mode"].parser.enum_values
   if word not in modes:
-    near = configuration.nearest(word, modes)
+    near = configuration.nearest(word.lower(), modes)
+    if word in configuration.shipped():
+      near = f", did you mean train --config={word}?"
     raise ValueError(f"found the word {word!r}{near or ','} expected one of {', '.join(modes)}")
   other, rest = _take(argv[:1] + argv[2:], "mode")
   if other not in (None, word):

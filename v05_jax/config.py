@@ -233,18 +233,22 @@ def load(name: str) -> ConfigDict:
   """The config of that name of the package ("v05"), or of a file: `get_config()` of a Python file,
   or a saved config.json.
 
-  Raises ValueError with one line: the file, the line in it, what is wrong; of an unknown name the
-  known ones and the nearest.
+  Raises ValueError of one line: file, line, what is wrong; of a name the known ones, the nearest.
   """
   path = shipped().get(name, name)
+  if not path.strip():
+    raise ValueError(f"--config={name}: found no name, expected {', '.join(shipped())}, or a file")
   try:
     file = epath.Path(path).expanduser()
-  except KeyError as e:  # of an address that is no store's
-    raise ValueError(f"{path}: found {e.args[0]}, expected a config file, .py or .json") from None
-  if not file.exists():
+    there, is_folder = file.exists(), file.is_dir()
+  except (KeyError, OSError, ImportError) as e:  # of an address: no store, or none to be had
+    found = f"found {e.args[0]}" if isinstance(e, KeyError) else str(e)
+    raise ValueError(f"{path}: {found}, expected a config file, .py or .json") from None
+  if not there:
     raise ValueError(_no_config(file, path))
-  if file.suffix not in (".py", ".json") or file.is_dir():
-    raise ValueError(f"{path}: expected a config file, .py or .json")
+  if file.suffix not in (".py", ".json") or is_folder:
+    found = f": found a folder{_by_name(file)}," if is_folder else ":"
+    raise ValueError(f"{path}{found} expected a config file, .py or .json")
   try:
     text = file.read_text()
   except (OSError, UnicodeDecodeError) as e:
@@ -259,10 +263,15 @@ def _no_config(file, path: str) -> str:
     here = {x.stem: str(x) for x in sorted(file.parent.glob("*.py")) if x.is_file()}
     near = nearest(path, known) or nearest(path, here.keys() | here.values())
     return f"{path}: found no config of that name{near or ','} known: {', '.join(known)}; or a file"
-  siblings = [str(p) for p in file.parent.glob("*.py")] if file.parent.is_dir() else []
-  near = nearest(str(file), siblings)
-  by_name = f"; the package has one: --config={file.stem}" if file.stem in known else ""
-  return f"{path}: found no such config file{near or by_name}"
+  siblings = [x.name for x in file.parent.glob("*.py")] if file.parent.is_dir() else []
+  match = difflib.get_close_matches(file.name, siblings, 1)
+  near = f", did you mean {file.parent / match[0]}?" if match else ""
+  return f"{path}: found no such config file{_by_name(file) or near}"
+
+
+def _by_name(file) -> str:
+  """How the package's config of a file's name is called; "" where it has none."""
+  return f"; the package has one: --config={file.stem}" if file.stem in shipped() else ""
 
 
 def _execute(text: str, path: str) -> ConfigDict:

@@ -150,6 +150,7 @@ def run(command: Command, place: Any = None):
   ValueError for wrong flags."""
   mode = command.mode
   check_folders(command)
+  check_data(command)
   from v05_jax import backend
   from v05_jax import config as configuration
   from v05_jax.run import workdirs
@@ -189,6 +190,20 @@ def check_folders(command: Command):
       f"--workdir={workdir}: found a comma, expected a folder without one: commas stand between "
       "the folders of --mode=report"
     )
+
+
+def check_data(command: Command):
+  """Raises ValueError where a run would learn the built-in tasks by a reward that does not know
+  them, as `--config=own` without problems would."""
+  from v05_jax.rewards import mixture
+
+  config = command.config
+  if command.mode == "train" and config.data.path == "tasks":
+    if "math" in mixture.targets(config.reward):
+      raise ValueError(
+        "config.data.path: found 'tasks', the built-in puzzles, which the reward math does not "
+        "know, expected your problems, --config.data.path=problems.jsonl, or a benchmark's name"
+      )
 
 
 def start(command: Command):

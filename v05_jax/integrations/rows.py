@@ -61,7 +61,8 @@ class Advantages:
     plug.find("estimator", kind)
     if ":" in kind or kind in WANTING:
       known = [name for name in plug.known("estimator") if name not in WANTING]
-      raise ValueError(f"estimator: found {kind!r}, expected one of {', '.join(known)}")
+      why = ": it wants more than a step's rewards and V" if kind in WANTING else ""
+      raise ValueError(f"estimator: found {kind!r}{why}, expected one of {', '.join(known)}")
     map_reward(np.zeros(1), low, high)
     self.kind, self._range = kind, (low, high)
     self.state = estimators.initial(kind)

@@ -36,7 +36,7 @@ def trl(function: Callable, conversational: bool = False) -> Callable:
       completions=[_message(x) for x in responses] if conversational else list(responses),
       **given,
     )
-    return _then(found, lambda rewards: [0.0 if x is None else x for x in rewards])
+    return _then(found, _without_none)
 
   return score
 
@@ -106,6 +106,13 @@ def _takes(function) -> set[str] | None:
   if any(x.kind is inspect.Parameter.VAR_KEYWORD for x in found):
     return None
   return {x.name for x in found}
+
+
+def _without_none(rewards):
+  """TRL's list with 0 for None; what is no list as it is, for the worker to name."""
+  if not hasattr(rewards, "__iter__") or isinstance(rewards, (str, bytes, dict, set)):
+    return rewards
+  return [0.0 if x is None else x for x in rewards]
 
 
 def _then(found, work: Callable):

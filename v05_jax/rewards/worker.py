@@ -169,8 +169,10 @@ def verdicts(function, prompt: str, responses: list[str], row: dict) -> list[tup
         found = _wait(found)
     finally:
       builtins.__dict__.update(known)
-    if isinstance(found, (str, bytes, dict, set)) or len(found) != count:
-      what = f"{found!r:.100}, expected a list of {count} numbers, one for each response"
+    is_list = hasattr(found, "__len__") and not isinstance(found, (str, bytes, dict, set))
+    if not is_list or len(found) != count:
+      kind = "" if is_list else f" ({type(found).__name__})"
+      what = f"{found!r:.100}{kind}, expected a list of {count} numbers, one for each response"
       return [(math.nan, f"returned {what}")] * count
     return [_checked_alone(reward) for reward in found]
   except BaseException as error:

@@ -83,10 +83,11 @@ def _load(found: dict[str, bool]) -> list[Run]:
   for workdir, named in found.items():
     try:
       loaded[workdir] = load(workdir)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
+      text = f"workdir {workdir}: cannot be read: {error}"
+      without[workdir] = str(error) if isinstance(error, ValueError) else text
       if named:
-        raise
-      without[workdir] = str(error)
+        raise ValueError(without[workdir]) from error
   drawn_over = {run.axis for run in loaded.values()}
   for workdir, run in list(loaded.items()):
     reason = ""

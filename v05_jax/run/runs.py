@@ -87,7 +87,9 @@ def load(workdir: str) -> Run:
   path = files.folder(workdir)
   lines = metrics.read(path)
   if not lines:
-    raise ValueError(f"workdir {workdir}: found no metrics.jsonl, expected that of a run")
+    begun = (path / metrics.FILE).exists() or (path / "config.json").exists()
+    found = "a run without a first line yet" if begun else "no metrics.jsonl"
+    raise ValueError(f"workdir {workdir}: found {found}, expected the metrics of a run")
   if bare := next((line for line in lines if "rollouts" not in line), None):
     raise ValueError(f"{path / metrics.FILE}: found no rollouts in the line of step {bare['step']}")
   key, keys, saved = os.fspath(path), {}, path / "config.json"

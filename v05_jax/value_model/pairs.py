@@ -1,4 +1,4 @@
-"""(prompt, score) pairs of a policy in V0's own format: what `config.collect` writes and
+"""(prompt, score) pairs of a policy in V0's own format: what the observer `pairs` writes and
 `--mode=value` reads.
 
 A folder holds prompts.json or prompt_dict.json (the name in V0's public data), "{dataset}_{id}" ->
@@ -113,7 +113,7 @@ def read(folders: Sequence[str], window: int = 1) -> tuple[list[str], list[Conte
     if not found or not prompts:
       raise ValueError(
         f"{path}: found no pairs, expected a folder with {' or '.join(NAMES)} and .jsonl files, as "
-        "config.collect makes WORKDIR/pairs"
+        "the observer pairs makes WORKDIR/pairs"
       )
     texts = _prompts(prompts)
     for where, row in (line for file in found for line in _lines(file)):
