@@ -228,15 +228,18 @@ def test_folders_that_are_none(mode, workdir, out, message, tmp_path, monkeypatc
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("mode", ["train", "sample", "noise"])
 @pytest.mark.parametrize("reward", ["math", [["math", 1.0], ["own_reward:brief", 0.1]]])
-def test_own_without_problems_is_told_before_anything_is_written(reward, tmp_path, monkeypatch):
+def test_own_without_problems_is_told_before_anything_is_written(
+  mode, reward, tmp_path, monkeypatch
+):
   monkeypatch.chdir(tmp_path)
   config = own.get_config()
   config.reward = reward
   with pytest.raises(
     ValueError, match=r"data\.path: found 'tasks'.* --config\.data\.path=problems"
   ):
-    main.run(main.Command("train", config, "run"))
+    main.run(main.Command(mode, config, "run"))
   assert not list(tmp_path.iterdir())
 
 

@@ -198,7 +198,7 @@ def check_data(command: Command):
   from v05_jax.rewards import mixture
 
   config = command.config
-  if command.mode == "train" and config.data.path == "tasks":
+  if command.mode in ("train", "sample", "noise") and config.data.path == "tasks":
     if "math" in mixture.targets(config.reward):
       raise ValueError(
         "config.data.path: found 'tasks', the built-in puzzles, which the reward math does not "
