@@ -31,7 +31,7 @@ ifneq ($(CURDIR) $(or $(WANTED),$(FOUND)),$(shell cat $(STAMP) 2>/dev/null) $(FO
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help demo lm test test-long test-pod lint docs newcomer notebooks peers throughput clean
+.PHONY: help demo lm test test-long test-pod lint docs docs-packages newcomer notebooks peers throughput clean
 
 help:
 	@echo "make demo    four methods learn the built-in tasks; table and plot in runs/demo"
@@ -70,10 +70,12 @@ lint: $(STAMP)
 	"$(RUN)" -m ruff check .
 	"$(RUN)" -m ruff format --check .
 
-docs: $(STAMP)
+docs: docs-packages
+	NO_MKDOCS_2_WARNING=1 "$(RUN)" -m mkdocs build --strict
+
+docs-packages: $(STAMP)
 	@"$(RUN)" -c "import material, mkdocstrings_handlers.python" 2>/dev/null || \
 	  "$(RUN)" -m pip install -q --no-build-isolation -c constraints.txt -e ".[docs]"
-	NO_MKDOCS_2_WARNING=1 "$(RUN)" -m mkdocs build --strict
 
 newcomer:
 	"$(PYTHON)" -m tests.newcomer
