@@ -67,8 +67,6 @@ def train(config, workdir: str) -> TrainState:
       kept = run, workdir, saved, log, progress, preemption, evaluate, compilations, first
       after = Housekeeping(*kept)
       after.begin(state)
-      if config.num_steps or config.eval.period:
-        log.at_end(lambda: report.summary(workdir))
       for step in range(first, config.num_steps):
         # failed: of the updates before, which have ended
         began, failed = time.perf_counter(), int(state.skipped)
@@ -84,8 +82,7 @@ def train(config, workdir: str) -> TrainState:
         state, updated = update(run, state, taken, advantage)
         state, learnt = learn(run, state, drawn)  # context, prior, budget and estimator
         state = state.replace(observers=observers)
-        if step + 1 == config.num_steps or checkpoint.due(step + 1, config.eval.period):
-          log.samples(step + 1, samples.rows(run, taken, advantage))
+        after.show(step + 1, taken, advantage)
         after.keep(state, drawn.metrics | seen | updated | learnt, began, failed)
   return state
 
@@ -110,13 +107,25 @@ class Housekeeping(NamedTuple):
       self.log.write(0, 0, evaluation.summarise(self.evaluate(state.params)))
     elif not config.num_steps:
       logging.warning("num_steps and eval.period are 0: there is nothing to do")
+    if config.num_steps or config.eval.period:
+      self.log.at_end(lambda: report.summary(self.workdir))
+
+  def evaluates(self, done: int) -> bool:
+    """Whether an evaluation, where there are any, follows on so many steps."""
+    config = self.run.config
+    return done == config.num_steps or checkpoint.due(done, config.eval.period)
+
+  def show(self, done: int, taken, advantage):
+    """Hands rollouts of the step that makes it `done` steps to the sinks, now and then."""
+    if self.evaluates(done):
+      self.log.samples(done, samples.rows(self.run, taken, advantage))
 
   def keep(self, state: TrainState, measured: Pairs, began: float, failed: int):
     """After a step that began at `began` and before which `failed` updates in a row were
     skipped."""
     config, done, unmeasured = self.run.config, int(state.step), None
     last = done == config.num_steps
-    if config.eval.period and (last or checkpoint.due(done, config.eval.period)):
+    if config.eval.period and self.evaluates(done):
       try:
         measured = measured | evaluation.summarise(self.evaluate(state.params))
       except (rewards.RewardError, Interrupted, FloatingPointError) as error:
