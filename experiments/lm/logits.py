@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
+from scipy.special import log_softmax
 
 from v05_jax import backend, models
 from v05_jax.configs import default
@@ -104,18 +105,13 @@ def table(passes: dict[str, list[np.ndarray]], truth: list[np.ndarray]) -> str:
   exact = np.concatenate(truth)[:, :usable].astype(np.float64)
   for name, found in passes.items():
     x = np.concatenate(found)[:, :usable].astype(np.float64)
-    error, logprob = np.abs(x - exact), np.abs(logprobs(x) - logprobs(exact)).max()
+    error, logprob = np.abs(x - exact), np.abs(log_softmax(x, -1) - log_softmax(exact, -1)).max()
     same = np.mean(x.argmax(-1) == exact.argmax(-1))
     mean = np.sqrt(np.mean(error**2))
     rows.append(f"| {name} | {error.max():.1e} | {mean:.1e} | {logprob:.1e} | {same:.3f} |")
   positions, largest = len(exact), np.abs(exact).max()
   rows.append(f"\n{positions} positions, {usable:,} ids; the largest logit is {largest:.1f}")
   return "\n".join(rows)
-
-
-def logprobs(x):
-  x = x - x.max(-1, keepdims=True)
-  return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
 if __name__ == "__main__":

@@ -6,9 +6,8 @@ import jax
 import numpy as np
 
 from experiments.real_lm import plan, results
-from v05_jax.run import files, success
+from v05_jax.run import comparison, files, success
 
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}  # by seeds
 AGAINST = ("grpo16", "grpo4")
 COLUMNS = (
   *("seeds", "rate", "start", "end", "gain", "pass@8 start", "pass@8 end", "truncated", "tokens"),
@@ -108,8 +107,6 @@ def gain(record: dict) -> float:
 
 def interval(values) -> str:
   """Mean ± half of the 95 % interval by Student's t; the mean alone for one value."""
-  mean, n = float(np.mean(values)), len(values)
-  if n < 2:
-    return f"{mean:+.3f}"
-  half = T95.get(n, 2.3) * np.std(values, ddof=1) / np.sqrt(n)
-  return f"{mean:+.3f} ± {half:.3f}"
+  found = comparison.interval(values)
+  half = "" if found.pairs < 2 else f" ± {found.half:.3f}"
+  return f"{found.mean:+.3f}{half}"
