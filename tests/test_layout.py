@@ -23,8 +23,8 @@ PACKAGE = ROOT / "v05_jax"
 # the folders of the plugs, and what `shrinkage` and `budget` lend to other trainers.
 UNITS = "models tasks rewards estimators budgets priors observers sinks".split()
 LAYERS = (
-  "backend benchmarks configs groups names rng rows run sampling scale shrinkage update run.digest"
-  " run.files run.looks run.success run.view sampling.categorical sampling.selection"
+  "backend benchmarks configs groups moments names rng rows run sampling scale shrinkage update"
+  " run.digest run.files run.looks run.success run.view sampling.categorical sampling.selection"
   " scale.distributed scale.fit scale.hlo scale.peers scale.programs scale.roll_call scale.sharding"
   " scale.sources"
   " scale.topology update.blocks update.losses update.optimizer update.surrogates"
@@ -58,13 +58,14 @@ ONLY = {
   "rng": "",
   "names": "",
   "groups": "",
+  "moments": "",
   "structs": "groups",
   "benchmarks": "rows",
   "rows": "",
   "shrinkage": "",
   "budget": "shrinkage",
   "history": "groups shrinkage",
-  "estimators": "groups history plug shrinkage",
+  "estimators": "groups history moments plug shrinkage",
   "budgets": "budget estimators groups plug shrinkage",
   "update.losses": "",
   "update.surrogates": "update.losses",
@@ -82,8 +83,8 @@ ONLY = {
 FLAX = ("models/", "value_model/train.py", "structs.py")
 # No file, clock or terminal.
 PURE = (
-  "rng groups structs shrinkage budget history shapes rules estimators/* budgets/* scale/fit"
-  " update/* sampling/sampler sampling/selection sampling/resample sampling/schedule"
+  "rng groups moments structs shrinkage budget history shapes rules estimators/* budgets/*"
+  " scale/fit update/* sampling/sampler sampling/selection sampling/resample sampling/schedule"
   " sampling/ledger priors/base priors/constant priors/context priors/history priors/logistic"
   " priors/neighbours priors/none priors/probe priors/second_moment priors/recalibrate"
   " observers/base observers/diagnostics observers/exact observers/noise observers/scoreboard"

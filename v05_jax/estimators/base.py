@@ -82,6 +82,16 @@ def from_counts(counts: Callable, leave_out: bool = True, weight: Callable | Non
   )
 
 
+def at_least_two(name: str, why: str = "compares a prompt's rollouts") -> Callable:
+  """`check` of an estimator that has nothing to say of a prompt with one rollout."""
+
+  def check(config):
+    if config.budget.k_init < 2:
+      yield "budget.k_init", f"at least 2, since baseline {name} {why}"
+
+  return check
+
+
 def standardised(advantage, groups):
   """`scale` of an Estimator: advantages centred and scaled over the whole batch."""
   total = jnp.maximum(jnp.sum(groups.mask), 1)

@@ -21,6 +21,7 @@ import numpy as np
 
 from v05_jax import plug
 from v05_jax.estimators.base import from_counts, standardised
+from v05_jax.moments import merged
 
 
 class Moments(NamedTuple):
@@ -32,19 +33,14 @@ class Moments(NamedTuple):
 
 
 def taken_in(moments: Moments, groups) -> Moments:
-  """The moments after the rollouts of a batch (Welford, by batches: Chan, Golub and LeVeque,
-  1979)."""
+  """The moments after the rollouts of a batch."""
   parts = (groups.reward, groups.mask), (groups.vbar, groups.k > 0)
   each = lambda f: jnp.stack([f(x, where) for x, where in parts])
   number = each(lambda x, where: jnp.sum(where, dtype=x.dtype))
   average = lambda x, where: jnp.sum(jnp.where(where, x, 0.0)) / jnp.maximum(jnp.sum(where), 1)
   mean = each(average)
   square = each(lambda x, where: jnp.sum(jnp.where(where, (x - average(x, where)) ** 2, 0.0)))
-  count, shift = moments.count + number, mean - moments.mean
-  share = number / jnp.maximum(count, 1.0)
-  return Moments(
-    count, moments.mean + share * shift, moments.square + square + shift**2 * moments.count * share
-  )
+  return merged(moments, number, mean, square)
 
 
 def shrunk(moments: Moments, vbar, k):

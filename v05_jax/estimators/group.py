@@ -16,7 +16,7 @@ what is taken off, as here, it is of k - 1 terms.
 import jax.numpy as jnp
 
 from v05_jax import plug
-from v05_jax.estimators.base import STD_EPSILON, Estimator
+from v05_jax.estimators.base import STD_EPSILON, Estimator, at_least_two
 
 
 def _from_best(groups):
@@ -62,17 +62,7 @@ def _spread(advantage, groups):
   return jnp.where(some, jnp.sqrt(jnp.where(some, variance, 1.0)), 0.0)
 
 
-def _two(name):
-  """Fewer than two rollouts cannot be compared."""
-
-  def check(config):
-    if config.budget.k_init < 2:
-      yield "budget.k_init", f"at least 2, since baseline {name} compares a prompt's rollouts"
-
-  return check
-
-
-@plug.declare("estimator", check=_two("grpo"))
+@plug.declare("estimator", check=at_least_two("grpo"))
 def grpo(options, setting):
   """The group mean, divided by the group's standard deviation."""
 
@@ -84,19 +74,19 @@ def grpo(options, setting):
   return Estimator(_mean, scale=scale, explain=explain, unseen=_unseen, counts=_counts)
 
 
-@plug.declare("estimator", check=_two("dr_grpo"))
+@plug.declare("estimator", check=at_least_two("dr_grpo"))
 def dr_grpo(options, setting):
   """The group mean."""
   return Estimator(_mean, explain=_explain, unseen=_unseen, counts=_counts)
 
 
-@plug.declare("estimator", check=_two("rloo"))
+@plug.declare("estimator", check=at_least_two("rloo"))
 def rloo(options, setting):
   """The mean of the others."""
   return Estimator(_mean_of_others, explain=_explain, unseen=_unseen, counts=_counts)
 
 
-@plug.declare("estimator", check=_two("maxrl"))
+@plug.declare("estimator", check=at_least_two("maxrl"))
 def maxrl(options, setting):
   """The group mean, divided by the group's success rate."""
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from v05_jax import plug
-from v05_jax.estimators.base import from_counts
+from v05_jax.estimators.base import at_least_two, from_counts
 from v05_jax.estimators.beta_shrink import Fit, beta_fit
 from v05_jax.shrinkage import floats
 
@@ -28,12 +28,7 @@ def shrunk(s, k, fit: Fit):
   return (1.0 - weight) * vbar + weight * fit.center
 
 
-def _check(config):
-  if config.budget.k_init < 2:
-    yield "budget.k_init", "at least 2, since baseline james_stein compares a prompt's rollouts"
-
-
-@plug.declare("estimator", check=_check)
+@plug.declare("estimator", check=at_least_two("james_stein"))
 def james_stein(options, setting):
   """The moments are those of the batch's other prompts, the group mean that of the other
   rollouts."""

@@ -13,7 +13,7 @@ by the other group baselines.
 import jax.numpy as jnp
 
 from v05_jax import plug
-from v05_jax.estimators.base import Estimator
+from v05_jax.estimators.base import Estimator, at_least_two
 from v05_jax.estimators.score import FLOOR, mean_of_all, mean_of_others
 
 
@@ -22,12 +22,7 @@ def _lengths(groups):
   return jnp.where(groups.mask, groups.length + FLOOR, 0.0)
 
 
-def _check(config):
-  if config.budget.k_init < 2:
-    yield "budget.k_init", "at least 2, since baseline opo compares a prompt's rollouts"
-
-
-@plug.declare("estimator", check=_check)
+@plug.declare("estimator", check=at_least_two("opo"))
 def opo(options, setting):
   """The length-weighted mean of the group; `unseen` is that of the others."""
   return Estimator(

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from v05_jax import plug
-from v05_jax.estimators.base import Estimator
+from v05_jax.estimators.base import Estimator, at_least_two
 from v05_jax.estimators.score import DISCOUNT, mean_of_others
 from v05_jax.shrinkage import clean
 
@@ -95,12 +95,7 @@ def predicted(fit: Fit, phi, value):
   return jnp.where(fit.count > 0, linear, clean(value)[1]).clip(-1.0, 1.0)
 
 
-def _check(config):
-  if config.budget.k_init < 2:
-    yield "budget.k_init", "at least 2, since baseline poise predicts a rollout from the others"
-
-
-@plug.declare("estimator", check=_check)
+@plug.declare("estimator", check=at_least_two("poise", "predicts a rollout from the others"))
 def poise(options, setting):
   """Predicted from the k - 1 others; a rollout alone from V and the usual statistics."""
 

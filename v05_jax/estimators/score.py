@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from v05_jax import plug
-from v05_jax.estimators.base import Estimator
+from v05_jax.estimators.base import Estimator, at_least_two
 
 DISCOUNT = 0.9  # what a step's sums keep at each later step
 FLOOR = 1e-6  # added to w, so that rollouts without any score count alike and not at all
@@ -69,12 +69,7 @@ def score(options, setting):
   )
 
 
-def _check(config):
-  if config.budget.k_init < 2:
-    yield "budget.k_init", "at least 2, since baseline score_loo compares a prompt's rollouts"
-
-
-@plug.declare("estimator", check=_check)
+@plug.declare("estimator", check=at_least_two("score_loo"))
 def score_loo(options, setting):
   """The w-weighted mean of the others. A rollout alone is compared with itself."""
 

@@ -23,6 +23,7 @@ import numpy as np
 import optax
 
 from v05_jax import plug
+from v05_jax.moments import merged
 from v05_jax.priors import neighbours
 from v05_jax.priors.base import Prior
 
@@ -75,13 +76,7 @@ def learn(critic: Critic, features, reward, mask, rate_and_updates) -> Critic:
   average = lambda x: jnp.sum(jnp.where(mask[:, None], x, 0.0), axis=0) / jnp.maximum(number, 1.0)
   own = average(features)
   square = average((features - own) ** 2) * number
-  count, shift = critic.count + number, own - critic.mean
-  share = number / jnp.maximum(count, 1.0)
-  critic = critic._replace(
-    count=count,
-    mean=critic.mean + share * shift,
-    square=critic.square + square + shift**2 * critic.count * share,
-  )
+  critic = merged(critic, number, own, square)
   x, optimizer = standardised(critic, features), optax.adam(rate)
 
   def loss(head):
