@@ -144,15 +144,9 @@ def is_batched(function) -> bool:
 
 def verdict(function, prompt: str, response: str, row: dict) -> tuple[float, str]:
   """(reward, "") or (NaN, what went wrong)."""
-  _stop_timers()
-  known = builtins.__dict__.copy()
   try:
-    try:
-      reward = function(prompt, response, row)
-      if inspect.isawaitable(reward):
-        reward = _wait(reward)
-    finally:
-      builtins.__dict__.update(known)  # what it has changed of them
+    with _undone():
+      reward = _waited(function(prompt, response, row))
     return checked(reward)
   except BaseException as error:  # SystemExit and KeyboardInterrupt as well: the worker goes on
     return math.nan, describe(error)
@@ -160,15 +154,10 @@ def verdict(function, prompt: str, response: str, row: dict) -> tuple[float, str
 
 def verdicts(function, prompt: str, responses: list[str], row: dict) -> list[tuple[float, str]]:
   """The same of a batched function, for each of the responses."""
-  _stop_timers()
-  known, count = builtins.__dict__.copy(), len(responses)
+  count = len(responses)
   try:
-    try:
-      found = function(prompt, list(responses), row)
-      if inspect.isawaitable(found):
-        found = _wait(found)
-    finally:
-      builtins.__dict__.update(known)
+    with _undone():
+      found = _waited(function(prompt, list(responses), row))
     is_list = hasattr(found, "__len__") and not isinstance(found, (str, bytes, dict, set))
     if not is_list or len(found) != count:
       kind = "" if is_list else f" ({type(found).__name__})"
@@ -177,6 +166,18 @@ def verdicts(function, prompt: str, responses: list[str], row: dict) -> list[tup
     return [_checked_alone(reward) for reward in found]
   except BaseException as error:
     return [(math.nan, describe(error))] * count
+
+
+@contextlib.contextmanager
+def _undone():
+  """Ends timers that an earlier verdict has set, and undoes what is changed of the builtins."""
+  for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+    signal.setitimer(timer, 0)
+  known = builtins.__dict__.copy()
+  try:
+    yield
+  finally:
+    builtins.__dict__.update(known)
 
 
 def _checked_alone(reward) -> tuple[float, str]:
@@ -194,23 +195,20 @@ def checked(reward) -> tuple[float, str]:
   return math.nan, f"returned {reward!r:.100}, expected a finite number"
 
 
-def _stop_timers():
-  """Ends timers that an earlier verdict has set."""
-  for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
-    signal.setitimer(timer, 0)
-
-
 @functools.cache
 def _runner() -> asyncio.Runner:
   return asyncio.Runner()  # one event loop: a function may keep connections that belong to it
 
 
-def _wait(awaitable):
-  """Runs an awaitable to its end; what it has started and not awaited is cancelled."""
+def _waited(found):
+  """What was found, or what an awaitable comes to; what that has started and not awaited is
+  cancelled."""
+  if not inspect.isawaitable(found):
+    return found
 
   async def alone():
     try:
-      return await awaitable
+      return await found
     finally:
       rest = asyncio.all_tasks() - {asyncio.current_task()}
       for task in rest:
