@@ -163,6 +163,16 @@ tail -n 1 brief/metrics.jsonl | tr ',' '\\n' | grep reward""",
     fails=True,
     wanted="did you mean own",
   ),
+  Step(
+    "", "", "v05 train --config=v05 --config.num_step=8 --workdir=x", fails=True, wanted="num_steps"
+  ),
+  Step(
+    "",
+    "",
+    "v05 train --config=own --config.data.path=problem.jsonl --workdir=x",
+    fails=True,
+    wanted="problem.jsonl",
+  ),
 )
 
 
