@@ -40,9 +40,9 @@ import signal
 import sys
 from typing import Any, NamedTuple
 
-from absl import app, flags, logging
+from absl import app, flags
 
-from v05_jax import __version__
+from v05_jax import __version__, logs
 
 MODES = ("train", "sft", "value", "eval", "sample", "noise", "export", "report", "compile")
 SEVERAL = ("train", "eval")  # modes of several processes
@@ -130,7 +130,7 @@ def main(_):
   from v05_jax.run import workdirs
   from v05_jax.scale import peers
 
-  logging.set_verbosity(logging.WARNING)  # Orbax reports every checkpoint otherwise
+  logs.start()
   kept = lambda: workdirs.kept(FLAGS.workdir) if FLAGS.mode in WRITING else "nothing was written"
   signal.signal(signal.SIGINT, lambda *_: leave(f"stopped at once; {kept()}"))
   try:
