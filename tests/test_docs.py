@@ -127,6 +127,14 @@ def test_a_screen_is_kept_without_codes_paths_and_most_of_a_long_one(tmp_path):
   assert len(rest) == newcomer.HEAD + newcomer.TAIL - 1 and "... 76 lines ..." in rest
 
 
+def test_a_screen_stands_behind_each_command(tmp_path):
+  step = newcomer.Step("", "", "echo one \\\n    two\ntrue\necho three")
+  code, screen = newcomer.run(step, tmp_path)
+  text = newcomer.section(step, code, newcomer.cleaned(screen, tmp_path), 1.0)
+  typed = "$ echo one \\\n    two\none two\n$ true\n$ echo three\nthree"
+  assert code == 0 and f"```console\n{typed}\n```" in text
+
+
 def test_a_step_that_went_wrong_is_named(tmp_path):
   step = newcomer.Step("", "", "v05", wanted="yes", files=("a", "b"))
   (tmp_path / "a").touch()

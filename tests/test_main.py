@@ -83,7 +83,10 @@ def test_what_a_run_says(own_run):
   first = next(line for line in lines if line.startswith("the first step took"))
   assert re.search(r"compiled: \d+ programs \(\w+ \d+\.\d s", first)
   assert any(re.match(r"step 1/3  \d+ rollouts", line) for line in lines)
-  assert any(line.startswith("step 3/3  ") for line in lines)
+  last = next(line for line in lines if line.startswith("step 3/3  "))
+  values = metrics.read(own_run)[-1]  # of this step and its evaluation, not of the one before
+  assert f"eval/accuracy {values['eval/accuracy']:.3g}  " in last
+  assert f"  accuracy {values['accuracy']:.3g}  " in last
   assert f"{own_run} is finished: 3 of 3 steps, " in said
   assert "PyTorch" not in said and "\x1b" not in said and "\r" not in said
   commands = re.findall(r"python -m v05_jax.main (\w+) --workdir", said)

@@ -32,7 +32,7 @@ def verdicts(rows: list[Row], score: str) -> list[Verdict]:
 def _verdict(number: int, row: Row, first: Row, score: str) -> Verdict:
   claim = lambda word, text: Verdict(number, word, f"{row.name}: {text}")
   if keys := other_measure(row, first, score):
-    what = f"its success is measured otherwise than that of {first.name} ({', '.join(keys)})"
+    what = f"scored otherwise than {first.name} ({', '.join(keys)})"
     return claim("no claim", f"{what}: no claim")
   end, area = (paired(row, first, what) for what in ("end", "area"))
   if end is None:

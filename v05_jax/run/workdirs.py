@@ -71,7 +71,9 @@ def ending(config, mode: str, workdir) -> str:
   shown = [f"{name} {values[name]:.3f}" for name in SHOWN if name in values]
   rollouts = [f"{values['rollouts']:,} rollouts"] if values.get("rollouts") else []
   head = ", ".join([f"{workdir} is finished: {steps} of {steps} steps", *rollouts, *shown])
-  there = [x for x in ("metrics.jsonl", "summary.png", "tensorboard", "wandb") if (path / x).exists()]
+  there = [
+    x for x in ("metrics.jsonl", "summary.png", "tensorboard", "wandb") if (path / x).exists()
+  ]
   named = [("in the folder", ", ".join(there)), *_next(config, mode, workdir, values)]
   width = max(len(name) for name, _ in named)
   return "\n".join([head, *(f"  {name:<{width}}  {text}" for name, text in named)])
