@@ -123,15 +123,10 @@ def test_what_is_chosen_is_said_and_whole(capsys):
 
 
 def test_what_a_small_model_needs_is_said_in_megabytes():
-  config = own.get_config()
-  config.policy.dtype, place = "float32", fit.Machine("CPU", "cpu", 4 * GB)
-  values, found = fit.choose(SMALL, config, place)
-  config.update_from_flattened_dict(values)
+  shape, place = presets.PRESETS["throughput-s"], fit.Machine("CPU", "cpu", 4 * GB)
   tiny = fit.Need(fixed=700e3, sampling=12.34e6, update=2.5e9)
-  lines = fit.describe(SMALL, config, place, values, tiny)
-  assert (
-    "0.7 MB parameters and optimizer, beside them 12.3 MB while sampling and 2.5 GB" in lines[1]
-  )
+  _, line, _ = fit.describe(shape, own.get_config(), place, {}, tiny)
+  assert "0.7 MB parameters and optimizer, beside them 12.3 MB while sampling and 2.5 GB" in line
 
 
 def test_a_run_that_goes_on_keeps_what_was_chosen(tmp_path, capsys):

@@ -12,10 +12,8 @@ OURS, THEIRS = Path(view.__file__), Path(logging.__file__)
 
 
 def said(file: Path, terminal: bool) -> str:
-  record = python_logging.LogRecord(
-    "absl", logging.WARNING, str(file), 7, "%s is gone", ("x",), None
-  )
-  record.levelname, record.levelno = "WARNING", python_logging.WARNING
+  level = python_logging.WARNING
+  record = python_logging.LogRecord("absl", level, str(file), 7, "%s is gone", ("x",), None)
   return logs.Formatter(terminal).format(record)
 
 
