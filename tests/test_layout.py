@@ -24,7 +24,8 @@ PACKAGE = ROOT / "v05_jax"
 UNITS = "models tasks rewards estimators budgets priors observers sinks".split()
 LAYERS = (
   "backend benchmarks configs groups logs moments names rng rows run sampling scale shrinkage"
-  " update run.digest run.files run.looks run.success run.view sampling.categorical sampling.selection"
+  " update run.digest run.files run.looks run.success run.view sampling.categorical"
+  " sampling.selection"
   " scale.distributed scale.fit scale.hlo scale.peers scale.programs scale.roll_call scale.sharding"
   " scale.sources"
   " scale.topology update.blocks update.losses update.optimizer update.surrogates"

@@ -105,7 +105,7 @@ def parse(argv: list[str]) -> list[str]:
   """Flags parser for `app.run`: `command_line.parse`, help, version and a run's default folder."""
   words = set(argv[1:])
   if len(argv) == 1 or argv[1] == "help" or words & {"--help", "-h", "-help"}:
-    print(__doc__)
+    print(manual())
     sys.exit(0)
   if words & {"--version", "-version"}:
     print(f"v05_jax {__version__}")
@@ -118,6 +118,15 @@ def parse(argv: list[str]) -> list[str]:
     FLAGS.workdir = f"runs/{pathlib.Path(config).stem}"
     print(f"--workdir={FLAGS.workdir}", file=sys.stderr)
   return rest
+
+
+def manual() -> str:
+  """What --help prints."""
+  from v05_jax import configs
+
+  folder = pathlib.Path(*configs.__path__)
+  names = ", ".join(sorted(file.stem for file in folder.glob("[a-z]*.py")))
+  return f"{__doc__}\nConfigs: {names}\nKeys, with their meaning: {folder / 'default.py'}"
 
 
 def leave(said: str):
