@@ -110,6 +110,27 @@ def test_a_finished_run_of_another_config_is_refused(own_run):
   assert not workdirs.finished(config, "train", own_run)
 
 
+def test_a_run_whose_last_lines_are_missing_is_not_finished(own_run, tmp_path):
+  shutil.copytree(own_run, tmp_path / "run")
+  path = tmp_path / "run" / "metrics.jsonl"
+  path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+  config = configuration.from_json((own_run / "config.json").read_text())
+  assert not workdirs.finished(config, "train", tmp_path / "run")
+
+
+def test_only_what_writes_has_a_folder_of_its_own():
+  """`v05 eval --config=v05` would otherwise look at runs/v05, which nobody has named."""
+  assert main.usual_folder("train", "v05") == main.usual_folder("sft", "a/v05.py") == "runs/v05"
+  assert main.usual_folder("eval", "v05") is main.usual_folder("train", None) is None
+
+
+def test_help_lists_the_configs_and_says_where_the_keys_are():
+  _, _, rest = main.manual().partition("\nConfigs: ")
+  names, _, path = rest.partition("\nKeys, with their meaning: ")
+  assert {"default", "grpo", "own", "v05"} <= set(names.split(", "))
+  assert "c.num_steps" in pathlib.Path(path).read_text()
+
+
 @pytest.mark.parametrize("gone", ["summary.png", "metrics.jsonl", "checkpoints/3", "config.json"])
 def test_a_run_that_lacks_anything_is_not_finished(own_run, tmp_path, gone):
   shutil.copytree(own_run, tmp_path / "run")

@@ -113,11 +113,16 @@ def parse(argv: list[str]) -> list[str]:
   from v05_jax import command_line  # seconds: what it imports knows every key
 
   rest = command_line.parse(argv)
-  config = command_line.value_of(argv, "config")
-  if FLAGS.workdir is None and FLAGS.mode in WRITING and config:
-    FLAGS.workdir = f"runs/{pathlib.Path(config).stem}"
-    print(f"--workdir={FLAGS.workdir}", file=sys.stderr)
+  folder = usual_folder(FLAGS.mode, command_line.value_of(argv, "config"))
+  if FLAGS.workdir is None and folder:
+    FLAGS.workdir = folder
+    print(f"--workdir={folder}", file=sys.stderr)
   return rest
+
+
+def usual_folder(mode: str, config: str | None) -> str | None:
+  """Where a run of a config, a name or a file, goes that names no workdir; None: nowhere."""
+  return f"runs/{pathlib.Path(config).stem}" if config and mode in WRITING else None
 
 
 def manual() -> str:
