@@ -93,7 +93,8 @@ class Environment:
   def reset(self, **_): self.steps = 0
   async def step(self, action):
     self.steps += 1
-    return type("Result", (), {"reward": float(action["said"] == "4") * self.steps * self.made, "done": True})
+    reward = float(action["said"] == "4") * self.steps * self.made
+    return type("Result", (), {"reward": reward, "done": True})
 in_an_environment = adapters.openenv(Environment, lambda response, row: {"said": response})
 """
 TWO = [["my_terms:answer", 1.0], ["my_terms:length", -0.25]]
