@@ -3,12 +3,14 @@
     make newcomer          or  python3 -m tests.newcomer [--folder=DIR] [--dry]
 
 Types what a newcomer types and keeps what was on the screen as docs/first_hour.md. Stops at the
-first command that does not do what it should, and then leaves the page as it is. Needs git, pip
-with a registry, and nothing but Python's standard library.
+first command that does not do what it should, and then leaves the page as it is; with the same
+--folder it goes on from there. Needs git, pip with a registry, and nothing but Python's standard
+library.
 """
 
 import argparse
 from collections.abc import Callable
+import json
 import os
 from pathlib import Path
 import platform
@@ -25,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "first_hour.md"
 LIMIT = 600  # seconds that one command may take
 HEAD, TAIL = 14, 12  # lines of a long output that the page keeps
+DONE = ".done.jsonl"  # in the folder: [exit status, screen, seconds] of each step that went well
 MARK = "\x1e"  # before the output of each command
 # What of the caller's environment a newcomer has too: where pip finds packages, and how.
 KEPT = re.compile(r"PATH|LANG|LC_\w+|TERM|TZ|PIP_\w+|SSL_\w+|\w+_proxy|\w+_PROXY|REQUESTS_\w+")
@@ -279,10 +282,11 @@ def page(sections: list[str], seconds: float) -> str:
 
 
 def go(folder: Path, say: Callable[[str], None] = print) -> str:
-  """Goes through `STEPS` in `folder`, which is empty -> the page. Raises RuntimeError with the
-  screen of the first step that went wrong."""
-  sections, began = [], time.monotonic()
-  for step in STEPS:
+  """Goes through `STEPS` in `folder`, which is empty, or on from those that went well there -> the
+  page. Raises RuntimeError with the screen of the first step that went wrong."""
+  path = folder / DONE
+  done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+  for step in STEPS[len(done) :]:
     say(f"$ {step.command.format(address=ROOT)}")
     if step.write[0]:
       (folder / step.write[0]).write_text(step.write[1])
@@ -292,8 +296,14 @@ def go(folder: Path, say: Callable[[str], None] = print) -> str:
     say(f"{screen.replace(MARK, '')}({took:.0f} s)\n")
     if problem := wrong(step, code, screen, folder):
       raise RuntimeError(f"{step.command}\n{problem}")
-    sections.append(section(step, code, cleaned(screen, folder), took))
-  return page(sections, time.monotonic() - began)
+    done.append((code, screen, took))
+    with path.open("a") as file:
+      print(json.dumps(done[-1]), file=file)
+  sections = [
+    section(step, code, cleaned(screen, folder), took)
+    for step, (code, screen, took) in zip(STEPS, done, strict=True)
+  ]
+  return page(sections, sum(took for _, _, took in done))
 
 
 def main():
