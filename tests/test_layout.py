@@ -74,7 +74,7 @@ ONLY = {
   "rewards": "names tasks",
   "plug": "names",
   "rules": "benchmarks budgets plug problems rewards",
-  "config": "configs plug rules run.files",
+  "config": "configs names plug rules run.files",
   "shapes": "budgets update.packing",
   "run.success": "",
   "sampling.selection": "",
