@@ -8,6 +8,7 @@ import pytest
 from v05_jax import data, models, tasks
 from v05_jax.configs import default
 from v05_jax.models import tokenizer as tokenizers
+from v05_jax.run import runs
 
 NAN, INFINITY = float("nan"), float("inf")
 GOOD = {"prompt": "1+1=", "answer": "2"}
@@ -240,6 +241,14 @@ def test_what_is_mistyped_is_answered_with_what_stands_beside_it(tokenizer, tmp_
     assert str(error.value) == f"config.data.path: {typed} does not exist, did you mean {meant}?"
   with pytest.raises(ValueError, match=r"warn is not a directory, did you mean .*warm\?"):
     models.folder("warn")
+  with pytest.raises(
+    ValueError, match=r"workdir warn: found no metrics.jsonl, did you mean warm\?"
+  ):
+    runs.load("warn")
+  with pytest.raises(
+    ValueError, match=r"workdir warm: found no metrics.jsonl, expected the metrics"
+  ):
+    runs.load("warm")
   with pytest.raises(ValueError, match=r"away/problems\.jsonl does not exist$"):
     list(data.read_file("away/problems.jsonl"))
 

@@ -24,12 +24,12 @@ BETWEEN = (
 
 
 def alike(path, pattern: str = "*") -> str:
-  """ ", did you mean PLACE?": what a local path that is not there may have been meant to be, of all
-  that stands beside it and fits the pattern; "" where nothing is called alike."""
+  """What a local path that is not there may have meant, of all that stands beside it and fits the
+  pattern, as ", did you mean PLACE?"; "" where nothing is called alike."""
   folder, name = os.path.split(os.fspath(path).rstrip("/"))
   with contextlib.suppress(OSError, RuntimeError):  # the last: no such user's folder
-    beside = [x.name for x in Path(folder).expanduser().glob(pattern)]
-    if match := difflib.get_close_matches(name, beside, 1):
+    beside = {x.name for x in Path(folder).expanduser().glob(pattern)} - {name}
+    if match := difflib.get_close_matches(name, sorted(beside), 1):
       return f", did you mean {os.path.join(folder, match[0])}?"
   return ""
 
