@@ -241,13 +241,9 @@ def test_what_is_mistyped_is_answered_with_what_stands_beside_it(tokenizer, tmp_
     assert str(error.value) == f"config.data.path: {typed} does not exist, did you mean {meant}?"
   with pytest.raises(ValueError, match=r"warn is not a directory, did you mean .*warm\?"):
     models.folder("warn")
-  with pytest.raises(
-    ValueError, match=r"workdir warn: found no metrics.*, did you mean warm\?"
-  ):
+  with pytest.raises(ValueError, match=r"workdir warn: found no metrics.*, did you mean warm\?"):
     runs.load("warn")
-  with pytest.raises(
-    ValueError, match=r"workdir warm: found no metrics.jsonl, expected the"
-  ):
+  with pytest.raises(ValueError, match=r"workdir warm: found no metrics.jsonl, expected the"):
     runs.load("warm")
   with pytest.raises(ValueError, match=r"away/problems\.jsonl does not exist$"):
     list(data.read_file("away/problems.jsonl"))
