@@ -70,7 +70,7 @@ ROWS = [
   for value in values
 ]
 LINES = [
-  ("torn", b'{"prompt": "1+1=", "answer": "2"', "not JSON"),
+  ("torn", b'{"prompt": "1+1=", "answer": "2"', "not JSON: .* in column 32"),
   ("two", b'{"prompt": "1"} {"answer": "2"}', "not JSON"),
   ("quotes", b"{'prompt': '1', 'answer': '2'}", "not JSON"),
   ("comma", b'{"prompt": "1", "answer": "2",}', "not JSON"),

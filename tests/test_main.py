@@ -127,7 +127,7 @@ def test_only_what_writes_has_a_folder_of_its_own():
 def test_help_lists_the_configs_and_says_where_the_keys_are():
   _, _, rest = main.manual().partition("\nConfigs: ")
   names, _, path = rest.partition("\nKeys, with their meaning: ")
-  assert {"default", "grpo", "own", "v05"} <= set(names.split(", "))
+  assert {"default", "grpo", "own", "v05"} <= set(names.replace("\n", " ").split(", "))
   assert "c.num_steps" in pathlib.Path(path).read_text()
 
 
@@ -206,7 +206,8 @@ def test_the_result_opens_in_transformers(own_run, cache, tmp_path):
 def test_evaluating_a_checkpoint_and_a_report(own_run, cache):
   done = command(cache, "--mode=eval", f"--workdir={own_run}")
   assert done.returncode == 0, done.stderr
-  assert "| all |" in done.stdout and json.loads((own_run / "eval.json").read_text())["step"] == 3
+  assert "| all |" in done.stdout and done.stdout.endswith(f"\n{own_run / 'eval.md'}\n")
+  assert json.loads((own_run / "eval.json").read_text())["step"] == 3
   done = command(cache, "--mode=report", f"--workdir={own_run}", f"--out={own_run}")
   assert done.returncode == 0, done.stderr
   assert (own_run / "comparison.png").exists() and own_run.name in done.stdout

@@ -238,7 +238,9 @@ def _read_jsonl(path, stream):
     try:
       row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:  # malformed, not UTF-8, or nested too deeply
-      raise ValueError(f"{where}: found {show(line)}, which is not JSON: {error}") from None
+      place = isinstance(error, json.JSONDecodeError)
+      reason = f"{error.msg} in column {error.colno}" if place else error
+      raise ValueError(f"{where}: found {show(line)}, which is not JSON: {reason}") from None
     if not isinstance(row, dict):
       raise ValueError(f"{where}: found {show(row)}, expected a JSON object")
     yield where, row
@@ -305,7 +307,8 @@ def _field(row, key, detect, what, where):
   for name in (key,) if key else detect:
     if (value := field(row, name)) is not None:
       return value
-  wanted = f"config.data.{what}_key = {key!r}" if key else f"one of {', '.join(detect)}"
+  other = f"one of {', '.join(detect)}, or the name of another one as --config.data.{what}_key"
+  wanted = f"config.data.{what}_key = {key!r}" if key else other
   raise ValueError(
     f"{where}: found no {what} among the fields {', '.join(map(str, row))}, expected {wanted}"
   )

@@ -38,6 +38,7 @@ import os
 import pathlib
 import signal
 import sys
+import textwrap
 from typing import Any, NamedTuple
 
 from absl import app, flags
@@ -130,8 +131,9 @@ def manual() -> str:
   from v05_jax import configs
 
   folder = pathlib.Path(*configs.__path__)
-  names = ", ".join(sorted(file.stem for file in folder.glob("[a-z]*.py")))
-  return f"{__doc__}\nConfigs: {names}\nKeys, with their meaning: {folder / 'default.py'}"
+  names = "Configs: " + ", ".join(sorted(file.stem for file in folder.glob("[a-z]*.py")))
+  keys = f"Keys, with their meaning: {folder / 'default.py'}"
+  return f"{__doc__}\n{textwrap.fill(names, 100)}\n{keys}"
 
 
 def leave(said: str):
