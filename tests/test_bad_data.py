@@ -70,7 +70,7 @@ ROWS = [
   for value in values
 ]
 LINES = [
-  ("torn", b'{"prompt": "1+1=", "answer": "2"', "not JSON: .* in column 32"),
+  ("torn", b'{"prompt": "1+1=", "answer": "2"', "not JSON: .* in column 33"),
   ("two", b'{"prompt": "1"} {"answer": "2"}', "not JSON"),
   ("quotes", b"{'prompt': '1', 'answer': '2'}", "not JSON"),
   ("comma", b'{"prompt": "1", "answer": "2",}', "not JSON"),
@@ -241,6 +241,8 @@ def test_what_is_mistyped_is_answered_with_what_stands_beside_it(tokenizer, tmp_
     assert str(error.value) == f"config.data.path: {typed} does not exist, did you mean {meant}?"
   with pytest.raises(ValueError, match=r"warn is not a directory, did you mean .*warm\?"):
     models.folder("warn")
+  with pytest.raises(ValueError, match=r"builtn is not a directory, did you mean \"builtin\"\?"):
+    models.folder("builtn")
   with pytest.raises(ValueError, match=r"workdir warn: found no metrics.*, did you mean warm\?"):
     runs.load("warn")
   with pytest.raises(ValueError, match=r"workdir warm: found no metrics.jsonl, expected the"):

@@ -232,7 +232,7 @@ def read_file(path: str, key: str = "data.path") -> Iterator[tuple[str, Row]]:
 
 def _read_jsonl(path, stream):
   for number, line in enumerate(stream, 1):
-    if not line.strip():
+    if not (line := line.rstrip()):
       continue
     where = f"{path}:{number}"
     try:

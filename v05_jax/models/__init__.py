@@ -1,6 +1,7 @@
 """The policy: its shape, its parameters on host, and its tokenizer, from `config.policy`."""
 
 import dataclasses
+import difflib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,10 +39,12 @@ def folder(path: str) -> Path:
     return directory
   if hub.is_name(path):
     return hub.fetch(path, "config.policy.path")
+  near = difflib.get_close_matches(path, SHIPPED, 1)
+  meant = f', did you mean "{near[0]}"?' if near else alike(directory)
   raise ValueError(
     f"config.policy.path: found {path!r}, expected {_SHIPPED}, a Hugging Face directory or the "
     f"name of a model on the hub (owner/name); {directory} is not a directory"
-    f"{alike(directory)}"
+    f"{meant}"
   )
 
 
