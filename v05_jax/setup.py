@@ -16,7 +16,7 @@ from v05_jax.priors import base as priors
 from v05_jax.scale import distributed, sharding
 from v05_jax.shapes import Shapes, shapes
 from v05_jax.structs import TrainState
-from v05_jax.update import policy_gradient
+from v05_jax.update import policy_gradient, replay
 
 
 class Run(NamedTuple):
@@ -53,6 +53,7 @@ class Run(NamedTuple):
       budget=self.budget.init(),
       estimator=self.estimator.init(),
       observers=self.observers.init(),
+      replay=replay.init(self.config),
     )
 
   def prompts_per_step(self, mean_k: float) -> int:
