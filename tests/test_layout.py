@@ -72,7 +72,7 @@ ONLY = {
   "models": "names rng",
   "rewards": "names tasks",
   "plug": "names",
-  "rules": "benchmarks budgets plug problems rewards",
+  "rules": "benchmarks budgets models plug problems rewards tasks update.losses update.surrogates",
   "config": "configs plug rules run.files",
   "shapes": "budgets update.packing",
   "run.success": "",
