@@ -23,8 +23,9 @@ PACKAGE = ROOT / "v05_jax"
 # the folders of the plugs, and what `shrinkage` and `budget` lend to other trainers.
 UNITS = "models tasks rewards estimators budgets priors observers sinks".split()
 LAYERS = (
-  "backend benchmarks configs groups moments names rng rows run sampling scale shrinkage update"
-  " run.digest run.files run.looks run.success run.view sampling.categorical sampling.selection"
+  "backend benchmarks configs groups logs moments names rng rows run sampling scale shrinkage"
+  " update run.digest run.files run.looks run.success run.view sampling.categorical"
+  " sampling.selection"
   " scale.distributed scale.fit scale.hlo scale.peers scale.programs scale.roll_call scale.sharding"
   " scale.sources"
   " scale.topology update.blocks update.losses update.optimizer update.surrogates"
@@ -73,7 +74,7 @@ ONLY = {
   "rewards": "names tasks",
   "plug": "names",
   "rules": "benchmarks budgets models plug problems rewards tasks update.losses update.surrogates",
-  "config": "configs plug rules run.files",
+  "config": "configs names plug rules run.files",
   "shapes": "budgets update.packing",
   "run.success": "",
   "sampling.selection": "",
