@@ -160,6 +160,10 @@ def get_config() -> ConfigDict:
   loss.aggregate = "prompt"
   loss.minibatches = 2  # updates an epoch: the prompts are split among them
   loss.epochs = 1  # passes over a step's rollouts
+  # rollouts of earlier steps that each step's update has beside its own, of large |advantage|
+  # (arXiv 2606.04560); 0 = off
+  loss.replay = 0
+  loss.replay_age = 4  # steps that a rollout may wait
   # Whose log-probs of the parameters that sampled the ratio is taken to: those of the sampler, or
   # of one more forward pass before the step's first update, for a sampler whose numerics differ
   # (see loss/logprob_gap).

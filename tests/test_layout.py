@@ -34,7 +34,7 @@ LAYERS = (
   "budget history models structs run.board run.leaves run.lock run.metrics run.progress"
   " sampling.ahead scale.cost value_model.cells value_model.directory value_model.pairs",
   "tasks run.find sampling.resample sampling.sampler update.objective"
-  " update.packing value_model.batches value_model.convert value_model.measure"
+  " update.packing update.replay value_model.batches value_model.convert value_model.measure"
   " value_model.tabpfn",
   "data problems rewards sampling.schedule sampling.verdicts sampling.warmup"
   " update.policy_gradient update.score_norms value_model.v0",
@@ -73,7 +73,7 @@ ONLY = {
   "models": "names rng",
   "rewards": "names tasks",
   "plug": "names",
-  "rules": "benchmarks budgets plug problems rewards",
+  "rules": "benchmarks budgets models plug problems rewards tasks update.losses update.surrogates",
   "config": "configs names plug rules run.files",
   "shapes": "budgets update.packing",
   "run.success": "",

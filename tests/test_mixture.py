@@ -1,6 +1,7 @@
 """Several rewards with weights: what the config may say, what the estimator sees, and functions
 that are async, batched, or written for other trainers."""
 
+import itertools
 import json
 import math
 from types import SimpleNamespace
@@ -12,8 +13,9 @@ import pytest
 
 from tests import support
 from tests.test_train import small
-from v05_jax import command_line, rewards
+from v05_jax import command_line, plug, rewards
 from v05_jax import config as configuration
+from v05_jax import groups as grouping
 from v05_jax.configs import default
 from v05_jax.rewards import adapters, mixture
 from v05_jax.run import metrics
@@ -213,9 +215,13 @@ def test_the_others_are_added_beside_the_success_in_its_units():
   found = rewards.others(c, parts, mask)
   value = np.array([1, 3, 0]) * (0.5 / 2.0) * 2 / 4  # in units of the mapped reward
   mine = 5 * (0.5 / 2.0) * 2 / 4
-  mean = (value.sum() + mine) / 4  # of the step, for the prompt with one rollout
-  np.testing.assert_allclose(found[0], [*(value - value.mean()), 0], rtol=1e-6)
-  np.testing.assert_allclose(found[1], [mine - mean, 0, 0, 0], rtol=1e-6)
+  others = (value.sum() - value) / 2
+  np.testing.assert_allclose(found[0], [*(value - others), 0], rtol=1e-6)
+  np.testing.assert_allclose(found[1], [mine - value.mean(), 0, 0, 0], rtol=1e-6)
+  plain = rewards.others(c, parts, mask, centred=False)
+  np.testing.assert_allclose(plain, [[*value, 0], [mine, 0, 0, 0]], rtol=1e-6)
+  only = rewards.others(c, parts[1:], mask[1:])
+  np.testing.assert_allclose(only, [[mine, 0, 0, 0]], rtol=1e-6)  # with nothing to compare it with
   c.rewards.success = "sum"
   assert not rewards.others(c, parts, mask).any()
   assert rewards.combine(c.reward, "sum", (7.0, 3.0)) == 15.5
@@ -230,7 +236,7 @@ def test_group_baselines_see_the_plain_weighted_sum():
   right, brief = rng.integers(0, 2, (5, 4)).astype(np.float32), rng.random((5, 4), np.float32)
   c = with_reward([["a:right", 1.0], ["a:brief", 0.3]])
   every = np.ones((5, 4), bool)
-  shaping = rewards.others(c, np.stack([right, brief], 2), every)
+  shaping = rewards.others(c, np.stack([right, brief], 2), every, centred=False)
   value = np.full(5, np.nan, np.float32)
   total = right + 0.3 * brief
   for kind, expected in {
@@ -239,6 +245,39 @@ def test_group_baselines_see_the_plain_weighted_sum():
   }.items():
     found, _ = shrinkage.advantage(kind, 2 * right - 1, every, value, shaping)
     np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_the_others_keep_their_weight_in_the_gradient(k):
+  """E[A s] over all outcomes of k rollouts, s the derivative of the log-probability: for a response
+  that is brief with chance q, s = brief / q - (1 - brief) / (1 - q), and d E[brief] / dq = 1."""
+  c, q = with_reward([["a:right", 1.0], ["a:brief", 0.3]]), 0.3
+  cases = np.array(list(itertools.product((0.0, 1.0), repeat=2 * k))).reshape(-1, 2, k)
+  gradient = 0.0
+  for brief in cases:  # [prompts, K]
+    found = rewards.others(c, np.stack([np.ones_like(brief), brief], 2), np.ones((2, k), bool))
+    chance = np.prod(np.where(brief > 0, q, 1 - q))
+    gradient += chance * np.mean(found * np.where(brief > 0, 1 / q, -1 / (1 - q)))
+  assert gradient == pytest.approx(2 * 0.3, rel=1e-5)  # in units of the mapped reward
+
+
+def test_estimators_say_whether_they_compare_shaped_rewards():
+  rng = np.random.default_rng(1)
+  reward = rng.choice([-1.0, 1.0], (6, 4)).astype(np.float32)
+  groups = grouping.make(reward, np.ones((6, 4), bool), score=rng.random((6, 4), np.float32))
+  shaped = groups._replace(shaping=rng.random((6, 4), np.float32))
+  value = rng.uniform(-0.9, 0.9, 6).astype(np.float32)
+  found = {}
+  for name in plug.known("estimator"):
+    estimator = plug.find("estimator", name)(
+      plug.defaults("estimator", name), plug.Setting(None, rows=6)
+    )
+    before, after = (
+      np.asarray(estimator.baseline(estimator.init(), x, value)) for x in (groups, shaped)
+    )
+    found[name] = not np.array_equal(before, after)
+    assert estimator.of_shaped == found[name], name
+  assert sum(found.values()) == 6 and found["grpo"] and not found["v05"]
 
 
 # --- Verifiers
