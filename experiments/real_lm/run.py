@@ -15,11 +15,11 @@ import subprocess
 import sys
 import time
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from experiments.lm import fetch
 from experiments.real_lm import plan, results, table, words
-from v05_jax import backend, logs
+from v05_jax import backend
 from v05_jax.run import evaluate
 from v05_jax.run.sft import sft
 from v05_jax.train import train
@@ -40,7 +40,7 @@ ONE = flags.DEFINE_string("one", "", "ARENA,METHOD,SEED,RATE: this run alone, in
 def main(argv):
   if argv[1:]:
     raise app.UsageError(f"found {' '.join(argv[1:])}, expected flags alone")
-  logs.start()
+  logging.set_verbosity(logging.WARNING)  # Orbax reports every checkpoint otherwise
   work = Path(WORK.value)
   try:
     if ONE.value:
