@@ -258,6 +258,8 @@ def _meant(name: str, config, flag_values) -> str:
   """A suggestion to append for a flag that is none: the nearest flag, or the config key that is
   nearer, by its last part or by what it is called elsewhere."""
   keys = list(configuration.flatten(config))
+  if name in keys:
+    return f", did you mean --config.{name}?"
   words = [key.rpartition(".")[2] for key in keys]
   words += " ".join(configuration.ELSEWHERE.values()).split()
   flagged = list(flag_values)
