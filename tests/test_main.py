@@ -110,12 +110,30 @@ def test_a_finished_run_of_another_config_is_refused(own_run):
   assert not workdirs.finished(config, "train", own_run)
 
 
-def test_a_run_whose_last_lines_are_missing_is_not_finished(own_run, tmp_path):
-  shutil.copytree(own_run, tmp_path / "run")
-  path = tmp_path / "run" / "metrics.jsonl"
-  path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-  config = configuration.from_json((own_run / "config.json").read_text())
-  assert not workdirs.finished(config, "train", tmp_path / "run")
+def test_a_run_whose_last_lines_are_missing_is_not_finished(tmp_path):
+  config = default.get_config()
+  config.num_steps = 3
+  (tmp_path / "config.json").write_text(configuration.to_json(config))
+  (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+  for name in workdirs.PICTURE:
+    (tmp_path / name).touch()
+  for steps in (3, 2):
+    lines = [json.dumps({"step": n, "rollouts": 4 * n}) for n in range(1, steps + 1)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert workdirs.finished(config, "train", tmp_path) == (steps == 3)
+
+
+def test_a_command_that_is_stopped_ends_with_the_shells_exit_code():
+  code = "from v05_jax import main; main.leave('stopped')"
+  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=300)
+  assert (done.returncode, done.stderr) == (130, b"\nstopped\n")
+
+
+@pytest.mark.parametrize("mode", ["sft", "value", "sample", "noise", "export", "report"])
+def test_one_of_several_processes_is_told_what_they_can_do(mode):
+  command = main.Command(mode, default.get_config(), "run", "out")
+  with pytest.raises(ValueError, match=f"--mode={mode} runs in one process; of several: train and"):
+    main.run(command, place=object())
 
 
 def test_only_what_writes_has_a_folder_of_its_own():
