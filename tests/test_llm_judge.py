@@ -55,6 +55,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
       server.now -= 1
 
   def answer(self, status, reply, headers):
+    if status == "slow":
+      time.sleep(0.3)
     if status == "hang":
       time.sleep(60)
     if status == "meet":  # waits for others, for a while
@@ -179,6 +181,11 @@ def test_responses_are_judged_at_the_same_time():
   names = [f"r{i}" for i in range(4)]
   with serving(**{name: [("meet", "Score: 5", {})] for name in names}) as server:
     assert ask(server, *names) == [0.5] * 4 and server.most == 4
+
+
+def test_the_same_responses_are_asked_about_once_at_the_same_time():
+  with serving(slow=[("slow", "Score: 5", {})]) as server:
+    assert ask(server, *["slow"] * 4) == [0.5] * 4 and len(server.seen) == 1
 
 
 def test_what_was_asked_once_is_not_asked_again(tmp_path, caplog):
