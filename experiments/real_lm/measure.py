@@ -1,14 +1,15 @@
 """What the gradient's noise is made of, and how good priors are, at a run's checkpoints.
 
-`noise` is what `--mode=noise` says at the start, the middle and the end of a run of V0.5 and of one
-of GRPO. `priors` replays a run of V0.5: every prior is told what the run has seen, in its order, and
-asked about the same prompts; at the three checkpoints 64 rollouts of each of the next 64 prompts
-stand for the truth. Nothing is trained.
+`noise` is what `--mode=noise` says at the start, the middle and the end of a run of V0.5 and of a
+run of GRPO. `prior` replays a run of V0.5: every prior is told what the run has seen, in its order,
+and asked about the same prompts; at the three checkpoints 64 rollouts of each of the next 64
+prompts stand for the truth. Nothing is trained.
 """
 
 import json
 from pathlib import Path
 import shutil
+import time
 from typing import NamedTuple
 
 import jax
@@ -39,8 +40,8 @@ ALONE = "the 4 rollouts alone"
 
 
 def noise(arena: str, places: play.Places):
-  """MEASURED/ARENA-noise.json: method -> step -> statistics of `--mode=noise`."""
-  found = {}
+  """MEASURED/ARENA-noise.json: "methods": method -> step -> statistics of `--mode=noise`."""
+  began, found = time.monotonic(), {}
   for method, prompts in plan.MEASURED.items():
     folder, config = opened(arena, method, places)
     steps = checkpoints(folder)
@@ -50,7 +51,7 @@ def noise(arena: str, places: play.Places):
       measured = noise_of(config, str(where), step or None, prompts)
       kept = {key: measured[key] for key in ("prompts", "rollouts", "mean reward", "statistics")}
       found[method][str(step)] = kept
-  write(places, f"{arena}-noise", found)
+  write(places, f"{arena}-noise", {"methods": found, "seconds": time.monotonic() - began})
   release(arena, places)
 
 
@@ -94,6 +95,7 @@ def write(places: play.Places, name: str, found: dict):
 def prior(arena: str, places: play.Places):
   """MEASURED/ARENA-prior.json: {"run": prior -> measures on all steps of a V0.5 run, "checkpoints":
   step -> prior -> measures against 64 rollouts}."""
+  began = time.monotonic()
   folder, config = opened(arena, "v05", places)
   config.prior.wrappers = ()
   steps = checkpoints(folder)
@@ -114,7 +116,7 @@ def prior(arena: str, places: play.Places):
   for step, truth in truths.items():
     values = {kind: v[step] for kind, v in asked.items()}
     found["checkpoints"][str(step)] = at_checkpoint(values, *truth)
-  write(places, f"{arena}-prior", found)
+  write(places, f"{arena}-prior", found | {"seconds": time.monotonic() - began})
   release(arena, places)
 
 

@@ -191,12 +191,13 @@ def seconds_of(folder: Path) -> dict[str, float]:
 
 def value(arena: str, places: Places):
   """Trains the V0 of an arena on the pairs of the other one's first table. Raises ValueError where
-  there are none."""
-  other = places.work / plan.OTHER[arena]
-  names = [f"{method}-{seed}-*" for method in plan.FIRST for seed in plan.SEEDS]
-  folders = [x / PAIRS for name in names for x in sorted(other.glob(name)) if (x / PAIRS).is_dir()]
-  if not folders:
-    raise ValueError(f"{other}: found no run with pairs, expected some: --stages=first makes them")
+  a run of that is missing."""
+  other, folders = places.work / plan.OTHER[arena], []
+  for name in (f"{method}-{seed}-*" for method in plan.FIRST for seed in plan.SEEDS):
+    found = [x / PAIRS for x in sorted(other.glob(name)) if (x / "eval.json").is_file()]
+    if not found:
+      raise ValueError(f"{other / name}: found no finished run: --stages=first makes it")
+    folders += found
   prepare(arena, places)
   folder = places.value_model(arena)
   config = plan.value_training(arena, folders, places.data, places.model)

@@ -4,6 +4,7 @@ A result holds all of its run's config that could have changed it, so that a cha
 from a change of anything else: a result of another plan is named, and neither taken nor replaced.
 """
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -57,7 +58,8 @@ def changes(kept: dict[str, Any], config) -> list[str]:
 
   A key that has come since counts where it is not at its default; one that has gone does not.
   """
-  now, usual = matters(config), json.loads(json.dumps(configuration.flatten(default.get_config())))
+  now, usual = matters(config), configuration.flatten(default.get_config())
+  usual = json.loads(json.dumps(usual))
   was = {key: kept.get(key, usual.get(key)) for key in now}
   return [f"{key}: found {was[key]!r}, expected {x!r}" for key, x in now.items() if was[key] != x]
 
@@ -172,6 +174,11 @@ def made() -> dict[str, Any]:
   return {"commit": done.stdout.strip(), "jax": jax.__version__, "cores": os.cpu_count()}
 
 
+def total(record: dict) -> float:
+  """Seconds of a run's own training and judgement, its warm start left out."""
+  return record["seconds"]["train"] + record["seconds"]["judge"]
+
+
 # --- What is kept of a run
 
 
@@ -180,13 +187,14 @@ def step_seconds(lines: list[dict]) -> list[float]:
   others."""
   found = [line.get("time/sample", 0.0) + line.get("time/update", 0.0) for line in lines]
   counts = [0.0, *(line.get("time/compilations", 0.0) for line in lines)]
-  compiled = [now != before for before, now in zip(counts, counts[1:])]
+  compiled = [now != before for before, now in itertools.pairwise(counts)]
   quiet = [x for x, busy in zip(found, compiled) if not busy] or found
   return [float(np.median(quiet)) if busy else x for x, busy in zip(found, compiled)]
 
 
 def parts(lines: list[dict], steps: list[float]) -> dict[str, float]:
-  """ "steps": sampling and update, without compilation; "train": all of training, evaluations too."""
+  """Seconds: "steps" of sampling and update, without compilation; "train" of all of training,
+  evaluations too."""
   total = sum(line.get("time/step", 0.0) for line in lines)
   return {"steps": float(sum(steps)), "train": float(total)}
 
