@@ -5,15 +5,12 @@ run at its last checkpoint, everything else from its own beginning.
 """
 
 import json
-import os
 from pathlib import Path
 import shutil
-import signal
-import threading
 import time
 from typing import NamedTuple
 
-from experiments.real_lm import plan, results, words
+from experiments.real_lm import plan, process, results, words
 from v05_jax import backend
 from v05_jax import config as configuration
 from v05_jax.run import evaluate, files, lock, metrics
@@ -21,7 +18,6 @@ from v05_jax.run.sft import sft
 from v05_jax.train import train
 from v05_jax.value_model.train import train_value
 
-PATIENCE = 180  # seconds in which an interrupted run has saved its state and is gone
 PAIRS = "pairs"  # the folder of a run that --mode=value learns from
 
 
@@ -108,7 +104,7 @@ def begin(config, folder: Path):
 
 def wait(folder: Path):
   """Until no other process is in the folder. Raises ValueError where it does not leave in time."""
-  until = time.monotonic() + PATIENCE
+  until = time.monotonic() + process.PATIENCE
   while True:
     try:
       with lock.Lock(str(folder)):
@@ -214,18 +210,3 @@ def value(arena: str, places: Places):
   file = places.here / "measured" / f"{arena}-value.json"
   file.parent.mkdir(parents=True, exist_ok=True)
   files.replace(file, json.dumps(record | {"seconds": seconds_of(folder)}, indent=1) + "\n")
-
-
-# --- The process
-
-
-def end_with_parent():
-  """Stops this process as SIGTERM does, a run after it has saved, once its parent is gone."""
-  parent = os.getppid()
-
-  def watch():
-    while os.getppid() == parent:
-      time.sleep(1)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-  threading.Thread(target=watch, daemon=True).start()

@@ -15,7 +15,6 @@ says what each stage costs.
 
 from pathlib import Path
 import signal
-import subprocess
 import sys
 import time
 from typing import NamedTuple
@@ -24,11 +23,11 @@ from absl import app, flags, logging
 import numpy as np
 
 from experiments.lm import fetch
-from experiments.real_lm import measure, plan, play, results, table
+from experiments.real_lm import measure, plan, play, process, results, table
 
 HERE = Path(__file__).parent
 STAGES = ("tune", "first", "noise", "prior", "value", "tune_rest", "rest")
-LONGEST = 3 * 3600  # seconds of a job: twenty times what it takes
+LONGEST = 3 * 3600.0  # seconds of a job: twenty times what it takes
 MINUTES = {"noise": 30, "prior": 15, "value": 20}  # of a job, until one is known; of a run 8
 ARENAS = flags.DEFINE_list("arenas", list(plan.ARENAS), "of " + ", ".join(plan.ARENAS))
 DO = flags.DEFINE_list("stages", list(STAGES), "of " + ", ".join(STAGES))
@@ -85,7 +84,7 @@ def places() -> play.Places:
 def one(text: str):
   """The job that `command` has written down, in this process."""
   arena, stage, method, seed, rate = text.split(",")
-  play.end_with_parent()
+  process.end_with_parent()
   if stage == "value":
     play.value(arena, places())
   elif not method:
@@ -196,7 +195,7 @@ def run(wanted: list[Job]) -> list[str]:
       if not done(job):
         both = clock(cost([job], records)), clock(cost(left, records))
         print(f"[{minutes:5.1f} min] {job.name}: {both[0]}; all: {both[1]}", flush=True)
-        start(job)
+        process.run(command(job), LONGEST)
     except ValueError as error:
       failed.append(f"{job.name}: {error}")
       print(failed[-1], flush=True)
@@ -207,31 +206,6 @@ def run(wanted: list[Job]) -> list[str]:
 def ready(job: Job, records: list[dict]) -> Job:
   """The job with its learning rate, where that is known."""
   return job._replace(rate=job.rate or results.rate(records, job.arena, job.method) or 0.0)
-
-
-def start(job: Job):
-  """Runs a job. Raises ValueError where it fails or takes too long."""
-  process = subprocess.Popen(command(job))
-  try:
-    code = process.wait(LONGEST)
-  except subprocess.TimeoutExpired:
-    stop(process)
-    raise ValueError(f"took more than {LONGEST / 3600:g} hours, and was stopped") from None
-  except BaseException:  # Ctrl-C, SIGTERM: it saves its state first
-    stop(process)
-    raise
-  if code:
-    raise ValueError(f"the process ended with {code}; see above")
-
-
-def stop(process):
-  """Asks a run to save and end; what does not end in time is killed."""
-  process.send_signal(signal.SIGTERM)
-  try:
-    process.wait(play.PATIENCE)
-  except subprocess.TimeoutExpired:
-    process.kill()
-    process.wait()
 
 
 def command(job: Job) -> list[str]:
