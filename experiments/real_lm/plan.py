@@ -68,30 +68,32 @@ METHODS = {
   "grpo4": Method("GRPO, 4", _as_there("grpo4"), seeds=SEEDS),
   "rloo4": Method("RLOO, 4", _as_there("rloo4"), seeds=SEEDS),
   "dapo16": Method("DAPO, 16", _as_there("dapo16") | {"rewards.overlong_buffer": 2}, seeds=SEEDS),
-  # The recipe's candidates, and one rollout a prompt with other priors.
-  "v05_plus": Method(
-    "V0.5+ (EWA-Beta, 1, selected, twice)", _as_there("v05_plus") | {"prior.wrappers": ()}
-  ),
-  "v05_k1_twice": Method("V0.5, 1, twice", ONCE),
-  "score_k1_twice": Method("score, 1, twice", _as_there("score_k1_twice")),
-  "v05_score_k1_twice": Method(
-    "v05_score, 1, twice", _as_there("v05_score_k1_twice"), "v05_k1_twice"
-  ),
-  "v05_score_probe_twice": Method(
-    "v05_score, 1, twice, probe", _as_there("v05_score_probe_twice"), "v05_k1_twice"
-  ),
-  "constant_k1_twice": Method("V0.5, 1, twice, constant prior", ONCE | CONSTANT, "v05_k1_twice"),
-  "probe_k1_twice": Method("probe, 1, twice", ONCE | PROBE, "v05_k1_twice"),
   # Is it the prior? Four rollouts with others.
   "v05_constant": Method("V0.5, 4, constant prior", _as_there("v05_constant"), "v05"),
   "probe_k4": Method("probe, 4", _as_there("v05") | PROBE, "v05"),
   "v05_v0": Method(
     "V0.5, 4, V0 of the other problems", _as_there("v05") | {"prior.kind": "v0"}, "v05"
   ),
-  # The rest of the paper's claims, and rivals.
+  # The rest of the paper's claims, a baseline for any rho, and a rival.
   "v05_osla": Method("V0.5, 4 to 16 (OSLA)", _as_there("v05_osla") | SLOTS),
   "v05_score_k4": Method("v05_score, 4", _as_there("v05_score_k4"), "v05"),
   "spo": Method("SPO, 1", _as_there("spo") | {"data.size": 640}),
+  # One rollout a prompt, used twice, with other priors and baselines: the recipe is one of them.
+  "v05_k1_twice": Method("V0.5, 1, twice", ONCE),
+  "constant_k1_twice": Method("V0.5, 1, twice, constant prior", ONCE | CONSTANT, "v05_k1_twice"),
+  "probe_k1_twice": Method("probe, 1, twice", ONCE | PROBE, "v05_k1_twice"),
+  "score_k1_twice": Method("score, 1, twice", _as_there("score_k1_twice"), "v05_k1_twice"),
+  "v05_score_k1_twice": Method(
+    "v05_score, 1, twice", _as_there("v05_score_k1_twice"), "v05_k1_twice"
+  ),
+  "v05_score_probe_twice": Method(
+    "v05_score, 1, twice, probe", _as_there("v05_score_probe_twice"), "v05_k1_twice"
+  ),
+  "v05_plus": Method(
+    "V0.5+ (EWA-Beta, 1, selected, twice)",
+    _as_there("v05_plus") | {"prior.wrappers": ()},
+    "v05_k1_twice",
+  ),
 }
 FIRST = tuple(name for name, method in METHODS.items() if method.seeds == SEEDS)
 

@@ -28,7 +28,9 @@ from experiments.real_lm import measure, plan, play, process, results, table
 HERE = Path(__file__).parent
 STAGES = ("tune", "first", "noise", "prior", "value", "tune_rest", "rest")
 LONGEST = 3 * 3600.0  # seconds of a job: twenty times what it takes
-MINUTES = {"noise": 30, "prior": 15, "value": 20}  # of a job, until one is known; of a run 8
+# Minutes of a job until one of its kind is known; a run's by its rollouts a prompt and their uses.
+MINUTES = {"noise": 30, "prior": 15, "value": 20}
+OF_RUN, OF_SINGLE, OF_JUDGEMENT = 7, 23, 2
 ARENAS = flags.DEFINE_list("arenas", list(plan.ARENAS), "of " + ", ".join(plan.ARENAS))
 DO = flags.DEFINE_list("stages", list(STAGES), "of " + ", ".join(STAGES))
 ONLY = flags.DEFINE_list("only_methods", [], "of plan.py's METHODS, or recipe; all by default")
@@ -128,7 +130,9 @@ def of_stage(stage: str, arena: str, methods: list[str], seeds: set[int] | None)
   if stage in ("noise", "prior", "value"):
     return [Job(stage, arena)]
   first = stage in ("tune", "first")
+  recipe = plan.resolved(plan.RECIPE)
   own = [name for name in methods if (name in plan.FIRST) == first]
+  own.sort(key=lambda name: name != recipe)  # which comes first of the rest
   if stage.startswith("tune"):
     tuned = [name for name in own if plan.rate_of(name) == name]
     return [
@@ -219,20 +223,24 @@ def command(job: Job) -> list[str]:
 
 
 def cost(wanted: list[Job], records: list[dict]) -> float:
-  """Seconds that jobs will take, as others of their kind have: of the same method in the arena,
-  else of any run there."""
-  kept: dict[tuple[str, str], list[float]] = {}
+  """Seconds that jobs will take, as others of the same method in the arena have taken."""
+  kept: dict[tuple, list[float]] = {}
   for record in records:
-    tuned = record["seed"] == plan.TUNING_SEED
-    for key in ((record["arena"], record["method"]), (record["arena"], "")):
-      kept.setdefault((*key, tuned), []).append(results.total(record))
-  total = 0.0
-  for job in wanted:
-    tuned = job.seed == plan.TUNING_SEED
-    of = kept.get((job.arena, job.method, tuned)) or kept.get((job.arena, "", tuned))
-    usual = 60.0 * MINUTES.get(job.stage, 6 if tuned else 8)
-    total += float(np.mean(of)) if of and job.method else usual
-  return total
+    key = record["arena"], record["method"], record["seed"] == plan.TUNING_SEED
+    kept.setdefault(key, []).append(results.total(record))
+  return sum(
+    float(np.mean(kept.get((job.arena, job.method, job.seed == plan.TUNING_SEED), [usual(job)])))
+    for job in wanted
+  )
+
+
+def usual(job: Job) -> float:
+  """Seconds of a job of which no other is known."""
+  if not job.method:
+    return 60.0 * MINUTES[job.stage]
+  single = plan.METHODS[job.method].changes.get("loss.epochs", 1) > 1
+  judged = OF_JUDGEMENT * (job.seed != plan.TUNING_SEED)
+  return 60.0 * ((OF_SINGLE if single else OF_RUN) + judged)
 
 
 def clock(seconds: float) -> str:
