@@ -388,7 +388,8 @@ def test_a_result_keeps_what_the_tables_need(tmp_path):
   task = plan.Task("tasks", "v05", 0, 3e-5)
   config = plan.training(task, tmp_path, "start")
   judgements = plan.heldout(config, "tasks", tmp_path), judged, judged
-  results.write(tmp_path, task, tmp_path, config, judgements, {"judge": 5.0, "start": 1.0})
+  more = {"seconds": {"judge": 5.0, "start": 1.0}, "trained": "x", "failed": ""}
+  results.write(tmp_path, task, tmp_path, config, judgements, more)
   (found,) = results.read(tmp_path)
   assert results.stale(found) == []
   assert found["after"]["mean"] == [0.25, 0.25] and found["after"]["pass"] == [1, 0]
@@ -450,7 +451,7 @@ def test_seeds_that_one_method_lacks_are_in_no_difference(tmp_path):
 
 def test_runs_that_are_no_pair_are_refused():
   one, other = {0: record("v05", 0, [1, 1])}, {0: record("grpo16", 0, [1, 1], problems=2)}
-  with pytest.raises(ValueError, match=r"v05-0-3e-05, .*grpo16-0-3e-05: found different held-out"):
+  with pytest.raises(ValueError, match=r"v05-0-3e-05, .*grpo16-0-3e-05: found the problems"):
     pairing.differences(one, other)
   other[0]["problems"] = 1
   other[0]["before"] = other[0]["before"] | {"mean": [0.5, 0.5]}

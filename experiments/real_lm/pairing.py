@@ -19,9 +19,8 @@ def common(one: dict[int, dict], other: dict[int, dict]) -> list[int]:
       f"{x['arena']} {plan.Task(*(x[key] for key in plan.Task._fields)).name}" for x in (a, b)
     ]
     if a["problems"] != b["problems"]:
-      raise ValueError(
-        f"{names[0]}, {names[1]}: found different held-out problems, expected the same"
-      )
+      found = f"{a['problems']} and {b['problems']}"
+      raise ValueError(f"{names[0]}, {names[1]}: found the problems {found}, expected the same")
     if a["before"]["mean"] != b["before"]["mean"]:
       raise ValueError(f"{names[0]}, {names[1]}: found different warm starts, expected the same")
   return seeds

@@ -4,11 +4,13 @@ Whatever is complete in the scratch folder is taken as it is, and what was inter
 run at its last checkpoint, everything else from its own beginning.
 """
 
+import importlib.metadata
 import json
 from pathlib import Path
 import shutil
 import time
 from typing import NamedTuple
+import zlib
 
 from experiments.real_lm import plan, process, results, words
 from v05_jax import backend
@@ -67,7 +69,8 @@ def run(task: plan.Task, places: Places):
     judgements = judge, before, judged(judge, folder, step)
   seconds = {"start": start + seconds_of(started(task, places) / "judged").get("judge", 0.0)}
   seconds |= {"judge": seconds_of(folder).get("judge", 0.0)}
-  results.write(places.here, task, folder, config, judgements, seconds, failed)
+  more = {"seconds": seconds, "trained": problems_of(task.arena, places), "failed": failed}
+  results.write(places.here, task, folder, config, judgements, more)
   if not plan.is_measured(task):
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # 1.6 GB; the rest stays
 
@@ -82,6 +85,17 @@ def prepare(arena: str, places: Places):
   """Makes the word problems where they are wanted."""
   if arena == "words":
     words.prepare(places.problems, places.data)
+
+
+def problems_of(arena: str, places: Places) -> str:
+  """What the problems of training depend on beside the config: reasoning-gym's version, or a
+  checksum of the prepared files."""
+  if arena == "tasks":
+    return f"reasoning-gym {importlib.metadata.version('reasoning-gym')}"
+  crc = 0
+  for name in words.NAMES:
+    crc = zlib.crc32((places.data / f"{name}.jsonl").read_bytes(), crc)
+  return f"words {crc:08x}"
 
 
 def training(task: plan.Task, places: Places):

@@ -30,7 +30,7 @@ KEPT = (
 # Parts of the config that change no result: where things are, what looks on, memory and devices.
 IDLE = (
   *("policy.path", "priors.v0.path", "data.folder", "policy.remat", "observe", "observers."),
-  *("metrics.", "sinks.", "checkpoint.", "value.", "sft.", "rewards.workers", "rewards.timeout"),
+  *("metrics.", "sinks.", "checkpoint.", "value.", "rewards.workers", "rewards.timeout"),
   *("cpu_devices", "mesh.", "sampler.slots", "sampler.open_prompts", "sampler.prefill"),
   *("sampler.chunk", "sampler.share", "sampler.slot_sizes", "sampler.column_sizes"),
   *("loss.micro_rows", "loss.vocab_chunk"),
@@ -133,22 +133,24 @@ def rate(records: list[dict], arena: str, method: str) -> float | None:
   return max(heights, key=heights.get) if set(heights) >= set(plan.RATES) else None
 
 
-def write(here: Path, task: plan.Task, folder: Path, config, judgements, seconds, failed=""):
+def write(here: Path, task: plan.Task, folder: Path, config, judgements, more: dict[str, Any]):
   """The result of the run in `folder`.
 
-  judgements: None for a tuning run, else (config, Result before, Result after); seconds: name ->
-  seconds of the parts beside training; failed: why it ended early.
+  judgements: None for a tuning run, else (config, Result before, Result after); more: "seconds" of
+  the parts beside training, "trained": what names the problems of training, "failed": why it ended
+  early, or "".
   """
   first, *lines = metrics.read(str(folder))
   steps = step_seconds(lines)
   record = {
     **task._asdict(),
-    "failed": failed,
+    "failed": more["failed"],
     "made": made(),
+    "problems": {"trained": more["trained"]},
     "config": matters(config),
     "rollouts": lines[-1]["rollouts"] if lines else 0,
     "steps": len(lines),
-    "seconds": {**parts(lines, steps), **seconds},
+    "seconds": parts(lines, steps) | more["seconds"],
     "curve": curve([first, *lines], [0.0, *steps]),
     "first": {key: mean(lines[:1], key) for key in KEPT},
     "last": {key: mean(lines[-LAST:], key) for key in KEPT},
@@ -158,7 +160,8 @@ def write(here: Path, task: plan.Task, folder: Path, config, judgements, seconds
   }
   if judgements:
     judge, before, after = judgements
-    record |= {"judged": judging(judge), "problems": digest(after)}
+    record["problems"]["judged"] = digest(after)
+    record["judged"] = judging(judge)
     record |= {"before": summary(before), "after": summary(after)}
   file = path(here, task)
   file.parent.mkdir(parents=True, exist_ok=True)
