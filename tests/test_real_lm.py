@@ -443,7 +443,9 @@ def test_seeds_that_one_method_lacks_are_in_no_difference(tmp_path):
   ends = {"v05": {0: [0, 0], 1: [1, 1]}, "grpo16": {1: [0.5, 0.5], 2: [0, 0]}}
   first_table(tmp_path, ends)
   text = table.write(tmp_path)
-  assert "| V0.5, 4 | GRPO, 16 | 1 (missing: 0, 2, 3) | +0.500 |" in text and "| one seed |" in text
+  assert (
+    "| V0.5, 4 | GRPO, 16 | 1 (missing: 0, 2, 3) | +0.500 |" in text and "| too few seeds |" in text
+  )
   assert "- tasks, GRPO, 16: no result of seed 0, 3" in text
   first_table(tmp_path, {"rloo4": {3: [0, 0]}})
   assert "| V0.5, 4 | RLOO, 4 | none (missing: 0, 1, 2, 3) |" in table.write(tmp_path)

@@ -8,7 +8,6 @@ prompts stand for the truth. Nothing is trained.
 
 import json
 from pathlib import Path
-import shutil
 import time
 from typing import NamedTuple
 
@@ -57,10 +56,11 @@ def noise(arena: str, places: play.Places):
 
 def opened(arena: str, method: str, places: play.Places):
   """(folder, config) of a measured run. Raises ValueError where it has not been made."""
-  names = places.work / arena, f"{method}-{plan.MEASURED_SEED}-*"
-  folder = next(iter(sorted(names[0].glob(names[1]))), None)
-  if folder is None or not checkpoints(folder):
-    raise ValueError(f"{names[0] / names[1]}: found no checkpoints: --stages=first makes them")
+  pattern = f"{method}-{plan.MEASURED_SEED}-*"
+  folder = next((x for x in sorted((places.work / arena).glob(pattern)) if checkpoints(x)), None)
+  if folder is None:
+    where = places.work / arena / pattern
+    raise ValueError(f"{where}: found no checkpoints, expected some: --stages=first makes them")
   rate = folder.name.removeprefix(f"{method}-{plan.MEASURED_SEED}-")
   task = plan.Task(arena, method, plan.MEASURED_SEED, float(rate))
   play.prepare(arena, places)
@@ -79,7 +79,7 @@ def release(arena: str, places: play.Places):
   if all((places.here / "measured" / f"{arena}-{x}.json").is_file() for x in ("noise", "prior")):
     for method in plan.MEASURED:
       for folder in (places.work / arena).glob(f"{method}-{plan.MEASURED_SEED}-*"):
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        play.discard(folder)
 
 
 def write(places: play.Places, name: str, found: dict):

@@ -30,7 +30,7 @@ def differences(one: dict, other: dict, key: str = "mean") -> np.ndarray:
   """[seeds, problems] of what was judged at the end, on common seeds."""
   seeds = common(one, other)
   values = [np.subtract(one[x]["after"][key], other[x]["after"][key]) for x in seeds]
-  return np.array(values).reshape(len(seeds), -1)
+  return np.array(values) if seeds else np.zeros((0, 1))
 
 
 def seeds_of(name: str, other: str, runs: Runs) -> str:

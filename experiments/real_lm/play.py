@@ -72,12 +72,21 @@ def run(task: plan.Task, places: Places):
   more = {"seconds": seconds, "trained": problems_of(task.arena, places), "failed": failed}
   results.write(places.here, task, folder, config, judgements, more)
   if not plan.is_measured(task):
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # 1.6 GB; the rest stays
+    discard(folder)
+
+
+def discard(folder: Path):
+  """Removes a run's checkpoints, 1.6 GB each: at once, so that no kill leaves half of one."""
+  trash = folder / "discarded"
+  shutil.rmtree(trash, ignore_errors=True)
+  if (folder / "checkpoints").is_dir():
+    (folder / "checkpoints").rename(trash)
+    shutil.rmtree(trash, ignore_errors=True)
 
 
 def last_step(folder: Path) -> int | None:
   """The last step of a run that has been judged; None for one that has not."""
-  file = folder / "eval.json"
+  file = folder / "judging.json"
   return json.loads(file.read_text())["step"] if file.is_file() else None
 
 
@@ -157,7 +166,7 @@ def warm_start(task: plan.Task, places: Places) -> float:
     began = time.monotonic()
     sft(config, str(folder))
     remember(folder, "start", time.monotonic() - began)
-    shutil.rmtree(folder / "checkpoints")
+    discard(folder)
   return seconds_of(folder).get("start", 0.0)
 
 
@@ -174,15 +183,12 @@ def judge_of_start(task: plan.Task, places: Places):
 def judged(config, folder: Path, step: int | None = None) -> evaluate.Result:
   """Success on the held-out problems, sampled where that has not been done yet, of the checkpoint
   of `step`; None = of the config's policy."""
-  file = folder / "eval.json"
-  if file.is_file():
-    known = json.loads(file.read_text())
-    wanted = {"step": step, "seed": config.seed, "samples": config.eval.samples}
-    if all(known.get(key) == x for key, x in wanted.items()):
-      return evaluate.read(str(folder))
-  began = time.monotonic()
-  evaluate.evaluate_workdir(config, str(folder), step)
-  remember(folder, "judge", time.monotonic() - began)
+  file, wanted = folder / "judging.json", results.judging(config) | {"step": step}
+  if not file.is_file() or json.loads(file.read_text()) != wanted:
+    began = time.monotonic()
+    evaluate.evaluate_workdir(config, str(folder), step)
+    remember(folder, "judge", time.monotonic() - began)
+    files.replace(file, json.dumps(wanted) + "\n")
   return evaluate.read(str(folder))
 
 
@@ -204,7 +210,7 @@ def value(arena: str, places: Places):
   a run of that is missing."""
   other, folders = places.work / plan.OTHER[arena], []
   for name in (f"{method}-{seed}-*" for method in plan.FIRST for seed in plan.SEEDS):
-    found = [x / PAIRS for x in sorted(other.glob(name)) if (x / "eval.json").is_file()]
+    found = [x / PAIRS for x in sorted(other.glob(name)) if last_step(x) is not None]
     if not found:
       raise ValueError(f"{other / name}: found no finished run: --stages=first makes it")
     folders += found
@@ -217,7 +223,7 @@ def value(arena: str, places: Places):
   began = time.monotonic()
   train_value(config, str(folder))
   remember(folder, "value", time.monotonic() - began)
-  shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+  discard(folder)
   lines = metrics.read(str(folder))
   learnt = {key: results.mean(lines[-20:], key) for key in ("value/loss", "value/soft")}
   record = {"runs": len(folders), "steps": len(lines), "last": learnt}

@@ -72,6 +72,8 @@ def main(argv):
     print(table.write(HERE))
   except (ValueError, OSError) as error:
     sys.exit(f"error: {error}")
+  except KeyboardInterrupt:
+    sys.exit("stopped; the same command goes on")
   if failed:
     again = "error: these have failed, and the same command tries them again:"
     sys.exit("\n".join([again, *failed]))

@@ -131,7 +131,7 @@ def claimed(runs: Runs) -> str:
   for cells, raw, adjusted in zip(rows, p, holm(p), strict=True):
     known = np.isfinite(raw)
     verdict = "yes" if adjusted < LEVEL else "no"
-    cells += [f"{raw:.4f}", f"{adjusted:.3f}", verdict] if known else ["-", "-", "one seed"]
+    cells += [f"{raw:.4f}", f"{adjusted:.3f}", verdict] if known else ["-", "-", "too few seeds"]
   head = ["method", "minus", "seeds", "success ± 95 % over seeds", "[95 % over problems]"]
   return table([*head, "pass@8 ± 95 %", "p", "Holm", "differs"], rows)
 
