@@ -36,7 +36,7 @@ def differences(one: dict, other: dict, key: str = "mean") -> np.ndarray:
 def seeds_of(name: str, other: str, runs: Runs) -> str:
   """The seeds of a difference, and those that it should have and has not."""
   there = common(runs[name], runs[other])
-  planned = sorted(set(plan.METHODS[name].seeds) & set(plan.METHODS[other].seeds))
+  planned = sorted(set(plan.seeds(name)) & set(plan.seeds(other)))
   missing = [str(x) for x in planned if x not in there]
   text = ", ".join(map(str, there)) or "none"
   return text + (f" (missing: {', '.join(missing)})" if missing else "")

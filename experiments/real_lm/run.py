@@ -144,7 +144,7 @@ def of_stage(stage: str, arena: str, methods: list[str], seeds: set[int] | None)
     Job(stage, arena, name, seed)
     for seed in plan.SEEDS
     for name in own
-    if seed in plan.METHODS[name].seeds and (seeds is None or seed in seeds)
+    if seed in plan.seeds(name) and (seeds is None or seed in seeds)
   ]
 
 

@@ -46,7 +46,7 @@ def of_arena(records: list[dict], arena: str) -> Runs:
   runs: Runs = {}
   for record in records:
     method, seed = record["method"], record["seed"]
-    if record["arena"] == arena and seed in plan.METHODS[method].seeds and judged(record, records):
+    if record["arena"] == arena and seed in plan.seeds(method) and judged(record, records):
       runs.setdefault(method, {})[seed] = record
   return {method: runs[method] for method in plan.METHODS if method in runs}
 
@@ -226,6 +226,6 @@ def left_out(records: list[dict], others: list[str]) -> str:
   for arena in plan.ARENAS:
     runs = of_arena(records, arena)
     for method, of in plan.METHODS.items():
-      if missing := [str(seed) for seed in of.seeds if seed not in runs.get(method, {})]:
+      if missing := [str(seed) for seed in plan.seeds(method) if seed not in runs.get(method, {})]:
         lines.append(f"- {arena}, {of.title}: no result of seed {', '.join(missing)}")
   return "\n".join(lines) or "Nothing is missing."
