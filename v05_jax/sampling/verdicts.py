@@ -181,7 +181,7 @@ class Judge:
     of_tasks = "; the built-in tasks: is data.scratchpad = %d that of the policy's warm start?"
     log.warning(
       "none of the first %d rollouts has a reward above rewards.low = %g: a policy that is never "
-      "right learns nothing from rewards. --mode=sample shows them; --mode=sft makes a warm start%s",
+      "right learns nothing. --mode=sample shows them; --mode=sft makes a warm start%s",
       *(rollouts, low),
       of_tasks % self._config.data.scratchpad if self._config.data.path == "tasks" else "",
     )
