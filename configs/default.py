@@ -13,6 +13,9 @@ def get_config() -> ConfigDict:
   c = ConfigDict()
   c.seed = 0  # of everything that is drawn
   c.num_steps = 64  # training steps
+  # rollouts, discarded ones included, after which a run ends, with its step, even before num_steps;
+  # 0 = off. For comparisons at equal rollouts of methods whose steps have different numbers of them
+  c.num_rollouts = 0
   # rollouts a step on average; rounded to whole prompts and equal minibatches
   c.rollouts_per_step = 256
 

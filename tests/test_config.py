@@ -268,6 +268,7 @@ def test_a_damaged_config_json_is_named(text):
 def test_only_length_and_periods_may_change_on_resume():
   saved = default.get_config()
   config.check_resume(saved, changed(num_steps=9, eval__period=3, checkpoint__period=5), "runs/x")
+  config.check_resume(saved, changed(num_rollouts=512), "runs/x")
   with pytest.raises(ValueError, match="runs/x holds a run of another config") as e:
     config.check_resume(
       saved, changed(seed=1, budgets__sequential__cost=0.5, num_steps=9), "runs/x"

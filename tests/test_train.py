@@ -224,6 +224,21 @@ def test_a_run_of_no_steps_ends_well(tmp_path, caplog):
   assert line["step"] == 0 and line["eval/accuracy"] > 0
 
 
+def test_a_run_ends_with_the_step_that_makes_its_number_of_rollouts(unbroken, tmp_path):
+  """That step is the last one in every way, and the same command then has nothing to do."""
+  config = small(num_steps=9, num_rollouts=70, **{"eval.period": 8, "checkpoint.period": 8})
+  state = train(config, str(tmp_path))
+  assert (int(state.step), int(state.rollouts)) == (3, 96)
+  written, whole = lines(tmp_path), lines(unbroken[0])
+  assert [line["step"] for line in written] == [0, 1, 2, 3]
+  assert written[3]["reward"] == whole[3]["reward"] and "eval/accuracy" in written[3]
+  assert int(train(config, str(tmp_path)).step) == 3 and lines(tmp_path) == written
+  config.num_rollouts = 0
+  config.num_steps = 4
+  assert int(train(config, str(tmp_path)).step) == 4
+  assert lines(tmp_path)[4]["reward"] == whole[4]["reward"]
+
+
 def test_observers_may_change_when_a_run_goes_on(unbroken, tmp_path, caplog):
   """One that is new starts empty, one that is gone is dropped, and neither changes what is
   learnt."""

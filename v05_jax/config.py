@@ -27,6 +27,7 @@ from v05_jax.run import files
 # Keys that may change when a run continues; every other one is part of what the run is.
 RESUMABLE = (
   "num_steps",
+  "num_rollouts",
   "observe",
   "data.folder",
   "eval.period",
@@ -303,7 +304,7 @@ ELSEWHERE = {
   "optimizer.weight_decay": "wd",
   "optimizer.clip_norm": "max_grad_norm grad_clip clip_grad",
   "optimizer.schedule": "scheduler lr_scheduler lr_scheduler_type",
-  "budget.k_init": "k group_size num_generations n num_rollouts rollout_n",
+  "budget.k_init": "k group_size num_generations n rollout_n",
   "rollouts_per_step": "batch_size train_batch_size per_device_train_batch_size",
   "loss.micro_rows": "micro_batch_size microbatch_size gradient_accumulation_steps",
   "num_steps": "steps max_steps total_steps iterations",
@@ -327,8 +328,7 @@ ELSEWHERE = {
 
 
 def nearest(name: str, known, prefix: str = "") -> str:
-  """A suggestion to append: known keys of the same last part, what a key is called elsewhere, else
-  the most similar name or last part, or ""."""
+  """A suggestion to append, or "": by last part, what a key is called elsewhere, or likeness."""
   known = list(known)
   last = lambda key: key.rsplit(".", 1)[-1]
   match = [key for key in known if last(key) == last(name)][:3] if "/" not in name else []

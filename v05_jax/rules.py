@@ -70,7 +70,8 @@ _RANGES = (
   (_at_least(1), "selection.pool"),
   (_at_least(1), "loss.minibatches loss.epochs loss.vocab_chunk loss.replay_age"),
   (_at_least(1), "sft.batch eval.size checkpoint.keep"),
-  (_at_least(0), "num_steps data.seed data.scratchpad rewards.overlong_buffer sampler.top_k"),
+  (_at_least(0), "num_steps num_rollouts data.seed data.scratchpad rewards.overlong_buffer"),
+  (_at_least(0), "sampler.top_k"),
   (_at_least(0), "budget.max_resample loss.clip_high loss.kl_coef loss.entropy_coef"),
   (_at_least(0), "loss.row_length loss.max_skipped loss.replay"),
   (_at_least(0), "optimizer.learning_rate optimizer.warmup_steps optimizer.weight_decay"),
@@ -178,6 +179,9 @@ def relations(config, flat, wrong) -> list[str]:
   flash = "bfloat16, since policy.attention is flash, whose kernels want it"
   need(policy.attention == "plain" or policy.dtype in ("bfloat16", ""), "policy.dtype", flash)
   plain = "False, since policy.attention is flash, whose kernels see one segment a token"
+  ends = "0, since optimizer.schedule is not constant: its end is that of num_steps"
+  constant = config.optimizer.schedule == "constant"
+  need(constant or not config.num_rollouts, "num_rollouts", ends)
   need(policy.attention == "plain" or not loss.share_prompts, "loss.share_prompts", plain)
   _ratios(loss, need)
   low, high = config.rewards.low, config.rewards.high

@@ -137,7 +137,7 @@ class Judge:
     options = self._config.rewards
     self._outside += int(grouping.outside(found, options.low, options.high).sum())
     if self._best is not None:
-      self._best = max(self._best, *np.nan_to_num(found, nan=-math.inf))
+      self._best = np.max(np.nan_to_num(found, nan=-math.inf), initial=self._best)
     for kept, column in zip(self._parts, told[:, 1:].T):
       kept += column[np.isfinite(column)].tolist()
     return told
