@@ -201,8 +201,10 @@ def test_a_job_that_fails_is_named_and_does_not_stop_the_others(
   flagged(stages=["first"], arenas=["tasks"], only_methods=["v05", "grpo16", "grpo4"], seeds=["0"])
   failed = run.run(run.jobs())
   assert started == ["v05-0-3e-05", "grpo16-0-3e-05"]
-  assert failed[0] == "tasks v05-0-0: the process ended with 3; see above" or "v05-0" in failed[0]
-  assert "found no learning rate of grpo4" in failed[1] and "--stages=tune" in failed[1]
+  assert failed[0] == "tasks v05-0-3e-05: the process ended with 3; see above"
+  assert failed[1].startswith(
+    "tasks grpo4-0: found no learning rate of grpo4, expected one: --stag"
+  )
   assert "3 of 3 jobs are left, about" in capsys.readouterr().out
   run.run(run.jobs())
   assert started[2:] == ["v05-0-3e-05"]  # what has a result is left alone
@@ -421,20 +423,20 @@ def test_differences_are_paired_by_seed_and_by_problem(tmp_path):
 
 
 def test_a_clear_difference_differs_with_the_right_sign(tmp_path):
-  lead = lambda seed: [0.6 + 0.01 * seed, 0.8]
+  lead = lambda seed: [0.6 + 0.02 * seed, 0.8]
   ends = {"v05": {i: lead(i) for i in range(4)}, "grpo16": {i: [0.3, 0.5] for i in range(4)}}
   first_table(tmp_path, ends)
   line = next(
     x for x in table.write(tmp_path).split("\n") if x.startswith("| V0.5, 4 | GRPO, 16 |")
   )
   assert (
-    line.startswith("| V0.5, 4 | GRPO, 16 | 0, 1, 2, 3 | +0.307 ± 0.010 |") and "| yes |" in line
+    line.startswith("| V0.5, 4 | GRPO, 16 | 0, 1, 2, 3 | +0.315 ± 0.021 |") and "| yes |" in line
   )
   runs = {
     name: {i: record(name, i, end) for i, end in found.items()} for name, found in ends.items()
   }
-  assert paper.cell(runs, "v05", "grpo16", "end", 1) == "yes: +0.307 ± 0.010, 4 seeds"
-  assert paper.cell(runs, "grpo16", "v05", "end", 1).startswith("the reverse: -0.307")
+  assert paper.cell(runs, "v05", "grpo16", "end", 1) == "yes: +0.315 ± 0.021, 4 seeds"
+  assert paper.cell(runs, "grpo16", "v05", "end", 1).startswith("the reverse: -0.315")
   assert paper.cell(runs, "v05", "grpo16", "loss/entropy", 1).startswith("not decided: +0.000")
   assert paper.cell(runs, "v05", "spo", "end", 1) == "not run"
 
@@ -489,7 +491,7 @@ def test_measures_at_a_checkpoint_know_the_truth():
   assert abs(found["truth"]["mse"]) < 0.003 and found["off"]["mse"] == pytest.approx(0.09, abs=0.01)
   assert found["constant"]["mse"] == pytest.approx(mu.var(), abs=0.02)
   assert found["truth"]["auc"] > 0.75 and found["constant"]["auc"] == 0.5
-  assert found[measure.TRUTH]["auc"] == pytest.approx(found["truth"]["auc"], abs=0.02)
+  assert found[measure.TRUTH]["auc"] == pytest.approx(found["truth"]["auc"], abs=0.03)
   assert found["off"]["bias"] == pytest.approx(0.3, abs=0.02)
   # E (r - mu)^2 = 1 - mu^2, over that of the best constant, which is 1 - mean(r)^2.
   expected = np.mean(1 - mu**2) / (1 - reward.mean() ** 2)
@@ -532,12 +534,18 @@ def test_all_of_it_with_the_built_in_policy(tmp_path, monkeypatch):
       for i in range(count)
     ]
     (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in rows))
+  # Now and then a success: what a value model learns from.
+  monkeypatch.syspath_prepend(tmp_path)
+  coin = (
+    "import zlib\n\ndef score(prompt, response, row): return zlib.crc32(response.encode()) % 2\n"
+  )
+  (tmp_path / "coin.py").write_text(coin)
   monkeypatch.setattr(words, "NEAR", 1.1)
   base, value_training = plan.base, plan.value_training
 
   def small(arena, data):
     c = base("words", data)
-    c.data.template, c.cpu_devices = "{prompt}", 1
+    c.data.template, c.cpu_devices, c.reward = "{prompt}", 1, "coin:score"
     c.sampler.update({"slots": 16, "open_prompts": 16, "prefill": 8})
     c.num_steps, c.rollouts_per_step = 4, 32
     c.prior.min_support = 8

@@ -54,7 +54,8 @@ class Job(NamedTuple):
 
   @property
   def name(self) -> str:
-    return f"{self.arena} {self.stage}" if not self.method else f"{self.arena} {self.task.name}"
+    known = self.task.name if self.rate else f"{self.method}-{self.seed}"
+    return f"{self.arena} {known if self.method else self.stage}"
 
   @property
   def task(self) -> plan.Task:
