@@ -39,7 +39,7 @@ def test_near_duplicates_of_the_test_are_taken_out_of_everything_that_is_trained
     for i in range(words.VALIDATED + 40)
   ]
   svamp = [problem(f"Filler {'ab'[i % 2] * (i % 97 + 1)} number {i}") for i in range(700)]
-  found = words.split(asdiv, [problem(near), problem(far)], [*svamp, problem(test)] * 300)
+  found = words.split(asdiv, [problem(near), problem(far)], [*svamp, *[problem(test)] * 300])
   texts = {name: [row["prompt"] for row in getattr(found, name)] for name in words.NAMES}
   assert test in texts["test"] and len(texts["validation"]) > 100
   assert near not in texts["train"] + texts["sft"] + texts["validation"]
@@ -349,7 +349,7 @@ def test_a_result_of_another_plan_is_named_and_not_averaged_over(tmp_path):
 def test_a_file_that_is_no_result_is_named(tmp_path):
   keep(tmp_path, record("v05", 0, [1, 1]))
   file = tmp_path / "results" / "tasks" / "v05-0-3e-05.json"
-  for text, found in (("{", "no JSON object"), ("{}", "found no arena")):
+  for text, found in (("{", "no JSON object"), ("{}", "found no after")):
     file.write_text(text)
     with pytest.raises(ValueError, match=rf"v05-0-3e-05.json: found .*{found.split()[-1]}"):
       results.read(tmp_path)
