@@ -536,9 +536,7 @@ def test_all_of_it_with_the_built_in_policy(tmp_path, monkeypatch):
     (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in rows))
   # Now and then a success: what a value model learns from.
   monkeypatch.syspath_prepend(tmp_path)
-  coin = (
-    "import zlib\n\ndef score(prompt, response, row): return zlib.crc32(response.encode()) % 2\n"
-  )
+  coin = "import zlib\n\ndef score(prompt, response, row): return zlib.crc32((prompt + response).encode()) % 2\n"
   (tmp_path / "coin.py").write_text(coin)
   monkeypatch.setattr(words, "NEAR", 1.1)
   base, value_training = plan.base, plan.value_training
@@ -554,7 +552,7 @@ def test_all_of_it_with_the_built_in_policy(tmp_path, monkeypatch):
 
   def brief(*given):
     c = value_training(*given)
-    c.value.update({"steps": 2, "support": 16, "pairs": 4, "tasks": 1})
+    c.value.update({"steps": 2, "support": 16, "pairs": 4, "tasks": 8})
     return c
 
   for name, value in {
