@@ -152,11 +152,11 @@ FLAGS = "arenas", "stages", "only_methods", "seeds", "minutes", "scratch", "mode
 def test_the_first_comparison_comes_first_and_seeds_come_together(flagged):
   names = [(job.stage, job.arena, job.method, job.seed) for job in run.jobs()]
   stages = list(dict.fromkeys(x[:2] for x in names))
-  assert stages[:4] == [
-    ("tune", "tasks"),
-    ("tune", "words"),
-    ("first", "tasks"),
-    ("first", "words"),
+  assert [stage for stage, arena in stages[:3]] == ["tune", "first", "noise"]
+  assert [arena for _, arena in stages] == [*["tasks"] * 3, *["words"] * 3, "tasks", "tasks"] + [
+    *["words"] * 2,
+    *["tasks"] * 2,
+    *["words"] * 2,
   ]
   first = [x[2:] for x in names if x[:2] == ("first", "tasks")]
   assert first[:2] == [("v05", 0), ("grpo16", 0)]
@@ -397,7 +397,14 @@ def test_a_result_keeps_what_the_tables_need(tmp_path):
   assert found["after"]["mean"] == [0.25, 0.25] and found["after"]["pass"] == [1, 0]
   assert found["after"]["benchmarks"] == {"a": 0.25, "b": 0.25}
   assert (found["rollouts"], found["steps"]) == (56, 7)
-  assert found["seconds"] == {"steps": 14.0, "train": 70.0, "judge": 5.0, "start": 1.0}
+  assert found["seconds"] == {
+    "sample": 107.5,
+    "update": 3.5,
+    "steps": 14.0,
+    "train": 70.0,
+    "judge": 5.0,
+    "start": 1.0,
+  }
   assert found["first"]["loss/entropy"] == 1 and found["last"]["loss/entropy"] == 5
   assert found["last"]["prior/mse"] is None
   assert found["curve"] == [[0, 0.25, 0.0], [56, 0.5, 14.0]]
@@ -536,8 +543,10 @@ def test_all_of_it_with_the_built_in_policy(tmp_path, monkeypatch):
     (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in rows))
   # Now and then a success: what a value model learns from.
   monkeypatch.syspath_prepend(tmp_path)
-  coin = "import zlib\n\ndef score(prompt, response, row): return zlib.crc32((prompt + response).encode()) % 2\n"
-  (tmp_path / "coin.py").write_text(coin)
+  coin = (
+    "def score(prompt, response, row):\n  return zlib.crc32((prompt + response).encode()) % 2\n"
+  )
+  (tmp_path / "coin.py").write_text(f"import zlib\n\n\n{coin}")
   monkeypatch.setattr(words, "NEAR", 1.1)
   base, value_training = plan.base, plan.value_training
 
