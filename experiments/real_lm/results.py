@@ -196,7 +196,7 @@ def step_seconds(lines: list[dict]) -> list[float]:
 
 
 def parts(lines: list[dict], steps: list[float]) -> dict[str, float]:
-  """Seconds: "sample" and "update", "steps" of both without compilation, "train" of all of training,
+  """Seconds: "sample" and "update", "steps" of both without compilation, "train" of the whole of it,
   evaluations too."""
   of = lambda key: float(sum(line.get(key, 0.0) for line in lines))
   found = {"sample": of("time/sample"), "update": of("time/update"), "train": of("time/step")}
