@@ -83,7 +83,10 @@ def test_what_a_run_says(own_run):
   first = next(line for line in lines if line.startswith("the first step took"))
   assert re.search(r"compiled: \d+ programs \(\w+ \d+\.\d s", first)
   assert any(re.match(r"step 1/3  \d+ rollouts", line) for line in lines)
-  assert any(line.startswith("step 3/3  ") for line in lines)
+  last = next(line for line in lines if line.startswith("step 3/3  "))
+  values = metrics.read(own_run)[-1]  # of this step and its evaluation, not of the one before
+  assert f"eval/accuracy {values['eval/accuracy']:.3g}  " in last
+  assert f"  accuracy {values['accuracy']:.3g}  " in last
   assert f"{own_run} is finished: 3 of 3 steps, " in said
   assert "PyTorch" not in said and "\x1b" not in said and "\r" not in said
   commands = re.findall(r"python -m v05_jax.main (\w+) --workdir", said)
@@ -105,6 +108,27 @@ def test_a_finished_run_of_another_config_is_refused(own_run):
     workdirs.finished(config, "train", own_run)
   config.update({"seed": 0, "num_steps": 4})
   assert not workdirs.finished(config, "train", own_run)
+
+
+def test_a_run_whose_last_lines_are_missing_is_not_finished(own_run, tmp_path):
+  shutil.copytree(own_run, tmp_path / "run")
+  path = tmp_path / "run" / "metrics.jsonl"
+  path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+  config = configuration.from_json((own_run / "config.json").read_text())
+  assert not workdirs.finished(config, "train", tmp_path / "run")
+
+
+def test_only_what_writes_has_a_folder_of_its_own():
+  """`v05 eval --config=v05` would otherwise look at runs/v05, which nobody has named."""
+  assert main.usual_folder("train", "v05") == main.usual_folder("sft", "a/v05.py") == "runs/v05"
+  assert main.usual_folder("eval", "v05") is main.usual_folder("train", None) is None
+
+
+def test_help_lists_the_configs_and_says_where_the_keys_are():
+  _, _, rest = main.manual().partition("\nConfigs: ")
+  names, _, path = rest.partition("\nKeys, with their meaning: ")
+  assert {"default", "grpo", "own", "v05"} <= set(names.split(", "))
+  assert "c.num_steps" in pathlib.Path(path).read_text()
 
 
 @pytest.mark.parametrize("gone", ["summary.png", "metrics.jsonl", "checkpoints/3", "config.json"])

@@ -16,6 +16,7 @@ import numpy as np
 from v05_jax import benchmarks, problems, tasks
 from v05_jax.benchmarks import TASKS
 from v05_jax.models import tokenizer as tokenizers
+from v05_jax.names import alike
 from v05_jax.rows import Row, answer_text, checked, conversation, field, prompt_text, show
 from v05_jax.run import files
 from v05_jax.structs import Prompts
@@ -220,7 +221,8 @@ def read_file(path: str, key: str = "data.path") -> Iterator[tuple[str, Row]]:
   except (ValueError, OSError, ImportError) as error:  # the last: no library for that store
     raise ValueError(f"config.{key}: {path} cannot be opened: {error}") from None
   if not there or folder:
-    raise ValueError(f"config.{key}: {path} {'is a folder' if folder else 'does not exist'}")
+    found = "is a folder" if folder else f"does not exist{alike(path)}"
+    raise ValueError(f"config.{key}: {path} {found}")
   try:
     with file.open("rb") as stream:
       yield from readers[file.suffix](path, stream)

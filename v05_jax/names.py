@@ -1,13 +1,15 @@
 """How a name in the config finds a function: one of the package's, or `module:function`, a user's
-own.
+own; and which file a mistyped path may have meant.
 
 Workers of rewards import this: nothing here may import jax.
 """
 
 from collections.abc import Callable, Iterable
+import contextlib
 import difflib
 import importlib
 import os
+from pathlib import Path
 import sys
 import traceback
 
@@ -19,6 +21,17 @@ BETWEEN = (
   os.path.join(os.path.dirname(__file__), "rewards", "worker.py"),
   "",  # code that was made without a file
 )
+
+
+def alike(path, pattern: str = "*") -> str:
+  """What a local path that is not there may have meant, of all that stands beside it and fits the
+  pattern, as ", did you mean PLACE?"; "" where nothing is called alike."""
+  folder, name = os.path.split(os.fspath(path).rstrip("/"))
+  with contextlib.suppress(OSError, RuntimeError):  # the last: no such user's folder
+    beside = {x.name for x in Path(folder).expanduser().glob(pattern)} - {name}
+    if match := difflib.get_close_matches(name, sorted(beside), 1):
+      return f", did you mean {os.path.join(folder, match[0])}?"
+  return ""
 
 
 def own(key: str, name, known: Iterable[str]) -> Callable:

@@ -13,10 +13,11 @@ from v05_jax.budgets import base as budgets
 from v05_jax.estimators import base as estimators
 from v05_jax.observers import base as observers
 from v05_jax.priors import base as priors
+from v05_jax.rows import show
 from v05_jax.scale import distributed, sharding
 from v05_jax.shapes import Shapes, shapes
 from v05_jax.structs import TrainState
-from v05_jax.update import policy_gradient
+from v05_jax.update import policy_gradient, replay
 
 
 class Run(NamedTuple):
@@ -53,6 +54,7 @@ class Run(NamedTuple):
       budget=self.budget.init(),
       estimator=self.estimator.init(),
       observers=self.observers.init(),
+      replay=replay.init(self.config),
     )
 
   def prompts_per_step(self, mean_k: float) -> int:
@@ -72,6 +74,7 @@ def setup(config, workdir: str | None = None, done: int = 0) -> Run:
     keys = ", ".join(missing)
     raise ValueError(f"{keys}: found no value, expected one: scale.settle.settle chooses them")
   problems.check(config)
+  check_scratchpad(config)
   mesh = sharding.make_mesh(config.mesh)
   distributed.connect(mesh)
   policy = models.load(config.policy, config.seed)
@@ -87,6 +90,20 @@ def setup(config, workdir: str | None = None, done: int = 0) -> Run:
   exact = tasks.make_exact(policy.config, policy.tokenizer, config.sampler) if built_in else None
   setting = plug.Setting(config, len(prompts), policy, mesh, prompts, exact, workdir, done)
   return assemble(setting, make_update(config, policy.config, mesh))
+
+
+def check_scratchpad(config):
+  """Raises ValueError where a policy that the package ships for the built-in tasks meets those with
+  a scratchpad and has not learnt to write one, or the reverse: no response could be right."""
+  path, length = config.policy.path, config.data.scratchpad
+  if config.policy.preset or data.TASKS not in (config.data.path, config.eval.path):
+    return
+  fitting = "builtin_scratchpad" if length else "builtin"
+  if path in models.SHIPPED and path != fitting:
+    raise ValueError(
+      f"policy.path: found {show(path)}, expected {show(fitting)}, since data.scratchpad is "
+      f"{length}: no response of the other could be right"
+    )
 
 
 def make_update(config, model_config, mesh) -> policy_gradient.Update:

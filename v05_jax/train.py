@@ -135,6 +135,8 @@ class Housekeeping(NamedTuple):
     seconds = time.perf_counter() - began
     measured["time/step"] = (seconds, 1)
     self.log.write(done, int(state.rollouts), measured)
+    if last:  # no next step waits: the last line shows the last values
+      self.log.flush()
     if done == self.first + 1:
       compiled = self.compilations.told()
       self.progress.say(f"the first step took {seconds:.1f} s; compiled: {compiled}")

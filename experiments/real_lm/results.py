@@ -196,8 +196,7 @@ def step_seconds(lines: list[dict]) -> list[float]:
 
 
 def parts(lines: list[dict], steps: list[float]) -> dict[str, float]:
-  """Seconds: "sample" and "update", "steps" of both without compilation, "train" of the whole of it,
-  evaluations too."""
+  """Seconds: "sample" and "update", "steps" of both without compilation, "train" of everything."""
   of = lambda key: float(sum(line.get(key, 0.0) for line in lines))
   found = {"sample": of("time/sample"), "update": of("time/update"), "train": of("time/step")}
   return found | {"steps": float(sum(steps))}

@@ -20,11 +20,12 @@ import sys
 import time
 from typing import NamedTuple
 
-from absl import app, flags, logging
+from absl import app, flags
 import numpy as np
 
 from experiments.lm import fetch
 from experiments.real_lm import measure, plan, play, process, results, table
+from v05_jax import logs
 
 HERE = Path(__file__).parent
 # Stages that an arena has behind it before the next arena begins.
@@ -68,7 +69,7 @@ class Job(NamedTuple):
 def main(argv):
   if argv[1:]:
     raise app.UsageError(f"found {' '.join(argv[1:])}, expected flags alone")
-  logging.set_verbosity(logging.WARNING)  # Orbax reports every checkpoint otherwise
+  logs.start()
   try:
     if ONE.value:
       return one(ONE.value)

@@ -9,6 +9,7 @@ import jax
 from v05_jax import rng
 from v05_jax.models import decoder, families, flash, hf, hub, lora, model_config, presets
 from v05_jax.models import tokenizer as tokenizers
+from v05_jax.names import alike
 
 BUILTIN = Path(__file__).parent.parent / "tasks" / "warm_start"
 # Policies of the built-in tasks that the package ships, by what config.policy.path calls them.
@@ -40,6 +41,7 @@ def folder(path: str) -> Path:
   raise ValueError(
     f"config.policy.path: found {path!r}, expected {_SHIPPED}, a Hugging Face directory or the "
     f"name of a model on the hub (owner/name); {directory} is not a directory"
+    f"{alike(directory)}"
   )
 
 
