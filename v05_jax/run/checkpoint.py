@@ -232,8 +232,8 @@ def _check_data(saved: dict, data: dict[str, str], where: str):
   ]
   if problems:
     head = (
-      f"{where} has learned from other data or weights; put them back (tokenizer and template count "
-      "too), or take another workdir:"
+      f"{where} has learned from other data or weights; put them back (tokenizer and template too), "
+      "or take another workdir:"
     )
     raise ValueError("\n  ".join([head, *problems]))
   if REWARD in data and known.get(REWARD, data[REWARD]) != data[REWARD]:
