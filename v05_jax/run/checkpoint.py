@@ -232,7 +232,7 @@ def _check_data(saved: dict, data: dict[str, str], where: str):
   ]
   if problems:
     head = (
-      f"{where} has learned from other data or weights; put them back (tokenizer and template too), "
+      f"{where} has learned from other data or weights; put them back, tokenizer and template too, "
       "or take another workdir:"
     )
     raise ValueError("\n  ".join([head, *problems]))
