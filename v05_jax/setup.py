@@ -2,6 +2,7 @@
 runs."""
 
 from collections.abc import Callable, Mapping
+import os
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from v05_jax.scale import distributed, sharding, sources
 from v05_jax.shapes import Shapes, shapes
 from v05_jax.structs import TrainState
 from v05_jax.update import policy_gradient
+from v05_jax.value_model import directory
 
 
 class Run(NamedTuple):
@@ -100,8 +102,9 @@ def weights_of(config) -> dict[str, str]:
   if not config.policy.preset:
     found["policy.path"] = sources.of_folder(models.folder(config.policy.path))
   path = config.priors.v0.path
-  if plug.label(config.prior.kind) == "v0" and path != "builtin":
-    found["priors.v0.path"] = sources.of_folder(path)
+  if plug.label(config.prior.kind) == "v0" and path != directory.BUILTIN:
+    folders = filter(os.path.isdir, (path, os.path.join(path, directory.FOLDER)))
+    found["priors.v0.path"] = " ".join(map(sources.of_folder, folders))
   return found
 
 
