@@ -24,7 +24,7 @@ from v05_jax.priors import context as contexts
 from v05_jax.run import checkpoint, leaves, lock, metrics
 from v05_jax.sampling import draw as drawing
 from v05_jax.train import Housekeeping, train
-from v05_jax.value_model import convert
+from v05_jax.value_model import convert, v0
 
 ROOT = pathlib.Path(__file__).parent.parent
 pytestmark = pytest.mark.usefixtures("few_devices")
@@ -200,6 +200,25 @@ def test_other_rows_of_the_same_number_are_refused(unbroken, tmp_path, monkeypat
   with pytest.raises(ValueError, match=message):
     train(small(num_steps=5), str(tmp_path / "run"))
   assert metrics.read(tmp_path / "run") == before
+
+
+def test_other_weights_in_the_same_folder_are_refused(tmp_path):
+  """The reference of the KL and priors read the first policy's again."""
+  folder = shutil.copytree(models.BUILTIN, tmp_path / "policy")
+  config = small(num_steps=1, **{"eval.period": 0, "policy.path": str(folder), "prior.kind": "v0"})
+  config.priors.v0.path = str(shutil.copytree(v0.BUILTIN, tmp_path / "v0"))
+  train(config, str(tmp_path / "run"))
+  config.num_steps = 2
+  changed = {}
+  for key, name in (("policy.path", "policy/model"), ("priors.v0.path", "v0/head")):
+    file = tmp_path / f"{name}.safetensors"
+    changed[file] = file.read_bytes()
+    file.write_bytes(changed[file][:-4] + b"\0\0\0\0")  # of as many bytes
+    message = rf"config.{key}: found weights with the digest \w{{16}}, expected \w{{16}}"
+    with pytest.raises(ValueError, match=message):
+      train(config, str(tmp_path / "run"))
+    file.write_bytes(changed[file])
+  assert int(train(config, str(tmp_path / "run")).step) == 2
 
 
 def test_a_reward_whose_file_has_changed_is_said(tmp_path, monkeypatch, caplog):

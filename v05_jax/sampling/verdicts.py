@@ -178,12 +178,12 @@ class Judge:
     best, self._best, low = self._best, None, self._config.rewards.low
     if best is None or best > low or rollouts < MANY or not distributed.first():
       return
-    of_tasks = "; the built-in tasks: is data.scratchpad = %d that of the policy's warm start?"
+    length = self._config.data.scratchpad
+    of_tasks = f"; of the built-in tasks: is data.scratchpad = {length} what the policy was taught?"
     log.warning(
       "none of the first %d rollouts has a reward above rewards.low = %g: a policy that is never "
-      "right learns nothing from rewards. v05 sample shows them; v05 sft makes a warm start%s",
-      *(rollouts, low),
-      of_tasks % self._config.data.scratchpad if self._config.data.path == "tasks" else "",
+      "right learns nothing. v05 sample shows them; v05 sft makes a warm start%s",
+      *(rollouts, low, of_tasks if self._config.data.path == "tasks" else ""),
     )
 
 
