@@ -22,6 +22,7 @@ Parameters (`F` the MLP width, matrices are `[in, out]`):
 """
 
 from collections.abc import Callable
+import functools
 from functools import partial
 
 from flax import linen as nn
@@ -241,6 +242,12 @@ def init(config: ModelConfig, key):
   one = jnp.zeros((1, 1), jnp.int32)
   params = Decoder(lora.plain(config)).init(key, one, one, jnp.ones((1, 1, 1), bool))["params"]
   return lora.add(config, params, key)
+
+
+@functools.lru_cache(maxsize=64)
+def shapes(config: ModelConfig):
+  """What stands for the parameters that `init` makes: the same tree of shapes and dtypes."""
+  return jax.eval_shape(lambda: init(config, jax.random.key(0)))
 
 
 def forward(config: ModelConfig, params, tokens, positions, segments, prompts=None):

@@ -50,12 +50,7 @@ def minibatches(
 
   The prompts of `prompts.mask` are cut into `config.loss.minibatches` contiguous parts; a part
   without any rollout that counts is left out. advantage float [P, K]; importance float [P]
-  multiplies all of a prompt's loss (default: 1). The denominator of `aggregate = constant` is what
-  `rollouts.tokens` has room for. With `config.loss.negative_tokens` below 1, advantages are those
-  of `spared`.
-
-  M, B and T are those of `batch_shape`, which raises ValueError for a `row_length` that is too
-  short.
+  multiplies all of a prompt's loss (default: 1). M, B and T, and ValueError: see `batch_shape`.
   """
   members, most = np.asarray(prompts.mask, bool), rollouts.tokens.shape[1]
   longest = prompts.tokens.shape[1] + most - 1
@@ -76,7 +71,8 @@ def minibatches(
       loss_config.share_prompts,
     )
     if used:
-      batch = batch.replace(advantage=spared(batch, loss_config.negative_tokens))
+      if loss_config.negative_tokens < 1:
+        batch = batch.replace(advantage=spared(batch, loss_config.negative_tokens))
       batch = jax.tree.map(lambda x: x.reshape(micros, micro, length), batch)
       out.append((batch, math.ceil(used / micro)))
   return out
@@ -86,12 +82,10 @@ def spared(batch: structs.Batch, share: float) -> np.ndarray:
   """Advantages [rows, T] of a batch, 0 on those tokens of a response with a negative advantage that
   are not among the `share` of its tokens that the sampler thought least likely, rounded up.
 
-  The negative-token filter (arXiv 2606.17250), which keeps .1: most tokens of a failed response are
-  no mistakes. Those that are spared still count in the loss's denominators.
+  `config.loss.negative_tokens`, the filter of arXiv 2606.17250, which keeps .1: most tokens of a
+  failed response are no mistakes. Those that are spared still count in the loss's denominators.
   """
   advantage = np.array(batch.advantage)
-  if share >= 1:
-    return advantage
   row, place = np.nonzero((batch.weight > 0) & (advantage < 0))
   response = row * (advantage.shape[1] + 1) + batch.segment[row, place]
   order = np.lexsort((batch.old_logprob[row, place], response))
