@@ -256,7 +256,7 @@ def test_a_plain_run_is_plain(monkeypatch, tmp_path):
       plain = not isinstance(value, type) and not hasattr(value, "plug")
       if ours and callable(value) and plain:
         monkeypatch.setattr(module, name, raising)
-  for name in ("ewa_baseline", "remember", "empty", "update", "squares", "learn", "mean_value"):
+  for name in ("ewa_baseline", "remember", "empty", "update", "judges", "learn", "mean_value"):
     assert any(vars(m).get(name) is raising for m in (experts, history, scoreboard, contexts)), name
   keys = {"prior.kind": "none", "baseline": "grpo", "eval.period": 0, "checkpoint.period": 1}
   state = train(small(default.get_config(), num_steps=2, **keys), str(tmp_path))
