@@ -22,7 +22,6 @@ Parameters (`F` the MLP width, matrices are `[in, out]`):
 """
 
 from collections.abc import Callable
-import functools
 from functools import partial
 
 from flax import linen as nn
@@ -244,10 +243,15 @@ def init(config: ModelConfig, key):
   return lora.add(config, params, key)
 
 
-@functools.lru_cache(maxsize=64)
 def shapes(config: ModelConfig):
-  """What stands for the parameters that `init` makes: the same tree of shapes and dtypes."""
-  return jax.eval_shape(lambda: init(config, jax.random.key(0)))
+  """What stands for the parameters that `init` makes: the same tree of shapes and dtypes. Of one
+  config they are traced once."""
+  return _first.eval_shape(config)
+
+
+@partial(jax.jit, static_argnums=0)
+def _first(config):
+  return init(config, jax.random.key(0))
 
 
 def forward(config: ModelConfig, params, tokens, positions, segments, prompts=None):

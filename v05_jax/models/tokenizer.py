@@ -153,8 +153,8 @@ def encode_prompts(
   encode, found = prompt_encoder(tokenizer, chat_template, template), []
   if not (chat_template and tokenizer.chat_template) and all(isinstance(x, str) for x in prompts):
     start = _prefix(tokenizer)
-    control, made = _around(tokenizer, template.replace("{prompt}", PLACE.format(0)), 1)
     with contextlib.suppress(Exception):  # of the tokenizer's; `encode` says which text it is
+      control, made = _around(tokenizer, template.replace("{prompt}", PLACE.format(0)), 1)
       found = _ids(tokenizer, [template.replace("{prompt}", text) for text in prompts])
   for prompt, ids in itertools.zip_longest(prompts, found):
     # Typed control tokens are a matter of `encode`, and so is a prompt without any token.
