@@ -144,8 +144,12 @@ class Judge:
 
   def _told(self, ended, verdicts) -> np.ndarray:
     width = 1 + len(self._names)
-    if not distributed.several():
-      return np.array([np.atleast_1d(verdict()) for verdict in verdicts], float).reshape(-1, width)
+    several = distributed.several()
+    found = self._exchanged(ended, verdicts, width) if several else [ask() for ask in verdicts]
+    return np.array(found, float).reshape(-1, width)
+
+  def _exchanged(self, ended, verdicts, width: int) -> list[np.ndarray]:
+    """The rewards of all processes, of which each waits for those of its own prompts."""
     found = []
     for first in range(0, len(ended), self._slots):  # always as many: one program
       part, rewards = ended[first : first + self._slots], np.zeros((self._slots, width), np.float32)
@@ -154,7 +158,7 @@ class Judge:
           rewards[i] = verdict()
       told = distributed.exchange(rewards)
       found += [told[rollout.prompt % len(told), i] for i, rollout in enumerate(part)]
-    return np.array(found, float).reshape(-1, width)
+    return found
 
   def finish(self) -> dict[str, tuple[float, float]]:
     """Ends a step or an evaluation -> what is to be written of its verdicts, (sum, count) by name.
