@@ -119,6 +119,10 @@ def test_the_same_seed_shares_data_and_warm_start_between_methods(nowhere):
 def test_the_recipe_is_what_the_headline_has_chosen(monkeypatch):
   monkeypatch.setattr(tuning, "load", lambda: {"recipe": "score_k1_twice"})
   assert plan.resolved("recipe") == "score_k1_twice" and plan.resolved("v05") == "v05"
+  assert (
+    plan.rate_of("score_k1_twice") == "score_k1_twice" and len(plan.seeds("score_k1_twice")) == 4
+  )
+  assert plan.rate_of("probe_k1_twice") == "v05_k1_twice" and len(plan.seeds("v05_plus")) == 2
   monkeypatch.setattr(tuning, "load", lambda: {"recipe": "spo_twice"})
   with pytest.raises(ValueError, match=r"rates.json: recipe: found 'spo_twice', expected one of"):
     plan.resolved("recipe")

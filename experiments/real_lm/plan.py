@@ -139,8 +139,9 @@ def seeds(method: str) -> tuple[int, ...]:
 
 
 def rate_of(method: str) -> str:
-  """The method whose tuning says the learning rate of another."""
-  return METHODS[method].rate_of or method
+  """The method whose tuning says the learning rate of another; the recipe always has its own."""
+  own = method == resolved(RECIPE)
+  return method if own else METHODS[method].rate_of or method
 
 
 def heldout_problems(arena: str) -> str:
