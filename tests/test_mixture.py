@@ -32,6 +32,7 @@ from v05_jax.rewards import adapters
 STATE = []
 
 def length(prompt, response, row): return len(response)
+def no_batch(prompt, response, responses): return len(response)  # its third parameter is a row
 def answer(prompt, response, row): return float(response == row["answer"])
 def worker(prompt, response, row): return os.getpid()
 async def slow(prompt, response, row):
@@ -72,6 +73,9 @@ def of_trl_wrong(prompts, completions, answer, **columns):
   return {"one": 1.0, "none": None, "text": "11", "more": [1.0]}[completions[0]]
 def of_trl_named(completions, prompts):
   return [float(len(p + c)) for p, c in zip(prompts, completions)]
+def of_trl_columns(prompts, completions, **columns):
+  own = {"prompt", "completion", "completion_ids"} & set(columns)  # TRL has arguments for these
+  return [float(len(columns) - 100 * len(own)) for _ in completions]
 async def of_trl_async(prompts, completions, **columns): return [len(c) for c in completions]
 def _messages(prompts, completions, **columns):
   good = lambda p, c: p[-1]["role"] == "user" and c[0]["content"] == "4"
@@ -86,10 +90,13 @@ of_verifiers = adapters.verifiers(right, short, weights=[1.0, 0.5])
 of_a_rubric = adapters.verifiers(Rubric())
 
 class Environment:
+  made = 0
+  def __init__(self): Environment.made += 1  # once in each worker
   def reset(self, **_): self.steps = 0
   async def step(self, action):
     self.steps += 1
-    return type("Result", (), {"reward": float(action["said"] == "4") * self.steps, "done": True})
+    reward = float(action["said"] == "4") * self.steps * self.made
+    return type("Result", (), {"reward": reward, "done": True})
 in_an_environment = adapters.openenv(Environment, lambda response, row: {"said": response})
 """
 TWO = [["my_terms:answer", 1.0], ["my_terms:length", -0.25]]
@@ -298,6 +305,7 @@ def test_async_functions(module):
   assert (first.reward, last.reward) == (1.0, 3.0)
   assert failed.failure == "crash" and "in vain" in failed.detail
   assert values("my_terms:called", "a") == [2.0]
+  assert values("my_terms:no_batch", "a", "abc") == [1.0, 3.0]
   assert values("my_terms:returns_a_coroutine", "ab") == [2.0]
   assert values("my_terms:leaves_a_task", "a", "b", "c") == [1.0, 1.0, 1.0]
   assert len(set(values("my_terms:loop", "a", "b"))) == 1  # one event loop: connections live on
@@ -359,6 +367,8 @@ def test_functions_that_were_written_for_others(module):
   assert said("of_trl", "4", "5", "skip") == [1.0, 0.0, 0.0]
   assert said("of_trl_named", "4", "44") == [5.0, 6.0]
   assert said("of_trl_async", "4", "44") == [1.0, 2.0]
+  row = {"prompt": "2+2=", "completion": "4", "completion_ids": [1], "level": 1}
+  assert values("my_terms:of_trl_columns", "4", **row) == [4.0]  # level and TRL's three helpers
   assert said("of_trl_messages", "4", "5") == [1.0, 0.0]
   assert said("of_verifiers", "4", "55") == said("of_a_rubric", "4", "55") == [1.5, 0.25]
   assert said("in_an_environment", "4", "5", "4") == [1.0, 0.0, 1.0]

@@ -163,8 +163,8 @@ def test_the_cache_moves_under_adaptive_groups_and_changes_nothing(full, change,
   moves = []
 
   class Spy(Schedule):
-    def fit(self):
-      before, change = self.shape, super().fit()
+    def resize(self):
+      before, change = self.shape, super().resize()
       if change is not None and self.active:
         moves.append((before, change[1]))
       return change

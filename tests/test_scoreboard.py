@@ -1,10 +1,8 @@
 """The scoreboard: running moments equal those of all prompts at once, and the better baseline
 leads."""
 
-import functools
 import types
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ from v05_jax import plug
 from v05_jax.configs import default
 from v05_jax.estimators import base as estimators
 from v05_jax.observers import scoreboard
-from v05_jax.observers.base import Observer
+from v05_jax.observers.base import Observer, Observers
 
 JUDGED = scoreboard.JUDGED
 
@@ -36,11 +34,16 @@ def test_running_moments_are_those_of_all_prompts_at_once():
   np.testing.assert_allclose(scoreboard.standard_error(board), error, atol=1e-5)
 
 
-def judged(rows):
-  """The estimators of the board, and what they know at first."""
-  setting = plug.Setting(default.get_config(), rows=rows)
-  found = {name: estimators.named(name, setting) for name in JUDGED}
-  return found, {key: x for e in found.values() for key, x in e.init().items()}
+def jury(rows):
+  """The estimators of the board, for a dataset of so many rows."""
+  config = default.get_config()
+  config.baseline = "v05"
+  return scoreboard.judges(JUDGED, plug.Setting(config, rows=rows))
+
+
+def drawn(groups, value):
+  """What an observer sees of a draw."""
+  return types.SimpleNamespace(groups=groups, value=value, asked={})
 
 
 def test_nothing_judged_is_no_standing():
@@ -52,14 +55,14 @@ def test_the_board_ranks_baselines_by_their_true_error_without_knowing_it(sd, be
   """A good prior leads the group mean, a bad one falls behind, by the difference of their errors at
   k - 1."""
   rng = np.random.default_rng(0)
-  (each, learnt), board, error = judged(64), scoreboard.empty(len(JUDGED)), []
-  program = jax.jit(functools.partial(scoreboard.squares, each))
+  judges, board, error = jury(64), scoreboard.empty(len(JUDGED)), []
+  learnt = judges.init()
   for step in range(40):
     mu = rng.uniform(-0.95, 0.95, 64)
     value = np.clip(mu + sd * rng.normal(size=64), -1, 1).astype(np.float32)
     reward = np.where(rng.random((64, 4)) < (1 + mu[:, None]) / 2, 1.0, -1.0).astype(np.float32)
     groups = grouping.make(reward, np.ones((64, 4), bool), step=np.int32(step))
-    learnt, squares = program(learnt, groups, dict.fromkeys(JUDGED, value))
+    learnt, squares = judges.judge(learnt, drawn(groups, value))
     assert squares.shape == (len(JUDGED), 64)
     board = scoreboard.update(board, squares, JUDGED.index("v05"))
     error.append(np.mean((value - mu) ** 2) - np.mean((1 - mu**2) / 3))
@@ -78,8 +81,8 @@ def test_rollouts_without_a_verdict_are_left_out():
   value = np.array([0.2, np.nan], np.float32)
   reward = np.array([[1, -1, np.nan], [1, 1, 1]], np.float32)
   groups = grouping.make(reward, np.array([[1, 1, 1], [1, 0, 0]], bool))
-  each, learnt = judged(2)
-  learnt, _ = scoreboard.squares(each, learnt, groups, dict.fromkeys(JUDGED, value))
+  judges = jury(2)
+  learnt, _ = judges.judge(judges.init(), drawn(groups, value))
   np.testing.assert_allclose(learnt["spo"].rollouts, [2, 1])
   np.testing.assert_allclose(learnt["spo"].successes, [1, 1])
   np.testing.assert_allclose(learnt["ewa"].moments[jnp.array([0, 5])], [1, 1])
@@ -94,9 +97,53 @@ def test_a_board_of_a_run_is_shown_the_rollouts_whose_number_no_outcome_has_chos
   reward, mask = np.array([[1.0, -1, 1], [1, 1, -1]], np.float32), np.ones((2, 3), bool)
   groups = grouping.make(reward, mask)
   groups = groups._replace(first=grouping.leading(groups, 2))
-  draw = types.SimpleNamespace(groups=groups, value=np.array([0.2, np.nan], np.float32), asked={})
+  draw = drawn(groups, np.array([0.2, np.nan], np.float32))
   state, metrics = observer.see(observer.init(), types.SimpleNamespace(drawn=(draw,)))
   np.testing.assert_allclose(state.learnt["spo"].rollouts, [2, 2])
   assert metrics["scoreboard/rloo/sq_adv"] == (4.0, 2.0)  # 2^2 twice and 0 twice, of two prompts
   compared = {name.split("/")[1] for name in metrics if name.endswith("/difference")}
   assert compared == set(JUDGED) - {"v05"}
+
+
+@pytest.mark.parametrize("name", plug.known("estimator"))
+def test_an_estimator_of_the_package_passes_what_a_users_own_must(name):
+  setting = plug.Setting(default.get_config(), rows=8)
+  estimators.try_out(name, plug.make("estimator", name, setting, estimators.Estimator))
+
+
+TRACED = []  # prompts of each program that `counted` is in
+
+
+def counted(options, setting):
+  """An estimator of one's own that keeps count of its programs."""
+
+  def baseline(state, groups, value):
+    TRACED.append(len(groups.k))
+    return jnp.zeros((len(groups.k), 1))
+
+  return estimators.Estimator(baseline)
+
+
+def test_observers_of_one_run_compile_an_estimator_once():
+  """Each says beside the other what it says alone."""
+  config = default.get_config()
+  config.baseline = f"{__name__}:counted"
+  config.observers.scoreboard.estimators = config.observers.noise.estimators = ("rloo",)
+  groups = grouping.make([[1.0, -1, 1], [1, 1, -1]], np.ones((2, 3)), score=np.full((2, 3), 2.0))
+  draw = drawn(groups, np.array([0.2, np.nan], np.float32))
+  draw.rolls = types.SimpleNamespace(tokens=np.zeros((6, 4)), length=np.full((2, 3), 2))
+  draw.importance = np.ones(2)
+  step = types.SimpleNamespace(drawn=(draw,), taken=draw, advantage=groups.reward)
+
+  def metrics(*names):
+    config.observe = names
+    seen = Observers(plug.Setting(config, rows=2))
+    TRACED.clear()
+    return seen.see(seen.init(), step)[1]
+
+  both = metrics("scoreboard", "noise")
+  assert TRACED == [2]
+  alone = metrics("scoreboard") | metrics("noise")
+  assert TRACED == [2]
+  np.testing.assert_equal(both, alone)
+  assert both["scoreboard/counted/sq_adv"] == (2.0, 2) and both["noise/second_moment"] == (4.0, 2)

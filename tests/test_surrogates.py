@@ -1,6 +1,7 @@
 """The surrogates of `loss.surrogate` and the weights of `loss.correction`: numbers by hand, and
 what reaches the gradient."""
 
+import contextlib
 import types
 
 import jax
@@ -172,6 +173,16 @@ def test_a_correction_weighs_the_advantages_of_a_batch():
 def test_the_rules_know_the_tables():
   assert rules.RULES["loss.surrogate"].choices == tuple(surrogates.SURROGATES)
   assert rules.RULES["loss.correction"].choices == ("none", *surrogates.CORRECTIONS)
+
+
+@pytest.mark.parametrize("name", surrogates.SURROGATES)
+def test_the_dual_bound_is_allowed_where_it_changes_the_loss(name):
+  plain, bounded = (of(name, losses.Clip(0.2, 0.5, dual))[0] for dual in (0.0, 1.5))
+  assert (plain != bounded).any() == (name in surrogates.DUAL)
+  c = default.get_config()
+  c.loss.update({"surrogate": name, "clip_dual": 1.5})
+  with contextlib.nullcontext() if name in surrogates.DUAL else pytest.raises(ValueError):
+    configuration.validate(c)
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,11 @@ def test_recomputed_logprobs_take_the_place_of_a_sampler_that_is_off(old, monkey
   draw = drawing.draw
   monkeypatch.setattr("v05_jax.train.draw", off)
   train(
-    small(num_steps=1, **{"loss.old_logprob": old, "loss.minibatches": 1, "eval.period": 0}),
+    small(
+      num_steps=1,
+      observe=("diagnostics",),
+      **{"loss.old_logprob": old, "loss.minibatches": 1, "eval.period": 0},
+    ),
     str(tmp_path),
   )
   (line,) = metrics.read(tmp_path)
@@ -223,13 +227,17 @@ def test_other_weights_in_the_same_folder_are_refused(tmp_path):
 
 def test_a_reward_whose_file_has_changed_is_said(tmp_path, monkeypatch, caplog):
   monkeypatch.syspath_prepend(tmp_path)
-  file, keys = tmp_path / "mended.py", {"reward": "mended:score", "eval.period": 0}
+  file = tmp_path / "mended.py"
+  keys = {"reward": "mended:score", "rewards.workers": 1, "eval.period": 0}
+  run = lambda steps: train(
+    small(grpo.get_config(), num_steps=steps, **keys), str(tmp_path / "run")
+  )
   file.write_text("def score(prompt, response, row): return 0.0\n")
-  train(small(num_steps=1, **keys), str(tmp_path / "run"))
-  train(small(num_steps=2, **keys), str(tmp_path / "run"))
+  run(1)
+  run(2)
   assert "has changed" not in caplog.text
   file.write_text("def score(prompt, response, row): return 1.0\n")
-  train(small(num_steps=3, **keys), str(tmp_path / "run"))
+  run(3)
   assert "the file of config.reward has changed since" in caplog.text
   assert [line["reward"] for line in metrics.read(tmp_path / "run")] == [0, 0, 1]
 
@@ -241,6 +249,21 @@ def test_a_run_of_no_steps_ends_well(tmp_path, caplog):
   train(small(num_steps=0), str(tmp_path / "evaluated"))
   (line,) = metrics.read(tmp_path / "evaluated")
   assert line["step"] == 0 and line["eval/accuracy"] > 0
+
+
+def test_a_run_ends_with_the_step_that_makes_its_number_of_rollouts(unbroken, tmp_path):
+  """That step is the last one in every way, and the same command then has nothing to do."""
+  config = small(num_steps=9, num_rollouts=70, **{"eval.period": 8, "checkpoint.period": 8})
+  state = train(config, str(tmp_path))
+  assert (int(state.step), int(state.rollouts)) == (3, 96)
+  written, whole = lines(tmp_path), lines(unbroken[0])
+  assert [line["step"] for line in written] == [0, 1, 2, 3]
+  assert written[3]["reward"] == whole[3]["reward"] and "eval/accuracy" in written[3]
+  assert int(train(config, str(tmp_path)).step) == 3 and lines(tmp_path) == written
+  config.num_rollouts = 0
+  config.num_steps = 4
+  assert int(train(config, str(tmp_path)).step) == 4
+  assert lines(tmp_path)[4]["reward"] == whole[4]["reward"]
 
 
 def test_observers_may_change_when_a_run_goes_on(unbroken, tmp_path, caplog):
@@ -275,7 +298,7 @@ def test_a_plain_run_is_plain(monkeypatch, tmp_path):
       plain = not isinstance(value, type) and not hasattr(value, "plug")
       if ours and callable(value) and plain:
         monkeypatch.setattr(module, name, raising)
-  for name in ("ewa_baseline", "remember", "empty", "update", "squares", "learn", "mean_value"):
+  for name in ("ewa_baseline", "remember", "empty", "update", "judges", "learn", "mean_value"):
     assert any(vars(m).get(name) is raising for m in (experts, history, scoreboard, contexts)), name
   keys = {"prior.kind": "none", "baseline": "grpo", "eval.period": 0, "checkpoint.period": 1}
   state = train(small(default.get_config(), num_steps=2, **keys), str(tmp_path))
@@ -345,9 +368,8 @@ def test_updates_that_keep_failing_stop_the_run_and_name_the_last_good_checkpoin
   large = lambda path, x: x * 1e15 if {p.key for p in path} & {"gate", "up", "down"} else x
   params = jax.tree_util.tree_map_with_path(large, policy.params)
   hf.save(broken, policy.config, params, policy.tokenizer)
-  config = small(
-    num_steps=9, **{"policy.path": str(broken), "loss.max_skipped": 2, "eval.period": 0}
-  )
+  keys = {"policy.path": str(broken), "loss.max_skipped": 2, "eval.period": 0}
+  config = small(num_steps=9, observe=("diagnostics",), **keys)
   with pytest.raises(
     FloatingPointError, match=r"3 steps in a row.*max_skipped=2.*there is no checkpoint yet"
   ):
@@ -374,6 +396,7 @@ def test_a_reward_that_always_fails_stops_the_run_and_the_state_is_saved(
   (tmp_path / "failing_reward.py").write_text(REWARD)
   monkeypatch.chdir(tmp_path)
   keys = {"reward": "failing_reward:score", "checkpoint.period": 0, "eval.period": 0}
+  keys["observe"] = ("diagnostics",)
   run = lambda steps, **other: train(small(num_steps=steps, **keys, **other), str(tmp_path / "run"))
 
   def break_it():

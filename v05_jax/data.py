@@ -16,6 +16,7 @@ import numpy as np
 from v05_jax import benchmarks, problems, tasks
 from v05_jax.benchmarks import TASKS
 from v05_jax.models import tokenizer as tokenizers
+from v05_jax.names import alike
 from v05_jax.rows import Row, answer_text, checked, conversation, field, prompt_text, show
 from v05_jax.run import files
 from v05_jax.structs import Prompts
@@ -23,6 +24,8 @@ from v05_jax.structs import Prompts
 PROMPT_KEYS = ("prompt", "question", "problem", "messages")
 # OlympiadBench's is the second, and DAPO-Math-17k's the last.
 ANSWER_KEYS = ("answer", "final_answer", "solution", "reward_model.ground_truth")
+
+TOGETHER = 4096  # rows that are read and encoded at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,15 +146,16 @@ def load(
     # a task of reasoning-gym has its own name
     labelled = len(paths) > 1 and not benchmarks.gym_tasks(path)
     name = benchmarks.label(path) if labelled else ""
-    encode = tokenizers.prompt_encoder(tokenizer, chat, template)
     found = itertools.islice(_rows(config_data, path, key), None if shuffle else config_data.size)
-    for where, row, prompt in found:
-      rows.append({**row, "benchmark": name} if name else row)
-      wheres.append(where)
-      try:
-        encoded.append(encode(prompt))
-      except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+    while some := list(itertools.islice(found, TOGETHER)):
+      ids = tokenizers.encode_prompts(tokenizer, [prompt for *_, prompt in some], chat, template)
+      for where, row, _ in some:
+        rows.append({**row, "benchmark": name} if name else row)
+        wheres.append(where)
+        try:
+          encoded.append(next(ids))
+        except ValueError as error:
+          raise ValueError(f"{where}: {error}") from None
     if len(rows) == before:
       raise ValueError(f"{path}: found no row, expected at least one prompt")
   _check_length(encoded, wheres, max_prompt)
@@ -220,7 +224,8 @@ def read_file(path: str, key: str = "data.path") -> Iterator[tuple[str, Row]]:
   except (ValueError, OSError, ImportError) as error:  # the last: no library for that store
     raise ValueError(f"config.{key}: {path} cannot be opened: {error}") from None
   if not there or folder:
-    raise ValueError(f"config.{key}: {path} {'is a folder' if folder else 'does not exist'}")
+    found = "is a folder" if folder else f"does not exist{alike(path)}"
+    raise ValueError(f"config.{key}: {path} {found}")
   try:
     with file.open("rb") as stream:
       yield from readers[file.suffix](path, stream)
@@ -230,13 +235,15 @@ def read_file(path: str, key: str = "data.path") -> Iterator[tuple[str, Row]]:
 
 def _read_jsonl(path, stream):
   for number, line in enumerate(stream, 1):
-    if not line.strip():
+    if not (line := line.rstrip()):
       continue
     where = f"{path}:{number}"
     try:
       row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:  # malformed, not UTF-8, or nested too deeply
-      raise ValueError(f"{where}: found {show(line)}, which is not JSON: {error}") from None
+      place = isinstance(error, json.JSONDecodeError)
+      reason = f"{error.msg} in column {error.colno}" if place else error
+      raise ValueError(f"{where}: found {show(line)}, which is not JSON: {reason}") from None
     if not isinstance(row, dict):
       raise ValueError(f"{where}: found {show(row)}, expected a JSON object")
     yield where, row
@@ -303,7 +310,8 @@ def _field(row, key, detect, what, where):
   for name in (key,) if key else detect:
     if (value := field(row, name)) is not None:
       return value
-  wanted = f"config.data.{what}_key = {key!r}" if key else f"one of {', '.join(detect)}"
+  other = f"one of {', '.join(detect)}, or the name of another one as --config.data.{what}_key"
+  wanted = f"config.data.{what}_key = {key!r}" if key else other
   raise ValueError(
     f"{where}: found no {what} among the fields {', '.join(map(str, row))}, expected {wanted}"
   )

@@ -196,6 +196,7 @@ class Setting(NamedTuple):
   exact: Callable | None = None  # (params, rows) -> success probability, NaN where it is not exact
   workdir: Any = None  # None: nothing is to be written
   done: int = 0  # steps of the restored state
+  shared: dict | None = None  # what observers of the run make once for all of them, by name
 
 
 def make(kind: str, name: str, setting: Setting, result: type):

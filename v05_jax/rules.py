@@ -7,9 +7,11 @@ from collections.abc import Callable
 import re
 from typing import Any, NamedTuple
 
-from v05_jax import benchmarks, plug, problems
+from v05_jax import benchmarks, plug, problems, tasks
 from v05_jax.budgets.base import Budget
+from v05_jax.models import lora, model_config
 from v05_jax.rewards import mixture as rewards
+from v05_jax.update import losses, surrogates
 
 
 class Rule(NamedTuple):
@@ -41,10 +43,9 @@ _NAMES = Rule(
   lambda x: len(set(x)) == len(x) > 0 and all(re.fullmatch(r"\w+", str(name)) for name in x),
   "at least one name, each once; on the command line \"('add', 'sub')\"",
 )
-_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 _MATRICES = Rule(
-  lambda x: len(set(x)) == len(x) > 0 and set(x) <= set(_TARGETS),
-  f"at least one of {', '.join(_TARGETS)}, each once; on the command line \"('q', 'v')\"",
+  lambda x: len(set(x)) == len(x) > 0 and set(x) <= set(lora.TARGETS),
+  f"at least one of {', '.join(lora.TARGETS)}, each once; on the command line \"('q', 'v')\"",
 )
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:function
 
@@ -67,11 +68,12 @@ _RANGES = (
   (_at_least(1), "sampler.chunk sampler.share sampler.slot_sizes sampler.column_sizes"),
   (_at_least(1), "sampler.max_prompt sampler.max_response budget.k_init budget.k_max"),
   (_at_least(1), "selection.pool"),
-  (_at_least(1), "loss.minibatches loss.epochs loss.vocab_chunk"),
+  (_at_least(1), "loss.minibatches loss.epochs loss.vocab_chunk loss.replay_age"),
   (_at_least(1), "sft.batch eval.size checkpoint.keep"),
-  (_at_least(0), "num_steps data.seed data.scratchpad rewards.overlong_buffer sampler.top_k"),
+  (_at_least(0), "num_steps num_rollouts data.seed data.scratchpad rewards.overlong_buffer"),
+  (_at_least(0), "sampler.top_k"),
   (_at_least(0), "budget.max_resample loss.clip_high loss.kl_coef loss.entropy_coef"),
-  (_at_least(0), "loss.row_length loss.max_skipped"),
+  (_at_least(0), "loss.row_length loss.max_skipped loss.replay"),
   (_at_least(0), "optimizer.learning_rate optimizer.warmup_steps optimizer.weight_decay"),
   (_at_least(0), "optimizer.clip_norm sft.steps sft.learning_rate sft.warmup_steps"),
   (_at_least(0), "eval.period eval.samples checkpoint.period"),
@@ -110,15 +112,15 @@ _RANGES = (
   (Rule(lambda x: x > 0, "above 0"), "policy.lora_alpha"),
   (_MATRICES, "policy.lora_targets"),
   (_REWARD, "reward"),
-  (_or_open(_one_of("float32", "bfloat16")), "policy.dtype"),
-  (_or_open(_one_of("none", "full", "attention", "dots")), "policy.remat"),
+  (_or_open(_one_of(*model_config.DTYPES)), "policy.dtype"),
+  (_or_open(_one_of(*model_config.REMAT)), "policy.remat"),
   (_one_of("plain", "flash"), "policy.attention"),
-  (_one_of("train", "validation", "heldout"), "data.split eval.split"),
+  (_one_of(*tasks.SPLITS), "data.split eval.split"),
   (_one_of("score", "fail", "mask"), "sampler.truncated"),
-  (_one_of("token", "rollout", "prompt", "constant"), "loss.aggregate"),
+  (_one_of(*losses.AGGREGATES), "loss.aggregate"),
   (_one_of("sampler", "recompute"), "loss.old_logprob"),
-  (_one_of("clip", "reinforce", "gspo", "cispo", "dis"), "loss.surrogate"),
-  (_one_of("none", "tis", "icepop"), "loss.correction"),
+  (_one_of(*surrogates.SURROGATES), "loss.surrogate"),
+  (_one_of("none", *surrogates.CORRECTIONS), "loss.correction"),
   (Rule(lambda x: 0 <= x < 1, "at least 0 and below 1"), "loss.correction_low"),
   (Rule(lambda x: x > 1, "above 1"), "loss.correction_high"),
   (_one_of("spread", "second_moment"), "selection.score"),
@@ -177,6 +179,9 @@ def relations(config, flat, wrong) -> list[str]:
   flash = "bfloat16, since policy.attention is flash, whose kernels want it"
   need(policy.attention == "plain" or policy.dtype in ("bfloat16", ""), "policy.dtype", flash)
   plain = "False, since policy.attention is flash, whose kernels see one segment a token"
+  ends = "0, since optimizer.schedule is not constant: its end is that of num_steps"
+  constant = config.optimizer.schedule == "constant"
+  need(constant or not config.num_rollouts, "num_rollouts", ends)
   need(policy.attention == "plain" or not loss.share_prompts, "loss.share_prompts", plain)
   _ratios(loss, need)
   low, high = config.rewards.low, config.rewards.high
@@ -202,11 +207,18 @@ def relations(config, flat, wrong) -> list[str]:
 
 def _ratios(loss, need):
   """Which surrogates have a dual bound, and whose log-probs a correction compares."""
-  dual = f"0, since loss.surrogate is {loss.surrogate}: clip and gspo alone have a dual bound"
-  need(loss.surrogate in ("clip", "gspo") or loss.clip_dual == 0, "loss.clip_dual", dual)
+  bounded = " and ".join(surrogates.DUAL)
+  dual = f"0, since loss.surrogate is {loss.surrogate}: {bounded} alone have a dual bound"
+  need(loss.surrogate in surrogates.DUAL or loss.clip_dual == 0, "loss.clip_dual", dual)
   both = f"recompute, since loss.correction is {loss.correction}, which compares the trainer's "
   both += "log-probs with the sampler's"
   need(loss.correction == "none" or loss.old_logprob == "recompute", "loss.old_logprob", both)
+  sampled = "sampler, since loss.replay compares each rollout with the policy that sampled it"
+  need(loss.replay == 0 or loss.old_logprob == "sampler", "loss.old_logprob", sampled)
+  ratio = (
+    "a surrogate with a ratio to the policy that sampled, since loss.replay takes older rollouts"
+  )
+  need(loss.replay == 0 or loss.surrogate != "reinforce", "loss.surrogate", ratio)
 
 
 def _plugs(config, need):

@@ -18,7 +18,7 @@ from v05_jax.rows import show
 from v05_jax.scale import distributed, sharding, sources
 from v05_jax.shapes import Shapes, shapes
 from v05_jax.structs import TrainState
-from v05_jax.update import policy_gradient
+from v05_jax.update import policy_gradient, replay
 from v05_jax.value_model import directory
 
 
@@ -57,6 +57,7 @@ class Run(NamedTuple):
       budget=self.budget.init(),
       estimator=self.estimator.init(),
       observers=self.observers.init(),
+      replay=replay.init(self.config),
     )
 
   def prompts_per_step(self, mean_k: float) -> int:

@@ -49,6 +49,7 @@ class Observers:
   """Those that `config.observe` names; a context manager. Its state is {label: state}."""
 
   def __init__(self, setting: plug.Setting):
+    setting = setting._replace(shared={})
     self._all = {
       name: plug.make("observer", name, setting, Observer) for name in setting.config.observe
     }

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from v05_jax import plug
+from v05_jax import moments, plug
 from v05_jax.estimators import base as estimators
 from v05_jax.observers.base import Observer, Step, pair
 from v05_jax.run.metrics import Pairs, merge
@@ -37,51 +37,80 @@ class Scores(NamedTuple):
   board: Board
 
 
+class Judged(NamedTuple):
+  """An estimator and the program that judges it."""
+
+  estimator: estimators.Estimator
+  # (learnt, Groups, V [P], weight [P, K]) -> (learnt after it, [P]: `squared_unseen` by what it had
+  # learnt before)
+  program: Callable
+
+
 class Judges(NamedTuple):
   """Estimators that are judged on a run's own rollouts."""
 
   labels: list[str]
   own: int  # which of them is behind the run's advantages
   init: Callable  # () -> what they have learnt before the first step, by label
-  # (learnt, Draw) -> (learnt after it, [E, P]: `squares` by what they had learnt before)
+  # (learnt, Draw) -> (learnt after it, [E, P]: `squared_unseen` by what they had learnt before)
   judge: Callable
 
 
-def judges(names, setting: plug.Setting, weigh: Callable = lambda groups: 1.0) -> Judges:
-  """The estimators of these names and the run's own, each rollout weighed by `weigh(Groups)`."""
-  own, judged = plug.label(setting.config.baseline), named(names, setting)
-
-  @jax.jit
-  def judge_all(learnt, groups, values):
-    return squares(judged, learnt, groups, values, weigh(groups))
+def judges(names, setting: plug.Setting, weigh: Callable | None = None) -> Judges:
+  """The estimators of these names and the run's own, each rollout weighed by `weigh(Groups)` [P,
+  K], or all alike."""
+  weigh = weigh or (lambda groups: np.ones_like(groups.reward))
+  judged, own = named(names, setting), plug.label(setting.config.baseline)
 
   def judge(learnt, draw):
     groups = draw.groups.unconditional._replace(first=None)
-    return judge_all(learnt, groups, values(judged, draw))
+    weight, value, after, found = weigh(groups), values(judged, draw), {}, []
+    for label, one in judged.items():
+      known, squares = one.program({label: learnt[label]}, groups, value[label], weight)
+      after |= known
+      found.append(squares)
+    return after, np.stack(found)
 
   return Judges(list(judged), list(judged).index(own), lambda: initial(judged), judge)
 
 
-def named(names, setting: plug.Setting) -> dict[str, estimators.Estimator]:
-  """The estimators of these names and the run's own, by label."""
-  labels = {plug.label(name): name for name in (*names, setting.config.baseline)}
-  return {label: estimators.named(name, setting) for label, name in labels.items()}
+def named(names, setting: plug.Setting) -> dict[str, Judged]:
+  """The estimators of these names and the run's own, by label. Observers of one run share them, so
+  that each is compiled once."""
+  shared = {} if setting.shared is None else setting.shared
+  found = {}
+  for name in (*names, setting.config.baseline):
+    if name not in shared:
+      shared[name] = judged(estimators.named(name, setting))
+    found[plug.label(name)] = shared[name]
+  return found
 
 
-def initial(judged) -> dict[str, Any]:
+def judged(estimator: estimators.Estimator) -> Judged:
+  """An estimator with the program that judges it."""
+
+  @jax.jit
+  def judge(learnt, groups, value, weight):
+    squares = estimators.squared_unseen(estimator, learnt, groups, value, weight)
+    return estimator.learn(learnt, groups, value), squares
+
+  return Judged(estimator, judge)
+
+
+def initial(judged: dict[str, Judged]) -> dict[str, Any]:
   """What the estimators know at first, by label."""
   learnt = {}
-  for estimator in judged.values():
+  for estimator, _ in judged.values():
     learnt |= estimator.init()
   return learnt
 
 
-def values(judged, draw) -> dict[str, np.ndarray]:
+def values(judged: dict[str, Judged], draw) -> dict[str, np.ndarray]:
   """What each estimator is given as V, [P]: without the history for one that counts it itself."""
   without = draw.asked.get("history", {}).get("before", draw.value)
   return {
     label: without if estimator.counts_history else draw.value
-    for label, estimator in judged.items()
+    for label, (estimator, _) in judged.items()
   }
 
 
@@ -109,16 +138,6 @@ def scoreboard(options, setting):
   return Observer(see, lambda: Scores(jury.init(), empty(len(labels))))
 
 
-def squares(judged, learnt, groups, values, weight=1.0):
-  """(what each estimator has learnt by then, its squared leave-one-out advantages [E, P], each
-  rollout's times its weight [P, K])."""
-  found, after = [], {}
-  for label, estimator in judged.items():
-    found.append(estimators.squared_unseen(estimator, learnt, groups, values[label], weight))
-    after |= estimator.learn(learnt, groups, values[label])
-  return after, jnp.stack(found)
-
-
 def standings(board: Board, names: list[str], own: str) -> Pairs:
   """Each estimator's lead or lag against the run's own so far, and its standard error."""
   found, error = {}, np.asarray(standard_error(board))
@@ -140,21 +159,15 @@ def empty(count: int) -> Board:
 
 @jax.jit
 def update(board: Board, squares, own: int) -> Board:
-  """Adds the prompts of a step; `squares` [E, P], `own`: the row of the
-  estimator behind the run's
+  """Adds the prompts of a step; `squares` [E, P], `own`: the row of the estimator behind the run's
   advantages."""
   difference = squares - squares[own]
   where = jnp.all(jnp.isfinite(difference), axis=0)
   number = jnp.sum(where)
-  total = board.count + number
   average = lambda x: jnp.sum(jnp.where(where, x, 0.0), axis=1) / jnp.maximum(number, 1)
   mean = average(difference)
   square = average((difference - mean[:, None]) ** 2) * number
-  shift = mean - board.mean  # two samples' moments joined (Chan, Golub and LeVeque, 1979)
-  share = number / jnp.maximum(total, 1)
-  return Board(
-    total, board.mean + shift * share, board.square + square + shift**2 * board.count * share
-  )
+  return moments.merged(board, number, mean, square)
 
 
 @jax.jit

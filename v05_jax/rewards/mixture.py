@@ -11,7 +11,9 @@ weights kept (`others`). With `rewards.success = "sum"` all of that looks at R, 
 """
 
 from collections import Counter
+import difflib
 import math
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +39,7 @@ def terms(reward) -> tuple[Term, ...]:
   module.function where two have the same. Raises ValueError where it is none."""
   pairs = [(reward, 1.0)] if isinstance(reward, str) else reward
   if not isinstance(pairs, (list, tuple)) or not pairs or not all(map(_is_pair, pairs)):
-    raise ValueError(f"found {reward!r:.200}, expected {EXPECTED}")
+    raise ValueError(f"found {reward!r:.200}{_meant(reward)} expected {EXPECTED}")
   targets = [target for target, _ in pairs]
   if len(set(targets)) < len(targets):
     raise ValueError(f"found {reward!r:.200}, expected each reward once")
@@ -48,6 +50,16 @@ def terms(reward) -> tuple[Term, ...]:
     for x, target in zip(short, targets)
   ]
   return tuple(Term(n, t, float(w)) for n, t, (_, w) in zip(names, targets, pairs))
+
+
+def _meant(reward) -> str:
+  """ ", did you mean NAME?", where a name was mistyped or a function is named as in Python; ","."""
+  if not isinstance(reward, str):
+    return ","
+  near = difflib.get_close_matches(reward, KNOWN, 1, 0.7)
+  if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", reward):
+    near = [":".join(reward.rsplit(".", 1))]
+  return f", did you mean {near[0]}?" if near else ","
 
 
 def _is_pair(pair) -> bool:

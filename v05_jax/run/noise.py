@@ -89,7 +89,7 @@ def jury(run: Run):
 def taught(judged, learnt, seen: Draw):
   """What they know after a draw."""
   groups, values, after = seen.groups._replace(first=None), scoreboard.values(judged, seen), {}
-  for label, estimator in judged.items():
+  for label, (estimator, _) in judged.items():
     after |= jax.jit(estimator.learn)(learnt, groups, values[label])
   return after
 
@@ -98,7 +98,7 @@ def squares(run: Run, judged, learnt, taken: Draw, state: TrainState) -> dict[st
   """Label -> squared leave-one-out advantage of each rollout [P, K]; where success is exact, that
   of the true success rate too."""
   groups, values, found = taken.groups._replace(first=None), scoreboard.values(judged, taken), {}
-  for label, estimator in judged.items():
+  for label, (estimator, _) in judged.items():
     unseen = jax.jit(estimator.unseen or estimator.baseline)
     found[label] = (groups.reward - np.asarray(unseen(learnt, groups, values[label]))) ** 2
   known = truth(run.exact, state.params, taken.prompts) if run.exact else np.array([np.nan])

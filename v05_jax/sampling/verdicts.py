@@ -137,15 +137,19 @@ class Judge:
     options = self._config.rewards
     self._outside += int(grouping.outside(found, options.low, options.high).sum())
     if self._best is not None:
-      self._best = max(self._best, *np.nan_to_num(found, nan=-math.inf))
+      self._best = np.max(np.nan_to_num(found, nan=-math.inf), initial=self._best)
     for kept, column in zip(self._parts, told[:, 1:].T):
       kept += column[np.isfinite(column)].tolist()
     return told
 
   def _told(self, ended, verdicts) -> np.ndarray:
     width = 1 + len(self._names)
-    if not distributed.several():
-      return np.array([np.atleast_1d(verdict()) for verdict in verdicts], float).reshape(-1, width)
+    several = distributed.several()
+    found = self._exchanged(ended, verdicts, width) if several else [ask() for ask in verdicts]
+    return np.array(found, float).reshape(-1, width)
+
+  def _exchanged(self, ended, verdicts, width: int) -> list[np.ndarray]:
+    """The rewards of all processes, of which each waits for those of its own prompts."""
     found = []
     for first in range(0, len(ended), self._slots):  # always as many: one program
       part, rewards = ended[first : first + self._slots], np.zeros((self._slots, width), np.float32)
@@ -154,7 +158,7 @@ class Judge:
           rewards[i] = verdict()
       told = distributed.exchange(rewards)
       found += [told[rollout.prompt % len(told), i] for i, rollout in enumerate(part)]
-    return np.array(found, float).reshape(-1, width)
+    return found
 
   def finish(self) -> dict[str, tuple[float, float]]:
     """Ends a step or an evaluation -> what is to be written of its verdicts, (sum, count) by name.
@@ -182,7 +186,7 @@ class Judge:
     of_tasks = f"; of the built-in tasks: is data.scratchpad = {length} what the policy was taught?"
     log.warning(
       "none of the first %d rollouts has a reward above rewards.low = %g: a policy that is never "
-      "right learns nothing from rewards. See them with --mode=sample; --mode=sft warms it up%s",
+      "right learns nothing. v05 sample shows them; v05 sft makes a warm start%s",
       *(rollouts, low, of_tasks if self._config.data.path == "tasks" else ""),
     )
 

@@ -111,6 +111,7 @@ SURROGATES = {
   "cispo": _by_token(cispo),
   "dis": _by_token(dis),
 }
+DUAL = ("clip", "gspo")  # those of SURROGATES that take the dual bound, `loss.clip_dual`
 # `loss.correction` -> (ratio, low, high) -> weight
 CORRECTIONS = {"tis": tis, "icepop": icepop}
 
