@@ -175,6 +175,8 @@ def _value_in_words(words: Words, value: Value) -> bool:
 def _same_residues(gold: Residues, found: Residues) -> bool:
   if gold.name and found.name and gold.name != found.name:
     return False
+  if gold.negated != found.negated:
+    return False
   common = math.lcm(gold.modulus, found.modulus)
   if common > LIFT:
     return gold[1:] == found[1:]

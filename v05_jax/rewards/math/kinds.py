@@ -74,6 +74,11 @@ class Residues(NamedTuple):
   residues: frozenset
   modulus: int
 
+  @property
+  def negated(self) -> bool:
+    r"""Whether the name says that it is not so: x \not\equiv 2."""
+    return self.name.endswith(r"\not")
+
 
 class Congruence(NamedTuple):
   """left and right, expressions, are congruent modulo a third."""
