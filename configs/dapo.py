@@ -1,7 +1,7 @@
 """DAPO (arXiv 2503.14476) with groups of 16 on the built-in tasks: clip-higher, token aggregation,
 dynamic sampling and the overlong penalty. Discarded rollouts count as generated.
 
-    python -m v05_jax.main --config=configs/dapo.py --workdir=runs/dapo
+    v05 train --config=dapo --workdir=runs/dapo
 
 On 2 CPU cores 20 s (11 s of steps); success on 512 held-out prompts from .433 to .673 after 20,864
 rollouts, of which 4,480 were discarded, chain left out (eval.samples = 0); .652 after 15,462. One

@@ -2,8 +2,8 @@ r"""DAPO (arXiv 2503.14476) with groups of 16 in the setting of configs/v05_qwen
 only the method differs: clip-higher, token aggregation, dynamic sampling and the overlong penalty.
 Discarded rollouts count as generated.
 
-    python -m v05_jax.main --mode=compile --config=configs/dapo_qwen3_4b.py --topology=v5e:4x8
-    python -m v05_jax.main --config=configs/dapo_qwen3_4b.py \
+    v05 compile --config=dapo_qwen3_4b --topology=v5e:4x8
+    v05 train --config=dapo_qwen3_4b \
       --workdir=gs://BUCKET/dapo --distributed
 
 Hardware and memory are those of configs/v05_qwen3_4b.py without its prior: the programs are the

@@ -1,7 +1,7 @@
 """Every key of a run, once, with its unit. A run's own file starts from here and changes what it
 must.
 
-    python -m v05_jax.main --config=configs/v05.py --workdir=runs/v05 --config.seed=1
+    v05 train --config=v05 --workdir=runs/v05 --config.seed=1
 """
 
 from ml_collections import ConfigDict, FieldReference
@@ -13,6 +13,9 @@ def get_config() -> ConfigDict:
   c = ConfigDict()
   c.seed = 0  # of everything that is drawn
   c.num_steps = 64  # training steps
+  # rollouts, discarded ones included, after which a run ends, with its step, even before num_steps;
+  # 0 = off. For comparisons at equal rollouts of methods whose steps have different numbers of them
+  c.num_rollouts = 0
   # rollouts a step on average; rounded to whole prompts and equal minibatches
   c.rollouts_per_step = 256
 
@@ -160,6 +163,10 @@ def get_config() -> ConfigDict:
   loss.aggregate = "prompt"
   loss.minibatches = 2  # updates an epoch: the prompts are split among them
   loss.epochs = 1  # passes over a step's rollouts
+  # rollouts of earlier steps that each step's update has beside its own, of large |advantage|
+  # (arXiv 2606.04560); 0 = off
+  loss.replay = 0
+  loss.replay_age = 4  # steps that a rollout may wait
   # Whose log-probs of the parameters that sampled the ratio is taken to: those of the sampler, or
   # of one more forward pass before the step's first update, for a sampler whose numerics differ
   # (see loss/logprob_gap).
@@ -190,13 +197,13 @@ def get_config() -> ConfigDict:
   optimizer.weight_decay = 0.0  # share of a weight that an update takes away, times the rate
   optimizer.clip_norm = 1.0  # of the global gradient norm; 0 = off
 
-  c.sft = sft = ConfigDict()  # --mode=sft
+  c.sft = sft = ConfigDict()  # v05 sft
   sft.steps = 900  # updates
   sft.batch = 256  # prompts with their responses a step
   sft.learning_rate = 3e-3  # peak, cosine to zero
   sft.warmup_steps = 30  # updates in which the rate rises from zero
 
-  c.value = value = ConfigDict()  # --mode=value trains a V0
+  c.value = value = ConfigDict()  # v05 value trains a V0
   # folders of pairs (of the observer pairs) with commas between; "synthetic" = drawn tasks, for a
   # head alone
   value.data = ""

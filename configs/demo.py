@@ -1,7 +1,7 @@
 """One of the demo's four runs on the built-in tasks, 16,384 rollouts each; `make demo` does all
 four.
 
-    python -m v05_jax.main --config=configs/demo.py --workdir=runs/demo/v05
+    v05 train --config=demo --workdir=runs/demo/v05
 
 On 2 CPU cores 14 to 17 s a run; success on 1,024 held-out prompts from .430 to .688 with V0.5, mean
 of 3 seeds: the table is in experiments/demo/README.md.

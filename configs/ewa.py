@@ -1,7 +1,7 @@
 """EWA-Beta with the Neyman budget on the built-in tasks: 2 rollouts of every prompt, then 2 more a
 prompt on average.
 
-    python -m v05_jax.main --config=configs/ewa.py --workdir=runs/ewa
+    v05 train --config=ewa --workdir=runs/ewa
 
 The baseline learns online how far to trust the prior, and the second half of a step's rollouts goes
 where it expects the largest error. The number of rollouts a step is always the same, in two calls

@@ -1,6 +1,6 @@
 """GRPO (arXiv 2402.03300) with groups of 16 on the built-in tasks.
 
-    python -m v05_jax.main --config=configs/grpo.py --workdir=runs/grpo
+    v05 train --config=grpo --workdir=runs/grpo
 
 On 2 CPU cores 16 s (8 s of steps); success on 512 held-out prompts from .433 to .631 after 16,384
 rollouts, chain left out (eval.samples = 0); one seed.

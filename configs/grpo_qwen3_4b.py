@@ -1,8 +1,8 @@
 r"""GRPO (arXiv 2402.03300) with groups of 16 in the setting of configs/v05_qwen3_4b.py, from which
 only the method differs: what V0.5 is compared with at equal rollouts.
 
-    python -m v05_jax.main --mode=compile --config=configs/grpo_qwen3_4b.py --topology=v5e:4x8
-    python -m v05_jax.main --config=configs/grpo_qwen3_4b.py \
+    v05 compile --config=grpo_qwen3_4b --topology=v5e:4x8
+    v05 train --config=grpo_qwen3_4b \
       --workdir=gs://BUCKET/grpo --distributed
 
 Hardware and memory are those of configs/v05_qwen3_4b.py without its prior: the programs are the

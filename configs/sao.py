@@ -1,7 +1,7 @@
 """SAO (arXiv 2607.07508) on the built-in tasks: one rollout a prompt, an online critic that is
 updated twice a step, and a loss without gradient where the ratio leaves its bounds.
 
-    python -m v05_jax.main --config=configs/sao.py --workdir=runs/sao
+    v05 train --config=sao --workdir=runs/sao
 
 What the paper has besides, an asynchronous sampler and a critic of the policy's size, is not here:
 docs/rivals.md. On 2 CPU cores with other work 25 s of steps; success on 512 held-out prompts from

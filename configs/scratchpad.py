@@ -1,6 +1,6 @@
 """The demo with a scratchpad behind every answer: tasks in which a success is as long as a failure.
 
-    python -m v05_jax.main --config=configs/scratchpad.py --workdir=runs/scratchpad
+    v05 train --config=scratchpad --workdir=runs/scratchpad
 
 A response is the answer, ":" and LENGTH characters that no verdict looks at. They carry entropy of
 their own, so that the score of a success (the gradient of its log-probability) is about as long as

@@ -1,7 +1,7 @@
 """SPO (arXiv 2509.13232) on the built-in tasks: one rollout a prompt, every prompt's own past as
 the baseline.
 
-    python -m v05_jax.main --config=configs/spo.py --workdir=runs/spo
+    v05 train --config=spo --workdir=runs/spo
 
 Advantages are centred and scaled over the batch, and prompts are taken from a pool four times as
 large by the spread that their past promises, without weights. A past needs prompts that come back:

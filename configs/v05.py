@@ -1,7 +1,7 @@
 """V0.5 with the paper's adaptive budget on the built-in tasks: 4 to 16 rollouts a prompt, c =
 1/256.
 
-    python -m v05_jax.main --config=configs/v05.py --workdir=runs/v05
+    v05 train --config=v05 --workdir=runs/v05
 
 Blocks of 2 rollouts, where the paper's rule adds one at a time: half of the sampler calls, and up
 to one rollout more than the rule would take. On 2 CPU cores 36 s (22 s of steps); success on 512

@@ -1,7 +1,7 @@
 """Our recipe: one rollout a prompt, prompts selected by V, EWA-Beta as the baseline, every rollout
 used twice.
 
-    python -m v05_jax.main --config=configs/v05_plus.py --workdir=runs/v05_plus
+    v05 train --config=v05_plus --workdir=runs/v05_plus
 
 On 2 CPU cores 18 s of steps; success on 768 held-out prompts .708 after 16,384 rollouts where V0.5
 with 4 rollouts a prompt has .653 (5 seeds with other warm starts and value models). What each

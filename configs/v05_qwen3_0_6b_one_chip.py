@@ -2,11 +2,11 @@ r"""Qwen3-0.6B on GSM8K with V0.5's adaptive budget and LoRA: one GPU of 24 GB, 
 16 GB as in Colab.
 
     hf download Qwen/Qwen3-0.6B --local-dir Qwen3-0.6B
-    python -m v05_jax.main --config=configs/v05_qwen3_0_6b_one_chip.py --workdir=runs/gsm8k
-    python -m v05_jax.main --mode=eval --workdir=runs/gsm8k \
-      --config=configs/v05_qwen3_0_6b_one_chip.py --config.eval.size=1319
-    python -m v05_jax.main --mode=export --workdir=runs/gsm8k \
-      --config=configs/v05_qwen3_0_6b_one_chip.py --out=model
+    v05 train --config=v05_qwen3_0_6b_one_chip --workdir=runs/gsm8k
+    v05 eval --workdir=runs/gsm8k \
+      --config=v05_qwen3_0_6b_one_chip --config.eval.size=1319
+    v05 export --workdir=runs/gsm8k \
+      --config=v05_qwen3_0_6b_one_chip --out=model
 
 GSM8K comes from the Hugging Face hub by the library `datasets`, or from
 benchmarks/gsm8k_train.jsonl and benchmarks/gsm8k.jsonl. The base is kept in bfloat16 and frozen; 20

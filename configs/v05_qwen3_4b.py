@@ -2,9 +2,9 @@ r"""The paper's setting (arXiv 2603.10848): Qwen3-4B-Instruct-2507 on DAPO-Math-
 adaptive budget, on a TPU pod slice; six benchmarks, mean@16.
 
     # before you pay
-    python -m v05_jax.main --mode=compile --config=configs/v05_qwen3_4b.py --topology=v5e:4x8
+    v05 compile --config=v05_qwen3_4b --topology=v5e:4x8
     # on every host
-    python -m v05_jax.main --config=configs/v05_qwen3_4b.py --workdir=gs://BUCKET/v05 --distributed
+    v05 train --config=v05_qwen3_4b --workdir=gs://BUCKET/v05 --distributed
 
 32 chips of v5e or v5p, or more. By the TPU's compiler (the first command), GiB of 15.75 on a v5e
 chip with all that lives beside: prior 2.8, its head 5.7, prefill 10.4, decode 8.7, update 11.0. The
@@ -19,7 +19,7 @@ minibatches, the sizes of the sampler. An evaluation has 1,546 problems; in trai
 samples each every 100 steps, which is 25,000 rollouts in all beside the 154,000 of training; the
 paper's mean@16 is
 
-    python -m v05_jax.main --mode=eval --config=configs/v05_qwen3_4b.py --workdir=gs://BUCKET/v05 \
+    v05 eval --config=v05_qwen3_4b --workdir=gs://BUCKET/v05 \
       --distributed --config.eval.samples=16
 
 Measured: nothing but what the compiler says; this config has not run.

@@ -1,7 +1,7 @@
 """The code of configs/v05_qwen3_0_6b_one_chip.py on the built-in tasks and their policy of 58,000
 parameters.
 
-    python -m v05_jax.main --config=configs/v05_qwen3_tiny.py --workdir=runs/tiny
+    v05 train --config=v05_qwen3_tiny --workdir=runs/tiny
 
 V0.5's adaptive budget, LoRA of rank 8 on a frozen base in bfloat16, rematerialisation: what that
 run does, at other sizes. On one CPU core about a minute; success on 512 held-out prompts from .433

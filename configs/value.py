@@ -1,7 +1,7 @@
 r"""The value model of the built-in tasks: a V0 on the frozen warm start, trained on other policies'
 rollouts.
 
-    python -m v05_jax.main --mode=value --config=configs/value.py --workdir=runs/value \
+    v05 value --config=value --workdir=runs/value \
       --config.value.data=FOLDER,FOLDER
 
 FOLDERs are WORKDIR/pairs of runs that observe pairs. experiments/value_model makes the

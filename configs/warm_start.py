@@ -1,6 +1,6 @@
 """The shipped policy of the built-in tasks, trained on noisy demonstrations from random weights.
 
-    python -m v05_jax.main --mode=sft --config=configs/warm_start.py --workdir=runs/warm_start
+    v05 sft --config=warm_start --workdir=runs/warm_start
 
 Two CPU cores: 5 minutes (4 of CPU time; half as much again without the memory settings that
 experiments/warm_start/README.md names). Exact success .434 on 1,536 validation prompts, which

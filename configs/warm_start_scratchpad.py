@@ -1,7 +1,7 @@
 """The shipped policy of the tasks with a scratchpad: the shipped warm start, taught to go on after
 an answer.
 
-    python -m v05_jax.main --mode=sft --config=configs/warm_start_scratchpad.py \
+    v05 sft --config=warm_start_scratchpad \
       --workdir=runs/warm_start_scratchpad
 
 Its result, runs/warm_start_scratchpad/hf, is what v05_jax/tasks/warm_start_scratchpad holds.

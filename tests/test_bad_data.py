@@ -5,9 +5,10 @@ import re
 
 import pytest
 
-from v05_jax import data, tasks
+from v05_jax import data, models, tasks
 from v05_jax.configs import default
 from v05_jax.models import tokenizer as tokenizers
+from v05_jax.run import runs
 
 NAN, INFINITY = float("nan"), float("inf")
 GOOD = {"prompt": "1+1=", "answer": "2"}
@@ -69,7 +70,7 @@ ROWS = [
   for value in values
 ]
 LINES = [
-  ("torn", b'{"prompt": "1+1=", "answer": "2"', "not JSON"),
+  ("torn", b'{"prompt": "1+1=", "answer": "2"', "not JSON: .* in column 33"),
   ("two", b'{"prompt": "1"} {"answer": "2"}', "not JSON"),
   ("quotes", b"{'prompt': '1', 'answer': '2'}", "not JSON"),
   ("comma", b'{"prompt": "1", "answer": "2",}', "not JSON"),
@@ -224,6 +225,30 @@ def test_a_missing_file_is_blamed_on_the_key_that_names_it(tokenizer):
   config.eval.path = "nowhere.jsonl"
   with pytest.raises(ValueError, match=r"config\.eval\.path: nowhere\.jsonl does not exist"):
     data.load(data.eval_config(config), tokenizer, 16, shuffle=False, key="eval.path")
+
+
+def test_what_is_mistyped_is_answered_with_what_stands_beside_it(tokenizer, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "problems.jsonl").touch()
+  (tmp_path / "warm").mkdir()
+  for typed, meant in (
+    ("problem.jsonl", "problems.jsonl"),
+    ("./problems.json1", "./problems.jsonl"),
+    (f"{tmp_path}/problms.jsonl", f"{tmp_path}/problems.jsonl"),
+  ):
+    with pytest.raises(ValueError) as error:
+      list(data.read_file(typed))
+    assert str(error.value) == f"config.data.path: {typed} does not exist, did you mean {meant}?"
+  with pytest.raises(ValueError, match=r"warn is not a directory, did you mean .*warm\?"):
+    models.folder("warn")
+  with pytest.raises(ValueError, match=r"builtn is not a directory, did you mean \"builtin\"\?"):
+    models.folder("builtn")
+  with pytest.raises(ValueError, match=r"workdir warn: found no metrics.*, did you mean warm\?"):
+    runs.load("warn")
+  with pytest.raises(ValueError, match=r"workdir warm: found no metrics.jsonl, expected the"):
+    runs.load("warm")
+  with pytest.raises(ValueError, match=r"away/problems\.jsonl does not exist$"):
+    list(data.read_file("away/problems.jsonl"))
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from v05_jax.observers import scoreboard
 from v05_jax.priors import fallback
 from v05_jax.run import checkpoint, leaves
 from v05_jax.structs import Context, TrainState
+from v05_jax.update import replay
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCHEDULE = optax.linear_schedule(1e-3, 0.0, 100)
@@ -54,6 +55,7 @@ def new_state(width=16, features=8, seed=0):
     budget={"neyman": jax.tree.map(lambda x: x + 2, ewa.ewa_init())},
     estimator={"spo": jax.tree.map(lambda x: x + 1, history.empty(5))},
     observers={"scoreboard": board, "exact": ()},
+    replay={"buffer": replay.Buffer(*(draw(6) for _ in replay.Buffer._fields))},
   )
 
 

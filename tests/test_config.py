@@ -268,6 +268,7 @@ def test_a_damaged_config_json_is_named(text):
 def test_only_length_and_periods_may_change_on_resume():
   saved = default.get_config()
   config.check_resume(saved, changed(num_steps=9, eval__period=3, checkpoint__period=5), "runs/x")
+  config.check_resume(saved, changed(num_rollouts=512), "runs/x")
   with pytest.raises(ValueError, match="runs/x holds a run of another config") as e:
     config.check_resume(
       saved, changed(seed=1, budgets__sequential__cost=0.5, num_steps=9), "runs/x"
@@ -390,6 +391,14 @@ def test_the_config_is_the_file_then_the_workdir_then_the_default(tmp_path):
     (["--config"], "--config: found no value"),
     (["--config=none.py"], "none.py: found no such config file"),
     (["workdir=x"], "found the argument 'workdir=x', expected flags alone"),
+    (["workdir=x"], "--name=value, did you mean --workdir?"),
+    (["num_steps=3"], "--name=value, did you mean --config.num_steps?"),
+    (["config.num_steps=3"], "--name=value, did you mean --config.num_steps?"),
+    (["--num_steps=3"], "unknown flag, did you mean --config.num_steps?"),
+    (["--num_stps=3"], "unknown flag, did you mean --config.num_steps?"),
+    (["--sampler.temperature=1"], "unknown flag, did you mean --config.sampler.temperature?"),
+    (["--lr=1e-3"], "unknown flag, did you mean --config.optimizer.learning_rate?"),
+    (["--distribute"], "unknown flag, did you mean --distributed?"),
   ],
 )
 def test_a_bad_flag_is_one_line_and_exit_code_2(capsys, argv, expected):
@@ -705,3 +714,6 @@ def test_a_workdir_without_a_run_is_named_with_its_neighbour(mode, tmp_path, cap
   for flag in ("--config=v05", "--config.policy.path=builtin"):
     assert parse(mode, f"--workdir={tmp_path / 'vo5'}", flag).mode == "eval"
   assert parse("train", f"--workdir={tmp_path / 'vo5'}").config.seed == 0  # a new run
+  (tmp_path / "vo").mkdir()  # no run
+  far = error(capsys, mode, f"--workdir={tmp_path / 'nothing'}", "--config.eval.samples=8")
+  assert "did you mean" not in far

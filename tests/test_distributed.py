@@ -1,6 +1,7 @@
 """Runs of several processes on this machine: equal to one process, ended together, resumed by any
 number."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -108,14 +109,39 @@ class Together:
     codes = self.wait()
     assert codes == [0] * len(codes), "\n".join(self.log(i)[-3000:] for i in range(len(codes)))
 
-  def until_line(self, count, timeout=LIMIT):
-    """Waits for a number of lines of metrics."""
+  def until(self, condition, timeout=LIMIT):
+    """Waits for it."""
     until = time.monotonic() + timeout
-    while len(metrics.read(self.workdir)) < count:
-      assert time.monotonic() < until and all(
-        process.poll() is None for process in self.processes
-      ), self.log(0)[-3000:]
+    while not condition():
+      assert time.monotonic() < until, "\n".join(
+        self.log(i)[-3000:] for i in range(len(self.processes))
+      )
       time.sleep(0.05)
+
+  def going(self) -> list[int]:
+    """The numbers of the processes that have not ended."""
+    return [i for i, process in enumerate(self.processes) if process.poll() is None]
+
+  def until_line(self, count):
+    """Waits for a number of lines of metrics, which all processes that go on now go on for."""
+    going = self.going()
+    self.until(lambda: len(metrics.read(self.workdir)) >= count or self.going() != going)
+    assert self.going() == going, "\n".join(self.log(i)[-3000:] for i in range(len(going)))
+
+  def until_ended(self, i) -> str:
+    """Waits for the end of one process and of its helper, which speaks last -> its log."""
+    self.processes[i].wait(LIMIT)
+    self.until(lambda: not self._helped(i))
+    return self.log(i)
+
+  def _helped(self, i) -> bool:
+    """Whether a process has the log open still."""
+    log = os.path.realpath(f"{self.workdir}.log{i}")
+    for fd in pathlib.Path("/proc").glob("[0-9]*/fd/2"):
+      with contextlib.suppress(OSError):
+        if os.readlink(fd) == log:
+          return True
+    return False
 
 
 def run(workdir, count, config, *flags, **options):
@@ -241,15 +267,10 @@ def test_a_lost_process_ends_the_others_which_name_it_and_the_run_goes_on(whole,
   workdir = tmp_path / "run"
   with Together(workdir, 2, long()) as together:
     together.until_line(8)
-    began = time.monotonic()
     together.processes[victim].kill()
-    other = together.processes[1 - victim]
-    other.wait(timeout=60)
-    assert time.monotonic() - began < 60 and other.returncode != 0
-    time.sleep(1)  # the helper's word
-    assert (
-      f"error: process {victim} of 2" in (log := together.log(1 - victim)) and "is lost" in log
-    ), log[-3000:]
+    log = together.until_ended(1 - victim)
+    assert together.processes[1 - victim].returncode != 0
+    assert f"error: process {victim} of 2" in log and "is lost" in log, log[-3000:]
     assert "the run continues from its last checkpoint" in log
   assert 5 <= len(metrics.read(workdir)) < 21
   run(workdir, 2, long())
@@ -280,9 +301,7 @@ def test_a_process_that_is_lost_while_the_other_saves_is_named(tmp_path, victim,
   config.observe = (*config.observe, "killer:at_save")
   path = {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
   with Together(tmp_path / "run", 2, config, env={0: path, 1: path}) as together:
-    together.processes[1 - victim].wait(timeout=LIMIT)
-    time.sleep(1)  # the helper's word
-    log = together.log(1 - victim)
+    log = together.until_ended(1 - victim)
   assert f"error: process {victim} of 2" in log and "is lost" in log, log[-3000:]
   assert "could not be written" not in log and "Traceback" not in log, log[-3000:]
 
@@ -293,11 +312,8 @@ def test_a_process_that_hangs_is_lost_too(tmp_path, victim):
   with Together(tmp_path / "run", 2, long()) as together:
     together.until_line(3)
     together.processes[victim].send_signal(signal.SIGSTOP)
-    together.processes[1 - victim].wait(timeout=60)
-    time.sleep(8)  # the helper asks for as long
-    assert re.search(f"error: process {victim} of 2.* is lost", log := together.log(1 - victim)), (
-      log[-3000:]
-    )
+    log = together.until_ended(1 - victim)
+    assert re.search(f"error: process {victim} of 2.* is lost", log), log[-3000:]
 
 
 @pytest.mark.pod
@@ -370,32 +386,31 @@ def test_bad_input_ends_all_processes_with_one_clear_error(tmp_path, config, own
 
 
 @pytest.mark.pod
-def test_a_process_too_many_is_refused_in_seconds_and_the_others_go_on(tmp_path):
+def test_a_process_too_many_is_refused_and_the_others_go_on(tmp_path):
   """While the others are awaited and once they have begun; it listens at its address alone."""
-  config = small(num_steps=2, **{"eval.period": 0})
-  own = ([], [f"{FLAGS[2]}=1"], [f"{FLAGS[2]}=1"], [f"{FLAGS[2]}=0"])
-  counted = [[f"{FLAGS[1]}=2", *flags] for flags in own]
+  config = small(num_steps=4000, **{"eval.period": 0})  # until both that are too many have come
+  own = [[f"{FLAGS[1]}=2", f"{FLAGS[2]}={number}"] for number in (0, 1, 1, 0)]
   config.mesh.data = 4
-  with Together(tmp_path / "run", 4, config, own=counted) as together:  # of two: 0 and 1 twice
-    codes = together.wait()
-    assert sorted(codes) == [0, 0, 1, 1], codes
-    for i, code in enumerate(codes):
-      log = together.log(i)
-      assert "Traceback" not in log and "Terminating" not in log, log[-3000:]
-      if code:
-        assert re.search(
-          rf"error: process {int(i in (1, 2))} of 2 at {together.address}: "
-          r"(--process_id=.: pid \d+ on .* has this number already|a run has begun there)",
-          log,
-        ), log[-3000:]
-  with Together(tmp_path / "other", 2, small(num_steps=2, **{"eval.period": 0})) as together:
+  with Together(tmp_path / "run", 4, config, own=own) as together:
+    together.until(lambda: len(together.going()) <= 2)
+    going = together.going()
+    for i in {0, 1, 2, 3} - set(going):
+      log = together.until_ended(i)
+      assert together.processes[i].returncode == 1 and "Traceback" not in log, log[-3000:]
+      assert re.search(
+        rf"error: process {int(i in (1, 2))} of 2 at {together.address}: "
+        r"(--process_id=.: pid \d+ on .* has this number already|a run has begun there)",
+        log,
+      ), log[-3000:]
     host, port = together.address.split(":")
     together.until_line(1)
-    with socket.create_connection((host, int(port)), 5):
+    with socket.create_connection((host, int(port)), LIMIT):
       pass
     with pytest.raises(OSError):
-      socket.create_connection(("127.0.0.2", int(port)), 5)
-    together.succeed()
+      socket.create_connection(("127.0.0.2", int(port)), LIMIT)
+    together.processes[going[0]].send_signal(signal.SIGTERM)
+    for i in going:
+      assert "stopped by a signal; saved at step" in together.until_ended(i), together.log(i)
 
 
 @pytest.mark.pod

@@ -118,8 +118,15 @@ def test_what_is_chosen_is_said_and_whole(capsys):
   found = settle.settle_for(config, presets.PRESETS["throughput-s"], place)
   assert not configuration.left_open(found) and configuration.left_open(config)
   said = capsys.readouterr().err
-  assert "chosen for 1 x CPU with 4.00 GB and a model of 5M parameters: policy.dtype=" in said
+  assert "chosen for 1 x CPU with 4.0 GB and a model of 5M parameters: policy.dtype=" in said
   assert all(f"{key}=" in said for key in configuration.OPEN)
+
+
+def test_what_a_small_model_needs_is_said_in_megabytes():
+  shape, place = presets.PRESETS["throughput-s"], fit.Machine("CPU", "cpu", 4 * GB)
+  tiny = fit.Need(fixed=700e3, sampling=12.34e6, update=2.5e9)
+  _, line, _ = fit.describe(shape, own.get_config(), place, {}, tiny)
+  assert "0.7 MB parameters and optimizer, beside them 12.3 MB while sampling and 2.5 GB" in line
 
 
 def test_a_run_that_goes_on_keeps_what_was_chosen(tmp_path, capsys):
@@ -144,7 +151,7 @@ def test_processes_choose_alike_by_the_least_memory_of_any(capsys, monkeypatch):
     here = mine * jax.local_device_count()
     monkeypatch.setattr(settle, "of_this_machine", functools.partial(float, here))
     found.append(configuration.flatten(settle.settle(config)))
-  assert found[0] == found[1] and capsys.readouterr().err.count("with 4.00 GB") == 2
+  assert found[0] == found[1] and capsys.readouterr().err.count("with 4.0 GB") == 2
 
 
 def test_this_machine_is_seen():

@@ -23,8 +23,9 @@ PACKAGE = ROOT / "v05_jax"
 # the folders of the plugs, and what `shrinkage` and `budget` lend to other trainers.
 UNITS = "models tasks rewards estimators budgets priors observers sinks".split()
 LAYERS = (
-  "backend benchmarks configs groups moments names rng rows run sampling scale shrinkage update"
-  " run.digest run.files run.looks run.success run.view sampling.categorical sampling.selection"
+  "backend benchmarks configs groups logs moments names rng rows run sampling scale shrinkage"
+  " update run.digest run.files run.looks run.success run.view sampling.categorical"
+  " sampling.selection"
   " scale.distributed scale.fit scale.hlo scale.peers scale.programs scale.roll_call scale.sharding"
   " scale.sources"
   " scale.topology update.blocks update.losses update.optimizer update.surrogates"
@@ -33,7 +34,7 @@ LAYERS = (
   "budget history models structs run.board run.leaves run.lock run.metrics run.progress"
   " sampling.ahead scale.cost value_model.cells value_model.directory value_model.pairs",
   "tasks run.find sampling.resample sampling.sampler update.objective"
-  " update.packing value_model.batches value_model.convert value_model.measure"
+  " update.packing update.replay value_model.batches value_model.convert value_model.measure"
   " value_model.tabpfn",
   "data problems rewards sampling.schedule sampling.verdicts sampling.warmup"
   " update.policy_gradient update.score_norms value_model.v0",
@@ -73,7 +74,7 @@ ONLY = {
   "rewards": "names tasks",
   "plug": "names",
   "rules": "benchmarks budgets models plug problems rewards tasks update.losses update.surrogates",
-  "config": "configs plug rules run.files",
+  "config": "configs names plug rules run.files",
   "shapes": "budgets update.packing",
   "run.success": "",
   "sampling.selection": "",

@@ -55,6 +55,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
       server.now -= 1
 
   def answer(self, status, reply, headers):
+    if status == "slow":
+      time.sleep(0.3)
     if status == "hang":
       time.sleep(60)
     if status == "meet":  # waits for others, for a while
@@ -166,6 +168,8 @@ def test_no_wait_is_without_a_limit():
     began = time.monotonic()
     found = ask(server, "four", "hang", "drip", timeout=0.5, attempts=2)
     assert time.monotonic() - began < 40  # the server would take 60 and 200 s
+    assert "no reply in 1 attempts" in ask(server, "hang", timeout=60.0, limit=0.5)[0]
+    assert time.monotonic() - began < 40
   assert found[0] == 0.7 and all("no reply in 2 attempts" in x for x in found[1:])
   with serving() as server:
     url = server.url
@@ -179,6 +183,11 @@ def test_responses_are_judged_at_the_same_time():
     assert ask(server, *names) == [0.5] * 4 and server.most == 4
 
 
+def test_the_same_responses_are_asked_about_once_at_the_same_time():
+  with serving(slow=[("slow", "Score: 5", {})]) as server:
+    assert ask(server, *["slow"] * 4) == [0.5] * 4 and len(server.seen) == 1
+
+
 def test_what_was_asked_once_is_not_asked_again(tmp_path, caplog):
   cache = str(tmp_path / "judge.sqlite")
   with serving() as server:
@@ -187,6 +196,10 @@ def test_what_was_asked_once_is_not_asked_again(tmp_path, caplog):
     llm_judge._cache.cache_clear()  # as another process
     assert ask(server, "four", cache=cache) == [0.7] and len(server.seen) == 1
     assert ask(server, "four", cache=cache, options={"seed": 1}) == [0.7] and len(server.seen) == 2
+    with serving(four=[(200, "Score: 1", {})]) as other:  # another judge
+      assert ask(other, "four", cache=cache) == [0.1]
+      with sqlite3.connect(cache) as file:
+        file.execute("delete from replies where said = 'Score: 1'")
     assert sqlite3.connect(cache).execute("select count(*) from replies").fetchone() == (2,)
     broken = tmp_path / "broken.sqlite"
     broken.write_bytes(b"no database" * 100)

@@ -83,7 +83,10 @@ def test_what_a_run_says(own_run):
   first = next(line for line in lines if line.startswith("the first step took"))
   assert re.search(r"compiled: \d+ programs \(\w+ \d+\.\d s", first)
   assert any(re.match(r"step 1/3  \d+ rollouts", line) for line in lines)
-  assert any(line.startswith("step 3/3  ") for line in lines)
+  last = next(line for line in lines if line.startswith("step 3/3  "))
+  values = metrics.read(own_run)[-1]  # of this step and its evaluation, not of the one before
+  assert f"eval/accuracy {values['eval/accuracy']:.3g}  " in last
+  assert f"  accuracy {values['accuracy']:.3g}  " in last
   assert f"{own_run} is finished: 3 of 3 steps, " in said
   assert "PyTorch" not in said and "\x1b" not in said and "\r" not in said
   commands = re.findall(r"python -m v05_jax.main (\w+) --workdir", said)
@@ -105,6 +108,45 @@ def test_a_finished_run_of_another_config_is_refused(own_run):
     workdirs.finished(config, "train", own_run)
   config.update({"seed": 0, "num_steps": 4})
   assert not workdirs.finished(config, "train", own_run)
+
+
+def test_a_run_whose_last_lines_are_missing_is_not_finished(tmp_path):
+  config = default.get_config()
+  config.num_steps = 3
+  (tmp_path / "config.json").write_text(configuration.to_json(config))
+  (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+  for name in workdirs.PICTURE:
+    (tmp_path / name).touch()
+  for steps in (3, 2):
+    lines = [json.dumps({"step": n, "rollouts": 4 * n}) for n in range(1, steps + 1)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert workdirs.finished(config, "train", tmp_path) == (steps == 3)
+
+
+def test_a_command_that_is_stopped_ends_with_the_shells_exit_code():
+  code = "from v05_jax import main; main.leave('stopped')"
+  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=300)
+  assert (done.returncode, done.stderr) == (130, b"\nstopped\n")
+
+
+@pytest.mark.parametrize("mode", ["sft", "value", "sample", "noise", "export", "report"])
+def test_one_of_several_processes_is_told_what_they_can_do(mode):
+  command = main.Command(mode, default.get_config(), "run", "out")
+  with pytest.raises(ValueError, match=f"--mode={mode} runs in one process; of several: train and"):
+    main.run(command, place=object())
+
+
+def test_only_what_writes_has_a_folder_of_its_own():
+  """`v05 eval --config=v05` would otherwise look at runs/v05, which nobody has named."""
+  assert main.usual_folder("train", "v05") == main.usual_folder("sft", "a/v05.py") == "runs/v05"
+  assert main.usual_folder("eval", "v05") is main.usual_folder("train", None) is None
+
+
+def test_help_lists_the_configs_and_says_where_the_keys_are():
+  _, _, rest = main.manual().partition("\nConfigs: ")
+  names, _, path = rest.partition("\nKeys, with their meaning: ")
+  assert {"default", "grpo", "own", "v05"} <= set(names.replace("\n", " ").split(", "))
+  assert "c.num_steps" in pathlib.Path(path).read_text()
 
 
 @pytest.mark.parametrize("gone", ["summary.png", "metrics.jsonl", "checkpoints/3", "config.json"])
@@ -182,7 +224,8 @@ def test_the_result_opens_in_transformers(own_run, cache, tmp_path):
 def test_evaluating_a_checkpoint_and_a_report(own_run, cache):
   done = command(cache, "--mode=eval", f"--workdir={own_run}")
   assert done.returncode == 0, done.stderr
-  assert "| all |" in done.stdout and json.loads((own_run / "eval.json").read_text())["step"] == 3
+  assert "| all |" in done.stdout and done.stdout.endswith(f"\n{own_run / 'eval.md'}\n")
+  assert json.loads((own_run / "eval.json").read_text())["step"] == 3
   done = command(cache, "--mode=report", f"--workdir={own_run}", f"--out={own_run}")
   assert done.returncode == 0, done.stderr
   assert (own_run / "comparison.png").exists() and own_run.name in done.stdout

@@ -1,6 +1,7 @@
 """Several rewards with weights: what the config may say, what the estimator sees, and functions
 that are async, batched, or written for other trainers."""
 
+import itertools
 import json
 import math
 from types import SimpleNamespace
@@ -12,8 +13,9 @@ import pytest
 
 from tests import support
 from tests.test_train import small
-from v05_jax import command_line, rewards
+from v05_jax import command_line, plug, rewards
 from v05_jax import config as configuration
+from v05_jax import groups as grouping
 from v05_jax.configs import default
 from v05_jax.rewards import adapters, mixture
 from v05_jax.run import metrics
@@ -30,6 +32,7 @@ from v05_jax.rewards import adapters
 STATE = []
 
 def length(prompt, response, row): return len(response)
+def no_batch(prompt, response, responses): return len(response)  # its third parameter is a row
 def answer(prompt, response, row): return float(response == row["answer"])
 def worker(prompt, response, row): return os.getpid()
 async def slow(prompt, response, row):
@@ -70,6 +73,9 @@ def of_trl_wrong(prompts, completions, answer, **columns):
   return {"one": 1.0, "none": None, "text": "11", "more": [1.0]}[completions[0]]
 def of_trl_named(completions, prompts):
   return [float(len(p + c)) for p, c in zip(prompts, completions)]
+def of_trl_columns(prompts, completions, **columns):
+  own = {"prompt", "completion", "completion_ids"} & set(columns)  # TRL has arguments for these
+  return [float(len(columns) - 100 * len(own)) for _ in completions]
 async def of_trl_async(prompts, completions, **columns): return [len(c) for c in completions]
 def _messages(prompts, completions, **columns):
   good = lambda p, c: p[-1]["role"] == "user" and c[0]["content"] == "4"
@@ -84,10 +90,13 @@ of_verifiers = adapters.verifiers(right, short, weights=[1.0, 0.5])
 of_a_rubric = adapters.verifiers(Rubric())
 
 class Environment:
+  made = 0
+  def __init__(self): Environment.made += 1  # once in each worker
   def reset(self, **_): self.steps = 0
   async def step(self, action):
     self.steps += 1
-    return type("Result", (), {"reward": float(action["said"] == "4") * self.steps, "done": True})
+    reward = float(action["said"] == "4") * self.steps * self.made
+    return type("Result", (), {"reward": reward, "done": True})
 in_an_environment = adapters.openenv(Environment, lambda response, row: {"said": response})
 """
 TWO = [["my_terms:answer", 1.0], ["my_terms:length", -0.25]]
@@ -206,9 +215,13 @@ def test_the_others_are_added_beside_the_success_in_its_units():
   found = rewards.others(c, parts, mask)
   value = np.array([1, 3, 0]) * (0.5 / 2.0) * 2 / 4  # in units of the mapped reward
   mine = 5 * (0.5 / 2.0) * 2 / 4
-  mean = (value.sum() + mine) / 4  # of the step, for the prompt with one rollout
-  np.testing.assert_allclose(found[0], [*(value - value.mean()), 0], rtol=1e-6)
-  np.testing.assert_allclose(found[1], [mine - mean, 0, 0, 0], rtol=1e-6)
+  others = (value.sum() - value) / 2
+  np.testing.assert_allclose(found[0], [*(value - others), 0], rtol=1e-6)
+  np.testing.assert_allclose(found[1], [mine - value.mean(), 0, 0, 0], rtol=1e-6)
+  plain = rewards.others(c, parts, mask, centred=False)
+  np.testing.assert_allclose(plain, [[*value, 0], [mine, 0, 0, 0]], rtol=1e-6)
+  only = rewards.others(c, parts[1:], mask[1:])
+  np.testing.assert_allclose(only, [[mine, 0, 0, 0]], rtol=1e-6)  # with nothing to compare it with
   c.rewards.success = "sum"
   assert not rewards.others(c, parts, mask).any()
   assert rewards.combine(c.reward, "sum", (7.0, 3.0)) == 15.5
@@ -223,7 +236,7 @@ def test_group_baselines_see_the_plain_weighted_sum():
   right, brief = rng.integers(0, 2, (5, 4)).astype(np.float32), rng.random((5, 4), np.float32)
   c = with_reward([["a:right", 1.0], ["a:brief", 0.3]])
   every = np.ones((5, 4), bool)
-  shaping = rewards.others(c, np.stack([right, brief], 2), every)
+  shaping = rewards.others(c, np.stack([right, brief], 2), every, centred=False)
   value = np.full(5, np.nan, np.float32)
   total = right + 0.3 * brief
   for kind, expected in {
@@ -232,6 +245,39 @@ def test_group_baselines_see_the_plain_weighted_sum():
   }.items():
     found, _ = shrinkage.advantage(kind, 2 * right - 1, every, value, shaping)
     np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_the_others_keep_their_weight_in_the_gradient(k):
+  """E[A s] over all outcomes of k rollouts, s the derivative of the log-probability: for a response
+  that is brief with chance q, s = brief / q - (1 - brief) / (1 - q), and d E[brief] / dq = 1."""
+  c, q = with_reward([["a:right", 1.0], ["a:brief", 0.3]]), 0.3
+  cases = np.array(list(itertools.product((0.0, 1.0), repeat=2 * k))).reshape(-1, 2, k)
+  gradient = 0.0
+  for brief in cases:  # [prompts, K]
+    found = rewards.others(c, np.stack([np.ones_like(brief), brief], 2), np.ones((2, k), bool))
+    chance = np.prod(np.where(brief > 0, q, 1 - q))
+    gradient += chance * np.mean(found * np.where(brief > 0, 1 / q, -1 / (1 - q)))
+  assert gradient == pytest.approx(2 * 0.3, rel=1e-5)  # in units of the mapped reward
+
+
+def test_estimators_say_whether_they_compare_shaped_rewards():
+  rng = np.random.default_rng(1)
+  reward = rng.choice([-1.0, 1.0], (6, 4)).astype(np.float32)
+  groups = grouping.make(reward, np.ones((6, 4), bool), score=rng.random((6, 4), np.float32))
+  shaped = groups._replace(shaping=rng.random((6, 4), np.float32))
+  value = rng.uniform(-0.9, 0.9, 6).astype(np.float32)
+  found = {}
+  for name in plug.known("estimator"):
+    estimator = plug.find("estimator", name)(
+      plug.defaults("estimator", name), plug.Setting(None, rows=6)
+    )
+    before, after = (
+      np.asarray(estimator.baseline(estimator.init(), x, value)) for x in (groups, shaped)
+    )
+    found[name] = not np.array_equal(before, after)
+    assert estimator.of_shaped == found[name], name
+  assert sum(found.values()) == 6 and found["grpo"] and not found["v05"]
 
 
 # --- Verifiers
@@ -259,6 +305,7 @@ def test_async_functions(module):
   assert (first.reward, last.reward) == (1.0, 3.0)
   assert failed.failure == "crash" and "in vain" in failed.detail
   assert values("my_terms:called", "a") == [2.0]
+  assert values("my_terms:no_batch", "a", "abc") == [1.0, 3.0]
   assert values("my_terms:returns_a_coroutine", "ab") == [2.0]
   assert values("my_terms:leaves_a_task", "a", "b", "c") == [1.0, 1.0, 1.0]
   assert len(set(values("my_terms:loop", "a", "b"))) == 1  # one event loop: connections live on
@@ -320,6 +367,8 @@ def test_functions_that_were_written_for_others(module):
   assert said("of_trl", "4", "5", "skip") == [1.0, 0.0, 0.0]
   assert said("of_trl_named", "4", "44") == [5.0, 6.0]
   assert said("of_trl_async", "4", "44") == [1.0, 2.0]
+  row = {"prompt": "2+2=", "completion": "4", "completion_ids": [1], "level": 1}
+  assert values("my_terms:of_trl_columns", "4", **row) == [4.0]  # level and TRL's three helpers
   assert said("of_trl_messages", "4", "5") == [1.0, 0.0]
   assert said("of_verifiers", "4", "55") == said("of_a_rubric", "4", "55") == [1.5, 0.25]
   assert said("in_an_environment", "4", "5", "4") == [1.0, 0.0, 1.0]

@@ -1,16 +1,23 @@
-"""The experiment on a real language model: its problems, configs, results and tables."""
+"""The experiment on a real language model: its problems, plan, results, measurements and tables."""
 
-import importlib.util
 import json
+import os
+from pathlib import Path
+import subprocess
+import sys
+import time
+import types
 
+from absl import flags
 import numpy as np
 import pytest
 
-from experiments.real_lm import plan, results, run, table, words
+from experiments.headline import tuning
+from experiments.real_lm import measure, pairing, paper, plan, play, results, run, table, words
 from v05_jax import config as configuration
 from v05_jax.run.evaluate import Result
 
-WITH_PROBLEMS = importlib.util.find_spec("reasoning_gym") is not None
+ROOT = Path(__file__).parent.parent
 
 
 def problem(text, answer="5", **more):
@@ -32,7 +39,7 @@ def test_near_duplicates_of_the_test_are_taken_out_of_everything_that_is_trained
     for i in range(words.VALIDATED + 40)
   ]
   svamp = [problem(f"Filler {'ab'[i % 2] * (i % 97 + 1)} number {i}") for i in range(700)]
-  found = words.split(asdiv, [problem(near), problem(far)], [*svamp, problem(test)] * 300)
+  found = words.split(asdiv, [problem(near), problem(far)], [*svamp, *[problem(test)] * 300])
   texts = {name: [row["prompt"] for row in getattr(found, name)] for name in words.NAMES}
   assert test in texts["test"] and len(texts["validation"]) > 100
   assert near not in texts["train"] + texts["sft"] + texts["validation"]
@@ -60,39 +67,225 @@ def test_a_folder_has_all_of_svamp_or_is_refused(tmp_path):
     words.read(str(tmp_path), "svamp")
 
 
-# --- Configs
+# --- The plan
 
 
-@pytest.mark.parametrize("method", plan.METHODS)
-def test_every_method_is_a_valid_config(tmp_path, method):
+@pytest.fixture
+def nowhere(tmp_path):
+  """A folder of prepared word problems."""
   for name in words.NAMES:
     (tmp_path / f"{name}.jsonl").write_text(json.dumps(problem("p")) + "\n")
-  c = plan.training(plan.Task("words", method, 3, 1e-5), tmp_path, "builtin")
+  return tmp_path
+
+
+@pytest.mark.parametrize("arena", plan.ARENAS)
+@pytest.mark.parametrize("method", plan.METHODS)
+def test_every_method_is_a_valid_config(nowhere, arena, method):
+  c = plan.training(plan.Task(arena, method, 3, 1e-5), nowhere, "builtin", str(nowhere))
   configuration.validate(c)
-  assert (c.seed, c.optimizer.learning_rate) == (3, 1e-5) and method in plan.TITLES
-  assert c.num_steps * c.rollouts_per_step == 2560
-  assert plan.heldout(c, "words", tmp_path).eval.path.endswith("test.jsonl")
-  assert c.eval.path.endswith("validation.jsonl")
+  assert (c.seed, c.data.seed, c.optimizer.learning_rate) == (3, 3, 1e-5)
+  # Rollouts decide, those that DAPO throws away included; steps are no shorter limit.
+  assert c.num_rollouts == 2560 <= c.num_steps * c.rollouts_per_step
+  assert {"pairs", "noise"} <= set(c.observe)
+  k = {"grpo16": 16, "dapo16": 16, "spo": 1}.get(method, 1 if "twice" in method else None)
+  assert c.budget.k_init == (k or (1 if method == "v05_plus" else 4))
+  assert c.loss.epochs == (2 if "twice" in method or method == "v05_plus" else 1)
 
 
-# --- Results and tables
+def test_what_is_judged_is_the_same_for_every_seed_and_no_part_of_training(nowhere):
+  for arena in plan.ARENAS:
+    judged = []
+    for seed in plan.SEEDS:
+      c = plan.training(plan.Task(arena, "v05", seed, 1e-5), nowhere, "builtin")
+      judge = plan.heldout(c, arena, nowhere)
+      judged.append((judge.data.seed, judge.eval.to_dict(), judge.data.options))
+      assert (judge.eval.split, judge.eval.samples) == ("heldout", 8) != (c.eval.split, 0)
+      assert judge.eval.size >= 299 and judge.seed == seed  # samples are the seed's own
+      assert c.eval.path.endswith("validation.jsonl") == (arena == "words")
+      assert judge.eval.path.endswith("test.jsonl") == (arena == "words")
+    assert all(x == judged[0] for x in judged)
 
 
-def record(method, seed, end, rate=3e-5, arena="tasks", curve=((0, 0.2), (64, 0.3))):
-  judged = lambda mean: {
+def test_the_same_seed_shares_data_and_warm_start_between_methods(nowhere):
+  of = lambda method: plan.training(plan.Task("tasks", method, 2, 1e-5), nowhere, "start")
+  for method in plan.FIRST:
+    a, b = of("v05"), of(method)
+    assert (a.seed, a.data.to_dict(), a.policy.path) == (b.seed, b.data.to_dict(), b.policy.path)
+  starts = [plan.warm_start("tasks", seed, nowhere, "m") for seed in plan.SEEDS]
+  assert len({c.seed for c in starts}) == len({c.data.seed for c in starts}) == 4
+  assert not {c.data.seed for c in starts} & set(plan.SEEDS)
+
+
+def test_the_recipe_is_what_the_headline_has_chosen(monkeypatch):
+  monkeypatch.setattr(tuning, "load", lambda: {"recipe": "score_k1_twice"})
+  assert plan.resolved("recipe") == "score_k1_twice" and plan.resolved("v05") == "v05"
+  monkeypatch.setattr(tuning, "load", lambda: {"recipe": "spo_twice"})
+  with pytest.raises(ValueError, match=r"rates.json: recipe: found 'spo_twice', expected one of"):
+    plan.resolved("recipe")
+
+
+def test_every_claim_is_of_methods_and_every_candidate_can_be_the_recipe():
+  named = {x for pair in plan.PAIRS for x in pair} - {plan.RECIPE}
+  assert named | {x for claim in paper.CLAIMS for x in claim[1:3]} <= set(plan.METHODS)
+  assert plan.PAIRS[0] == ("v05", "grpo16")
+  assert set(tuning.RECIPES) <= set(plan.METHODS)
+  assert all(plan.rate_of(plan.rate_of(x)) == plan.rate_of(x) for x in plan.METHODS)
+
+
+# --- The order of jobs
+
+
+@pytest.fixture
+def flagged():
+  """Sets flags of run.py for a test."""
+  before = {name: flags.FLAGS[name].value for name in FLAGS}
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
+  yield lambda **found: [setattr(flags.FLAGS, name, x) for name, x in found.items()]
+  for name, value in before.items():
+    setattr(flags.FLAGS, name, value)
+
+
+FLAGS = "arenas", "stages", "only_methods", "seeds", "minutes", "scratch", "model_dir", "problems"
+
+
+def test_the_first_comparison_comes_first_and_seeds_come_together(flagged):
+  names = [(job.stage, job.arena, job.method, job.seed) for job in run.jobs()]
+  stages = list(dict.fromkeys(x[:2] for x in names))
+  assert [stage for stage, arena in stages[:3]] == ["tune", "first", "noise"]
+  assert "".join(arena[0] for _, arena in stages) == "tttwwwttwwttww"
+  first = [x[2:] for x in names if x[:2] == ("first", "tasks")]
+  assert first[:2] == [("v05", 0), ("grpo16", 0)]
+  assert [seed for _, seed in first] == sorted(seed for _, seed in first)
+  assert len(first) == 4 * len(plan.FIRST)
+  assert names.index(("value", "words", "", 0)) < names.index(("rest", "words", "v05_v0", 0))
+  tuned = [x[2] for x in names if x[0] == "tune"]
+  assert set(tuned) == set(plan.FIRST) and tuned.count("v05") == 2 * len(plan.RATES)
+  flagged(stages=["first", "rest"], only_methods=["grpo4", "v05"], seeds=["1"], arenas=["words"])
+  assert [job[:4] for job in run.jobs()] == [
+    ("first", "words", "v05", 1),
+    ("first", "words", "grpo4", 1),
+  ]
+
+
+@pytest.mark.parametrize(
+  ("flag", "value"),
+  [("arenas", "sums"), ("stages", "all"), ("only_methods", "ppo"), ("seeds", "x"), ("seeds", "9")],
+)
+def test_unknown_names_are_refused_before_anything_runs(flagged, flag, value):
+  flagged(**{flag: [value]})
+  with pytest.raises(ValueError, match=f"--{flag}: found '{value}', expected of "):
+    run.jobs()
+
+
+def test_a_job_that_fails_is_named_and_does_not_stop_the_others(
+  flagged, tmp_path, monkeypatch, capsys
+):
+  keep(tmp_path, *tuning_runs("v05"), *tuning_runs("grpo16"))
+  monkeypatch.setattr(run, "HERE", tmp_path)
+  monkeypatch.setattr(run.fetch, "model", lambda folder: None)
+  started = []
+
+  def command(job):
+    started.append(job.task.name)
+    if job.method == "v05":
+      return [sys.executable, "-c", "raise SystemExit(3)"]
+    keep(tmp_path, record(job.method, job.seed, [1, 1], job.rate))
+    return [sys.executable, "-c", ""]
+
+  monkeypatch.setattr(run, "command", command)
+  flagged(stages=["first"], arenas=["tasks"], only_methods=["v05", "grpo16", "grpo4"], seeds=["0"])
+  failed = run.run(run.jobs())
+  assert started == ["v05-0-3e-05", "grpo16-0-3e-05"]
+  assert failed[0] == "tasks v05-0-3e-05: the process ended with 3; see above"
+  assert failed[1].startswith(
+    "tasks grpo4-0: found no learning rate of grpo4, expected one: --stag"
+  )
+  assert "3 of 3 jobs are left, about" in capsys.readouterr().out
+  run.run(run.jobs())
+  assert started[2:] == ["v05-0-3e-05"]  # what has a result is left alone
+
+
+def test_a_result_of_another_plan_stops_everything_before_it_starts(flagged, tmp_path, monkeypatch):
+  kept = record("v05", 0, [1, 1])
+  kept["config"]["loss.epochs"] = 7
+  keep(tmp_path, *tuning_runs("v05"), kept)
+  monkeypatch.setattr(run, "HERE", tmp_path)
+  flagged(stages=["first"], arenas=["tasks"], only_methods=["v05"], seeds=["0", "1"])
+  with pytest.raises(
+    ValueError, match=r"v05-0-3e-05.json: made by another plan: loss.epochs: found 7"
+  ):
+    run.run(run.jobs())
+
+
+def test_a_job_whose_parent_is_gone_ends(tmp_path):
+  """As SIGTERM ends it, so that a run saves its state first."""
+  child = """
+import pathlib, signal, sys, time
+from experiments.real_lm import process
+def ended(*_):
+  pathlib.Path("ended").write_text("")
+  sys.exit()
+signal.signal(signal.SIGTERM, ended)
+process.end_with_parent()
+pathlib.Path("began").write_text("")
+time.sleep(600)
+"""
+  parent = f"""
+import pathlib, subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", {child!r}])
+while not pathlib.Path("began").exists():
+  time.sleep(0.05)
+"""
+  environment = os.environ | {"PYTHONPATH": str(ROOT)}
+  command = [sys.executable, "-c", parent]
+  subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=300)
+  until = time.monotonic() + 300
+  while not (tmp_path / "ended").exists():
+    assert time.monotonic() < until, "the job went on without its parent"
+    time.sleep(0.05)
+
+
+# --- Results
+
+
+def tuning_runs(method, arena="tasks", best=3e-5):
+  """Tuning runs of which that of the rate `best` is highest."""
+  return [
+    record(method, plan.TUNING_SEED, None, rate, arena, end=0.4 if rate == best else 0.3)
+    for rate in plan.RATES
+  ]
+
+
+def record(method, seed, judged, rate=3e-5, arena="tasks", end=0.3, seconds=100.0, **more):
+  """A result of the plan: `judged` is the mean success of each held-out problem at the end."""
+  task = plan.Task(arena, method, seed, rate)
+  config = plan.training(task, Path("-"), "-", "-")
+  of = lambda mean: {
     "mean": list(mean),
     "pass": [float(x > 0) for x in mean],
     "length": 3.0,
-    "truncated": 0.0,
+    "truncated": 0.25,
+    "benchmarks": {},
   }
+  after = judged is not None
+  kept = dict.fromkeys(results.KEPT, 0.5)
   return {
-    **plan.Task(arena, method, seed, rate)._asdict(),
-    "rollouts": 64,
-    "seconds": {"time/sample": 2.0, "time/update": 3.0},
-    "curve": [list(x) for x in curve],
-    "last": dict.fromkeys(results.KEPT),
-    "before": judged([0.0, 0.5]),
-    "after": judged(end),
+    **task._asdict(),
+    "failed": "",
+    "made": {},
+    "config": results.matters(config),
+    "rollouts": 2560,
+    "steps": 20,
+    "seconds": {"steps": seconds, "train": 2 * seconds, "start": 60.0, "judge": 20.0},
+    "curve": [[0, 0.2, 0.0], [2560, end, seconds]],
+    "first": kept,
+    "last": kept,
+    "judged": results.judging(plan.heldout(config, arena, Path("-"))) if after else None,
+    "before": of([0.0, 0.5]) if after else None,
+    "after": of(judged) if after else None,
+    "problems": 1,
+    **more,
   }
 
 
@@ -103,51 +296,230 @@ def keep(folder, *records):
     file.write_text(json.dumps(x))
 
 
-def test_the_table_pairs_seeds_and_problems(tmp_path):
-  ends = {"v05": [[0.5, 1.0], [0.75, 0.75]], "grpo16": [[0.25, 1.0], [0.5, 0.5]]}
-  keep(tmp_path, *(record(m, i, end) for m, found in ends.items() for i, end in enumerate(found)))
-  text = table.write(tmp_path)
-  assert "| V0.5, 4 | 2 | 3e-05 | 0.250 | 0.750 | +0.500 ± 0.000 |" in text
-  # seeds: .125 and .25, mean .1875, half 12.706 * .0625; problems: .25 and .125
-  assert "| V0.5, 4 | +0.188 ± 0.794 [+0.125, +0.250] |" in text
-
-
-def test_rates_are_chosen_by_the_tuning_seed_once_all_were_tried(tmp_path):
-  tried = lambda rate, height: record(
-    "v05", plan.TUNING_SEED, [0, 0], rate, curve=((0, 0.9), (64, height))
+def test_a_result_depends_on_what_matters_and_on_nothing_else(nowhere):
+  task = plan.Task("tasks", "v05", 0, 3e-5)
+  kept = json.loads(json.dumps(results.matters(plan.training(task, nowhere, "start"))))
+  same = plan.training(task, Path("elsewhere"), "another/start")
+  same.update_from_flattened_dict(
+    {
+      "sampler.slots": 16,
+      "loss.micro_rows": 1,
+      "cpu_devices": 1,
+      "checkpoint.period": 1,
+      "observe": ("exact",),
+      "priors.probe.dimensions": 3,  # of a prior that is not in use
+    }
   )
-  keep(tmp_path, tried(1e-5, 0.2), tried(3e-5, 0.3), record("grpo4", 0, [1, 1], 1e-4))
-  assert results.rate(tmp_path)("tasks", "v05") == plan.RATE
-  keep(tmp_path, tried(1e-4, 0.4))
-  assert results.rate(tmp_path)("tasks", "v05") == 1e-4
-  assert results.rate(tmp_path)("words", "v05") == plan.RATE
-  assert "| V0.5, 4 |" not in table.write(tmp_path)
+  assert results.changes(kept, same) == []
+  kept["loss.gone"] = 1.0  # a key that there was
+  del kept["loss.clip_dual"]  # and one that has come since, at its default
+  assert results.changes(kept, same) == []
+  for key, value in (
+    ("loss.epochs", 2),
+    ("loss.clip_dual", 3.0),
+    ("priors.neighbours.bandwidth", 0.5),
+    ("data.options", ""),
+    ("num_rollouts", 100),
+    ("eval.samples", 2),
+  ):
+    other = plan.training(task, nowhere, "start")
+    other.update_from_flattened_dict({key: value})
+    assert [x.split(":")[0] for x in results.changes(kept, other)] == [key]
+
+
+def test_a_result_of_another_plan_is_named_and_not_averaged_over(tmp_path):
+  other = record("v05", 1, [1, 1])
+  other["config"]["budget.k_init"] = 8
+  judged = record("v05", 2, [1, 1])
+  judged["judged"]["eval.samples"] = 4
+  keep(tmp_path, *tuning_runs("v05"), record("v05", 0, [0.5, 0.75]), other, judged)
+  keep(tmp_path, record("v05", 3, [1, 1]) | {"method": "gone"})
+  text = table.write(tmp_path)
+  assert "| V0.5, 4 | 0 | 3e-05 | 2,560 | 0.250 | 0.625 | +0.375 |" in text
+  assert "v05-1-3e-05.json: made by another plan: budget.k_init: found 8, expected 4" in text
+  assert "v05-2-3e-05.json: made by another plan: held out: eval.samples: found 4" in text
+  assert "gone-3-3e-05.json: made by another plan: method: found 'gone'" in text
+  assert "- tasks, V0.5, 4: no result of seed 1, 2, 3" in text
+
+
+def test_a_file_that_is_no_result_is_named(tmp_path):
+  keep(tmp_path, record("v05", 0, [1, 1]))
+  file = tmp_path / "results" / "tasks" / "v05-0-3e-05.json"
+  for text, found in (("{", "no JSON object"), ("{}", "found no after")):
+    file.write_text(text)
+    with pytest.raises(ValueError, match=rf"v05-0-3e-05.json: found .*{found.split()[-1]}"):
+      results.read(tmp_path)
+
+
+def test_rates_are_chosen_by_the_tuning_runs_once_all_were_tried(tmp_path):
+  low, middle, high = tuning_runs("v05", best=1e-4)
+  assert results.rate([low, middle], "tasks", "v05") is None
+  assert results.rate([low, middle, high], "tasks", "v05") == 1e-4
+  assert results.rate([low, middle, high | {"failed": "diverged"}], "tasks", "v05") == 1e-5
+  assert results.rate([low, middle, high], "tasks", "v05_constant") == 1e-4  # it takes V0.5's
+  assert results.rate([low, middle, high], "words", "v05") is None
+  assert results.rate([low, middle, high], "tasks", "grpo4") is None
+  keep(tmp_path, low, middle, high, record("v05", 0, [1, 1], 3e-5), record("v05", 1, [1, 1], 1e-4))
+  text = table.write(tmp_path)
+  assert "| V0.5, 4 | 1 | 0.0001 |" in text and "| 0.0001 (at the edge) |" in text
+  assert "- tasks v05-0-3e-05: not at the learning rate that the tuning has found" in text
 
 
 def test_a_result_keeps_what_the_tables_need(tmp_path):
-  shape = (2, 4)
-  rows = tuple(problem(str(i)) for i in range(2))
-  result = Result(
-    rows,
-    np.full(2, np.nan),
-    np.array([[1.0, 0, 0, 0], [0.25] * 4]),
-    np.full(shape, 3),
-    np.ones(shape, bool),
-    np.full(shape, "", object),
+  rows = tuple(problem(str(i)) | {"benchmark": "ab"[i]} for i in range(2))
+  samples = np.array([[1.0, 0, 0, 0], [0.25] * 4])
+  other = (
+    np.full(samples.shape, 3),
+    np.ones(samples.shape, bool),
+    np.full(samples.shape, "", object),
   )
+  judged = Result(rows, np.full(2, np.nan), samples, *other)
   lines = [{"step": 0, "rollouts": 0, "eval/mean": 0.25}]
-  lines += [
-    {"step": i, "rollouts": 8 * i, "time/sample": 1.5, "loss/entropy": float(i)}
-    for i in range(1, 8)
-  ]
+  for i in range(1, 8):
+    lines.append({"step": i, "rollouts": 8 * i, "loss/entropy": float(i), "time/step": 10.0})
+    # The first step of a process compiles, as does the fifth, where it has been resumed.
+    compilations = [9, 9, 9, 9, 7, 7, 7][i - 1]
+    seconds = 50.0 if i in (1, 5) else 1.5
+    lines[-1] |= {"time/sample": seconds, "time/update": 0.5, "time/compilations": compilations}
+  lines[-1]["eval/mean"] = 0.5
   (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-  task = plan.Task("words", "v05", 0, 3e-5)
-  results.write(tmp_path, task, tmp_path, result, result)
+  task = plan.Task("tasks", "v05", 0, 3e-5)
+  config = plan.training(task, tmp_path, "start")
+  judgements = plan.heldout(config, "tasks", tmp_path), judged, judged
+  more = {"seconds": {"judge": 5.0, "start": 1.0}, "trained": "x", "failed": ""}
+  results.write(tmp_path, task, tmp_path, config, judgements, more)
   (found,) = results.read(tmp_path)
-  assert found["after"] == {"mean": [0.25, 0.25], "pass": [1, 0], "length": 3, "truncated": 0}
-  assert found["rollouts"] == 56 and found["seconds"]["time/sample"] == 10.5
-  assert found["last"]["loss/entropy"] == 5 and found["last"]["prior/mse"] is None
-  assert found["curve"] == [[0, 0.25]]
+  assert results.stale(found) == []
+  assert found["after"]["mean"] == [0.25, 0.25] and found["after"]["pass"] == [1, 0]
+  assert found["after"]["benchmarks"] == {"a": 0.25, "b": 0.25}
+  assert (found["rollouts"], found["steps"]) == (56, 7)
+  assert found["seconds"] == {
+    "sample": 107.5,
+    "update": 3.5,
+    "steps": 14.0,
+    "train": 70.0,
+    "judge": 5.0,
+    "start": 1.0,
+  }
+  assert found["first"]["loss/entropy"] == 1 and found["last"]["loss/entropy"] == 5
+  assert found["last"]["prior/mse"] is None
+  assert found["curve"] == [[0, 0.25, 0.0], [56, 0.5, 14.0]]
+
+
+# --- Tables
+
+
+def first_table(folder, ends):
+  for method, found in ends.items():
+    keep(folder, *tuning_runs(method))
+    keep(folder, *(record(method, i, end) for i, end in found.items()))
+
+
+def test_differences_are_paired_by_seed_and_by_problem(tmp_path):
+  ends = {"v05": {0: [0.5, 1.0], 1: [0.75, 0.75]}, "grpo16": {0: [0.25, 1.0], 1: [0.5, 0.5]}}
+  first_table(tmp_path, ends)
+  text = table.write(tmp_path)
+  assert "| V0.5, 4 | 0, 1 | 3e-05 | 2,560 | 0.250 | 0.750 | +0.500 ± 0.000 |" in text
+  # seeds: .125 and .25, mean .1875, half 12.706 * .0625; problems: .25 and .125
+  row = "| V0.5, 4 | GRPO, 16 | 0, 1 (missing: 2, 3) | +0.188 ± 0.794 | [+0.125, +0.250] |"
+  assert row in text and "| no |" in text.split(row)[1].split("\n")[0]
+
+
+def test_a_clear_difference_differs_with_the_right_sign(tmp_path):
+  lead = lambda seed: [0.6 + 0.02 * seed, 0.8]
+  ends = {"v05": {i: lead(i) for i in range(4)}, "grpo16": {i: [0.3, 0.5] for i in range(4)}}
+  first_table(tmp_path, ends)
+  line = next(
+    x for x in table.write(tmp_path).split("\n") if x.startswith("| V0.5, 4 | GRPO, 16 |")
+  )
+  assert (
+    line.startswith("| V0.5, 4 | GRPO, 16 | 0, 1, 2, 3 | +0.315 ± 0.021 |") and "| yes |" in line
+  )
+  runs = {
+    name: {i: record(name, i, end) for i, end in found.items()} for name, found in ends.items()
+  }
+  assert paper.cell(runs, "v05", "grpo16", "end", 1) == "yes: +0.315 ± 0.021, 4 seeds"
+  assert paper.cell(runs, "grpo16", "v05", "end", 1).startswith("the reverse: -0.315")
+  assert paper.cell(runs, "v05", "grpo16", "loss/entropy", 1).startswith("not decided: +0.000")
+  assert paper.cell(runs, "v05", "spo", "end", 1) == "not run"
+
+
+def test_seeds_that_one_method_lacks_are_in_no_difference(tmp_path):
+  ends = {"v05": {0: [0, 0], 1: [1, 1]}, "grpo16": {1: [0.5, 0.5], 2: [0, 0]}}
+  first_table(tmp_path, ends)
+  text = table.write(tmp_path)
+  assert (
+    "| V0.5, 4 | GRPO, 16 | 1 (missing: 0, 2, 3) | +0.500 |" in text and "| too few seeds |" in text
+  )
+  assert "- tasks, GRPO, 16: no result of seed 0, 3" in text
+  first_table(tmp_path, {"rloo4": {3: [0, 0]}})
+  assert "| V0.5, 4 | RLOO, 4 | none (missing: 0, 1, 2, 3) |" in table.write(tmp_path)
+
+
+def test_runs_that_are_no_pair_are_refused():
+  one, other = {0: record("v05", 0, [1, 1])}, {0: record("grpo16", 0, [1, 1], problems=2)}
+  with pytest.raises(ValueError, match=r"v05-0-3e-05, .*grpo16-0-3e-05: found the problems"):
+    pairing.differences(one, other)
+  other[0]["problems"] = 1
+  other[0]["before"] = other[0]["before"] | {"mean": [0.5, 0.5]}
+  with pytest.raises(ValueError, match="found different warm starts"):
+    pairing.differences(one, other)
+
+
+def test_equal_seconds_are_those_of_the_faster_run(tmp_path):
+  slow = record("v05", 0, [1, 1], end=0.6, seconds=200.0)
+  fast = record("grpo16", 0, [1, 1], end=0.3, seconds=100.0)
+  assert pairing.at_equal_seconds(slow, fast) == pytest.approx((100, 0.4, 0.3))
+  assert pairing.at_equal_seconds(fast, slow) == pytest.approx((100, 0.3, 0.4))
+
+
+def test_the_cost_counts_every_warm_start_once(tmp_path):
+  keep(tmp_path, *tuning_runs("v05"), record("v05", 0, [1, 1]), record("grpo4", 0, [1, 1]))
+  text = table.write(tmp_path)
+  assert "| tasks | warm starts | 2 | 1.0 | 0.03 |" in text  # of seeds 0 and 100
+  assert "| tasks | reported runs | 2 | 3.7 | 0.12 |" in text
+  assert "| tasks | tuning runs | 3 | 3.7 | 0.18 |" in text and "| all |  |  |  | 0.33 |" in text
+
+
+# --- Measurements
+
+
+def test_measures_at_a_checkpoint_know_the_truth():
+  rng = np.random.default_rng(0)
+  mu = rng.uniform(-0.9, 0.9, 400)
+  reward = np.where(rng.uniform(size=(400, 64)) < (mu[:, None] + 1) / 2, 1.0, -1.0)
+  values = {"truth": mu, "off": mu + 0.3, "constant": np.full(400, mu.mean()), "mute": mu * np.nan}
+  found = measure.at_checkpoint(values, reward, np.ones_like(reward))
+  assert set(found) == {"truth", "off", "constant", measure.TRUTH, measure.ALONE}
+  assert abs(found["truth"]["mse"]) < 0.003 and found["off"]["mse"] == pytest.approx(0.09, abs=0.01)
+  assert found["constant"]["mse"] == pytest.approx(mu.var(), abs=0.02)
+  assert found["truth"]["auc"] > 0.75 and found["constant"]["auc"] == 0.5
+  assert found[measure.TRUTH]["auc"] == pytest.approx(found["truth"]["auc"], abs=0.03)
+  assert found["off"]["bias"] == pytest.approx(0.3, abs=0.02)
+  # E (r - mu)^2 = 1 - mu^2, over that of the best constant, which is 1 - mean(r)^2.
+  expected = np.mean(1 - mu**2) / (1 - reward.mean() ** 2)
+  for name in ("truth", measure.TRUTH):
+    assert found[name]["noise over b*'s"] == pytest.approx(expected, abs=0.03)
+  assert found[measure.ALONE]["fused mse"] == pytest.approx(np.mean(1 - mu**2) / 4, rel=0.1)
+  assert (
+    found[measure.TRUTH]["fused mse"]
+    < found["off"]["fused mse"]
+    < found[measure.ALONE]["fused mse"]
+  )
+
+
+def test_measures_over_a_run_leave_out_what_was_not_said():
+  value, outcome = np.array([np.nan, 0.5, -0.5]), np.array([1.0, 1.0, -1.0])
+  found = measure.over_run(value, outcome)
+  assert found == {"prompts": 2, "mse": 0.25, "auc": 1.0, "bias": 0.0, "ece": 0.25}
+
+
+def test_groups_of_pairs_have_the_numbers_of_the_run():
+  found = [{"score": 0.5, "rollouts": 4}, {"score": -1.0, "rollouts": 2}]
+  prompts = types.SimpleNamespace(mask=np.array([True, True, False]), row=np.arange(3))
+  groups = measure.groups_of(found, prompts, 7)
+  assert groups.k.tolist() == [4, 2, 0] and groups.s.tolist() == [3, 0, 0]
+  assert groups.vbar[:2].tolist() == [0.5, -1] and groups.step == 7
 
 
 # --- All of it
@@ -155,7 +527,8 @@ def test_a_result_keeps_what_the_tables_need(tmp_path):
 
 @pytest.mark.long
 def test_all_of_it_with_the_built_in_policy(tmp_path, monkeypatch):
-  """The arena `words` with the built-in model, which knows digits and signs alone."""
+  """The arena `words` with the built-in model, which knows digits and signs alone: a run, what is
+  measured at its checkpoints, a value model of it and a run with that."""
   for name in ("asdiv", "mawps", "svamp"):
     count = words.SVAMP if name == "svamp" else 300
     rows = [
@@ -164,22 +537,56 @@ def test_all_of_it_with_the_built_in_policy(tmp_path, monkeypatch):
       for i in range(count)
     ]
     (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in rows))
+  # Now and then a success: what a value model learns from.
+  monkeypatch.syspath_prepend(tmp_path)
+  coin = (
+    "def score(prompt, response, row):\n  return zlib.crc32((prompt + response).encode()) % 2\n"
+  )
+  (tmp_path / "coin.py").write_text(f"import zlib\n\n\n{coin}")
   monkeypatch.setattr(words, "NEAR", 1.1)
-  base = plan.base
+  base, value_training = plan.base, plan.value_training
 
   def small(arena, data):
-    c = base(arena, data)
-    c.data.template, c.cpu_devices = "{prompt}", 1
+    c = base("words", data)
+    c.data.template, c.cpu_devices, c.reward = "{prompt}", 1, "coin:score"
     c.sampler.update({"slots": 16, "open_prompts": 16, "prefill": 8})
-    c.num_steps, c.rollouts_per_step = 2, 16
+    c.num_steps, c.rollouts_per_step = 4, 32
+    c.prior.min_support = 8
     c.sft.update({"steps": 2, "batch": 8})
     return c
 
-  monkeypatch.setattr(plan, "base", small)
-  monkeypatch.setattr(plan, "HELDOUT", {"words": 8})
-  monkeypatch.setattr(run, "HERE", tmp_path)
-  monkeypatch.setattr(run, "policy", lambda: "builtin")
-  task = plan.Task("words", "v05", 1, 1e-5)
-  run.play(task, tmp_path / "work", str(tmp_path))
-  assert "| V0.5, 4 | 1 |" in table.write(tmp_path)
-  assert not (tmp_path / "work" / "words" / task.name / "checkpoints").exists()
+  def brief(*given):
+    c = value_training(*given)
+    c.value.update({"steps": 2, "support": 16, "pairs": 4, "tasks": 8})
+    return c
+
+  for name, value in {
+    "base": small,
+    "value_training": brief,
+    "HELDOUT": {"words": 8, "tasks": 8},
+    "ROLLOUTS": 128,
+    "MEASURED": {"v05": 4},
+    "FIRST": ("v05",),
+    "SEEDS": (0,),
+  }.items():
+    monkeypatch.setattr(plan, name, value)
+  monkeypatch.setattr(measure, "ASKED", 8)
+  monkeypatch.setattr(measure, "SAMPLES", 8)
+  places = play.Places(tmp_path, tmp_path / "work", "builtin", str(tmp_path))
+  task = plan.Task("words", "v05", 0, 3e-5)
+  play.run(task, places)
+  assert measure.checkpoints(places.run(task)) == [2, 4]
+  measure.noise("words", places)
+  play.run(task, places)  # which finds everything done, and writes the same result
+  monkeypatch.setitem(plan.OTHER, "words", "words")
+  play.value("words", places)
+  measure.prior("words", places)
+  assert measure.checkpoints(places.run(task)) == []
+  play.run(task._replace(method="v05_v0"), places)
+  for rate in plan.RATES:
+    play.run(plan.Task("words", "v05", plan.TUNING_SEED, rate), places)
+  text = table.write(tmp_path)
+  assert "| V0.5, 4 | 0 | " in text and "| V0.5, 4, V0 of the other problems | 0 | " in text
+  assert "### Priors at checkpoints" in text and "| 2 | v0 | " in text and "| 4 | probe | " in text
+  assert (tmp_path / "curve.png").stat().st_size > 10_000
+  assert not (places.run(task._replace(method="v05_v0")) / "checkpoints").exists()

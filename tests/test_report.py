@@ -510,9 +510,18 @@ def test_scores_of_other_prompts_are_not_compared(tmp_path):
     others = [reconfigured(run, **{key: value}) for run in v05]
     found = lines(*grpo, *others)
     assert found[0] == "**No claim about a difference.**"
-    assert found[2] == f"- v05: measured on something else than grpo ({key}): no claim"
+    assert found[2] == f"- v05: scored otherwise than grpo ({key}): no claim"
     for run in v05:
       reconfigured(run, **{key: configuration.flatten(default.get_config())[key]})
+  # Several rewards are measured by the one that is the success, which may be the same.
+  several = [["task", 1.0], ["mine:brief", 0.1]]
+  for wanted, differs in (("", False), ("task", False), ("brief", True), ("sum", True)):
+    keys = {"reward": several, "rewards.success": wanted}
+    compared = rows(*grpo, *(reconfigured(run, **keys) for run in v05))
+    for score in ("eval/exact", "accuracy"):
+      assert conclusion.other_measure(compared[1], compared[0], score) == ["reward"] * differs
+  for run in v05:
+    reconfigured(run, **{"reward": "task", "rewards.success": ""})
   # Other training data are no other measure of held-out prompts, but are of the rollouts' success.
   compared = rows(*grpo, *(reconfigured(run, **{"data.path": "dapo_math_17k"}) for run in v05))
   assert conclusion.other_measure(compared[1], compared[0], "eval/exact") == []

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import contextlib
 import shutil
 import socket
+import sys
 import time
 
 from jax._src.lib import _jax
@@ -129,15 +130,25 @@ def test_an_address_of_another_machine_is_listened_to_everywhere(threads, capfd,
   assert first.result(LIMIT) is None
   assert "192.0.2.1 is no address of this machine" in capfd.readouterr().err
   with socket.create_server(("127.0.0.1", 0)) as server:  # another program's, which says nothing
-    with pytest.raises(ValueError, match=r"another program listens there \(timed out\)"):
+    with pytest.raises(ValueError, match=r"another program listens there \(it says nothing\)"):
       meet(f"127.0.0.1:{server.getsockname()[1]}", member(0), LIMIT)
 
 
-def test_a_run_that_has_begun_takes_nobody(address):
+@contextlib.contextmanager
+def begun(address):
+  """A client of JAX's service at the address."""
   service = _jax.get_distributed_runtime_service(address, 1)
   client = _jax.get_distributed_runtime_client(address, 0)
   try:
     client.connect()
+    yield client
+  finally:
+    client.shutdown()
+    service.shutdown()
+
+
+def test_a_run_that_has_begun_takes_nobody(address):
+  with begun(address) as client:
     for index in (0, 1):
       with pytest.raises(
         ValueError, match=f"process {index} of 2 at {address}: a run has begun there"
@@ -145,9 +156,35 @@ def test_a_run_that_has_begun_takes_nobody(address):
         meet(address, member(index), LIMIT)
     client.key_value_set("here", "still")  # it was not disturbed
     assert client.blocking_key_value_get("here", 60_000) == "still"
-  finally:
-    client.shutdown()
-    service.shutdown()
+
+
+def claim(address, limit=LIMIT):
+  with roll_call.claimed(address, member(0, name="again"), limit):
+    return meet(address, member(0, 1), LIMIT)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="abstract Unix sockets are Linux's")
+def test_before_jax_listens_nobody_takes_the_place_of_process_0(address, threads):
+  """Neither while the roll call goes on, nor in the moment after it in which nobody listens."""
+  with roll_call.claimed(address, member(0), LIMIT):
+    first = threads.submit(meet, address, member(0), LIMIT)
+    until(lambda: reachable("127.0.0.1", address))
+    with pytest.raises(ValueError, match=r"--process_id=0: pid 100 on host-0 has this number alr"):
+      claim(address)
+    with roll_call.claimed(address, member(1), LIMIT):  # the others take nothing
+      meet(address, member(1), LIMIT)
+    assert first.result(LIMIT) == address
+    with pytest.raises(ValueError, match="another process 0 of this machine is starting there"):
+      claim(address, 0.3)
+    second = threads.submit(claim, address)
+    with pytest.raises(TimeoutError):
+      second.result(0.5)
+    with begun(address), pytest.raises(ValueError, match="a run has begun there"):
+      second.result(LIMIT)
+    third = threads.submit(claim, address)
+    with pytest.raises(TimeoutError):
+      third.result(0.5)
+  assert third.result(LIMIT) == address  # the first one has ended
 
 
 # --- What they have in common

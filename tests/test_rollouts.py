@@ -3,6 +3,7 @@ prefixes."""
 
 from collections import Counter
 from concurrent import futures
+import math
 import re
 import time
 import types
@@ -162,8 +163,8 @@ def test_the_cache_moves_under_adaptive_groups_and_changes_nothing(full, change,
   moves = []
 
   class Spy(Schedule):
-    def fit(self):
-      before, change = self.shape, super().fit()
+    def resize(self):
+      before, change = self.shape, super().resize()
       if change is not None and self.active:
         moves.append((before, change[1]))
       return change
@@ -315,6 +316,24 @@ def test_few_failed_verdicts_are_no_reason_until_there_are_four_in_a_row():
   tell([ended], nan)  # all there is
   with pytest.raises(rewards.RewardError, match="all 1 verdicts failed"):
     judge.finish()
+
+
+@pytest.mark.parametrize("count, best, said", [(16, 0.0, True), (16, 0.5, False), (15, 0.0, False)])
+def test_a_first_step_without_any_reward_is_said_once(caplog, count, best, said):
+  config = support.config()
+  config.data.scratchpad = 24
+  judge = verdicts.Judge(support.policy(), config, None)
+  rollout = Sampled(0, 0, tokens=[np.array([support.EOS])])
+  for part in ([math.nan, best], [0.0] * (count - 2)):
+    judge.rewards([rollout] * len(part), [lambda x=x: x for x in part])
+  judge.finish()
+  judge.rewards([rollout] * 20, [lambda: 0.0] * 20)  # a later step
+  judge.finish()
+  found = [record.getMessage() for record in caplog.records]
+  assert len(found) == said
+  if said:
+    assert found[0].startswith("none of the first 16 rollouts has a reward above rewards.low = 0:")
+    assert "is data.scratchpad = 24 what the policy was taught?" in found[0]
 
 
 def test_a_run_that_is_to_stop_does_not_wait_for_verdicts_that_do_not_come(monkeypatch):

@@ -79,7 +79,7 @@ def drive(schedule, device, final, judge=lambda prompt: 0, check=lambda: None):
   while ended or not schedule.finished:
     while (batch := schedule.open(final)) is not None:
       device.prefill(*batch)
-    if (change := schedule.fit()) is not None:
+    if (change := schedule.resize()) is not None:
       device.resize(*change)
     schedule.start()
     just = []
@@ -212,7 +212,7 @@ def test_an_entry_is_kept_until_all_rollouts_of_its_prompt_ended():
   device.prefill(*schedule.open(True))
   for _ in range(2):
     assert schedule.home == {0: (0, 0)} and schedule.open(True) is None
-    if (change := schedule.fit()) is not None:
+    if (change := schedule.resize()) is not None:
       device.resize(*change)
     schedule.start()
     # `share` keeps the second slot idle

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from v05_jax import config as configuration
-from v05_jax import data, models, tasks
+from v05_jax import data, models, setup, tasks
 from v05_jax.configs import demo, scratchpad, warm_start_scratchpad
 from v05_jax.models import decoder
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.run import sft
+from v05_jax.run.evaluate import evaluate_workdir
+from v05_jax.train import train
 
 pytestmark = pytest.mark.usefixtures("few_devices")
 
@@ -130,6 +132,27 @@ def test_a_config_whose_limit_changes_verdicts_is_refused():
   config.data.scratchpad = -1
   with pytest.raises(ValueError, match=r"data.scratchpad: found -1, expected at least 0"):
     configuration.validate(config)
+
+
+@pytest.mark.parametrize(
+  "path, length, wanted",
+  [("builtin", 24, "builtin_scratchpad"), ("builtin_scratchpad", 0, "builtin")],
+)
+def test_a_shipped_policy_of_the_other_tasks_is_refused(path, length, wanted, tmp_path):
+  config = scratchpad.get_config()
+  config.policy.path, config.data.scratchpad = path, length
+  message = rf"policy.path: found '{path}', expected '{wanted}', since data.scratchpad is {length}"
+  for mode in (
+    setup.setup,
+    lambda c: train(c, str(tmp_path)),
+    lambda c: evaluate_workdir(c, tmp_path),
+  ):
+    with pytest.raises(ValueError, match=message):
+      mode(config)
+  config.policy.preset = "tiny"  # random weights, which know neither
+  setup.check_scratchpad(config)
+  config = warm_start_scratchpad.get_config()  # --mode=sft, which teaches it
+  configuration.validate(config)
 
 
 def test_a_demonstration_that_does_not_fit_is_refused():

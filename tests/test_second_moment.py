@@ -65,6 +65,16 @@ def test_it_fades_and_takes_the_baseline_of_the_run():
   np.testing.assert_allclose(state.history.successes[2], 3 * 2**2 + 1 * 2**2)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_no_number_is_not_kept(bad):
+  """A prompt whose baseline or score is none counts as not seen; the others do."""
+  found = layer(rollouts=2.0)
+  state = visit(found, found.init(), [1, 2], [[1, -1], [1, -1]], [[1, 1], [bad, 1]], [0, 0])
+  want = visit(found, found.init(), [1], [[1, -1]], [[1, 1]], [0])
+  np.testing.assert_array_equal(expected(found, state), expected(found, want))
+  assert np.isfinite(expected(found, state)).all() and not state.history.rollouts[2]
+
+
 def test_the_score_of_a_pool_is_the_root_of_what_is_expected_of_its_real_prompts():
   moment = np.array([1.0, 4.0, 0.0, 9.0], np.float32)
   asked = {"second_moment": {"expected": moment}}

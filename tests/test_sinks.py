@@ -94,7 +94,8 @@ def write(workdir, c, steps=range(1, 5), done=0):
 
 
 def test_a_sink_sees_what_the_lines_have_and_picture_samples_and_end(tmp_path, module):
-  write(tmp_path / "a", config("jsonl", "my_sink:recording"))
+  twice = config("jsonl", "my_sink:recording", "my_sink:recording")  # which makes one of it
+  write(tmp_path / "a", twice)
   assert module.SEEN == [
     ("begin", 0),
     *(("write", step, {"reward": float(step)}) for step in range(1, 5)),
@@ -153,6 +154,17 @@ def test_nobody_waits_for_sinks_that_hang(tmp_path, module, caplog, monkeypatch,
   assert len(said) == 2 and all(reason in x for x in said)
   assert waits[1] < 0.1 or most == 2  # nothing is left of the time for both
   assert len(metrics.read(tmp_path)) == 4
+
+
+def test_a_run_that_begins_anew_is_a_new_one_elsewhere(tmp_path):
+  """Beside what an earlier run in the folder has left, of which there was no checkpoint."""
+  begins = plug.Setting(config("wandb"), workdir=tmp_path)
+  assert base.remembered(begins, "wandb") == {}
+  base.remember(begins, "wandb", id="first")
+  assert base.remembered(begins, "wandb") == {}
+  goes_on = begins._replace(done=2)
+  assert base.remembered(goes_on, "wandb") == {"id": "first"}
+  assert base.remembered(goes_on, "mlflow") == {}  # a sink that has come later
 
 
 def test_metrics_are_written_whatever_the_sinks_are(tmp_path, caplog):

@@ -24,7 +24,7 @@ from v05_jax.priors import context as contexts
 from v05_jax.run import checkpoint, leaves, lock, metrics
 from v05_jax.sampling import draw as drawing
 from v05_jax.train import Housekeeping, train
-from v05_jax.value_model import convert
+from v05_jax.value_model import convert, v0
 
 ROOT = pathlib.Path(__file__).parent.parent
 pytestmark = pytest.mark.usefixtures("few_devices")
@@ -206,6 +206,25 @@ def test_other_rows_of_the_same_number_are_refused(unbroken, tmp_path, monkeypat
   assert metrics.read(tmp_path / "run") == before
 
 
+def test_other_weights_in_the_same_folder_are_refused(tmp_path):
+  """The reference of the KL and priors read the first policy's again."""
+  folder = shutil.copytree(models.BUILTIN, tmp_path / "policy")
+  config = small(num_steps=1, **{"eval.period": 0, "policy.path": str(folder), "prior.kind": "v0"})
+  config.priors.v0.path = str(shutil.copytree(v0.BUILTIN, tmp_path / "v0"))
+  train(config, str(tmp_path / "run"))
+  config.num_steps = 2
+  changed = {}
+  for key, name in (("policy.path", "policy/model"), ("priors.v0.path", "v0/head")):
+    file = tmp_path / f"{name}.safetensors"
+    changed[file] = file.read_bytes()
+    file.write_bytes(changed[file][:-4] + b"\0\0\0\0")  # of as many bytes
+    message = rf"config.{key}: found weights with the digest \w{{16}}, expected \w{{16}}"
+    with pytest.raises(ValueError, match=message):
+      train(config, str(tmp_path / "run"))
+    file.write_bytes(changed[file])
+  assert int(train(config, str(tmp_path / "run")).step) == 2
+
+
 def test_a_reward_whose_file_has_changed_is_said(tmp_path, monkeypatch, caplog):
   monkeypatch.syspath_prepend(tmp_path)
   file = tmp_path / "mended.py"
@@ -230,6 +249,21 @@ def test_a_run_of_no_steps_ends_well(tmp_path, caplog):
   train(small(num_steps=0), str(tmp_path / "evaluated"))
   (line,) = metrics.read(tmp_path / "evaluated")
   assert line["step"] == 0 and line["eval/accuracy"] > 0
+
+
+def test_a_run_ends_with_the_step_that_makes_its_number_of_rollouts(unbroken, tmp_path):
+  """That step is the last one in every way, and the same command then has nothing to do."""
+  config = small(num_steps=9, num_rollouts=70, **{"eval.period": 8, "checkpoint.period": 8})
+  state = train(config, str(tmp_path))
+  assert (int(state.step), int(state.rollouts)) == (3, 96)
+  written, whole = lines(tmp_path), lines(unbroken[0])
+  assert [line["step"] for line in written] == [0, 1, 2, 3]
+  assert written[3]["reward"] == whole[3]["reward"] and "eval/accuracy" in written[3]
+  assert int(train(config, str(tmp_path)).step) == 3 and lines(tmp_path) == written
+  config.num_rollouts = 0
+  config.num_steps = 4
+  assert int(train(config, str(tmp_path)).step) == 4
+  assert lines(tmp_path)[4]["reward"] == whole[4]["reward"]
 
 
 def test_observers_may_change_when_a_run_goes_on(unbroken, tmp_path, caplog):

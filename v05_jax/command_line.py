@@ -5,6 +5,7 @@ person can act on.
 """
 
 import ast
+import difflib
 import itertools
 import re
 import sys
@@ -16,6 +17,7 @@ from ml_collections.config_flags import tuple_parser
 from v05_jax import config as configuration
 from v05_jax import plug
 from v05_jax.configs import default
+from v05_jax.names import alike
 from v05_jax.rules import show
 from v05_jax.run import files
 
@@ -93,7 +95,10 @@ def _parse(argv, flag_values):
     raise ValueError(configuration.one_line(e)) from e
   if len(rest) > 1:
     meant = f", did you mean --config={rest[1]}?" if rest[1] in configuration.shipped() else ","
-    raise ValueError(f"found the argument {rest[1]!r}{meant} expected flags alone: --name=value")
+    name, given, _ = rest[1].partition("=")
+    near = _meant(name.removeprefix("config."), typed, flag_values) if given else ""
+    expected = f"expected flags alone: --name=value{near}"
+    raise ValueError(f"found the argument {rest[1]!r}{meant} {expected}")
   _check_options(config, flag_values.config, argv)
   if path is None and _take(argv, "config.policy.path")[0] is None:
     _check_run(flag_values)
@@ -111,11 +116,7 @@ def _check_run(flag_values):
   names a config or a model."""
   if "mode" not in flag_values or flag_values.mode not in READING or not flag_values.workdir:
     return
-  place = files.place(flag_values.workdir)
-  runs = (
-    [] if files.is_remote(place) else [str(x.parent) for x in place.parent.glob("*/config.json")]
-  )
-  near = configuration.nearest(str(place), runs)
+  near = alike(flag_values.workdir, "*/config.json")
   raise ValueError(
     f"--workdir={flag_values.workdir}: found no run there (no config.json){near or ','} expected "
     "the folder of one; of a model without a run, --config=NAME or --config.policy.path=MODEL says "
@@ -250,6 +251,19 @@ def _check_names(argv, config, flag_values):
         near = configuration.nearest(key, [*keys, *sections], "--config.")
         raise ValueError(f"--{name}: found an unknown config key{near}")
     elif name not in flag_values and name.removeprefix("no") not in flag_values:
-      raise ValueError(
-        f"--{name}: found an unknown flag{configuration.nearest(name, flag_values, '--')}"
-      )
+      raise ValueError(f"--{name}: found an unknown flag{_meant(name, config, flag_values)}")
+
+
+def _meant(name: str, config, flag_values) -> str:
+  """A suggestion to append for a flag that is none: the nearest flag, or the config key that is
+  nearer, by its last part or by what it is called elsewhere."""
+  keys = list(configuration.flatten(config))
+  if name in keys:
+    return f", did you mean --config.{name}?"
+  words = [key.rpartition(".")[2] for key in keys]
+  words += " ".join(configuration.ELSEWHERE.values()).split()
+  flagged = list(flag_values)
+  nearest = difflib.get_close_matches(name.rpartition(".")[2], [*flagged, *words], 1)
+  if nearest and nearest[0] not in flagged:
+    return configuration.nearest(name, keys, "--config.")
+  return configuration.nearest(name, flagged, "--")

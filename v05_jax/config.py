@@ -20,12 +20,14 @@ from ml_collections import ConfigDict
 
 from v05_jax import configs, plug
 from v05_jax.configs import default
+from v05_jax.names import alike
 from v05_jax.rules import RULES, Rule, relations, show
 from v05_jax.run import files
 
 # Keys that may change when a run continues; every other one is part of what the run is.
 RESUMABLE = (
   "num_steps",
+  "num_rollouts",
   "observe",
   "data.folder",
   "eval.period",
@@ -263,9 +265,7 @@ def _no_config(file, path: str) -> str:
     here = {x.stem: str(x) for x in sorted(file.parent.glob("*.py")) if x.is_file()}
     near = nearest(path, known) or nearest(path, here.keys() | here.values())
     return f"{path}: found no config of that name{near or ','} known: {', '.join(known)}; or a file"
-  siblings = [x.name for x in file.parent.glob("*.py")] if file.parent.is_dir() else []
-  match = difflib.get_close_matches(file.name, siblings, 1)
-  near = f", did you mean {file.parent / match[0]}?" if match else ""
+  near = alike(path, "*.py")
   return f"{path}: found no such config file{_by_name(file) or near}"
 
 
@@ -304,7 +304,7 @@ ELSEWHERE = {
   "optimizer.weight_decay": "wd",
   "optimizer.clip_norm": "max_grad_norm grad_clip clip_grad",
   "optimizer.schedule": "scheduler lr_scheduler lr_scheduler_type",
-  "budget.k_init": "k group_size num_generations n num_rollouts rollout_n",
+  "budget.k_init": "k group_size num_generations n rollout_n",
   "rollouts_per_step": "batch_size train_batch_size per_device_train_batch_size",
   "loss.micro_rows": "micro_batch_size microbatch_size gradient_accumulation_steps",
   "num_steps": "steps max_steps total_steps iterations",
@@ -328,16 +328,15 @@ ELSEWHERE = {
 
 
 def nearest(name: str, known, prefix: str = "") -> str:
-  """A suggestion to append: known keys of the same last part, what a key is called elsewhere, else
-  the most similar name or last part, or ""."""
+  """A suggestion to append, or "": by last part, what a key is called elsewhere, or likeness."""
   known = list(known)
   last = lambda key: key.rsplit(".", 1)[-1]
   match = [key for key in known if last(key) == last(name)][:3] if "/" not in name else []
   match = match or [key for key in known if last(name) in ELSEWHERE.get(key, "").split()]
   parts = difflib.get_close_matches(last(name), sorted({last(key) for key in known}), 1, 0.8)
-  alike = [key for key in known if last(key) in parts][:3]
+  similar = [key for key in known if last(key) in parts][:3]
   section = name.removesuffix(last(name))
-  match = match or [key for key in alike if section and key.startswith(section)] or alike
+  match = match or [key for key in similar if section and key.startswith(section)] or similar
   match = match or difflib.get_close_matches(name, known, 1)
   return f", did you mean {' or '.join(prefix + key for key in match)}?" if match else ""
 

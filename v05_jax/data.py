@@ -16,6 +16,7 @@ import numpy as np
 from v05_jax import benchmarks, problems, tasks
 from v05_jax.benchmarks import TASKS
 from v05_jax.models import tokenizer as tokenizers
+from v05_jax.names import alike
 from v05_jax.rows import Row, answer_text, checked, conversation, field, prompt_text, show
 from v05_jax.run import files
 from v05_jax.structs import Prompts
@@ -223,7 +224,8 @@ def read_file(path: str, key: str = "data.path") -> Iterator[tuple[str, Row]]:
   except (ValueError, OSError, ImportError) as error:  # the last: no library for that store
     raise ValueError(f"config.{key}: {path} cannot be opened: {error}") from None
   if not there or folder:
-    raise ValueError(f"config.{key}: {path} {'is a folder' if folder else 'does not exist'}")
+    found = "is a folder" if folder else f"does not exist{alike(path)}"
+    raise ValueError(f"config.{key}: {path} {found}")
   try:
     with file.open("rb") as stream:
       yield from readers[file.suffix](path, stream)
@@ -233,13 +235,15 @@ def read_file(path: str, key: str = "data.path") -> Iterator[tuple[str, Row]]:
 
 def _read_jsonl(path, stream):
   for number, line in enumerate(stream, 1):
-    if not line.strip():
+    if not (line := line.rstrip()):
       continue
     where = f"{path}:{number}"
     try:
       row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:  # malformed, not UTF-8, or nested too deeply
-      raise ValueError(f"{where}: found {show(line)}, which is not JSON: {error}") from None
+      place = isinstance(error, json.JSONDecodeError)
+      reason = f"{error.msg} in column {error.colno}" if place else error
+      raise ValueError(f"{where}: found {show(line)}, which is not JSON: {reason}") from None
     if not isinstance(row, dict):
       raise ValueError(f"{where}: found {show(row)}, expected a JSON object")
     yield where, row
@@ -306,7 +310,8 @@ def _field(row, key, detect, what, where):
   for name in (key,) if key else detect:
     if (value := field(row, name)) is not None:
       return value
-  wanted = f"config.data.{what}_key = {key!r}" if key else f"one of {', '.join(detect)}"
+  other = f"one of {', '.join(detect)}, or the name of another one as --config.data.{what}_key"
+  wanted = f"config.data.{what}_key = {key!r}" if key else other
   raise ValueError(
     f"{where}: found no {what} among the fields {', '.join(map(str, row))}, expected {wanted}"
   )

@@ -118,7 +118,8 @@ def of_rollouts(rolls, rewards, shaping, row, step: int, unconditional: int) -> 
   """
   statistics = np.zeros((2, *rolls.mask.shape), np.float32)
   real = np.arange(rolls.logprob.shape[1]) < rolls.length[rolls.prompt, rolls.index][:, None]
-  logprob = np.where(real, rolls.logprob, 0.0)
+  # A log-probability that is no number costs the update, not what estimators keep for good.
+  logprob = np.where(real & np.isfinite(rolls.logprob), rolls.logprob, 0.0)
   statistics[:, rolls.prompt, rolls.index] = (
     logprob.sum(1),
     np.square(np.where(real, 1.0 - np.exp(logprob), 0.0)).sum(1),

@@ -38,11 +38,12 @@ import os
 import pathlib
 import signal
 import sys
+import textwrap
 from typing import Any, NamedTuple
 
-from absl import app, flags, logging
+from absl import app, flags
 
-from v05_jax import __version__
+from v05_jax import __version__, logs
 
 MODES = ("train", "sft", "value", "eval", "sample", "noise", "export", "report", "compile")
 SEVERAL = ("train", "eval")  # modes of several processes
@@ -105,7 +106,7 @@ def parse(argv: list[str]) -> list[str]:
   """Flags parser for `app.run`: `command_line.parse`, help, version and a run's default folder."""
   words = set(argv[1:])
   if len(argv) == 1 or argv[1] == "help" or words & {"--help", "-h", "-help"}:
-    print(__doc__)
+    print(manual())
     sys.exit(0)
   if words & {"--version", "-version"}:
     print(f"v05_jax {__version__}")
@@ -113,11 +114,26 @@ def parse(argv: list[str]) -> list[str]:
   from v05_jax import command_line  # seconds: what it imports knows every key
 
   rest = command_line.parse(argv)
-  config = command_line.value_of(argv, "config")
-  if FLAGS.workdir is None and FLAGS.mode in WRITING and config:
-    FLAGS.workdir = f"runs/{pathlib.Path(config).stem}"
-    print(f"--workdir={FLAGS.workdir}", file=sys.stderr)
+  folder = usual_folder(FLAGS.mode, command_line.value_of(argv, "config"))
+  if FLAGS.workdir is None and folder:
+    FLAGS.workdir = folder
+    print(f"--workdir={folder}", file=sys.stderr)
   return rest
+
+
+def usual_folder(mode: str, config: str | None) -> str | None:
+  """Where a run of a config, a name or a file, goes that names no workdir; None: nowhere."""
+  return f"runs/{pathlib.Path(config).stem}" if config and mode in WRITING else None
+
+
+def manual() -> str:
+  """What --help prints."""
+  from v05_jax import configs
+
+  folder = pathlib.Path(*configs.__path__)
+  names = "Configs: " + ", ".join(sorted(file.stem for file in folder.glob("[a-z]*.py")))
+  keys = f"Keys, with their meaning: {folder / 'default.py'}"
+  return f"{__doc__}\n{textwrap.fill(names, 100)}\n{keys}"
 
 
 def leave(said: str):
@@ -130,7 +146,7 @@ def main(_):
   from v05_jax.run import workdirs
   from v05_jax.scale import peers
 
-  logging.set_verbosity(logging.WARNING)  # Orbax reports every checkpoint otherwise
+  logs.start()
   kept = lambda: workdirs.kept(FLAGS.workdir) if FLAGS.mode in WRITING else "nothing was written"
   signal.signal(signal.SIGINT, lambda *_: leave(f"stopped at once; {kept()}"))
   try:

@@ -1,13 +1,15 @@
 """How a name in the config finds a function: one of the package's, or `module:function`, a user's
-own.
+own; and which file a mistyped path may have meant.
 
 Workers of rewards import this: nothing here may import jax.
 """
 
 from collections.abc import Callable, Iterable
+import contextlib
 import difflib
 import importlib
 import os
+from pathlib import Path
 import sys
 import traceback
 
@@ -19,6 +21,19 @@ BETWEEN = (
   os.path.join(os.path.dirname(__file__), "rewards", "worker.py"),
   "",  # code that was made without a file
 )
+
+
+def alike(path, pattern: str = "*") -> str:
+  """What a local path that is not there may have meant, of all that stands beside it and fits the
+  pattern, or holds what does (`*/config.json`), as ", did you mean PLACE?"; "" where nothing is
+  called alike."""
+  folder, name = os.path.split(os.fspath(path).rstrip("/"))
+  with contextlib.suppress(OSError, RuntimeError):  # the last: no such user's folder
+    place = Path(folder).expanduser()
+    beside = {x.relative_to(place).parts[0] for x in place.glob(pattern)} - {name}
+    if match := difflib.get_close_matches(name, sorted(beside), 1):
+      return f", did you mean {os.path.join(folder, match[0])}?"
+  return ""
 
 
 def own(key: str, name, known: Iterable[str]) -> Callable:
@@ -50,8 +65,17 @@ def own(key: str, name, known: Iterable[str]) -> Callable:
 def resolve(target: str):
   """The function that "module:function" names; raises ImportError, AttributeError or TypeError."""
   module, _, name = target.partition(":")
-  function = importlib.import_module(module)
+  try:
+    function = importlib.import_module(module)
+  except ModuleNotFoundError as error:
+    near = alike(f"{module}.py", "*.py") if error.name == module else ""
+    raise ModuleNotFoundError(f"{error}{near}", name=error.name) from error
   for part in name.split("."):
+    if not hasattr(function, part):
+      near = difflib.get_close_matches(part, dir(function), 1)
+      meant = f", did you mean {near[0]}?" if near else ""
+      where = getattr(function, "__name__", module)
+      raise AttributeError(f"{where} has no attribute {part!r}{meant}")
     function = getattr(function, part)
   if not callable(function):
     raise TypeError(f"{name} is a {type(function).__name__}, expected a function")

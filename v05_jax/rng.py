@@ -10,7 +10,7 @@ from functools import partial
 import jax
 
 # One stream a purpose. The numbers are part of what a seed means: append, never renumber.
-TRAIN, EVAL, SFT, INIT, SELECT, VALUE, BOOTSTRAP = range(7)
+TRAIN, EVAL, SFT, INIT, SELECT, VALUE, BOOTSTRAP, REPLAY = range(8)
 
 
 @partial(jax.jit, static_argnames=("seed", "stream"))

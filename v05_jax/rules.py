@@ -68,11 +68,12 @@ _RANGES = (
   (_at_least(1), "sampler.chunk sampler.share sampler.slot_sizes sampler.column_sizes"),
   (_at_least(1), "sampler.max_prompt sampler.max_response budget.k_init budget.k_max"),
   (_at_least(1), "selection.pool"),
-  (_at_least(1), "loss.minibatches loss.epochs loss.vocab_chunk"),
+  (_at_least(1), "loss.minibatches loss.epochs loss.vocab_chunk loss.replay_age"),
   (_at_least(1), "sft.batch eval.size checkpoint.keep"),
-  (_at_least(0), "num_steps data.seed data.scratchpad rewards.overlong_buffer sampler.top_k"),
+  (_at_least(0), "num_steps num_rollouts data.seed data.scratchpad rewards.overlong_buffer"),
+  (_at_least(0), "sampler.top_k"),
   (_at_least(0), "budget.max_resample loss.clip_high loss.kl_coef loss.entropy_coef"),
-  (_at_least(0), "loss.row_length loss.max_skipped"),
+  (_at_least(0), "loss.row_length loss.max_skipped loss.replay"),
   (_at_least(0), "optimizer.learning_rate optimizer.warmup_steps optimizer.weight_decay"),
   (_at_least(0), "optimizer.clip_norm sft.steps sft.learning_rate sft.warmup_steps"),
   (_at_least(0), "eval.period eval.samples checkpoint.period"),
@@ -178,6 +179,9 @@ def relations(config, flat, wrong) -> list[str]:
   flash = "bfloat16, since policy.attention is flash, whose kernels want it"
   need(policy.attention == "plain" or policy.dtype in ("bfloat16", ""), "policy.dtype", flash)
   plain = "False, since policy.attention is flash, whose kernels see one segment a token"
+  ends = "0, since optimizer.schedule is not constant: its end is that of num_steps"
+  constant = config.optimizer.schedule == "constant"
+  need(constant or not config.num_rollouts, "num_rollouts", ends)
   need(policy.attention == "plain" or not loss.share_prompts, "loss.share_prompts", plain)
   _ratios(loss, need)
   low, high = config.rewards.low, config.rewards.high
@@ -209,6 +213,12 @@ def _ratios(loss, need):
   both = f"recompute, since loss.correction is {loss.correction}, which compares the trainer's "
   both += "log-probs with the sampler's"
   need(loss.correction == "none" or loss.old_logprob == "recompute", "loss.old_logprob", both)
+  sampled = "sampler, since loss.replay compares each rollout with the policy that sampled it"
+  need(loss.replay == 0 or loss.old_logprob == "sampler", "loss.old_logprob", sampled)
+  ratio = (
+    "a surrogate with a ratio to the policy that sampled, since loss.replay takes older rollouts"
+  )
+  need(loss.replay == 0 or loss.surrogate != "reinforce", "loss.surrogate", ratio)
 
 
 def _plugs(config, need):

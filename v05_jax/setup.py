@@ -1,7 +1,8 @@
 """What a config stands for: model, data, plugs and programs, made and checked before anything
 runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+import os
 from typing import Any, NamedTuple
 
 import jax
@@ -13,10 +14,12 @@ from v05_jax.budgets import base as budgets
 from v05_jax.estimators import base as estimators
 from v05_jax.observers import base as observers
 from v05_jax.priors import base as priors
-from v05_jax.scale import distributed, sharding
+from v05_jax.rows import show
+from v05_jax.scale import distributed, sharding, sources
 from v05_jax.shapes import Shapes, shapes
 from v05_jax.structs import TrainState
-from v05_jax.update import policy_gradient
+from v05_jax.update import policy_gradient, replay
+from v05_jax.value_model import directory
 
 
 class Run(NamedTuple):
@@ -35,6 +38,7 @@ class Run(NamedTuple):
   reference: Any  # the first policy's parameters on the mesh, for the KL; None without
   exact: Callable | None  # (params, rows) -> success probability, NaN where it is not exact
   shapes: Shapes
+  weights: Mapping[str, str] = {}  # config key -> digest of weights that it names (`weights_of`)
 
   def init(self) -> TrainState:
     """The state before the first step."""
@@ -53,6 +57,7 @@ class Run(NamedTuple):
       budget=self.budget.init(),
       estimator=self.estimator.init(),
       observers=self.observers.init(),
+      replay=replay.init(self.config),
     )
 
   def prompts_per_step(self, mean_k: float) -> int:
@@ -72,6 +77,7 @@ def setup(config, workdir: str | None = None, done: int = 0) -> Run:
     keys = ", ".join(missing)
     raise ValueError(f"{keys}: found no value, expected one: scale.settle.settle chooses them")
   problems.check(config)
+  check_scratchpad(config)
   mesh = sharding.make_mesh(config.mesh)
   distributed.connect(mesh)
   policy = models.load(config.policy, config.seed)
@@ -86,7 +92,35 @@ def setup(config, workdir: str | None = None, done: int = 0) -> Run:
   built_in = config.data.path == data.TASKS
   exact = tasks.make_exact(policy.config, policy.tokenizer, config.sampler) if built_in else None
   setting = plug.Setting(config, len(prompts), policy, mesh, prompts, exact, workdir, done)
-  return assemble(setting, make_update(config, policy.config, mesh))
+  run = assemble(setting, make_update(config, policy.config, mesh))
+  return run._replace(weights=weights_of(config))
+
+
+def weights_of(config) -> dict[str, str]:
+  """Config key -> digest of the weights that it names and that a run which goes on reads again: the
+  first policy's, for a reference of the KL and for priors, and a V0's."""
+  found = {}
+  if not config.policy.preset:
+    found["policy.path"] = sources.of_folder(models.folder(config.policy.path))
+  path = config.priors.v0.path
+  if plug.label(config.prior.kind) == "v0" and path != directory.BUILTIN:
+    folders = filter(os.path.isdir, (path, os.path.join(path, directory.FOLDER)))
+    found["priors.v0.path"] = " ".join(map(sources.of_folder, folders))
+  return found
+
+
+def check_scratchpad(config):
+  """Raises ValueError where a policy that the package ships for the built-in tasks meets those with
+  a scratchpad and has not learnt to write one, or the reverse: no response could be right."""
+  path, length = config.policy.path, config.data.scratchpad
+  if config.policy.preset or data.TASKS not in (config.data.path, config.eval.path):
+    return
+  fitting = "builtin_scratchpad" if length else "builtin"
+  if path in models.SHIPPED and path != fitting:
+    raise ValueError(
+      f"policy.path: found {show(path)}, expected {show(fitting)}, since data.scratchpad is "
+      f"{length}: no response of the other could be right"
+    )
 
 
 def make_update(config, model_config, mesh) -> policy_gradient.Update:
@@ -106,9 +140,10 @@ def assemble(setting: plug.Setting, update: policy_gradient.Update) -> Run:
   config, policy = setting.config, setting.policy
   budget, estimator = budgets.make(setting), estimators.make(setting)
   learns, small = bool(jax.tree.leaves(estimator.init())), backend.quick()
-  run_advantages = lambda state, groups, value: estimators.advantages(
-    estimator, state, groups, value
-  )
+
+  def advantages(state, groups, value):
+    return estimators.advantages(estimator, state, groups, value)
+
   return Run(
     config=config,
     mesh=setting.mesh,
@@ -120,7 +155,7 @@ def assemble(setting: plug.Setting, update: policy_gradient.Update) -> Run:
       expect=jax.jit(estimator.expect, **small),
       learn=jax.jit(estimator.learn, **small) if learns else lambda state, groups, value: state,
     ),
-    advantages=jax.jit(run_advantages, **small),
+    advantages=jax.jit(advantages, **small),
     observers=observers.Observers(setting),
     update=update,
     reference=update.freeze(policy.params) if config.loss.kl_coef else None,

@@ -11,7 +11,7 @@ from v05_jax.run.metrics import Pairs, merge
 from v05_jax.sampling.draw import Drawn
 from v05_jax.setup import Run
 from v05_jax.structs import Draw, TrainState
-from v05_jax.update import packing
+from v05_jax.update import packing, replay
 
 MEAN_K_DECAY = 0.8  # of the running mean of rollouts per prompt
 
@@ -20,9 +20,10 @@ def update(run: Run, state: TrainState, taken: Draw, advantage) -> tuple[TrainSt
   """Updates the policy by a draw's advantages [P, K]; `state.params` and `opt_state` are
   donated."""
   began, config = time.perf_counter(), run.config
-  params, opt_state, found = state.params, state.opt_state, {}
+  params, opt_state = state.params, state.opt_state
+  taken, advantage, kept, found = replay.extend(config, state, taken, advantage)
   minibatches = packing.minibatches(
-    taken.prompts, taken.rolls, np.asarray(advantage), config.loss, run.mesh, taken.importance
+    taken.prompts, taken.rolls, advantage, config.loss, run.mesh, taken.importance
   )
   if config.loss.old_logprob == "recompute" and minibatches:
     sampled = minibatches
@@ -35,9 +36,9 @@ def update(run: Run, state: TrainState, taken: Draw, advantage) -> tuple[TrainSt
     # a gap.
     gap = found.get("loss/logprob_gap", one.get("loss/logprob_gap"))
     found = merge(found, one) | {"loss/logprob_gap": gap}
-  skipped = in_a_row(state.skipped, found["grad/skipped"][0]) if found else state.skipped
+  skipped = in_a_row(state.skipped, found["grad/skipped"][0]) if minibatches else state.skipped
   found["time/update"] = (time.perf_counter() - began, 1)
-  return state.replace(params=params, opt_state=opt_state, skipped=skipped), found
+  return state.replace(params=params, opt_state=opt_state, skipped=skipped, replay=kept), found
 
 
 def learn(run: Run, state: TrainState, drawn: Drawn) -> tuple[TrainState, Pairs]:

@@ -115,6 +115,8 @@ class TrainState:
   budget: dict[str, Any]  # name of the rule -> what it has learnt
   estimator: dict[str, Any]  # name of the baseline -> what it has learnt
   observers: dict[str, Any]  # name of each observer -> what it keeps
+  replay: dict[str, Any]  # the rollouts that wait for a further update; empty without replay
 
 
-PLUGS = ("prior", "budget", "estimator", "observers")  # fields of TrainState that are kept by name
+# Fields of TrainState that are kept by name.
+PLUGS = ("prior", "budget", "estimator", "observers", "replay")

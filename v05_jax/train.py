@@ -59,7 +59,7 @@ def train(config, workdir: str) -> TrainState:
     collect = rollouts.make(run.policy, config, run.mesh, verifier, ahead, stopping)
     evaluate = evaluation.make(run.policy, config, run.mesh, collect)
     state = saved.restore(first, state, rows_of(run, evaluate)) if first else state
-    if first < config.num_steps:  # while the first rollouts are sampled
+    if not ended(config, state):  # while the first rollouts are sampled
       progress.stage("compiling prefill, decode and update")
       lower = lambda: run.update.lower(run.shapes.batch(config.loss, run.mesh))
       compiled = ahead.later(lambda: lower().compile())
@@ -67,7 +67,8 @@ def train(config, workdir: str) -> TrainState:
       kept = run, workdir, saved, log, progress, preemption, evaluate, compilations, first
       after = Housekeeping(*kept)
       after.begin(state)
-      for step in range(first, config.num_steps):
+      while not ended(config, state):
+        step = int(state.step)
         # failed: of the updates before, which have ended
         began, failed = time.perf_counter(), int(state.skipped)
         try:
@@ -82,7 +83,7 @@ def train(config, workdir: str) -> TrainState:
         state, updated = update(run, state, taken, advantage)
         state, learnt = learn(run, state, drawn)  # context, prior, budget and estimator
         state = state.replace(observers=observers)
-        after.show(step + 1, taken, advantage)
+        after.show(state, taken, advantage)
         after.keep(state, drawn.metrics | seen | updated | learnt, began, failed)
   return state
 
@@ -110,22 +111,22 @@ class Housekeeping(NamedTuple):
     if config.num_steps or config.eval.period:
       self.log.at_end(lambda: report.summary(self.workdir))
 
-  def evaluates(self, done: int) -> bool:
-    """Whether an evaluation, where there are any, follows on so many steps."""
+  def evaluates(self, state: TrainState) -> bool:
+    """Whether an evaluation, where there are any, follows on the step that led to `state`."""
     config = self.run.config
-    return done == config.num_steps or checkpoint.due(done, config.eval.period)
+    return ended(config, state) or checkpoint.due(int(state.step), config.eval.period)
 
-  def show(self, done: int, taken, advantage):
-    """Hands rollouts of the step that makes it `done` steps to the sinks, now and then."""
-    if self.evaluates(done):
-      self.log.samples(done, samples.rows(self.run, taken, advantage))
+  def show(self, state: TrainState, taken, advantage):
+    """Hands rollouts of the step that led to `state` to the sinks, now and then."""
+    if self.evaluates(state):
+      self.log.samples(int(state.step), samples.rows(self.run, taken, advantage))
 
   def keep(self, state: TrainState, measured: Pairs, began: float, failed: int):
     """After a step that began at `began` and before which `failed` updates in a row were
     skipped."""
     config, done, unmeasured = self.run.config, int(state.step), None
-    last = done == config.num_steps
-    if config.eval.period and self.evaluates(done):
+    last = ended(config, state)
+    if config.eval.period and self.evaluates(state):
       try:
         measured = measured | evaluation.summarise(self.evaluate(state.params))
       except (rewards.RewardError, Interrupted, FloatingPointError) as error:
@@ -134,6 +135,8 @@ class Housekeeping(NamedTuple):
     seconds = time.perf_counter() - began
     measured["time/step"] = (seconds, 1)
     self.log.write(done, int(state.rollouts), measured)
+    if last:  # no next step waits: the last line shows the last values
+      self.log.flush()
     if done == self.first + 1:
       compiled = self.compilations.told()
       self.progress.say(f"the first step took {seconds:.1f} s; compiled: {compiled}")
@@ -170,10 +173,16 @@ class Housekeeping(NamedTuple):
     return kind(f"{error}; saved in {self.workdir}: {where}")
 
 
+def ended(config, state: TrainState) -> bool:
+  """Whether the run has made all its steps, or generated all its rollouts."""
+  spent = 0 < config.num_rollouts <= int(state.rollouts)
+  return spent or int(state.step) >= config.num_steps
+
+
 def rows_of(run: Run, evaluate: evaluation.Evaluate) -> dict[str, str]:
-  """Config key -> digest of the rows that it names, which stay the same as long as the run, and of
-  the files of rewards of the user's own."""
-  config, found = run.config, {"data.path": run.prompts.digest}
+  """Config key -> digest of the rows or weights that it names, which stay the same as long as the
+  run, and of the files of rewards of the user's own."""
+  config, found = run.config, {"data.path": run.prompts.digest} | run.weights
   if config.eval.period:
     found["eval.path"] = evaluate.dataset.digest
   modules = [x.partition(":")[0] for x in rewards.targets(config.reward) if ":" in x]

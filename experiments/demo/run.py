@@ -10,9 +10,10 @@ page, and, of several seeds, how much of V0.5's lead is owed to having more prom
 
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from experiments.demo.credit import credit
+from v05_jax import logs
 from v05_jax.configs import demo
 from v05_jax.run import report
 from v05_jax.train import train
@@ -22,7 +23,7 @@ OUT = flags.DEFINE_string("out", "runs/demo", "folder of the runs, the table and
 
 
 def main(_):
-  logging.set_verbosity(logging.WARNING)  # Orbax reports every checkpoint otherwise
+  logs.start()
   out, names, workdirs = Path(OUT.value), [], []
   for name, method in demo.METHODS.items():
     for seed in SEEDS.value:

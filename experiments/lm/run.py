@@ -15,10 +15,10 @@ import shutil
 import sys
 import time
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from experiments.lm import fetch, table
-from v05_jax import backend, problems
+from v05_jax import backend, logs, problems
 from v05_jax.configs import smollm2
 from v05_jax.run import checkpoint, evaluate, report
 from v05_jax.run.sft import sft
@@ -39,7 +39,7 @@ SFT_MINUTES, MINUTES = 6, 8  # of the warm start with its evaluation; of a metho
 def main(argv):
   if argv[1:]:
     raise app.UsageError(f"found {' '.join(argv[1:])}, expected flags alone")
-  logging.set_verbosity(logging.WARNING)  # Orbax reports every checkpoint otherwise
+  logs.start()
   try:
     run(Path(RUNS.value), Path(MODEL.value), METHODS.value)
   except (ValueError, OSError) as error:

@@ -1,140 +1,262 @@
 """V0.5, GRPO and their rivals on a real language model: SmolLM2-135M, two arenas, several seeds.
 
-    python -m experiments.real_lm.run --arenas=tasks --only=v05,grpo16,grpo4,rloo4 --seeds=0,1,2,3
-    python -m experiments.real_lm.run --tune              # learning rates, on validation problems
-    python -m experiments.real_lm.run --report            # table.md from the results that are there
+    python -m experiments.real_lm.run                         # everything that is left, in order
+    python -m experiments.real_lm.run --stages=tune,first --arenas=tasks --minutes=180
+    python -m experiments.real_lm.run --only_report           # tables and plot from what is kept
 
-Runs one after another, a process each. What has a result is left alone, what was interrupted goes
-on at its last checkpoint; `--minutes` starts no further run after so long. A result is one file,
-results/ARENA/METHOD-SEED-RATE.json, kept in the repository.
+Stages, in this order: `tune` finds the learning rates of the first table's methods on validation
+problems, `first` is that table, seed after seed, `noise` measures at its checkpoints; once both
+arenas have these, `value` trains the value models and `prior` compares priors; `tune_rest` and
+`rest` are all other methods.
+
+One job after another, a process each. What has a result is left alone, what was interrupted goes on
+at its last checkpoint, a job that fails is named at the end and does not stop the others. README.md
+says what each stage costs.
 """
 
 from pathlib import Path
-import shutil
-import subprocess
+import signal
 import sys
 import time
+from typing import NamedTuple
 
-from absl import app, flags, logging
+from absl import app, flags
+import numpy as np
 
 from experiments.lm import fetch
-from experiments.real_lm import plan, results, table, words
-from v05_jax import backend
-from v05_jax.run import evaluate
-from v05_jax.run.sft import sft
-from v05_jax.train import train
+from experiments.real_lm import measure, plan, play, process, results, table
+from v05_jax import logs
 
 HERE = Path(__file__).parent
-ARENAS = flags.DEFINE_list("arenas", ["tasks"], f"of {', '.join(plan.ARENAS)}")
-ONLY = flags.DEFINE_list("only_methods", list(plan.METHODS), "of plan.py's METHODS")
-SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2", "3"], "seeds of data, sampling and warm start")
-TUNE = flags.DEFINE_bool("tune", False, "runs every learning rate with a seed of its own")
-REPORT = flags.DEFINE_bool("only_report", False, "trains nothing")
-MINUTES = flags.DEFINE_float("minutes", 0, "starts no run after so many minutes; 0 = no limit")
+# Stages that an arena has behind it before the next arena begins.
+BLOCKS = ("tune", "first", "noise"), ("value", "prior"), ("tune_rest", "rest")
+STAGES = tuple(stage for block in BLOCKS for stage in block)
+LONGEST = 3 * 3600.0  # seconds of a job: twenty times what it takes
+# Minutes of a job until one of its kind is known; a run's by its rollouts a prompt and their uses.
+MINUTES = {"noise": 30, "prior": 15, "value": 20}
+OF_RUN, OF_SINGLE, OF_JUDGEMENT = 7, 23, 2
+ARENAS = flags.DEFINE_list("arenas", list(plan.ARENAS), "of " + ", ".join(plan.ARENAS))
+DO = flags.DEFINE_list("stages", list(STAGES), "of " + ", ".join(STAGES))
+ONLY = flags.DEFINE_list("only_methods", [], "of plan.py's METHODS, or recipe; all by default")
+SEEDS = flags.DEFINE_list("seeds", [], "of those that a method has; all by default")
+REPORT = flags.DEFINE_bool("only_report", False, "runs nothing")
+LIMIT = flags.DEFINE_float("minutes", 0, "starts no job after so many minutes; 0 = no limit")
 WORK = flags.DEFINE_string("scratch", "runs/real_lm", "folder of the runs")
 MODEL = flags.DEFINE_string("model_dir", ".cache/lm", "folder in which SmolLM2 is made, or is")
 PROBLEMS = flags.DEFINE_string("problems", "benchmarks", "folder of asdiv, mawps and svamp .jsonl")
-ONE = flags.DEFINE_string("one", "", "ARENA,METHOD,SEED,RATE: this run alone, in this process")
+ONE = flags.DEFINE_string("one", "", "ARENA,STAGE,METHOD,SEED,RATE: this job, in this process")
+
+
+class Job(NamedTuple):
+  """One process."""
+
+  stage: str
+  arena: str
+  method: str = ""
+  seed: int = 0
+  rate: float = 0.0  # 0 = the one that the tuning has found by then
+
+  @property
+  def name(self) -> str:
+    known = self.task.name if self.rate else f"{self.method}-{self.seed}"
+    return f"{self.arena} {known if self.method else self.stage}"
+
+  @property
+  def task(self) -> plan.Task:
+    return plan.Task(self.arena, self.method, self.seed, self.rate)
 
 
 def main(argv):
   if argv[1:]:
     raise app.UsageError(f"found {' '.join(argv[1:])}, expected flags alone")
-  logging.set_verbosity(logging.WARNING)  # Orbax reports every checkpoint otherwise
-  work = Path(WORK.value)
+  logs.start()
   try:
     if ONE.value:
-      arena, method, seed, rate = ONE.value.split(",")
-      return play(plan.Task(arena, method, int(seed), float(rate)), work, PROBLEMS.value)
-    if not REPORT.value:
-      run(tasks(), work)
+      return one(ONE.value)
+    failed = [] if REPORT.value else run(jobs())
     print(table.write(HERE))
   except (ValueError, OSError) as error:
     sys.exit(f"error: {error}")
+  except KeyboardInterrupt:
+    sys.exit("stopped; the same command goes on")
+  if failed:
+    again = "error: these have failed, and the same command tries them again:"
+    sys.exit("\n".join([again, *failed]))
 
 
-def tasks() -> list[plan.Task]:
-  """The runs that the flags ask for, seed after seed. Raises ValueError for unknown names."""
+def places() -> play.Places:
+  """As the flags say, absolute: the runs' configs hold them."""
+  model = str((Path(MODEL.value) / "smollm2").resolve())
+  return play.Places(HERE, Path(WORK.value).resolve(), model, PROBLEMS.value)
+
+
+def one(text: str):
+  """The job that `command` has written down, in this process."""
+  arena, stage, method, seed, rate = text.split(",")
+  process.end_with_parent()
+  if stage == "value":
+    play.value(arena, places())
+  elif not method:
+    {"noise": measure.noise, "prior": measure.prior}[stage](arena, places())
+  else:
+    play.run(plan.Task(arena, method, int(seed), float(rate)), places())
+
+
+# --- What is to be done
+
+
+def jobs() -> list[Job]:
+  """All that the flags ask for, in order. Raises ValueError for unknown names."""
+  methods, seeds = chosen()
+  found = []
+  for block in BLOCKS:
+    for arena in ARENAS.value:
+      for stage in (x for x in block if x in DO.value):
+        found += of_stage(stage, arena, methods, seeds)
+  return found
+
+
+def chosen() -> tuple[list[str], set[int] | None]:
+  """(methods in the order of plan.py, seeds or None for all) of the flags."""
+  methods = [plan.resolved(name) for name in ONLY.value]
   for flag, found, known in (
     ("arenas", ARENAS.value, plan.ARENAS),
-    ("only_methods", ONLY.value, plan.METHODS),
+    ("stages", DO.value, STAGES),
+    ("only_methods", methods, plan.METHODS),
   ):
     if unknown := [name for name in found if name not in known]:
       raise ValueError(f"--{flag}: found {unknown[0]!r}, expected of {', '.join(known)}")
-  if bad := [seed for seed in SEEDS.value if not seed.isdigit()]:
-    raise ValueError(f"--seeds: found {bad[0]!r}, expected whole numbers with commas between")
-  chosen, seeds = results.rate(HERE), [int(seed) for seed in SEEDS.value]
-  if TUNE.value:
-    seeds = [plan.TUNING_SEED]
+  if bad := [x for x in SEEDS.value if not x.isdigit() or int(x) not in plan.SEEDS]:
+    expected = ", ".join(map(str, plan.SEEDS))
+    raise ValueError(f"--seeds: found {bad[0]!r}, expected of {expected}")
+  wanted = [name for name in plan.METHODS if name in methods] if methods else list(plan.METHODS)
+  return wanted, {int(x) for x in SEEDS.value} or None
+
+
+def of_stage(stage: str, arena: str, methods: list[str], seeds: set[int] | None) -> list[Job]:
+  """The jobs of a stage: of runs, seed after seed, so that what is compared comes together."""
+  if stage in ("noise", "prior", "value"):
+    return [Job(stage, arena)]
+  first = stage in ("tune", "first")
+  recipe = plan.resolved(plan.RECIPE)
+  own = [name for name in methods if (name in plan.FIRST) == first]
+  own.sort(key=lambda name: name != recipe)  # which comes first of the rest
+  if stage.startswith("tune"):
+    tuned = [name for name in own if plan.rate_of(name) == name]
+    return [
+      Job(stage, arena, name, plan.TUNING_SEED, rate) for name in tuned for rate in plan.RATES
+    ]
   return [
-    plan.Task(arena, method, seed, rate)
-    for arena in ARENAS.value
-    for seed in seeds
-    for method in ONLY.value
-    for rate in (plan.RATES if TUNE.value else [chosen(arena, method)])
+    Job(stage, arena, name, seed)
+    for seed in plan.SEEDS
+    for name in own
+    if seed in plan.seeds(name) and (seeds is None or seed in seeds)
   ]
 
 
-def run(wanted: list[plan.Task], work: Path):
-  """Every run that has no result yet, each in a process of its own."""
-  began = time.monotonic()
+def with_rate(job: Job, records: list[dict]) -> Job:
+  """The job with its learning rate. Raises ValueError where the tuning has not found it yet."""
+  if not job.method or job.rate:
+    return job
+  rate = results.rate(records, job.arena, job.method)
+  if rate is None:
+    source, stage = plan.rate_of(job.method), "tune" if job.method in plan.FIRST else "tune_rest"
+    raise ValueError(f"found no learning rate of {source}, expected one: --stages={stage} finds it")
+  return job._replace(rate=rate)
+
+
+def done(job: Job) -> bool:
+  """Whether there is a result, of this plan. Raises ValueError for one of another plan."""
+  if not job.method:
+    return (HERE / "measured" / f"{job.arena}-{job.stage}.json").is_file()
+  file = results.path(HERE, job.task)
+  if not file.is_file():
+    return False
+  _, others = results.current(HERE)
+  for line in others:
+    if line.startswith(f"{file}:"):
+      raise ValueError(f"{line}: move it away, or put the plan back")
+  return True
+
+
+# --- Doing it
+
+
+def run(wanted: list[Job]) -> list[str]:
+  """Every job that has no result yet, each in a process of its own -> a line for each that failed.
+
+  Raises ValueError, before anything starts, for results of another plan.
+  """
+  began, failed = time.monotonic(), []
+  records, others = results.current(HERE)
+  asked = {results.path(HERE, ready(job, records).task) for job in wanted if job.method}
+  if bad := [line for line in others if any(line.startswith(f"{file}:") for file in asked)]:
+    raise ValueError(f"{bad[0]}: move it away, or put the plan back")
   fetch.model(Path(MODEL.value))
-  left = [task for task in wanted if not results.path(HERE, task).is_file()]
-  for i, task in enumerate(left):
+  left = [job for job in wanted if not done(ready(job, records))]
+  print(f"{len(left)} of {len(wanted)} jobs are left, {clock(cost(left, records))}", flush=True)
+  while left:
     minutes = (time.monotonic() - began) / 60
-    if MINUTES.value and minutes > MINUTES.value:
-      print(f"{minutes:.0f} minutes are over: {len(left) - i} runs are left", flush=True)
-      return
-    print(f"[{minutes:5.1f} min] {i + 1} of {len(left)}: {task.arena} {task.name}", flush=True)
-    flag = f"--one={task.arena},{task.method},{task.seed},{task.rate!r}"
-    places = [f"--scratch={work}", f"--model_dir={MODEL.value}", f"--problems={PROBLEMS.value}"]
-    command = [sys.executable, "-m", "experiments.real_lm.run", flag, *places]
-    if code := subprocess.run(command).returncode:
-      raise ValueError(f"{task.arena} {task.name}: the run ended with {code}; see above")
+    if LIMIT.value and minutes > LIMIT.value:
+      print(f"{minutes:.0f} minutes are over: {len(left)} jobs are left", flush=True)
+      break
+    job, *rest = left
+    records = results.current(HERE)[0]
+    try:
+      job = with_rate(job, records)
+      if not done(job):
+        both = clock(cost([job], records)), clock(cost(left, records))
+        print(f"[{minutes:5.1f} min] {job.name}: {both[0]}; all: {both[1]}", flush=True)
+        process.run(command(job), LONGEST)
+    except ValueError as error:
+      failed.append(f"{job.name}: {error}")
+      print(failed[-1], flush=True)
+    left = rest
+  return failed
 
 
-def policy() -> str:
-  """The directory of the model as it was released."""
-  return str(Path(MODEL.value) / "smollm2")
+def ready(job: Job, records: list[dict]) -> Job:
+  """The job with its learning rate, where that is known."""
+  return job._replace(rate=job.rate or results.rate(records, job.arena, job.method) or 0.0)
 
 
-def play(task: plan.Task, work: Path, problems: str):
-  """Trains a run from its seed's warm start, judges it, and writes its result. problems: the folder
-  of the sets of word problems."""
-  data, folder = work / "words", work / task.arena / task.name
-  if task.arena == "words":
-    words.prepare(problems, data)
-  start, before = warm_start(task, work, data)
-  config = plan.training(task, data, str(start))
-  backend.start(config)
-  backend.without_torch()
-  train(config, str(folder))
-  after = judged(plan.heldout(config, task.arena, data), folder)
-  results.write(HERE, task, folder, before, after)
-  shutil.rmtree(folder / "checkpoints")  # 1.6 GB; curve, samples and config stay
+def command(job: Job) -> list[str]:
+  """That of a process that does the job."""
+  text = f"--one={job.arena},{job.stage},{job.method},{job.seed},{job.rate!r}"
+  where = [f"--scratch={WORK.value}", f"--model_dir={MODEL.value}", f"--problems={PROBLEMS.value}"]
+  return [sys.executable, "-m", "experiments.real_lm.run", text, *where]
 
 
-def warm_start(task: plan.Task, work: Path, data: Path) -> tuple[Path, evaluate.Result]:
-  """The Hugging Face directory of a seed's warm start and how good it is, made where it is not
-  there yet."""
-  folder = work / task.arena / f"start-{task.seed}"
-  config = plan.warm_start(task.arena, task.seed, data, policy())
-  backend.start(config)
-  backend.without_torch()
-  if not (folder / "hf").is_dir():
-    print(f"warm start of seed {task.seed}", flush=True)
-    sft(config, str(folder))
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-  config = plan.training(task._replace(method="v05"), data, str(folder / "hf"))
-  return folder / "hf", judged(plan.heldout(config, task.arena, data), folder / "judged")
+# --- What it will take
 
 
-def judged(config, folder: Path) -> evaluate.Result:
-  """Success on the held-out problems, sampled where that has not been done yet."""
-  if not (folder / "eval.jsonl").is_file():
-    evaluate.evaluate_workdir(config, str(folder))
-  return evaluate.read(str(folder))
+def cost(wanted: list[Job], records: list[dict]) -> float:
+  """Seconds that jobs will take, as others of the same method in the arena have taken."""
+  kept: dict[tuple, list[float]] = {}
+  for record in records:
+    key = record["arena"], record["method"], record["seed"] == plan.TUNING_SEED
+    kept.setdefault(key, []).append(results.total(record))
+  return sum(
+    float(np.mean(kept.get((job.arena, job.method, job.seed == plan.TUNING_SEED), [usual(job)])))
+    for job in wanted
+  )
+
+
+def usual(job: Job) -> float:
+  """Seconds of a job of which no other is known."""
+  if not job.method:
+    return 60.0 * MINUTES[job.stage]
+  single = plan.METHODS[job.method].changes.get("loss.epochs", 1) > 1
+  judged = OF_JUDGEMENT * (job.seed != plan.TUNING_SEED)
+  return 60.0 * ((OF_SINGLE if single else OF_RUN) + judged)
+
+
+def clock(seconds: float) -> str:
+  """About 2 h 05 min."""
+  hours, minutes = divmod(round(seconds / 60), 60)
+  return f"about {hours} h {minutes:02} min" if hours else f"about {minutes} min"
 
 
 if __name__ == "__main__":
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit("SIGTERM: stopped; the same command goes on"))
   app.run(main)

@@ -1,112 +1,231 @@
-"""table.md: what came out on held-out problems, with intervals over seeds and over problems."""
+"""table.md and curve.png: what came out, from the kept results alone; nothing is run.
+
+Differences are between runs of the same seed, which share the warm start, the order of the problems
+and the held-out problems; a seed that one of two methods lacks is named, and in no difference.
+"""
 
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from experiments.real_lm import plan, results
-from v05_jax.run import comparison, files, success
-
-AGAINST = ("grpo16", "grpo4")
-COLUMNS = (
-  *("seeds", "rate", "start", "end", "gain", "pass@8 start", "pass@8 end", "truncated", "tokens"),
-  *("entropy", "sampling and update, s", "rho", "prior MSE", "of a constant"),
+from experiments.estimator_lab.tables import table
+from experiments.headline.claims import LEVEL, holm, p_value
+from experiments.real_lm import curve, measured, paper, plan, results
+from experiments.real_lm.pairing import (
+  Runs,
+  at_equal_seconds,
+  common,
+  differences,
+  interval,
+  seeds_of,
 )
+from v05_jax.run import files, success
 
 
 def write(here: Path) -> str:
-  """TABLE.md of the results in `here`."""
-  records = [x for x in results.read(here) if x["seed"] != plan.TUNING_SEED]
-  arenas = [arena for arena in plan.ARENAS if any(x["arena"] == arena for x in records)]
-  text = "\n\n".join(
-    section(arena, [x for x in records if x["arena"] == arena]) for arena in arenas
-  )
-  files.replace(here / "table.md", text + "\n")
-  return text
+  """TABLE.md of the results in `here`, and CURVE.png."""
+  records, others = results.current(here)
+  by_arena = {arena: of_arena(records, arena) for arena in plan.ARENAS}
+  by_arena = {arena: runs for arena, runs in by_arena.items() if runs}
+  text = [f"The recipe: {plan.METHODS[plan.resolved(plan.RECIPE)].title}."]
+  for arena, runs in by_arena.items():
+    text += section(arena, runs, records)
+    text += measured.sections(here, arena)
+  text += ["## The paper's claims", paper.claims(by_arena), "## What it cost"]
+  text += [costs(here, records), "## What is not in these tables", left_out(records, others)]
+  whole = "\n\n".join(text)
+  files.replace(here / "table.md", whole + "\n")
+  if by_arena:
+    curve.draw(by_arena, here / "curve.png")
+  return whole
 
 
-def section(arena: str, records: list[dict]) -> str:
-  """The tables of an arena."""
-  runs = {}  # method -> seed -> result
+def of_arena(records: list[dict], arena: str) -> Runs:
+  """The judged runs of an arena, at the learning rate that the tuning has found."""
+  runs: Runs = {}
   for record in records:
-    runs.setdefault(record["method"], {})[record["seed"]] = record
-  chosen = [method for method in plan.METHODS if method in runs]
-  heading = f"## {arena}: {plan.HELDOUT[arena]} held-out problems, {plan.SAMPLES} samples each"
-  return "\n\n".join([heading, overall(chosen, runs), paired(chosen, runs)])
+    method, seed = record["method"], record["seed"]
+    if record["arena"] == arena and seed in plan.seeds(method) and judged(record, records):
+      runs.setdefault(method, {})[seed] = record
+  return {method: runs[method] for method in plan.METHODS if method in runs}
 
 
-def overall(chosen: list[str], runs: dict) -> str:
-  """A row a method: means over its seeds."""
-  lines = [f"| | {' | '.join(COLUMNS)} |", "| --- |" + " --- |" * len(COLUMNS)]
-  for method in chosen:
-    cells = row(list(runs[method].values()))
-    lines.append(f"| {plan.TITLES[method]} | {' | '.join(cells)} |")
-  return "\n".join(lines)
+def judged(record: dict, records: list[dict]) -> bool:
+  """Whether a result is of a reported seed at its method's learning rate."""
+  rate = results.rate(records, record["arena"], record["method"])
+  return record["after"] is not None and record["rate"] == rate
 
 
-def row(records: list[dict]) -> list[str]:
-  """The cells of COLUMNS of a method's results."""
-  mean = lambda pick: np.mean([pick(x) for x in records])
-  at = lambda when, key: mean(lambda x: np.mean(x[when][key]))
-  last = lambda key: means([x["last"][key] for x in records])
-  rates = sorted({x["rate"] for x in records})
+def section(arena: str, runs: Runs, records: list[dict]) -> list[str]:
+  """The tables of an arena."""
   return [
-    str(len(records)),
-    " / ".join(f"{x:g}" for x in rates),
-    f"{at('before', 'mean'):.3f}",
-    f"{at('after', 'mean'):.3f}",
-    interval([gain(x) for x in records]),
-    f"{at('before', 'pass'):.3f}",
-    f"{at('after', 'pass'):.3f}",
-    f"{at('after', 'truncated'):.3f}",
-    f"{at('after', 'length'):.1f}",
-    last("loss/entropy"),
-    f"{mean(lambda x: sum(x['seconds'].values())):.0f}",
-    last("noise/rho"),
-    last("prior/mse"),
-    last("prior/constant_mse"),
+    f"## {arena}: {plan.heldout_problems(arena)}",
+    overall(runs),
+    "### Differences in success at the end",
+    claimed(runs),
+    "### At equal seconds of sampling and update",
+    equal_seconds(runs),
+    "### Learning rates",
+    rates(records, arena),
   ]
 
 
-def means(found: list[float | None]) -> str:
+# --- A row a method
+
+
+def overall(runs: Runs) -> str:
+  """Means over the seeds of each method."""
+  head = (
+    *("method", "seeds", "rate", "rollouts", "start", "end", "gain", "pass@8 start", "pass@8 end"),
+    *("change", "truncated start", "end", "tokens start", "end", "entropy first", "last"),
+    *("gradient norm", "prompts", "sampling and update, s", "rho (w)", "prior MSE", "a constant's"),
+  )
+  return table(list(head), [row(method, list(of.values())) for method, of in runs.items()])
+
+
+def row(method: str, records: list[dict]) -> list[str]:
+  """The cells of a method's results."""
+  mean = lambda pick: np.mean([pick(x) for x in records])
+  both = lambda key, form: [
+    format(mean(lambda x, when=when: np.mean(x[when][key])), form) for when in ("before", "after")
+  ]
+  known = lambda when, key, form=".2f": means([x[when][key] for x in records], form)
+  change = lambda key: interval(
+    [np.mean(x["after"][key]) - np.mean(x["before"][key]) for x in records]
+  )
+  seeds = ", ".join(str(x["seed"]) for x in records)
+  return [
+    *(plan.METHODS[method].title, seeds, f"{records[0]['rate']:g}"),
+    f"{mean(lambda x: x['rollouts']):,.0f}",
+    *(*both("mean", ".3f"), change("mean"), *both("pass", ".3f"), change("pass")),
+    *(*both("truncated", ".3f"), *both("length", ".1f")),
+    *(known("first", "loss/entropy"), known("last", "loss/entropy"), known("last", "grad/norm")),
+    f"{mean(lambda x: x['last']['prompts'] or 0):.0f}",
+    f"{mean(lambda x: x['seconds']['steps']):.0f}",
+    *(known("last", "noise/rho"), known("last", "prior/mse"), known("last", "prior/constant_mse")),
+  ]
+
+
+def means(found: list[float | None], form: str) -> str:
+  """The mean of what is known; "-" where nothing is."""
   found = [x for x in found if x is not None]
-  return f"{np.mean(found):.2f}" if found else ""
+  return format(np.mean(found), form) if found else "-"
 
 
-def paired(chosen: list[str], runs: dict) -> str:
-  """Differences in success at the end between methods, on seeds that both have."""
-  titles = [f"minus {plan.TITLES[x]}" for x in AGAINST if x in runs]
-  lines = [
-    "Success at the end, difference on the same seeds and problems: ± 95 % of Student's t over "
-    "seeds; in brackets the 95 % bootstrap interval over problems, seeds as they are.",
-    "",
-    f"| | {' | '.join(titles)} |",
-    "| --- |" + " --- |" * len(titles),
-  ]
-  for method in chosen:
-    cells = [difference(runs[method], runs[x]) for x in AGAINST if x in runs]
-    lines.append(f"| {plan.TITLES[method]} | {' | '.join(cells)} |")
-  return "\n".join(lines)
+# --- Differences
 
 
-def difference(one: dict, other: dict) -> str:
-  """The mean difference over common seeds, with both intervals; "" where there is none."""
-  seeds = sorted(set(one) & set(other))
-  if not seeds or one is other:
-    return ""
-  success_of = lambda runs: np.array([runs[seed]["after"]["mean"] for seed in seeds])
-  values = success_of(one) - success_of(other)  # [seeds, problems]
-  low, high = success.interval(success.bootstrap(jax.random.key(0), values.mean(0)[:, None]))
-  return f"{interval(values.mean(1))} [{low:+.3f}, {high:+.3f}]"
+def claimed(runs: Runs) -> str:
+  """PAIRS, with both intervals, and p corrected by Holm's rule over the rows."""
+  rows, p = [], []
+  for name, other in ((plan.resolved(a), plan.resolved(b)) for a, b in plan.PAIRS):
+    if name != other and name in runs and other in runs:
+      found = differences(runs[name], runs[other])
+      ends = found.mean(1)
+      passes = differences(runs[name], runs[other], "pass").mean(1)
+      titles = plan.METHODS[name].title, plan.METHODS[other].title
+      rows.append([*titles, seeds_of(name, other, runs)])
+      rows[-1] += [interval(ends), of_problems(found), interval(passes)] if len(found) else [""] * 3
+      p.append(p_value(ends))
+  for cells, raw, adjusted in zip(rows, p, holm(p), strict=True):
+    known = np.isfinite(raw)
+    verdict = "yes" if adjusted < LEVEL else "no"
+    cells += [f"{raw:.4f}", f"{adjusted:.3f}", verdict] if known else ["-", "-", "too few seeds"]
+  head = ["method", "minus", "seeds", "success ± 95 % over seeds", "[95 % over problems]"]
+  return table([*head, "pass@8 ± 95 %", "p", "Holm", "differs"], rows)
 
 
-def gain(record: dict) -> float:
-  return float(np.mean(record["after"]["mean"]) - np.mean(record["before"]["mean"]))
+def of_problems(found: np.ndarray) -> str:
+  """The 95 % bootstrap interval over problems of differences [seeds, problems], seeds as they
+  are."""
+  low, high = success.interval(success.bootstrap(jax.random.key(0), found.mean(0)[:, None]))
+  return f"[{low:+.3f}, {high:+.3f}]"
 
 
-def interval(values) -> str:
-  """Mean ± half of the 95 % interval by Student's t; the mean alone for one value."""
-  found = comparison.interval(values)
-  half = "" if found.pairs < 2 else f" ± {found.half:.3f}"
-  return f"{found.mean:+.3f}{half}"
+# --- Equal seconds
+
+
+def equal_seconds(runs: Runs) -> str:
+  """PAIRS on validation problems at the seconds at which the faster of both ends, seed by seed."""
+  rows = []
+  for name, other in ((plan.resolved(a), plan.resolved(b)) for a, b in plan.PAIRS):
+    if (
+      name != other
+      and name in runs
+      and other in runs
+      and (seeds := common(runs[name], runs[other]))
+    ):
+      found = [at_equal_seconds(runs[name][x], runs[other][x]) for x in seeds]
+      seconds, own, theirs = np.array(found).T
+      titles = plan.METHODS[name].title, plan.METHODS[other].title
+      rows.append(
+        [*titles, seeds_of(name, other, runs), f"{seconds.mean():.0f}", interval(own - theirs)]
+      )
+  head = ["method", "minus", "seeds", "seconds", "validation success by then ± 95 %"]
+  return table(head, rows)
+
+
+# --- Rates, cost, what is missing
+
+
+def rates(records: list[dict], arena: str) -> str:
+  """Mean height of the validation curve of each tuning run."""
+  tuned = [x for x in records if x["arena"] == arena and x["seed"] == plan.TUNING_SEED]
+  rows = []
+  for method in plan.METHODS:
+    own = {x["rate"]: x for x in tuned if x["method"] == method}
+    if own:
+      height = lambda x: (
+        "failed" if x["failed"] else f"{np.mean([y[1] for y in x['curve'][1:]]):.3f}"
+      )
+      cells = [height(own[rate]) if rate in own else "-" for rate in plan.RATES]
+      taken = results.rate(records, arena, method)
+      edge = taken in (min(plan.RATES), max(plan.RATES))
+      said = "-" if taken is None else f"{taken:g}" + " (at the edge)" * edge
+      rows.append([plan.METHODS[method].title, *cells, said])
+  return table(
+    ["validation success, mean of the curve", *map("{:g}".format, plan.RATES), "taken"], rows
+  )
+
+
+def costs(here: Path, records: list[dict]) -> str:
+  """Hours of two cores, by what they went into."""
+  rows = []
+  for arena in plan.ARENAS:
+    own = [x for x in records if x["arena"] == arena]
+    tuned = [x["seed"] == plan.TUNING_SEED for x in own]
+    starts = {x["seed"]: x["seconds"]["start"] for x in own}
+    parts = {
+      "warm starts": list(starts.values()),
+      "tuning runs": [results.total(x) for x, is_tuned in zip(own, tuned) if is_tuned],
+      "reported runs": [results.total(x) for x, is_tuned in zip(own, tuned) if not is_tuned],
+      "value model and measurements": measured.seconds(here, arena),
+    }
+    rows += [
+      [arena, name, len(x), f"{np.mean(x) / 60:.1f}", f"{sum(x) / 3600:.2f}"]
+      for name, x in parts.items()
+      if x
+    ]
+  total = sum(float(x[-1]) for x in rows)
+  return table(
+    ["arena", "part", "number", "minutes each", "hours"],
+    [*rows, ["all", "", "", "", f"{total:.2f}"]],
+  )
+
+
+def left_out(records: list[dict], others: list[str]) -> str:
+  """Runs of the plan that have no result, and results that are not taken, with the reason."""
+  lines = [f"- {line}" for line in others]
+  for x in records:
+    task = plan.Task(*(x[key] for key in plan.Task._fields))
+    if task.seed != plan.TUNING_SEED and not judged(x, records):
+      lines.append(
+        f"- {x['arena']} {task.name}: not at the learning rate that the tuning has found"
+      )
+  for arena in plan.ARENAS:
+    runs = of_arena(records, arena)
+    for method, of in plan.METHODS.items():
+      if missing := [str(seed) for seed in plan.seeds(method) if seed not in runs.get(method, {})]:
+        lines.append(f"- {arena}, {of.title}: no result of seed {', '.join(missing)}")
+  return "\n".join(lines) or "Nothing is missing."

@@ -44,6 +44,9 @@ class Estimator(NamedTuple):
   # (state, row [P], step, value) -> [P]: what to expect of a prompt before any rollout
   expect: Callable = lambda state, row, step, value: value
   of_batch: bool = False  # advantages depend on the other prompts of a step
+  # The baseline compares a group's shaped rewards (`groups.shaped`), so that what is added to all
+  # rewards of a group changes no advantage
+  of_shaped: bool = False
   counts_history: bool = False  # it wants V without the prompt's history, which it counts itself
   # (state, groups, value) -> what `counts` knows of each prompt, arrays [P]
   prompt: Callable = lambda state, groups, value: ()

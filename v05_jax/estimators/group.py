@@ -54,6 +54,12 @@ def _explain(state, groups, value):
   return {"baseline": groups.vbar, "weight": jnp.ones_like(groups.vbar)}
 
 
+def _of_group(baseline, explain=_explain, **more):
+  return Estimator(
+    baseline, explain=explain, unseen=_unseen, counts=_counts, of_shaped=True, **more
+  )
+
+
 def _spread(advantage, groups):
   """Standard deviation of each group [P, 1]; 0 where all rewards are equal."""
   total = jnp.sum(advantage**2, axis=1, keepdims=True)
@@ -71,19 +77,19 @@ def grpo(options, setting):
     return _explain(state, groups, value) | {"standard deviation": _spread(centred, groups)[:, 0]}
 
   scale = lambda advantage, groups: advantage / (_spread(advantage, groups) + STD_EPSILON)
-  return Estimator(_mean, scale=scale, explain=explain, unseen=_unseen, counts=_counts)
+  return _of_group(_mean, scale=scale, explain=explain)
 
 
 @plug.declare("estimator", check=at_least_two("dr_grpo"))
 def dr_grpo(options, setting):
   """The group mean."""
-  return Estimator(_mean, explain=_explain, unseen=_unseen, counts=_counts)
+  return _of_group(_mean)
 
 
 @plug.declare("estimator", check=at_least_two("rloo"))
 def rloo(options, setting):
   """The mean of the others."""
-  return Estimator(_mean_of_others, explain=_explain, unseen=_unseen, counts=_counts)
+  return _of_group(_mean_of_others)
 
 
 @plug.declare("estimator", check=at_least_two("maxrl"))
@@ -95,4 +101,4 @@ def maxrl(options, setting):
     rate = jnp.where(some, 1.0 + groups.vbar, 1.0)
     return advantage * jnp.where(some, 1.0 / rate, 0.0)[:, None]
 
-  return Estimator(_mean, scale=scale, explain=_explain, unseen=_unseen, counts=_counts)
+  return _of_group(_mean, scale=scale)

@@ -29,4 +29,5 @@ def opo(options, setting):
     baseline=lambda state, groups, value: mean_of_all(groups.shaped, _lengths(groups))[:, None],
     unseen=lambda state, groups, value: mean_of_others(groups.reward, _lengths(groups)),
     explain=lambda state, groups, value: {"baseline": mean_of_all(groups.reward, _lengths(groups))},
+    of_shaped=True,
   )

@@ -81,4 +81,5 @@ def score_loo(options, setting):
     baseline=baseline,
     unseen=lambda state, groups, value: mean_of_others(groups.reward, weights(groups)),
     explain=lambda state, groups, value: {"baseline": mean_of_all(groups.reward, weights(groups))},
+    of_shaped=True,
   )

@@ -67,10 +67,12 @@ def second_moment(options, setting):
   def after(state, value, groups):
     seen = groups.unconditional._replace(first=None)
     mean = estimators.squared_unseen(estimator, state.learnt, seen, value, seen.score)
-    total = jnp.where(seen.k > 0, mean * seen.k, 0.0)
+    known = jnp.isfinite(mean)  # what is not would stay in the sums for good
+    k, total = jnp.where(known, seen.k, 0.0), jnp.where(known, mean * seen.k, 0.0)
     unspoken = jnp.full_like(value, jnp.nan)  # no V that the sums could be compared with
-    history = histories.remember(state.history, seen._replace(s=total), unspoken, half_life)
-    sums = DISCOUNT * state.mean + jnp.stack([jnp.sum(seen.k), jnp.sum(total)])
+    seen = seen._replace(s=total, k=k)
+    history = histories.remember(state.history, seen, unspoken, half_life)
+    sums = DISCOUNT * state.mean + jnp.stack([jnp.sum(k), jnp.sum(total)])
     return Tracked(history, sums, estimator.learn(state.learnt, groups, value))
 
   def ask(state, prompts, value, asked):

@@ -11,7 +11,9 @@ weights kept (`others`). With `rewards.success = "sum"` all of that looks at R, 
 """
 
 from collections import Counter
+import difflib
 import math
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +39,7 @@ def terms(reward) -> tuple[Term, ...]:
   module.function where two have the same. Raises ValueError where it is none."""
   pairs = [(reward, 1.0)] if isinstance(reward, str) else reward
   if not isinstance(pairs, (list, tuple)) or not pairs or not all(map(_is_pair, pairs)):
-    raise ValueError(f"found {reward!r:.200}, expected {EXPECTED}")
+    raise ValueError(f"found {reward!r:.200}{_meant(reward)} expected {EXPECTED}")
   targets = [target for target, _ in pairs]
   if len(set(targets)) < len(targets):
     raise ValueError(f"found {reward!r:.200}, expected each reward once")
@@ -48,6 +50,16 @@ def terms(reward) -> tuple[Term, ...]:
     for x, target in zip(short, targets)
   ]
   return tuple(Term(n, t, float(w)) for n, t, (_, w) in zip(names, targets, pairs))
+
+
+def _meant(reward) -> str:
+  """ ", did you mean NAME?", where a name was mistyped or a function is named as in Python; ","."""
+  if not isinstance(reward, str):
+    return ","
+  near = difflib.get_close_matches(reward, KNOWN, 1, 0.7)
+  if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", reward):
+    near = [":".join(reward.rsplit(".", 1))]
+  return f", did you mean {near[0]}?" if near else ","
 
 
 def _is_pair(pair) -> bool:
@@ -94,14 +106,16 @@ def combine(reward, wanted: str, parts) -> float:
   return float(sum(term.weight * part for term, part in zip(terms(reward), parts)))
 
 
-def others(config, parts, mask):
+def others(config, parts, mask, centred: bool = True):
   """float32 [P, K]: what the rewards beside the success add to it, in units of the mapped reward.
 
-      2 / (high - low) x sum of weight / weight of the success x (reward - its mean in the group)
+      x = 2 / (high - low) * sum of weight / weight of the success * reward
 
-  The mean is subtracted since no baseline knows it; a group's own means are differences within the
-  group, so that group baselines see the plain weighted sum. A prompt with one rollout has the mean
-  of the step instead. parts: float32 [P, K, rewards], NaN where there is none, which counts as 0;
+  centred: less the mean x of the group's other rollouts, for a baseline that does not know x; a
+    rollout alone is compared with all others of the step. Nothing of a rollout is in the mean that
+    it is compared with: at a fixed k the expectation of the gradient is that of x. Otherwise x as
+    it is, for a baseline that compares a group's shaped rewards (`Estimator.of_shaped`).
+  parts: float32 [P, K, rewards], NaN where there is none, which counts as 0.
   mask: bool [P, K], the rollouts that count.
   """
   found, index = terms(config.reward), success(config.reward, config.rewards.success)
@@ -110,7 +124,10 @@ def others(config, parts, mask):
   unit = found[index].weight * (config.rewards.high - config.rewards.low) / 2
   weight = np.array([0.0 if i == index else t.weight / unit for i, t in enumerate(found)])
   total = np.where(mask, np.nan_to_num(np.asarray(parts, np.float64)) @ weight, 0.0)
-  count = mask.sum(1, keepdims=True)
-  mean = total.sum(1, keepdims=True) / np.maximum(count, 1)
-  step = total.sum() / max(1, mask.sum())
-  return np.where(mask, total - np.where(count > 1, mean, step), 0.0).astype(np.float32)
+  if centred:
+    beside = lambda axis: (
+      (total.sum(axis, keepdims=True) - total) / np.maximum(mask.sum(axis, keepdims=True) - 1, 1)
+    )
+    alone = mask.sum(1, keepdims=True) < 2
+    total = total - np.where(alone, beside(None), beside(1))
+  return np.where(mask, total, 0.0).astype(np.float32)

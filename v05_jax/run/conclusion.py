@@ -4,6 +4,7 @@ intervals over seeds. Of one seed nothing is claimed."""
 import math
 from typing import NamedTuple
 
+from v05_jax.rewards import mixture
 from v05_jax.run.comparison import LEVEL, Difference, Row, paired
 
 # Config keys that say on what a score was measured: of evaluations, and of a run's own rollouts.
@@ -31,7 +32,7 @@ def verdicts(rows: list[Row], score: str) -> list[Verdict]:
 def _verdict(number: int, row: Row, first: Row, score: str) -> Verdict:
   claim = lambda word, text: Verdict(number, word, f"{row.name}: {text}")
   if keys := other_measure(row, first, score):
-    what = f"measured on something else than {first.name} ({', '.join(keys)})"
+    what = f"scored otherwise than {first.name} ({', '.join(keys)})"
     return claim("no claim", f"{what}: no claim")
   end, area = (paired(row, first, what) for what in ("end", "area"))
   if end is None:
@@ -62,12 +63,23 @@ def spread(found: Difference, scale: float = 1.0, digits: int = 4) -> str:
 def other_measure(row: Row, first: Row, score: str) -> list[str]:
   """The config keys by which the two methods' scores were measured on different things."""
   keys = HELD_OUT if score.startswith("eval/") else TRAINING
-  values = lambda row, key: {repr(run.keys.get(key)) for run in row.runs if run.keys}
+  of = lambda keys, key: _success(keys) if key == "reward" else keys.get(key)
+  values = lambda row, key: {repr(of(run.keys, key)) for run in row.runs if run.keys}
   return [
     key
     for key in keys
     if (a := values(row, key)) and (b := values(first, key)) and (a != b or len(a) > 1)
   ]
+
+
+def _success(keys: dict):
+  """The reward that scores are of, where a run has several with weights: their sum, or one."""
+  reward = keys.get("reward")
+  try:
+    index = mixture.success(reward, keys.get("rewards.success", ""))
+  except ValueError:  # a config.json of another version
+    return reward
+  return reward if index is None else mixture.targets(reward)[index]
 
 
 def headline(rows: list[Row], score: str) -> str:

@@ -263,7 +263,7 @@ def evaluate_workdir(config, workdir: str, step: int | None = None) -> dict[str,
   files.replace(folder / "eval.jsonl", "".join(json.dumps(line) + "\n" for line in lines(result)))
   files.replace(folder / "eval.json", json.dumps(record, indent=2) + "\n")
   files.replace(folder / "eval.md", text + "\n")
-  print(text)
+  print(f"{text}\n\n{folder / 'eval.md'}")
   return values
 
 

@@ -58,6 +58,9 @@ METRICS = {
   "shrinkage/true_mse_mean": "(vbar - mu)^2 where mu is exact: the group mean's, for comparison",
   "prior/history": "weight of a prompt's own history in the prior",
   "selection/chance": "chance with which the prompts taken were selected from the pool",
+  "replay/rollouts": "rollouts of earlier steps in the step's update (loss.replay)",
+  "replay/age": "steps since they were sampled, mean",
+  "replay/advantage": "their |advantage|, mean, value units",
   "scoreboard/*/sq_adv": "mean squared leave-one-out advantage of an estimator on rollouts whose "
   "number was fixed in "
   "advance: E[1 - mu^2] plus its MSE at one rollout less, so differences between estimators are "

@@ -9,6 +9,7 @@ from etils import epath
 import numpy as np
 
 from v05_jax import config as configuration
+from v05_jax.names import alike
 from v05_jax.run import files, metrics
 
 # Panels of a run's metrics: title, then label -> metric.
@@ -89,7 +90,8 @@ def load(workdir: str) -> Run:
   if not lines:
     begun = (path / metrics.FILE).exists() or (path / "config.json").exists()
     found = "a run without a first line yet" if begun else "no metrics.jsonl"
-    raise ValueError(f"workdir {workdir}: found {found}, expected the metrics of a run")
+    near = ("" if begun else alike(workdir)) or ","
+    raise ValueError(f"workdir {workdir}: found {found}{near} expected the metrics of a run")
   if bare := next((line for line in lines if "rollouts" not in line), None):
     raise ValueError(f"{path / metrics.FILE}: found no rollouts in the line of step {bare['step']}")
   key, keys, saved = os.fspath(path), {}, path / "config.json"

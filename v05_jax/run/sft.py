@@ -130,7 +130,7 @@ def make(config) -> Trainer:
   examples = make_examples(config, source, dataset, policy.tokenizer)
   loss = config.loss.copy_and_resolve_references()
   loss.update({"surrogate": "reinforce", "aggregate": "token", "kl_coef": 0.0, "entropy_coef": 0.0})
-  loss.update({"minibatches": 1, "epochs": 1})
+  loss.update({"minibatches": 1, "epochs": 1, "replay": 0})
   optimizer = config.optimizer.copy_and_resolve_references()
   options = {name: config.sft[name] for name in ("learning_rate", "warmup_steps")}
   optimizer.update(options | {"schedule": "cosine"})

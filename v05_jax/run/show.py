@@ -191,7 +191,7 @@ def heading(run: Run, drawn: Drawn, who: str, usual: int) -> str:
   if limits.first != limits.most:
     rule += f" to {limits.most}, {config.budget.rule}"
   parts = [
-    f"{who}: the next {count} prompts",
+    f"{who}: the next {count} prompts" if count > 1 else f"{who}: the next prompt",
     f"baseline {config.baseline}; prior {prior}; rollouts a prompt: {rule}; temperature "
     f"{config.sampler.temperature:g}",
     "V, vbar, the baseline and the advantage are in units of rewards mapped to [-1, 1], rewards "

@@ -18,6 +18,7 @@ ENDS = {
   "sft": ("sft.steps", ("hf/config.json",)),
   "value": ("value.steps", ("v0",)),
 }
+WRITTEN = ("metrics.jsonl", "summary.png", "tensorboard", "wandb")  # what is told of, at the end
 SHOWN = ("eval/accuracy", "eval/mean", "reward", "sft/loss", "value/loss")
 
 
@@ -71,7 +72,7 @@ def ending(config, mode: str, workdir) -> str:
   shown = [f"{name} {values[name]:.3f}" for name in SHOWN if name in values]
   rollouts = [f"{values['rollouts']:,} rollouts"] if values.get("rollouts") else []
   head = ", ".join([f"{workdir} is finished: {steps} of {steps} steps", *rollouts, *shown])
-  there = [x for x in ("metrics.jsonl", "summary.png", "tensorboard") if (path / x).exists()]
+  there = [name for name in WRITTEN if (path / name).exists()]
   named = [("in the folder", ", ".join(there)), *_next(config, mode, workdir, values)]
   width = max(len(name) for name, _ in named)
   return "\n".join([head, *(f"  {name:<{width}}  {text}" for name, text in named)])

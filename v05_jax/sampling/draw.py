@@ -67,7 +67,8 @@ def group(run, chosen, rolls) -> grouping.Groups:
   limit, buffer = config.sampler.max_response, config.rewards.overlong_buffer
   shaping = rewards.overlong_penalty(rolls.length, limit, buffer)
   if rolls.parts is not None:
-    shaping = shaping + rewards.others(config, rolls.parts, rolls.mask)
+    centred = not run.estimator.of_shaped
+    shaping = shaping + rewards.others(config, rolls.parts, rolls.mask, centred)
   unconditional = run.budget.limits.unconditional
   groups = grouping.of_rollouts(
     rolls, config.rewards, shaping, prompts.row, int(prompts.step), unconditional

@@ -110,7 +110,7 @@ class Collect:
       verdicts = self._judge.submit(ended, prompts)
       while (batch := schedule.open(final=closes)) is not None:
         self._store = self._programs.prefill(params, self._store, *batch)
-      self._fit(schedule, compiled)
+      self._resize(schedule, compiled)
       schedule.start()
       just_ended = decode() if schedule.active else []
       began = time.perf_counter()
@@ -122,10 +122,10 @@ class Collect:
       ended = self._judge.ready(just_ended, schedule.unfinished)
     return waited
 
-  def _fit(self, schedule: Schedule, compiled):
+  def _resize(self, schedule: Schedule, compiled):
     """Changes the cache's shape where the schedule wants another; `compiled`: {shape: waits for
     it}."""
-    if (change := schedule.fit()) is None:
+    if (change := schedule.resize()) is None:
       return
     slots, new = change
     compiled.get(new, lambda: None)()

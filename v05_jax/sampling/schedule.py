@@ -133,7 +133,7 @@ class Schedule:
       asked.append(sum(held is not None for held in lane) + startable)
     return asked
 
-  def fit(self) -> tuple[np.ndarray, sampler.Shape] | None:
+  def resize(self) -> tuple[np.ndarray, sampler.Shape] | None:
     """-> (which of its lane's slots each new slot is [lanes * S], shape) where the cache must
     change, or should.
 

@@ -16,6 +16,7 @@ from v05_jax.scale import distributed
 from v05_jax.structs import Prompts
 
 ENOUGH = 4  # failed verdicts in a row by which a reward is given up, where a step has no other
+MANY = 16  # rollouts of a first step that none of is worth anything, for that to be said
 PATIENCE = 10.0  # seconds that a run which is asked to stop waits for verdicts
 LOOK = 0.5  # seconds between two looks whether it is
 
@@ -46,6 +47,7 @@ class Judge:
     self._slots = config.sampler.slots
     self._warned = False  # of a reward outside of low .. high
     self._in_a_row = 0  # failed verdicts since the last that did not
+    self._best: float | None = -math.inf  # reward of the first step; None once that is over
     self._begin()
 
   def _begin(self):
@@ -134,6 +136,8 @@ class Judge:
     self._failed += int(np.isnan(found).sum())
     options = self._config.rewards
     self._outside += int(grouping.outside(found, options.low, options.high).sum())
+    if self._best is not None:
+      self._best = np.max(np.nan_to_num(found, nan=-math.inf), initial=self._best)
     for kept, column in zip(self._parts, told[:, 1:].T):
       kept += column[np.isfinite(column)].tolist()
     return told
@@ -168,9 +172,23 @@ class Judge:
     self._in_a_row = self._in_a_row + failed if failed == judged else 0
     if judged == failed > 0 and (self._in_a_row >= ENOUGH or judged == rollouts):
       raise rewards.RewardError(given_up(self._config, failed, failure))
+    self._look(rollouts)
     found = {"rewards/failed": (failed, 1)}
     found |= {f"reward/{n}": (sum(x), len(x)) for n, x in zip(self._names, parts)}
     return found | {"rewards/clipped": (outside, 1)} if outside else found
+
+  def _look(self, rollouts: int):
+    """Says after the first step or evaluation that none of its rollouts was worth anything."""
+    best, self._best, low = self._best, None, self._config.rewards.low
+    if best is None or best > low or rollouts < MANY or not distributed.first():
+      return
+    length = self._config.data.scratchpad
+    of_tasks = f"; of the built-in tasks: is data.scratchpad = {length} what the policy was taught?"
+    log.warning(
+      "none of the first %d rollouts has a reward above rewards.low = %g: a policy that is never "
+      "right learns nothing. v05 sample shows them; v05 sft makes a warm start%s",
+      *(rollouts, low, of_tasks if self._config.data.path == "tasks" else ""),
+    )
 
 
 def given_up(config, failed: int, first: rewards.Verdict | None) -> str:

@@ -168,15 +168,14 @@ def halves(most: int) -> list[int]:
 def describe(model, config, machine: Machine, chosen: dict[str, Any], found: Need) -> list[str]:
   """What was chosen and why, a line each. config: with the chosen values."""
   count = machine.lanes * machine.tensor
-  gb = lambda x: f"{x / 1e9:.2f} GB"
   chosen = ", ".join(f"{key}={value}" for key, value in chosen.items())
   together = "and" if machine.kind == "cpu" else "or"
   return [
-    f"chosen for {count} x {machine.name} with {gb(machine.memory)} and a model of "
+    f"chosen for {count} x {machine.name} with {_size(machine.memory)} and a model of "
     f"{_count(model)} parameters: {chosen}",
-    f"  by memory of a device: {gb(found.fixed)} parameters and optimizer, beside them "
-    f"{gb(found.sampling)} while sampling {together} {gb(found.update)} in the update: "
-    f"{gb(found.total(machine))}",
+    f"  by memory of a device: {_size(found.fixed)} parameters and optimizer, beside them "
+    f"{_size(found.sampling)} while sampling {together} {_size(found.update)} in the update: "
+    f"{_size(found.total(machine))}",
     "  each can be set by hand, as --config.sampler.slots=64",
   ]
 
@@ -186,14 +185,18 @@ def _count(model) -> str:
   return f"{count / 1e6:,.0f}M" if count >= 1e6 else f"{count / 1e3:.0f}k"
 
 
+def _size(count: float) -> str:
+  """Bytes as a person reads them."""
+  return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
 def _too_large(model, least: Need, machine: Machine) -> str:
-  gb = lambda x: f"{x / 1e9:.1f} GB"
-  wanted = gb(least.total(machine) / USABLE[machine.kind])
+  wanted = _size(least.total(machine) / USABLE[machine.kind])
   return (
     f"config.policy: found a model of {_count(model)} parameters, which needs at "
-    f"least {wanted} a device here ({gb(least.fixed)} parameters and "
-    f"optimizer, {gb(least.sampling)} while sampling, {gb(least.update)} in the update), expected "
-    f"at most {gb(machine.memory)}, the memory of {machine.name}. Less with "
+    f"least {wanted} a device here ({_size(least.fixed)} parameters and optimizer, "
+    f"{_size(least.sampling)} while sampling, {_size(least.update)} in the update), expected "
+    f"at most {_size(machine.memory)}, the memory of {machine.name}. Less with "
     "--config.policy.lora_rank=32, with a smaller sampler.max_response, or with more devices along "
     "--config.mesh.fsdp and --config.mesh.tensor"
   )

@@ -136,22 +136,12 @@ class Peers:
     return self
 
   def _join(self, address, count, index):
-    bind = None
-    if address is not None:
-      bind = roll_call.meet(address, roll_call.myself(index, count), JOIN)
-    try:
-      jax.distributed.initialize(
-        address,
-        count,
-        index,
-        cluster_detection_method=None if address is None else "deactivate",
-        initialization_timeout=JOIN,
-        coordinator_bind_address=bind,
-        heartbeat_timeout_seconds=HEARTBEAT,
-      )
-    except (RuntimeError, ValueError, TypeError) as error:
-      who = "--distributed" if address is None else f"process {index} of {count} at {address}"
-      raise ValueError(f"{who}: {_line(error)}; {WAYS}") from error
+    if address is None:
+      self._connect(address, count, index, None)
+    else:
+      me = roll_call.myself(index, count)
+      with roll_call.claimed(address, me, JOIN):
+        self._connect(address, count, index, roll_call.meet(address, me, JOIN))
     self._count, self._index = jax.process_count(), jax.process_index()
     self._client = multihost.get_jax_distributed_client()
     if self._index:
@@ -165,6 +155,21 @@ class Peers:
       )
     sources.check(self._tell_what())
     multihost_utils.sync_global_devices("joined")
+
+  def _connect(self, address, count, index, bind):
+    try:
+      jax.distributed.initialize(
+        address,
+        count,
+        index,
+        cluster_detection_method=None if address is None else "deactivate",
+        initialization_timeout=JOIN,
+        coordinator_bind_address=bind,
+        heartbeat_timeout_seconds=HEARTBEAT,
+      )
+    except (RuntimeError, ValueError, TypeError) as error:
+      who = "--distributed" if address is None else f"process {index} of {count} at {address}"
+      raise ValueError(f"{who}: {_line(error)}; {WAYS}") from error
 
   def _tell_what(self) -> list[sources.Told]:
     """What each of the processes has."""

@@ -4,12 +4,14 @@ JAX takes a second process with one number for the first one, started again, and
 first each tells process 0 who it is, at the coordinator's own address, where process 0 listens
 until all are there, one of each number; only then JAX takes the address over. Who comes twice, or
 counts otherwise, is told who stands there already, and comes no further. The words are lines of
-JSON.
+JSON. Between process 0 and JAX nobody listens at the address for a moment: `claimed` keeps another
+process 0 from taking it then.
 """
 
 from collections.abc import Iterator
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import select
@@ -60,6 +62,36 @@ def parts(address: str) -> tuple[str, int]:
 # --- Process 0
 
 
+@contextlib.contextmanager
+def claimed(address: str, me: Member, limit: float):
+  """While this is entered no other process of this machine can be process 0 at the address.
+
+  To be held from before `meet` until JAX's service has bound to the address. The others of a run
+  enter at once. Raises ValueError within `limit` seconds where another process 0 holds it. The
+  claim is an abstract Unix socket, which ends with its process and which Linux alone has: elsewhere
+  there is none.
+  """
+  if me.index or sys.platform != "linux":
+    yield
+    return
+  name = f"\0v05_jax {hashlib.sha256(address.encode()).hexdigest()}"
+  waiting = lambda: f"process 0: another process 0 is starting at {address}"
+  with socket.socket(socket.AF_UNIX) as claim:
+    for left in _waiting(limit, waiting):
+      with contextlib.suppress(OSError):
+        claim.bind(name)
+        break
+      if why := _refusal(address, me):
+        raise ValueError(why)
+      if not left:  # all this time nobody has answered
+        raise ValueError(
+          f"process 0 of {me.count} at {address}: another process 0 of this machine is starting "
+          "there, expected each number once"
+        )
+      time.sleep(min(0.1, left))
+    yield
+
+
 def _call(address: str, me: Member, limit: float) -> str | None:
   server, bound = _listen(address, me)
   present: dict[int, tuple[Member, socket.socket]] = {}
@@ -101,7 +133,7 @@ def _listen(address: str, me: Member) -> tuple[socket.socket, str | None]:
   except OSError as error:
     foreign = isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
     if error.errno == errno.EADDRINUSE or (foreign and _answers(address)):
-      raise ValueError(_refusal(address, me)) from error
+      raise ValueError(_refusal(address, me) or _taken(address, me, "it says nothing")) from error
     if not foreign:
       raise ValueError(f"--coordinator={address}: cannot listen there: {error}") from error
   _note(
@@ -180,15 +212,18 @@ def _answer(address: str, me: Member, limit: float) -> None:
     time.sleep(min(0.5, left))
 
 
-def _refusal(address: str, me: Member) -> str:
-  """Why another process 0 has to end, as the first one says it."""
+def _refusal(address: str, me: Member) -> str | None:
+  """Why another process 0 has to end, as who listens at the address says it; None where nobody
+  answers."""
   try:
     with socket.create_connection(parts(address), PATIENCE) as connection:
       _say(connection, {"member": me._asdict()})
       connection.settimeout(PATIENCE)
       return f"process 0 of {me.count} at {address}: {_hear(connection)['refused']}"
-  except (OSError, EOFError, ValueError, KeyError) as error:
-    return _taken(address, me, str(error) or "it says nothing")
+  except (OSError, EOFError):
+    return None
+  except (ValueError, KeyError) as error:
+    return _taken(address, me, str(error))
 
 
 def _taken(address: str, me: Member, word: str) -> str:

@@ -21,8 +21,8 @@ def batch_shape(loss_config, prompts: int, most: int, longest: int, mesh) -> tup
   """(M, B, T) of a minibatch, whatever its rollouts are: T is `row_length`, B is `micro_rows` for
   each device along `data` and `fsdp`, and M is what rollouts of full length would need.
 
-  prompts: of a step, at most; most: rollouts of a prompt; longest: tokens of a prompt and a
-  response, less one.
+  prompts: of a step, at most, without those of `config.loss.replay`; most: rollouts of a prompt;
+  longest: tokens of a prompt and a response, less one.
 
   Raises ValueError for a `row_length` that the longest possible rollout does not fit.
   """
@@ -33,7 +33,8 @@ def batch_shape(loss_config, prompts: int, most: int, longest: int, mesh) -> tup
       " response - 1), or 0 for just that"
     )
   micro = loss_config.micro_rows * sharding.lanes(mesh)
-  rollouts = math.ceil(prompts / loss_config.minibatches) * most
+  parts = loss_config.minibatches
+  rollouts = math.ceil(prompts / parts) * most + math.ceil(loss_config.replay / parts)
   rows = math.ceil(rollouts / (length // longest))  # so many fit in every row: see `place`
   return math.ceil(rows / micro), micro, length
 
@@ -48,15 +49,18 @@ def minibatches(
 ) -> list[tuple[structs.Batch, int]]:
   """One epoch: (Batch `[M, B, T]` of numpy arrays, micro-batches in use) for each minibatch.
 
-  The prompts of `prompts.mask` are cut into `config.loss.minibatches` contiguous parts; a part
-  without any rollout that counts is left out. advantage float [P, K]; importance float [P]
-  multiplies all of a prompt's loss (default: 1). M, B and T, and ValueError: see `batch_shape`.
+  The prompts of `prompts.mask` are cut into `config.loss.minibatches` contiguous parts, and so are
+  the last `config.loss.replay` prompts, which are of earlier steps; a part without any rollout that
+  counts is left out. advantage float [P, K]; importance float [P] multiplies all of a prompt's loss
+  (default: 1). The denominator of `aggregate = constant` is what `rollouts.tokens` has room for.
+  M, B and T, and ValueError: see `batch_shape`.
   """
   members, most = np.asarray(prompts.mask, bool), rollouts.tokens.shape[1]
-  longest = prompts.tokens.shape[1] + most - 1
-  micros, micro, length = batch_shape(loss_config, *rollouts.mask.shape, longest, mesh)
-  out = []
-  for part in np.array_split(np.flatnonzero(members), loss_config.minibatches):
+  longest, fresh = prompts.tokens.shape[1] + most - 1, members.size - loss_config.replay
+  micros, micro, length = batch_shape(loss_config, fresh, rollouts.mask.shape[1], longest, mesh)
+  split = lambda which: np.array_split(np.flatnonzero(which), loss_config.minibatches)
+  old, out = np.arange(members.size) >= fresh, []
+  for part in map(np.concatenate, zip(split(members & ~old), split(members & old))):
     chosen = np.isin(np.arange(members.size), part)
     mask = np.asarray(rollouts.mask) & chosen[:, None]
     weight = losses.rollout_weights(loss_config.aggregate, rollouts.length, mask, most)

@@ -1,0 +1,69 @@
+"""curve.png: success of the real model over rollouts, beside that of the toy."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from experiments.headline import methods as headline
+from experiments.headline.report import RECIPE_COLOUR, SHOWN, by_method, mean_curve
+from experiments.real_lm import plan
+from v05_jax.run import figures
+
+TOY = Path(headline.__file__).parent
+POINTS = 41  # along the rollouts, between the evaluations on lines
+
+
+def draw(by_arena: dict[str, dict], path: Path):
+  """A panel an arena, and one of the toy where its results are there: mean over seeds; bands: one
+  standard error."""
+  from matplotlib import rc_context
+  from matplotlib.figure import Figure
+
+  panels = {f"SmolLM2-135M, {arena}": real(runs) for arena, runs in by_arena.items()}
+  panels |= toy()
+  with rc_context(figures.STYLE):
+    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    for axes, (title, lines) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items()):
+      for label, colour, x, mean, error in lines:
+        axes.plot(x, mean, label=f"{label}  {mean[-1]:.3f}", color=colour)
+        axes.fill_between(x, mean - error, mean + error, color=colour, alpha=0.15, linewidth=0)
+      axes.set_title(title)
+      axes.set_xlabel("rollouts generated")
+      axes.legend(fontsize=7, title="method, end")
+    np.atleast_1d(figure.axes)[0].set_ylabel("success")
+    figure.savefig(path, dpi=120)
+
+
+def colours() -> dict[str, str]:
+  return SHOWN | {"grpo4": "#8c564b", plan.resolved(plan.RECIPE): RECIPE_COLOUR}
+
+
+def real(runs: dict) -> list[tuple]:
+  """(title, colour, rollouts, mean, standard error) of each method, on validation problems."""
+  lines = []
+  for method, colour in colours().items():
+    if method in runs:
+      curves = [np.array(x["curve"], float) for x in runs[method].values()]
+      x = np.linspace(0, min(y[-1, 0] for y in curves), POINTS)
+      values = np.stack([np.interp(x, y[:, 0], y[:, 1]) for y in curves])
+      error = values.std(0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0 * x
+      lines.append((plan.METHODS[method].title, colour, x, values.mean(0), error))
+  return lines
+
+
+def toy() -> dict[str, list[tuple]]:
+  """The same of the headline's first toy, from its results, or those of its first study."""
+  for folder in (TOY, TOY / "first"):
+    file = folder / "results.json"
+    if file.is_file():
+      found = json.loads(file.read_text())["runs"]
+      known = [x for x in found if x["method"] in headline.METHODS]
+      runs = by_method(known, "default")
+      lines = [
+        (headline.METHODS[name].title, colour, *mean_curve(runs[name]))
+        for name, colour in colours().items()
+        if name in runs
+      ]
+      return {"the built-in tasks": lines}
+  return {}

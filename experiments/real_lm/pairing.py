@@ -1,0 +1,56 @@
+"""Differences between runs of the same seed: they share the warm start, the order of the training
+problems and the problems that are judged."""
+
+import numpy as np
+
+from experiments.real_lm import plan
+from v05_jax.run import comparison
+
+Runs = dict[str, dict[int, dict]]  # method -> seed -> result
+
+
+def common(one: dict[int, dict], other: dict[int, dict]) -> list[int]:
+  """The seeds that both have. Raises ValueError where two runs of one seed started from different
+  policies, or were judged on different problems: they are no pair."""
+  seeds = sorted(set(one) & set(other))
+  for seed in seeds:
+    a, b = one[seed], other[seed]
+    names = [
+      f"{x['arena']} {plan.Task(*(x[key] for key in plan.Task._fields)).name}" for x in (a, b)
+    ]
+    if a["problems"] != b["problems"]:
+      found = f"{a['problems']} and {b['problems']}"
+      raise ValueError(f"{names[0]}, {names[1]}: found the problems {found}, expected the same")
+    if a["before"]["mean"] != b["before"]["mean"]:
+      raise ValueError(f"{names[0]}, {names[1]}: found different warm starts, expected the same")
+  return seeds
+
+
+def differences(one: dict, other: dict, key: str = "mean") -> np.ndarray:
+  """[seeds, problems] of what was judged at the end, on common seeds."""
+  seeds = common(one, other)
+  values = [np.subtract(one[x]["after"][key], other[x]["after"][key]) for x in seeds]
+  return np.array(values) if seeds else np.zeros((0, 1))
+
+
+def seeds_of(name: str, other: str, runs: Runs) -> str:
+  """The seeds of a difference, and those that it should have and has not."""
+  there = common(runs[name], runs[other])
+  planned = sorted(set(plan.seeds(name)) & set(plan.seeds(other)))
+  missing = [str(x) for x in planned if x not in there]
+  text = ", ".join(map(str, there)) or "none"
+  return text + (f" (missing: {', '.join(missing)})" if missing else "")
+
+
+def at_equal_seconds(one: dict, other: dict) -> tuple[float, float, float]:
+  """(seconds at which the faster run ends, success of either by then, on a line between the
+  evaluations)."""
+  curves = [np.array(x["curve"], float) for x in (one, other)]  # rollouts, success, seconds
+  until = min(x[-1, 2] for x in curves)
+  return until, *(float(np.interp(until, x[:, 2], x[:, 1])) for x in curves)
+
+
+def interval(values) -> str:
+  """Mean ± half of the 95 % interval by Student's t; the mean alone for one value."""
+  found = comparison.interval(values)
+  return f"{found.mean:+.3f}" + ("" if found.pairs < 2 else f" ± {found.half:.3f}")

@@ -1,0 +1,232 @@
+"""One job in a process of its own: a training run, a value model, or measurements on checkpoints.
+
+Whatever is complete in the scratch folder is taken as it is, and what was interrupted goes on: a
+run at its last checkpoint, everything else from its own beginning.
+"""
+
+import importlib.metadata
+import json
+from pathlib import Path
+import shutil
+import time
+from typing import NamedTuple
+import zlib
+
+from experiments.real_lm import plan, process, results, words
+from v05_jax import backend
+from v05_jax import config as configuration
+from v05_jax.run import evaluate, files, lock, metrics
+from v05_jax.run.sft import sft
+from v05_jax.train import train
+from v05_jax.value_model.train import train_value
+
+PAIRS = "pairs"  # the folder of a run that --mode=value learns from
+
+
+class Places(NamedTuple):
+  """Where things are."""
+
+  here: Path  # results
+  work: Path  # runs
+  model: str  # SmolLM2 as it was released
+  problems: str  # folder of the sets of word problems
+
+  @property
+  def data(self) -> Path:
+    """The prepared word problems."""
+    return self.work / "problems"
+
+  def run(self, task: plan.Task) -> Path:
+    return self.work / task.arena / task.name
+
+  def value_model(self, arena: str) -> Path:
+    """The V0 of an arena, trained on the other one's runs."""
+    return self.work / f"v0-of-{plan.OTHER[arena]}"
+
+
+# --- A run
+
+
+def run(task: plan.Task, places: Places):
+  """Trains a run from its seed's warm start, judges it on held-out problems (a tuning run is not),
+  and writes its result. A tuning run that diverges has a result too."""
+  prepare(task.arena, places)
+  start = warm_start(task, places)
+  config = training(task, places)
+  folder = places.run(task)
+  begin(config, folder)
+  tuned, failed, judgements = task.seed == plan.TUNING_SEED, "", None
+  step = last_step(folder)
+  try:
+    step = int(train(config, str(folder)).step) if step is None else step
+  except FloatingPointError as error:
+    if not tuned:
+      raise
+    failed = str(error)
+  if not tuned:
+    judge = plan.heldout(config, task.arena, places.data)
+    before = judged(judge_of_start(task, places), started(task, places) / "judged")
+    judgements = judge, before, judged(judge, folder, step)
+  seconds = {"start": start + seconds_of(started(task, places) / "judged").get("judge", 0.0)}
+  seconds |= {"judge": seconds_of(folder).get("judge", 0.0)}
+  more = {"seconds": seconds, "trained": problems_of(task.arena, places), "failed": failed}
+  results.write(places.here, task, folder, config, judgements, more)
+  if not plan.is_measured(task):
+    discard(folder)
+
+
+def discard(folder: Path):
+  """Removes a run's checkpoints, 1.6 GB each: at once, so that no kill leaves half of one."""
+  trash = folder / "discarded"
+  shutil.rmtree(trash, ignore_errors=True)
+  if (folder / "checkpoints").is_dir():
+    (folder / "checkpoints").rename(trash)
+    shutil.rmtree(trash, ignore_errors=True)
+
+
+def last_step(folder: Path) -> int | None:
+  """The last step of a run that has been judged; None for one that has not."""
+  file = folder / "judging.json"
+  return json.loads(file.read_text())["step"] if file.is_file() else None
+
+
+def prepare(arena: str, places: Places):
+  """Makes the word problems where they are wanted."""
+  if arena == "words":
+    words.prepare(places.problems, places.data)
+
+
+def problems_of(arena: str, places: Places) -> str:
+  """What the problems of training depend on beside the config: reasoning-gym's version, or a
+  checksum of the prepared files."""
+  if arena == "tasks":
+    return f"reasoning-gym {importlib.metadata.version('reasoning-gym')}"
+  crc = 0
+  for name in words.NAMES:
+    crc = zlib.crc32((places.data / f"{name}.jsonl").read_bytes(), crc)
+  return f"words {crc:08x}"
+
+
+def training(task: plan.Task, places: Places):
+  """The config of a run. Raises ValueError where it wants a V0 that is not there yet."""
+  model = places.value_model(task.arena) / "v0"
+  config = plan.training(task, places.data, str(started(task, places) / "hf"), str(model))
+  if config.prior.kind == "v0" and not model.is_dir():
+    raise ValueError(f"{model}: found no value model, expected one: --stages=value makes it")
+  return config
+
+
+def begin(config, folder: Path):
+  """Starts the backend, waits for an interrupted run in `folder` that is still saving, and raises
+  ValueError where the folder holds a run of another plan."""
+  backend.start(config)
+  backend.without_torch()
+  wait(folder)
+  same(folder, config)
+
+
+def wait(folder: Path):
+  """Until no other process is in the folder. Raises ValueError where it does not leave in time."""
+  until = time.monotonic() + process.PATIENCE
+  while True:
+    try:
+      with lock.Lock(str(folder)):
+        return
+    except ValueError:
+      if time.monotonic() > until:
+        raise
+      time.sleep(2)
+
+
+def same(folder: Path, config):
+  """Raises ValueError where a folder's config.json differs from `config` in what matters."""
+  saved = folder / "config.json"
+  if saved.is_file():
+    kept = configuration.from_json(saved.read_bytes(), str(saved))
+    if problems := results.changes(results.matters(kept), config):
+      raise ValueError(f"{folder}: made by another plan: {problems[0]}: move it away")
+
+
+# --- The warm start
+
+
+def started(task: plan.Task, places: Places) -> Path:
+  """The folder of a seed's warm start."""
+  return places.work / task.arena / f"start-{task.seed}"
+
+
+def warm_start(task: plan.Task, places: Places) -> float:
+  """Makes a seed's warm start where it is not there yet -> the seconds that it took."""
+  folder = started(task, places)
+  config = plan.warm_start(task.arena, task.seed, places.data, places.model)
+  begin(config, folder)
+  # The model is complete once its checkpoints are gone.
+  if not (folder / "hf" / "config.json").is_file() or (folder / "checkpoints").is_dir():
+    print(f"warm start of seed {task.seed}", flush=True)
+    began = time.monotonic()
+    sft(config, str(folder))
+    remember(folder, "start", time.monotonic() - began)
+    discard(folder)
+  return seconds_of(folder).get("start", 0.0)
+
+
+def judge_of_start(task: plan.Task, places: Places):
+  """How a seed's warm start is judged: as its runs are."""
+  start = str(started(task, places) / "hf")
+  config = plan.training(task._replace(method="v05"), places.data, start)
+  return plan.heldout(config, task.arena, places.data)
+
+
+# --- Judgement
+
+
+def judged(config, folder: Path, step: int | None = None) -> evaluate.Result:
+  """Success on the held-out problems, sampled where that has not been done yet, of the checkpoint
+  of `step`; None = of the config's policy."""
+  file, wanted = folder / "judging.json", results.judging(config) | {"step": step}
+  if not file.is_file() or json.loads(file.read_text()) != wanted:
+    began = time.monotonic()
+    evaluate.evaluate_workdir(config, str(folder), step)
+    remember(folder, "judge", time.monotonic() - began)
+    files.replace(file, json.dumps(wanted) + "\n")
+  return evaluate.read(str(folder))
+
+
+def remember(folder: Path, name: str, seconds: float):
+  """Keeps in FOLDER/seconds.json what a part has taken."""
+  files.replace(folder / "seconds.json", json.dumps(seconds_of(folder) | {name: seconds}) + "\n")
+
+
+def seconds_of(folder: Path) -> dict[str, float]:
+  file = folder / "seconds.json"
+  return json.loads(file.read_text()) if file.is_file() else {}
+
+
+# --- The value model
+
+
+def value(arena: str, places: Places):
+  """Trains the V0 of an arena on the pairs of the other one's first table. Raises ValueError where
+  a run of that is missing."""
+  other, folders = places.work / plan.OTHER[arena], []
+  for name in (f"{method}-{seed}-*" for method in plan.FIRST for seed in plan.SEEDS):
+    found = [x / PAIRS for x in sorted(other.glob(name)) if last_step(x) is not None]
+    if not found:
+      raise ValueError(f"{other / name}: found no finished run: --stages=first makes it")
+    folders += found
+  prepare(arena, places)
+  folder = places.value_model(arena)
+  config = plan.value_training(arena, folders, places.data, places.model)
+  backend.start(config)
+  backend.without_torch()
+  wait(folder)
+  began = time.monotonic()
+  train_value(config, str(folder))
+  remember(folder, "value", time.monotonic() - began)
+  discard(folder)
+  lines = metrics.read(str(folder))
+  learnt = {key: results.mean(lines[-20:], key) for key in ("value/loss", "value/soft")}
+  record = {"runs": len(folders), "steps": len(lines), "last": learnt}
+  file = places.here / "measured" / f"{arena}-value.json"
+  file.parent.mkdir(parents=True, exist_ok=True)
+  files.replace(file, json.dumps(record | {"seconds": seconds_of(folder)}, indent=1) + "\n")
