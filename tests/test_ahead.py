@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from v05_jax import backend
 from v05_jax.run.progress import CompilationCounter
 from v05_jax.sampling.ahead import Ahead, shapes
 
@@ -77,3 +78,12 @@ def test_torch_is_hidden_from_transformers_alone():
     "assert not transformers.utils.is_torch_available() and 'torch' not in sys.modules"
   )
   subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_small_programs_are_compiled_with_options_that_the_compiler_knows(monkeypatch):
+  backend.quick.cache_clear()
+  assert backend.quick() == {"compiler_options": backend.QUICK}
+  monkeypatch.setattr(backend, "QUICK", {"xla_no_such_option": 1})
+  backend.quick.cache_clear()
+  assert backend.quick() == {}
+  backend.quick.cache_clear()

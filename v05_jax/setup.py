@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from v05_jax import backend, data, models, plug, problems, rewards, tasks
 from v05_jax import config as configuration
-from v05_jax import data, models, plug, problems, rewards, tasks
 from v05_jax.budgets import base as budgets
 from v05_jax.estimators import base as estimators
 from v05_jax.observers import base as observers
@@ -139,10 +139,11 @@ def assemble(setting: plug.Setting, update: policy_gradient.Update) -> Run:
   """The run of what was loaded, with the plugs that its config names."""
   config, policy = setting.config, setting.policy
   budget, estimator = budgets.make(setting), estimators.make(setting)
-  learns = bool(jax.tree.leaves(estimator.init()))
-  run_advantages = lambda state, groups, value: estimators.advantages(
-    estimator, state, groups, value
-  )
+  learns, small = bool(jax.tree.leaves(estimator.init())), backend.quick()
+
+  def advantages(state, groups, value):
+    return estimators.advantages(estimator, state, groups, value)
+
   return Run(
     config=config,
     mesh=setting.mesh,
@@ -151,10 +152,10 @@ def assemble(setting: plug.Setting, update: policy_gradient.Update) -> Run:
     prior=priors.make(setting),
     budget=budget,
     estimator=estimator._replace(
-      expect=jax.jit(estimator.expect),
-      learn=jax.jit(estimator.learn) if learns else lambda state, groups, value: state,
+      expect=jax.jit(estimator.expect, **small),
+      learn=jax.jit(estimator.learn, **small) if learns else lambda state, groups, value: state,
     ),
-    advantages=jax.jit(run_advantages),
+    advantages=jax.jit(advantages, **small),
     observers=observers.Observers(setting),
     update=update,
     reference=update.freeze(policy.params) if config.loss.kl_coef else None,

@@ -7,13 +7,14 @@ estimators are differences of squared error.
 """
 
 from collections.abc import Callable
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from v05_jax import moments, plug
+from v05_jax import backend, moments, plug
 from v05_jax.estimators import base as estimators
 from v05_jax.observers.base import Observer, Step, pair
 from v05_jax.run.metrics import Pairs, merge
@@ -89,7 +90,7 @@ def named(names, setting: plug.Setting) -> dict[str, Judged]:
 def judged(estimator: estimators.Estimator) -> Judged:
   """An estimator with the program that judges it."""
 
-  @jax.jit
+  @functools.partial(jax.jit, **backend.quick())
   def judge(learnt, groups, value, weight):
     squares = estimators.squared_unseen(estimator, learnt, groups, value, weight)
     return estimator.learn(learnt, groups, value), squares
