@@ -2,13 +2,11 @@
 
 from collections.abc import Callable
 import itertools
-import math
 import re
 
 import sympy
 
-from v05_jax.rewards.math import progressions, units, values, vectors
-from v05_jax.rewards.math.integers import LIFT, lifted, of_multiples
+from v05_jax.rewards.math import integers, progressions, units, values, vectors
 from v05_jax.rewards.math.kinds import (
   Answer,
   Congruence,
@@ -172,33 +170,6 @@ def _value_in_words(words: Words, value: Value) -> bool:
   return words.text.replace(" ", "") == value.text
 
 
-def _same_residues(gold: Residues, found: Residues) -> bool:
-  if gold.name and found.name and gold.name != found.name:
-    return False
-  if gold.negated != found.negated:
-    return False
-  common = math.lcm(gold.modulus, found.modulus)
-  if common > LIFT:
-    return gold[1:] == found[1:]
-  return lifted(gold, common) == lifted(found, common)
-
-
-def _same_congruences(gold: Congruence, found: Congruence) -> bool:
-  """Either way round: its sides change places."""
-  sides = (gold.left, gold.right), (gold.right, gold.left)
-  same = any(values.same(a, found.left) and values.same(b, found.right) for a, b in sides)
-  return same and values.same(gold.modulus, found.modulus)
-
-
-def _residue_and_number(residues: Residues, number: Value) -> bool:
-  """7 mod 4 is 3, and 4k + 3 the class of 3; that x is 3 modulo 4 does not say that x is 3."""
-  if (classes := of_multiples(number.expression)) is not None:
-    return _same_residues(residues, classes)
-  remainder = sympy.Integer(min(residues.residues))
-  alone = not residues.name and len(residues.residues) == 1
-  return alone and values.same(remainder, number.total)
-
-
 def _digits_and_number(digits: Digits, number: Value) -> bool:
   """The same digits: a base that the question states may be left off, though not be added."""
   return (number.text.lstrip("0") or "0").upper() == digits.digits
@@ -340,9 +311,9 @@ _JUDGES: tuple[tuple[type, type, Callable], ...] = (
   (Value, Value, _same_values),
   (Words, Words, _same_words),
   (Words, Value, _value_in_words),
-  (Residues, Residues, _same_residues),
-  (Residues, Value, _residue_and_number),
-  (Congruence, Congruence, _same_congruences),
+  (Residues, Residues, integers.same_residues),
+  (Residues, Value, integers.residue_and_number),
+  (Congruence, Congruence, integers.same_congruences),
   (Digits, Value, _digits_and_number),
   (Parts, Parts, _same_parts),
   (Ratio, Ratio, _same_ratios),

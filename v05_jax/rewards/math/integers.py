@@ -8,7 +8,7 @@ import sympy
 from v05_jax.rewards.math import values
 from v05_jax.rewards.math.brackets import split
 from v05_jax.rewards.math.exact import Irrational, TooLarge, exact
-from v05_jax.rewards.math.kinds import Congruence, Digits, Residues
+from v05_jax.rewards.math.kinds import Congruence, Digits, Residues, Value
 
 LIFT = 100_000  # common modulus up to which congruences of different moduli are compared
 _PREFIXES = {"0x": 16, "0X": 16, "0b": 2, "0B": 2, "0o": 8}
@@ -115,3 +115,31 @@ def united(parts: list[Residues]) -> Residues | None:
     return None
   union = frozenset().union(*(lifted(part, common) for part in parts))
   return parts[0]._replace(residues=union, modulus=common)
+
+
+def same_residues(gold: Residues, found: Residues) -> bool:
+  """The same classes, if of another modulus."""
+  if gold.name and found.name and gold.name != found.name:
+    return False
+  if gold.negated != found.negated:
+    return False
+  common = math.lcm(gold.modulus, found.modulus)
+  if common > LIFT:
+    return gold[1:] == found[1:]
+  return lifted(gold, common) == lifted(found, common)
+
+
+def same_congruences(gold: Congruence, found: Congruence) -> bool:
+  """Either way round: its sides change places."""
+  sides = (gold.left, gold.right), (gold.right, gold.left)
+  same = any(values.same(a, found.left) and values.same(b, found.right) for a, b in sides)
+  return same and values.same(gold.modulus, found.modulus)
+
+
+def residue_and_number(residues: Residues, number: Value) -> bool:
+  """7 mod 4 is 3, and 4k + 3 the class of 3; that x is 3 modulo 4 does not say that x is 3."""
+  if (classes := of_multiples(number.expression)) is not None:
+    return same_residues(residues, classes)
+  remainder = sympy.Integer(min(residues.residues))
+  alone = not residues.name and len(residues.residues) == 1
+  return alone and values.same(remainder, number.total)
