@@ -49,13 +49,11 @@ def executed(train, config) -> set[CodeType]:
     if not code.co_filename.startswith(PACKAGE):
       return
     place = code.co_filename.removeprefix(PACKAGE), code.co_name
-    # The update is compiled in a thread of its own, which starts before the first prompt is drawn.
-    if event == "call" and place in {
-      ("/sampling/draw.py", "draw"),
-      ("/sampling/ahead.py", "later"),
-    }:
+    if event == "call" and place == ("/sampling/draw.py", "draw"):
       recording[0] = True
-    if event == "call" and recording[0]:
+    # Threads of sampling/ahead.py trace programs of the step, and may begin before it.
+    ahead = threading.current_thread().name.startswith("compile")
+    if event == "call" and (recording[0] or ahead):
       found.add(code)
     if event == "return" and place == ("/step.py", "learn"):
       recording[0] = False

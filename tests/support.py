@@ -10,6 +10,7 @@ from v05_jax import models, plug, rewards
 from v05_jax.budgets.base import Budget
 from v05_jax.configs import default
 from v05_jax.models import decoder
+from v05_jax.models import tokenizer as tokenizers
 from v05_jax.sampling import rollouts
 from v05_jax.scale import sharding
 from v05_jax.structs import Prompts
@@ -41,6 +42,16 @@ class Tokenizer:
 
   def decode(self, tokens, **_):
     return "".join(chr(96 + int(t)) for t in tokens if t > 1)
+
+
+def encode_prompt(tokenizer, prompt, chat_template: bool, template: str = "{prompt}") -> list[int]:
+  """Token ids of a prompt, by itself and between others alike."""
+  encode = tokenizers.prompt_encoder(tokenizer, chat_template, template)
+  alone, between = encode(prompt), [prompt, "1", prompt]
+  expected = [alone, encode("1"), alone]
+  found = list(tokenizers.encode_prompts(tokenizer, between, chat_template, template))
+  assert found == expected, f"{found} of {between}, expected {expected}"
+  return alone
 
 
 class Verifier:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tokenizers import pre_tokenizers
 
+from tests import support
 from v05_jax.models import decoder, hf
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.models.decoder import ModelConfig
@@ -278,7 +279,7 @@ def test_the_tokenizer_comes_back_in_transformers(tmp_path, llama):
     assert tokenizer.decode(ids) == text
   assert tokenizer.encode("<|im_start|>ab<think>") == [1, *tokenizer.encode("ab"), 265]
   assert tokenizers.decode_response(tokenizer, [265, 2]) == "<think>"
-  ids = tokenizers.encode_prompt(tokenizer, "ab", chat_template=True)
+  ids = support.encode_prompt(tokenizer, "ab", chat_template=True)
   assert tokenizer.decode(ids) == "<|im_start|>user\nab<|im_end|>\n<|im_start|>assistant\n"
   assert ids[0] == 1 and ids.count(1) == 2
 

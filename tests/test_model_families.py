@@ -245,7 +245,7 @@ def test_a_shape_that_its_family_cannot_write_is_refused(family, tmp_path):
     families.check(config)
   with pytest.raises(ValueError, match=f"config.policy.family: '{family}' has "):
     models.load(policy_config(preset="tiny", family=family))
-  params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), hf._shapes(config))
+  params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), decoder.shapes(config))
   with pytest.raises(ValueError, match=f"config.policy.family: '{family}' has "):
     hf.save(tmp_path, config, params)
   assert not list(tmp_path.glob("*.safetensors"))

@@ -39,7 +39,7 @@ def test_near_duplicates_of_the_test_are_taken_out_of_everything_that_is_trained
     for i in range(words.VALIDATED + 40)
   ]
   svamp = [problem(f"Filler {'ab'[i % 2] * (i % 97 + 1)} number {i}") for i in range(700)]
-  found = words.split(asdiv, [problem(near), problem(far)], [*svamp, problem(test)] * 300)
+  found = words.split(asdiv, [problem(near), problem(far)], [*svamp, *[problem(test)] * 300])
   texts = {name: [row["prompt"] for row in getattr(found, name)] for name in words.NAMES}
   assert test in texts["test"] and len(texts["validation"]) > 100
   assert near not in texts["train"] + texts["sft"] + texts["validation"]
@@ -152,12 +152,8 @@ FLAGS = "arenas", "stages", "only_methods", "seeds", "minutes", "scratch", "mode
 def test_the_first_comparison_comes_first_and_seeds_come_together(flagged):
   names = [(job.stage, job.arena, job.method, job.seed) for job in run.jobs()]
   stages = list(dict.fromkeys(x[:2] for x in names))
-  assert stages[:4] == [
-    ("tune", "tasks"),
-    ("tune", "words"),
-    ("first", "tasks"),
-    ("first", "words"),
-  ]
+  assert [stage for stage, arena in stages[:3]] == ["tune", "first", "noise"]
+  assert "".join(arena[0] for _, arena in stages) == "tttwwwttwwttww"
   first = [x[2:] for x in names if x[:2] == ("first", "tasks")]
   assert first[:2] == [("v05", 0), ("grpo16", 0)]
   assert [seed for _, seed in first] == sorted(seed for _, seed in first)
@@ -201,8 +197,10 @@ def test_a_job_that_fails_is_named_and_does_not_stop_the_others(
   flagged(stages=["first"], arenas=["tasks"], only_methods=["v05", "grpo16", "grpo4"], seeds=["0"])
   failed = run.run(run.jobs())
   assert started == ["v05-0-3e-05", "grpo16-0-3e-05"]
-  assert failed[0] == "tasks v05-0-0: the process ended with 3; see above" or "v05-0" in failed[0]
-  assert "found no learning rate of grpo4" in failed[1] and "--stages=tune" in failed[1]
+  assert failed[0] == "tasks v05-0-3e-05: the process ended with 3; see above"
+  assert failed[1].startswith(
+    "tasks grpo4-0: found no learning rate of grpo4, expected one: --stag"
+  )
   assert "3 of 3 jobs are left, about" in capsys.readouterr().out
   run.run(run.jobs())
   assert started[2:] == ["v05-0-3e-05"]  # what has a result is left alone
@@ -347,7 +345,7 @@ def test_a_result_of_another_plan_is_named_and_not_averaged_over(tmp_path):
 def test_a_file_that_is_no_result_is_named(tmp_path):
   keep(tmp_path, record("v05", 0, [1, 1]))
   file = tmp_path / "results" / "tasks" / "v05-0-3e-05.json"
-  for text, found in (("{", "no JSON object"), ("{}", "found no arena")):
+  for text, found in (("{", "no JSON object"), ("{}", "found no after")):
     file.write_text(text)
     with pytest.raises(ValueError, match=rf"v05-0-3e-05.json: found .*{found.split()[-1]}"):
       results.read(tmp_path)
@@ -395,7 +393,14 @@ def test_a_result_keeps_what_the_tables_need(tmp_path):
   assert found["after"]["mean"] == [0.25, 0.25] and found["after"]["pass"] == [1, 0]
   assert found["after"]["benchmarks"] == {"a": 0.25, "b": 0.25}
   assert (found["rollouts"], found["steps"]) == (56, 7)
-  assert found["seconds"] == {"steps": 14.0, "train": 70.0, "judge": 5.0, "start": 1.0}
+  assert found["seconds"] == {
+    "sample": 107.5,
+    "update": 3.5,
+    "steps": 14.0,
+    "train": 70.0,
+    "judge": 5.0,
+    "start": 1.0,
+  }
   assert found["first"]["loss/entropy"] == 1 and found["last"]["loss/entropy"] == 5
   assert found["last"]["prior/mse"] is None
   assert found["curve"] == [[0, 0.25, 0.0], [56, 0.5, 14.0]]
@@ -421,20 +426,20 @@ def test_differences_are_paired_by_seed_and_by_problem(tmp_path):
 
 
 def test_a_clear_difference_differs_with_the_right_sign(tmp_path):
-  lead = lambda seed: [0.6 + 0.01 * seed, 0.8]
+  lead = lambda seed: [0.6 + 0.02 * seed, 0.8]
   ends = {"v05": {i: lead(i) for i in range(4)}, "grpo16": {i: [0.3, 0.5] for i in range(4)}}
   first_table(tmp_path, ends)
   line = next(
     x for x in table.write(tmp_path).split("\n") if x.startswith("| V0.5, 4 | GRPO, 16 |")
   )
   assert (
-    line.startswith("| V0.5, 4 | GRPO, 16 | 0, 1, 2, 3 | +0.307 ± 0.010 |") and "| yes |" in line
+    line.startswith("| V0.5, 4 | GRPO, 16 | 0, 1, 2, 3 | +0.315 ± 0.021 |") and "| yes |" in line
   )
   runs = {
     name: {i: record(name, i, end) for i, end in found.items()} for name, found in ends.items()
   }
-  assert paper.cell(runs, "v05", "grpo16", "end", 1) == "yes: +0.307 ± 0.010, 4 seeds"
-  assert paper.cell(runs, "grpo16", "v05", "end", 1).startswith("the reverse: -0.307")
+  assert paper.cell(runs, "v05", "grpo16", "end", 1) == "yes: +0.315 ± 0.021, 4 seeds"
+  assert paper.cell(runs, "grpo16", "v05", "end", 1).startswith("the reverse: -0.315")
   assert paper.cell(runs, "v05", "grpo16", "loss/entropy", 1).startswith("not decided: +0.000")
   assert paper.cell(runs, "v05", "spo", "end", 1) == "not run"
 
@@ -489,7 +494,7 @@ def test_measures_at_a_checkpoint_know_the_truth():
   assert abs(found["truth"]["mse"]) < 0.003 and found["off"]["mse"] == pytest.approx(0.09, abs=0.01)
   assert found["constant"]["mse"] == pytest.approx(mu.var(), abs=0.02)
   assert found["truth"]["auc"] > 0.75 and found["constant"]["auc"] == 0.5
-  assert found[measure.TRUTH]["auc"] == pytest.approx(found["truth"]["auc"], abs=0.02)
+  assert found[measure.TRUTH]["auc"] == pytest.approx(found["truth"]["auc"], abs=0.03)
   assert found["off"]["bias"] == pytest.approx(0.3, abs=0.02)
   # E (r - mu)^2 = 1 - mu^2, over that of the best constant, which is 1 - mean(r)^2.
   expected = np.mean(1 - mu**2) / (1 - reward.mean() ** 2)
@@ -532,12 +537,18 @@ def test_all_of_it_with_the_built_in_policy(tmp_path, monkeypatch):
       for i in range(count)
     ]
     (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in rows))
+  # Now and then a success: what a value model learns from.
+  monkeypatch.syspath_prepend(tmp_path)
+  coin = (
+    "def score(prompt, response, row):\n  return zlib.crc32((prompt + response).encode()) % 2\n"
+  )
+  (tmp_path / "coin.py").write_text(f"import zlib\n\n\n{coin}")
   monkeypatch.setattr(words, "NEAR", 1.1)
   base, value_training = plan.base, plan.value_training
 
   def small(arena, data):
     c = base("words", data)
-    c.data.template, c.cpu_devices = "{prompt}", 1
+    c.data.template, c.cpu_devices, c.reward = "{prompt}", 1, "coin:score"
     c.sampler.update({"slots": 16, "open_prompts": 16, "prefill": 8})
     c.num_steps, c.rollouts_per_step = 4, 32
     c.prior.min_support = 8
@@ -546,7 +557,7 @@ def test_all_of_it_with_the_built_in_policy(tmp_path, monkeypatch):
 
   def brief(*given):
     c = value_training(*given)
-    c.value.update({"steps": 2, "support": 16, "pairs": 4, "tasks": 1})
+    c.value.update({"steps": 2, "support": 16, "pairs": 4, "tasks": 8})
     return c
 
   for name, value in {

@@ -333,7 +333,7 @@ def test_a_first_step_without_any_reward_is_said_once(caplog, count, best, said)
   assert len(found) == said
   if said:
     assert found[0].startswith("none of the first 16 rollouts has a reward above rewards.low = 0:")
-    assert "is data.scratchpad = 24 that of the policy's warm start?" in found[0]
+    assert "is data.scratchpad = 24 what the policy was taught?" in found[0]
 
 
 def test_a_run_that_is_to_stop_does_not_wait_for_verdicts_that_do_not_come(monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 from v05_jax import groups as grouping
 from v05_jax import plug
 from v05_jax.configs import default
-from v05_jax.estimators.base import Estimator
+from v05_jax.estimators import base as estimators
 from v05_jax.observers import scoreboard
 from v05_jax.observers.base import Observer, Observers
 
@@ -105,6 +105,12 @@ def test_a_board_of_a_run_is_shown_the_rollouts_whose_number_no_outcome_has_chos
   assert compared == set(JUDGED) - {"v05"}
 
 
+@pytest.mark.parametrize("name", plug.known("estimator"))
+def test_an_estimator_of_the_package_passes_what_a_users_own_must(name):
+  setting = plug.Setting(default.get_config(), rows=8)
+  estimators.try_out(name, plug.make("estimator", name, setting, estimators.Estimator))
+
+
 TRACED = []  # prompts of each program that `counted` is in
 
 
@@ -115,7 +121,7 @@ def counted(options, setting):
     TRACED.append(len(groups.k))
     return jnp.zeros((len(groups.k), 1))
 
-  return Estimator(baseline)
+  return estimators.Estimator(baseline)
 
 
 def test_observers_of_one_run_compile_an_estimator_once():

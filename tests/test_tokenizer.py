@@ -6,6 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 import transformers
 
+from tests import support
 from v05_jax.models import tokenizer as tokenizers
 
 CHARACTERS = "0123456789ABMSLC+*-=abx/ "
@@ -39,7 +40,7 @@ def characters(tmp_path_factory):
 def test_characters_come_back_as_they_are(characters):
   assert (characters.pad_token_id, characters.eos_token_id, len(characters)) == (0, 1, 32)
   for text in ("A047085=", "x + x", " 1  2 ", "=-*/", "C7+5*3=", "a"):
-    ids = tokenizers.encode_prompt(characters, text, chat_template=True)
+    ids = support.encode_prompt(characters, text, chat_template=True)
     assert ids == [2 + CHARACTERS.index(c) for c in text]
     assert tokenizers.decode_response(characters, [*ids, 1]) == text
 
@@ -56,9 +57,9 @@ def test_a_response_ends_at_eos_and_shows_every_other_token(characters):
 
 def test_a_character_outside_the_vocabulary_is_an_error(characters):
   with pytest.raises(ValueError, match="cannot encode the prompt 'A1é='"):
-    tokenizers.encode_prompt(characters, "A1é=", chat_template=False)
+    support.encode_prompt(characters, "A1é=", chat_template=False)
   with pytest.raises(ValueError, match="at least one"):
-    tokenizers.encode_prompt(characters, "", chat_template=False)
+    support.encode_prompt(characters, "", chat_template=False)
 
 
 def test_a_character_vocabulary_must_fit():
@@ -74,13 +75,13 @@ def test_chat_template_where_there_is_one_and_it_is_asked_for(tmp_path):
   saved.chat_template = TEMPLATE
   saved.save_pretrained(tmp_path)
   tokenizer = tokenizers.load(tmp_path)
-  plain = tokenizers.encode_prompt(tokenizer, "2+2 é?", chat_template=False)
-  chat = tokenizers.encode_prompt(tokenizer, "2+2 é?", chat_template=True)
+  plain = support.encode_prompt(tokenizer, "2+2 é?", chat_template=False)
+  chat = support.encode_prompt(tokenizer, "2+2 é?", chat_template=True)
   ids = [tokenizer.convert_tokens_to_ids(t) for t in ("<|user|>", "<|end|>", "<|assistant|>")]
   assert chat == [ids[0], *plain, *ids[1:]] and all(type(i) is int for i in chat)
   assert tokenizers.decode_response(tokenizer, [*plain, ids[1]]) == "2+2 é?"
   tokenizer.chat_template = None
-  assert tokenizers.encode_prompt(tokenizer, "2+2 é?", chat_template=True) == plain
+  assert support.encode_prompt(tokenizer, "2+2 é?", chat_template=True) == plain
 
 
 def test_directories_that_cannot_serve(tmp_path):

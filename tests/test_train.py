@@ -24,7 +24,7 @@ from v05_jax.priors import context as contexts
 from v05_jax.run import checkpoint, leaves, lock, metrics
 from v05_jax.sampling import draw as drawing
 from v05_jax.train import Housekeeping, train
-from v05_jax.value_model import convert
+from v05_jax.value_model import convert, v0
 
 ROOT = pathlib.Path(__file__).parent.parent
 pytestmark = pytest.mark.usefixtures("few_devices")
@@ -158,7 +158,11 @@ def test_recomputed_logprobs_take_the_place_of_a_sampler_that_is_off(old, monkey
   draw = drawing.draw
   monkeypatch.setattr("v05_jax.train.draw", off)
   train(
-    small(num_steps=1, **{"loss.old_logprob": old, "loss.minibatches": 1, "eval.period": 0}),
+    small(
+      num_steps=1,
+      observe=("diagnostics",),
+      **{"loss.old_logprob": old, "loss.minibatches": 1, "eval.period": 0},
+    ),
     str(tmp_path),
   )
   (line,) = metrics.read(tmp_path)
@@ -202,15 +206,38 @@ def test_other_rows_of_the_same_number_are_refused(unbroken, tmp_path, monkeypat
   assert metrics.read(tmp_path / "run") == before
 
 
+def test_other_weights_in_the_same_folder_are_refused(tmp_path):
+  """The reference of the KL and priors read the first policy's again."""
+  folder = shutil.copytree(models.BUILTIN, tmp_path / "policy")
+  config = small(num_steps=1, **{"eval.period": 0, "policy.path": str(folder), "prior.kind": "v0"})
+  config.priors.v0.path = str(shutil.copytree(v0.BUILTIN, tmp_path / "v0"))
+  train(config, str(tmp_path / "run"))
+  config.num_steps = 2
+  changed = {}
+  for key, name in (("policy.path", "policy/model"), ("priors.v0.path", "v0/head")):
+    file = tmp_path / f"{name}.safetensors"
+    changed[file] = file.read_bytes()
+    file.write_bytes(changed[file][:-4] + b"\0\0\0\0")  # of as many bytes
+    message = rf"config.{key}: found weights with the digest \w{{16}}, expected \w{{16}}"
+    with pytest.raises(ValueError, match=message):
+      train(config, str(tmp_path / "run"))
+    file.write_bytes(changed[file])
+  assert int(train(config, str(tmp_path / "run")).step) == 2
+
+
 def test_a_reward_whose_file_has_changed_is_said(tmp_path, monkeypatch, caplog):
   monkeypatch.syspath_prepend(tmp_path)
-  file, keys = tmp_path / "mended.py", {"reward": "mended:score", "eval.period": 0}
+  file = tmp_path / "mended.py"
+  keys = {"reward": "mended:score", "rewards.workers": 1, "eval.period": 0}
+  run = lambda steps: train(
+    small(grpo.get_config(), num_steps=steps, **keys), str(tmp_path / "run")
+  )
   file.write_text("def score(prompt, response, row): return 0.0\n")
-  train(small(num_steps=1, **keys), str(tmp_path / "run"))
-  train(small(num_steps=2, **keys), str(tmp_path / "run"))
+  run(1)
+  run(2)
   assert "has changed" not in caplog.text
   file.write_text("def score(prompt, response, row): return 1.0\n")
-  train(small(num_steps=3, **keys), str(tmp_path / "run"))
+  run(3)
   assert "the file of config.reward has changed since" in caplog.text
   assert [line["reward"] for line in metrics.read(tmp_path / "run")] == [0, 0, 1]
 
@@ -271,7 +298,7 @@ def test_a_plain_run_is_plain(monkeypatch, tmp_path):
       plain = not isinstance(value, type) and not hasattr(value, "plug")
       if ours and callable(value) and plain:
         monkeypatch.setattr(module, name, raising)
-  for name in ("ewa_baseline", "remember", "empty", "update", "squares", "learn", "mean_value"):
+  for name in ("ewa_baseline", "remember", "empty", "update", "judges", "learn", "mean_value"):
     assert any(vars(m).get(name) is raising for m in (experts, history, scoreboard, contexts)), name
   keys = {"prior.kind": "none", "baseline": "grpo", "eval.period": 0, "checkpoint.period": 1}
   state = train(small(default.get_config(), num_steps=2, **keys), str(tmp_path))
@@ -341,9 +368,8 @@ def test_updates_that_keep_failing_stop_the_run_and_name_the_last_good_checkpoin
   large = lambda path, x: x * 1e15 if {p.key for p in path} & {"gate", "up", "down"} else x
   params = jax.tree_util.tree_map_with_path(large, policy.params)
   hf.save(broken, policy.config, params, policy.tokenizer)
-  config = small(
-    num_steps=9, **{"policy.path": str(broken), "loss.max_skipped": 2, "eval.period": 0}
-  )
+  keys = {"policy.path": str(broken), "loss.max_skipped": 2, "eval.period": 0}
+  config = small(num_steps=9, observe=("diagnostics",), **keys)
   with pytest.raises(
     FloatingPointError, match=r"3 steps in a row.*max_skipped=2.*there is no checkpoint yet"
   ):
@@ -370,6 +396,7 @@ def test_a_reward_that_always_fails_stops_the_run_and_the_state_is_saved(
   (tmp_path / "failing_reward.py").write_text(REWARD)
   monkeypatch.chdir(tmp_path)
   keys = {"reward": "failing_reward:score", "checkpoint.period": 0, "eval.period": 0}
+  keys["observe"] = ("diagnostics",)
   run = lambda steps, **other: train(small(num_steps=steps, **keys, **other), str(tmp_path / "run"))
 
   def break_it():

@@ -25,6 +25,8 @@ PROMPT_KEYS = ("prompt", "question", "problem", "messages")
 # OlympiadBench's is the second, and DAPO-Math-17k's the last.
 ANSWER_KEYS = ("answer", "final_answer", "solution", "reward_model.ground_truth")
 
+TOGETHER = 4096  # rows that are read and encoded at a time
+
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
@@ -144,15 +146,16 @@ def load(
     # a task of reasoning-gym has its own name
     labelled = len(paths) > 1 and not benchmarks.gym_tasks(path)
     name = benchmarks.label(path) if labelled else ""
-    encode = tokenizers.prompt_encoder(tokenizer, chat, template)
     found = itertools.islice(_rows(config_data, path, key), None if shuffle else config_data.size)
-    for where, row, prompt in found:
-      rows.append({**row, "benchmark": name} if name else row)
-      wheres.append(where)
-      try:
-        encoded.append(encode(prompt))
-      except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+    while some := list(itertools.islice(found, TOGETHER)):
+      ids = tokenizers.encode_prompts(tokenizer, [prompt for *_, prompt in some], chat, template)
+      for where, row, _ in some:
+        rows.append({**row, "benchmark": name} if name else row)
+        wheres.append(where)
+        try:
+          encoded.append(next(ids))
+        except ValueError as error:
+          raise ValueError(f"{where}: {error}") from None
     if len(rows) == before:
       raise ValueError(f"{path}: found no row, expected at least one prompt")
   _check_length(encoded, wheres, max_prompt)

@@ -1,7 +1,8 @@
 """What a config stands for: model, data, plugs and programs, made and checked before anything
 runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+import os
 from typing import Any, NamedTuple
 
 import jax
@@ -14,10 +15,11 @@ from v05_jax.estimators import base as estimators
 from v05_jax.observers import base as observers
 from v05_jax.priors import base as priors
 from v05_jax.rows import show
-from v05_jax.scale import distributed, sharding
+from v05_jax.scale import distributed, sharding, sources
 from v05_jax.shapes import Shapes, shapes
 from v05_jax.structs import TrainState
 from v05_jax.update import policy_gradient, replay
+from v05_jax.value_model import directory
 
 
 class Run(NamedTuple):
@@ -36,6 +38,7 @@ class Run(NamedTuple):
   reference: Any  # the first policy's parameters on the mesh, for the KL; None without
   exact: Callable | None  # (params, rows) -> success probability, NaN where it is not exact
   shapes: Shapes
+  weights: Mapping[str, str] = {}  # config key -> digest of weights that it names (`weights_of`)
 
   def init(self) -> TrainState:
     """The state before the first step."""
@@ -89,7 +92,21 @@ def setup(config, workdir: str | None = None, done: int = 0) -> Run:
   built_in = config.data.path == data.TASKS
   exact = tasks.make_exact(policy.config, policy.tokenizer, config.sampler) if built_in else None
   setting = plug.Setting(config, len(prompts), policy, mesh, prompts, exact, workdir, done)
-  return assemble(setting, make_update(config, policy.config, mesh))
+  run = assemble(setting, make_update(config, policy.config, mesh))
+  return run._replace(weights=weights_of(config))
+
+
+def weights_of(config) -> dict[str, str]:
+  """Config key -> digest of the weights that it names and that a run which goes on reads again: the
+  first policy's, for a reference of the KL and for priors, and a V0's."""
+  found = {}
+  if not config.policy.preset:
+    found["policy.path"] = sources.of_folder(models.folder(config.policy.path))
+  path = config.priors.v0.path
+  if plug.label(config.prior.kind) == "v0" and path != directory.BUILTIN:
+    folders = filter(os.path.isdir, (path, os.path.join(path, directory.FOLDER)))
+    found["priors.v0.path"] = " ".join(map(sources.of_folder, folders))
+  return found
 
 
 def check_scratchpad(config):

@@ -180,9 +180,9 @@ def ended(config, state: TrainState) -> bool:
 
 
 def rows_of(run: Run, evaluate: evaluation.Evaluate) -> dict[str, str]:
-  """Config key -> digest of the rows that it names, which stay the same as long as the run, and of
-  the files of rewards of the user's own."""
-  config, found = run.config, {"data.path": run.prompts.digest}
+  """Config key -> digest of the rows or weights that it names, which stay the same as long as the
+  run, and of the files of rewards of the user's own."""
+  config, found = run.config, {"data.path": run.prompts.digest} | run.weights
   if config.eval.period:
     found["eval.path"] = evaluate.dataset.digest
   modules = [x.partition(":")[0] for x in rewards.targets(config.reward) if ":" in x]

@@ -214,6 +214,6 @@ def value_training(arena: str, folders: list[Path], data: Path, model: str):
   c.policy.path, c.seed = model, TUNING_SEED
   c.value.data = ",".join(map(str, folders))
   c.value.update({"window": 5, "support": 128, "pairs": 16, "tasks": 4, "steps": 400})
-  c.eval.period = 0
+  c.eval.period, c.cpu_devices = 0, 1
   c.checkpoint.update({"period": 100, "keep": 1})
   return c

@@ -196,10 +196,10 @@ def step_seconds(lines: list[dict]) -> list[float]:
 
 
 def parts(lines: list[dict], steps: list[float]) -> dict[str, float]:
-  """Seconds: "steps" of sampling and update, without compilation; "train" of all of training,
-  evaluations too."""
-  total = sum(line.get("time/step", 0.0) for line in lines)
-  return {"steps": float(sum(steps)), "train": float(total)}
+  """Seconds: "sample" and "update", "steps" of both without compilation, "train" of everything."""
+  of = lambda key: float(sum(line.get(key, 0.0) for line in lines))
+  found = {"sample": of("time/sample"), "update": of("time/update"), "train": of("time/step")}
+  return found | {"steps": float(sum(steps))}
 
 
 def curve(lines: list[dict], steps: list[float]) -> list[list[float]]:

@@ -5,8 +5,9 @@
     python -m experiments.real_lm.run --only_report           # tables and plot from what is kept
 
 Stages, in this order: `tune` finds the learning rates of the first table's methods on validation
-problems, `first` is that table, seed after seed; `value` trains the value models, `noise` and
-`prior` measure at the first table's checkpoints; `tune_rest` and `rest` are all other methods.
+problems, `first` is that table, seed after seed, `noise` measures at its checkpoints; once both
+arenas have these, `value` trains the value models and `prior` compares priors; `tune_rest` and
+`rest` are all other methods.
 
 One job after another, a process each. What has a result is left alone, what was interrupted goes on
 at its last checkpoint, a job that fails is named at the end and does not stop the others. README.md
@@ -27,7 +28,9 @@ from experiments.real_lm import measure, plan, play, process, results, table
 from v05_jax import logs
 
 HERE = Path(__file__).parent
-STAGES = ("tune", "first", "noise", "value", "prior", "tune_rest", "rest")
+# Stages that an arena has behind it before the next arena begins.
+BLOCKS = ("tune", "first", "noise"), ("value", "prior"), ("tune_rest", "rest")
+STAGES = tuple(stage for block in BLOCKS for stage in block)
 LONGEST = 3 * 3600.0  # seconds of a job: twenty times what it takes
 # Minutes of a job until one of its kind is known; a run's by its rollouts a prompt and their uses.
 MINUTES = {"noise": 30, "prior": 15, "value": 20}
@@ -55,7 +58,8 @@ class Job(NamedTuple):
 
   @property
   def name(self) -> str:
-    return f"{self.arena} {self.stage}" if not self.method else f"{self.arena} {self.task.name}"
+    known = self.task.name if self.rate else f"{self.method}-{self.seed}"
+    return f"{self.arena} {known if self.method else self.stage}"
 
   @property
   def task(self) -> plan.Task:
@@ -105,9 +109,10 @@ def jobs() -> list[Job]:
   """All that the flags ask for, in order. Raises ValueError for unknown names."""
   methods, seeds = chosen()
   found = []
-  for stage in STAGES:
-    for arena in ARENAS.value if stage in DO.value else ():
-      found += of_stage(stage, arena, methods, seeds)
+  for block in BLOCKS:
+    for arena in ARENAS.value:
+      for stage in (x for x in block if x in DO.value):
+        found += of_stage(stage, arena, methods, seeds)
   return found
 
 

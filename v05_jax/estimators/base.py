@@ -105,16 +105,16 @@ def standardised(advantage, groups):
 
 
 def make(setting: plug.Setting) -> Estimator:
-  """The estimator that `config.baseline` names, tried on shapes. Raises ValueError with its
-  name."""
+  """The estimator that `config.baseline` names: see `named`."""
   return named(setting.config.baseline, setting)
 
 
 def named(name: str, setting: plug.Setting) -> Estimator:
-  """The estimator of a name; its state is kept under that name: {label: state}."""
-  found = plug.make("estimator", name, setting, Estimator)
-  what, key = f"baseline={name}", plug.label(name)
-  try_out(what, found)
+  """The estimator of a name; its state is kept under that name: {label: state}. A user's own is
+  tried on shapes, and a ValueError says what is wrong with it."""
+  found, key = plug.make("estimator", name, setting, Estimator), plug.label(name)
+  if ":" in name:
+    try_out(f"baseline={name}", found)
   lift = lambda f: f and (lambda state, *rest: f(state[key], *rest))
   return found._replace(
     init=lambda: {key: found.init()},

@@ -243,6 +243,17 @@ def init(config: ModelConfig, key):
   return lora.add(config, params, key)
 
 
+def shapes(config: ModelConfig):
+  """What stands for the parameters that `init` makes: the same tree of shapes and dtypes. Of one
+  config they are traced once."""
+  return _first.eval_shape(config)
+
+
+@partial(jax.jit, static_argnums=0)
+def _first(config):
+  return init(config, jax.random.key(0))
+
+
 def forward(config: ModelConfig, params, tokens, positions, segments, prompts=None):
   """Hidden states [N, T, D] after the final norm, in the compute dtype.
 

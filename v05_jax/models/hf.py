@@ -36,7 +36,7 @@ def load(
   """
   directory = Path(directory)
   config = read_config(directory, dtype, family)
-  shapes, places = _shapes(config), {tensor.name: tensor for tensor in tensors(config)}
+  shapes, places = decoder.shapes(config), {tensor.name: tensor for tensor in tensors(config)}
   head = next((name for name, path in _names(config).items() if path == "head"), None)
   located = files.locate(directory, stored_shapes(config), beside=head)
   kept = lambda path: np.float32 if path[-1].key == "scale" else jnp.dtype(matrices)
@@ -81,7 +81,7 @@ def save(directory, config: ModelConfig, params, tokenizer=None, dtype: str = "f
     )
   directory = Path(directory)
   _make(directory)
-  if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, _shapes(config)):
+  if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, decoder.shapes(config)):
     raise ValueError(f"{directory}: the parameters to save do not have the shapes of {config}")
   if config.adapters:
     config, params = merged(config, params)
@@ -199,7 +199,7 @@ def read_config(directory, dtype: str = "float32", family: str = "") -> ModelCon
 def tensors(config: ModelConfig) -> list[base.Tensor]:
   """Every tensor of a model's files, in file order. Raises ValueError for a parameter that its
   family has no name for."""
-  here = {"/".join(path) for path in flatten_dict(_shapes(lora.plain(config)))}
+  here = {"/".join(path) for path in flatten_dict(decoder.shapes(lora.plain(config)))}
   names = {name: path for name, path in _names(config).items() if path in here}
   if missing := sorted(here - set(names.values())):
     raise ValueError(
@@ -210,7 +210,7 @@ def tensors(config: ModelConfig) -> list[base.Tensor]:
 
 def stored_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
   """Name in transformers -> shape of every tensor of a file."""
-  shapes = _shapes(config)
+  shapes = decoder.shapes(config)
   return {tensor.name: _stored_shape(shapes, tensor) for tensor in tensors(config)}
 
 
@@ -230,10 +230,6 @@ def _stored_shape(shapes, tensor: base.Tensor) -> tuple[int, ...]:
 
 def _names(config: ModelConfig):
   return families.find(config.family).names
-
-
-def _shapes(config: ModelConfig):
-  return jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))
 
 
 def _at(tree, path):

@@ -6,7 +6,8 @@ characters. Control tokens are made by templates and by the tokenizer's own pref
 prompt in which none is typed has exactly the tokens that transformers gives it.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+import contextlib
 import functools
 import itertools
 import json
@@ -83,11 +84,6 @@ def check(tokenizer, vocab_size: int, where="tokenizer", padded: bool = True):
     )
 
 
-def encode_prompt(tokenizer, prompt, chat_template: bool) -> list[int]:
-  """Token ids of one prompt: see `prompt_encoder`."""
-  return prompt_encoder(tokenizer, chat_template)(prompt)
-
-
 def prompt_encoder(tokenizer, chat_template: bool, template: str = "{prompt}") -> Callable:
   """-> encode(prompt) -> token ids of a prompt: a text, or a list of messages {"role", "content"}.
 
@@ -147,6 +143,23 @@ def prompt_encoder(tokenizer, chat_template: bool, template: str = "{prompt}") -
       ) from error
 
   return explained
+
+
+def encode_prompts(
+  tokenizer, prompts: Sequence, chat_template: bool, template: str = "{prompt}"
+) -> Iterator[list[int]]:
+  """Token ids of each of many prompts: see `prompt_encoder`, whose errors come in their turn. Texts
+  without a chat template are encoded in one call, which takes a tenth of the time."""
+  encode, found = prompt_encoder(tokenizer, chat_template, template), []
+  if not (chat_template and tokenizer.chat_template) and all(isinstance(x, str) for x in prompts):
+    start = _prefix(tokenizer)
+    with contextlib.suppress(Exception):  # of the tokenizer's; `encode` says which text it is
+      control, made = _around(tokenizer, template.replace("{prompt}", PLACE.format(0)), 1)
+      found = _ids(tokenizer, [template.replace("{prompt}", text) for text in prompts])
+  for prompt, ids in itertools.zip_longest(prompts, found):
+    # Typed control tokens are a matter of `encode`, and so is a prompt without any token.
+    plain = ids and [i for i in ids if i in control] == made
+    yield [*start, *ids] if plain else encode(prompt)
 
 
 def _apply(tokenizer, chat: bool, template: str, messages, **options):

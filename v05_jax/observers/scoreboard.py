@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from v05_jax import plug
+from v05_jax import moments, plug
 from v05_jax.estimators import base as estimators
 from v05_jax.observers.base import Observer, Step, pair
 from v05_jax.run.metrics import Pairs, merge
@@ -159,21 +159,15 @@ def empty(count: int) -> Board:
 
 @jax.jit
 def update(board: Board, squares, own: int) -> Board:
-  """Adds the prompts of a step; `squares` [E, P], `own`: the row of the
-  estimator behind the run's
+  """Adds the prompts of a step; `squares` [E, P], `own`: the row of the estimator behind the run's
   advantages."""
   difference = squares - squares[own]
   where = jnp.all(jnp.isfinite(difference), axis=0)
   number = jnp.sum(where)
-  total = board.count + number
   average = lambda x: jnp.sum(jnp.where(where, x, 0.0), axis=1) / jnp.maximum(number, 1)
   mean = average(difference)
   square = average((difference - mean[:, None]) ** 2) * number
-  shift = mean - board.mean  # two samples' moments joined (Chan, Golub and LeVeque, 1979)
-  share = number / jnp.maximum(total, 1)
-  return Board(
-    total, board.mean + shift * share, board.square + square + shift**2 * board.count * share
-  )
+  return moments.merged(board, number, mean, square)
 
 
 @jax.jit

@@ -3,7 +3,8 @@ a time.
 
 Started with a fresh interpreter, not by fork (JAX is not fork-safe) and not by multiprocessing's
 spawn (it imports the parent's main module again). Nothing here may import jax: a worker would take
-seconds to start and could claim the accelerator.
+seconds to start and could claim the accelerator. What every verdict needs of other modules is
+imported by its name, since the reward function may replace it there.
 """
 
 import asyncio
@@ -12,15 +13,17 @@ import contextlib
 import ctypes
 import functools
 import inspect
-import json
+from json import dumps
 import math
 import os
-import pickle
+from pickle import loads
 import resource
 import signal
+from signal import setitimer
 import socket
 import struct
 import sys
+from sys import setrecursionlimit
 import threading
 import traceback
 
@@ -70,7 +73,7 @@ def _serve(connection: socket.socket, target: str):
   def reply(number: int, reward: float, error: str):
     if os.getpid() != own:
       os._exit(0)
-    connection.sendall(json.dumps([number, reward, error]).encode() + b"\n")
+    connection.sendall(dumps([number, reward, error]).encode() + b"\n")
 
   try:
     function = load(target)
@@ -82,7 +85,7 @@ def _serve(connection: socket.socket, target: str):
   while len(head := jobs.read(HEAD.size)) == HEAD.size:
     number, size = HEAD.unpack(head)
     try:
-      job = pickle.loads(jobs.read(size))
+      job = loads(jobs.read(size))
     except Exception as error:  # the row holds an object that this process cannot rebuild
       reply(number, math.nan, describe(error))
     else:
@@ -170,14 +173,16 @@ def verdicts(function, prompt: str, responses: list[str], row: dict) -> list[tup
 
 @contextlib.contextmanager
 def _undone():
-  """Ends timers that an earlier verdict has set, and undoes what is changed of the builtins."""
+  """Ends timers that an earlier verdict has set, and undoes what is changed of the builtins and of
+  the depth of recursion."""
   for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
-    signal.setitimer(timer, 0)
-  known = builtins.__dict__.copy()
+    setitimer(timer, 0)
+  known, depth = builtins.__dict__.copy(), sys.getrecursionlimit()
   try:
     yield
   finally:
     builtins.__dict__.update(known)
+    setrecursionlimit(depth)
 
 
 def _checked_alone(reward) -> tuple[float, str]:

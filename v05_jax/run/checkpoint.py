@@ -23,7 +23,7 @@ from v05_jax.scale import distributed
 
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
 ITEM = "default"  # the folder of a checkpoint that holds the state
-# What a checkpoint knows beside its arrays: its own number, and digests of the rows and the reward.
+# What a checkpoint knows beside its arrays: its own number, and digests of what it names.
 STEP, DATA = "step", "data"
 REWARD = "reward"  # whose file may be mended while a run is stopped
 
@@ -148,8 +148,8 @@ class Checkpoints:
     """Writes `state` and returns when it is safe. Raises ValueError if it cannot be written (a full
     disk); the checkpoints before it stay as they are then.
 
-    data: config key -> digest of the rows, or of the reward's file, that it names, which `restore`
-      compares.
+    data: config key -> digest of the rows, weights, or reward's file, that it names, which
+      `restore` compares.
     """
     if self._held is not None:
       self._held.check()
@@ -217,19 +217,23 @@ class Checkpoints:
     return ValueError(f"{where} cannot be read{hint}: {reason}")
 
 
+def _named(key: str) -> str:
+  return "rows" if key in ("data.path", "eval.path") else "weights"
+
+
 def _check_data(saved: dict, data: dict[str, str], where: str):
-  """Raises ValueError where a run would go on with other rows than those it has learned from; warns
-  where with another file of its reward."""
+  """Raises ValueError where a run would go on with other rows than those it has learned from, or
+  with other weights than those it began with; warns where with another file of its reward."""
   known = saved.get(DATA, {})
   problems = [
-    f"config.{key}: found rows with the digest {found}, expected {known[key]}"
+    f"config.{key}: found {_named(key)} with the digest {found}, expected {known[key]}"
     for key, found in data.items()
     if key != REWARD and known.get(key, found) != found
   ]
   if problems:
     head = (
-      f"{where} has learned from other data; put them back (the tokenizer and the template count "
-      "too), or take another workdir:"
+      f"{where} has learned from other data or weights; put them back, tokenizer and template too, "
+      "or take another workdir:"
     )
     raise ValueError("\n  ".join([head, *problems]))
   if REWARD in data and known.get(REWARD, data[REWARD]) != data[REWARD]:

@@ -144,8 +144,12 @@ class Judge:
 
   def _told(self, ended, verdicts) -> np.ndarray:
     width = 1 + len(self._names)
-    if not distributed.several():
-      return np.array([np.atleast_1d(verdict()) for verdict in verdicts], float).reshape(-1, width)
+    several = distributed.several()
+    found = self._exchanged(ended, verdicts, width) if several else [ask() for ask in verdicts]
+    return np.array(found, float).reshape(-1, width)
+
+  def _exchanged(self, ended, verdicts, width: int) -> list[np.ndarray]:
+    """The rewards of all processes, of which each waits for those of its own prompts."""
     found = []
     for first in range(0, len(ended), self._slots):  # always as many: one program
       part, rewards = ended[first : first + self._slots], np.zeros((self._slots, width), np.float32)
@@ -154,7 +158,7 @@ class Judge:
           rewards[i] = verdict()
       told = distributed.exchange(rewards)
       found += [told[rollout.prompt % len(told), i] for i, rollout in enumerate(part)]
-    return np.array(found, float).reshape(-1, width)
+    return found
 
   def finish(self) -> dict[str, tuple[float, float]]:
     """Ends a step or an evaluation -> what is to be written of its verdicts, (sum, count) by name.
@@ -178,12 +182,12 @@ class Judge:
     best, self._best, low = self._best, None, self._config.rewards.low
     if best is None or best > low or rollouts < MANY or not distributed.first():
       return
-    of_tasks = "; the built-in tasks: is data.scratchpad = %d that of the policy's warm start?"
+    length = self._config.data.scratchpad
+    of_tasks = f"; of the built-in tasks: is data.scratchpad = {length} what the policy was taught?"
     log.warning(
       "none of the first %d rollouts has a reward above rewards.low = %g: a policy that is never "
-      "right learns nothing from rewards. v05 sample shows them; v05 sft makes a warm start%s",
-      *(rollouts, low),
-      of_tasks % self._config.data.scratchpad if self._config.data.path == "tasks" else "",
+      "right learns nothing. v05 sample shows them; v05 sft makes a warm start%s",
+      *(rollouts, low, of_tasks if self._config.data.path == "tasks" else ""),
     )
 
 

@@ -14,6 +14,9 @@ import numpy as np
 
 PACKAGE = pathlib.Path(__file__).parent.parent
 KINDS = (".py", ".json", ".safetensors")  # files of the package that decide what a run computes
+WEIGHTS = (".safetensors", ".gguf")
+SETTINGS = ("config.json", "generation_config.json", "v0.json")
+PIECES, PIECE = 64, 4096  # of a file of weights, and bytes
 PLUG = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_][\w.]*")  # module:function
 MOST = 6  # names in a message
 
@@ -37,6 +40,21 @@ def of(config, command: Mapping[str, object], package: pathlib.Path = PACKAGE) -
 def digest(path: pathlib.Path) -> str:
   """A digest of a file's bytes."""
   return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+
+
+def of_folder(folder: pathlib.Path) -> str:
+  """A digest of a model's folder: of each file of weights and settings in it its name, its size and
+  `PIECES` pieces, spread evenly."""
+  found = hashlib.blake2b(digest_size=8)
+  for file in sorted(pathlib.Path(folder).iterdir()):
+    if file.suffix in WEIGHTS or file.name in SETTINGS:
+      size = file.stat().st_size
+      found.update(f"{file.name} {size} ".encode())
+      with file.open("rb") as stream:
+        for piece in range(PIECES):
+          stream.seek(piece * max(0, size - PIECE) // (PIECES - 1))
+          found.update(stream.read(PIECE))
+  return found.hexdigest()
 
 
 def check(told: Sequence[Told]):

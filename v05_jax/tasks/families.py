@@ -242,14 +242,13 @@ def _draw_new(rng, split: str, family: str, level: int, used: set[str]) -> str:
   draw, misses = FAMILIES[family].draw, 0
   while True:
     prompt = draw(rng, level)
-    if split_of(prompt) != split:
-      continue
-    if prompt not in used:
+    if prompt in used:
+      misses += 1
+      if misses > 10 * len(used) + 50:
+        used.clear()
+    elif split_of(prompt) == split:
       used.add(prompt)
       return prompt
-    misses += 1
-    if misses > 10 * len(used) + 50:
-      used.clear()
 
 
 def canonical(row: dict[str, Any]) -> str:

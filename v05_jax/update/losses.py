@@ -147,12 +147,7 @@ def rollout_weights(aggregate, length, mask, max_response):
     "prompt"    1 / (n_prompts sum_k length)      mean over prompts of the prompt's token mean
     "constant"  1 / (n max_response)              token sum, no length in it (Dr.GRPO)
 
-  The default with unequal k is "prompt". An adaptive budget gives more rollouts to prompts whose
-  outcome contradicts the prior, so weighting tokens or rollouts equally also gives those surprising
-  prompts more weight in the objective, k times over, which nobody asked for. At equal rollouts and
-  with the adaptive budget on, weighting prompts equally ended at an accuracy of .4805 against .4702
-  (feasibility study on the built-in tasks). With equal k and equal lengths the first three
-  coincide.
+  With equal k and equal lengths the first three coincide.
 
   Args:
     aggregate: one of AGGREGATES.

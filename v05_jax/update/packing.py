@@ -50,14 +50,10 @@ def minibatches(
   """One epoch: (Batch `[M, B, T]` of numpy arrays, micro-batches in use) for each minibatch.
 
   The prompts of `prompts.mask` are cut into `config.loss.minibatches` contiguous parts, and so are
-  the last `config.loss.replay`, of earlier steps; a part without any rollout that counts is left
-  out. advantage float [P, K]; importance float [P]
-  multiplies all of a prompt's loss (default: 1). The denominator of `aggregate = constant` is what
-  `rollouts.tokens` has room for. With `config.loss.negative_tokens` below 1, advantages are those
-  of `spared`.
-
-  M, B and T are those of `batch_shape`, which raises ValueError for a `row_length` that is too
-  short.
+  the last `config.loss.replay` prompts, which are of earlier steps; a part without any rollout that
+  counts is left out. advantage float [P, K]; importance float [P] multiplies all of a prompt's loss
+  (default: 1). The denominator of `aggregate = constant` is what `rollouts.tokens` has room for.
+  M, B and T, and ValueError: see `batch_shape`.
   """
   members, most = np.asarray(prompts.mask, bool), rollouts.tokens.shape[1]
   longest, fresh = prompts.tokens.shape[1] + most - 1, members.size - loss_config.replay
@@ -79,7 +75,8 @@ def minibatches(
       loss_config.share_prompts,
     )
     if used:
-      batch = batch.replace(advantage=spared(batch, loss_config.negative_tokens))
+      if loss_config.negative_tokens < 1:
+        batch = batch.replace(advantage=spared(batch, loss_config.negative_tokens))
       batch = jax.tree.map(lambda x: x.reshape(micros, micro, length), batch)
       out.append((batch, math.ceil(used / micro)))
   return out
@@ -89,12 +86,10 @@ def spared(batch: structs.Batch, share: float) -> np.ndarray:
   """Advantages [rows, T] of a batch, 0 on those tokens of a response with a negative advantage that
   are not among the `share` of its tokens that the sampler thought least likely, rounded up.
 
-  The negative-token filter (arXiv 2606.17250), which keeps .1: most tokens of a failed response are
-  no mistakes. Those that are spared still count in the loss's denominators.
+  `config.loss.negative_tokens`, the filter of arXiv 2606.17250, which keeps .1: most tokens of a
+  failed response are no mistakes. Those that are spared still count in the loss's denominators.
   """
   advantage = np.array(batch.advantage)
-  if share >= 1:
-    return advantage
   row, place = np.nonzero((batch.weight > 0) & (advantage < 0))
   response = row * (advantage.shape[1] + 1) + batch.segment[row, place]
   order = np.lexsort((batch.old_logprob[row, place], response))
@@ -127,59 +122,65 @@ def pack(
   the flat rows are not those of `rollouts.mask`, one each.
   """
   rows, row_length = shape
-  source = _chosen(rollouts, np.asarray(prompts.mask, bool))  # [n] flat rows
-  prompt, index = np.asarray(rollouts.prompt)[source], np.asarray(rollouts.index)[source]
-  before = np.asarray(prompts.length)[prompt] - 1  # places of the prompt
-  size = np.asarray(rollouts.length)[prompt, index]
-  if (longest := np.max(before + size, initial=0)) > row_length:
+  flat = _chosen(prompts, rollouts)
+  places, group = flat.before + flat.size, np.arange(len(flat.size))
+  if (longest := np.max(places, initial=0)) > row_length:
     raise ValueError(
       f"a rollout takes {longest} places, found rows of {row_length}: config.loss.row_length must"
       " be at least longest prompt + longest response - 1 (0 = just that)"
     )
-  at, used = place(before, size, prompt if share else np.arange(len(size)), row_length)
+  at, used = place(flat.before, flat.size, flat.prompt if share else group, row_length)
   if used > rows:
     raise ValueError(
-      f"{len(size)} rollouts of {np.sum(before + size)} places need {used} rows of {row_length}, "
+      f"{len(places)} rollouts of {places.sum()} places need {used} rows of {row_length}, "
       f"found {rows}"
     )
   of_rollouts = {"advantage": np.asarray(advantage), "weight": np.asarray(weight)}
-  return _fill(prompts, rollouts, of_rollouts, source, at, shape), used
+  return _fill(prompts, rollouts, of_rollouts, flat, at, shape), used
 
 
-def _fill(prompts, rollouts, of_rollouts, source, at: "Places", shape) -> structs.Batch:
-  """The Batch of `shape` with the flat rows `source` [n] where `at` says; of_rollouts: field -> [P,
-  K], what all response tokens of a rollout have."""
-  prompt, index = np.asarray(rollouts.prompt)[source], np.asarray(rollouts.index)[source]
-  before = np.asarray(prompts.length)[prompt] - 1
-  size = np.asarray(rollouts.length)[prompt, index]
+def _fill(prompts, rollouts, of_rollouts, flat: "Flat", at: "Places", shape) -> structs.Batch:
+  """The Batch of `shape` with the rollouts where `at` says; of_rollouts: field -> [P, K], what all
+  response tokens of a rollout have."""
+  prompt, before = flat.prompt, flat.before
   # One entry for every place that is filled: p, i are the rollout [n] and the token's index in the
   # prompts, each where it stands first; r, j are the same in the responses.
   p, i = _tokens(np.where(at.first, before, 0))
-  r, j = _tokens(size)
+  r, j = _tokens(flat.size)
   in_prompts = at.row[p] * shape[1] + at.prompt_start[p] + i
   in_responses = at.row[r] * shape[1] + at.response_start[r] + j
 
   def scatter(of_prompts, of_responses, dtype):
-    flat = np.zeros(shape[0] * shape[1], dtype)
-    flat[in_prompts], flat[in_responses] = of_prompts, of_responses
-    return flat.reshape(shape)
+    found = np.zeros(shape[0] * shape[1], dtype)
+    found[in_prompts], found[in_responses] = of_prompts, of_responses
+    return found.reshape(shape)
 
-  flat, dense = source[r], (prompt[r], index[r])
+  row, dense = flat.row[r], (prompt[r], flat.index[r])
   of = lambda name: np.asarray(getattr(rollouts, name))
   last = np.asarray(prompts.tokens)[prompt, before][r]
   return structs.Batch(
     tokens=scatter(
       np.asarray(prompts.tokens)[prompt[p], i],
-      np.where(j, of("tokens")[flat, np.maximum(j - 1, 0)], last),
+      np.where(j, of("tokens")[row, np.maximum(j - 1, 0)], last),
       np.int32,
     ),
-    target=scatter(0, of("tokens")[flat, j], np.int32),
+    target=scatter(0, of("tokens")[row, j], np.int32),
     segment=scatter(at.prompt_number[p], at.response_number[r], np.int32),
     prompt=scatter(at.prompt_number[p], at.prompt_number[r], np.int32),
     position=scatter(i, before[r] + j, np.int32),
-    old_logprob=scatter(0, of("logprob")[flat, j], np.float32),
+    old_logprob=scatter(0, of("logprob")[row, j], np.float32),
     **{name: scatter(0, x[dense], np.float32) for name, x in of_rollouts.items()},
   )
+
+
+class Flat(NamedTuple):
+  """The n rollouts that count; every array int [n]."""
+
+  row: np.ndarray  # of the flat rows
+  prompt: np.ndarray
+  index: np.ndarray  # within its prompt
+  before: np.ndarray  # places of its prompt, all but the last of whose tokens take one
+  size: np.ndarray  # places of its response
 
 
 class Places(NamedTuple):
@@ -255,12 +256,12 @@ def _tokens(size):
   return owner, np.arange(len(owner)) - np.repeat(np.cumsum(size) - size, size)
 
 
-def _chosen(rollouts, members):
-  """The flat rows [n] that count: `members` bool [P] has their prompt, the dense mask the
-  rollout."""
+def _chosen(prompts, rollouts) -> Flat:
+  """The rollouts of the dense mask whose prompts are not masked either."""
   prompt, index = np.asarray(rollouts.prompt), np.asarray(rollouts.index)
+  length, members = np.asarray(rollouts.length), np.asarray(prompts.mask, bool)
   exists = (prompt >= 0) & (index >= 0)  # negative marks an unused flat row
-  mask = np.asarray(rollouts.mask) & members[:, None] & (np.asarray(rollouts.length) > 0)
+  mask = np.asarray(rollouts.mask) & members[:, None] & (length > 0)
   source = np.flatnonzero(exists & mask[prompt, index])
   found = np.bincount(prompt[source] * mask.shape[1] + index[source], minlength=mask.size)
   if not (found == mask.ravel()).all():
@@ -269,4 +270,6 @@ def _chosen(rollouts, members):
       f"rollout {k} of prompt {p} stands in {found.reshape(mask.shape)[p, k]} flat rows, expected"
       f" {int(mask[p, k])} by rollouts.mask"
     )
-  return source
+  prompt, index = prompt[source], index[source]
+  before = np.asarray(prompts.length)[prompt] - 1
+  return Flat(source, prompt, index, before, length[prompt, index])

@@ -45,7 +45,7 @@ def make(model_config, loss_config, temperature: float, mesh) -> Callable:
 def make_program(model_config, loss_config, temperature: float, mesh):
   """-> program(params, Batch of `_rows`) -> float32 [devices along `data`], one rollout each."""
   logprobs = objective.make_logprobs(model_config, loss_config, temperature, mesh)
-  shapes = jax.eval_shape(lambda: decoder.init(model_config, jax.random.key(0)))
+  shapes = decoder.shapes(model_config)
   specs = lora.split(sharding.param_specs(mesh, shapes))[0]
 
   def norm(params, batch: structs.Batch):

@@ -301,7 +301,7 @@ def abstract(settings, config: decoder.ModelConfig, mesh: Mesh) -> dict[str, Any
   key = jax.random.key(0)
   head = directory.stacked(settings["head"])
   parts = {
-    "embedder": jax.eval_shape(lambda: decoder.init(config, key)),
+    "embedder": decoder.shapes(config),
     "adapter": jax.eval_shape(lambda: adapter.init(key, hidden_size, queries, width, bottleneck)),
     "value_head": {name: jax.ShapeDtypeStruct(size, np.float32) for name, size in head.items()},
   }

@@ -11,6 +11,7 @@ from v05_jax.rewards.math import progressions, units, values, vectors
 from v05_jax.rewards.math.integers import LIFT, lifted, of_multiples
 from v05_jax.rewards.math.kinds import (
   Answer,
+  Congruence,
   Digits,
   Dots,
   Equation,
@@ -180,6 +181,13 @@ def _same_residues(gold: Residues, found: Residues) -> bool:
   return lifted(gold, common) == lifted(found, common)
 
 
+def _same_congruences(gold: Congruence, found: Congruence) -> bool:
+  """Either way round: its sides change places."""
+  sides = (gold.left, gold.right), (gold.right, gold.left)
+  same = any(values.same(a, found.left) and values.same(b, found.right) for a, b in sides)
+  return same and values.same(gold.modulus, found.modulus)
+
+
 def _residue_and_number(residues: Residues, number: Value) -> bool:
   """7 mod 4 is 3, and 4k + 3 the class of 3; that x is 3 modulo 4 does not say that x is 3."""
   if (classes := of_multiples(number.expression)) is not None:
@@ -332,6 +340,7 @@ _JUDGES: tuple[tuple[type, type, Callable], ...] = (
   (Words, Value, _value_in_words),
   (Residues, Residues, _same_residues),
   (Residues, Value, _residue_and_number),
+  (Congruence, Congruence, _same_congruences),
   (Digits, Value, _digits_and_number),
   (Parts, Parts, _same_parts),
   (Ratio, Ratio, _same_ratios),

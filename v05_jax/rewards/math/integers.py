@@ -8,10 +8,15 @@ import sympy
 from v05_jax.rewards.math import values
 from v05_jax.rewards.math.brackets import split
 from v05_jax.rewards.math.exact import Irrational, TooLarge, exact
-from v05_jax.rewards.math.kinds import Digits, Residues
+from v05_jax.rewards.math.kinds import Congruence, Digits, Residues
 
 LIFT = 100_000  # common modulus up to which congruences of different moduli are compared
 _PREFIXES = {"0x": 16, "0X": 16, "0b": 2, "0B": 2, "0o": 8}
+_MODULUS = r"\(?\s*\\mod\s*[\s{(]*(?P<modulus>[^(){}=]+?)[\s})]*"
+_REMAINDER = re.compile(
+  r"^(?P<name>[^=]*[a-zA-Z][^=]*?)\\mod\s*\{?\s*(?P<modulus>\d+)\s*\}?\s*=(?P<residues>[^=]+)$"
+)
+_BETWEEN = re.compile(rf"(?P<left>[^=]+?)\\equiv(?P<right>[^=]+?){_MODULUS}")
 _BASES = "zero one two three four five six seven eight nine ten eleven twelve".split()
 
 
@@ -37,30 +42,47 @@ def digits(text: str) -> Digits | None:
 
 
 def residues(text: str) -> Residues | None:
-  r"""x \equiv 1, 4 \mod 5; not x = 7 \mod 4, which is the number 3."""
+  r"""x \equiv 1, 4 \mod 5, or 1, 4 \equiv x \mod 5, or x \mod 5 = 1; not x = 7 \mod 4, which is the
+  number 3, nor 5 \equiv 7 \mod 3, which is false."""
   text = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text)
-  match = re.fullmatch(
-    r"(?:(?P<name>.*?)(?P<sign>\\equiv|=))?(?P<residues>.*?)"
-    r"\(?\s*\\mod\s*[\s{(]*(?P<modulus>[^(){}]+?)[\s})]*",
-    text,
-  )
+  text = _REMAINDER.sub(r"\g<name> = \g<residues> \\mod \g<modulus>", text)
+  match = re.fullmatch(rf"(?:(?P<name>.*?)(?P<sign>\\equiv|=))?(?P<residues>.*?){_MODULUS}", text)
   if not match:
     return None
-  name = (match["name"] or "").replace(" ", "")
-  parts, _ = split(match["residues"], (",", ";", "and", "or"))
-  modulus = values.integer(match["modulus"].strip())
-  found = [values.integer(part.strip()) for part in parts]
-  if r"\pm" in match["residues"] and len(parts) == 1:
-    n = values.integer(match["residues"].replace(r"\pm", "").strip())
-    found = [n, n and -n]
+  name, numbers = match["name"] or "", match["residues"]
+  if _has_letters(numbers) and not _has_letters(name):  # 2 \equiv n
+    name, numbers = numbers, name
+  modulus, found = values.integer(match["modulus"].strip()), _integers(numbers)
   if not modulus or None in found:
     return None
   modulus = abs(modulus)
   if match["sign"] == "=" and len(found) == 1 and found[0] >= modulus:
     return None
-  if not re.search(r"[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", name)):
-    name = ""
-  return Residues(name, frozenset(n % modulus for n in found), modulus)
+  classes = frozenset(n % modulus for n in found)
+  if _has_letters(name):
+    return Residues(name.replace(" ", ""), classes, modulus)
+  number = values.integer(name.strip())
+  return Residues("", classes, modulus) if number is None or number % modulus in classes else None
+
+
+def _has_letters(text: str) -> bool:
+  return re.search(r"[a-zA-Z]", re.sub(r"\\[a-zA-Z]+|\b(?:and|or)\b", "", text)) is not None
+
+
+def _integers(text: str) -> list[int | None]:
+  r"""1, 4 and \pm 1 as whole numbers; None for each part that is none."""
+  parts, _ = split(text, (",", ";", "and", "or"))
+  if r"\pm" in text and len(parts) == 1:
+    n = values.integer(text.replace(r"\pm", "").strip())
+    return [n, n and -n]
+  return [values.integer(part.strip()) for part in parts]
+
+
+def congruence(text: str) -> Congruence | None:
+  r"""a \equiv b \mod n between letters."""
+  match = _BETWEEN.fullmatch(re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text))
+  sides = match and [values.parse(match[x].strip()) for x in ("left", "right", "modulus")]
+  return Congruence(*sides) if sides and None not in sides else None
 
 
 def of_multiples(x: sympy.Basic) -> Residues | None:

@@ -75,6 +75,14 @@ class Residues(NamedTuple):
   modulus: int
 
 
+class Congruence(NamedTuple):
+  """left and right, expressions, are congruent modulo a third."""
+
+  left: sympy.Basic
+  right: sympy.Basic
+  modulus: sympy.Basic
+
+
 class Ratio(NamedTuple):
   """2 : 3, or the time 10:30."""
 
@@ -104,6 +112,7 @@ Answer = (
   | Named
   | Equation
   | Residues
+  | Congruence
   | Ratio
   | Digits
   | Dots

@@ -11,9 +11,14 @@ _SPACED = re.compile(r"(?<![\d.])(\d{1,3}(?: \d{3})+)(?![\d/])")
 _SPACED_DECIMALS = re.compile(r"(?<![\d.])\d+\.\d{3}(?: \d{3})*(?: \d{1,3})(?![\d/.])")
 _APOSTROPHES = re.compile(r"(?<![\d.'])\d{1,3}(?:'\d{3})+(?![\d'])")
 _DOUBLE_FACTORIAL = re.compile(r"(?<![\d.}\)])(\d{1,3})\s*!!(?!!)")
+# 1.234,56, 1 234,56, 1'234,56 and 1.234.567
+_POINTS = re.compile(
+  r"(?<![\w.,'])[1-9]\d{0,2}(?:(?P<sep>[. '])\d{3}(?:(?P=sep)\d{3})*"
+  r"(?:\{\s*,\s*\}|,)(?P<decimals>\d+)|(?:\.\d{3}){2,})(?!\d|[.,'/]\d| \d)"
+)
 _BRACED = re.compile(r"(?<![\d.])[1-9]\d{0,2}(?:\s*\{\s*,\s*\}\s*\d{3})+(?!\d)")  # 1{,}234
 _MIXED = re.compile(
-  r"(?<![\w.,^}\\])(\d+)(?:\s*\\frac\{(\d+)\}\{(\d+)\}|\s+(\d+)\s*/\s*(\d+))(?![\w.])"
+  r"(?<![\w.,^}\\])(\d+)(?:\s*\\frac\{(\d+)\}\{(\d+)\}(?![\d._])|\s+(\d+)\s*/\s*(\d+)(?![\w.]))"
 )
 _REPEATING = re.compile(
   r"(?<![\d.])(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\s*\{?(\d+)\}?|\((\d+)\))"
@@ -38,6 +43,7 @@ _LINES = re.compile(
 def normal(text: str) -> str:
   r"""The text of an answer in one spelling: plain signs and commands, \frac{1}{2}, 10080, 8/3."""
   text = _listed(spelled(text))
+  text = _with_points(text)
   text = _BRACED.sub(lambda m: re.sub(r"\D", "", m[0]), text)
   text = re.sub(r"(?<=\d)\s*\{\s*,\s*\}\s*(?=\d)", ".", text)
   text = _SPACED_DECIMALS.sub(lambda m: m[0].replace(" ", ""), text)
@@ -67,11 +73,7 @@ def _without_group_commas(text: str) -> str:
   other commas there are followed by a blank."""
 
   def join(found: re.Match) -> str:
-    before = text[: found.start()]
-    inside = sum(map(before.count, "([")) > sum(map(before.count, ")]"))
-    inside |= before.count(r"\{") > before.count(r"\}") or before.count("<") > before.count(">")
-    inside |= before.count(r"\langle") > before.count(r"\rangle")
-    groups = found[0].split(",")
+    inside, groups = _in_brackets(text[: found.start()]), found[0].split(",")
     if groups[0] == "0" or (
       inside and ", " not in text and not any(group[0] == "0" for group in groups[1:])
     ):
@@ -79,6 +81,26 @@ def _without_group_commas(text: str) -> str:
     return "".join(groups)
 
   return _GROUPS.sub(join, text)
+
+
+def _in_brackets(before: str) -> bool:
+  """Whether brackets are open behind this text."""
+  inside = sum(map(before.count, "([")) > sum(map(before.count, ")]"))
+  inside |= before.count(r"\{") > before.count(r"\}") or before.count("<") > before.count(">")
+  return inside or before.count(r"\langle") > before.count(r"\rangle")
+
+
+def _with_points(text: str) -> str:
+  """1.234,56 as 1234.56: both signs stand there, and but one of them is the decimal sign. Inside of
+  brackets it is two numbers."""
+
+  def join(found: re.Match) -> str:
+    if _in_brackets(text[: found.start()]):
+      return found[0]
+    whole = found[0].partition(",")[0] if found["decimals"] else found[0]
+    return re.sub(r"\D", "", whole) + (f".{found['decimals']}" if found["decimals"] else "")
+
+  return _POINTS.sub(join, text)
 
 
 def _without_condition(text: str) -> str:

@@ -60,8 +60,9 @@ def _read(text: str, depth: int) -> Answer | None:
   text = unwrapped(text)
   if not text or depth > DEEPEST:
     return None
-  if text.count(r"\mod") == 1 and (found := integers.residues(text)):
-    return found
+  if text.count(r"\mod") == 1:
+    if found := integers.residues(text) or integers.congruence(text):
+      return found
   for reader in (
     _dots,
     _quantity,
