@@ -22,7 +22,7 @@ from experiments.headline import (
 )
 from v05_jax import config as configuration
 from v05_jax import data
-from v05_jax.configs import v05_plus
+from v05_jax.configs import score, v05_plus
 from v05_jax.priors.base import Prior
 
 pytestmark = pytest.mark.usefixtures("few_devices")
@@ -62,11 +62,13 @@ def test_the_paper_s_main_method_is_as_the_paper_has_it():
   assert (c.baseline, c.prior.kind) == ("v05", "v0")
 
 
-def test_a_recipe_is_its_config():
-  rate = tuning.load()["toys"]["default"]["rates"]["v05_plus"]
-  changes = methods.METHODS["v05_plus"].changes
+@pytest.mark.parametrize("name, file", [("v05_plus", v05_plus), ("score_k1_twice", score)])
+def test_a_recipe_is_its_config(name, file):
+  assert name in ("v05_plus", tuning.load()["recipe"])
+  rate = tuning.load()["toys"]["default"]["rates"][name]
+  changes = methods.METHODS[name].changes
   found = methods.config("default", changes, rate, 0, "builtin", "builtin")
-  wanted = v05_plus.get_config()
+  wanted = file.get_config()
   found.eval = wanted.eval  # of the experiment alone
   assert found == wanted
 

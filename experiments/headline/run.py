@@ -92,7 +92,7 @@ def tune(out: Path):
       scores = summary.area(result["curve"]), summary.end(result["curve"])["pass@64"]
       found[task.regime][task.method].setdefault(task.rate, []).append(scores)
   chosen = tuning.choose(found) | {"seeds": prepare.TUNING}
-  tuning.FILE.write_text(json.dumps(chosen, indent=1) + "\n")
+  tuning.save(chosen)
   print(json.dumps({toy: x["rates"] for toy, x in chosen["toys"].items()}, indent=1))
   print(f"recipe: {chosen['recipe']}")
 

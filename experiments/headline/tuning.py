@@ -3,6 +3,7 @@ tuning seeds' validation prompts alone."""
 
 import json
 from pathlib import Path
+import re
 
 import numpy as np
 
@@ -64,6 +65,12 @@ def variants(areas: dict[str, float]) -> list[str]:
 
 def _by_rate(x: dict[float, list[float]]) -> dict[str, list[float]]:
   return {f"{rate:g}": [round(value, 4) for value in x[rate]] for rate in sorted(x)}
+
+
+def save(chosen: dict, file: Path = FILE):
+  """Writes rates.json, a list a line."""
+  text = json.dumps(chosen, indent=1)
+  file.write_text(re.sub(r"\[[^\[\]{}]*\]", lambda x: " ".join(x[0].split()), text) + "\n")
 
 
 def load(file: Path = FILE) -> dict:
