@@ -149,9 +149,9 @@ def test_close_with_pending_work(module):
   "reward, message",
   [
     ("nonsense", "expected task, math, expression, reasoning_gym or module:function"),
-    ("no_such_module:f", r"No module named 'no_such_module' \("),
+    ("no_such_module:f", r"No module named 'no_such_module'$"),
     ("my_rewards:score", r"No module named 'my_rewards', did you mean my_reward.py\?"),
-    ("my_reward:no_such_function", r"my_reward has no attribute 'no_such_function' \("),
+    ("my_reward:no_such_function", r"my_reward has no attribute 'no_such_function'$"),
     ("my_reward:scroe", r"my_reward has no attribute 'scroe', did you mean score\?"),
     ("my_reward.score", r"did you mean my_reward:score\? expected task, math"),
     ("maths", r"did you mean math\? expected task, math"),
