@@ -38,6 +38,7 @@ def parse(*argv):
   values = flags.FlagValues()
   flags.DEFINE_string("workdir", None, "", flag_values=values)
   flags.DEFINE_enum("mode", "train", ["train", "eval"], "", flag_values=values)
+  flags.DEFINE_bool("distributed", False, "", flag_values=values)
   command_line.parse(["main", *map(str, argv)], values)
   return values
 

@@ -1,5 +1,6 @@
 import builtins
 import contextlib
+import functools
 import html.parser
 import itertools
 import json
@@ -496,9 +497,11 @@ def test_who_is_ahead_by_how_much_and_who_is_not(tmp_path):
 def reconfigured(workdir, **keys):
   """The run with other config keys."""
   path = pathlib.Path(workdir) / "config.json"
-  config = configuration.from_json(path.read_bytes(), str(path))
-  config.update_from_flattened_dict(keys)
-  path.write_text(configuration.to_json(config))
+  config = json.loads(path.read_text())
+  for key, value in keys.items():
+    *folders, name = key.split(".")
+    functools.reduce(dict.__getitem__, folders, config)[name] = value
+  path.write_text(json.dumps(config))
   return workdir
 
 

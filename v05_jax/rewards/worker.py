@@ -33,6 +33,7 @@ HEAD = struct.Struct("!QQ")  # before each job: its number, and the bytes of its
 BATCHED = 1.0  # the reward of the first reply, where the function takes all responses at once
 WANTED = "expected a function (prompt, response, row) -> float, or (prompt, responses, row) -> list"
 LARGEST = 3.4028234e38  # float32's, which rewards are kept in
+MODULES = sys.modules
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -148,7 +149,7 @@ def is_batched(function) -> bool:
 def verdict(function, prompt: str, response: str, row: dict) -> tuple[float, str]:
   """(reward, "") or (NaN, what went wrong)."""
   try:
-    with _undone():
+    with _Undone():
       reward = _waited(function(prompt, response, row))
     return checked(reward)
   except BaseException as error:  # SystemExit and KeyboardInterrupt as well: the worker goes on
@@ -159,7 +160,7 @@ def verdicts(function, prompt: str, responses: list[str], row: dict) -> list[tup
   """The same of a batched function, for each of the responses."""
   count = len(responses)
   try:
-    with _undone():
+    with _Undone():
       found = _waited(function(prompt, list(responses), row))
     is_list = hasattr(found, "__len__") and not isinstance(found, (str, bytes, dict, set))
     if not is_list or len(found) != count:
@@ -171,18 +172,20 @@ def verdicts(function, prompt: str, responses: list[str], row: dict) -> list[tup
     return [(math.nan, describe(error))] * count
 
 
-@contextlib.contextmanager
-def _undone():
-  """Ends timers that an earlier verdict has set, and undoes what is changed of the builtins and of
-  the depth of recursion."""
-  for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
-    setitimer(timer, 0)
-  known, depth = builtins.__dict__.copy(), sys.getrecursionlimit()
-  try:
-    yield
-  finally:
-    builtins.__dict__.update(known)
-    setrecursionlimit(depth)
+class _Undone:
+  """Ends timers that an earlier verdict has set, and undoes what is changed of the builtins, of the
+  modules that were there and of the depth of recursion. It leaves without using a builtin."""
+
+  def __enter__(self):
+    for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+      setitimer(timer, 0)
+    self._builtins, self._modules = builtins.__dict__.copy(), MODULES.copy()
+    self._depth = sys.getrecursionlimit()
+
+  def __exit__(self, *error):
+    builtins.__dict__.update(self._builtins)
+    MODULES.update(self._modules)
+    setrecursionlimit(self._depth)
 
 
 def _checked_alone(reward) -> tuple[float, str]:
