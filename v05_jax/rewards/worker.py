@@ -26,6 +26,7 @@ import sys
 from sys import setrecursionlimit
 import threading
 import traceback
+import warnings
 
 from v05_jax.names import describe, resolve
 
@@ -150,8 +151,8 @@ def verdict(function, prompt: str, response: str, row: dict) -> tuple[float, str
   """(reward, "") or (NaN, what went wrong)."""
   try:
     with _Undone():
-      reward = _waited(function(prompt, response, row))
-    return checked(reward)
+      found = function(prompt, response, row)
+    return checked(_waited(found))
   except BaseException as error:  # SystemExit and KeyboardInterrupt as well: the worker goes on
     return math.nan, describe(error)
 
@@ -161,7 +162,8 @@ def verdicts(function, prompt: str, responses: list[str], row: dict) -> list[tup
   count = len(responses)
   try:
     with _Undone():
-      found = _waited(function(prompt, list(responses), row))
+      found = function(prompt, list(responses), row)
+    found = _waited(found)
     is_list = hasattr(found, "__len__") and not isinstance(found, (str, bytes, dict, set))
     if not is_list or len(found) != count:
       kind = "" if is_list else f" ({type(found).__name__})"
@@ -174,9 +176,12 @@ def verdicts(function, prompt: str, responses: list[str], row: dict) -> list[tup
 
 class _Undone:
   """Ends timers that an earlier verdict has set, and undoes what is changed of the builtins, of the
-  modules that were there and of the depth of recursion. It leaves without using a builtin."""
+  modules that were there, of the filters of warnings and of the depth of recursion. It puts the
+  builtins back before it uses one."""
 
   def __enter__(self):
+    self._warnings = warnings.catch_warnings()
+    self._warnings.__enter__()
     for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
       setitimer(timer, 0)
     self._builtins, self._modules = builtins.__dict__.copy(), MODULES.copy()
@@ -186,6 +191,7 @@ class _Undone:
     builtins.__dict__.update(self._builtins)
     MODULES.update(self._modules)
     setrecursionlimit(self._depth)
+    self._warnings.__exit__(*error)
 
 
 def _checked_alone(reward) -> tuple[float, str]:
@@ -223,7 +229,8 @@ def _waited(found):
         task.cancel()
       await asyncio.gather(*rest, return_exceptions=True)
 
-  return _runner().run(alone())
+  with _Undone():
+    return _runner().run(alone())
 
 
 def _is_number(reward) -> bool:
