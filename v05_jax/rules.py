@@ -178,10 +178,10 @@ def relations(config, flat, wrong) -> list[str]:
   need(loss.row_length == 0 or loss.row_length >= longest, "loss.row_length", row)
   flash = "bfloat16, since policy.attention is flash, whose kernels want it"
   need(policy.attention == "plain" or policy.dtype in ("bfloat16", ""), "policy.dtype", flash)
-  plain = "False, since policy.attention is flash, whose kernels see one segment a token"
   ends = "0, since optimizer.schedule is not constant: its end is that of num_steps"
   constant = config.optimizer.schedule == "constant"
   need(constant or not config.num_rollouts, "num_rollouts", ends)
+  plain = "False, since policy.attention is flash, whose kernels see one segment a token"
   need(policy.attention == "plain" or not loss.share_prompts, "loss.share_prompts", plain)
   _ratios(loss, need)
   low, high = config.rewards.low, config.rewards.high

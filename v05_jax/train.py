@@ -68,7 +68,6 @@ def train(config, workdir: str) -> TrainState:
       after = Housekeeping(*kept)
       after.begin(state)
       while not ended(config, state):
-        step = int(state.step)
         # failed: of the updates before, which have ended
         began, failed = time.perf_counter(), int(state.skipped)
         try:
@@ -77,7 +76,7 @@ def train(config, workdir: str) -> TrainState:
           raise after.given_up(state, error) from None
         taken = drawn.taken
         advantage, test = run.advantages(state.estimator, taken.groups, taken.value)  # fusion
-        look = Step(step, state.params, drawn.draws, taken, advantage, test)
+        look = Step(int(state.step), state.params, drawn.draws, taken, advantage, test)
         observers, seen = run.observers.see(state.observers, look)
         compiled()
         state, updated = update(run, state, taken, advantage)

@@ -109,7 +109,11 @@ def reported(out: Path):
   ]
   warm = prepare.checksums(out)
   print(prepare.compared(warm, read(HERE / "results.json").get("warm_starts", {})), flush=True)
-  record, lines, written = about(known["recipe"], warm), [], time.time()
+  record, lines, written = (
+    made() | {"recipe": known["recipe"], "warm_starts": warm},
+    [],
+    time.time(),
+  )
   try:
     for task, result in play_all(tasks, out):
       lines.append(line(task, result))
@@ -121,14 +125,13 @@ def reported(out: Path):
       write(record | {"runs": lines})
 
 
-def about(recipe: str, warm: dict[str, str]) -> dict:
-  """What results.json says of itself."""
+def made() -> dict:
+  """What made a result: the commit, jax's version, the cores."""
   import jax
 
   command = ["git", "rev-parse", "--short", "HEAD"]
   commit = subprocess.run(command, capture_output=True, text=True, cwd=HERE, check=False)
-  own = {"commit": commit.stdout.strip(), "jax": jax.__version__, "cores": os.cpu_count()}
-  return own | {"recipe": recipe, "warm_starts": warm}
+  return {"commit": commit.stdout.strip(), "jax": jax.__version__, "cores": os.cpu_count()}
 
 
 def read(file: Path) -> dict:

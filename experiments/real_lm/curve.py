@@ -9,6 +9,7 @@ from experiments.headline import methods as headline
 from experiments.headline.report import RECIPE_COLOUR, SHOWN, by_method, mean_curve
 from experiments.real_lm import plan
 from v05_jax.run import figures
+from v05_jax.run.comparison import standard_error
 
 TOY = Path(headline.__file__).parent
 POINTS = 41  # along the rollouts, between the evaluations on lines
@@ -47,8 +48,8 @@ def real(runs: dict) -> list[tuple]:
       curves = [np.array(x["curve"], float) for x in runs[method].values()]
       x = np.linspace(0, min(y[-1, 0] for y in curves), POINTS)
       values = np.stack([np.interp(x, y[:, 0], y[:, 1]) for y in curves])
-      error = values.std(0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0 * x
-      lines.append((plan.METHODS[method].title, colour, x, values.mean(0), error))
+      mean, error = values.mean(0), standard_error(values)
+      lines.append((plan.METHODS[method].title, colour, x, mean, error))
   return lines
 
 

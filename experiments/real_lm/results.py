@@ -6,15 +6,13 @@ from a change of anything else: a result of another plan is named, and neither t
 
 import itertools
 import json
-import os
 from pathlib import Path
-import subprocess
 from typing import Any
 import zlib
 
-import jax
 import numpy as np
 
+from experiments.headline.run import made
 from experiments.real_lm import plan
 from v05_jax import config as configuration
 from v05_jax import plug
@@ -166,15 +164,6 @@ def write(here: Path, task: plan.Task, folder: Path, config, judgements, more: d
   file = path(here, task)
   file.parent.mkdir(parents=True, exist_ok=True)
   files.replace(file, json.dumps(record) + "\n")
-
-
-def made() -> dict[str, Any]:
-  """What made a result: for the reader, and compared with nothing."""
-  command = ["git", "rev-parse", "--short", "HEAD"]
-  done = subprocess.run(
-    command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False
-  )
-  return {"commit": done.stdout.strip(), "jax": jax.__version__, "cores": os.cpu_count()}
 
 
 def total(record: dict) -> float:

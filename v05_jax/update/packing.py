@@ -122,7 +122,7 @@ def pack(
   the flat rows are not those of `rollouts.mask`, one each.
   """
   rows, row_length = shape
-  flat = _chosen(prompts, rollouts)
+  flat = counted(prompts, rollouts)
   places, group = flat.before + flat.size, np.arange(len(flat.size))
   if (longest := np.max(places, initial=0)) > row_length:
     raise ValueError(
@@ -256,7 +256,7 @@ def _tokens(size):
   return owner, np.arange(len(owner)) - np.repeat(np.cumsum(size) - size, size)
 
 
-def _chosen(prompts, rollouts) -> Flat:
+def counted(prompts, rollouts) -> Flat:
   """The rollouts of the dense mask whose prompts are not masked either."""
   prompt, index = np.asarray(rollouts.prompt), np.asarray(rollouts.index)
   length, members = np.asarray(rollouts.length), np.asarray(prompts.mask, bool)

@@ -19,6 +19,7 @@ from v05_jax import rng
 from v05_jax.run.metrics import Pairs
 from v05_jax.sampling import selection
 from v05_jax.structs import Draw, Prompts, Rollouts
+from v05_jax.update import packing
 
 NEVER = -1  # step of an empty place
 
@@ -95,22 +96,18 @@ def keep(buffer: Buffer, taken: Draw, advantage, step: int, age: int) -> Buffer:
   """What waits after a step: of what will not be too old at the next one and of the step's own
   rollouts, those of the largest |advantage|; one without an advantage teaches nothing."""
   prompts, rolls = taken.prompts, taken.rolls
-  prompt, index = np.asarray(rolls.prompt), np.asarray(rolls.index)
-  own = np.asarray(rolls.mask) & np.asarray(prompts.mask)[:, None] & (np.asarray(rolls.length) > 0)
-  own &= np.isfinite(advantage) & (advantage != 0)
-  rows = np.flatnonzero((prompt >= 0) & (index >= 0) & own[prompt, index])
-  prompt, index = prompt[rows], index[rows]
+  flat = packing.counted(prompts, rolls)
   fresh = Buffer(
-    prompt=prompts.tokens[prompt],
-    prompt_length=prompts.length[prompt],
-    tokens=rolls.tokens[rows],
-    logprob=rolls.logprob[rows],
-    length=rolls.length[prompt, index],
-    advantage=advantage[prompt, index],
-    importance=taken.importance[prompt],
-    step=np.full(len(rows), step, np.int32),
+    prompt=prompts.tokens[flat.prompt],
+    prompt_length=prompts.length[flat.prompt],
+    tokens=rolls.tokens[flat.row],
+    logprob=rolls.logprob[flat.row],
+    length=flat.size,
+    advantage=np.nan_to_num(advantage[flat.prompt, flat.index], posinf=0.0, neginf=0.0),
+    importance=taken.importance[flat.prompt],
+    step=np.full(len(flat.row), step, np.int32),
   )
-  every = jax.tree.map(lambda a, b: np.concatenate([a, np.asarray(b, a.dtype)]), buffer, fresh)
+  every = jax.tree.map(_behind, buffer, fresh)
   weight = np.where(waits(every, step + 1, age), np.abs(every.advantage), -1.0)
   largest = np.argsort(-weight, kind="stable")[: len(buffer.step)]
   kept = jax.tree.map(lambda x: x[largest], every)
@@ -121,10 +118,9 @@ def join(taken: Draw, advantage, buffer: Buffer, index, count: int) -> tuple[Dra
   """The draw with `count` further prompts of one rollout each, the buffer's places `index` first
   and padding behind them; `groups`, `value` and `asked` stay those of the step's own prompts."""
   prompts, rolls, used = taken.prompts, taken.rolls, len(index)
-  pad = lambda x: np.pad(x, [(0, count - used)] + [(0, 0)] * (x.ndim - 1))
+  pad = lambda x: np.pad(x, [(0, count - used)] + [(0, 0)] * (np.ndim(x) - 1))
   old = jax.tree.map(lambda x: x[index], buffer)
-  more = lambda x, new: np.concatenate([x, pad(np.asarray(new, np.asarray(x).dtype))])
-  behind = lambda x, new: np.concatenate([x, np.asarray(new, np.asarray(x).dtype)])
+  more = lambda x, new: _behind(x, pad(new))
 
   def dense(x, new):  # a replayed rollout is the first of its prompt
     columns = np.zeros((count, np.shape(x)[1]), np.asarray(x).dtype)
@@ -142,11 +138,11 @@ def join(taken: Draw, advantage, buffer: Buffer, index, count: int) -> tuple[Dra
   )
   exists = np.ones(used, bool)
   rolled = Rollouts(
-    tokens=behind(rolls.tokens, old.tokens),
-    logprob=behind(rolls.logprob, old.logprob),
-    sampled_logprob=behind(rolls.sampled_logprob, old.logprob),
-    prompt=behind(rolls.prompt, len(prompts.mask) + np.arange(used)),
-    index=behind(rolls.index, np.zeros(used)),
+    tokens=_behind(rolls.tokens, old.tokens),
+    logprob=_behind(rolls.logprob, old.logprob),
+    sampled_logprob=_behind(rolls.sampled_logprob, old.logprob),
+    prompt=_behind(rolls.prompt, len(prompts.mask) + np.arange(used)),
+    index=_behind(rolls.index, np.zeros(used)),
     length=dense(rolls.length, old.length),
     reward=dense(rolls.reward, np.nan),
     ended=dense(rolls.ended, exists),
@@ -155,3 +151,9 @@ def join(taken: Draw, advantage, buffer: Buffer, index, count: int) -> tuple[Dra
   importance = more(taken.importance, old.importance)
   joined = taken._replace(prompts=longer, rolls=rolled, importance=importance)
   return joined, dense(advantage, old.advantage)
+
+
+def _behind(x, new) -> np.ndarray:
+  """Further rows behind those of x, in its dtype."""
+  x = np.asarray(x)
+  return np.concatenate([x, np.asarray(new, x.dtype)])
