@@ -62,6 +62,10 @@ def test_what_waits():
   first = replay.keep(empty, a_draw(), advantages(0.5, -2, 0, 1, np.nan), step=4, age=2)
   assert sorted(first.advantage[first.step == 4]) == [-2, 0.5, 1]
   assert (first.step != replay.NEVER).sum() == 3
+  broken = replay.keep(empty, a_draw(), advantages(0.5, np.inf, 0, 1, np.nan), step=4, age=2)
+  assert (
+    sorted(broken.advantage[broken.step == 4]) == [0.5, 1] and np.isfinite(broken.advantage).all()
+  )
   flat = a_draw().rolls
   place = int(np.argmin(first.advantage))  # rollout 1 of prompt 0, which is flat row 1
   np.testing.assert_array_equal(first.tokens[place], flat.tokens[1])
