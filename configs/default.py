@@ -215,7 +215,7 @@ def get_config() -> ConfigDict:
   value.steps = 1000  # updates
   value.tasks = 8  # contexts a step
   value.support = 256  # pairs in a context
-  value.pairs = 32  # a success and a failure each to judge in a context
+  value.pairs = 32  # a success and a failure each to rank in a context
   value.window = 1  # training steps of the policy that share a context
   value.pair_weight = 0.25  # of the ranking loss; the rest is soft cross-entropy
   # weigh the queries of a task so that successes have their context's own share

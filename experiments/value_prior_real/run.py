@@ -6,7 +6,7 @@ mathematics.
 FOLDER holds context.jsonl and prompt_dict.json (or prompts.json) of V0's public sample
 (github.com/Now-Join-Us/V0, folder data/, Apache-2.0): mean rewards of ten rollouts for 512 prompts
 in each of six contexts, a policy at a training step. In five folds each context's prompts are
-judged from the others of it. Writes results.json and scores.png.
+predicted from the others of it. Writes results.json and scores.png.
 """
 
 import functools
@@ -26,7 +26,7 @@ from v05_jax.value_model import pairs, scores
 
 HERE = Path(__file__).parent
 DATA = flags.DEFINE_string("data", "data/v0_rollouts", "folder with context.jsonl and its prompts")
-HEAD = flags.DEFINE_string("head", "", "V0 directory whose head is judged too, see README.md")
+HEAD = flags.DEFINE_string("head", "", "V0 directory whose head is measured too, see README.md")
 QUICK = flags.DEFINE_bool(
   "quick", False, "one division into folds instead of eight; nothing is written"
 )

@@ -29,7 +29,7 @@ class Asked(NamedTuple):
   issued: (
     np.ndarray
   )  # int [P]  so far; 0 = padding. A rollout without a verdict is not in `groups.k`
-  ended: np.ndarray  # bool [P]  all of them have ended and were judged
+  ended: np.ndarray  # bool [P]  all of them have ended and have their verdicts
 
 
 class Budget(NamedTuple):

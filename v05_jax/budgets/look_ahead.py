@@ -78,8 +78,8 @@ def _explained(config, cost: float, first: int | None = None):
   """`Budget.explain`; `first`: rollouts after which the rule decided, None = after all of them."""
 
   def explain(groups, value, bought):
-    judged = groups if first is None else grouping.leading(groups, first)
-    gain = np.asarray(budget.gain(shrinkage.fuse(judged.vbar, judged.k, value).delta2, judged.k))
+    seen = groups if first is None else grouping.leading(groups, first)
+    gain = np.asarray(budget.gain(shrinkage.fuse(seen.vbar, seen.k, value).delta2, seen.k))
     beyond = np.where(bought >= config.budget.k_max, "k_max", "planned")
     return {"stop": np.where(gain <= cost, "cost", beyond), "gain": gain, "cost": cost}
 

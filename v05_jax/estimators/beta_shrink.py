@@ -39,8 +39,8 @@ def beta_fit(value, s, k, scale=1.0, leave_out=False) -> Fit:
 
   Args:
     value, s, k: [P].
-    leave_out: a prompt's fit leaves itself out, so that no baseline depends on the rollout it
-      judges.
+    leave_out: a prompt's fit leaves itself out, so that no baseline depends on the reward
+      that it is subtracted from.
 
   Returns:
     Fit of scalars, or of [P] with `leave_out`.

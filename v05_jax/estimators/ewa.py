@@ -105,7 +105,7 @@ def ewa_baseline(state: EWA, value, s, k):
 
   Args:
     state: with the state of the previous step, and s and k of a rollout's k - 1 others, the
-      baseline does not depend on the rollout that it judges.
+      baseline does not depend on the reward that it is subtracted from.
     value: the prior V; not finite = none. value, s and k broadcast.
 
   Returns:

@@ -22,9 +22,9 @@ the wrong thing to shrink to, and vbar the wrong one to shrink, where w and rewa
 
 All sums run over the rollouts of the steps before whose number no outcome has chosen, discounted.
 Where w is constant T is V, and a calibrated V gives V0.5's fusion with measured delta2 and noise.
-Where V says nothing, U is `score`. No rollout judges itself, nor has its w part in its baseline: at
-a fixed k the gradient is unbiased; where outcomes choose k it is not, as with every estimator that
-reads the group.
+Where V says nothing, U is `score`. A rollout's baseline uses neither its own reward nor its own w:
+at a fixed k the gradient is unbiased; where outcomes choose k it is not, as with every estimator
+that reads the group.
 """
 
 from typing import NamedTuple

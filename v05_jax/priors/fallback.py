@@ -38,9 +38,9 @@ def fallback(options, setting):
     mean = np.full(count, np.asarray(contexts.mean_value(state.record, least)))
     # A rate that stands in for V, for want of a context that the prior was made for, is no
     # evidence.
-    judged = not any(np.any(part.get("smoothed", False)) for part in asked.values())
+    assessed = not any(np.any(part.get("smoothed", False)) for part in asked.values())
     own = contexts.remembered(state.record, np.zeros((count, 0)), value)
-    own |= {"mean": mean, "judged": np.full(count, judged)}
+    own |= {"mean": mean, "assessed": np.full(count, assessed)}
     own |= {"fallen": np.full(count, bool(state.drift.fallen))}
     return (mean if state.drift.fallen else value), own
 
@@ -50,7 +50,7 @@ def fallback(options, setting):
     errors = [np.square(asked[name] - seen.vbar)[both].astype(float) for name in ("value", "mean")]
     (own, mean), count = (float(x.sum()) for x in errors), float(both.sum())
     drift = state.drift
-    if count and asked["judged"].all():
+    if count and asked["assessed"].all():
       drift = update(drift, own < mean if drift.fallen else own > mean, options.patience)
     if drift.fallen != state.drift.fallen:
       _report(int(groups.step) + 1, bool(drift.fallen), options.patience, own / count, mean / count)

@@ -65,7 +65,7 @@ METRICS = {
   "number was fixed in "
   "advance: E[1 - mu^2] plus its MSE at one rollout less, so differences between estimators are "
   "differences of MSE. Of "
-  "prompts with one rollout the priors alone are judged, and the group mean is 0",
+  "prompts with one rollout the priors alone are assessed, and the group mean is 0",
   "scoreboard/*/difference": "the same minus that of the run's own baseline, over all prompts so "
   "far: negative = the "
   "estimator fits this run better",

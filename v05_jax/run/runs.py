@@ -161,6 +161,6 @@ def _board(last: dict) -> dict[str, tuple[float, float]]:
     x: (last[f"scoreboard/{x}/difference"], last.get(f"scoreboard/{x}/standard_error"))
     for x in names - own
   }
-  if any(None in row for row in rows.values()):  # nothing was judged
+  if any(None in row for row in rows.values()):  # nothing was assessed
     return {}
   return rows | {f"{name} (own)": (0.0, 0.0) for name in own}

@@ -222,10 +222,10 @@ def totals(found: list[dict[str, Any]]) -> str:
   """All prompts together, on one line."""
   if not found:
     return "no group had a signal (budget.max_resample)"
-  judged = [line["delta2"] == 0 for line in found if line["value"] is not None]
+  accepted = [line["delta2"] == 0 for line in found if line["value"] is not None]
   bought = sum(line["bought"] for line in found)
-  accepted = f"prior accepted: {sum(judged)} of {len(judged)}; " if judged else ""
-  return f"{accepted}rollouts: {bought}, {bought / len(found):.2f} a prompt"
+  test = f"prior accepted: {sum(accepted)} of {len(accepted)}; " if accepted else ""
+  return f"{test}rollouts: {bought}, {bought / len(found):.2f} a prompt"
 
 
 def text(line: dict[str, Any]) -> str:

@@ -56,7 +56,7 @@ class Tasks:
     if not self.per_epoch:
       raise ValueError(
         f"config.value.data: found {len(contexts)} contexts, none with successes and failures both "
-        "among the rows to judge and the rest: raise config.value.window, or collect more"
+        "among the rows to predict and the rest: raise config.value.window, or collect more"
       )
 
   def batch(self, first: int, size: int) -> Batch:

@@ -237,8 +237,8 @@ def make_evaluation(config) -> Callable:
   contexts = [c for c in contexts if all(map(len, pairs.split(c, asked, np.random.default_rng(0))))]
   if not contexts:
     raise ValueError(
-      f"config.value.heldout: found no context in {options.heldout} with pairs to judge and others "
-      "to judge them from"
+      f"config.value.heldout: found no context in {options.heldout} with pairs to rank and others "
+      "to rank them from"
     )
   return lambda model: measure.predict(model, texts, contexts, options.support, config.seed)
 
