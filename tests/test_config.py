@@ -460,7 +460,7 @@ SEVERAL = ("prior.wrappers", "observe", "metrics.sinks")  # keys that take a tup
 def test_an_unknown_plug_gives_the_known_ones_and_how_to_name_a_function(key, kind, typo, meant):
   value = (typo,) if key in SEVERAL else typo
   text = problems(**{key.replace(".", "__"): value})
-  assert f"{key}: found {typo!r} (did you mean {meant}?), expected one of " in text
+  assert f"{key}: found {typo!r}, did you mean {meant}? expected one of " in text
   assert f"{', '.join(plug.known(kind))}, or module:function" in text and "1 problem" in text
 
 

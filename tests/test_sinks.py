@@ -180,9 +180,7 @@ def test_an_unknown_sink_is_named_with_the_nearest_and_the_known_ones():
   with pytest.raises(ValueError) as error:
     configuration.validate(config("jsonl", "wandbb"))
   text = str(error.value)
-  assert (
-    "metrics.sinks: found 'wandbb' (did you mean wandb?), expected one of jsonl, mlflow" in text
-  )
+  assert "metrics.sinks: found 'wandbb', did you mean wandb? expected one of jsonl, mlflow" in text
   configuration.validate(config(*plug.known("sink")))
   with pytest.raises(ValueError, match=r"metrics.name: found 'a/b'"):
     configuration.validate(config("jsonl", name="a/b"))

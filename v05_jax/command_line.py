@@ -5,7 +5,6 @@ person can act on.
 """
 
 import ast
-import difflib
 import itertools
 import re
 import sys
@@ -17,7 +16,7 @@ from ml_collections.config_flags import tuple_parser
 from v05_jax import config as configuration
 from v05_jax import plug
 from v05_jax.configs import default
-from v05_jax.names import alike
+from v05_jax.names import alike, nearest, suggestion
 from v05_jax.rules import show
 from v05_jax.run import files
 
@@ -94,7 +93,8 @@ def _parse(argv, flag_values):
   except (flags.Error, TypeError, KeyError, AttributeError) as e:  # the last are config_flags'
     raise ValueError(configuration.one_line(e)) from e
   if len(rest) > 1:
-    meant = f", did you mean --config={rest[1]}?" if rest[1] in configuration.shipped() else ","
+    named = [f"--config={rest[1]}"] if rest[1] in configuration.shipped() else []
+    meant = suggestion(named) or ","
     name, given, _ = rest[1].partition("=")
     near = _meant(name.removeprefix("config."), typed, flag_values) if given else ""
     expected = f"expected flags alone: --name=value{near}"
@@ -132,9 +132,9 @@ def with_mode(argv: list[str], flag_values: flags.FlagValues) -> list[str]:
     return argv
   modes = flag_values["mode"].parser.enum_values
   if word not in modes:
-    near = configuration.nearest(word.lower(), modes)
+    near = configuration.meant(word.lower(), modes)
     if word in configuration.shipped():
-      near = f", did you mean train --config={word}?"
+      near = suggestion([f"train --config={word}"])
     raise ValueError(f"found the word {word!r}{near or ','} expected one of {', '.join(modes)}")
   other, rest = _take(argv[:1] + argv[2:], "mode")
   if other not in (None, word):
@@ -217,7 +217,7 @@ def _check_values(argv, config, flag_values):
       parser.parse(text)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
       choices = tuple(getattr(parser, "enum_values", None) or ())
-      near = configuration.nearest(text, choices)
+      near = configuration.meant(text, choices)
       expected = _EXPECTED.get(type(parser)) or f"one of {', '.join(choices)}"
       found = f"found {show(text)}"
       raise ValueError(f"--{name}={text}: {found}{near or ','} expected {expected}") from None
@@ -248,7 +248,7 @@ def _check_names(argv, config, flag_values):
     if re.match(r"(no)?config\.", name):
       key = name.split(".", 1)[1]
       if key not in keys and key not in sections:
-        near = configuration.nearest(key, [*keys, *sections], "--config.")
+        near = configuration.meant(key, [*keys, *sections], "--config.")
         raise ValueError(f"--{name}: found an unknown config key{near}")
     elif name not in flag_values and name.removeprefix("no") not in flag_values:
       raise ValueError(f"--{name}: found an unknown flag{_meant(name, config, flag_values)}")
@@ -259,11 +259,11 @@ def _meant(name: str, config, flag_values) -> str:
   nearer, by its last part or by what it is called elsewhere."""
   keys = list(configuration.flatten(config))
   if name in keys:
-    return f", did you mean --config.{name}?"
+    return suggestion([f"--config.{name}"])
   words = [key.rpartition(".")[2] for key in keys]
   words += " ".join(configuration.ELSEWHERE.values()).split()
   flagged = list(flag_values)
-  nearest = difflib.get_close_matches(name.rpartition(".")[2], [*flagged, *words], 1)
-  if nearest and nearest[0] not in flagged:
-    return configuration.nearest(name, keys, "--config.")
-  return configuration.nearest(name, flagged, "--")
+  near = nearest(name.rpartition(".")[2], [*flagged, *words])
+  if near and near[0] not in flagged:
+    return configuration.meant(name, keys, "--config.")
+  return configuration.meant(name, flagged, "--")

@@ -48,6 +48,7 @@ from v05_jax import __version__, logs
 MODES = ("train", "sft", "value", "eval", "sample", "noise", "export", "report", "compile")
 SEVERAL = ("train", "eval")  # modes of several processes
 WRITING = ("train", "sft", "value")  # modes whose workdir is a run's
+SAMPLING = ("train", "sample", "noise")  # modes that sample responses to the problems of data.path
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("mode", "train", MODES, "what to do")
@@ -166,14 +167,15 @@ def run(command: Command, place: Any = None):
   ValueError for wrong flags."""
   mode = command.mode
   check_folders(command)
-  check_data(command)
-  from v05_jax import backend
+  from v05_jax import backend, rules
   from v05_jax import config as configuration
   from v05_jax.run import workdirs
   from v05_jax.scale import peers, sources
 
   if place and mode not in SEVERAL:
     raise ValueError(f"--mode={mode} runs in one process; of several: {' and '.join(SEVERAL)}")
+  if mode in SAMPLING:
+    rules.check_problems(command.config)
   command = command._replace(config=configuration.continued(command.config, command.workdir))
   if place is None and mode in WRITING and workdirs.finished(command.config, mode, command.workdir):
     print(workdirs.ending(command.config, mode, command.workdir))
@@ -206,20 +208,6 @@ def check_folders(command: Command):
       f"--workdir={workdir}: found a comma, expected a folder without one: commas stand between "
       "the folders of --mode=report"
     )
-
-
-def check_data(command: Command):
-  """Raises ValueError where a run would learn the built-in tasks by a reward that does not know
-  them, as `--config=own` without problems would."""
-  from v05_jax.rewards import mixture
-
-  config = command.config
-  if command.mode in ("train", "sample", "noise") and config.data.path == "tasks":
-    if "math" in mixture.targets(config.reward):
-      raise ValueError(
-        "config.data.path: found 'tasks', the built-in puzzles, which the reward math does not "
-        "know, expected your problems, --config.data.path=problems.jsonl, or a benchmark's name"
-      )
 
 
 def start(command: Command):

@@ -205,6 +205,20 @@ def relations(config, flat, wrong) -> list[str]:
   return problems
 
 
+def check_problems(config):
+  """Raises ValueError where responses to the built-in tasks would be verified by a reward that does
+  not know them.
+
+  For the modes that sample training problems, and no part of `relations`: `configs/own.py` names
+  no problems before the user does, and is a valid config for the other modes.
+  """
+  if config.data.path == "tasks" and "math" in rewards.targets(config.reward):
+    raise ValueError(
+      "config.data.path: found 'tasks', the built-in puzzles, which the reward math does not "
+      "know, expected your problems, --config.data.path=problems.jsonl, or a benchmark's name"
+    )
+
+
 def _ratios(loss, need):
   """Which surrogates have a dual bound, and whose log-probs a correction compares."""
   bounded = " and ".join(surrogates.DUAL)

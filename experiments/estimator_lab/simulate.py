@@ -16,6 +16,7 @@ from experiments.estimator_lab.exact import baseline
 from experiments.estimator_lab.population import K_MAX, LEVELS, NORMAL, QUANTILES
 from v05_jax import budget, shrinkage
 from v05_jax.estimators.beta_shrink import beta_fit
+from v05_jax.run.comparison import standard_error
 
 BATCH, STEPS, DROPPED = 128, 110, 10
 # Those of the package that need no earlier visits of the same prompt.
@@ -114,5 +115,5 @@ def keys(seeds):
 def summary(x) -> dict:
   """Mean over seeds and its standard error."""
   x = np.asarray(x, float)
-  error = float(np.std(x, ddof=1) / np.sqrt(len(x))) if len(x) > 1 else None
+  error = float(standard_error(x)) if len(x) > 1 else None
   return {"mean": float(np.mean(x)), "error": error}

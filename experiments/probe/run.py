@@ -23,6 +23,7 @@ from v05_jax.observers.exact import truth
 from v05_jax.priors import base as priors
 from v05_jax.priors import context as contexts
 from v05_jax.priors import logistic, neighbours, probe
+from v05_jax.run.comparison import standard_error
 from v05_jax.sampling import rollouts
 from v05_jax.sampling.draw import draw
 from v05_jax.setup import setup
@@ -311,7 +312,7 @@ def plus(x) -> str:
   """Mean ± standard error."""
   if not np.isfinite(x).all():
     return ""
-  error = np.std(x, ddof=1) / np.sqrt(len(x)) if len(x) > 1 else np.nan
+  error = standard_error(np.asarray(x)) if len(x) > 1 else np.nan
   return f"{np.mean(x):.3f} ± {error:.3f}"
 
 

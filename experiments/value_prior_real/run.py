@@ -22,6 +22,7 @@ import numpy as np
 from v05_jax import value_model
 from v05_jax.priors import context as contexts
 from v05_jax.priors.neighbours import kernel_regression
+from v05_jax.run.comparison import standard_error
 from v05_jax.value_model import pairs, scores
 
 HERE = Path(__file__).parent
@@ -199,9 +200,9 @@ def measure(p, t, fold) -> list[float]:
 
 def summary(x) -> dict:
   """Mean over contexts [6, 3] and its standard error, by measure."""
-  error = x.std(0, ddof=1) / np.sqrt(len(x))
   return {
-    name: {"mean": float(m), "error": float(e)} for name, m, e in zip(MEASURES, x.mean(0), error)
+    name: {"mean": float(mean), "error": float(error)}
+    for name, mean, error in zip(MEASURES, x.mean(0), standard_error(x))
   }
 
 

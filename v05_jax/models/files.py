@@ -17,6 +17,18 @@ BLOCK = 1 << 18  # values looked at at once: they stay in a processor's cache
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
+def free(folder) -> Path:
+  """A folder that is to be written, as an absolute path. Raises ValueError for a remote one, and
+  for one that holds something."""
+  if "://" in os.fspath(folder):
+    raise ValueError(f"{os.fspath(folder)}: found a remote folder, expected a local one")
+  folder = Path(folder).absolute()
+  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    found = "folder with files" if folder.is_dir() else "file"
+    raise ValueError(f"{folder}: found a {found}, expected a new folder")
+  return folder
+
+
 def locate(
   directory: Path, expected: dict[str, tuple], beside: str | None
 ) -> dict[Path, list[str]]:

@@ -11,12 +11,13 @@ weights kept (`others`). With `rewards.success = "sum"` all of that looks at R, 
 """
 
 from collections import Counter
-import difflib
 import math
 import re
 from typing import NamedTuple
 
 import numpy as np
+
+from v05_jax.names import nearest, suggestion
 
 KNOWN = ("task", "math", "expression", "reasoning_gym")
 SUM = "sum"  # of rewards.success
@@ -56,10 +57,10 @@ def _meant(reward) -> str:
   """ ", did you mean NAME?", where a name was mistyped or a function is named as in Python; ","."""
   if not isinstance(reward, str):
     return ","
-  near = difflib.get_close_matches(reward, KNOWN, 1, 0.7)
+  near = nearest(reward, KNOWN, 0.7)
   if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", reward):
     near = [":".join(reward.rsplit(".", 1))]
-  return f", did you mean {near[0]}?" if near else ","
+  return suggestion(near) or ","
 
 
 def _is_pair(pair) -> bool:

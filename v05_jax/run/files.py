@@ -36,6 +36,15 @@ def folder(workdir) -> epath.Path:
   return path if is_remote(path) else path.resolve()
 
 
+def check_local(workdir):
+  """Raises ValueError for a remote workdir, where no model can be written."""
+  if is_remote(folder(workdir)):
+    raise ValueError(
+      f"--workdir={workdir}: found a remote folder, expected a local one: the model is written "
+      "there"
+    )
+
+
 def prepare(workdir) -> epath.Path:
   """Makes the workdir and proves that it can be written, else ValueError. Cheap: call it first."""
   path = folder(workdir)

@@ -110,11 +110,7 @@ def prepare(config, workdir: str):
   """Raises ValueError for a wrong config, a remote workdir, and one that holds a run of another
   config."""
   configuration.validate(config)
-  if files.is_remote(files.folder(workdir)):
-    raise ValueError(
-      f"--workdir={workdir}: found a remote folder, expected a local one: the model is written "
-      "there"
-    )
+  files.check_local(workdir)
   problems.check(config)
   checkpoint.check_config(workdir, config)
   sinks.check(config)

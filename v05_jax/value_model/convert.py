@@ -109,13 +109,7 @@ def convert(
 
   Raises ValueError naming the file, what was found and what was expected; `out` is then as it was.
   """
-  if "://" in os.fspath(out):
-    raise ValueError(f"{os.fspath(out)}: found a remote folder, expected a local one")
-  out = Path(out).absolute()
-  if out.exists() and (not out.is_dir() or any(out.iterdir())):
-    raise ValueError(
-      f"{out}: found a {'folder with files' if out.is_dir() else 'file'}, expected a new folder"
-    )
+  out = files.free(out)
   sizes, adapter_params, weights, estimators = read_v0(checkpoint, heads)
   head, head_params = read_tabpfn(tabpfn)
   settings = SETTINGS | {"estimators": estimators, "table": find_table(tabpfn, head, sizes, table)}
