@@ -10,7 +10,7 @@ import sys
 
 import jax
 
-# Of a CPU's compiler: one module for LLVM, by the plainer of two emitters, with few optimizations.
+# Options of XLA's CPU compiler: one LLVM module, the simpler of two emitters, few optimizations.
 QUICK = {
   "xla_backend_optimization_level": 0,
   "xla_llvm_disable_expensive_passes": True,
@@ -43,9 +43,9 @@ def start(config):
 
 @functools.cache
 def quick() -> dict:
-  """Options of `jax.jit` for a program that runs once a step on small arrays: on a CPU, where
-  compiling it takes longer than its runs, a sixth of the time, to code that takes three times as
-  long. None for other devices, nor where this compiler does not know them."""
+  """Options of `jax.jit` for a program that runs once a step on small arrays. On a CPU such a
+  program takes longer to compile than to run: with these options it compiles in a sixth of the time
+  and runs three times as long. {} for other devices, and where the compiler does not know them."""
   if jax.default_backend() != "cpu":
     return {}
   try:
@@ -75,8 +75,8 @@ def without_torch():
 
 
 def release_memory():
-  """Gives back to the system what glibc's allocator keeps for later: after XLA's compiler, hundreds
-  of MB."""
+  """Returns memory that glibc's allocator keeps for later use to the system: hundreds of MB after
+  XLA has compiled."""
   with contextlib.suppress(OSError, AttributeError, TypeError):  # another system's C library
     ctypes.CDLL(None).malloc_trim(0)
 

@@ -20,7 +20,7 @@ from v05_jax.names import alike, nearest, suggestion
 from v05_jax.rules import show
 from v05_jax.run import files
 
-MOST = 12  # lines that are said of a file that is no config of this version
+MOST = 12  # problems listed at most of a file that is not a config of this version
 READING = ("eval", "sample", "noise", "export")  # modes that look at a run
 
 
@@ -112,8 +112,8 @@ def value_of(argv: list[str], name: str, flag_values: flags.FlagValues = flags.F
 
 
 def _check_run(flag_values):
-  """Raises ValueError where a run is to be looked at, and neither the workdir holds one nor a flag
-  names a config or a model."""
+  """Raises ValueError in a mode that reads a run where the workdir holds none and no flag names a
+  config or a model."""
   if "mode" not in flag_values or flag_values.mode not in READING or not flag_values.workdir:
     return
   near = alike(flag_values.workdir, "*/config.json")
@@ -224,8 +224,8 @@ def _check_values(argv, config, flag_values):
 
 
 def _take_methods(argv, config) -> list[str]:
-  """The arguments without those for keys that ConfigDict has methods of, as estimators.ewa.update,
-  at which config_flags fails. They are set here; all are texts."""
+  """Sets the keys that are named like a method of ConfigDict, as estimators.ewa.update, on which
+  config_flags fails; all of them are texts -> the other arguments."""
   for key, value in configuration.flatten(config).items():
     if hasattr(type(config), key.rpartition(".")[2]) and isinstance(value, str):
       text, argv = _take(argv, f"config.{key}")

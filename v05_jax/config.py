@@ -210,7 +210,7 @@ def left_open(config: ConfigDict) -> list[str]:
 
 
 def continued(config: ConfigDict, workdir: str | None) -> ConfigDict:
-  """The config with what it leaves open as the run in `workdir` has it, where there is one."""
+  """The config with its open keys (`OPEN`) as the run in `workdir` has them, if there is one."""
   keys = left_open(config)
   saved = files.folder(workdir) / "config.json" if keys and workdir else None
   if saved is None or not saved.exists():
@@ -258,7 +258,7 @@ def load(name: str) -> ConfigDict:
 
 
 def _no_config(file, path: str) -> str:
-  """What is said of a config that is not there: the nearest, and what is known."""
+  """The error for a config that does not exist, with the nearest name and the known ones."""
   known = shipped()
   if file.name == path and not file.suffix:  # a name, not a file
     here = {x.stem: str(x) for x in sorted(file.parent.glob("*.py")) if x.is_file()}
@@ -269,7 +269,7 @@ def _no_config(file, path: str) -> str:
 
 
 def _by_name(file) -> str:
-  """How the package's config of a file's name is called; "" where it has none."""
+  """A hint at the package's config of the same name as a file; "" where there is none."""
   return f"; the package has one: --config={file.stem}" if file.stem in shipped() else ""
 
 
@@ -341,8 +341,8 @@ def meant(name: str, known, prefix: str = "") -> str:
 
 
 def one_line(error: BaseException) -> str:
-  """An exception for a message: its kind, where its text is not enough, and the text, of a long one
-  the beginning and the end."""
+  """An exception in one line: its type where the text alone does not say enough, and its text, cut
+  in the middle where it is long."""
   kind = "" if isinstance(error, (ValueError, flags.Error)) else f"{type(error).__name__}: "
   text = " ".join(str(error).split())
   return kind + (text if len(text) <= 600 else f"{text[:250]} ... {text[-350:]}")

@@ -95,9 +95,9 @@ class Command(NamedTuple):
 def console():
   """The command `v05`, and `python -m v05_jax.main`.
 
-  Ctrl-C ends it at once, in whatever library it is: an exception would come out as a traceback, or
-  not at all. A run asks for that twice (`checkpoint.Preemption`), and what it has written is as
-  after a kill, which every run survives.
+  Ctrl-C ends the process at once: raised as an exception inside a library it could end in a
+  traceback, or be swallowed. A training run does so at the second Ctrl-C (`checkpoint.Preemption`);
+  its files are then as after a kill, from which every run continues.
   """
   signal.signal(signal.SIGINT, lambda *_: leave("stopped before anything was done"))
   app.run(main, flags_parser=parse)
@@ -123,7 +123,7 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def usual_folder(mode: str, config: str | None) -> str | None:
-  """Where a run of a config, a name or a file, goes that names no workdir; None: nowhere."""
+  """The default workdir for a config (a name or a file); None in a mode that writes no run."""
   return f"runs/{pathlib.Path(config).stem}" if config and mode in WRITING else None
 
 

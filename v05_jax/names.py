@@ -14,7 +14,7 @@ import sys
 import traceback
 
 STANDARD_LIBRARY = os.path.dirname(os.__file__)
-# What stands between a caller and the user's function.
+# Files of the frames between this package and the user's function in a traceback.
 BETWEEN = (
   __file__,
   importlib.__file__,

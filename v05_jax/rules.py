@@ -1,4 +1,4 @@
-"""What each key of the config may be (`RULES`), and what keys must have to do with each other.
+"""What each key of the config may be (`RULES`), and how keys must agree with each other.
 
 configs/default.py declares every key once. Options of plugs have their rules beside their defaults.
 """
@@ -142,7 +142,7 @@ _RANGES = (
   ),
 )
 RULES = {key: rule for rule, keys in _RANGES for key in keys.split()}
-# Keys that name plugs: what they may be is known by looking.
+# Keys that name plugs are checked by `plug.problems`.
 RULES |= {kind.key: ANYTHING for kind in plug.KINDS.values()}
 
 
@@ -220,7 +220,7 @@ def check_problems(config):
 
 
 def _ratios(loss, need):
-  """Which surrogates have a dual bound, and whose log-probs a correction compares."""
+  """Which surrogates have a dual bound, and which log-probs corrections and replay need."""
   bounded = " and ".join(surrogates.DUAL)
   dual = f"0, since loss.surrogate is {loss.surrogate}: {bounded} alone have a dual bound"
   need(loss.surrogate in surrogates.DUAL or loss.clip_dual == 0, "loss.clip_dual", dual)
@@ -236,7 +236,7 @@ def _ratios(loss, need):
 
 
 def _plugs(config, need):
-  """What plugs want of other keys, and of a budget how many prompts a step has."""
+  """What plugs require of other keys; and no more minibatches than a step has prompts."""
   for kind, name in plug.chosen(config):
     for key, expected in plug.declared(kind, name).check(config):
       need(False, key, expected)
@@ -251,7 +251,7 @@ def _plugs(config, need):
 
 
 def _success(config, need):
-  """Which of several rewards is the success."""
+  """`rewards.success` names one of several rewards."""
   try:
     rewards.success(config.reward, config.rewards.success)
   except ValueError as error:
@@ -307,7 +307,7 @@ def _gym(config, need, named):
 
 
 def _value(value, need):
-  """The same for the training of a V0."""
+  """Problems between the keys of `config.value`, the training of a V0."""
   need(
     value.heads > 0 and value.width % value.heads == 0,
     "value.heads",

@@ -26,9 +26,8 @@ class Limits(NamedTuple):
 class Asked(NamedTuple):
   """Where the rollouts of P prompts stand when a rule is asked for more."""
 
-  issued: (
-    np.ndarray
-  )  # int [P]  so far; 0 = padding. A rollout without a verdict is not in `groups.k`
+  # int [P]  so far; 0 = padding. A rollout without a verdict is not in `groups.k`
+  issued: np.ndarray
   ended: np.ndarray  # bool [P]  all of them have ended and have their verdicts
 
 
@@ -123,7 +122,7 @@ def extra(rule: str, state, value, s, k, ended, total: int = 0, **options):
 
   if of_prompts(0).more is None:  # the rule knows every number beforehand
     more = of_prompts(0).first(np.broadcast_to(value, k.shape), real) - k
-  else:  # it takes a prompt without any rollout for padding, and would not give to it
+  else:  # the rule takes a prompt without rollouts for padding and would give it none
     dtype = jnp.result_type(np.asarray(value), np.asarray(s), jnp.float32)
     value, s, counted = (np.broadcast_to(np.asarray(x, dtype), k.shape) for x in (value, s, k))
     groups = grouping.make(np.zeros((len(k), 1), dtype), np.zeros((len(k), 1), bool))

@@ -1,4 +1,4 @@
-"""What governs the noise of the policy gradient, from what the sampler knows: no further pass.
+"""What governs the noise of the policy gradient, from the sampler's log-probs: no further pass.
 
 The second moment of a gradient (r - b) g is E[w (r - b)^2], w = |g|^2; `groups.score` stands for w.
 The scoreboard assesses a baseline by its error, which is the gradient's noise only where w and
@@ -74,8 +74,8 @@ def of_selection(moment, importance) -> tuple[float, float]:
   """The second moment of the weighted gradient over that of prompts drawn alike, as a pair.
 
   moment [P]: w A^2 of each prompt taken, NaN where unknown; importance [P]: 1 / its chance, scaled.
-  Weighted by importance the prompts taken stand for all, sum of importance * moment; what they do
-  to the gradient they do with the square of their weights.
+  Weighted by their importance the prompts taken stand for all of the pool: sum of importance *
+  moment. In the second moment of the gradient the same weights come in squared.
   """
   moment = np.where(np.isfinite(moment), moment, 0.0).astype(np.float64)
   return float(np.sum(importance**2 * moment)), float(np.sum(importance * moment))
@@ -125,8 +125,8 @@ def standings(sums: Moments, labels: list[str], own: int) -> Pairs:
 
 
 def shares(draw, advantage, loss) -> np.ndarray:
-  """How much of the update's gradient each rollout makes, [P, K]: its weight in the loss times |A|
-  sqrt(w)."""
+  """The length of each rollout's part in the update's gradient, [P, K]: its weight in the loss
+  times |A| sqrt(w)."""
   most = draw.rolls.tokens.shape[1]
   weight = losses.rollout_weights(loss.aggregate, draw.rolls.length, draw.groups.mask, most)
   return weight * draw.importance[:, None] * np.abs(advantage) * np.sqrt(draw.groups.score)

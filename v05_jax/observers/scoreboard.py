@@ -48,10 +48,10 @@ class Assessed(NamedTuple):
 
 
 class Assessment(NamedTuple):
-  """Of several estimators on a run's own rollouts."""
+  """How several estimators are assessed on a run's own rollouts."""
 
   labels: list[str]
-  own: int  # which of them is behind the run's advantages
+  own: int  # place of the run's own baseline
   init: Callable  # () -> what they have learnt before the first step, by label
   # (learnt, Draw) -> (learnt after it, [E, P]: `squared_unseen` by what they had learnt before)
   assess: Callable
@@ -161,8 +161,7 @@ def empty(count: int) -> Board:
 
 @jax.jit
 def update(board: Board, squares, own: int) -> Board:
-  """Adds the prompts of a step; `squares` [E, P], `own`: the row of the estimator behind the run's
-  advantages."""
+  """Adds the prompts of a step; `squares` [E, P], `own`: the row of the run's own baseline."""
   difference = squares - squares[own]
   where = jnp.all(jnp.isfinite(difference), axis=0)
   number = jnp.sum(where)

@@ -15,8 +15,8 @@ def is_remote(path) -> bool:
 
 
 def place(name) -> epath.Path:
-  """What a name stands for: a local path, `~` being the user's folder, or one in an object store
-  (gs://...). Raises ValueError for another kind of address, and for a name that cannot be one."""
+  """The path of a name: a local one, `~` being the user's folder, or one in an object store
+  (gs://...). Raises ValueError for another kind of address, and for an impossible name."""
   text = os.fspath(name)
   if "\0" in text:
     raise ValueError(f"{text!r}: found a zero byte in the name of a file or folder")

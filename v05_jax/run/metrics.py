@@ -16,7 +16,7 @@ import sys
 from v05_jax.run import files
 
 FILE = "metrics.jsonl"  # of a workdir
-# What is left to do where a run's lines are not whole.
+# The advice where lines of a run are missing.
 ELSEWHERE = "go on in a new workdir from --mode=export of this one"
 
 Pairs = dict[str, tuple[float, float]]  # name -> (sum, count); the metric is sum / count

@@ -1,10 +1,10 @@
 """What governs the noise of the policy gradient, exactly: one backward pass a rollout.
 
 The second moment of a gradient (r - b) g is E[|g|^2 (r - b)^2], g the gradient of a response's
-log-probability. What a baseline b can do about it depends on how long g is where r is high and
+log-probability. How much a baseline b can lower it depends on the length of g where r is high and
 where it is low: on rho = E[|g|^2 | failure] / E[|g|^2 | success]. Each estimator is assessed in its
-leave-one-out form, so that no bias, and none of the scales that some give to an advantage, looks
-like a gain.
+leave-one-out form, so that neither a bias, nor the scale that some give to an advantage, looks like
+a gain.
 """
 
 import json
@@ -29,8 +29,8 @@ from v05_jax.structs import Draw, TrainState
 from v05_jax.update import score_norms
 
 CONSTANT, TRUTH = "one constant, b*", "the true success rate"  # baselines beside the estimators'
-LEARNING = 2  # steps before: a prior without a context speaks from the second one on
-LENGTHS = "gradient", "score"  # what stands for |g|^2: itself, and what the sampler knows of it
+LEARNING = 2  # steps before the measurement: priors with an empty context speak from the second on
+LENGTHS = "gradient", "score"  # |g|^2 itself, and w, which the sampler's log-probs give for it
 PARTS = "reward", "failed", "succeeded", "failed inside", "succeeded inside"  # of `columns`
 
 
@@ -109,7 +109,7 @@ def squares(run: Run, assessed, learnt, taken: Draw, state: TrainState) -> dict[
 
 
 def measure(run: Run, state: TrainState, taken: Draw, squared) -> dict[str, Any]:
-  """What noise.json holds of the rollouts: their data, and statistics with intervals."""
+  """The part of noise.json on the rollouts: their data, and statistics with intervals."""
   groups, config = taken.groups, run.config
   norms = score_norms.make(run.policy.config, config.loss, config.sampler.temperature, run.mesh)
   mask = groups.mask & (taken.rolls.length > 0)
@@ -152,7 +152,7 @@ def data(taken: Draw, mask, lengths) -> list[dict[str, Any]]:
 
 
 def columns(reward, mask, lengths, squared) -> dict[str, np.ndarray]:
-  """Sums over each prompt's rollouts [P], of which `statistics` makes everything.
+  """Sums over each prompt's rollouts [P], from which `statistics` computes everything.
 
   reward, mask [P, K]; lengths: name -> [P, K]; squared: name of a baseline -> (r - b)^2 [P, K].
   """
@@ -172,8 +172,8 @@ def columns(reward, mask, lengths, squared) -> dict[str, np.ndarray]:
 
 
 def statistics(mean, labels, own: str) -> dict[str, Any]:
-  """Everything that is said of the rollouts, from the means of `columns` over prompts: numbers, or
-  arrays of bootstrap draws. NaN or infinite where there is no failure or no success."""
+  """All that is reported, from the means of `columns` over prompts: numbers, or arrays of bootstrap
+  draws. NaN or infinite where there is no failure or no success."""
   found, count = {}, mean["count"]
   with np.errstate(divide="ignore", invalid="ignore"):
     for name in LENGTHS:

@@ -14,14 +14,13 @@ from v05_jax.scale import distributed
 SHOWN = ("eval/accuracy", "accuracy", "reward", "k/mean")
 # Seconds between two lines in a log: a tenth of the time so far, within these bounds.
 SOONEST, LATEST = 5.0, 60.0
-MEANINGFUL = 3  # steps after the first, which compiles, by which rates and the time left are known
+MEANINGFUL = 3  # steps after the first, which compiles, until rates and the time left are shown
 
 
 class CompilationCounter:
   """Counts XLA compilations from its creation to `close`; calling it gives the count.
 
-  A program that comes from the persistent cache counts as well: what matters is that nothing new is
-  traced.
+  A program from the persistent cache counts as well: it was traced again.
   """
 
   EVENT = "/jax/core/compile/backend_compile_duration"
@@ -75,8 +74,8 @@ class Progress:
     # (time, step, tokens sampled so far) after each of the last steps
     self._recent = collections.deque(maxlen=20)
     self._tokens = self._rollouts = 0.0
-    self._next = self._began  # when a log gets its next line
-    self._open = False  # whether the terminal's line is not ended
+    self._next = self._began  # time of the next line in a log
+    self._open = False  # whether the terminal's last line has no end yet
 
   def stage(self, text: str):
     """Says what is under way: on a terminal until the next line takes its place."""
@@ -108,7 +107,7 @@ class Progress:
       self.say(line)
 
   def _parts(self, values, names):
-    """What stands behind the number of the step."""
+    """The parts of the line after the number of the step."""
     (start, first, before), (now, last, after) = self._recent[0], self._recent[-1]
     steps, seconds = last - first, now - start
     known = steps >= MEANINGFUL and seconds > 0

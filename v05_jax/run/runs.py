@@ -43,7 +43,7 @@ class Run(NamedTuple):
   key: str  # the config but for its seed: runs of one key are seeds of one method
   lines: list[dict]  # of metrics.jsonl
   keys: dict[str, Any]  # of config.json, flat; empty without one
-  when: float  # it was begun, Unix time; that of its last line where nothing says so
+  when: float  # Unix time of its start; of its last line where the start is not known
 
   @property
   def seed(self) -> int | None:
@@ -52,7 +52,7 @@ class Run(NamedTuple):
 
   @property
   def axis(self) -> str:
-    """What it is drawn over: its rollouts, or its steps where it has none (the warm start)."""
+    """What its curves are drawn over: rollouts, or steps where it has none (a warm start)."""
     return "rollouts" if self.lines[-1]["rollouts"] else "step"
 
   def curve(self, name: str, axis: str = "") -> tuple[np.ndarray, np.ndarray]:
@@ -68,7 +68,7 @@ class Run(NamedTuple):
 
   @property
   def seconds(self) -> float:
-    """Wall-clock time of its steps without compilation: a step while which a program was compiled
+    """Wall-clock time of its steps without compilation: a step in which a program was compiled
     counts as the median of the others."""
     times, compiled, before = [], [], 0
     for line in self.lines:
@@ -105,7 +105,8 @@ def load(workdir: str) -> Run:
 
 
 def _when(path: epath.Path) -> float:
-  """When the run in `path` was begun. The names of TensorBoard's files say so, also in a copy."""
+  """Unix time at which the run in `path` began, from the names of TensorBoard's files: copying a
+  folder does not change those."""
   events = path / "tensorboard"
   names = [file.name for file in events.iterdir()] if events.is_dir() else []
   matches = [re.match(r"events\.out\.tfevents\.(\d+)", name) for name in names]

@@ -21,7 +21,7 @@ class Drawn(NamedTuple):
 
   taken: Draw  # what the update sees
   draws: tuple[Draw, ...]  # all of it: several where groups without signal were replaced
-  cursor: int  # behind the prompts that were taken or passed over
+  cursor: int  # of the data stream, after the prompts that were taken or passed over
   metrics: Pairs
 
   @property
@@ -88,7 +88,7 @@ class Chosen(NamedTuple):
 
 
 def score(run, state: TrainState, prompts: Prompts, value, asked) -> np.ndarray:
-  """What each prompt of a pool is taken in proportion to, [M] of the real ones, as
+  """[M] of the real prompts of a pool: what their chances of being taken are in proportion to, as
   `config.selection.score` says."""
   size = len(prompts.rows)
   if run.config.selection.score == "second_moment":
@@ -98,8 +98,8 @@ def score(run, state: TrainState, prompts: Prompts, value, asked) -> np.ndarray:
 
 
 def choose(run, state: TrainState, cursor: int, count: int) -> Chosen:
-  """The next `count` prompts with their prior, or the `count` that are worth most of a pool several
-  times as large, by what the estimator expects of them."""
+  """The next `count` prompts with their prior, or `count` drawn from a pool of `selection.pool`
+  times as many, with chances in proportion to their `score`."""
   options, capacity = run.config.selection, run.shapes.prompts
   size = count * options.pool
   prompts = run.prompts.at(cursor, size, pad_to=capacity * options.pool)
