@@ -109,14 +109,14 @@ def _takes(function) -> set[str] | None:
 
 
 def _without_none(rewards):
-  """TRL's list with 0 for None; what is no list as it is, for the worker to name."""
+  """TRL's list with 0 for None; anything but a list unchanged, for the worker to report."""
   if not hasattr(rewards, "__iter__") or isinstance(rewards, (str, bytes, dict, set)):
     return rewards
   return [0.0 if x is None else x for x in rewards]
 
 
 def _then(found, work: Callable):
-  """`work` of what was found, or of what an awaitable will have found."""
+  """work(found), or, where `found` is an awaitable, an awaitable of `work` of its result."""
   if not inspect.isawaitable(found):
     return work(found)
 

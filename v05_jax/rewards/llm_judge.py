@@ -192,7 +192,7 @@ class _Busy(Exception):
 
 
 class _Failed:
-  """In the place of a reward that there is none of: whoever wants its number is told why."""
+  """Stands in a list of rewards for one that failed: converting it to a number raises the error."""
 
   def __init__(self, error: Exception):
     self._error = error
@@ -228,7 +228,7 @@ class _Cache:
 
   @contextlib.contextmanager
   def _held(self):
-    """The file, None where there is none (any more), for one thread at a time."""
+    """The file, for one thread at a time; None without one, or once it has failed."""
     with self._lock:
       try:
         yield self._file

@@ -3,11 +3,11 @@
     R = sum over the rewards of weight x reward, each in its own units
 
 One of several is the success, by `rewards.success`: the test, the fusion, the budget, V and the
-accuracy look at it alone, mapped from `rewards.low` .. `rewards.high` to [-1, 1] and clipped. What
-the others add is no part of a prompt's difficulty and goes to the advantage beside it, as the
-overlong penalty does (`estimators.base`), in the mapped reward's units and with the ratio of the
-weights kept (`others`). With `rewards.success = "sum"` all of that looks at R, whose range
-`rewards.low` and `rewards.high` then are.
+accuracy look at it alone, mapped from `rewards.low` .. `rewards.high` to [-1, 1] and clipped. The
+other rewards say nothing of a prompt's difficulty: they are added to the advantage, as the overlong
+penalty is (`estimators.base`), in the mapped reward's units and in the ratio of the weights
+(`others`). With `rewards.success = "sum"` the success is R, whose range is then `rewards.low` ..
+`rewards.high`.
 """
 
 from collections import Counter
@@ -78,7 +78,7 @@ def targets(reward) -> tuple[str, ...]:
 
 
 def success(reward, wanted: str) -> int | None:
-  """Which of the rewards the success is, by `rewards.success`: "" is the first; None = their sum.
+  """The number of the reward that is the success, by `rewards.success`: "" is the first; None = R.
 
   Raises ValueError where it is none of them, or one whose weight is below 0.
   """
@@ -100,7 +100,7 @@ def success(reward, wanted: str) -> int | None:
 
 
 def combine(reward, wanted: str, parts) -> float:
-  """What the success looks at of one response, whose rewards are `parts`."""
+  """The success of one response, in the verifier's units; `parts`: its rewards."""
   index = success(reward, wanted)
   if index is not None:
     return float(parts[index])

@@ -44,7 +44,7 @@ def start(module: str, function: str, arguments: list, environment: dict[str, st
       process = subprocess.Popen(
         [sys.executable, "-P", "-c", BOOT, *given],
         stdin=subprocess.PIPE,
-        stdout=2,  # what a stranger's code prints must not mix with the run's own output
+        stdout=2,  # the user's code must not print into the run's own output
         pass_fds=[theirs.fileno()],
         start_new_session=True,
         env=os.environ | environment,
@@ -145,7 +145,7 @@ class Worker:
         log.warning("the verifier's process %d does not end when killed", self.process.pid)
 
   def close(self):
-    """Gives up what a killed worker has taken; for the thread that asks it alone."""
+    """Closes the sockets and pipes of a killed worker; only its own thread may call it."""
     self._socket.close()
     self.process.stdin.close()
 

@@ -29,7 +29,7 @@ TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 EVALUATE = ("binary_matrix", "n_queens", "spiral_matrix", "string_insertion")
 # Tasks whose verifier compares the grids of its metadata as tuples, which JSON makes lists of.
 TUPLES = ("arc_agi", "rearc")
-CHUNK = 1024  # entries of a data set, of which a stream has one after another
+CHUNK = 1024  # entries of one data set; a stream is one data set after another
 SPREAD = 2654435761  # sets the streams of neighbouring seeds far from each other
 OWN = ("seed", "size")  # of a data set's options: they are config.data.seed and config.data.size
 

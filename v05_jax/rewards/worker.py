@@ -42,10 +42,10 @@ def main(descriptor: int, target: str, memory: int):
   """Serves verdicts over the socket `descriptor` until the parent closes it or dies.
 
   A job is a `HEAD` and a pickled (prompt, response, row). Its reply is a line of JSON, [the job's
-  number, reward, error]: the parent unpickles nothing that a process running a stranger's code has
-  written. In a job for a batched function a list of responses stands for the one, and as many lines
-  are its reply, of numbers that count on from the job's. The first line, of number 0, says whether
-  `target` ("module:function") can be used, and whether it is batched.
+  number, reward, error]: the parent unpickles nothing that a process with the user's code has
+  written. A job for a batched function has a list of responses, and its reply is a line for each,
+  numbered from the job's number on. The first line, with number 0, says whether `target`
+  ("module:function") can be used, and whether it is batched.
   `memory`: bytes of address space, 0 = no limit.
   """
   signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -65,8 +65,8 @@ def main(descriptor: int, target: str, memory: int):
 def _serve(connection: socket.socket, target: str):
   """Answers the jobs that come over the connection, until it ends.
 
-  What the reward function starts has no part in it: the connection is closed in every process that
-  it forks or executes, and a fork that returns from the function ends.
+  Processes that the reward function starts cannot use the connection: it is closed in every one
+  that it forks or executes, and a fork that returns from the function ends.
   """
   descriptor, own = connection.fileno(), os.getpid()
   os.set_inheritable(descriptor, False)
@@ -175,9 +175,9 @@ def verdicts(function, prompt: str, responses: list[str], row: dict) -> list[tup
 
 
 class _Undone:
-  """Ends timers that an earlier verdict has set, and undoes what is changed of the builtins, of the
-  modules that were there, of the filters of warnings and of the depth of recursion. It puts the
-  builtins back before it uses one."""
+  """Stops timers that an earlier verdict has set, and afterwards restores the builtins, the loaded
+  modules, the warnings' filters and the recursion limit. The builtins come first, as the rest needs
+  them."""
 
   def __enter__(self):
     self._warnings = warnings.catch_warnings()
@@ -195,7 +195,7 @@ class _Undone:
 
 
 def _checked_alone(reward) -> tuple[float, str]:
-  """`checked`, where what one reward raises costs this one alone."""
+  """`checked`; where a reward raises, it alone has failed."""
   try:
     return checked(reward)
   except BaseException as error:
@@ -215,7 +215,7 @@ def _runner() -> asyncio.Runner:
 
 
 def _waited(found):
-  """What was found, or what an awaitable comes to; what that has started and not awaited is
+  """The value, or the result of an awaitable; tasks that it has started and not awaited are
   cancelled."""
   if not inspect.isawaitable(found):
     return found

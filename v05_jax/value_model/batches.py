@@ -67,7 +67,7 @@ class Tasks:
   def _task(self, number: int):
     epoch, place = divmod(number, self.per_epoch)
     tasks = self._epoch(epoch)
-    # an epoch may have a few tasks less than the first
+    # an epoch may have fewer tasks than the first one
     context, query, given, share = tasks[place % len(tasks)]
     n, m = self._support, 2 * self._pairs
     support = np.random.default_rng([self._seed, 1, number]).choice(

@@ -38,7 +38,7 @@ from v05_jax.value_model.initial import begin
 
 SYNTHETIC = "synthetic"  # value.data of a head alone
 BY_TASKS = PartitionSpec(sharding.ROWS)  # of a batch: its tasks over the devices
-HELDOUT = "value/heldout/"  # what the names of measures on held-out pairs begin with
+HELDOUT = "value/heldout/"  # prefix of the measures on held-out pairs
 SHOWN = ("value/loss", "value/heldout/gauc", "value/heldout/rmse")  # on the terminal
 
 
@@ -62,7 +62,7 @@ class Source(NamedTuple):
 
 
 class Trainer(NamedTuple):
-  """What a config stands for."""
+  """What a config names, made: model, first state, step and evaluation."""
 
   model: v0.ValuePrior
   state: State  # the first one
