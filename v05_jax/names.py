@@ -1,5 +1,5 @@
 """How a name in the config finds a function: one of the package's, or `module:function`, a user's
-own; and which file a mistyped path may have meant.
+own; and what a mistyped name or path may have meant.
 
 Workers of rewards import this: nothing here may import jax.
 """

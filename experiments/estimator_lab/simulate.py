@@ -95,7 +95,7 @@ def budgets(rule, keys, share, sd, h, k_init, total):
     if rule == "uniform":
       k = total // BATCH + (jnp.arange(BATCH) < total % BATCH)
     else:
-      nothing = 1.0 - value**2, jnp.inf, jnp.zeros(BATCH)  # is known but V
+      nothing = 1.0 - value**2, jnp.inf, jnp.zeros(BATCH)  # V alone is known
       first_stage = (*shrinkage.ewa_baseline(state, value, s0, k0)[1:], k0)
       known = first_stage if rule == "neyman" else nothing
       k = budget.neyman(*known, total, k0, K_MAX)

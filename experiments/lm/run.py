@@ -99,7 +99,7 @@ def with_policy(config, path: Path):
 def warm_start(config, workdir: Path) -> Path:
   """The policy of which reinforcement learning starts, trained where it is not there yet -> its
   Hugging Face directory."""
-  # Reinforcement learning then meets no problem of the warm start before all others.
+  # Another seed than training: its first problems are not those of the warm start.
   config.data.seed = 1
   config.eval.update({"size": 48, "period": 0})
   print(f"warm start: {config.sft.steps} steps -> {workdir}", flush=True)

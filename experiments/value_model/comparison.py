@@ -1,4 +1,4 @@
-"""V0 beside what it must beat, and beside what nobody could know."""
+"""V0 compared with simpler priors, and with the true success, which no prior can know."""
 
 from collections.abc import Callable
 import functools
