@@ -159,7 +159,7 @@ def get_config() -> ConfigDict:
   # Share of a response's tokens, the least likely ones, that a negative advantage reaches (arXiv
   # 2606.17250); 1 = all.
   loss.negative_tokens = 1.0
-  # what weighs the same in the loss, token | rollout | prompt; constant: sums over fixed lengths
+  # token | rollout | prompt | constant: what weighs the same; constant: tokens, over a fixed length
   loss.aggregate = "prompt"
   loss.minibatches = 2  # updates an epoch: the prompts are split among them
   loss.epochs = 1  # passes over a step's rollouts

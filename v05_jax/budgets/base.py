@@ -12,15 +12,14 @@ from v05_jax import plug
 
 
 class Limits(NamedTuple):
-  """What is known of a prompt's rollouts beforehand."""
+  """What is known of a prompt's number of rollouts beforehand."""
 
-  first: int  # to begin with; of a rule that divides a total, at least
+  first: int  # rollouts to begin with; of a rule that divides a total, at least
   most: int
-  mean: float | None  # of a batch, where the rule fixes it; None = the outcomes decide
+  mean: float | None  # over a batch, where the rule fixes it; None = the outcomes decide
   unconditional: int  # a prompt's first rollouts, whose number no outcome has chosen
-  closes: (
-    bool  # a prompt gets no more than it began with, unless all prompts are asked again together
-  )
+  # a prompt gets no more than it began with, unless all prompts are asked again together
+  closes: bool
 
 
 class Asked(NamedTuple):

@@ -45,17 +45,8 @@ is right and wrong with it. End with one line: Score: N, where N is a number fro
 {highest:g} (perfect)."""
 NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)"
 SCORE = re.compile(rf"score[^\w+.-]{{0,8}}({NUMBER})", re.IGNORECASE)
-AGAIN = (
-  408,
-  409,
-  425,
-  429,
-  500,
-  502,
-  503,
-  504,
-  529,
-)  # answers of a server that is busy or starting
+# Status codes of a server that is busy or starting.
+AGAIN = tuple(map(int, "408 409 425 429 500 502 503 504 529".split()))
 LONGEST_PAUSE = 30.0  # seconds between two attempts
 LONGEST_REPLY = 1 << 22  # bytes
 

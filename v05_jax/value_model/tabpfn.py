@@ -164,9 +164,8 @@ def in_blocks(function, x, numbers: int, axis: int = 0):
     return jnp.zeros((*part.shape[:axis], places, *part.shape[axis + 1 :]), part.dtype)
 
   def step(number, found):
-    start = jnp.minimum(
-      number * size, places - size
-    )  # the last block begins inside of the one before
+    # the last block begins inside of the one before
+    start = jnp.minimum(number * size, places - size)
     put = lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, start, axis)
     return jax.tree.map(put, found, function(take(start)))
 
