@@ -40,7 +40,7 @@ class Schedule:
     self.lane_entries = options.open_prompts // lanes
     self.lane_prefill = options.prefill // lanes
     self.shapes = sampler.shapes(options, lanes)
-    self.shape = sampler.Shape(0, 0)  # of the cache, see `fit`
+    self.shape = sampler.Shape(0, 0)  # of the cache, see `resize`
     self.slots: list[list[Sampled | None]] = [[] for _ in range(lanes)]  # of the present shape
     self.now = sampler.Rows(*(np.zeros((lanes, 0), np.int32) for _ in sampler.Rows._fields))
     self.length = np.zeros((lanes, self.lane_entries), np.int32)  # columns of each entry

@@ -46,7 +46,7 @@ class Judge:
     self._failure_row = [config.rewards.low, *(math.nan for _ in self._names)]
     self._slots = config.sampler.slots
     self._warned = False  # of a reward outside of low .. high
-    self._in_a_row = 0  # failed verdicts since the last that did not
+    self._in_a_row = 0  # failed verdicts since the last good one
     self._best: float | None = -math.inf  # reward of the first step; None once that is over
     self._begin()
 

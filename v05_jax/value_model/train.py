@@ -74,7 +74,7 @@ def train_value(config, workdir: str) -> v0.ValuePrior:
   """Trains a V0 as `config.value` says, or resumes it in `workdir`, and returns it.
 
   Writes config.json, metrics.jsonl, TensorBoard events, checkpoints, the model as WORKDIR/v0, which
-  `value_model.load` and `config.prior.path` open, and, with `config.value.heldout`,
+  `value_model.load` and `config.priors.v0.path` open, and, with `config.value.heldout`,
   reliability.png. Raises ValueError for bad input before anything expensive, FloatingPointError
   after more than `config.loss.max_skipped` non-finite updates in a row, and `checkpoint.Preempted`
   when a signal asked it to stop.
