@@ -102,7 +102,7 @@ def select(run, state: TrainState, pool: Chosen, count: int) -> Chosen:
   """`count` prompts of a pool, each with its chance; with `config.selection.weighted` their
   importance is 1 / that chance."""
   capacity, size = run.shapes.prompts, len(pool.prompts.rows)
-  chance = selection.chances(score(run, state, pool), count)
+  chance = selection.chances(score(run, state, *pool[:3]), count)
   uniform = jax.random.uniform(rng.at(run.config.seed, int(state.step), rng.SELECT))
   index = selection.systematic(chance, float(uniform))
   importance = np.ones(capacity, np.float32)
@@ -115,11 +115,11 @@ def select(run, state: TrainState, pool: Chosen, count: int) -> Chosen:
   return Chosen(taken, pool.value[padded], asked, importance, metrics)
 
 
-def score(run, state: TrainState, pool: Chosen) -> np.ndarray:
+def score(run, state: TrainState, prompts: Prompts, value, asked) -> np.ndarray:
   """[M] of the real prompts of a pool: what their chances of being taken are in proportion to, as
   `config.selection.score` says."""
-  prompts, size = pool.prompts, len(pool.prompts.rows)
+  size = len(prompts.rows)
   if run.config.selection.score == "second_moment":
-    return selection.root(pool.asked["second_moment"]["expected"][:size])
-  expected = run.estimator.expect(state.estimator, prompts.row, prompts.step, pool.value)
+    return selection.root(asked["second_moment"]["expected"][:size])
+  expected = run.estimator.expect(state.estimator, prompts.row, prompts.step, value)
   return selection.spread(np.asarray(expected)[:size])
