@@ -32,9 +32,9 @@ def summary(result: dict, total: int) -> dict:
   """A run's numbers, the interface of results.json.
 
   "curve": (rollouts, success, pass@64), cut where the run's rollouts should end, `total`; "area"
-  of success; "end" and "pass@k" at its last point; means over the steps of the metrics behind the other names,
-  "..._parts" in MARKS parts of the steps; "k": prompts by their number of rollouts; "seconds": of
-  the steps, on a shared machine.
+  of success; "end" and "pass@k" at its last point; means over the steps of the metrics behind the
+  other names, "..._parts" in MARKS parts of the steps; "k": prompts by their number of rollouts;
+  "seconds": of the steps, on a shared machine.
   """
   curve = cut(result["curve"], total)
   steps = {name: np.array(x, float) for name, x in result["steps"].items()}
