@@ -13,6 +13,7 @@ weights kept (`others`). With `rewards.success = "sum"` all of that looks at R, 
 from collections import Counter
 import difflib
 import math
+from pathlib import Path
 import re
 from typing import NamedTuple
 
@@ -57,7 +58,10 @@ def _meant(reward) -> str:
   if not isinstance(reward, str):
     return ","
   near = difflib.get_close_matches(reward, KNOWN, 1, 0.7)
-  if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", reward):
+  file = re.fullmatch(r"\w{1,99}", reward) and Path(f"{reward}.py").is_file()
+  if file or re.fullmatch(r"[\w/]+\.py", reward):
+    near = [f"{reward.removesuffix('.py').replace('/', '.')}:FUNCTION"]
+  elif re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", reward):
     near = [":".join(reward.rsplit(".", 1))]
   return f", did you mean {near[0]}?" if near else ","
 
@@ -92,8 +96,8 @@ def success(reward, wanted: str) -> int | None:
   index = names.index(wanted) if wanted else 0
   if found[index].weight < 0:
     raise ValueError(
-      f"found {wanted!r}, which is {names[index]} with the weight {found[index].weight:g}, "
-      f"expected a reward whose weight is above 0, or {SUM}"
+      f"found {wanted!r}, expected a reward whose weight is above 0, or {SUM}: {names[index]} has "
+      f"the weight {found[index].weight:g}"
     )
   return index
 
