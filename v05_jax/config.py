@@ -263,7 +263,7 @@ def _no_config(file, path: str) -> str:
   known = shipped()
   if file.name == path and not file.suffix:  # a name, not a file
     here = {x.stem: str(x) for x in sorted(file.parent.glob("*.py")) if x.is_file()}
-    near = nearest(path, known) or nearest(path, here.keys() | here.values())
+    near = nearest(path.lower(), known) or nearest(path, here.keys() | here.values())
     return f"{path}: found no config of that name{near or ','} known: {', '.join(known)}; or a file"
   near = alike(path, "*.py")
   return f"{path}: found no such config file{_by_name(file) or near}"
@@ -328,11 +328,12 @@ ELSEWHERE = {
 
 
 def nearest(name: str, known, prefix: str = "") -> str:
-  """A suggestion to append, or "": by last part, what a key is called elsewhere, or likeness."""
+  """A suggestion to append, or "": by what a key is called elsewhere, last part, or likeness."""
   known = list(known)
   last = lambda key: key.rsplit(".", 1)[-1]
-  match = [key for key in known if last(key) == last(name)][:3] if "/" not in name else []
-  match = match or [key for key in known if last(name) in ELSEWHERE.get(key, "").split()]
+  elsewhere = [key for key in known if last(name) in ELSEWHERE.get(key, "").split()]
+  match = [key for key in known if last(key) == last(name)] if "/" not in name else []
+  match = list(dict.fromkeys([*elsewhere, *match] if "." not in name else match or elsewhere))[:3]
   parts = difflib.get_close_matches(last(name), sorted({last(key) for key in known}), 1, 0.8)
   similar = [key for key in known if last(key) in parts][:3]
   section = name.removesuffix(last(name))

@@ -46,7 +46,7 @@ METRICS = {
   "in advance: V as "
   "recalibrated, without history, in use or not; value units squared",
   "prior/constant_mse": "the same of the context's mean, which takes over where it is less for "
-  "prior.fallback steps",
+  "priors.fallback.patience steps",
   "prior/fallback": "1 where the context's mean stood in for V in this step",
   "prior/smoothed": "1 where the context was none that the head is made for: V was the smoothed "
   "success rate (v0)",
