@@ -167,6 +167,11 @@ def test_a_run_that_begins_anew_is_a_new_one_elsewhere(tmp_path):
   assert base.remembered(goes_on, "mlflow") == {}  # a sink that has come later
 
 
+def test_a_run_is_called_by_its_name_or_its_folder(tmp_path):
+  called = lambda **keys: base.title(plug.Setting(config(**keys), workdir=tmp_path / "s1"))
+  assert (called(), called(name="first")) == ("s1", "first")
+
+
 def test_metrics_are_written_whatever_the_sinks_are(tmp_path, caplog):
   with caplog.at_level(logging.WARNING):
     sinks.check(config())

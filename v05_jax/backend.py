@@ -7,7 +7,9 @@ import functools
 import os
 import pathlib
 import sys
+import tempfile
 
+from absl import logging
 import jax
 
 # Options of XLA's CPU compiler: one LLVM module, the simpler of two emitters, few optimizations.
@@ -23,15 +25,13 @@ def start(config):
   """Applies `config.cpu_devices`, and keeps compiled programs between runs where the user has not
   said where.
 
-  They lie in `$XDG_CACHE_HOME/v05_jax/xla` (~/.cache by default); JAX_COMPILATION_CACHE_DIR names
-  another place and JAX_ENABLE_COMPILATION_CACHE=false keeps nothing. Call it before anything else
-  touches a device.
+  They lie in `cache_folder()`; JAX_COMPILATION_CACHE_DIR names another place and
+  JAX_ENABLE_COMPILATION_CACHE=false keeps nothing. Call it before anything else touches a device.
 
   Raises ValueError where the backend has started already with another number of devices.
   """
   if jax.config.jax_compilation_cache_dir is None:
-    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "v05_jax" / "xla"))
+    jax.config.update("jax_compilation_cache_dir", cache_folder())
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   if config.cpu_devices != 1:
     count = config.cpu_devices or cores()
@@ -39,6 +39,21 @@ def start(config):
       jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError as e:
       raise ValueError(f"config.cpu_devices={config.cpu_devices}: {e}") from e
+
+
+def cache_folder() -> str | None:
+  """`$XDG_CACHE_HOME/v05_jax/xla` (~/.cache by default); None, with a warning, where it cannot be
+  written, as without a home or on a disk that is read-only: JAX would warn of each program."""
+  try:
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    folder = pathlib.Path(home) / "v05_jax" / "xla"
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+      return str(folder)
+  except (OSError, RuntimeError) as error:  # the last: there is no home
+    place = "JAX_COMPILATION_CACHE_DIR may name a place for them"
+    logging.warning("compiled programs are not kept for the next run: %s (%s)", error, place)
+    return None
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from v05_jax.run import files
 
 MOST = 12  # problems listed at most of a file that is not a config of this version
 READING = ("eval", "sample", "noise", "export")  # modes that look at a run
+NAMES = re.compile(r"[\w.:]+(\s*,\s*[\w.:]+)*,?")  # with commas between
 
 
 class _Section(flags.ArgumentParser):
@@ -45,7 +46,7 @@ _EXPECTED = {
   flags.IntegerParser: "a whole number",
   flags.FloatParser: "a finite number",
   flags.BooleanParser: "true or false",
-  tuple_parser.TupleParser: "values with commas between, as \"('a', 'b')\"",
+  tuple_parser.TupleParser: "names with commas between, as a,b",
   _Section: "one of its keys with a value, as --config.budget.k_init=4",
 }
 
@@ -82,6 +83,7 @@ def _parse(argv, flag_values):
   typed = default.get_config()  # a file may hold 1 where a key takes 0.5
   plug.fill(typed, _options(config, argv))
   typed.update_from_flattened_dict(configuration.flatten(config))
+  argv = _with_tuples(argv, typed)
   _check_names(argv, typed, flag_values)
   _check_values(argv, typed, flag_values)
   others = _take_methods(argv, typed)
@@ -95,6 +97,8 @@ def _parse(argv, flag_values):
   if len(rest) > 1:
     named = [f"--config={rest[1]}"] if rest[1] in configuration.shipped() else []
     meant = suggestion(named) or ","
+    if "mode" in flag_values and rest[1] in flag_values["mode"].parser.enum_values:
+      meant = f", did you mean --mode={rest[1]}? the mode as a word stands first;"
     name, given, _ = rest[1].partition("=")
     near = _meant(name.removeprefix("config."), typed, flag_values) if given else ""
     expected = f"expected flags alone: --name=value{near}"
@@ -221,6 +225,21 @@ def _check_values(argv, config, flag_values):
       expected = _EXPECTED.get(type(parser)) or f"one of {', '.join(choices)}"
       found = f"found {show(text)}"
       raise ValueError(f"--{name}={text}: {found}{near or ','} expected {expected}") from None
+
+
+def _with_tuples(argv, config) -> list[str]:
+  """The arguments with the names of `--config.observe=exact,noise` as the tuple that config_flags
+  reads."""
+  several = {k for k, value in configuration.flatten(config).items() if isinstance(value, tuple)}
+  found, name = argv[:1], ""
+  for word in argv[1:]:
+    head, equals, text = word.partition("=") if word.startswith("-") else (name, "", word)
+    key = re.sub(r"--?config\.", "", head)
+    if key != head and key in several - {"reward"} and NAMES.fullmatch(text):
+      word = f"{head}=" * bool(equals) + str(tuple(re.findall(r"[\w.:]+", text)))
+    found.append(word)
+    name = word
+  return found
 
 
 def _take_methods(argv, config) -> list[str]:

@@ -262,7 +262,7 @@ def _no_config(file, path: str) -> str:
   known = shipped()
   if file.name == path and not file.suffix:  # a name, not a file
     here = {x.stem: str(x) for x in sorted(file.parent.glob("*.py")) if x.is_file()}
-    near = meant(path, known) or meant(path, here.keys() | here.values())
+    near = meant(path.lower(), known) or meant(path, here.keys() | here.values())
     return f"{path}: found no config of that name{near or ','} known: {', '.join(known)}; or a file"
   near = alike(path, "*.py")
   return f"{path}: found no such config file{_by_name(file) or near}"
@@ -327,12 +327,13 @@ ELSEWHERE = {
 
 
 def meant(name: str, known, prefix: str = "") -> str:
-  """`names.suggestion` for a key that is none, each name after `prefix`: by its last part, by what
-  it is called elsewhere, or by likeness."""
+  """`names.suggestion` for a key that is none, each name after `prefix`: by what it is called
+  elsewhere, by its last part, or by likeness."""
   known = list(known)
   last = lambda key: key.rsplit(".", 1)[-1]
-  match = [key for key in known if last(key) == last(name)][:3] if "/" not in name else []
-  match = match or [key for key in known if last(name) in ELSEWHERE.get(key, "").split()]
+  elsewhere = [key for key in known if last(name) in ELSEWHERE.get(key, "").split()]
+  match = [key for key in known if last(key) == last(name)] if "/" not in name else []
+  match = list(dict.fromkeys([*elsewhere, *match] if "." not in name else match or elsewhere))[:3]
   parts = nearest(last(name), {last(key) for key in known}, 0.8)
   similar = [key for key in known if last(key) in parts][:3]
   section = name.removesuffix(last(name))

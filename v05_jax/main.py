@@ -99,8 +99,15 @@ def console():
   traceback, or be swallowed. A training run does so at the second Ctrl-C (`checkpoint.Preemption`);
   its files are then as after a kill, from which every run continues.
   """
+  logs.open_streams()
   signal.signal(signal.SIGINT, lambda *_: leave("stopped before anything was done"))
-  app.run(main, flags_parser=parse)
+  try:
+    app.run(main, flags_parser=parse)
+  except BrokenPipeError:  # of what is printed before `main`
+    if not logs.unread():
+      raise
+  finally:
+    logs.close_streams()
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -109,7 +116,7 @@ def parse(argv: list[str]) -> list[str]:
   if len(argv) == 1 or argv[1] == "help" or words & {"--help", "-h", "-help"}:
     print(manual())
     sys.exit(0)
-  if words & {"--version", "-version"}:
+  if argv[1] == "version" or words & {"--version", "-version"}:
     print(f"v05_jax {__version__}")
     sys.exit(0)
   from v05_jax import command_line  # seconds: what it imports knows every key
@@ -159,7 +166,8 @@ def main(_):
   except (ValueError, OSError, FloatingPointError) as e:
     # The message is for the user: it names the key, file or line, what was found and what was
     # expected.
-    sys.exit(f"error: {e}")
+    if not (isinstance(e, BrokenPipeError) and logs.unread()):
+      sys.exit(f"error: {e}")
 
 
 def run(command: Command, place: Any = None):

@@ -78,6 +78,8 @@ def resolve(target: str):
     function = importlib.import_module(module)
   except ModuleNotFoundError as error:
     near = alike(f"{module}.py", "*.py") if error.name == module else ""
+    if module.endswith(".py"):  # a file's name
+      near = f", did you mean {module.removesuffix('.py').replace('/', '.')}:{name}?"
     raise ModuleNotFoundError(f"{error}{near}", name=error.name) from error
   for part in name.split("."):
     if not hasattr(function, part):

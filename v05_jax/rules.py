@@ -41,11 +41,11 @@ def _or_open(rule: Rule) -> Rule:
 
 _NAMES = Rule(
   lambda x: len(set(x)) == len(x) > 0 and all(re.fullmatch(r"\w+", str(name)) for name in x),
-  "at least one name, each once; on the command line \"('add', 'sub')\"",
+  "at least one name, each once; on the command line add,sub",
 )
 _MATRICES = Rule(
   lambda x: len(set(x)) == len(x) > 0 and set(x) <= set(lora.TARGETS),
-  f"at least one of {', '.join(lora.TARGETS)}, each once; on the command line \"('q', 'v')\"",
+  f"at least one of {', '.join(lora.TARGETS)}, each once; on the command line q,v",
 )
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:function
 

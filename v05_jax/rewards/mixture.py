@@ -12,6 +12,7 @@ penalty is (`estimators.base`), in the mapped reward's units and in the ratio of
 
 from collections import Counter
 import math
+from pathlib import Path
 import re
 from typing import NamedTuple
 
@@ -58,7 +59,10 @@ def _meant(reward) -> str:
   if not isinstance(reward, str):
     return ","
   near = nearest(reward, KNOWN, 0.7)
-  if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", reward):
+  file = re.fullmatch(r"\w{1,99}", reward) and Path(f"{reward}.py").is_file()
+  if file or re.fullmatch(r"[\w/]+\.py", reward):
+    near = [f"{reward.removesuffix('.py').replace('/', '.')}:FUNCTION"]
+  elif re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", reward):
     near = [":".join(reward.rsplit(".", 1))]
   return suggestion(near) or ","
 
@@ -93,8 +97,8 @@ def success(reward, wanted: str) -> int | None:
   index = names.index(wanted) if wanted else 0
   if found[index].weight < 0:
     raise ValueError(
-      f"found {wanted!r}, which is {names[index]} with the weight {found[index].weight:g}, "
-      f"expected a reward whose weight is above 0, or {SUM}"
+      f"found {wanted!r}, expected a reward whose weight is above 0, or {SUM}: {names[index]} has "
+      f"the weight {found[index].weight:g}"
     )
   return index
 

@@ -70,7 +70,7 @@ class Pool:
   """
 
   def __init__(self, target: str, workers: int, timeout: float, memory: int = 0):
-    self._function = target, memory
+    self._function = target, memory, timeout
     self.dropped = 0  # replies that belonged to no present verdict
     self._timeout = timeout
     self.batched = False  # until a worker has loaded the function

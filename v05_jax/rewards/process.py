@@ -62,13 +62,13 @@ class Worker:
   reply to another job than the present one. Raises OSError as `start` does.
   """
 
-  def __init__(self, target: str, memory: int, dropped: Callable[[], None]):
+  def __init__(self, target: str, memory: int, timeout: float, dropped: Callable[[], None]):
     self._dropped, self._unread = dropped, b""
     self.judged = False  # whether it has given a verdict
     self.process, self._socket = start(
       "v05_jax.rewards.worker",
       "main",
-      [target, memory],
+      [target, memory, timeout],
       {"JAX_PLATFORMS": "cpu"},  # the accelerator is the trainer's
     )
 

@@ -8,6 +8,7 @@ import time
 
 import jax
 
+from v05_jax import logs
 from v05_jax.scale import distributed
 
 # What a run's line shows.
@@ -60,7 +61,7 @@ class CompilationCounter:
 
 class Progress:
   """Steps, time left, rates and a few values: one line on a terminal that is written again and
-  again; anywhere else, as in a file or a pod's log, a line now and then.
+  again; anywhere else, as in a file, a notebook or a pod's log, a line now and then.
 
   Rates are those of the last steps of this process without its first one, so compilation and
   resumed steps do not distort them; before there are a few of these there is no estimate. `done`:
@@ -69,7 +70,7 @@ class Progress:
 
   def __init__(self, total: int, done: int = 0, stream=None, clock=time.monotonic):
     self._total, self._stream, self._clock = total, stream or sys.stderr, clock
-    self._shown, self._terminal = distributed.first(), self._stream.isatty()
+    self._shown, self._terminal = distributed.first(), logs.is_terminal(self._stream)
     self._began, self._resumed = clock(), done
     # (time, step, tokens sampled so far) after each of the last steps
     self._recent = collections.deque(maxlen=20)

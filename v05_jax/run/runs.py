@@ -89,7 +89,8 @@ def load(workdir: str) -> Run:
   lines = metrics.read(path)
   if not lines:
     begun = (path / metrics.FILE).exists() or (path / "config.json").exists()
-    found = "a run without a first line yet" if begun else "no metrics.jsonl"
+    gone = "" if path.exists() else ", as there is no such folder"
+    found = "a run without a first line yet" if begun else f"no metrics.jsonl{gone}"
     near = ("" if begun else alike(workdir)) or ","
     raise ValueError(f"workdir {workdir}: found {found}{near} expected the metrics of a run")
   if bare := next((line for line in lines if "rollouts" not in line), None):

@@ -133,7 +133,7 @@ def make(config) -> Trainer:
   if not options.data:
     raise ValueError(
       "config.value.data: found '', expected folders of pairs, which runs with "
-      f"--config.observe=\"('pairs',)\" write, or {SYNTHETIC}"
+      f"--config.observe=pairs write, or {SYNTHETIC}"
     )
   mesh = sharding.make_mesh(config.mesh)
   shards = sharding.lanes(mesh)
