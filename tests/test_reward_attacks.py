@@ -5,7 +5,9 @@ stands a good verdict of a value of its own, so that a reply which reaches anoth
 `make test` tries those that are quick, `make test-long` all, on one worker and on several.
 """
 
+import fcntl
 import math
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -282,6 +284,31 @@ def score(prompt, response, row):
   with rewards.load(SimpleNamespace(reward=f"left_{name}:score", rewards=options)) as verifier:
     handles = verifier.submit([""] * 3, ["good", "bad", "good"], [{"value": x} for x in (1, 2, 3)])
     assert [handle.result(120).reward for handle in handles] == [1, 0.5, 3]
+
+
+def test_a_worker_that_ends_leaves_no_process_behind(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  score = """
+import fcntl, os, time
+
+def score(prompt, response, row):
+  file = open("held", "w")
+  fcntl.flock(file, fcntl.LOCK_EX)  # which a fork holds as well
+  if os.fork() == 0: time.sleep(1000)
+  os._exit(3)
+"""
+  (tmp_path / "leaves.py").write_text(score)
+  options = SimpleNamespace(workers=1, timeout=60.0)
+  with rewards.load(SimpleNamespace(reward="leaves:score", rewards=options)) as verifier:
+    assert verifier.submit([""], [""], [{}])[0].result(120).failure == CRASH
+    end = time.monotonic() + 60
+    with open("held", "w") as file:
+      while time.monotonic() < end:
+        try:
+          return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+          time.sleep(0.05)
+  pytest.fail("what the reward has forked is there still")
 
 
 @pytest.mark.long

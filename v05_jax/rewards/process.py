@@ -125,9 +125,9 @@ class Worker:
     try:
       status = self.process.wait(ENDING)
     except subprocess.TimeoutExpired:
-      return "the worker closed its connection"
-    finally:
       self.kill()
+      return "the worker closed its connection"
+    self._kill_group()  # what it has started may be there still
     if status >= 0:
       return f"the worker ended with status {status}"
     return f"the worker was killed by signal {-status} ({signal.strsignal(-status)})"
@@ -135,14 +135,19 @@ class Worker:
   def kill(self):
     """Ends the process and those that it has started; any thread may call it."""
     if self.process.returncode is None:  # else the number may name another process by now
-      try:
-        os.killpg(self.process.pid, signal.SIGKILL)
-      except (ProcessLookupError, PermissionError):  # it is gone already
-        pass
+      self._kill_group()
       try:
         self.process.wait(ENDING)
       except subprocess.TimeoutExpired:
         log.warning("the verifier's process %d does not end when killed", self.process.pid)
+
+  def _kill_group(self):
+    """Kills the process and those that it has started; not long after it has ended, since its
+    number may then be another's."""
+    try:
+      os.killpg(self.process.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):  # all of it is gone already
+      pass
 
   def close(self):
     """Closes the sockets and pipes of a killed worker; only its own thread may call it."""
