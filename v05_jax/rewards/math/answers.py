@@ -62,7 +62,7 @@ def boxed(text: str) -> str | None:
   r"""What the last complete \boxed{...}, \fbox{...} or \framebox{...} holds, without the boxes
   inside; \{ and \} are no braces."""
   found = _boxes(text)
-  return _contents(text, found[-1]) if found else None
+  return _contents(text, found[-1]).strip() if found else None
 
 
 _BOX = r"\\(?:boxed|fbox|framebox)"
@@ -170,7 +170,7 @@ _BOUND = re.compile(
 )
 _REASONS = re.compile(
   r",?\s+(?:since|because|which|where|when|so that|as|with|given|therefore|thus|hence|after)\b"
-  r"|\s+[—–(](?=\s*[a-zA-Z]{2})|\s[—–-]\s",
+  r"|\s+[—–(](?=\s*(?!or\b)[a-zA-Z]{2})|\s[—–-]\s",
   re.IGNORECASE,
 )
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\$([^$]+?)\$|\\\((.+?)\\\)", re.DOTALL)

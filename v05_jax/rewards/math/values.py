@@ -125,6 +125,8 @@ def times(x: sympy.Basic, factor: Fraction) -> sympy.Basic:
 
 def number(x: sympy.Basic) -> mpmath.mpf | None:
   """The real value of an expression without variables, else None."""
+  if _functions(x):  # f(2) is no number, though it has a value where two of it are compared
+    return None
   if x in (sympy.oo, -sympy.oo):
     return mpmath.inf if x == sympy.oo else -mpmath.inf
   try:
