@@ -3,12 +3,14 @@
     make newcomer          or  python3 -m tests.newcomer [--folder=DIR] [--dry]
 
 Types what a newcomer types and keeps what was on the screen as docs/first_hour.md. Stops at the
-first command that does not do what it should, and then leaves the page as it is. Needs git, pip
-with a registry, and nothing but Python's standard library.
+first command that does not do what it should, and then leaves the page as it is; with the same
+--folder it goes on from there. Needs git, pip with a registry, and nothing but Python's standard
+library.
 """
 
 import argparse
 from collections.abc import Callable
+import json
 import os
 from pathlib import Path
 import platform
@@ -25,6 +27,8 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "first_hour.md"
 LIMIT = 600  # seconds that one command may take
 HEAD, TAIL = 14, 12  # lines of a long output that the page keeps
+DONE = ".done.jsonl"  # in the folder: [exit status, screen, seconds] of each step that went well
+MARK = "\x1e"  # before the output of each command
 # What of the caller's environment a newcomer has too: where pip finds packages, and how.
 KEPT = re.compile(r"PATH|LANG|LC_\w+|TERM|TZ|PIP_\w+|SSL_\w+|\w+_proxy|\w+_PROXY|REQUESTS_\w+")
 
@@ -47,6 +51,7 @@ def brief(prompt: str, response: str, row: dict) -> float:
 '''
 OPENS = """\
 from transformers import AutoConfig, AutoTokenizer
+
 print(AutoConfig.from_pretrained("mine-hf").architectures)
 print(AutoTokenizer.from_pretrained("mine-hf")("C7+5=").input_ids)
 """
@@ -55,7 +60,7 @@ OWN = (
   "    --config.sampler.max_prompt=16 --config.sampler.max_response=16 \\\n"
   "    --config.optimizer.learning_rate=1e-3 --config.num_steps=30"
 )
-HELD_OUT = "--config.eval.path=heldout.jsonl --config.eval.period=10"
+HELD_OUT = "\\\n    --config.eval.path=heldout.jsonl --config.eval.period=10"
 
 
 class Step(NamedTuple):
@@ -152,9 +157,10 @@ tail -n 1 brief/metrics.jsonl | tr ',' '\\n' | grep reward""",
   Step(
     "Take it away",
     "",
-    f"v05 export --workdir=mine --out=mine-hf && ls mine-hf\npython -c '{OPENS}'",
+    "v05 export --workdir=mine --out=mine-hf && ls mine-hf\npython opens.py",
     wanted="Qwen3ForCausalLM",
     files=("mine-hf/model.safetensors",),
+    write=("opens.py", OPENS),
   ),
   Step(
     "Mistakes",
@@ -162,6 +168,16 @@ tail -n 1 brief/metrics.jsonl | tr ',' '\\n' | grep reward""",
     "v05 train --config=onw",
     fails=True,
     wanted="did you mean own",
+  ),
+  Step(
+    "", "", "v05 train --config=v05 --config.num_step=8 --workdir=x", fails=True, wanted="num_steps"
+  ),
+  Step(
+    "",
+    "",
+    "v05 train --config=own --config.data.path=problem.jsonl --workdir=x",
+    fails=True,
+    wanted="problem.jsonl",
   ),
 )
 
@@ -172,13 +188,19 @@ def environment(folder: Path) -> dict[str, str]:
   return found | {"HOME": str(folder), "COLUMNS": "120"}
 
 
+def commands(step: Step) -> list[str]:
+  """What is typed, one after another; some go over several lines."""
+  return re.split(r"(?<!\\)\n", step.command)
+
+
 def run(step: Step, folder: Path) -> tuple[int, str]:
-  """(exit status, what was on the screen) of a step's command in `folder`."""
+  """(exit status, what was on the screen) of a step's commands in `folder`, `MARK` before each."""
   activate = ". env/bin/activate; " if (folder / "env").exists() else ""
-  command = activate + step.command.format(address=ROOT)
+  marked = "\n".join(f"printf '{MARK}'\n{command}" for command in commands(step))
+  script = activate + (f"exec {step.command}" if step.stop_at else marked)
   with tempfile.TemporaryFile() as screen:
     process = subprocess.Popen(
-      ["bash", "-ec", command if not step.stop_at else f"{activate}exec {step.command}"],
+      ["bash", "-ec", script.format(address=ROOT)],
       cwd=folder,
       env=environment(folder),
       stdin=subprocess.DEVNULL,
@@ -220,7 +242,9 @@ def wrong(step: Step, code: int, screen: str, folder: Path) -> str:
 
 def cleaned(screen: str, folder: Path) -> str:
   """What the page keeps of a screen: no codes of terminals, no paths of this machine, the first and
-  last lines of a long one."""
+  last lines of a long one; of several commands' each alone."""
+  if MARK in screen:
+    return MARK.join(cleaned(part, folder) for part in screen.split(MARK))
   text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", screen.replace("\r\n", "\n")).rstrip("\n")
   lines = [line.rpartition("\r")[2].rstrip() for line in text.split("\n")]
   lines = [line.replace(str(folder), "~").replace(str(ROOT), "v05_jax") for line in lines]
@@ -235,15 +259,12 @@ def section(step: Step, code: int, screen: str, seconds: float) -> str:
   parts = [f"## {step.title}", step.text] if step.title else []
   if step.write[0]:
     parts.append(f"```python\n# {step.write[0]}\n{step.write[1].rstrip()}\n```")
-  typed = step.command.format(address="ADDRESS")
-  shown = "\n".join(
-    line if line.startswith("    ") or not line else f"$ {line}" for line in typed.splitlines()
-  )
-  if "python -c '" in typed:  # a program over several lines
-    first, _, rest = typed.partition("python -c '")
-    shown = "\n".join(f"$ {line}" for line in first.splitlines()) + f"\n$ python -c '{rest}"
-  stop = "^C\n" if step.stop_at else ""
-  parts.append(f"```console\n{shown}\n{stop}{screen}\n```")
+  shown, outputs = [], screen.removeprefix(MARK).split(MARK)
+  for command, output in zip(commands(step), outputs, strict=True):
+    shown.append(f"$ {command.format(address='ADDRESS')}")
+    output = output.replace("\n\nSIGINT", "\n^C\nSIGINT")  # as a terminal shows the key
+    shown += [output] if output else []
+  parts.append("```console\n" + "\n".join(shown) + "\n```")
   parts.append(f"{seconds:.0f} s" + (f", exit status {code}" if code else ""))
   return "\n\n".join(part for part in parts if part)
 
@@ -261,21 +282,28 @@ def page(sections: list[str], seconds: float) -> str:
 
 
 def go(folder: Path, say: Callable[[str], None] = print) -> str:
-  """Goes through `STEPS` in `folder`, which is empty -> the page. Raises RuntimeError with the
-  screen of the first step that went wrong."""
-  sections, began = [], time.monotonic()
-  for step in STEPS:
+  """Goes through `STEPS` in `folder`, which is empty, or on from those that went well there -> the
+  page. Raises RuntimeError with the screen of the first step that went wrong."""
+  path = folder / DONE
+  done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+  for step in STEPS[len(done) :]:
     say(f"$ {step.command.format(address=ROOT)}")
     if step.write[0]:
       (folder / step.write[0]).write_text(step.write[1])
     start = time.monotonic()
     code, screen = run(step, folder)
     took = time.monotonic() - start
-    say(f"{screen}({took:.0f} s)\n")
+    say(f"{screen.replace(MARK, '')}({took:.0f} s)\n")
     if problem := wrong(step, code, screen, folder):
       raise RuntimeError(f"{step.command}\n{problem}")
-    sections.append(section(step, code, cleaned(screen, folder), took))
-  return page(sections, time.monotonic() - began)
+    done.append((code, screen, took))
+    with path.open("a") as file:
+      print(json.dumps(done[-1]), file=file)
+  sections = [
+    section(step, code, cleaned(screen, folder), took)
+    for step, (code, screen, took) in zip(STEPS, done, strict=True)
+  ]
+  return page(sections, sum(took for _, _, took in done))
 
 
 def main():

@@ -127,6 +127,26 @@ def test_a_screen_is_kept_without_codes_paths_and_most_of_a_long_one(tmp_path):
   assert len(rest) == newcomer.HEAD + newcomer.TAIL - 1 and "... 76 lines ..." in rest
 
 
+def test_a_screen_stands_behind_each_command(tmp_path):
+  step = newcomer.Step("", "", "echo one \\\n    two\ntrue\necho three")
+  code, screen = newcomer.run(step, tmp_path)
+  text = newcomer.section(step, code, newcomer.cleaned(screen, tmp_path), 1.0)
+  typed = "$ echo one \\\n    two\none two\n$ true\n$ echo three\nthree"
+  assert code == 0 and f"```console\n{typed}\n```" in text
+
+
+def test_the_newcomer_goes_on_from_the_step_that_went_wrong(tmp_path, monkeypatch):
+  first = newcomer.Step("First", "", "echo once >> count; wc -l < count")
+  steps = lambda wanted: (first, newcomer.Step("Second", "", "echo two", wanted=wanted))
+  monkeypatch.setattr(newcomer, "STEPS", steps("three"))
+  with pytest.raises(RuntimeError, match="the screen has no 'three'"):
+    newcomer.go(tmp_path, say=lambda text: None)
+  monkeypatch.setattr(newcomer, "STEPS", steps("two"))
+  text = newcomer.go(tmp_path, say=lambda text: None)
+  assert "## First" in text and "$ echo two\ntwo\n" in text
+  assert (tmp_path / "count").read_text() == "once\n"
+
+
 def test_a_step_that_went_wrong_is_named(tmp_path):
   step = newcomer.Step("", "", "v05", wanted="yes", files=("a", "b"))
   (tmp_path / "a").touch()

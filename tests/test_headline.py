@@ -223,6 +223,13 @@ def test_area_crossing_and_interval_against_a_hand_computation():
   )
 
 
+def test_pass_at_64_is_compared_where_the_reference_ends():
+  run = {"curve": [[0, 0.2, 0.9], [100, 0.4, 0.8], [200, 0.8, 0.6]]}
+  reached, over = report.at_success(run, {"end": 0.6, "pass@64": 0.75})
+  assert reached == pytest.approx(150) and over == pytest.approx(0.7 - 0.75)
+  assert report.at_success(run, {"end": 0.9, "pass@64": 0.75}) is None
+
+
 def made_up(regime: str, method: str, seed: int) -> dict:
   """A line of results.json."""
   draw = np.random.default_rng([seed, list(methods.METHODS).index(method)])

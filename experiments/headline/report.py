@@ -37,6 +37,7 @@ def report(folder: Path):
   for regime, runs in by_regime.items():
     title = REGIMES[regime].title
     parts += [f"### {title}", main_table(runs), diagnostics_table(runs), k_table(runs)]
+    parts += [f"### The same success, {title}", same_success_table(runs)]
     draw(runs, title, recipe, folder / f"{regime}.png")
   parts += ["### Where the two toys disagree", turned_over(by_regime, recipe)]
   if (folder / "times.json").exists():
@@ -131,6 +132,34 @@ def main_table(runs) -> str:
       ]
     )
   return table(head, rows)
+
+
+def same_success_table(runs) -> str:
+  """pass@64 of runs when they reach the success that the reference has at its end, seed by seed:
+  what a method costs in pass@64 beside what success costs."""
+  reference, rows = {run["seed"]: run for run in runs[REFERENCE]}, []
+  for name, own in runs.items():
+    if name == REFERENCE:
+      continue
+    found = [at_success(run, reference[run["seed"]]) for run in own if run["seed"] in reference]
+    reached = [x for x in found if x is not None]
+    if len(reached) > 1:
+      mean, half, _ = interval([x[1] for x in reached])
+      rollouts = np.median([x[0] for x in reached])
+      cells = [f"{len(reached)} of {len(found)}", f"{rollouts:,.0f}", f"{mean:+.4f} ± {half:.4f}"]
+      rows.append([METHODS[name].title, *cells])
+  head = ["method", "seeds that reach it", "rollouts, median", "pass@64 over GRPO, 16 ± 95 %"]
+  return table(head, rows)
+
+
+def at_success(run, other) -> tuple[float, float] | None:
+  """(rollouts, pass@64 minus that of `other` at its end) at which a run first reaches the success
+  of `other` at its end, on lines between the curve's points; None = never."""
+  reached = rollouts_to([run], other["end"])
+  if reached is None:
+    return None
+  x, _, passes = np.array(run["curve"]).T
+  return reached, float(np.interp(reached, x, passes)) - other["pass@64"]
 
 
 def diagnostics_table(runs) -> str:

@@ -31,17 +31,17 @@ def end(curve) -> dict[str, float]:
 def summary(result: dict, total: int) -> dict:
   """A run's numbers, the interface of results.json.
 
-  "curve": (rollouts, success), cut where the run's rollouts should end, `total`; "area" of it;
-  "end" and "pass@k" at its last point; means over the steps of the metrics behind the other names,
-  "..._parts" in MARKS parts of the steps; "k": prompts by their number of rollouts; "seconds": of
-  the steps, on a shared machine.
+  "curve": (rollouts, success, pass@64), cut where the run's rollouts should end, `total`; "area"
+  of success; "end" and "pass@k" at its last point; means over the steps of the metrics behind the
+  other names, "..._parts" in MARKS parts of the steps; "k": prompts by their number of rollouts;
+  "seconds": of the steps, on a shared machine.
   """
   curve = cut(result["curve"], total)
   steps = {name: np.array(x, float) for name, x in result["steps"].items()}
   mean = lambda name: _number(_mean(steps[name]))
   parts = lambda name: [_number(_mean(x)) for x in np.array_split(steps[name], MARKS)]
   return {
-    "curve": [[x, round(y, 5)] for x, y, *_ in curve],
+    "curve": [[x, round(y, 5), round(passes[-1], 5)] for x, y, *passes in curve],
     "area": _number(area(curve)),
     **{name: _number(x) for name, x in end(curve).items()},
     "grad_norm": mean("grad/norm"),
