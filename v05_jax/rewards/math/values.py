@@ -66,6 +66,7 @@ def parse(text: str) -> sympy.Basic | None:
     text = re.sub(r"\^\s*(?:T|\{\s*T\s*\}|\\top|\{\s*\\top\s*\})", r"^{\\mathcal{T}}", text)
   # 3(\frac12) is a product and no mixed number; degrees are angles.
   text = re.sub(r"(?<![_\d])(\d+)\s*(?=\()", r"\1\\cdot ", text)
+  text = re.sub(r"(\(\d+\))\s*(?=\(\d)", r"\1\\cdot ", text)
   text = re.sub(r"(\d+(?:\.\d+)?)\s*\^\\circ", r"(\\frac{\1\\pi}{180})", text)
   try:
     found = latex2sympy(
