@@ -111,14 +111,14 @@ def get_config() -> ConfigDict:
   # rollouts decoded at once, over all devices; as of open_prompts, prefill and loss.micro_rows, 0 =
   # what fits the memory (scale/fit.py)
   sampler.slots = 256
-  sampler.chunk = 8  # decode steps between two looks of the host
+  sampler.chunk = 8  # decode steps of one call, after which the host replaces ended rollouts
   sampler.open_prompts = 128  # prompts whose prefix is kept on the device at once, over all devices
   sampler.prefill = 64  # prompts prefilled by one call, over all devices
   # rollouts of a prompt decoded at once, which read its keys and values once for all
   sampler.share = 4
-  # sizes of the cache: all, a half, a quarter ... of the slots, for when few rollouts are left
+  # sizes of the cache: all, a half, a quarter ... of the slots, used while few rollouts are left
   sampler.slot_sizes = 1
-  # and equal parts of the columns, for while no response is long (a program each)
+  # the same in equal parts of the columns, used while no response is long; each is a program more
   sampler.column_sizes = 1
   sampler.max_prompt = 16  # tokens
   sampler.max_response = 8  # tokens, EOS included
@@ -141,14 +141,14 @@ def get_config() -> ConfigDict:
   # v05_score | precision | opo | dbb | kae | ebpo | basis | poise | module:function
   c.baseline = "v05"
 
-  # What looks on at every step: names of v05_jax/observers, diagnostics | exact | scoreboard |
+  # Observers, called at every step: names of v05_jax/observers, diagnostics | exact | scoreboard |
   # noise | pairs, or module:function.
   c.observe = ("diagnostics", "exact")
 
   c.loss = loss = ConfigDict()
   # How the ratio to the policy that sampled enters: clip: PPO's; reinforce: -A log p, without it;
-  # gspo: the ratio of a whole response, clipped; cispo: the clipped ratio weighs -A log p; dis: so
-  # does the ratio within the bounds, and outside of them there is no gradient (docs/rivals.md).
+  # gspo: the ratio of a whole response, clipped; cispo: the clipped ratio weighs -A log p; dis: the
+  # ratio weighs it within the bounds, without gradient outside of them (docs/rivals.md).
   loss.surrogate = "clip"
   loss.clip_low = 0.2  # the ratio's lower bound is 1 - clip_low
   loss.clip_high = 0.2  # the ratio's upper bound is 1 + clip_high
@@ -159,7 +159,7 @@ def get_config() -> ConfigDict:
   # Share of a response's tokens, the least likely ones, that a negative advantage reaches (arXiv
   # 2606.17250); 1 = all.
   loss.negative_tokens = 1.0
-  # token | rollout | prompt | constant: what every member of it weighs equally
+  # token | rollout | prompt | constant: what weighs the same; constant: tokens, over a fixed length
   loss.aggregate = "prompt"
   loss.minibatches = 2  # updates an epoch: the prompts are split among them
   loss.epochs = 1  # passes over a step's rollouts
@@ -167,9 +167,9 @@ def get_config() -> ConfigDict:
   # (arXiv 2606.04560); 0 = off
   loss.replay = 0
   loss.replay_age = 4  # steps that a rollout may wait
-  # Whose log-probs of the parameters that sampled the ratio is taken to: those of the sampler, or
-  # of one more forward pass before the step's first update, for a sampler whose numerics differ
-  # (see loss/logprob_gap).
+  # The log-probs in the ratio's denominator: the sampler's own, or those of one more forward pass
+  # with the same parameters before the step's first update, for a sampler whose numerics differ
+  # from the trainer's (see loss/logprob_gap).
   loss.old_logprob = "sampler"  # sampler | recompute
   # Weight of a token's loss by the ratio of the recomputed probability to the sampler's: tis: the
   # ratio, at most correction_high; icepop: the ratio between both bounds, 0 outside of them.
@@ -193,7 +193,7 @@ def get_config() -> ConfigDict:
   optimizer.warmup_steps = 0  # updates
   optimizer.b1 = 0.9  # AdamW's decay of the mean gradient
   optimizer.b2 = 0.95  # AdamW's decay of the mean squared gradient
-  optimizer.eps = 1e-8  # AdamW's, added to the root of that
+  optimizer.eps = 1e-8  # AdamW's, added to the root of the mean squared gradient
   optimizer.weight_decay = 0.0  # share of a weight that an update takes away, times the rate
   optimizer.clip_norm = 1.0  # of the global gradient norm; 0 = off
 
@@ -215,7 +215,7 @@ def get_config() -> ConfigDict:
   value.steps = 1000  # updates
   value.tasks = 8  # contexts a step
   value.support = 256  # pairs in a context
-  value.pairs = 32  # a success and a failure each to judge in a context
+  value.pairs = 32  # a success and a failure each to rank in a context
   value.window = 1  # training steps of the policy that share a context
   value.pair_weight = 0.25  # of the ranking loss; the rest is soft cross-entropy
   # weigh the queries of a task so that successes have their context's own share
@@ -229,7 +229,7 @@ def get_config() -> ConfigDict:
   value.width = 4  # of a new adapter: width of a query
   value.heads = 2  # of a new adapter: attention heads
   value.bottleneck = 32  # of a new adapter: width of its generator's bottleneck
-  value.estimators = 1  # of a new model, which the head's logits are averaged over
+  value.estimators = 1  # of a new model: permuted copies of the table that logits are averaged over
   value.layers = 3  # of a new head: layers
   value.embed = 64  # of a new head: width
   value.attention_heads = 4  # of a new head: attention heads
@@ -253,7 +253,7 @@ def get_config() -> ConfigDict:
   # Where they are shown: names of v05_jax/sinks, jsonl | tensorboard | wandb | trackio | mlflow, or
   # module:function. metrics.jsonl is always written.
   shown.sinks = ("jsonl", "tensorboard")
-  shown.project = "v05_jax"  # what wandb, trackio and mlflow put runs together by
+  shown.project = "v05_jax"  # project of the run in wandb, trackio and mlflow
   shown.name = ""  # of the run there; "" = that of its folder
 
   # Devices that a CPU is split into, where it is the backend; 0 = one a core, which is faster from

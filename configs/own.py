@@ -1,6 +1,6 @@
 """Your own problems and your own model, on whatever machine is there.
 
-    v05 train --config=own --config.data.path=problems.jsonl --config.policy.path=Qwen3-0.6B
+    v05 train --config=own --config.data.path=problems.jsonl --config.policy.path=Qwen/Qwen3-0.6B
 
 problems.jsonl has lines of {"prompt": ..., "answer": ...}; the model is a Hugging Face directory or
 a name on the hub. What depends on memory is chosen when the run starts, and said: slots, open

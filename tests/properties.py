@@ -216,7 +216,7 @@ def check_the_variance_is_unbiased(on):
     )
 
 
-def check_experts_are_judged_by_the_scoreboard(on):
+def check_experts_are_assessed_as_by_the_scoreboard(on):
   """The mean loss of an expert for one prompt is k (1 - mu^2 + its squared error after k - 1
   rollouts)."""
   mu, k, value = 0.3, 3, 0.6

@@ -367,12 +367,29 @@ def test_overrides_of_every_type():
   assert isinstance(c.budgets.sequential.cost, float)
 
 
+@pytest.mark.parametrize(
+  "text", ["exact,noise", "exact, noise", "exact,noise,", "('exact','noise')"]
+)
+def test_names_may_have_nothing_but_commas_between(text, capsys):
+  for words in (
+    [f"--config.observe={text}"],
+    [f"-config.observe={text}"],
+    ["--config.observe", text, "--mode=train"],
+  ):
+    assert parse(*words).config.observe == ("exact", "noise")
+  assert parse("--config.metrics.sinks=jsonl").config.metrics.sinks == ("jsonl",)
+  assert parse("--config.data.folder=a,b").config.data.folder == "a,b"  # which takes a text
+  text = error(capsys, "--config.metrics.sinks=jsonl,wnadb")
+  assert "metrics.sinks: found 'wnadb' (did you mean wandb?), expected one of jsonl, " in text
+
+
 def test_the_config_is_the_file_then_the_workdir_then_the_default(tmp_path):
   assert config.flatten(parse().config) == config.flatten(default.get_config())
   (tmp_path / "config.json").write_text(config.to_json(changed(seed=5, loss__kl_coef=0)))
   c = parse("--workdir", tmp_path, "--config.loss.kl_coef=0.5").config
   assert (c.seed, c.loss.kl_coef) == (5, 0.5)  # a float's key, though the file holds a whole number
   assert parse("--workdir", tmp_path / "none").config.seed == 0
+  assert parse("--workdir", tmp_path / "none", "--workdir", tmp_path).config.seed == 5  # the last
   write(tmp_path / "c.py", "c.seed = 7")
   c = parse("--config.num_steps=2", f"--config={tmp_path / 'c.py'}", "--workdir", tmp_path).config
   assert (c.seed, c.num_steps) == (7, 2)
@@ -460,7 +477,7 @@ SEVERAL = ("prior.wrappers", "observe", "metrics.sinks")  # keys that take a tup
 def test_an_unknown_plug_gives_the_known_ones_and_how_to_name_a_function(key, kind, typo, meant):
   value = (typo,) if key in SEVERAL else typo
   text = problems(**{key.replace(".", "__"): value})
-  assert f"{key}: found {typo!r} (did you mean {meant}?), expected one of " in text
+  assert f"{key}: found {typo!r}, did you mean {meant}? expected one of " in text
   assert f"{', '.join(plug.known(kind))}, or module:function" in text and "1 problem" in text
 
 
@@ -606,7 +623,17 @@ def test_the_config_of_a_workdir_in_the_users_folder_is_found(tmp_path, monkeypa
   assert parse("--workdir=~/run").config.seed == 77
 
 
-@pytest.mark.parametrize("workdir", ["http://host/run", "file:///run", "://run", "s3://bucket/run"])
+@pytest.mark.parametrize(
+  "workdir",
+  [
+    "http://host/run",
+    "file:///run",
+    "://run",
+    "s3://bucket/run",
+    "~nobody-here/run",
+    "~nobody-here",
+  ],
+)
 def test_a_workdir_of_no_store_is_one_error(capsys, workdir):
   assert error(capsys, f"--workdir={workdir}").startswith(f"error: --workdir={workdir}: cannot be")
 
@@ -641,6 +668,7 @@ def test_a_config_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch, ca
     capsys, "--config=own.py"
   )
   assert "file\n" in error(capsys, "--config=zzz.py")  # nothing is near but the ending
+  assert "of that name, did you mean v05_plus?" in error(capsys, "--config=V05_PLUS")
   assert "v05/: found a folder; the package has one: --config=v05" in error(capsys, "--config=v05/")
   for name in ("", " "):
     assert error(capsys, f"--config={name}").startswith(f"error: --config={name}: found no name")
@@ -649,6 +677,9 @@ def test_a_config_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch, ca
 def test_a_config_as_a_word_is_answered_with_its_flag(capsys):
   assert "did you mean train --config=own?" in error(capsys, "own")
   assert "found the argument 'own', did you mean --config=own?" in error(capsys, "train", "own")
+  assert "'eval', did you mean --mode=eval? the mode as a word stands first" in error(
+    capsys, "--workdir=runs/a", "eval"
+  )
 
 
 def test_a_file_that_is_something_else_is_told_in_a_few_lines(tmp_path, capsys):
@@ -670,6 +701,8 @@ def test_a_file_that_is_something_else_is_told_in_a_few_lines(tmp_path, capsys):
     ("train_batch_size", "rollouts_per_step"),
     ("epochs", "loss.epochs"),
     ("max_promt", "sampler.max_prompt"),
+    ("steps", "num_steps"),
+    ("warmup", "optimizer.warmup_steps"),
     ("learning_rat", "optimizer.learning_rate"),
   ],
 )
@@ -695,6 +728,9 @@ def test_every_name_from_elsewhere_is_of_a_key_and_no_key_itself():
     ("--config.optimizer.b1=much", "found 'much', expected a finite number"),
     ("--config.loss.share_prompts=maybe", "found 'maybe', expected true or false"),
     ("--config.budget=3", "found '3', expected one of its keys with a value"),
+    ("--config.budget={'k_init':", "found \"{'k_init':\", expected one of its keys with a value"),
+    ("--config.observe=('exact',", "found \"('exact',\", expected names with commas between, as a"),
+    (f"--config.budget={'(' * 999}", ", expected one of its keys with a value"),
     ("--mode=trian", "found 'trian', did you mean train? expected one of train, eval"),
   ],
 )

@@ -242,14 +242,14 @@ def test_only_a_learned_prior_is_corrected(keys, layers):
   assert set(base.make(setting(**keys)).init()) == layers
 
 
-def taught(value, mean, reward, fallen=False, streak=0, judged=True):
+def taught(value, mean, reward, fallen=False, streak=0, assessed=True):
   """The drift and metrics after four prompts with these V, context means and rewards."""
   layer = fallback.fallback(plug.defaults("wrapper", "fallback", patience=8), setting())
   drift = fallback.Drift(np.int32(streak), np.bool_(fallen))
   state = fallback.Fallback(contexts.empty(16), drift)
   full = lambda x: np.full(4, x, np.float32)
   told = contexts.remembered(state.record, np.zeros((4, 0)), full(value))
-  told |= {"mean": full(mean), "judged": np.full(4, judged)}
+  told |= {"mean": full(mean), "assessed": np.full(4, assessed)}
   groups = grouping.make(np.full((4, 1), reward), np.ones((4, 1), bool))
   after, metrics = layer.learn(state, told, groups)
   return after.drift, metrics
@@ -273,8 +273,8 @@ def test_what_counts_is_the_prior_in_use():
 
 
 def test_a_step_that_cannot_tell_changes_nothing():
-  for value, mean, judged in ((np.nan, 0.9, True), (0.5, np.nan, True), (0.5, 0.9, False)):
-    drift, _ = taught(value, mean, 1.0, streak=2, judged=judged)
+  for value, mean, assessed in ((np.nan, 0.9, True), (0.5, np.nan, True), (0.5, 0.9, False)):
+    drift, _ = taught(value, mean, 1.0, streak=2, assessed=assessed)
     assert int(drift.streak) == 2 and not drift.fallen
 
 

@@ -89,7 +89,7 @@ def test_collectives_in_loops():
       0, 3, lambda i, x: jax.lax.pcast(jax.lax.psum(x, "data"), "data", to="varying") * 0.5, x
     )
 
-  f = sharding.mapped(mesh, add, PartitionSpec("data"), PartitionSpec("data"))
+  f = jax.jit(sharding.mapped(mesh, add, PartitionSpec("data"), PartitionSpec("data")))
   cost = Module(f.lower(jax.ShapeDtypeStruct((4 * size,), jnp.float32)).compile().as_text()).cost()
   assert cost.sent == {"all-reduce": 3 * 2 * (3 / 4) * 4 * size}
 

@@ -237,7 +237,17 @@ def test_a_cache_that_fails_costs_no_reply_of_those_that_wait_for_it(tmp_path, c
 def test_wrong_settings_are_named():
   for keys, message in (
     ({"url": "localhost:8000"}, "url: found 'localhost:8000', expected http"),
+    ({"url": "https:///v1"}, "url: found 'https:///v1', expected http"),
+    ({"url": None}, "url: found None, expected http"),
+    ({"model": " "}, "model: found ' ', expected the name"),
     ({"timeout": 0}, "timeout: found 0, expected a number above 0"),
+    ({"limit": math.inf}, "limit: found inf, expected a number above 0 and at most 86400"),
+    ({"highest": math.nan}, "highest: found nan, expected a number above 0"),
+    ({"highest": "10"}, "highest: found '10', expected a number above 0"),
+    ({"attempts": 2.5}, "attempts: found 2.5, expected a whole number above 0"),
+    ({"together": True}, "together: found True, expected a whole number above 0"),
+    ({"options": ["seed"]}, r"options: found \['seed'\], expected a dictionary"),
+    ({"read": 10}, "read: found 10, expected a function"),
     ({"template": "{prompt} {"}, "template: cannot be filled in"),
   ):
     with pytest.raises(ValueError, match=message):
@@ -258,3 +268,10 @@ def test_it_is_a_reward_in_the_workers(tmp_path, monkeypatch):
       good, bad = [handle.result(120) for handle in handles]
   assert good.reward == 0.7 and math.isnan(bad.reward)
   assert bad.failure == "crash" and "expected a line Score: N" in bad.detail
+
+
+def test_in_a_run_a_judge_gives_up_before_the_time_of_a_verdict_is_over():
+  """So that a server that is not there is said, and no timeout hides it."""
+  judge = LLMJudge("http://x/v1", "m", template="{prompt}")
+  assert judge.within(10.0).limit == 9.0 and judge.within(1000.0).limit == 100.0
+  assert judge.within(10.0).template == "{prompt}"

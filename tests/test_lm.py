@@ -154,7 +154,7 @@ def test_all_of_it_with_a_tiny_model(tmp_path, monkeypatch, capsys):
 # --- Logits beside float64
 
 
-def test_errors_of_logits_are_judged_against_the_exact_ones(tmp_path):
+def test_errors_of_logits_are_taken_against_the_exact_ones(tmp_path):
   rng = np.random.default_rng(0)
   truth = [rng.normal(size=(n, 8)) for n in (3, 5)]
   other = [x.copy() for x in truth]

@@ -82,7 +82,7 @@ def test_a_run_gives_back_what_it_held(tmp_path, caplog):
   assert not caplog.records
 
 
-def test_another_host_is_judged_by_its_signs_of_life(tmp_path, caplog):
+def test_another_host_is_known_by_its_signs_of_life(tmp_path, caplog):
   leave(tmp_path, host="elsewhere", alive=time.time() - lock.LIMIT / 2)
   with pytest.raises(ValueError) as error, Lock(tmp_path):
     pass

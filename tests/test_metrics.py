@@ -188,6 +188,42 @@ def test_progress_on_a_terminal():
   assert stream.getvalue().startswith("\rresumed at step 40 of 100\x1b[K\n")
 
 
+@pytest.mark.parametrize("columns", [1, 2, 20])
+def test_progress_on_a_narrow_terminal_stays_in_one_line(columns, monkeypatch):
+  monkeypatch.setenv("COLUMNS", str(columns))
+  stream = Terminal()
+  with progress.Progress(100, 0, stream) as line:
+    line.stage("compiling prefill, decode and update")
+    line.update(1, {"reward": 0.5, "rollouts": 256})
+  written = [x.removesuffix("\x1b[K") for x in stream.getvalue().rstrip("\n").split("\r")[1:]]
+  assert [len(x) for x in written] == [columns - 1] * 2
+
+
+def test_progress_whose_terminal_is_gone_ends_no_run():
+  class Gone(Terminal):
+    def write(self, text):
+      raise OSError("Input/output error")
+
+  closed = Terminal()
+  closed.close()
+  for stream in (Gone(), closed):
+    stream.isatty = lambda: True
+    with progress.Progress(100, 1, stream) as line:
+      line.update(2, {"reward": 0.5})
+
+
+def test_progress_shows_a_reward_once_and_what_it_is_asked_for():
+  both = {"accuracy": 0.25, "reward": 0.25}
+  for values, names, wanted in (
+    (both, progress.SHOWN, "step 1/9  accuracy 0.25"),
+    (both | {"reward": 0.5}, progress.SHOWN, "step 1/9  accuracy 0.25  reward 0.5"),
+    (both, ("reward",), "step 1/9  reward 0.25"),
+  ):
+    stream = io.StringIO()
+    progress.Progress(9, 0, stream).update(1, values, names)
+    assert stream.getvalue() == f"{wanted}\n"
+
+
 def test_the_rate_is_that_of_the_last_steps_without_the_first_which_compiles():
   now = [0.0]
   stream = Terminal()
@@ -226,6 +262,16 @@ def test_progress_in_a_log_is_the_first_step_the_last_and_a_line_now_and_then():
   assert lines[-1].startswith("step 100/100  800 rollouts  reward 1  ")
   steps = [int(text.split("/")[0].removeprefix("step ")) for text in lines]
   assert steps[-4:-1] == [93, 96, 99]  # a minute apart
+
+
+def test_progress_of_quick_steps_fills_no_log():
+  now, stream = [0.0], io.StringIO()
+  line = progress.Progress(100, 0, stream, lambda: now[0])
+  for step in range(1, 101):
+    now[0] = step / 4
+    line.update(step, {})
+  steps = [int(text.split("/")[0].removeprefix("step ")) for text in stream.getvalue().splitlines()]
+  assert steps == [1, 21, 41, 61, 81, 100]  # five seconds apart
 
 
 def test_a_short_run_in_a_log_has_lines_too():

@@ -52,6 +52,11 @@ async def leaves_a_task(prompt, response, row):
   return float(sum(not task.done() for task in STATE))
 async def loop(prompt, response, row): return float(id(asyncio.get_running_loop()))
 
+class Patient:
+  def within(self, seconds): return lambda prompt, response, row: seconds
+  def __call__(self, prompt, response, row): raise RuntimeError("not asked how long it may take")
+patient = Patient()
+
 def rank(prompt, responses, row):
   if "raise" in responses: raise RuntimeError("the whole batch")
   if "hang" in responses: time.sleep(1000)
@@ -76,6 +81,9 @@ def of_trl_named(completions, prompts):
 def of_trl_columns(prompts, completions, **columns):
   own = {"prompt", "completion", "completion_ids"} & set(columns)  # TRL has arguments for these
   return [float(len(columns) - 100 * len(own)) for _ in completions]
+def of_trl_completions(completions, **columns): return [float(len(c)) for c in completions]
+def of_trl_column(completions, ground_truth, level=0): return [float(x) for x in ground_truth]
+def of_trl_ids(completion_ids, **columns): return [1.0 for _ in completion_ids]
 async def of_trl_async(prompts, completions, **columns): return [len(c) for c in completions]
 def _messages(prompts, completions, **columns):
   good = lambda p, c: p[-1]["role"] == "user" and c[0]["content"] == "4"
@@ -84,8 +92,11 @@ of_trl_messages = adapters.trl(_messages, conversational=True)
 
 def right(completion, answer): return float(completion[-1]["content"] == answer)
 async def short(completion, state, **_): return 1.0 / len(state["responses"][0])
+def unsure(completion, **_): return None if completion[-1]["content"] == "4" else "1.0"
+of_verifiers_unsure = adapters.verifiers(right, unsure)
+def judged(completion, judge): return judge(completion[-1]["content"])
 class Rubric:
-  funcs, weights = [right, short], [1.0, 0.5]
+  funcs, weights, class_objects = [right, short, judged], [1.0, 0.5, 2.0], {"judge": len}
 of_verifiers = adapters.verifiers(right, short, weights=[1.0, 0.5])
 of_a_rubric = adapters.verifiers(Rubric())
 
@@ -184,7 +195,10 @@ def test_functions_are_called_by_their_own_names():
 def test_which_of_them_the_success_is():
   assert [rewards.success(TWO, x) for x in ("", "answer", "sum")] == [0, 0, None]
   configuration.validate(with_reward([["task", 1.0], ["a:f", 2.0]], success="f"))
-  for wanted, expected in (("brief", "task, f, sum, or empty"), ("g", "whose weight is above 0")):
+  for wanted, expected in (
+    ("brief", "task, f, sum, or empty"),
+    ("g", "above 0, or sum: g has the weight -"),
+  ):
     with pytest.raises(
       ValueError, match=rf"rewards.success: found '{wanted}', expected .*{expected}"
     ):
@@ -313,6 +327,10 @@ def test_async_functions(module):
   assert late.failure == "timeout" and after.reward == 2.0
 
 
+def test_a_function_may_be_told_how_long_a_call_may_take(module):
+  assert values("my_terms:patient", "a", timeout=50.0) == [50.0]
+
+
 @pytest.mark.parametrize("name", ["rank", "rank_async"])
 def test_batched_functions_see_all_responses_of_a_prompt(module, name):
   with rewards.load(config(f"my_terms:{name}")) as verifier:
@@ -370,10 +388,43 @@ def test_functions_that_were_written_for_others(module):
   row = {"prompt": "2+2=", "completion": "4", "completion_ids": [1], "level": 1}
   assert values("my_terms:of_trl_columns", "4", **row) == [4.0]  # level and TRL's three helpers
   assert said("of_trl_messages", "4", "5") == [1.0, 0.0]
-  assert said("of_verifiers", "4", "55") == said("of_a_rubric", "4", "55") == [1.5, 0.25]
+  assert said("of_verifiers", "4", "55") == [1.5, 0.25]
+  assert said("of_a_rubric", "4", "55") == [3.5, 4.25]  # 2 for each character more
   assert said("in_an_environment", "4", "5", "4") == [1.0, 0.0, 1.0]
-  with pytest.raises(ValueError, match="found 1 functions and 2 weights"):
-    adapters.verifiers(len, weights=[1.0, 2.0])
+  assert said("of_trl_completions", "4", "44") == [1.0, 2.0]
+  assert values("my_terms:of_trl_column", "4", ground_truth="7", answer="4") == [7.0]
+
+
+def test_what_an_adapted_function_returns_or_lacks_is_said_with_its_name(module):
+  (lacks,) = judge("my_terms:of_trl_column", "4", answer="4", level=1)
+  assert "of_trl_column wants ground_truth: found a row with answer, level" in lacks.detail
+  none, text = judge("my_terms:of_verifiers_unsure", "4", "5", answer="4")
+  assert "unsure returned None, expected a finite number" in none.detail
+  assert "unsure returned '1.0', expected a finite number" in text.detail
+  with pytest.raises(ValueError, match="of_trl_ids wants completion_ids: found none here"):
+    rewards.load(config("my_terms:of_trl_ids"))
+
+
+def _right(completion, answer):
+  return 1.0
+
+
+@pytest.mark.parametrize(
+  "function, weights, message",
+  [
+    (_right, [1.0, 2.0], "found 1 functions and 2 weights, expected as many"),
+    (_right, [], "found 1 functions and 0 weights"),
+    (_right, [math.nan], "weights: found nan, expected finite numbers"),
+    (_right, [math.inf], "weights: found inf, expected finite numbers"),
+    (_right, ["1.0"], "weights: found '1.0', expected finite numbers"),
+    (lambda completion, judge: 1.0, None, "<lambda> wants judge: found only prompt, completion, "),
+    (lambda completions, answers: [1.0], [1.0], "wants answers, completions: found only prompt"),
+    ("right", None, "'right' is not a callable"),
+  ],
+)
+def test_an_adapter_that_cannot_work_is_an_error_when_it_is_made(function, weights, message):
+  with pytest.raises((TypeError, ValueError), match=message):
+    adapters.verifiers(function, weights=weights)
 
 
 # --- A run

@@ -39,7 +39,7 @@ def test_ratios_of_means_and_their_error():
   rng = np.random.default_rng(0)
   y = rng.gamma(2.0, 1.0, 400)
   moments = np.stack([y, 0.5 * y, y * rng.gamma(2.0, 1.0, 400)]).astype(np.float32)
-  moments[1, ::7] = np.nan  # prompts that cannot be judged
+  moments[1, ::7] = np.nan  # prompts that say nothing of an estimator
   known = np.isfinite(moments[1])
   sums = noise.empty(3)
   for part in (slice(10), slice(10, 400)):

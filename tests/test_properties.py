@@ -73,7 +73,7 @@ MUTANTS = {
     "ewa_update",
     "jnp.maximum(k - 1.0, 0.0)",
     "k",
-    "experts_are_judged_by_the_scoreboard",
+    "experts_are_assessed_as_by_the_scoreboard",
   ),
   "k + 1 dropped": ("gain", "k + 1", "k", "the_gain_is_what_one_more_rollout_saves"),
   "2 for 1 + 4 / cost": (

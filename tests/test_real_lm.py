@@ -92,18 +92,18 @@ def test_every_method_is_a_valid_config(nowhere, arena, method):
   assert c.loss.epochs == (2 if "twice" in method or method == "v05_plus" else 1)
 
 
-def test_what_is_judged_is_the_same_for_every_seed_and_no_part_of_training(nowhere):
+def test_what_is_evaluated_is_the_same_for_every_seed_and_no_part_of_training(nowhere):
   for arena in plan.ARENAS:
-    judged = []
+    evaluated = []
     for seed in plan.SEEDS:
       c = plan.training(plan.Task(arena, "v05", seed, 1e-5), nowhere, "builtin")
-      judge = plan.heldout(c, arena, nowhere)
-      judged.append((judge.data.seed, judge.eval.to_dict(), judge.data.options))
-      assert (judge.eval.split, judge.eval.samples) == ("heldout", 8) != (c.eval.split, 0)
-      assert judge.eval.size >= 299 and judge.seed == seed  # samples are the seed's own
+      heldout = plan.heldout(c, arena, nowhere)
+      evaluated.append((heldout.data.seed, heldout.eval.to_dict(), heldout.data.options))
+      assert (heldout.eval.split, heldout.eval.samples) == ("heldout", 8) != (c.eval.split, 0)
+      assert heldout.eval.size >= 299 and heldout.seed == seed  # samples are the seed's own
       assert c.eval.path.endswith("validation.jsonl") == (arena == "words")
-      assert judge.eval.path.endswith("test.jsonl") == (arena == "words")
-    assert all(x == judged[0] for x in judged)
+      assert heldout.eval.path.endswith("test.jsonl") == (arena == "words")
+    assert all(x == evaluated[0] for x in evaluated)
 
 
 def test_the_same_seed_shares_data_and_warm_start_between_methods(nowhere):
@@ -261,8 +261,8 @@ def tuning_runs(method, arena="tasks", best=3e-5):
   ]
 
 
-def record(method, seed, judged, rate=3e-5, arena="tasks", end=0.3, seconds=100.0, **more):
-  """A result of the plan: `judged` is the mean success of each held-out problem at the end."""
+def record(method, seed, evaluated, rate=3e-5, arena="tasks", end=0.3, seconds=100.0, **more):
+  """A result of the plan: `evaluated` is the mean success of each held-out problem at the end."""
   task = plan.Task(arena, method, seed, rate)
   config = plan.training(task, Path("-"), "-", "-")
   of = lambda mean: {
@@ -272,7 +272,7 @@ def record(method, seed, judged, rate=3e-5, arena="tasks", end=0.3, seconds=100.
     "truncated": 0.25,
     "benchmarks": {},
   }
-  after = judged is not None
+  after = evaluated is not None
   kept = dict.fromkeys(results.KEPT, 0.5)
   return {
     **task._asdict(),
@@ -285,9 +285,9 @@ def record(method, seed, judged, rate=3e-5, arena="tasks", end=0.3, seconds=100.
     "curve": [[0, 0.2, 0.0], [2560, end, seconds]],
     "first": kept,
     "last": kept,
-    "judged": results.judging(plan.heldout(config, arena, Path("-"))) if after else None,
+    "judged": results.of_evaluation(plan.heldout(config, arena, Path("-"))) if after else None,
     "before": of([0.0, 0.5]) if after else None,
-    "after": of(judged) if after else None,
+    "after": of(evaluated) if after else None,
     "problems": 1,
     **more,
   }
@@ -377,7 +377,7 @@ def test_a_result_keeps_what_the_tables_need(tmp_path):
     np.ones(samples.shape, bool),
     np.full(samples.shape, "", object),
   )
-  judged = Result(rows, np.full(2, np.nan), samples, *other)
+  evaluated = Result(rows, np.full(2, np.nan), samples, *other)
   lines = [{"step": 0, "rollouts": 0, "eval/mean": 0.25}]
   for i in range(1, 8):
     lines.append({"step": i, "rollouts": 8 * i, "loss/entropy": float(i), "time/step": 10.0})
@@ -389,9 +389,9 @@ def test_a_result_keeps_what_the_tables_need(tmp_path):
   (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
   task = plan.Task("tasks", "v05", 0, 3e-5)
   config = plan.training(task, tmp_path, "start")
-  judgements = plan.heldout(config, "tasks", tmp_path), judged, judged
+  evaluations = plan.heldout(config, "tasks", tmp_path), evaluated, evaluated
   more = {"seconds": {"judge": 5.0, "start": 1.0}, "trained": "x", "failed": ""}
-  results.write(tmp_path, task, tmp_path, config, judgements, more)
+  results.write(tmp_path, task, tmp_path, config, evaluations, more)
   (found,) = results.read(tmp_path)
   assert results.stale(found) == []
   assert found["after"]["mean"] == [0.25, 0.25] and found["after"]["pass"] == [1, 0]

@@ -135,6 +135,8 @@ def test_a_workdir_without_metrics(tmp_path):
     for name in ("empty", "nowhere"):
       with pytest.raises(ValueError, match=rf"workdir {tmp_path}/{name}: found no metrics.jsonl"):
         call(str(tmp_path / name))
+  with pytest.raises(ValueError, match=r"no metrics\.jsonl, as there is no such folder, exp"):
+    report.report([str(tmp_path / "nowhere")])
   assert not (tmp_path / "nowhere").exists()
   (tmp_path / "empty" / "metrics.jsonl").touch()
   with pytest.raises(ValueError, match="found a run without a first line yet"):

@@ -188,7 +188,7 @@ def test_basis_is_unbiased_where_values_are_right_up_to_a_factor():
   assert chance @ each == pytest.approx(c * v[0], rel=1e-6)
 
 
-def test_basis_without_a_prior_is_the_mean_of_the_others_and_no_reward_judges_itself():
+def test_basis_without_a_prior_is_the_mean_of_the_others_and_no_reward_is_its_own_baseline():
   reward = np.array([[1.0, -1], [1, 1], [-1, -1]])
   estimator, value = make("basis"), np.full(3, np.nan)
   got = estimator.baseline(estimator.init(), groups_of(reward), value)[:, 0]
@@ -387,7 +387,7 @@ def test_a_training_step(kind, sampled):
 @pytest.mark.usefixtures("few_devices")
 def test_the_steps_of_sao(tmp_path):
   """Its config trains, the critic speaks from the second step on and comes back from a checkpoint,
-  and the scoreboard judges them all at one rollout a prompt, by the leave-one-out form of each."""
+  and the scoreboard assesses them all at one rollout a prompt, each in its leave-one-out form."""
   keys = {"num_steps": 2, "eval.period": 0, "mesh.data": 1, "prior.min_support": 32}
   keys |= {"loss.old_logprob": "recompute", "loss.correction": "icepop"}
   config = small(sao.get_config(), **keys, **{"loss.negative_tokens": 0.5})

@@ -14,16 +14,16 @@ from v05_jax.estimators import base as estimators
 from v05_jax.observers import scoreboard
 from v05_jax.observers.base import Observer, Observers
 
-JUDGED = scoreboard.JUDGED
+ASSESSED = scoreboard.ASSESSED
 
 
 def test_running_moments_are_those_of_all_prompts_at_once():
   rng = np.random.default_rng(0)
-  board, seen = scoreboard.empty(len(JUDGED)), []
-  own = JUDGED.index("v05")
+  board, seen = scoreboard.empty(len(ASSESSED)), []
+  own = ASSESSED.index("v05")
   for size in (1, 7, 30):
-    squares = rng.gamma(2.0, 1.0, (len(JUDGED), size)).astype(np.float32)
-    squares[:, rng.random(size) < 0.2] = np.nan  # prompts that cannot be judged
+    squares = rng.gamma(2.0, 1.0, (len(ASSESSED), size)).astype(np.float32)
+    squares[:, rng.random(size) < 0.2] = np.nan  # prompts that say nothing of an estimator
     board = scoreboard.update(board, jnp.asarray(squares), own)
     seen.append(squares)
   differences = np.concatenate(seen, 1)
@@ -34,11 +34,11 @@ def test_running_moments_are_those_of_all_prompts_at_once():
   np.testing.assert_allclose(scoreboard.standard_error(board), error, atol=1e-5)
 
 
-def jury(rows):
+def assessment(rows):
   """The estimators of the board, for a dataset of so many rows."""
   config = default.get_config()
   config.baseline = "v05"
-  return scoreboard.judges(JUDGED, plug.Setting(config, rows=rows))
+  return scoreboard.assessment(ASSESSED, plug.Setting(config, rows=rows))
 
 
 def drawn(groups, value):
@@ -46,7 +46,7 @@ def drawn(groups, value):
   return types.SimpleNamespace(groups=groups, value=value, asked={})
 
 
-def test_nothing_judged_is_no_standing():
+def test_nothing_assessed_is_no_standing():
   assert np.isnan(scoreboard.standard_error(scoreboard.empty(3))).all()
 
 
@@ -55,19 +55,19 @@ def test_the_board_ranks_baselines_by_their_true_error_without_knowing_it(sd, be
   """A good prior leads the group mean, a bad one falls behind, by the difference of their errors at
   k - 1."""
   rng = np.random.default_rng(0)
-  judges, board, error = jury(64), scoreboard.empty(len(JUDGED)), []
-  learnt = judges.init()
+  assessed, board, error = assessment(64), scoreboard.empty(len(ASSESSED)), []
+  learnt = assessed.init()
   for step in range(40):
     mu = rng.uniform(-0.95, 0.95, 64)
     value = np.clip(mu + sd * rng.normal(size=64), -1, 1).astype(np.float32)
     reward = np.where(rng.random((64, 4)) < (1 + mu[:, None]) / 2, 1.0, -1.0).astype(np.float32)
     groups = grouping.make(reward, np.ones((64, 4), bool), step=np.int32(step))
-    learnt, squares = judges.judge(learnt, drawn(groups, value))
-    assert squares.shape == (len(JUDGED), 64)
-    board = scoreboard.update(board, squares, JUDGED.index("v05"))
+    learnt, squares = assessed.assess(learnt, drawn(groups, value))
+    assert squares.shape == (len(ASSESSED), 64)
+    board = scoreboard.update(board, squares, ASSESSED.index("v05"))
     error.append(np.mean((value - mu) ** 2) - np.mean((1 - mu**2) / 3))
-  place = dict(zip(JUDGED, np.asarray(board.mean).tolist()))
-  spread = dict(zip(JUDGED, np.asarray(scoreboard.standard_error(board)).tolist()))
+  place = dict(zip(ASSESSED, np.asarray(board.mean).tolist()))
+  spread = dict(zip(ASSESSED, np.asarray(scoreboard.standard_error(board)).tolist()))
   assert place[better] < place[worse]
   assert place["ewa"] < min(place["rloo"], place["v05"]) + 2 * spread["ewa"]
   assert place["value"] - place["rloo"] == pytest.approx(
@@ -81,16 +81,16 @@ def test_rollouts_without_a_verdict_are_left_out():
   value = np.array([0.2, np.nan], np.float32)
   reward = np.array([[1, -1, np.nan], [1, 1, 1]], np.float32)
   groups = grouping.make(reward, np.array([[1, 1, 1], [1, 0, 0]], bool))
-  judges = jury(2)
-  learnt, _ = judges.judge(judges.init(), drawn(groups, value))
+  assessed = assessment(2)
+  learnt, _ = assessed.assess(assessed.init(), drawn(groups, value))
   np.testing.assert_allclose(learnt["spo"].rollouts, [2, 1])
   np.testing.assert_allclose(learnt["spo"].successes, [1, 1])
   np.testing.assert_allclose(learnt["ewa"].moments[jnp.array([0, 5])], [1, 1])
 
 
 def test_a_board_of_a_run_is_shown_the_rollouts_whose_number_no_outcome_has_chosen():
-  """The observer: what it judges and learns is `first`, and its metrics have every name but the
-  run's own difference."""
+  """The observer: what it assesses and learns from is `first`, and its metrics have every name but
+  the run's own difference."""
   config = default.get_config()
   config.baseline = "v05"
   observer = plug.make("observer", "scoreboard", plug.Setting(config, rows=2), Observer)
@@ -102,7 +102,7 @@ def test_a_board_of_a_run_is_shown_the_rollouts_whose_number_no_outcome_has_chos
   np.testing.assert_allclose(state.learnt["spo"].rollouts, [2, 2])
   assert metrics["scoreboard/rloo/sq_adv"] == (4.0, 2.0)  # 2^2 twice and 0 twice, of two prompts
   compared = {name.split("/")[1] for name in metrics if name.endswith("/difference")}
-  assert compared == set(JUDGED) - {"v05"}
+  assert compared == set(ASSESSED) - {"v05"}
 
 
 @pytest.mark.parametrize("name", plug.known("estimator"))

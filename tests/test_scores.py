@@ -52,7 +52,7 @@ def test_auc_is_the_share_of_pairs_in_order():
   assert np.isnan(scores.auc(p, np.ones(40, bool)))
 
 
-def test_groups_are_judged_by_themselves():
+def test_groups_are_scored_by_themselves():
   p, positive = np.array([0.9, 0.8, 0.2, 0.1, 0.7]), np.array([1, 0, 1, 0, 1], bool)
   assert scores.grouped_auc(p, positive, ["a", "a", "b", "b", "c"]) == 1  # though .8 is above .2
   assert scores.auc(p, positive) < 1

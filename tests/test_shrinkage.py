@@ -437,7 +437,7 @@ def test_unknown_kind():
       f("mean", *args)
   with pytest.raises(ValueError, match=rf"baseline.*'tracker'.*{known}"):
     shrinkage.baseline("tracker", 0.0, 0.0, 0)
-  assert set(scoreboard.JUDGED) <= set(KINDS)
+  assert set(scoreboard.ASSESSED) <= set(KINDS)
 
 
 def test_sq_loo_by_hand():

@@ -167,6 +167,11 @@ def test_a_run_that_begins_anew_is_a_new_one_elsewhere(tmp_path):
   assert base.remembered(goes_on, "mlflow") == {}  # a sink that has come later
 
 
+def test_a_run_is_called_by_its_name_or_its_folder(tmp_path):
+  called = lambda **keys: base.title(plug.Setting(config(**keys), workdir=tmp_path / "s1"))
+  assert (called(), called(name="first")) == ("s1", "first")
+
+
 def test_metrics_are_written_whatever_the_sinks_are(tmp_path, caplog):
   with caplog.at_level(logging.WARNING):
     sinks.check(config())
@@ -180,9 +185,7 @@ def test_an_unknown_sink_is_named_with_the_nearest_and_the_known_ones():
   with pytest.raises(ValueError) as error:
     configuration.validate(config("jsonl", "wandbb"))
   text = str(error.value)
-  assert (
-    "metrics.sinks: found 'wandbb' (did you mean wandb?), expected one of jsonl, mlflow" in text
-  )
+  assert "metrics.sinks: found 'wandbb', did you mean wandb? expected one of jsonl, mlflow" in text
   configuration.validate(config(*plug.known("sink")))
   with pytest.raises(ValueError, match=r"metrics.name: found 'a/b'"):
     configuration.validate(config("jsonl", name="a/b"))

@@ -144,7 +144,7 @@ def line(**fields):
   return dict.fromkeys(process.FIELDS) | {"devices": 2, "unit": "tokens/s"} | fields
 
 
-def test_a_bar_is_judged_by_medians_and_shows_its_rounds():
+def test_a_bar_is_met_by_medians_and_shows_its_rounds():
   row = rows.versus("x", "sampling", "sample", {"transformers": 2.0, "tunix": 3.0})
   ours, theirs = (
     [line(per_s=float(x)) for x in speeds] for speeds in ((90, 100, 400), (50, 40, 60))

@@ -121,7 +121,7 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(unbroken, tmp_path):
 
 def test_a_run_with_v0_as_its_prior_resumes_bit_for_bit(tmp_path):
   """The prior in full, with random weights: text to features, the run's own context, the head's
-  judgement."""
+  prediction."""
   data, v0 = ROOT / "tests" / "data" / "v0", str(tmp_path / "v0")
   convert.convert(
     str(data / "v0_checkpoint.pt"),
@@ -275,8 +275,8 @@ def test_observers_may_change_when_a_run_goes_on(unbroken, tmp_path, caplog):
   state = train(small(), str(run))
   assert "has nothing of observers.scoreboard, which start empty" in caplog.text
   written, whole = lines(run), lines(unbroken[0])
-  judged = [[key for key in line if key.startswith("scoreboard/")] for line in written]
-  assert [bool(keys) for keys in judged] == [False, True, True, False, True]
+  assessed = [[key for key in line if key.startswith("scoreboard/")] for line in written]
+  assert [bool(keys) for keys in assessed] == [False, True, True, False, True]
   for key in ("reward", "prior/rmse", "loss/entropy", "grad/norm"):
     assert [line.get(key) for line in written] == [line.get(key) for line in whole], key
   evaluated = [line.get("eval/accuracy") for line in written]
@@ -298,7 +298,7 @@ def test_a_plain_run_is_plain(monkeypatch, tmp_path):
       plain = not isinstance(value, type) and not hasattr(value, "plug")
       if ours and callable(value) and plain:
         monkeypatch.setattr(module, name, raising)
-  for name in ("ewa_baseline", "remember", "empty", "update", "judges", "learn", "mean_value"):
+  for name in ("ewa_baseline", "remember", "empty", "update", "assessment", "learn", "mean_value"):
     assert any(vars(m).get(name) is raising for m in (experts, history, scoreboard, contexts)), name
   keys = {"prior.kind": "none", "baseline": "grpo", "eval.period": 0, "checkpoint.period": 1}
   state = train(small(default.get_config(), num_steps=2, **keys), str(tmp_path))

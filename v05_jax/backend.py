@@ -7,10 +7,12 @@ import functools
 import os
 import pathlib
 import sys
+import tempfile
 
+from absl import logging
 import jax
 
-# Of a CPU's compiler: one module for LLVM, by the plainer of two emitters, with few optimizations.
+# Options of XLA's CPU compiler: one LLVM module, the simpler of two emitters, few optimizations.
 QUICK = {
   "xla_backend_optimization_level": 0,
   "xla_llvm_disable_expensive_passes": True,
@@ -23,15 +25,13 @@ def start(config):
   """Applies `config.cpu_devices`, and keeps compiled programs between runs where the user has not
   said where.
 
-  They lie in `$XDG_CACHE_HOME/v05_jax/xla` (~/.cache by default); JAX_COMPILATION_CACHE_DIR names
-  another place and JAX_ENABLE_COMPILATION_CACHE=false keeps nothing. Call it before anything else
-  touches a device.
+  They lie in `cache_folder()`; JAX_COMPILATION_CACHE_DIR names another place and
+  JAX_ENABLE_COMPILATION_CACHE=false keeps nothing. Call it before anything else touches a device.
 
   Raises ValueError where the backend has started already with another number of devices.
   """
   if jax.config.jax_compilation_cache_dir is None:
-    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "v05_jax" / "xla"))
+    jax.config.update("jax_compilation_cache_dir", cache_folder())
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   if config.cpu_devices != 1:
     count = config.cpu_devices or cores()
@@ -41,11 +41,26 @@ def start(config):
       raise ValueError(f"config.cpu_devices={config.cpu_devices}: {e}") from e
 
 
+def cache_folder() -> str | None:
+  """`$XDG_CACHE_HOME/v05_jax/xla` (~/.cache by default); None, with a warning, where it cannot be
+  written, as without a home or on a disk that is read-only: JAX would warn of each program."""
+  try:
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    folder = pathlib.Path(home) / "v05_jax" / "xla"
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+      return str(folder)
+  except (OSError, RuntimeError) as error:  # the last: there is no home
+    place = "JAX_COMPILATION_CACHE_DIR may name a place for them"
+    logging.warning("compiled programs are not kept for the next run: %s (%s)", error, place)
+    return None
+
+
 @functools.cache
 def quick() -> dict:
-  """Options of `jax.jit` for a program that runs once a step on small arrays: on a CPU, where
-  compiling it takes longer than its runs, a sixth of the time, to code that takes three times as
-  long. None for other devices, nor where this compiler does not know them."""
+  """Options of `jax.jit` for a program that runs once a step on small arrays. On a CPU such a
+  program takes longer to compile than to run: with these options it compiles in a sixth of the time
+  and runs three times as long. {} for other devices, and where the compiler does not know them."""
   if jax.default_backend() != "cpu":
     return {}
   try:
@@ -75,8 +90,8 @@ def without_torch():
 
 
 def release_memory():
-  """Gives back to the system what glibc's allocator keeps for later: after XLA's compiler, hundreds
-  of MB."""
+  """Returns memory that glibc's allocator keeps for later use to the system: hundreds of MB after
+  XLA has compiled."""
   with contextlib.suppress(OSError, AttributeError, TypeError):  # another system's C library
     ctypes.CDLL(None).malloc_trim(0)
 

@@ -78,15 +78,14 @@ def neyman(sigma2, var, k0, total, k_min, k_max):
   """Divides `total` rollouts among P prompts so that the sum of the baselines' squared errors is
   least.
 
-  After k rollouts the squared error of prompt i is about sigma2_i / (nu_i + k), nu_i = sigma2_i /
-  var_i - k0_i:
+  After k rollouts the squared error of prompt i is about sigma2_i / (nu_i + k), where
+  nu_i = sigma2_i / var_i - k0_i:
 
-    k_i = clip(k0_i + sigma_i / lambda - sigma2_i / var_i, k_min_i, k_max),  lambda such that sum
-                                                                             k_i = total
+    k_i = clip(k0_i + sigma_i / lambda - sigma2_i / var_i, k_min_i, k_max)
 
-  rounded by largest remainders, ties in the order of the prompts. A total that the bounds do not
-  allow is clipped: every prompt then has its k_min, or its k_max. Source: Neyman's allocation
-  (1934).
+  with the lambda for which sum k_i = total, rounded by largest remainders, ties in the order of the
+  prompts. A total that the bounds do not allow is clipped: every prompt then has its k_min, or its
+  k_max. Source: Neyman's allocation (1934).
 
   Args:
     sigma2: [P] variance of one reward; 0 = nothing to learn.

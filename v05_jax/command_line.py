@@ -5,7 +5,6 @@ person can act on.
 """
 
 import ast
-import difflib
 import itertools
 import re
 import sys
@@ -17,12 +16,13 @@ from ml_collections.config_flags import tuple_parser
 from v05_jax import config as configuration
 from v05_jax import plug
 from v05_jax.configs import default
-from v05_jax.names import alike
+from v05_jax.names import alike, nearest, suggestion
 from v05_jax.rules import show
 from v05_jax.run import files
 
-MOST = 12  # lines that are said of a file that is no config of this version
+MOST = 12  # problems listed at most of a file that is not a config of this version
 READING = ("eval", "sample", "noise", "export")  # modes that look at a run
+NAMES = re.compile(r"[\w.:]+(\s*,\s*[\w.:]+)*,?")  # with commas between
 
 
 class _Section(flags.ArgumentParser):
@@ -46,7 +46,7 @@ _EXPECTED = {
   flags.IntegerParser: "a whole number",
   flags.FloatParser: "a finite number",
   flags.BooleanParser: "true or false",
-  tuple_parser.TupleParser: "values with commas between, as \"('a', 'b')\"",
+  tuple_parser.TupleParser: "names with commas between, as a,b",
   _Section: "one of its keys with a value, as --config.budget.k_init=4",
 }
 
@@ -83,6 +83,7 @@ def _parse(argv, flag_values):
   typed = default.get_config()  # a file may hold 1 where a key takes 0.5
   plug.fill(typed, _options(config, argv))
   typed.update_from_flattened_dict(configuration.flatten(config))
+  argv = _with_tuples(argv, typed)
   _check_names(argv, typed, flag_values)
   _check_values(argv, typed, flag_values)
   others = _take_methods(argv, typed)
@@ -94,7 +95,10 @@ def _parse(argv, flag_values):
   except (flags.Error, TypeError, KeyError, AttributeError) as e:  # the last are config_flags'
     raise ValueError(configuration.one_line(e)) from e
   if len(rest) > 1:
-    meant = f", did you mean --config={rest[1]}?" if rest[1] in configuration.shipped() else ","
+    named = [f"--config={rest[1]}"] if rest[1] in configuration.shipped() else []
+    meant = suggestion(named) or ","
+    if "mode" in flag_values and rest[1] in flag_values["mode"].parser.enum_values:
+      meant = f", did you mean --mode={rest[1]}? the mode as a word stands first;"
     name, given, _ = rest[1].partition("=")
     near = _meant(name.removeprefix("config."), typed, flag_values) if given else ""
     expected = f"expected flags alone: --name=value{near}"
@@ -112,8 +116,8 @@ def value_of(argv: list[str], name: str, flag_values: flags.FlagValues = flags.F
 
 
 def _check_run(flag_values):
-  """Raises ValueError where a run is to be looked at, and neither the workdir holds one nor a flag
-  names a config or a model."""
+  """Raises ValueError in a mode that reads a run where the workdir holds none and no flag names a
+  config or a model."""
   if "mode" not in flag_values or flag_values.mode not in READING or not flag_values.workdir:
     return
   near = alike(flag_values.workdir, "*/config.json")
@@ -132,9 +136,9 @@ def with_mode(argv: list[str], flag_values: flags.FlagValues) -> list[str]:
     return argv
   modes = flag_values["mode"].parser.enum_values
   if word not in modes:
-    near = configuration.nearest(word.lower(), modes)
+    near = configuration.meant(word.lower(), modes)
     if word in configuration.shipped():
-      near = f", did you mean train --config={word}?"
+      near = suggestion([f"train --config={word}"])
     raise ValueError(f"found the word {word!r}{near or ','} expected one of {', '.join(modes)}")
   other, rest = _take(argv[:1] + argv[2:], "mode")
   if other not in (None, word):
@@ -217,15 +221,30 @@ def _check_values(argv, config, flag_values):
       parser.parse(text)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
       choices = tuple(getattr(parser, "enum_values", None) or ())
-      near = configuration.nearest(text, choices)
+      near = configuration.meant(text, choices)
       expected = _EXPECTED.get(type(parser)) or f"one of {', '.join(choices)}"
       found = f"found {show(text)}"
       raise ValueError(f"--{name}={text}: {found}{near or ','} expected {expected}") from None
 
 
+def _with_tuples(argv, config) -> list[str]:
+  """The arguments with the names of `--config.observe=exact,noise` as the tuple that config_flags
+  reads."""
+  several = {k for k, value in configuration.flatten(config).items() if isinstance(value, tuple)}
+  found, name = argv[:1], ""
+  for word in argv[1:]:
+    head, equals, text = word.partition("=") if word.startswith("-") else (name, "", word)
+    key = re.sub(r"--?config\.", "", head)
+    if key != head and key in several - {"reward"} and NAMES.fullmatch(text):
+      word = f"{head}=" * bool(equals) + str(tuple(re.findall(r"[\w.:]+", text)))
+    found.append(word)
+    name = word
+  return found
+
+
 def _take_methods(argv, config) -> list[str]:
-  """The arguments without those for keys that ConfigDict has methods of, as estimators.ewa.update,
-  at which config_flags fails. They are set here; all are texts."""
+  """Sets the keys that are named like a method of ConfigDict, as estimators.ewa.update, on which
+  config_flags fails; all of them are texts -> the other arguments."""
   for key, value in configuration.flatten(config).items():
     if hasattr(type(config), key.rpartition(".")[2]) and isinstance(value, str):
       text, argv = _take(argv, f"config.{key}")
@@ -248,7 +267,7 @@ def _check_names(argv, config, flag_values):
     if re.match(r"(no)?config\.", name):
       key = name.split(".", 1)[1]
       if key not in keys and key not in sections:
-        near = configuration.nearest(key, [*keys, *sections], "--config.")
+        near = configuration.meant(key, [*keys, *sections], "--config.")
         raise ValueError(f"--{name}: found an unknown config key{near}")
     elif name not in flag_values and name.removeprefix("no") not in flag_values:
       raise ValueError(f"--{name}: found an unknown flag{_meant(name, config, flag_values)}")
@@ -259,11 +278,11 @@ def _meant(name: str, config, flag_values) -> str:
   nearer, by its last part or by what it is called elsewhere."""
   keys = list(configuration.flatten(config))
   if name in keys:
-    return f", did you mean --config.{name}?"
+    return suggestion([f"--config.{name}"])
   words = [key.rpartition(".")[2] for key in keys]
   words += " ".join(configuration.ELSEWHERE.values()).split()
   flagged = list(flag_values)
-  nearest = difflib.get_close_matches(name.rpartition(".")[2], [*flagged, *words], 1)
-  if nearest and nearest[0] not in flagged:
-    return configuration.nearest(name, keys, "--config.")
-  return configuration.nearest(name, flagged, "--")
+  near = nearest(name.rpartition(".")[2], [*flagged, *words])
+  if near and near[0] not in flagged:
+    return configuration.meant(name, keys, "--config.")
+  return configuration.meant(name, flagged, "--")

@@ -6,7 +6,6 @@ flags.
 """
 
 import contextlib
-import difflib
 import json
 import os
 import sys
@@ -20,7 +19,7 @@ from ml_collections import ConfigDict
 
 from v05_jax import configs, plug
 from v05_jax.configs import default
-from v05_jax.names import alike
+from v05_jax.names import alike, nearest, suggestion
 from v05_jax.rules import RULES, Rule, relations, show
 from v05_jax.run import files
 
@@ -150,7 +149,7 @@ def structure(config) -> list[str]:
     if key in sections:
       problems.append(f"{key}: found {show(value)}, expected a section of keys")
     elif key not in known:
-      problems.append(f"{key}: found an unknown key{nearest(key, known)}")
+      problems.append(f"{key}: found an unknown key{meant(key, known)}")
     elif key != "reward" and not _same_type(value, known[key]):  # a text or a list: see its rule
       problems.append(f"{key}: found {show(value)}, expected {_type(known[key])}")
   whole = {key for key in sections if key in given}
@@ -211,7 +210,7 @@ def left_open(config: ConfigDict) -> list[str]:
 
 
 def continued(config: ConfigDict, workdir: str | None) -> ConfigDict:
-  """The config with what it leaves open as the run in `workdir` has it, where there is one."""
+  """The config with its open keys (`OPEN`) as the run in `workdir` has them, if there is one."""
   keys = left_open(config)
   saved = files.folder(workdir) / "config.json" if keys and workdir else None
   if saved is None or not saved.exists():
@@ -259,18 +258,18 @@ def load(name: str) -> ConfigDict:
 
 
 def _no_config(file, path: str) -> str:
-  """What is said of a config that is not there: the nearest, and what is known."""
+  """The error for a config that does not exist, with the nearest name and the known ones."""
   known = shipped()
   if file.name == path and not file.suffix:  # a name, not a file
     here = {x.stem: str(x) for x in sorted(file.parent.glob("*.py")) if x.is_file()}
-    near = nearest(path, known) or nearest(path, here.keys() | here.values())
+    near = meant(path.lower(), known) or meant(path, here.keys() | here.values())
     return f"{path}: found no config of that name{near or ','} known: {', '.join(known)}; or a file"
   near = alike(path, "*.py")
   return f"{path}: found no such config file{_by_name(file) or near}"
 
 
 def _by_name(file) -> str:
-  """How the package's config of a file's name is called; "" where it has none."""
+  """A hint at the package's config of the same name as a file; "" where there is none."""
   return f"; the package has one: --config={file.stem}" if file.stem in shipped() else ""
 
 
@@ -327,23 +326,24 @@ ELSEWHERE = {
 }
 
 
-def nearest(name: str, known, prefix: str = "") -> str:
-  """A suggestion to append, or "": by last part, what a key is called elsewhere, or likeness."""
+def meant(name: str, known, prefix: str = "") -> str:
+  """`names.suggestion` for a key that is none, each name after `prefix`: by what it is called
+  elsewhere, by its last part, or by likeness."""
   known = list(known)
   last = lambda key: key.rsplit(".", 1)[-1]
-  match = [key for key in known if last(key) == last(name)][:3] if "/" not in name else []
-  match = match or [key for key in known if last(name) in ELSEWHERE.get(key, "").split()]
-  parts = difflib.get_close_matches(last(name), sorted({last(key) for key in known}), 1, 0.8)
+  elsewhere = [key for key in known if last(name) in ELSEWHERE.get(key, "").split()]
+  match = [key for key in known if last(key) == last(name)] if "/" not in name else []
+  match = list(dict.fromkeys([*elsewhere, *match] if "." not in name else match or elsewhere))[:3]
+  parts = nearest(last(name), {last(key) for key in known}, 0.8)
   similar = [key for key in known if last(key) in parts][:3]
   section = name.removesuffix(last(name))
   match = match or [key for key in similar if section and key.startswith(section)] or similar
-  match = match or difflib.get_close_matches(name, known, 1)
-  return f", did you mean {' or '.join(prefix + key for key in match)}?" if match else ""
+  return suggestion(prefix + key for key in match or nearest(name, known))
 
 
 def one_line(error: BaseException) -> str:
-  """An exception for a message: its kind, where its text is not enough, and the text, of a long one
-  the beginning and the end."""
+  """An exception in one line: its type where the text alone does not say enough, and its text, cut
+  in the middle where it is long."""
   kind = "" if isinstance(error, (ValueError, flags.Error)) else f"{type(error).__name__}: "
   text = " ".join(str(error).split())
   return kind + (text if len(text) <= 600 else f"{text[:250]} ... {text[-350:]}")

@@ -22,14 +22,12 @@ class Groups(NamedTuple):
   k: np.ndarray  # float32 [P]  rollouts that count
   s: np.ndarray  # float32 [P]  successes among them
   vbar: np.ndarray  # float32 [P]  their mean reward; 0 where there are none
-  shaping: (
-    np.ndarray
-  )  # float32 [P, K]  added to the reward, not part of vbar: DAPO's penalty for length
+  # float32 [P, K]  added to the reward, not part of vbar: DAPO's penalty for length
+  shaping: np.ndarray
   length: np.ndarray  # int32 [P, K]  response tokens
   logprob: np.ndarray  # float32 [P, K]  log-probability of the response, nats
-  score: (
-    np.ndarray
-  )  # float32 [P, K]  sum over its tokens of (1 - p)^2: how long its gradient is, about
+  # float32 [P, K]  sum over its tokens of (1 - p)^2: about the squared length of its gradient
+  score: np.ndarray
   row: np.ndarray  # int32 [P]  row of the dataset
   step: np.ndarray  # int32 []  training step
   first: Groups | None = None  # the rollouts whose number no outcome has chosen; None = all of them
@@ -118,7 +116,7 @@ def of_rollouts(rolls, rewards, shaping, row, step: int, unconditional: int) -> 
   """
   statistics = np.zeros((2, *rolls.mask.shape), np.float32)
   real = np.arange(rolls.logprob.shape[1]) < rolls.length[rolls.prompt, rolls.index][:, None]
-  # A log-probability that is no number costs the update, not what estimators keep for good.
+  # A log-probability that is not finite fails the update; it must not stay in the estimators' sums.
   logprob = np.where(real & np.isfinite(rolls.logprob), rolls.logprob, 0.0)
   statistics[:, rolls.prompt, rolls.index] = (
     logprob.sum(1),

@@ -16,7 +16,7 @@ import numpy as np
 from v05_jax.groups import Groups
 from v05_jax.shrinkage import clean
 
-# The option of what keeps a history, as arguments of a plug's `Option`.
+# Arguments of the `Option` by which a plug with a history declares its half-life.
 HALF_LIFE = (
   16.0,
   "training steps in which a prompt's earlier outcomes lose half of their weight",
@@ -25,7 +25,7 @@ HALF_LIFE = (
 )
 MOST_KEPT = 0.96  # of the evidence from one visit to the next, as in SPO: at most 25 visits count
 DISCOUNT = 0.95  # of the moments, a step
-MIN_PROMPTS = 64  # discounted prompts before the moments are believed; until then:
+MIN_PROMPTS = 64  # discounted prompts from which on the moments are used; until then:
 FIRST_ERROR = 0.16  # squared error of V
 MIN_ERROR = 1e-3
 
@@ -103,9 +103,8 @@ def fuse(moments, value, past):
 
     squared error of V   mean (V - r)(V - H)
     squared error of H   drift + sigma2 / rollouts, on average mean (H - r)(H - V)
-    sigma2               mean 1 - r H, the variance of one reward, for E[r H] = E[mu^2]; less where
-                         the average says so,
-                         for faded rollouts are worth more than their number
+    sigma2               mean 1 - r H, the variance of one reward, as E[r H] = E[mu^2]; but no more
+                         than the average above allows, since a faded count understates its worth
     drift                what is left of the average: the policy has moved on
 
   r is the mean reward of a later visit. The three err independently, so that the products leave one

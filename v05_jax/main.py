@@ -48,6 +48,7 @@ from v05_jax import __version__, logs
 MODES = ("train", "sft", "value", "eval", "sample", "noise", "export", "report", "compile")
 SEVERAL = ("train", "eval")  # modes of several processes
 WRITING = ("train", "sft", "value")  # modes whose workdir is a run's
+SAMPLING = ("train", "sample", "noise")  # modes that sample responses to the problems of data.path
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("mode", "train", MODES, "what to do")
@@ -94,12 +95,19 @@ class Command(NamedTuple):
 def console():
   """The command `v05`, and `python -m v05_jax.main`.
 
-  Ctrl-C ends it at once, in whatever library it is: an exception would come out as a traceback, or
-  not at all. A run asks for that twice (`checkpoint.Preemption`), and what it has written is as
-  after a kill, which every run survives.
+  Ctrl-C ends the process at once: raised as an exception inside a library it could end in a
+  traceback, or be swallowed. A training run does so at the second Ctrl-C (`checkpoint.Preemption`);
+  its files are then as after a kill, from which every run continues.
   """
+  logs.open_streams()
   signal.signal(signal.SIGINT, lambda *_: leave("stopped before anything was done"))
-  app.run(main, flags_parser=parse)
+  try:
+    app.run(main, flags_parser=parse)
+  except BrokenPipeError:  # of what is printed before `main`
+    if not logs.unread():
+      raise
+  finally:
+    logs.close_streams()
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -108,7 +116,7 @@ def parse(argv: list[str]) -> list[str]:
   if len(argv) == 1 or argv[1] == "help" or words & {"--help", "-h", "-help"}:
     print(manual())
     sys.exit(0)
-  if words & {"--version", "-version"}:
+  if argv[1] == "version" or words & {"--version", "-version"}:
     print(f"v05_jax {__version__}")
     sys.exit(0)
   from v05_jax import command_line  # seconds: what it imports knows every key
@@ -122,7 +130,7 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def usual_folder(mode: str, config: str | None) -> str | None:
-  """Where a run of a config, a name or a file, goes that names no workdir; None: nowhere."""
+  """The default workdir for a config (a name or a file); None in a mode that writes no run."""
   return f"runs/{pathlib.Path(config).stem}" if config and mode in WRITING else None
 
 
@@ -158,7 +166,8 @@ def main(_):
   except (ValueError, OSError, FloatingPointError) as e:
     # The message is for the user: it names the key, file or line, what was found and what was
     # expected.
-    sys.exit(f"error: {e}")
+    if not (isinstance(e, BrokenPipeError) and logs.unread()):
+      sys.exit(f"error: {e}")
 
 
 def run(command: Command, place: Any = None):
@@ -166,14 +175,15 @@ def run(command: Command, place: Any = None):
   ValueError for wrong flags."""
   mode = command.mode
   check_folders(command)
-  check_data(command)
-  from v05_jax import backend
+  from v05_jax import backend, rules
   from v05_jax import config as configuration
   from v05_jax.run import workdirs
   from v05_jax.scale import peers, sources
 
   if place and mode not in SEVERAL:
     raise ValueError(f"--mode={mode} runs in one process; of several: {' and '.join(SEVERAL)}")
+  if mode in SAMPLING:
+    rules.check_problems(command.config)
   command = command._replace(config=configuration.continued(command.config, command.workdir))
   if place is None and mode in WRITING and workdirs.finished(command.config, mode, command.workdir):
     print(workdirs.ending(command.config, mode, command.workdir))
@@ -206,20 +216,6 @@ def check_folders(command: Command):
       f"--workdir={workdir}: found a comma, expected a folder without one: commas stand between "
       "the folders of --mode=report"
     )
-
-
-def check_data(command: Command):
-  """Raises ValueError where a run would learn the built-in tasks by a reward that does not know
-  them, as `--config=own` without problems would."""
-  from v05_jax.rewards import mixture
-
-  config = command.config
-  if command.mode in ("train", "sample", "noise") and config.data.path == "tasks":
-    if "math" in mixture.targets(config.reward):
-      raise ValueError(
-        "config.data.path: found 'tasks', the built-in puzzles, which the reward math does not "
-        "know, expected your problems, --config.data.path=problems.jsonl, or a benchmark's name"
-      )
 
 
 def start(command: Command):

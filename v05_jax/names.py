@@ -1,5 +1,5 @@
 """How a name in the config finds a function: one of the package's, or `module:function`, a user's
-own; and which file a mistyped path may have meant.
+own; and what a mistyped name or path may have meant.
 
 Workers of rewards import this: nothing here may import jax.
 """
@@ -14,7 +14,7 @@ import sys
 import traceback
 
 STANDARD_LIBRARY = os.path.dirname(os.__file__)
-# What stands between a caller and the user's function.
+# Files of the frames between this package and the user's function in a traceback.
 BETWEEN = (
   __file__,
   importlib.__file__,
@@ -23,16 +23,26 @@ BETWEEN = (
 )
 
 
+def nearest(name: str, known: Iterable[str], least: float = 0.6, most: int = 1) -> list[str]:
+  """The known names that a mistyped one may have meant, the most similar first: at most `most`,
+  each with a similarity (`difflib`'s ratio, 0 to 1) of at least `least`."""
+  return difflib.get_close_matches(name, list(known), most, least)
+
+
+def suggestion(meant: Iterable[str]) -> str:
+  """What an error appends to what it found: ", did you mean A or B?", or "" for no names."""
+  text = " or ".join(meant)
+  return f", did you mean {text}?" if text else ""
+
+
 def alike(path, pattern: str = "*") -> str:
-  """What a local path that is not there may have meant, of all that stands beside it and fits the
-  pattern, or holds what does (`*/config.json`), as ", did you mean PLACE?"; "" where nothing is
-  called alike."""
+  """`suggestion` of what a local path that is not there may have meant, among what stands beside it
+  and fits the pattern, or holds what does (`*/config.json`)."""
   folder, name = os.path.split(os.fspath(path).rstrip("/"))
   with contextlib.suppress(OSError, RuntimeError):  # the last: no such user's folder
     place = Path(folder).expanduser()
     beside = {x.relative_to(place).parts[0] for x in place.glob(pattern)} - {name}
-    if match := difflib.get_close_matches(name, sorted(beside), 1):
-      return f", did you mean {os.path.join(folder, match[0])}?"
+    return suggestion(os.path.join(folder, x) for x in nearest(name, beside))
   return ""
 
 
@@ -46,10 +56,9 @@ def own(key: str, name, known: Iterable[str]) -> Callable:
     raise ValueError(f"{key}: found {name!r}, expected a name")
   if ":" not in name:
     known = list(known)
-    near = difflib.get_close_matches(name, known, 1)
-    meant = f" (did you mean {near[0]}?)" if near else ""
+    meant = suggestion(nearest(name, known)) or ","
     raise ValueError(
-      f"{key}: found {name!r}{meant}, expected one of {', '.join(known)}, or "
+      f"{key}: found {name!r}{meant} expected one of {', '.join(known)}, or "
       "module:function for a function that Python can import"
     )
   if os.getcwd() not in sys.path:  # where the run was started, and often the user's file lies
@@ -69,12 +78,13 @@ def resolve(target: str):
     function = importlib.import_module(module)
   except ModuleNotFoundError as error:
     near = alike(f"{module}.py", "*.py") if error.name == module else ""
+    if module.endswith(".py"):  # a file's name
+      near = f", did you mean {module.removesuffix('.py').replace('/', '.')}:{name}?"
     raise ModuleNotFoundError(f"{error}{near}", name=error.name) from error
   for part in name.split("."):
     if not hasattr(function, part):
-      near = difflib.get_close_matches(part, dir(function), 1)
-      meant = f", did you mean {near[0]}?" if near else ""
       where = getattr(function, "__name__", module)
+      meant = suggestion(nearest(part, dir(function)))
       raise AttributeError(f"{where} has no attribute {part!r}{meant}")
     function = getattr(function, part)
   if not callable(function):

@@ -1,4 +1,4 @@
-"""What each key of the config may be (`RULES`), and what keys must have to do with each other.
+"""What each key of the config may be (`RULES`), and how keys must agree with each other.
 
 configs/default.py declares every key once. Options of plugs have their rules beside their defaults.
 """
@@ -41,11 +41,11 @@ def _or_open(rule: Rule) -> Rule:
 
 _NAMES = Rule(
   lambda x: len(set(x)) == len(x) > 0 and all(re.fullmatch(r"\w+", str(name)) for name in x),
-  "at least one name, each once; on the command line \"('add', 'sub')\"",
+  "at least one name, each once; on the command line add,sub",
 )
 _MATRICES = Rule(
   lambda x: len(set(x)) == len(x) > 0 and set(x) <= set(lora.TARGETS),
-  f"at least one of {', '.join(lora.TARGETS)}, each once; on the command line \"('q', 'v')\"",
+  f"at least one of {', '.join(lora.TARGETS)}, each once; on the command line q,v",
 )
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:function
 
@@ -142,7 +142,7 @@ _RANGES = (
   ),
 )
 RULES = {key: rule for rule, keys in _RANGES for key in keys.split()}
-# Keys that name plugs: what they may be is known by looking.
+# Keys that name plugs are checked by `plug.problems`.
 RULES |= {kind.key: ANYTHING for kind in plug.KINDS.values()}
 
 
@@ -205,8 +205,22 @@ def relations(config, flat, wrong) -> list[str]:
   return problems
 
 
+def check_problems(config):
+  """Raises ValueError where responses to the built-in tasks would be verified by a reward that does
+  not know them.
+
+  For the modes that sample training problems, and no part of `relations`: `configs/own.py` names
+  no problems before the user does, and is a valid config for the other modes.
+  """
+  if config.data.path == "tasks" and "math" in rewards.targets(config.reward):
+    raise ValueError(
+      "config.data.path: found 'tasks', the built-in puzzles, which the reward math does not "
+      "know, expected your problems, --config.data.path=problems.jsonl, or a benchmark's name"
+    )
+
+
 def _ratios(loss, need):
-  """Which surrogates have a dual bound, and whose log-probs a correction compares."""
+  """Which surrogates have a dual bound, and which log-probs corrections and replay need."""
   bounded = " and ".join(surrogates.DUAL)
   dual = f"0, since loss.surrogate is {loss.surrogate}: {bounded} alone have a dual bound"
   need(loss.surrogate in surrogates.DUAL or loss.clip_dual == 0, "loss.clip_dual", dual)
@@ -222,7 +236,7 @@ def _ratios(loss, need):
 
 
 def _plugs(config, need):
-  """What plugs want of other keys, and of a budget how many prompts a step has."""
+  """What plugs require of other keys; and no more minibatches than a step has prompts."""
   for kind, name in plug.chosen(config):
     for key, expected in plug.declared(kind, name).check(config):
       need(False, key, expected)
@@ -237,7 +251,7 @@ def _plugs(config, need):
 
 
 def _success(config, need):
-  """Which of several rewards is the success."""
+  """`rewards.success` names one of several rewards."""
   try:
     rewards.success(config.reward, config.rewards.success)
   except ValueError as error:
@@ -293,7 +307,7 @@ def _gym(config, need, named):
 
 
 def _value(value, need):
-  """The same for the training of a V0."""
+  """Problems between the keys of `config.value`, the training of a V0."""
   need(
     value.heads > 0 and value.width % value.heads == 0,
     "value.heads",

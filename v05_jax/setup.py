@@ -50,7 +50,7 @@ class Run(NamedTuple):
       step=zero,
       cursor=zero,
       rollouts=zero,
-      # Outcomes have no prior to lean on at first, and may ask for all rollouts of every prompt.
+      # Where outcomes decide, every prompt may get the most rollouts at first.
       mean_k=np.float32(limits.mean or limits.most),
       skipped=distributed.put(zero, sharding.replicated(self.mesh)),
       prior=self.prior.init(),
@@ -97,8 +97,8 @@ def setup(config, workdir: str | None = None, done: int = 0) -> Run:
 
 
 def weights_of(config) -> dict[str, str]:
-  """Config key -> digest of the weights that it names and that a run which goes on reads again: the
-  first policy's, for a reference of the KL and for priors, and a V0's."""
+  """Config key -> digest of the weights that it names and that a resumed run reads again: those of
+  the first policy (for the KL's reference and for priors) and of a V0."""
   found = {}
   if not config.policy.preset:
     found["policy.path"] = sources.of_folder(models.folder(config.policy.path))
@@ -110,8 +110,8 @@ def weights_of(config) -> dict[str, str]:
 
 
 def check_scratchpad(config):
-  """Raises ValueError where a policy that the package ships for the built-in tasks meets those with
-  a scratchpad and has not learnt to write one, or the reverse: no response could be right."""
+  """Raises ValueError where one of the package's own policies does not fit the built-in tasks: one
+  has learnt to write a scratchpad, the other has not, and the other's responses are all wrong."""
   path, length = config.policy.path, config.data.scratchpad
   if config.policy.preset or data.TASKS not in (config.data.path, config.eval.path):
     return

@@ -21,7 +21,9 @@ def update(run: Run, state: TrainState, taken: Draw, advantage) -> tuple[TrainSt
   donated."""
   began, config = time.perf_counter(), run.config
   params, opt_state = state.params, state.opt_state
-  taken, advantage, kept, found = replay.extend(config, state, taken, advantage)
+  advantage, kept, found = np.asarray(advantage), state.replay, {}
+  if config.loss.replay:
+    taken, advantage, kept, found = replay.extend(config, state, taken, advantage)
   minibatches = packing.minibatches(
     taken.prompts, taken.rolls, advantage, config.loss, run.mesh, taken.importance
   )

@@ -2,9 +2,8 @@
 update.
 
 Letters, once for all: P prompts, K rollouts a prompt, N rows, T tokens, R response tokens, F
-features, M context pairs. Rewards and masks are dense `[P, K]`; tokens are flat rows (design:
-"dense small, packed big"). `P` and `K` are static capacities of a run, so that nothing recompiles
-when their use varies.
+features, M context pairs. Rewards and masks are dense `[P, K]`; tokens are flat rows.
+`P` and `K` are static capacities of a run, so that nothing recompiles when their use varies.
 """
 
 from typing import Any, NamedTuple

@@ -39,7 +39,7 @@ def train(config, workdir: str) -> TrainState:
   config = settle(config, workdir)
   checkpoint.prepare(workdir, config)
   checkpoint.check_config(workdir, config)
-  if distributed.first():  # which alone has sinks
+  if distributed.first():  # the only process with sinks
     sinks.check(config)
   with (
     lock.Lock(workdir) as held,
@@ -54,12 +54,12 @@ def train(config, workdir: str) -> TrainState:
     progress.stage(f"loading {config.policy.path} and {config.data.path}")
     run = setup(config, workdir, first)
     state = run.init()
-    run = run._replace(policy=run.policy._replace(params=None))  # whose memory only priors may want
+    run = run._replace(policy=run.policy._replace(params=None))  # priors may keep them
     stopping = lambda: preemption.requested
     collect = rollouts.make(run.policy, config, run.mesh, verifier, ahead, stopping)
     evaluate = evaluation.make(run.policy, config, run.mesh, collect)
     state = saved.restore(first, state, rows_of(run, evaluate)) if first else state
-    if not ended(config, state):  # while the first rollouts are sampled
+    if not ended(config, state):  # compiles the update while the first rollouts are sampled
       progress.stage("compiling prefill, decode and update")
       lower = lambda: run.update.lower(run.shapes.batch(config.loss, run.mesh))
       compiled = ahead.later(lambda: lower().compile())
@@ -68,7 +68,7 @@ def train(config, workdir: str) -> TrainState:
       after = Housekeeping(*kept)
       after.begin(state)
       while not ended(config, state):
-        # failed: of the updates before, which have ended
+        # failed: updates skipped in a row so far; reading it waits for the last of them
         began, failed = time.perf_counter(), int(state.skipped)
         try:
           drawn = draw(run, collect, state)  # prompts -> prior -> rollouts
@@ -121,8 +121,8 @@ class Housekeeping(NamedTuple):
       self.log.samples(int(state.step), samples.rows(self.run, taken, advantage))
 
   def keep(self, state: TrainState, measured: Pairs, began: float, failed: int):
-    """After a step that began at `began` and before which `failed` updates in a row were
-    skipped."""
+    """Measures, logs and saves after a step that began at `began`; `failed`: updates in a row that
+    were skipped before it."""
     config, done, unmeasured = self.run.config, int(state.step), None
     last = ended(config, state)
     if config.eval.period and self.evaluates(state):
@@ -160,8 +160,7 @@ class Housekeeping(NamedTuple):
     self.saved.save(int(state.step), state, rows_of(self.run, self.evaluate))
 
   def given_up(self, state: TrainState, error: Exception) -> Exception:
-    """What a run raises that goes no further, since verdicts fail or do not come; saves the state
-    before."""
+    """Saves the state -> the exception that ends a run whose verdicts fail or do not come."""
     done = int(state.step)
     # While updates fail, the checkpoints before them are kept.
     if done and not int(state.skipped) and self.saved.latest() != done:
@@ -179,8 +178,8 @@ def ended(config, state: TrainState) -> bool:
 
 
 def rows_of(run: Run, evaluate: evaluation.Evaluate) -> dict[str, str]:
-  """Config key -> digest of the rows or weights that it names, which stay the same as long as the
-  run, and of the files of rewards of the user's own."""
+  """Config key -> digest of the rows or weights that it names, which must not change during a run;
+  and a digest of the files of the user's own rewards."""
   config, found = run.config, {"data.path": run.prompts.digest} | run.weights
   if config.eval.period:
     found["eval.path"] = evaluate.dataset.digest
@@ -191,16 +190,16 @@ def rows_of(run: Run, evaluate: evaluation.Evaluate) -> dict[str, str]:
 
 
 def agreed(requested: bool, state: TrainState, done: int) -> bool:
-  """Whether any process was asked to stop. Raises ValueError where several no longer decide by the
-  same numbers."""
-  # what each has worked out for itself
+  """Whether any process was asked to stop. Raises ValueError where the processes of a run no longer
+  have the same state."""
+  # what each process has computed for itself
   decided = state.replace(params=None, opt_state=None, skipped=None)
   distributed.check_same(f"the state after step {done}", lambda: jax.tree.leaves(decided))
   return distributed.anywhere(requested)
 
 
 def diverged(config, workdir: str, failed: int, good: int | None) -> str:
-  """What a run says that stops because its updates keep failing."""
+  """The message of a run that stops because its updates keep failing."""
   kept = (
     "there is no checkpoint yet" if good is None else f"the last good checkpoint is of step {good}"
   )

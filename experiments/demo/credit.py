@@ -1,4 +1,4 @@
-"""What V0.5's lead in the demo is owed to."""
+"""Which of its differences from GRPO makes V0.5's lead in the demo."""
 
 from v05_jax.configs import demo
 from v05_jax.run import conclusion

@@ -1,4 +1,4 @@
-"""What a number of rollouts that depends on their outcome does to the policy gradient, by exact
+"""The bias of the policy gradient where a prompt's outcomes decide its number of rollouts, by exact
 enumeration.
 
 The policy of `gradient.py`: one logit a prompt. Each rollout is left out of its own baseline, so at

@@ -65,12 +65,13 @@ def measure(kind: str, c: Cells, k: int, state) -> dict:
   """Bias and noise of one kind of advantage.
 
   Returns:
-    "a2": E[A^2]. "gradient": expected gradient over the true one, summed over prompts; "least",
-      "most": of one prompt.
-    "cosine": of the expected and the true gradient. "a2_scaled": a2 / gradient^2. "noise": variance
-      of the mean
-    gradient over prompts at equal rollouts, times the rollouts, over its squared expectation, for
-      given prompts;
+    "a2": E[A^2].
+    "gradient": expected gradient over the true one, summed over prompts; "least", "most": of one
+      prompt.
+    "cosine": of the expected and the true gradient.
+    "a2_scaled": a2 / gradient^2.
+    "noise": variance of the mean gradient over prompts at equal rollouts, times the rollouts, over
+      its squared expectation, for given prompts.
     "noise_drawn": the same with the prompts drawn too.
   """
   success, failure = advantages(kind, c, k, state)

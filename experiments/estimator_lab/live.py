@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.estimator_lab.tables import table
 from v05_jax.configs import demo
-from v05_jax.observers.scoreboard import JUDGED
+from v05_jax.observers.scoreboard import ASSESSED
 from v05_jax.run import metrics, report
 from v05_jax.train import train
 
@@ -78,7 +78,7 @@ def main(_):
 def standings(lines: list[dict]) -> list[tuple[str, float, float]]:
   """(estimator, difference, standard error) over the last lines of several seeds, best first."""
   found = [("v05 (own)", 0.0, 0.0)]
-  for name in set(JUDGED) - {"v05"}:
+  for name in set(ASSESSED) - {"v05"}:
     difference = np.array([x[f"scoreboard/{name}/difference"] for x in lines])
     error = np.array([x[f"scoreboard/{name}/standard_error"] for x in lines])
     found.append((name, float(difference.mean()), float(np.sqrt(np.sum(error**2)) / len(lines))))

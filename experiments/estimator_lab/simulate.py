@@ -16,6 +16,7 @@ from experiments.estimator_lab.exact import baseline
 from experiments.estimator_lab.population import K_MAX, LEVELS, NORMAL, QUANTILES
 from v05_jax import budget, shrinkage
 from v05_jax.estimators.beta_shrink import beta_fit
+from v05_jax.run.comparison import standard_error
 
 BATCH, STEPS, DROPPED = 128, 110, 10
 # Those of the package that need no earlier visits of the same prompt.
@@ -94,7 +95,7 @@ def budgets(rule, keys, share, sd, h, k_init, total):
     if rule == "uniform":
       k = total // BATCH + (jnp.arange(BATCH) < total % BATCH)
     else:
-      nothing = 1.0 - value**2, jnp.inf, jnp.zeros(BATCH)  # is known but V
+      nothing = 1.0 - value**2, jnp.inf, jnp.zeros(BATCH)  # V alone is known
       first_stage = (*shrinkage.ewa_baseline(state, value, s0, k0)[1:], k0)
       known = first_stage if rule == "neyman" else nothing
       k = budget.neyman(*known, total, k0, K_MAX)
@@ -114,5 +115,5 @@ def keys(seeds):
 def summary(x) -> dict:
   """Mean over seeds and its standard error."""
   x = np.asarray(x, float)
-  error = float(np.std(x, ddof=1) / np.sqrt(len(x))) if len(x) > 1 else None
+  error = float(standard_error(x)) if len(x) > 1 else None
   return {"mean": float(np.mean(x)), "error": error}

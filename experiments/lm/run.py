@@ -4,8 +4,8 @@
     python -m experiments.lm.run --methods=v05,grpo16,grpo4     all three, after or instead of it
 
 Fetches and converts SmolLM2 (`fetch.py`), gives it a warm start on problems of reasoning-gym with
-their answers, trains from there by reinforcement learning on fresh problems, and judges what came
-out on problems of the held-out split. What is complete in runs/lm is taken as it is, what was
+their answers, trains from there by reinforcement learning on fresh problems, and evaluates the
+results on problems of the held-out split. What is complete in runs/lm is taken as it is, what was
 interrupted is continued. Ends with the curve, a table with intervals, five problems before and
 after, and the report page.
 """
@@ -31,7 +31,7 @@ MODEL = flags.DEFINE_string("model_folder", ".cache/lm", "folder in which the mo
 COST = """This downloads 93 MB and takes about {minutes:.0f} minutes on two free cores, {memory} GB
 of memory and {disk} GB of disk. Ctrl-C stops it; the same command continues.
 """
-HELDOUT = {"split": "heldout", "size": 480, "samples": 4}  # what is judged in the end
+HELDOUT = {"split": "heldout", "size": 480, "samples": 4}  # what is evaluated in the end
 MEMORY, DISK = 7, 6  # GB
 SFT_MINUTES, MINUTES = 6, 8  # of the warm start with its evaluation; of a method with its own
 
@@ -58,14 +58,14 @@ def run(out: Path, model: Path, methods: list[str]):
   room(out)
   fetch.model(model)
   start = warm_start(config, out / "sft")
-  results = {"warm start": judged(with_policy(smollm2.get_config(), start), out / "start")}
+  results = {"warm start": evaluated(with_policy(smollm2.get_config(), start), out / "start")}
   for method in methods:
     name = smollm2.METHODS[method]
     config = with_policy(smollm2.get_config(method), start)
     rollouts = config.num_steps * config.rollouts_per_step
     print(f"\n{name}: {rollouts:,} rollouts -> {out / method}", flush=True)
     train(config, str(out / method))
-    results[name] = judged(config, out / method)
+    results[name] = evaluated(config, out / method)
   print()
   names = [smollm2.METHODS[method] for method in methods]
   workdirs = [str(out / method) for method in methods]
@@ -99,7 +99,7 @@ def with_policy(config, path: Path):
 def warm_start(config, workdir: Path) -> Path:
   """The policy of which reinforcement learning starts, trained where it is not there yet -> its
   Hugging Face directory."""
-  # Reinforcement learning then meets no problem of the warm start before all others.
+  # Another seed than training: its first problems are not those of the warm start.
   config.data.seed = 1
   config.eval.update({"size": 48, "period": 0})
   print(f"warm start: {config.sft.steps} steps -> {workdir}", flush=True)
@@ -111,7 +111,7 @@ def warm_start(config, workdir: Path) -> Path:
   return done
 
 
-def judged(config, workdir: Path) -> evaluate.Result:
+def evaluated(config, workdir: Path) -> evaluate.Result:
   """Success on held-out problems, sampled where that has not been done yet."""
   config.eval.update(HELDOUT)
   if not (workdir / "eval.jsonl").is_file():

@@ -23,6 +23,7 @@ from v05_jax.observers.exact import truth
 from v05_jax.priors import base as priors
 from v05_jax.priors import context as contexts
 from v05_jax.priors import logistic, neighbours, probe
+from v05_jax.run.comparison import standard_error
 from v05_jax.sampling import rollouts
 from v05_jax.sampling.draw import draw
 from v05_jax.setup import setup
@@ -34,7 +35,7 @@ ONLY = flags.DEFINE_string("only", "", "report: the tables alone, from results.j
 KINDS = ("constant", "neighbours", "v0", "probe")
 RUNS = [(seed, k) for k in (4, 1) for seed in (0, 1, 2)]
 LEVELS = (0.5, 0.8, 0.95)
-FIRST = 2  # steps before a prior is judged: all speak by then
+FIRST = 2  # steps before a prior is assessed: all speak by then
 
 
 def main(_):
@@ -104,8 +105,8 @@ class Asked:
   def __init__(self, kind: str, setting: plug.Setting):
     self.prior = alone(kind, setting)
     self.state, self.rows = self.prior.init(), []
-    self.judged = {name: estimators.named(name, setting) for name in ("precision", "v05_loo")}
-    self.learnt = {name: x.init() for name, x in self.judged.items()}
+    self.estimators = {name: estimators.named(name, setting) for name in ("precision", "v05_loo")}
+    self.learnt = {name: x.init() for name, x in self.estimators.items()}
 
   def see(self, step: int, draw, mu):
     """Asks about the prompts of a draw, keeps the answers beside what came out, then teaches."""
@@ -113,7 +114,7 @@ class Asked:
     variance = priors.variance(self.prior, told, len(value))
     groups = draw.groups._replace(first=None, prior_variance=variance)
     row = {"value": value, "variance": variance, "mu": mu, "s": groups.s, "k": groups.k}
-    for name, estimator in self.judged.items():
+    for name, estimator in self.estimators.items():
       baseline = np.asarray(estimator.baseline(self.learnt[name], groups, value))
       row[name] = np.mean((baseline - mu[:, None]) ** 2, axis=1)
       self.learnt[name] = estimator.learn(self.learnt[name], groups, value)
@@ -129,7 +130,7 @@ class Asked:
     x = {name: column[known] for name, column in all_rows.items()}
     error = (x["value"] - x["mu"]) ** 2
     found = {"mse": error.mean(), "auc": np.mean([_auc(row) for row in self.rows])}
-    found |= {name: x[name].mean() for name in self.judged}
+    found |= {name: x[name].mean() for name in self.estimators}
     if np.isfinite(x["variance"]).all():
       found["said"] = x["variance"].mean()
       place = beta(x["value"], x["variance"]).cdf((1 + x["mu"]) / 2)
@@ -186,11 +187,11 @@ def of_rollouts(folder: Path, repeats: int) -> dict:
 
 def streamed(features, t):
   """(name, [RMSE, AUC, coverages]) of each prior on one stream of prompts."""
-  yield "constant", judged(*alike(features["length"], t, lambda state, x: mean(state, x)), t)
+  yield "constant", errors(*alike(features["length"], t, lambda state, x: mean(state, x)), t)
   kernel = lambda state, x: neighbours.kernel_regression(state, x, 0.5, 1)
-  yield "neighbours, n-grams", judged(*alike(features["n-grams"], t, kernel), t)
+  yield "neighbours, n-grams", errors(*alike(features["n-grams"], t, kernel), t)
   for name in ("length", "n-grams", "both"):
-    yield f"probe, {name}", judged(*probed(features[name], t), t)
+    yield f"probe, {name}", errors(*probed(features[name], t), t)
 
 
 def mean(state, x):
@@ -222,7 +223,7 @@ def probed(x, t) -> tuple[np.ndarray, np.ndarray]:
   return tuple(np.concatenate(found, axis=1))
 
 
-def judged(value, variance, t) -> list[float]:
+def errors(value, variance, t) -> list[float]:
   """RMSE against the mean of ten, AUC of t >= .5, coverage of the outcome's intervals (NaN without
   a variance), of the prompts after the first two steps."""
   value, t = value[FIRST * SIZE :], t[FIRST * SIZE :]
@@ -311,7 +312,7 @@ def plus(x) -> str:
   """Mean ± standard error."""
   if not np.isfinite(x).all():
     return ""
-  error = np.std(x, ddof=1) / np.sqrt(len(x)) if len(x) > 1 else np.nan
+  error = standard_error(np.asarray(x)) if len(x) > 1 else np.nan
   return f"{np.mean(x):.3f} ± {error:.3f}"
 
 

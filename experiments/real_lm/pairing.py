@@ -1,5 +1,5 @@
 """Differences between runs of the same seed: they share the warm start, the order of the training
-problems and the problems that are judged."""
+problems and the held-out problems."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ Runs = dict[str, dict[int, dict]]  # method -> seed -> result
 
 def common(one: dict[int, dict], other: dict[int, dict]) -> list[int]:
   """The seeds that both have. Raises ValueError where two runs of one seed started from different
-  policies, or were judged on different problems: they are no pair."""
+  policies, or were evaluated on different problems: they are no pair."""
   seeds = sorted(set(one) & set(other))
   for seed in seeds:
     a, b = one[seed], other[seed]
@@ -27,7 +27,7 @@ def common(one: dict[int, dict], other: dict[int, dict]) -> list[int]:
 
 
 def differences(one: dict, other: dict, key: str = "mean") -> np.ndarray:
-  """[seeds, problems] of what was judged at the end, on common seeds."""
+  """[seeds, problems] of the evaluations at the end, on common seeds."""
   seeds = common(one, other)
   values = [np.subtract(one[x]["after"][key], other[x]["after"][key]) for x in seeds]
   return np.array(values) if seeds else np.zeros((0, 1))

@@ -145,7 +145,7 @@ def rate_of(method: str) -> str:
 
 
 def heldout_problems(arena: str) -> str:
-  """What is judged, for the tables."""
+  """What is evaluated, for the tables."""
   return f"{HELDOUT[arena]} held-out problems, {SAMPLES} samples each at temperature 1"
 
 
@@ -199,7 +199,7 @@ def is_measured(task: Task) -> bool:
 
 
 def heldout(config, arena: str, data: Path):
-  """The same config, to be judged on problems that no training has seen."""
+  """The same config, to be evaluated on problems that no training has seen."""
   c = config.copy_and_resolve_references()
   c.data.seed = HELDOUT_SEED  # reasoning-gym draws by it, and `eval` has none of its own
   c.eval.update({"split": "heldout", "size": HELDOUT[arena], "samples": SAMPLES})

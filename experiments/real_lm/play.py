@@ -48,14 +48,14 @@ class Places(NamedTuple):
 
 
 def run(task: plan.Task, places: Places):
-  """Trains a run from its seed's warm start, judges it on held-out problems (a tuning run is not),
-  and writes its result. A tuning run that diverges has a result too."""
+  """Trains a run from its seed's warm start, evaluates it on held-out problems, and writes its
+  result. A tuning run is not evaluated, and where it diverges it has a result too."""
   prepare(task.arena, places)
   start = warm_start(task, places)
   config = training(task, places)
   folder = places.run(task)
   begin(config, folder)
-  tuned, failed, judgements = task.seed == plan.TUNING_SEED, "", None
+  tuned, failed, evaluations = task.seed == plan.TUNING_SEED, "", None
   step = last_step(folder)
   try:
     step = int(train(config, str(folder)).step) if step is None else step
@@ -64,13 +64,13 @@ def run(task: plan.Task, places: Places):
       raise
     failed = str(error)
   if not tuned:
-    judge = plan.heldout(config, task.arena, places.data)
-    before = judged(judge_of_start(task, places), started(task, places) / "judged")
-    judgements = judge, before, judged(judge, folder, step)
+    heldout = plan.heldout(config, task.arena, places.data)
+    before = evaluated(heldout_of_start(task, places), started(task, places) / "judged")
+    evaluations = heldout, before, evaluated(heldout, folder, step)
   seconds = {"start": start + seconds_of(started(task, places) / "judged").get("judge", 0.0)}
   seconds |= {"judge": seconds_of(folder).get("judge", 0.0)}
   more = {"seconds": seconds, "trained": problems_of(task.arena, places), "failed": failed}
-  results.write(places.here, task, folder, config, judgements, more)
+  results.write(places.here, task, folder, config, evaluations, more)
   if not plan.is_measured(task):
     discard(folder)
 
@@ -85,7 +85,7 @@ def discard(folder: Path):
 
 
 def last_step(folder: Path) -> int | None:
-  """The last step of a run that has been judged; None for one that has not."""
+  """The last step of a run that has been evaluated; None for one that has not."""
   file = folder / "judging.json"
   return json.loads(file.read_text())["step"] if file.is_file() else None
 
@@ -170,20 +170,20 @@ def warm_start(task: plan.Task, places: Places) -> float:
   return seconds_of(folder).get("start", 0.0)
 
 
-def judge_of_start(task: plan.Task, places: Places):
-  """How a seed's warm start is judged: as its runs are."""
+def heldout_of_start(task: plan.Task, places: Places):
+  """The config by which a seed's warm start is evaluated: as its runs are."""
   start = str(started(task, places) / "hf")
   config = plan.training(task._replace(method="v05"), places.data, start)
   return plan.heldout(config, task.arena, places.data)
 
 
-# --- Judgement
+# --- Evaluation
 
 
-def judged(config, folder: Path, step: int | None = None) -> evaluate.Result:
+def evaluated(config, folder: Path, step: int | None = None) -> evaluate.Result:
   """Success on the held-out problems, sampled where that has not been done yet, of the checkpoint
   of `step`; None = of the config's policy."""
-  file, wanted = folder / "judging.json", results.judging(config) | {"step": step}
+  file, wanted = folder / "judging.json", results.of_evaluation(config) | {"step": step}
   if not file.is_file() or json.loads(file.read_text()) != wanted:
     began = time.monotonic()
     evaluate.evaluate_workdir(config, str(folder), step)

@@ -62,7 +62,7 @@ def changes(kept: dict[str, Any], config) -> list[str]:
   return [f"{key}: found {was[key]!r}, expected {x!r}" for key, x in now.items() if was[key] != x]
 
 
-def judging(config) -> dict[str, Any]:
+def of_evaluation(config) -> dict[str, Any]:
   """The same of the evaluation on held-out problems."""
   return {key: x for key, x in matters(config).items() if key.startswith(("eval.", "data.seed"))}
 
@@ -75,7 +75,7 @@ def stale(record: dict) -> list[str]:
   config = plan.training(task, nowhere, "-", "-")
   problems = changes(record["config"], config)
   if record["after"] is not None:
-    wanted = judging(plan.heldout(config, task.arena, nowhere))
+    wanted = of_evaluation(plan.heldout(config, task.arena, nowhere))
     problems += [
       f"held out: {key}: found {record['judged'].get(key)!r}, expected {x!r}"
       for key, x in wanted.items()
@@ -131,10 +131,10 @@ def rate(records: list[dict], arena: str, method: str) -> float | None:
   return max(heights, key=heights.get) if set(heights) >= set(plan.RATES) else None
 
 
-def write(here: Path, task: plan.Task, folder: Path, config, judgements, more: dict[str, Any]):
+def write(here: Path, task: plan.Task, folder: Path, config, evaluations, more: dict[str, Any]):
   """The result of the run in `folder`.
 
-  judgements: None for a tuning run, else (config, Result before, Result after); more: "seconds" of
+  evaluations: None for a tuning run, else (config, Result before, Result after); more: "seconds" of
   the parts beside training, "trained": what names the problems of training, "failed": why it ended
   early, or "".
   """
@@ -156,10 +156,10 @@ def write(here: Path, task: plan.Task, folder: Path, config, judgements, more: d
     "before": None,
     "after": None,
   }
-  if judgements:
-    judge, before, after = judgements
+  if evaluations:
+    heldout, before, after = evaluations
     record["problems"]["judged"] = digest(after)
-    record["judged"] = judging(judge)
+    record["judged"] = of_evaluation(heldout)
     record |= {"before": summary(before), "after": summary(after)}
   file = path(here, task)
   file.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,7 @@ def write(here: Path, task: plan.Task, folder: Path, config, judgements, more: d
 
 
 def total(record: dict) -> float:
-  """Seconds of a run's own training and judgement, its warm start left out."""
+  """Seconds of a run's own training and evaluation, its warm start left out."""
   return record["seconds"]["train"] + record["seconds"]["judge"]
 
 

@@ -34,7 +34,7 @@ STAGES = tuple(stage for block in BLOCKS for stage in block)
 LONGEST = 3 * 3600.0  # seconds of a job: twenty times what it takes
 # Minutes of a job until one of its kind is known; a run's by its rollouts a prompt and their uses.
 MINUTES = {"noise": 30, "prior": 15, "value": 20}
-OF_RUN, OF_SINGLE, OF_JUDGEMENT = 7, 23, 2
+OF_RUN, OF_SINGLE, OF_EVALUATION = 7, 23, 2
 ARENAS = flags.DEFINE_list("arenas", list(plan.ARENAS), "of " + ", ".join(plan.ARENAS))
 DO = flags.DEFINE_list("stages", list(STAGES), "of " + ", ".join(STAGES))
 ONLY = flags.DEFINE_list("only_methods", [], "of plan.py's METHODS, or recipe; all by default")
@@ -247,8 +247,8 @@ def usual(job: Job) -> float:
   if not job.method:
     return 60.0 * MINUTES[job.stage]
   single = plan.METHODS[job.method].changes.get("loss.epochs", 1) > 1
-  judged = OF_JUDGEMENT * (job.seed != plan.TUNING_SEED)
-  return 60.0 * ((OF_SINGLE if single else OF_RUN) + judged)
+  evaluated = OF_EVALUATION * (job.seed != plan.TUNING_SEED)
+  return 60.0 * ((OF_SINGLE if single else OF_RUN) + evaluated)
 
 
 def clock(seconds: float) -> str:

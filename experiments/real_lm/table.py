@@ -42,16 +42,16 @@ def write(here: Path) -> str:
 
 
 def of_arena(records: list[dict], arena: str) -> Runs:
-  """The judged runs of an arena, at the learning rate that the tuning has found."""
+  """The reported runs of an arena, at the learning rate that the tuning has found."""
   runs: Runs = {}
   for record in records:
     method, seed = record["method"], record["seed"]
-    if record["arena"] == arena and seed in plan.seeds(method) and judged(record, records):
+    if record["arena"] == arena and seed in plan.seeds(method) and reported(record, records):
       runs.setdefault(method, {})[seed] = record
   return {method: runs[method] for method in plan.METHODS if method in runs}
 
 
-def judged(record: dict, records: list[dict]) -> bool:
+def reported(record: dict, records: list[dict]) -> bool:
   """Whether a result is of a reported seed at its method's learning rate."""
   rate = results.rate(records, record["arena"], record["method"])
   return record["after"] is not None and record["rate"] == rate
@@ -219,7 +219,7 @@ def left_out(records: list[dict], others: list[str]) -> str:
   lines = [f"- {line}" for line in others]
   for x in records:
     task = plan.Task(*(x[key] for key in plan.Task._fields))
-    if task.seed != plan.TUNING_SEED and not judged(x, records):
+    if task.seed != plan.TUNING_SEED and not reported(x, records):
       lines.append(
         f"- {x['arena']} {task.name}: not at the learning rate that the tuning has found"
       )

@@ -21,6 +21,7 @@ from v05_jax.observers.base import Step
 from v05_jax.observers.noise import of_selection
 from v05_jax.run import evaluate as evaluation
 from v05_jax.run import metrics
+from v05_jax.run.comparison import standard_error
 from v05_jax.sampling import rollouts
 from v05_jax.sampling.draw import draw
 from v05_jax.setup import setup
@@ -142,7 +143,7 @@ def ratios(runs, name: str) -> list[float]:
 
 def plus(x) -> str:
   """Mean ± standard error."""
-  error = np.std(x, ddof=1) / np.sqrt(len(x)) if len(x) > 1 else np.nan
+  error = standard_error(np.asarray(x)) if len(x) > 1 else np.nan
   return f"{np.mean(x):.3f} ± {error:.3f}"
 
 

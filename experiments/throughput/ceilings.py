@@ -61,7 +61,7 @@ def by_xla(args, shapes, numbers: int) -> dict:
   def products(a, b, inner):
     if inner == 1:
       return a @ b
-    # Another matrix each time, lest the product be taken out of the loop.
+    # Different matrices in turn, so that the compiler cannot move the product out of the loop.
     some = jnp.stack([b] * 4)
     return jax.lax.fori_loop(0, inner, lambda i, s: s + a @ some[i % 4], jnp.zeros_like(a @ b))
 

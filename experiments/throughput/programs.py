@@ -7,8 +7,7 @@ fields).
                    train.py builds
     ragged         the same with the lengths of work.ragged, one for each rollout
     adaptive       the budget rule (4 to 16 rollouts a prompt, --block at once) against fixed groups
-                   of its mean k, on
-                   the same slots, prompts and lengths, one after the other
+                   of its mean k, on the same slots, prompts and lengths, one after the other
     train          one update with full rows: packing, as `step.update` does it, and the
                    optimiser's step
     train_ragged   the same with rollouts of the lengths of work.ragged

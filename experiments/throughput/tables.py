@@ -85,7 +85,7 @@ def measure(bar: rows.Bar, of: dict[str, list[dict]]) -> tuple[float | None, lis
   return value, [x for x in each if x is not None] if value is not None else []
 
 
-def judge(bar: rows.Bar, value: float | None) -> str:
+def met(bar: rows.Bar, value: float | None) -> str:
   if value is None:
     return "not measured"
   if bar.limit is None:
@@ -104,7 +104,7 @@ def bars(results: dict, measured) -> str:
       limit = "-" if bar.limit is None else f"{'<=' if bar.at_most else '>='} {bar.limit:g}{unit}"
       spread = f"{show(min(each))} to {show(max(each))}" if each else "-"
       found = "-" if value is None else show(value) + unit
-      lines.append([bar.work, limit, found, spread, judge(bar, value)])
+      lines.append([bar.work, limit, found, spread, met(bar, value)])
   return table(["work", "bar", "measured", "rounds", "met"], lines)
 
 

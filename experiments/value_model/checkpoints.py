@@ -1,5 +1,5 @@
-"""What V0 is to know: contexts and held-out prompts of a run's checkpoints, with exact and sampled
-success."""
+"""The data that V0 is tested on: contexts and held-out prompts of a run's checkpoints, with exact
+and sampled success."""
 
 from pathlib import Path
 from typing import NamedTuple

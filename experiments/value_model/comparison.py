@@ -1,4 +1,4 @@
-"""V0 beside what it must beat, and beside what nobody could know."""
+"""V0 compared with simpler priors, and with the true success, which no prior can know."""
 
 from collections.abc import Callable
 import functools
@@ -11,6 +11,7 @@ from v05_jax import models, tasks
 from v05_jax.configs import default
 from v05_jax.priors import context
 from v05_jax.priors import neighbours as kernel
+from v05_jax.run.comparison import standard_error
 from v05_jax.value_model import ValuePrior, scores
 
 COLUMNS = ("intra-context AUC", "RMSE of V", "RMSE against 10 rollouts", "ECE")
@@ -43,7 +44,7 @@ def measure(model: ValuePrior, tested: dict[str, list[Moment]], others: list[Mom
   tables, reliability = {}, {}
   for kind, prefix in kinds.items():
     runs = [found for name, found in tested.items() if name.startswith(prefix)]
-    tables[kind] = {name: standard_error(method, runs) for name, method in methods.items()}
+    tables[kind] = {name: measured(method, runs) for name, method in methods.items()}
     known = np.isfinite(average)
     p, t = (
       np.concatenate([x(m)[known] for found in runs for m in found])
@@ -61,7 +62,7 @@ def measure(model: ValuePrior, tested: dict[str, list[Moment]], others: list[Mom
   }
 
 
-def standard_error(method: Callable, runs: list[list[Moment]]) -> list[tuple[float, float]]:
+def measured(method: Callable, runs: list[list[Moment]]) -> list[tuple[float, float]]:
   """(mean, standard error) of each column over the runs."""
 
   def row(m: Moment):
@@ -75,7 +76,7 @@ def standard_error(method: Callable, runs: list[list[Moment]]) -> list[tuple[flo
     )
 
   rows = np.array([np.mean([row(m) for m in found], 0) for found in runs])
-  return list(zip(rows.mean(0).tolist(), (rows.std(0, ddof=1) / len(rows) ** 0.5).tolist()))
+  return list(zip(rows.mean(0).tolist(), standard_error(rows).tolist()))
 
 
 def family_mean(m: Moment):

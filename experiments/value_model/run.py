@@ -1,14 +1,12 @@
-"""The value model of the built-in tasks, from nothing: policies, their pairs, the model, and what
-it is worth.
+"""The value model of the built-in tasks, from nothing: policies, their pairs, the model, its tests.
 
     python -m experiments.value_model.run [--out=runs/value_model] [--install]
 
 Warm starts are fine-tuned with other seeds than the shipped one and trained by reinforcement
 learning, which collects (prompt, success) pairs; a V0 learns from the pairs of five of them and of
 the shipped one; the last two test it, later in training than any policy that it learned from. Every
-command is one that README.md describes; what is complete in
---out is taken as it is. Writes results.json and model.png beside this file; with --install the
-  model goes to
+command is one that README.md describes; what is complete in --out is taken as it is. Writes
+results.json and model.png beside this file; with --install the model goes to
 v05_jax/tasks/value_model, which `priors.v0.path=builtin` opens.
 """
 

@@ -6,7 +6,7 @@ mathematics.
 FOLDER holds context.jsonl and prompt_dict.json (or prompts.json) of V0's public sample
 (github.com/Now-Join-Us/V0, folder data/, Apache-2.0): mean rewards of ten rollouts for 512 prompts
 in each of six contexts, a policy at a training step. In five folds each context's prompts are
-judged from the others of it. Writes results.json and scores.png.
+predicted from the others of it. Writes results.json and scores.png.
 """
 
 import functools
@@ -22,11 +22,12 @@ import numpy as np
 from v05_jax import value_model
 from v05_jax.priors import context as contexts
 from v05_jax.priors.neighbours import kernel_regression
+from v05_jax.run.comparison import standard_error
 from v05_jax.value_model import pairs, scores
 
 HERE = Path(__file__).parent
 DATA = flags.DEFINE_string("data", "data/v0_rollouts", "folder with context.jsonl and its prompts")
-HEAD = flags.DEFINE_string("head", "", "V0 directory whose head is judged too, see README.md")
+HEAD = flags.DEFINE_string("head", "", "V0 directory whose head is measured too, see README.md")
 QUICK = flags.DEFINE_bool(
   "quick", False, "one division into folds instead of eight; nothing is written"
 )
@@ -199,9 +200,9 @@ def measure(p, t, fold) -> list[float]:
 
 def summary(x) -> dict:
   """Mean over contexts [6, 3] and its standard error, by measure."""
-  error = x.std(0, ddof=1) / np.sqrt(len(x))
   return {
-    name: {"mean": float(m), "error": float(e)} for name, m, e in zip(MEASURES, x.mean(0), error)
+    name: {"mean": float(mean), "error": float(error)}
+    for name, mean, error in zip(MEASURES, x.mean(0), standard_error(x))
   }
 
 

@@ -12,24 +12,22 @@ from v05_jax import plug
 
 
 class Limits(NamedTuple):
-  """What is known of a prompt's rollouts beforehand."""
+  """What is known of a prompt's number of rollouts beforehand."""
 
-  first: int  # to begin with; of a rule that divides a total, at least
+  first: int  # rollouts to begin with; of a rule that divides a total, at least
   most: int
-  mean: float | None  # of a batch, where the rule fixes it; None = the outcomes decide
+  mean: float | None  # over a batch, where the rule fixes it; None = the outcomes decide
   unconditional: int  # a prompt's first rollouts, whose number no outcome has chosen
-  closes: (
-    bool  # a prompt gets no more than it began with, unless all prompts are asked again together
-  )
+  # a prompt gets no more than it began with, unless all prompts are asked again together
+  closes: bool
 
 
 class Asked(NamedTuple):
   """Where the rollouts of P prompts stand when a rule is asked for more."""
 
-  issued: (
-    np.ndarray
-  )  # int [P]  so far; 0 = padding. A rollout without a verdict is not in `groups.k`
-  ended: np.ndarray  # bool [P]  all of them have ended and were judged
+  # int [P]  so far; 0 = padding. A rollout without a verdict is not in `groups.k`
+  issued: np.ndarray
+  ended: np.ndarray  # bool [P]  all of them have ended and have their verdicts
 
 
 class Budget(NamedTuple):
@@ -123,7 +121,7 @@ def extra(rule: str, state, value, s, k, ended, total: int = 0, **options):
 
   if of_prompts(0).more is None:  # the rule knows every number beforehand
     more = of_prompts(0).first(np.broadcast_to(value, k.shape), real) - k
-  else:  # it takes a prompt without any rollout for padding, and would not give to it
+  else:  # the rule takes a prompt without rollouts for padding and would give it none
     dtype = jnp.result_type(np.asarray(value), np.asarray(s), jnp.float32)
     value, s, counted = (np.broadcast_to(np.asarray(x, dtype), k.shape) for x in (value, s, k))
     groups = grouping.make(np.zeros((len(k), 1), dtype), np.zeros((len(k), 1), bool))

@@ -1,6 +1,6 @@
-"""The paper's rule (arXiv 2603.10848): another rollout while it takes enough off the estimated MSE.
+"""The paper's rule (arXiv 2603.10848): another rollout while it lowers the estimated MSE enough.
 
-A group that its own outcomes stop biases the gradient, mostly its size.
+Where a group's own outcomes decide its size, the gradient is biased, mostly in its length.
 """
 
 import jax
@@ -37,7 +37,7 @@ def _wanted(groups, value, cost, most):
 
 
 def _most(asked, groups, config):
-  """Rollouts with a verdict that a prompt may have: one without counts too, though not in k."""
+  """Rollouts with a verdict that a prompt may have: `k_max` less those that have none."""
   lost = np.maximum(asked.issued - groups.k.astype(int), 0)
   return (config.budget.k_max - lost).clip(0).astype(np.int32)
 
@@ -78,8 +78,8 @@ def _explained(config, cost: float, first: int | None = None):
   """`Budget.explain`; `first`: rollouts after which the rule decided, None = after all of them."""
 
   def explain(groups, value, bought):
-    judged = groups if first is None else grouping.leading(groups, first)
-    gain = np.asarray(budget.gain(shrinkage.fuse(judged.vbar, judged.k, value).delta2, judged.k))
+    seen = groups if first is None else grouping.leading(groups, first)
+    gain = np.asarray(budget.gain(shrinkage.fuse(seen.vbar, seen.k, value).delta2, seen.k))
     beyond = np.where(bought >= config.budget.k_max, "k_max", "planned")
     return {"stop": np.where(gain <= cost, "cost", beyond), "gain": gain, "cost": cost}
 

@@ -7,8 +7,8 @@ The authors' code (databricks/pilot-commit) has .125 and .75, with 16 or 32 roll
 64 or 128 in all; it gives up prompts above a third bound for good, defers those that are too hard,
 keeps a survivor's pilot for up to four steps in a buffer, and updates by the survivors alone. Here
 the second stage follows in the same step, no prompt leaves the data, and all rollouts are in the
-update: where a group mean is the baseline, those that were passed over with equal rewards change
-nothing. A group whose outcomes choose its size biases the gradient, mostly its size.
+update: where a group mean is the baseline, prompts without a second stage whose rewards are all
+equal change nothing. Where a group's own outcomes decide its size, the gradient is biased.
 """
 
 import numpy as np

@@ -17,7 +17,7 @@ def _divided(value, least, total, most):
 
 @plug.declare("budget", check=between("value"), k_mean=MEAN)
 def value(options, setting):
-  """Known beforehand, so that it biases nothing where prompts weigh the same
+  """No outcome has part in the numbers: the gradient is unbiased where prompts weigh the same
   (loss.aggregate=prompt)."""
   k = setting.config.budget
 

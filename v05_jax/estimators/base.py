@@ -172,7 +172,7 @@ def squared_unseen(estimator: Estimator, state, groups: Groups, value, weight=1.
 
   For rewards in {-1, 1} and a k fixed in advance its expectation is E[1 - mu^2] + MSE of the
   baseline at k - 1, so it ranks baselines on real rollouts without knowing the true mean mu. Give
-  the rollouts whose number no outcome has chosen. With k = 1 nothing but the priors is judged (a
+  the rollouts whose number no outcome has chosen. With k = 1 nothing but the priors is assessed (a
   group mean is 0). With the squared length of a rollout's gradient as its weight, it is the second
   moment of the policy gradient.
   """

@@ -1,5 +1,5 @@
-"""Empirical Bayes: a Beta prior around V, or around the batch's mean, whose worth the batch
-shows."""
+"""Empirical Bayes: a Beta prior around V, or around the batch's mean, weighted by what the batch
+says of its error."""
 
 import functools
 from typing import NamedTuple
@@ -31,16 +31,16 @@ def beta_fit(value, s, k, scale=1.0, leave_out=False) -> Fit:
   """Moments of a batch of P prompts: how much its priors (A = `scale`), or its mean (A = 0), are
   worth.
 
-    v = (1 - vbar^2) k / (k - 1);  d = vbar - A V;  tau2 = max(var d - mean(v / k), 1e-3);  n0 =
-                                   mean v / tau2
+    v = (1 - vbar^2) k / (k - 1);  d = vbar - A V
+    tau2 = max(var d - mean(v / k), 1e-3);  n0 = mean v / tau2
 
   d is taken over the prompts with a prior, or all with A = 0 in its place where no prompt has one;
   variances over those with k >= 2. With none of them n0 = 1, and means of nothing are 0.
 
   Args:
     value, s, k: [P].
-    leave_out: a prompt's fit leaves itself out, so that no baseline depends on the rollout it
-      judges.
+    leave_out: a prompt's fit leaves itself out, so that no baseline depends on the reward
+      that it is subtracted from.
 
   Returns:
     Fit of scalars, or of [P] with `leave_out`.

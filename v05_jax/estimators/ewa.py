@@ -26,7 +26,7 @@ _A, _N = (np.array(x) for x in zip(*((a, n) for a in SCALES for n in COUNTS)))
 
 DISCOUNT = 0.8  # of the moments and losses, an update
 LEARNING_RATE = 1 / 8  # of the expert weights, in units of a rollout's squared error
-MIN_PROMPTS = 8  # discounted prompts before the moments are believed
+MIN_PROMPTS = 8  # discounted prompts from which on the moments are used
 
 
 class EWA(NamedTuple):
@@ -48,8 +48,8 @@ class _Population(NamedTuple):
 
 
 def ewa_init() -> EWA:
-  """The state before anything was seen: equal weights, a uniform-like population Beta(.5, .5)."""
-  # without a program
+  """The state before anything was seen: equal weights, the population Beta(.5, .5)."""
+  # device_put compiles no program
   return EWA(*jax.device_put((np.zeros(8, np.float32), np.zeros(30, np.float32))))
 
 
@@ -105,7 +105,7 @@ def ewa_baseline(state: EWA, value, s, k):
 
   Args:
     state: with the state of the previous step, and s and k of a rollout's k - 1 others, the
-      baseline does not depend on the rollout that it judges.
+      baseline does not depend on the reward that it is subtracted from.
     value: the prior V; not finite = none. value, s and k broadcast.
 
   Returns:
@@ -159,8 +159,8 @@ def _experts(population: _Population, value, s, k):
 
 
 def _trust(ratio, spoken, eps: float):
-  """Posterior probability that the prior speaks of this prompt; 1 if eps = 0, and 0 where there is
-  none."""
+  """Posterior probability that the prior does not hallucinate; 1 if eps = 0, and 0 where there is
+  no prior."""
   odds = jax.nn.sigmoid(ratio + np.log1p(-eps) - np.log(eps)) if eps else jnp.ones_like(ratio)
   return jnp.where(spoken, odds, 0.0)
 

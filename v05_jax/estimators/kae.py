@@ -4,8 +4,8 @@ age.
     b_i = (sum_j K((t - t_j) / (h t)) r_j + K(0) sum_{l != i} r_l) / (the sum of the same weights)
 
 r_j are the prompt's rewards of earlier steps t_j, r_l those of the step t itself, and K(x) = max(1
-- x, 0): a reward of the last h t steps counts, less the older it is. A_i = r_i - b_i. The rollout
-that is judged has no part in its baseline.
+- x, 0): a reward of the last h t steps counts, less the older it is. A_i = r_i - b_i. A rollout
+has no part in its own baseline.
 
 The paper's text could not be had beyond its abstract, which says that rewards are smoothed by a
 kernel; the equation and the triangular kernel are those of a reader's account of it. Decided here:

@@ -3,8 +3,8 @@
     b = sum(l_i x_i) / sum(l_i),  A_i = x_i - b
 
 l is a response's length in tokens and x the shaped reward. The baseline of least gradient variance
-weighs rewards by |grad log p|^2 (score.py); the paper takes that to grow with the length. The
-rollout that is judged is part of the mean, as in the authors' code (verl, `opo`). They also take
+weighs rewards by |grad log p|^2 (score.py); the paper takes that to grow with the length. A
+rollout is part of its own mean, as in the authors' code (verl, `opo`). They also take
 one update a batch and neither clipping, KL nor entropy bonus: `loss.minibatches=1`,
 `loss.surrogate=reinforce`. Left open: a prompt of one rollout; here it is compared with itself, as
 by the other group baselines.

@@ -15,8 +15,8 @@ odds (1 + b*) / (1 - b*) are those of success divided by rho.
     score      sum(w r) / sum(w) over all prompts of the steps before, discounted
     score_loo  sum(w x) / sum(w) over the k - 1 others of the group, x the shaped reward
 
-Neither reads the rollout that it judges, nor its w: at a fixed k both leave the gradient unbiased.
-Where outcomes choose k, score_loo does not.
+Neither reads the reward that it is subtracted from, nor that rollout's w: at a fixed k both leave
+the gradient unbiased. Where outcomes choose k, score_loo does not.
 """
 
 import jax.numpy as jnp

@@ -14,7 +14,7 @@ def _weight(groups, value):
 
 @plug.declare("estimator")
 def v05(options, setting):
-  """As published: the baseline of all k rollouts, the one that it judges among them."""
+  """As published: the baseline of all k rewards, the own one among them."""
   return from_counts(_fused, leave_out=False, weight=_weight)
 
 

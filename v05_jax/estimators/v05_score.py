@@ -4,9 +4,9 @@ The baseline of least gradient noise is b* = E[w r] / E[w] (score.py), so V, the
 the wrong thing to shrink to, and vbar the wrong one to shrink, where w and reward go together. Here
 
 1. V becomes a prior of b*. Where rho = m0 / m1 is the same for all prompts and V = 2 p - 1, b* has
-   the odds of V divided by rho: T = (V + c) / (1 + c V), c = (1 - rho) / (1 + rho). What V lacks
-   besides, a line mends, of least sum of w (r - U)^2: the best of its form, as this is the
-   gradient's second moment itself.
+   the odds of V divided by rho: T = (V + c) / (1 + c V), c = (1 - rho) / (1 + rho). Any other
+   error of V is reduced by a line in T, fitted by least squares: the sum of w (r - U)^2 that it
+   makes least is the second moment of the gradient itself.
 
        U = mean r + slope (T - mean T),  slope = cov(T, r) / var(T), all weighted by w
 
@@ -22,9 +22,9 @@ the wrong thing to shrink to, and vbar the wrong one to shrink, where w and rewa
 
 All sums run over the rollouts of the steps before whose number no outcome has chosen, discounted.
 Where w is constant T is V, and a calibrated V gives V0.5's fusion with measured delta2 and noise.
-Where V says nothing, U is `score`. No rollout judges itself, nor has its w part in its baseline: at
-a fixed k the gradient is unbiased; where outcomes choose k it is not, as with every estimator that
-reads the group.
+Where V says nothing, U is `score`. A rollout's baseline uses neither its own reward nor its own w:
+at a fixed k the gradient is unbiased; where outcomes choose k it is not, as with every estimator
+that reads the group.
 """
 
 from typing import NamedTuple

@@ -14,6 +14,6 @@ def _prior(state, prompt, value, s, k):
 
 @plug.declare("estimator")
 def value(options, setting):
-  """V, which no rollout of the prompt has part in."""
+  """V, which does not depend on the prompt's rollouts."""
   weight = lambda groups, value: jnp.where(jnp.isfinite(value), 0.0, 1.0)
   return from_counts(_prior, leave_out=False, weight=weight)

@@ -1,7 +1,6 @@
 """The policy: its shape, its parameters on host, and its tokenizer, from `config.policy`."""
 
 import dataclasses
-import difflib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import jax
 from v05_jax import rng
 from v05_jax.models import decoder, families, flash, hf, hub, lora, model_config, presets
 from v05_jax.models import tokenizer as tokenizers
-from v05_jax.names import alike
+from v05_jax.names import alike, nearest, suggestion
 
 BUILTIN = Path(__file__).parent.parent / "tasks" / "warm_start"
 # Policies of the built-in tasks that the package ships, by what config.policy.path calls them.
@@ -39,8 +38,8 @@ def folder(path: str) -> Path:
     return directory
   if hub.is_name(path):
     return hub.fetch(path, "config.policy.path")
-  near = difflib.get_close_matches(path, SHIPPED, 1)
-  meant = f', did you mean "{near[0]}"?' if near else alike(directory)
+  near = [f'"{name}"' for name in nearest(path, SHIPPED)]
+  meant = suggestion(near) or alike(directory)
   raise ValueError(
     f"config.policy.path: found {path!r}, expected {_SHIPPED}, a Hugging Face directory or the "
     f"name of a model on the hub (owner/name); {directory} is not a directory"

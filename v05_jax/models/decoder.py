@@ -6,7 +6,7 @@ RMSNorm of query and key heads (QK-norm), biases of q, k and v, the gate's activ
 what attention and MLP add, layers with a window, and so on. The arithmetic is that of Hugging Face
 transformers' `Qwen3ForCausalLM`, `LlamaForCausalLM`, `Gemma3ForCausalLM` and so on. Parameters are
 float32 and are cast to `config.dtype` where they are used; norms, rotary embedding, softmax and
-logits are float32 always. How files of a model are called is the matter of families/.
+logits are float32 always. families/ knows how the files of a model name all this.
 
 `forward` scans over layers whose parameters are stacked on a leading axis, so that compile time
 does not grow with depth. Decoding, a token at a time, is in decoding.py.
@@ -244,8 +244,7 @@ def init(config: ModelConfig, key):
 
 
 def shapes(config: ModelConfig):
-  """What stands for the parameters that `init` makes: the same tree of shapes and dtypes. Of one
-  config they are traced once."""
+  """The shapes and dtypes of the parameters that `init` makes; traced once for each config."""
   return _first.eval_shape(config)
 
 

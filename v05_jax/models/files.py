@@ -11,10 +11,22 @@ import safetensors
 from safetensors.numpy import save_file
 
 STORED = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16}
-# Of a weight: its square is infinite in float32, and what it reaches is 0 or NaN.
+# A weight of this size is damaged: its square is infinite in float32, and RMSNorm makes 0 or NaN.
 TOO_LARGE = 2.0**64
 BLOCK = 1 << 18  # values looked at at once: they stay in a processor's cache
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def free(folder) -> Path:
+  """A folder that is to be written, as an absolute path. Raises ValueError for a remote one, and
+  for one that holds something."""
+  if "://" in os.fspath(folder):
+    raise ValueError(f"{os.fspath(folder)}: found a remote folder, expected a local one")
+  folder = Path(folder).absolute()
+  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    found = "folder with files" if folder.is_dir() else "file"
+    raise ValueError(f"{folder}: found a {found}, expected a new folder")
+  return folder
 
 
 def locate(
@@ -60,8 +72,8 @@ def write_weights(directory: Path, shards: list[list[str]], tensor) -> None:
   """Replaces the weights of a directory by those of `shards`, the names of each file's tensors;
   tensor: name -> its array.
 
-  The long part is written under temporary names. config.json goes before the old weights do, so
-  that an interrupted call leaves the old model, or a directory without config.json, which is none.
+  New weights are written under temporary names. config.json is removed before the old weights are,
+  so that an interrupted call leaves the old model, or no model: a directory without config.json.
   """
   count, index, temporary, total = len(shards), {}, {}, 0
   try:
@@ -97,7 +109,7 @@ def save_tensors(arrays: dict[str, np.ndarray], file: Path):
 
 
 def not_written(file, error: BaseException) -> OSError:
-  """What is said of a file or folder that cannot be written; `error` says why."""
+  """The error for a file or folder that cannot be written; `error` is the reason."""
   folder = next((path for path in Path(file).absolute().parents if path.exists()), Path("/"))
   free = shutil.disk_usage(folder).free / 1e6
   return OSError(f"{file}: cannot be written: {error}; {free:.1f} MB are free")

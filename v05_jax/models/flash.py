@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 KERNELS = {"tpu": "splash", "gpu": "cudnn"}  # backend of JAX -> its kernel
-NAME = "attention"  # what remat="attention" keeps is called so
+NAME = "attention"  # name of the values that remat="attention" keeps
 TILE = 128  # the tokens of a row are padded to a multiple of it, for a TPU
 BLOCKS = (512, 256, TILE)  # sizes of a block of queries and keys: the first that divides the row
 

@@ -1,7 +1,7 @@
 """Hugging Face directories: config.json, safetensors (single or sharded) and tokenizer files.
 
 A directory written here opens in `transformers.AutoModelForCausalLM`, and one that transformers
-wrote opens here. What config.json and the tensors are called is the family's matter: see
+wrote opens here. The family knows the names in config.json and of the tensors: see
 families/base.py. Every tensor of the files is accounted for before the first is read.
 """
 
@@ -57,8 +57,8 @@ def load(
 
 
 def aligned(shape, dtype) -> np.ndarray:
-  """An array that holds anything, which begins where a CPU's device arrays may: there JAX shares
-  its memory, with all devices, and copies nothing."""
+  """An uninitialised array at an address at which a CPU's device arrays may begin: JAX then shares
+  its memory with all devices and copies nothing."""
   size = math.prod(shape) * np.dtype(dtype).itemsize
   raw = np.empty(size + ALIGNMENT, np.uint8)
   start = -raw.ctypes.data % ALIGNMENT
@@ -69,8 +69,8 @@ def save(directory, config: ModelConfig, params, tokenizer=None, dtype: str = "f
   """Writes `params` as a Hugging Face directory, stored in `dtype` (float32 or bfloat16).
 
   Weights beyond `SHARD_BYTES` are split into shards of at most that size (or one tensor). An old
-  model is replaced, config.json last: an interrupted save leaves the old model, or a directory
-  without config.json, which is none. `params` must be addressable from this process. `stop`: tokens
+  model is replaced, config.json last: an interrupted save leaves the old model, or no model, a
+  directory without config.json. `params` must be addressable from this process. `stop`: tokens
   that end a response, where it is not the tokenizer's EOS alone. Adapters are merged into the
   matrices beside them, in float32 (models/lora.py). Raises ValueError for a remote directory, and
   if `params` have not the shapes of `config`.

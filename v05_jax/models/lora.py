@@ -104,8 +104,8 @@ def _sizes(config) -> dict[str, tuple[int, int]]:
 
 def init(config, key):
   """The adapters of a ModelConfig: A uniform with variance 1 / (3 in), as in PEFT, so that what is
-  known of learning rates holds here; B is zero, so that the model is at first the one without
-  adapters."""
+  known of learning rates holds here; B is zero, so that the model at first computes what it does
+  without adapters."""
   layers, rank, found = config.num_layers, config.adapters.rank, {}
   for name, (width, out) in _sizes(config).items():
     drawn = jax.random.uniform(
@@ -176,11 +176,11 @@ def merge(config, params, drawn=None):
   rank`, in W's dtype.
 
   params: a model's tree, its layers stacked, or that of one layer; drawn: `thresholds`. In float32
-  the sum is taken as it is. A bfloat16 is only good for 3 digits: an update of less than half its
-  last digit, which is what a small learning rate makes at first, would be rounded away in every
-  element, and what is sampled would be the frozen policy. So the rounding goes up or down at
-  random, and the merged matrix is right in the mean over its elements. The draw is the same for all
-  matrices and steps: what is merged is a function of the parameters.
+  the sum is not rounded. A bfloat16 has 3 digits: a change of less than half the last one, which is
+  what a small learning rate makes at first, would be rounded away in every element, and the sampler
+  would have the frozen policy. So elements are rounded up or down at random, and the merged matrix
+  is right on average over its elements. The random numbers are the same for all matrices and steps:
+  the result is a function of the parameters.
   """
   flat = flatten_dict(params)
   for path in [path[:-1] for path in flat if path[-1] == A]:

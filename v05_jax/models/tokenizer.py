@@ -1,9 +1,9 @@
 """Tokenizers, always through `transformers.AutoTokenizer`; the built-in tasks' character tokenizer
 too.
 
-What a prompt says is text: where somebody has typed `<|im_end|>` into a problem, it stays these ten
-characters. Control tokens are made by templates and by the tokenizer's own prefix (BOS) alone. A
-prompt in which none is typed has exactly the tokens that transformers gives it.
+The contents of a prompt are text: a `<|im_end|>` that somebody has typed into a problem stays these
+ten characters. Only templates and the tokenizer's own prefix (BOS) make control tokens. A prompt
+without typed control tokens has exactly the tokens that transformers gives it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -157,7 +157,7 @@ def encode_prompts(
       control, made = _around(tokenizer, template.replace("{prompt}", PLACE.format(0)), 1)
       found = _ids(tokenizer, [template.replace("{prompt}", text) for text in prompts])
   for prompt, ids in itertools.zip_longest(prompts, found):
-    # Typed control tokens are a matter of `encode`, and so is a prompt without any token.
+    # `encode` handles typed control tokens, and prompts without any token.
     plain = ids and [i for i in ids if i in control] == made
     yield [*start, *ids] if plain else encode(prompt)
 

@@ -1,4 +1,4 @@
-"""What a step's rollouts and baselines say about themselves: reward, group sizes, test, fusion.
+"""Metrics of a step's rollouts and baselines: reward, group sizes, test, fusion.
 
 Everything is in the mapped reward's units, [-1, 1], where it concerns values and baselines; success
 and accuracy are in [0, 1]. The names are explained in `metrics.METRICS`.
@@ -59,7 +59,7 @@ def of_test(draw: Draw, explained) -> Pairs:
 
 
 def of_baseline(draw: Draw, advantage, explained) -> Pairs:
-  """The fusion and the advantages; `zero_share` is the share of rollouts that teach nothing."""
+  """The fusion and the advantages; `zero_share` is the share of rollouts with advantage 0."""
   mask = draw.groups.mask
   real, k = mask.any(1), draw.groups.k
   delta2, weight = (np.asarray(explained[name]) for name in ("delta2", "weight"))

@@ -1,9 +1,9 @@
-"""What governs the noise of the policy gradient, from what the sampler knows: no further pass.
+"""What governs the noise of the policy gradient, from the sampler's log-probs: no further pass.
 
 The second moment of a gradient (r - b) g is E[w (r - b)^2], w = |g|^2; `groups.score` stands for w.
-The scoreboard judges a baseline by its error, which is the gradient's noise only where w and reward
-have nothing to do with each other; here it is judged by w (r - b)^2 itself. What `--mode=noise`
-takes exactly, by a backward pass a rollout, this follows through a run.
+The scoreboard assesses a baseline by its error, which is the gradient's noise only where w and
+reward are independent; here it is assessed by w (r - b)^2 itself. What `--mode=noise` measures
+exactly, by one backward pass a rollout, this follows through a run.
 """
 
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from v05_jax.run.metrics import Pairs, merge
 from v05_jax.update import losses
 
 OUTCOMES = "failure", "success"  # names of the mean score of either, which rho is made of
-JUDGED = (*scoreboard.JUDGED, "score", "score_loo", "v05_score")
+ASSESSED = (*scoreboard.ASSESSED, "score", "score_loo", "v05_score")
 
 
 class Moments(NamedTuple):
@@ -38,17 +38,17 @@ class Kept(NamedTuple):
   moments: Moments
 
 
-@plug.declare("observer", estimators=scoreboard.option(JUDGED))
+@plug.declare("observer", estimators=scoreboard.option(ASSESSED))
 def noise(options, setting):
   """Of the rollouts whose number no outcome has chosen; the sample size is that of the update."""
-  jury = scoreboard.judges(options.estimators, setting, lambda groups: groups.score)
-  labels, own, config = jury.labels, jury.own, setting.config
+  assessed = scoreboard.assessment(options.estimators, setting, lambda groups: groups.score)
+  labels, own, config = assessed.labels, assessed.own, setting.config
   selected = config.selection.pool > 1 and config.selection.weighted
 
   def see(state: Kept, step: Step):
     found: Pairs = {}
     for draw in step.drawn:
-      learnt, each = jury.judge(state.learnt, draw)
+      learnt, each = assessed.assess(state.learnt, draw)
       state = Kept(learnt, update(state.moments, each, own))
       moment = {"noise/second_moment": pair(each[own])}
       if selected:
@@ -59,7 +59,7 @@ def noise(options, setting):
     found = {name: x for name, x in found.items() if name not in OUTCOMES}
     return state, found | standings(state.moments, labels, own)
 
-  return Observer(see, lambda: Kept(jury.init(), empty(len(labels))))
+  return Observer(see, lambda: Kept(assessed.init(), empty(len(labels))))
 
 
 def of_scores(groups) -> Pairs:
@@ -74,8 +74,8 @@ def of_selection(moment, importance) -> tuple[float, float]:
   """The second moment of the weighted gradient over that of prompts drawn alike, as a pair.
 
   moment [P]: w A^2 of each prompt taken, NaN where unknown; importance [P]: 1 / its chance, scaled.
-  Weighted by importance the prompts taken stand for all, sum of importance * moment; what they do
-  to the gradient they do with the square of their weights.
+  Weighted by their importance the prompts taken stand for all of the pool: sum of importance *
+  moment. In the second moment of the gradient the same weights come in squared.
   """
   moment = np.where(np.isfinite(moment), moment, 0.0).astype(np.float64)
   return float(np.sum(importance**2 * moment)), float(np.sum(importance * moment))
@@ -96,7 +96,7 @@ def empty(count: int) -> Moments:
 
 @jax.jit
 def update(sums: Moments, moments, own: int) -> Moments:
-  """Adds the prompts of a step; moments [E, P], NaN where a prompt cannot be judged."""
+  """Adds the prompts of a step; moments [E, P], NaN where a prompt says nothing of an estimator."""
   known = jnp.all(jnp.isfinite(moments), axis=0)
   x = jnp.where(known, moments, 0.0)
   new = jnp.sum(known), *(jnp.sum(y, axis=1) for y in (x, x**2, x * x[own]))
@@ -125,8 +125,8 @@ def standings(sums: Moments, labels: list[str], own: int) -> Pairs:
 
 
 def shares(draw, advantage, loss) -> np.ndarray:
-  """How much of the update's gradient each rollout makes, [P, K]: its weight in the loss times |A|
-  sqrt(w)."""
+  """The length of each rollout's part in the update's gradient, [P, K]: its weight in the loss
+  times |A| sqrt(w)."""
   most = draw.rolls.tokens.shape[1]
   weight = losses.rollout_weights(loss.aggregate, draw.rolls.length, draw.groups.mask, most)
   return weight * draw.importance[:, None] * np.abs(advantage) * np.sqrt(draw.groups.score)

@@ -1,4 +1,4 @@
-"""Which baseline would fit this run best: estimators judged on the run's own rollouts, without
+"""Which baseline would fit this run best: estimators assessed on the run's own rollouts, without
 knowing the truth.
 
 The mean squared leave-one-out advantage of a baseline is E[1 - mu^2] plus its mean squared error
@@ -19,7 +19,7 @@ from v05_jax.estimators import base as estimators
 from v05_jax.observers.base import Observer, Step, pair
 from v05_jax.run.metrics import Pairs, merge
 
-JUDGED = ("rloo", "value", "v05", "ewa", "beta_shrink", "batch_shrink", "james_stein", "spo")
+ASSESSED = ("rloo", "value", "v05", "ewa", "beta_shrink", "batch_shrink", "james_stein", "spo")
 
 
 class Board(NamedTuple):
@@ -38,8 +38,8 @@ class Scores(NamedTuple):
   board: Board
 
 
-class Judged(NamedTuple):
-  """An estimator and the program that judges it."""
+class Assessed(NamedTuple):
+  """An estimator and the program that assesses it."""
 
   estimator: estimators.Estimator
   # (learnt, Groups, V [P], weight [P, K]) -> (learnt after it, [P]: `squared_unseen` by what it had
@@ -47,96 +47,97 @@ class Judged(NamedTuple):
   program: Callable
 
 
-class Judges(NamedTuple):
-  """Estimators that are judged on a run's own rollouts."""
+class Assessment(NamedTuple):
+  """How several estimators are assessed on a run's own rollouts."""
 
   labels: list[str]
-  own: int  # which of them is behind the run's advantages
+  own: int  # place of the run's own baseline
   init: Callable  # () -> what they have learnt before the first step, by label
   # (learnt, Draw) -> (learnt after it, [E, P]: `squared_unseen` by what they had learnt before)
-  judge: Callable
+  assess: Callable
 
 
-def judges(names, setting: plug.Setting, weigh: Callable | None = None) -> Judges:
+def assessment(names, setting: plug.Setting, weigh: Callable | None = None) -> Assessment:
   """The estimators of these names and the run's own, each rollout weighed by `weigh(Groups)` [P,
   K], or all alike."""
   weigh = weigh or (lambda groups: np.ones_like(groups.reward))
-  judged, own = named(names, setting), plug.label(setting.config.baseline)
+  assessed, own = named(names, setting), plug.label(setting.config.baseline)
 
-  def judge(learnt, draw):
+  def assess(learnt, draw):
     groups = draw.groups.unconditional._replace(first=None)
-    weight, value, after, found = weigh(groups), values(judged, draw), {}, []
-    for label, one in judged.items():
+    weight, value, after, found = weigh(groups), values(assessed, draw), {}, []
+    for label, one in assessed.items():
       known, squares = one.program({label: learnt[label]}, groups, value[label], weight)
       after |= known
       found.append(squares)
     return after, np.stack(found)
 
-  return Judges(list(judged), list(judged).index(own), lambda: initial(judged), judge)
+  labels = list(assessed)
+  return Assessment(labels, labels.index(own), lambda: initial(assessed), assess)
 
 
-def named(names, setting: plug.Setting) -> dict[str, Judged]:
+def named(names, setting: plug.Setting) -> dict[str, Assessed]:
   """The estimators of these names and the run's own, by label. Observers of one run share them, so
   that each is compiled once."""
   shared = {} if setting.shared is None else setting.shared
   found = {}
   for name in (*names, setting.config.baseline):
     if name not in shared:
-      shared[name] = judged(estimators.named(name, setting))
+      shared[name] = with_program(estimators.named(name, setting))
     found[plug.label(name)] = shared[name]
   return found
 
 
-def judged(estimator: estimators.Estimator) -> Judged:
-  """An estimator with the program that judges it."""
+def with_program(estimator: estimators.Estimator) -> Assessed:
+  """An estimator with the program that assesses it."""
 
   @functools.partial(jax.jit, **backend.quick())
-  def judge(learnt, groups, value, weight):
+  def assess(learnt, groups, value, weight):
     squares = estimators.squared_unseen(estimator, learnt, groups, value, weight)
     return estimator.learn(learnt, groups, value), squares
 
-  return Judged(estimator, judge)
+  return Assessed(estimator, assess)
 
 
-def initial(judged: dict[str, Judged]) -> dict[str, Any]:
+def initial(assessed: dict[str, Assessed]) -> dict[str, Any]:
   """What the estimators know at first, by label."""
   learnt = {}
-  for estimator, _ in judged.values():
+  for estimator, _ in assessed.values():
     learnt |= estimator.init()
   return learnt
 
 
-def values(judged: dict[str, Judged], draw) -> dict[str, np.ndarray]:
+def values(assessed: dict[str, Assessed], draw) -> dict[str, np.ndarray]:
   """What each estimator is given as V, [P]: without the history for one that counts it itself."""
   without = draw.asked.get("history", {}).get("before", draw.value)
   return {
     label: without if estimator.counts_history else draw.value
-    for label, (estimator, _) in judged.items()
+    for label, (estimator, _) in assessed.items()
   }
 
 
 def option(names: tuple[str, ...]) -> plug.Option:
-  """The option of an observer that says whom it judges; `names`: where the user does not say."""
+  """The option of an observer that names the estimators it assesses, `names` by default."""
   known = lambda x: len(x) > 0 and all(isinstance(name, str) and name for name in x)
-  return plug.Option(names, "that are judged, beside the run's own", known, "one or more names")
+  return plug.Option(names, "that are assessed, beside the run's own", known, "one or more names")
 
 
-@plug.declare("observer", estimators=option(JUDGED))
+@plug.declare("observer", estimators=option(ASSESSED))
 def scoreboard(options, setting):
-  """Judges by what each estimator had learnt before the step, then lets it learn."""
-  jury = judges(options.estimators, setting)
-  labels, own = jury.labels, jury.own
+  """Assesses each estimator by what it had learnt before the step, then lets it learn."""
+  assessed = assessment(options.estimators, setting)
+  labels, own = assessed.labels, assessed.own
 
   def see(state: Scores, step: Step):
     found: Pairs = {}
     for draw in step.drawn:
-      learnt, each = jury.judge(state.learnt, draw)
+      learnt, each = assessed.assess(state.learnt, draw)
       state = Scores(learnt, update(state.board, each, own))
       rows = zip(labels, np.asarray(each))
       found = merge(found, {f"scoreboard/{label}/sq_adv": pair(row) for label, row in rows})
     return state, found | standings(state.board, labels, labels[own])
 
-  return Observer(see, lambda: Scores(jury.init(), empty(len(labels))))
+  return Observer(see, lambda: Scores(assessed.init(), empty(len(labels))))
 
 
 def standings(board: Board, names: list[str], own: str) -> Pairs:
@@ -153,15 +154,14 @@ def standings(board: Board, names: list[str], own: str) -> Pairs:
 
 
 def empty(count: int) -> Board:
-  """Nothing judged yet of so many estimators."""
+  """No prompt counted yet of so many estimators."""
   zeros = np.zeros(count, np.float32)
   return Board(np.zeros((), np.float32), zeros, zeros)
 
 
 @jax.jit
 def update(board: Board, squares, own: int) -> Board:
-  """Adds the prompts of a step; `squares` [E, P], `own`: the row of the estimator behind the run's
-  advantages."""
+  """Adds the prompts of a step; `squares` [E, P], `own`: the row of the run's own baseline."""
   difference = squares - squares[own]
   where = jnp.all(jnp.isfinite(difference), axis=0)
   number = jnp.sum(where)

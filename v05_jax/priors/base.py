@@ -24,7 +24,7 @@ class Prior(NamedTuple):
   init: Callable = lambda: ()
   # (state, what `ask` remembered, Groups) -> (state, metrics as (sum, count) pairs)
   learn: Callable = lambda state, asked, groups: (state, {})
-  learned: bool = True  # it can be wrong about single prompts: what corrections are about
+  learned: bool = True  # V differs between prompts and can be wrong: wrappers may correct it
   # what `ask` remembered -> float32 [P]: the variance of a prompt's mean reward around V, as the
   # prior sees its own error; NaN = it does not say. None = it never does
   variance: Callable | None = None

@@ -1,6 +1,6 @@
 """The ring buffer of the policy's own last (prompt, success) pairs: what a prior is conditioned on.
 
-It holds with every outcome the V that was asked before it was seen, so that V is judged, and
+It holds with every outcome the V that was asked before it was seen, so that V is assessed, and
 corrected, on outcomes that had no part in it.
 """
 

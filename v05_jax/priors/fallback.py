@@ -1,5 +1,4 @@
-"""When to do without a prior: the context's mean in its place, while that has been the better
-one."""
+"""Replaces a prior by the context's mean for as long as that is the better predictor."""
 
 from typing import NamedTuple
 
@@ -36,11 +35,10 @@ def fallback(options, setting):
   def ask(state, prompts, value, asked):
     count = len(value)
     mean = np.full(count, np.asarray(contexts.mean_value(state.record, least)))
-    # A rate that stands in for V, for want of a context that the prior was made for, is no
-    # evidence.
-    judged = not any(np.any(part.get("smoothed", False)) for part in asked.values())
+    # A smoothed success rate instead of V says nothing about the prior.
+    assessed = not any(np.any(part.get("smoothed", False)) for part in asked.values())
     own = contexts.remembered(state.record, np.zeros((count, 0)), value)
-    own |= {"mean": mean, "judged": np.full(count, judged)}
+    own |= {"mean": mean, "assessed": np.full(count, assessed)}
     own |= {"fallen": np.full(count, bool(state.drift.fallen))}
     return (mean if state.drift.fallen else value), own
 
@@ -50,7 +48,7 @@ def fallback(options, setting):
     errors = [np.square(asked[name] - seen.vbar)[both].astype(float) for name in ("value", "mean")]
     (own, mean), count = (float(x.sum()) for x in errors), float(both.sum())
     drift = state.drift
-    if count and asked["judged"].all():
+    if count and asked["assessed"].all():
       drift = update(drift, own < mean if drift.fallen else own > mean, options.patience)
     if drift.fallen != state.drift.fallen:
       _report(int(groups.step) + 1, bool(drift.fallen), options.patience, own / count, mean / count)
@@ -91,13 +89,13 @@ class Drift(NamedTuple):
 
 
 def init() -> Drift:
-  """V is in use and nothing speaks against it."""
+  """V is in use and has not been the worse one."""
   return Drift(np.zeros((), np.int32), np.zeros((), bool))
 
 
 def update(drift: Drift, worse: bool, patience: int) -> Drift:
-  """One step's lesson: after `patience` steps in a row in which it was worse, the prior in use
-  gives way to the other.
+  """The state after a step: once the prior in use was worse in `patience` steps in a row, the other
+  takes its place.
 
   Args:
     drift: before.

@@ -25,7 +25,7 @@ import numpy as np
 
 CONSTANT = 4.0  # variance that the prior gives to the constant of u
 ROUNDS = 6  # of the bound's ascent in a step
-RECORD = 0.95  # what a step's part in the record keeps at each later step
+RECORD = 0.95  # discount of the record, a step
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(24)  # E f(z) of a normal z by quadrature
 WEIGHTS = WEIGHTS / WEIGHTS.sum()
 
@@ -33,7 +33,7 @@ WEIGHTS = WEIGHTS / WEIGHTS.sum()
 class Members(NamedTuple):
   """What the members of an ensemble differ in, arrays [E]."""
 
-  kept: np.ndarray  # of what was learnt, from one step to the next
+  kept: np.ndarray  # share of what was learnt that remains after a step
   misfit: np.ndarray  # variance of e, in log-odds squared
   spread: np.ndarray  # variance of the log-odds that the prior gives to all features together
 
@@ -100,7 +100,7 @@ def learn(members: Members, learnt: Learnt, features, s, k) -> Learnt:
   def posterior(h):
     """u [E, D + 1], and mean and variance [E, P] of z."""
     u, mean, variance = _solved(*taken_in(h), x)
-    rest = 1.0 / (1.0 + misfit * h)  # of e given x . u, what the outcome leaves
+    rest = 1.0 / (1.0 + misfit * h)  # share of e's variance that the outcome leaves, given x . u
     return u, (mean + misfit * half) * rest, variance * rest**2 + misfit * rest
 
   def curvature(mean, variance):

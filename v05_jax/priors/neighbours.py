@@ -48,8 +48,8 @@ def neighbours(options, setting):
 def kernel_regression(context: Context, features, bandwidth: float, min_support: int):
   """V [P] by kernel regression over the context (Nadaraya-Watson), shrunk to the context's mean.
 
-    success(x) = (a mean + sum_j w_j success_j) / (a + sum_j w_j),  w_j = exp(-|x - x_j|^2 / (2 h^2
-                                                                    m))
+    success(x) = (a mean + sum_j w_j success_j) / (a + sum_j w_j)
+    w_j = exp(-|x - x_j|^2 / (2 h^2 m))
 
   Features are standardised by the context's own mean and standard deviation, those constant in the
   context are left out, and m is the mean squared distance of two pairs of the context (twice the

@@ -1,4 +1,4 @@
-"""No prior: V is NaN, and the rollouts are all there is."""
+"""No prior: V is NaN, and only the rollouts count."""
 
 import numpy as np
 

@@ -1,9 +1,9 @@
 """A probe of the policy's own features that knows its error: Bayesian logistic regression, online.
 
 It needs no training run and no files: it learns from every (prompt, success) pair of the run, and
-forgets as the policy moves, as fast as its predictions say (`priors/logistic.py`). V is the mean of
-a prompt's mean reward under what it knows, and `variance`, beside it, how far that may be off; the
-baseline `precision` goes by both.
+forgets old pairs at the rate at which its predictions are best (`priors/logistic.py`). V and
+`variance` are mean and variance of a prompt's mean reward given these pairs; the baseline
+`precision` uses both.
 
 Features are those of `neighbours`, of the frozen first policy: the last hidden state of the prompt
 and the mean of its hidden states. The first `SAMPLE` prompts of the data give their mean and
@@ -26,11 +26,12 @@ from v05_jax.priors.base import Prior
 from v05_jax.shapes import shapes
 from v05_jax.structs import Context
 
-SAMPLE = 512  # prompts that show what features vary in
+SAMPLE = 512  # prompts from which the principal components are computed
 MAX_SCORE = 5.0  # components are clipped here
 LEAST_SPREAD = 1e-4  # of a component's standard deviation, as a share of the first one's
-# What its members take for true, all combinations: what is kept from step to step, the variance of
-# the log-odds that no linear function explains, and that which the features explain at first.
+# Hyperparameters of the ensemble's members, in all combinations (`logistic.Members`): the share
+# kept from step to step, the variance of the log-odds that no linear function explains, and the
+# prior variance of what the features explain.
 KEPT, MISFIT, SPREAD = (0.85, 0.95, 1.0), (0.5, 2.0, 8.0), (4.0,)
 MEMBERS = logistic.Members(
   *(np.float32(x) for x in zip(*itertools.product(KEPT, MISFIT, SPREAD), strict=True))

@@ -9,9 +9,8 @@ from v05_jax.priors import context as contexts
 from v05_jax.priors.base import Layer
 from v05_jax.structs import Context
 
-PRIOR_PAIRS = (
-  16.0  # further pairs, half at V = -1 and half at V = 1, that came out exactly as V says
-)
+# Pairs added as a prior of the fit, half at V = -1 and half at V = 1, with outcome V.
+PRIOR_PAIRS = 16.0
 
 
 @plug.declare("wrapper")
@@ -32,16 +31,15 @@ def affine(context: Context, value):
   """V' = a + b V, within [-1, 1], as the context's pairs of V_i and outcome y_i = 2 success_i - 1
   suggest.
 
-    a, b = argmin over b >= 0 of  sum_i (y_i - a - b V_i)^2 + n0 (a^2 + (b - 1)^2),  n0 =
-                                  PRIOR_PAIRS
+    a, b = argmin over b >= 0 of  sum_i (y_i - a - b V_i)^2 + n0 (a^2 + (b - 1)^2)
 
-  With e_i = y_i - V_i and d = b - 1 that is, without the bound,
+  with n0 = PRIOR_PAIRS. With e_i = y_i - V_i, d = b - 1 and n pairs that is, without the bound,
 
-    d = ((n + n0) sum_i e_i V_i - sum_i V_i sum_i e_i) / ((n + n0) (sum_i V_i^2 + n0) - (sum_i
-    V_i)^2) a = (sum_i e_i - d sum_i V_i) / (n + n0)
+    d = ((n + n0) sum_i e_i V_i - sum_i V_i sum_i e_i) / ((n + n0) (sum_i V_i^2 + n0) - S),
+    a = (sum_i e_i - d sum_i V_i) / (n + n0),  where S = (sum_i V_i)^2
 
-  and with it the same a at d = max(d, -1), for the sum is convex. The denominator is at least n0^2.
-  Without pairs V' = V; a V that points the wrong way becomes a constant and never its own opposite.
+  The sum is convex, so with the bound it is the same a at d = max(d, -1). The denominator is at
+  least n0^2. Without pairs V' = V; a V that is anticorrelated with the outcomes becomes a constant.
 
   Args:
     context: M pairs, of which those with a finite V count; rows not yet written have none.

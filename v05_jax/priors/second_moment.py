@@ -67,9 +67,9 @@ def second_moment(options, setting):
   def after(state, value, groups):
     seen = groups.unconditional._replace(first=None)
     mean = estimators.squared_unseen(estimator, state.learnt, seen, value, seen.score)
-    known = jnp.isfinite(mean)  # what is not would stay in the sums for good
+    known = jnp.isfinite(mean)  # a NaN would stay in the sums for good
     k, total = jnp.where(known, seen.k, 0.0), jnp.where(known, mean * seen.k, 0.0)
-    unspoken = jnp.full_like(value, jnp.nan)  # no V that the sums could be compared with
+    unspoken = jnp.full_like(value, jnp.nan)  # V is no prediction of these sums
     seen = seen._replace(s=total, k=k)
     history = histories.remember(state.history, seen, unspoken, half_life)
     sums = DISCOUNT * state.mean + jnp.stack([jnp.sum(k), jnp.sum(total)])

@@ -16,7 +16,7 @@ from v05_jax.value_model import directory, ensemble, tabpfn
 from v05_jax.value_model import v0 as value_model
 from v05_jax.value_model.ensemble import Query, Support
 
-ROWS_PER_CALL = 16  # prompts embedded at once, always as many: a resumed run computes the same bits
+ROWS_PER_CALL = 16  # prompts embedded at once, always: a resumed run computes the same bits
 
 
 def _check(config):
@@ -53,9 +53,9 @@ def v0(options, setting):
 def of_model(model, size: int, min_support: int) -> Prior:
   """The prior of a loaded `ValuePrior`, in context of `size` pairs.
 
-  A prompt's features are computed once, and kept on host by its row of the dataset. Its fingerprint
-  column is noise by design; here it goes by the place in the context and in the batch, so that no
-  rounding error of a feature can turn it over.
+  A prompt's features are computed once, and kept on host by its row of the dataset. The head's
+  fingerprint column, a hash that only tells rows apart, is computed from the place in the context
+  and in the batch, so that rounding errors of features do not change it.
   """
   known: dict[int, np.ndarray] = {}
 
@@ -68,8 +68,8 @@ def of_model(model, size: int, min_support: int) -> Prior:
     return found
 
   def predict(context, queries) -> tuple[np.ndarray, bool]:
-    """(V [P], whether it is a smoothed success rate, for want of a context the head was made
-    for)."""
+    """(V [P], whether it is a smoothed success rate, as the context is not one that the head was
+    made for)."""
     count, capacity = min(int(context.count), len(context.success)), len(context.success)
     if count < min_support:
       return np.full(len(queries), np.nan, np.float32), False

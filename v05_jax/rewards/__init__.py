@@ -34,8 +34,8 @@ __all__ = [
 
 MATH = "v05_jax.rewards.math:verify"
 GYM = "v05_jax.rewards.reasoning_gym:verify"
-# Bytes of address space of a worker that calculates what a policy wrote: a tower of powers must not
-# take all memory.
+# Bytes of address space of a worker that calculates what a policy wrote: 9^9^9 must not take all
+# memory.
 CALCULATING_MEMORY = 4 << 30
 MOST_WORKERS = 1024
 LONGEST_VERDICT = 86_400  # seconds: no wait is without a limit
@@ -97,10 +97,10 @@ def _one(config, target: str) -> Direct | Pool:
 
 
 def check_answers(reward, rows: Sequence[dict], source: str) -> None:
-  """Whether the reward `expression` can compare with the answers of `rows`, drawn from `source`.
+  """Checks that the reward `expression` can compare with the answers of `rows`, from `source`.
 
-  Raises ValueError where no answer is a number, and logs how many are none: a response to these is
-  worth 0 whatever it says. Any other reward has its own ideas of an answer.
+  Raises ValueError where no answer is a number, and logs how many are not: any response to those is
+  worth 0. Other rewards read answers in their own way and are not checked.
   """
   if "expression" not in targets(reward):
     return

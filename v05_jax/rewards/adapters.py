@@ -7,22 +7,31 @@ a function, which `--config.reward=my_reward:NAME` names. Nothing here imports t
 from collections.abc import Callable, Sequence
 import functools
 import inspect
+import math
+import numbers
 from typing import Any
+
+from v05_jax.rewards.worker import checked
 
 # Columns that TRL's trainer does not hand on to a reward function, since it has arguments for them.
 OWN = ("prompt", "completion", "completion_ids")
+# What a function of verifiers may ask for.
+KNOWN = ("prompt", "completion", "answer", "state", "task", "info", "parser")
 
 
 def trl(function: Callable, conversational: bool = False) -> Callable:
   """A TRL reward function, (prompts, completions, **columns) -> list of floats, sync or async.
 
   It is called with all responses of a prompt at once; the row's fields are the columns, and
-  `trainer_state`, `log_extra` and `log_metric` do nothing. There are no `completion_ids`. A None in
-  its list counts as 0, which is what TRL's sum of rewards makes of it. A function without **columns
-  is given those that it names. conversational: prompts and completions are lists of messages, as
-  TRL has them where the data set is conversational.
+  `trainer_state`, `log_extra` and `log_metric` do nothing. A None in its list counts as 0, which is
+  what TRL's sum of rewards makes of it. A function without **columns is given what it names.
+  conversational: prompts and completions are lists of messages, as TRL has them where the data set
+  is conversational. Raises TypeError for a function that wants `completion_ids`, which are not
+  here; the verdict of a row without a column that the function wants fails, and names it.
   """
-  takes = _takes(function)
+  takes, wants = _takes(function), _wants(function)
+  if "completion_ids" in wants:
+    raise TypeError(f"{_name(function)} wants completion_ids: found none here, only completions")
 
   def score(prompt: str, responses: list[str], row: dict):
     count = len(responses)
@@ -30,13 +39,11 @@ def trl(function: Callable, conversational: bool = False) -> Callable:
     columns = {name: [value] * count for name, value in row.items() if name not in OWN}
     nothing = lambda *_: None
     columns |= {"trainer_state": None, "log_extra": nothing, "log_metric": nothing}
-    given = {name: value for name, value in columns.items() if takes is None or name in takes}
-    found = function(
-      prompts=[messages if conversational else prompt] * count,
-      completions=[_message(x) for x in responses] if conversational else list(responses),
-      **given,
-    )
-    return _then(found, _without_none)
+    columns["prompts"] = [messages if conversational else prompt] * count
+    columns["completions"] = list(map(_message, responses)) if conversational else list(responses)
+    if missing := ", ".join(sorted(wants - columns.keys())):
+      raise ValueError(f"{_name(function)} wants {missing}: found a row with {', '.join(row)}")
+    return _then(function(**_named(columns, takes)), _without_none)
 
   return score
 
@@ -46,31 +53,43 @@ def verifiers(
 ) -> Callable:
   """Single-turn reward functions of verifiers: each takes some of prompt, completion, answer,
   state, task, info and parser by name and returns a float, sync or async; a rubric, an object with
-  `funcs` and `weights`, stands for its own. Their weighted sum is the reward.
+  `funcs`, `weights` and `class_objects`, stands for its own. Their weighted sum is the reward.
 
   prompt and completion are lists of messages; `state` has these, the row's answer and the response
-  as `responses`; `info` is the row's field of that name, else the row.
+  as `responses`; `info` is the row's field of that name, else the row. Raises ValueError for other
+  weights than a finite number for each function, and TypeError for a function that wants anything
+  else.
   """
   rubric = functions[0] if len(functions) == 1 and hasattr(functions[0], "funcs") else None
   functions = tuple(rubric.funcs) if rubric else functions
-  weights = weights or getattr(rubric, "weights", None) or [1.0] * len(functions)
-  parser = parser or getattr(rubric, "parser", None)
+  weights = getattr(rubric, "weights", None) if weights is None else weights
+  weights = [1.0] * len(functions) if weights is None else list(weights)
+  further = dict(getattr(rubric, "class_objects", None) or {})
+  parser = parser or getattr(rubric, "parser", None) or further.get("parser")
   if not functions or len(weights) != len(functions):
     raise ValueError(
       f"found {len(functions)} functions and {len(weights)} weights, expected as many"
     )
+  for weight in weights:
+    if not (isinstance(weight, numbers.Real) and math.isfinite(weight)):
+      raise ValueError(f"weights: found {weight!r}, expected finite numbers")
+  for function in functions:
+    if unknown := ", ".join(sorted(_wants(function) - {*KNOWN, *further})):
+      known = ", ".join((*KNOWN, *further))
+      raise TypeError(f"{_name(function)} wants {unknown}: found only {known} here")
 
   async def score(prompt: str, response: str, row: dict) -> float:
     messages = row.get("messages") or [{"role": "user", "content": prompt}]
     said = {"prompt": messages, "completion": _message(response), "answer": row.get("answer", "")}
     said |= {"task": row.get("task", "default"), "info": row.get("info", row)}
-    known = said | {"state": said | {"responses": [response]}, "parser": parser}
+    known = further | said | {"state": said | {"responses": [response]}, "parser": parser}
     total = 0.0
     for function, weight in zip(functions, weights):
-      takes = _takes(function)
-      given = {name: x for name, x in known.items() if takes is None or name in takes}
-      found = function(**given)
-      total += weight * float(await found if inspect.isawaitable(found) else found)
+      found = function(**_named(known, _takes(function)))
+      reward, wrong = checked(await found if inspect.isawaitable(found) else found)
+      if wrong:
+        raise ValueError(f"{_name(function)} {wrong}")
+      total += weight * reward
     return total
 
   return score
@@ -108,15 +127,31 @@ def _takes(function) -> set[str] | None:
   return {x.name for x in found}
 
 
+def _wants(function) -> set[str]:
+  """The parameters that a function cannot be called without."""
+  found = inspect.signature(function).parameters.values()
+  several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+  return {x.name for x in found if x.default is x.empty and x.kind not in several}
+
+
+def _named(values: dict, names: set[str] | None) -> dict:
+  """Those of the values that have one of the names; all of them for None."""
+  return {name: x for name, x in values.items() if names is None or name in names}
+
+
+def _name(function) -> str:
+  return getattr(function, "__name__", type(function).__name__)
+
+
 def _without_none(rewards):
-  """TRL's list with 0 for None; what is no list as it is, for the worker to name."""
+  """TRL's list with 0 for None; anything but a list unchanged, for the worker to report."""
   if not hasattr(rewards, "__iter__") or isinstance(rewards, (str, bytes, dict, set)):
     return rewards
   return [0.0 if x is None else x for x in rewards]
 
 
 def _then(found, work: Callable):
-  """`work` of what was found, or of what an awaitable will have found."""
+  """work(found), or, where `found` is an awaitable, an awaitable of `work` of its result."""
   if not inspect.isawaitable(found):
     return work(found)
 

@@ -20,6 +20,8 @@ import hashlib
 import http.client
 import json
 import logging
+import math
+import numbers
 import os
 import re
 import sqlite3
@@ -45,19 +47,11 @@ is right and wrong with it. End with one line: Score: N, where N is a number fro
 {highest:g} (perfect)."""
 NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)"
 SCORE = re.compile(rf"score[^\w+.-]{{0,8}}({NUMBER})", re.IGNORECASE)
-AGAIN = (
-  408,
-  409,
-  425,
-  429,
-  500,
-  502,
-  503,
-  504,
-  529,
-)  # answers of a server that is busy or starting
+# Status codes of a server that is busy or starting.
+AGAIN = tuple(map(int, "408 409 425 429 500 502 503 504 529".split()))
 LONGEST_PAUSE = 30.0  # seconds between two attempts
 LONGEST_REPLY = 1 << 22  # bytes
+LONGEST = 86_400  # seconds
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +65,30 @@ def read_score(reply: str, highest: float) -> float:
   if not 0 <= float(found[-1]) <= highest:
     raise ValueError(f"the judge's score is {found[-1]}, expected 0 to {highest:g}")
   return float(found[-1]) / highest
+
+
+def _number(x) -> bool:
+  return isinstance(x, numbers.Real) and not isinstance(x, bool) and 0 < x < math.inf
+
+
+_text = lambda x: isinstance(x, str) and bool(x.strip())
+_seconds = lambda x: _number(x) and x <= LONGEST
+_count = lambda x: _number(x) and isinstance(x, int)
+# Field of `LLMJudge` -> (whether a value can be used, what is expected).
+SETTINGS = {
+  "url": (lambda x: _text(x) and re.match(r"https?://[^/\s]", x), "http:// or https://"),
+  "model": (_text, "the name that the server has for it"),
+  "template": (_text, "a text"),
+  "highest": (_number, "a number above 0"),
+  "timeout": (_seconds, f"a number above 0 and at most {LONGEST}, of seconds"),
+  "limit": (_seconds, f"a number above 0 and at most {LONGEST}, of seconds"),
+  "attempts": (_count, "a whole number above 0"),
+  "together": (_count, "a whole number above 0"),
+  "cache": (lambda x: isinstance(x, (str, os.PathLike)), "the name of a file, or an empty text"),
+  "key": (lambda x: isinstance(x, str), "the name of an environment variable"),
+  "options": (lambda x: isinstance(x, dict), "a dictionary of the request's fields"),
+  "read": (callable, "a function (reply, highest) -> reward"),
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,7 +107,8 @@ class LLMJudge:
   template: str = TEMPLATE
   highest: float = 10.0  # score, which is worth 1
   timeout: float = 30.0  # seconds of one request
-  limit: float = 100.0  # seconds of all attempts together; rewards.timeout should be above it
+  # seconds of all attempts together; in a run nine tenths of rewards.timeout, where that is less
+  limit: float = 100.0
   attempts: int = 5  # for a response
   together: int = 16  # requests at once, of each worker
   cache: str = ""  # an SQLite file, "" = memory alone
@@ -99,12 +118,14 @@ class LLMJudge:
   read: Callable[[str, float], float] = read_score  # (reply, highest) -> reward
 
   def __post_init__(self):
-    if not re.match(r"https?://", self.url):
-      raise ValueError(f"url: found {self.url!r}, expected http:// or https://")
-    for name in ("highest", "timeout", "limit", "attempts", "together"):
-      if not getattr(self, name) > 0:
-        raise ValueError(f"{name}: found {getattr(self, name)!r}, expected a number above 0")
+    for name, (holds, expected) in SETTINGS.items():
+      if not holds(found := getattr(self, name)):
+        raise ValueError(f"{name}: found {found!r}, expected {expected}")
     self._ask("", "", {"answer": ""}, dry=True)
+
+  def within(self, seconds: float) -> "LLMJudge":
+    """The same judge for a call that may take so long: it gives up before that, and says why."""
+    return dataclasses.replace(self, limit=min(self.limit, 0.9 * seconds))
 
   def __call__(self, prompt: str, responses: list[str], row: dict) -> list[float]:
     end = time.monotonic() + self.limit
@@ -192,7 +213,7 @@ class _Busy(Exception):
 
 
 class _Failed:
-  """In the place of a reward that there is none of: whoever wants its number is told why."""
+  """Stands in a list of rewards for one that failed: converting it to a number raises the error."""
 
   def __init__(self, error: Exception):
     self._error = error
@@ -228,7 +249,7 @@ class _Cache:
 
   @contextlib.contextmanager
   def _held(self):
-    """The file, None where there is none (any more), for one thread at a time."""
+    """The file, for one thread at a time; None without one, or once it has failed."""
     with self._lock:
       try:
         yield self._file

@@ -3,20 +3,22 @@
     R = sum over the rewards of weight x reward, each in its own units
 
 One of several is the success, by `rewards.success`: the test, the fusion, the budget, V and the
-accuracy look at it alone, mapped from `rewards.low` .. `rewards.high` to [-1, 1] and clipped. What
-the others add is no part of a prompt's difficulty and goes to the advantage beside it, as the
-overlong penalty does (`estimators.base`), in the mapped reward's units and with the ratio of the
-weights kept (`others`). With `rewards.success = "sum"` all of that looks at R, whose range
-`rewards.low` and `rewards.high` then are.
+accuracy look at it alone, mapped from `rewards.low` .. `rewards.high` to [-1, 1] and clipped. The
+other rewards say nothing of a prompt's difficulty: they are added to the advantage, as the overlong
+penalty is (`estimators.base`), in the mapped reward's units and in the ratio of the weights
+(`others`). With `rewards.success = "sum"` the success is R, whose range is then `rewards.low` ..
+`rewards.high`.
 """
 
 from collections import Counter
-import difflib
 import math
+from pathlib import Path
 import re
 from typing import NamedTuple
 
 import numpy as np
+
+from v05_jax.names import nearest, suggestion
 
 KNOWN = ("task", "math", "expression", "reasoning_gym")
 SUM = "sum"  # of rewards.success
@@ -56,10 +58,13 @@ def _meant(reward) -> str:
   """ ", did you mean NAME?", where a name was mistyped or a function is named as in Python; ","."""
   if not isinstance(reward, str):
     return ","
-  near = difflib.get_close_matches(reward, KNOWN, 1, 0.7)
-  if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", reward):
+  near = nearest(reward, KNOWN, 0.7)
+  file = re.fullmatch(r"\w{1,99}", reward) and Path(f"{reward}.py").is_file()
+  if file or re.fullmatch(r"[\w/]+\.py", reward):
+    near = [f"{reward.removesuffix('.py').replace('/', '.')}:FUNCTION"]
+  elif re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", reward):
     near = [":".join(reward.rsplit(".", 1))]
-  return f", did you mean {near[0]}?" if near else ","
+  return suggestion(near) or ","
 
 
 def _is_pair(pair) -> bool:
@@ -77,7 +82,7 @@ def targets(reward) -> tuple[str, ...]:
 
 
 def success(reward, wanted: str) -> int | None:
-  """Which of the rewards the success is, by `rewards.success`: "" is the first; None = their sum.
+  """The number of the reward that is the success, by `rewards.success`: "" is the first; None = R.
 
   Raises ValueError where it is none of them, or one whose weight is below 0.
   """
@@ -92,14 +97,14 @@ def success(reward, wanted: str) -> int | None:
   index = names.index(wanted) if wanted else 0
   if found[index].weight < 0:
     raise ValueError(
-      f"found {wanted!r}, which is {names[index]} with the weight {found[index].weight:g}, "
-      f"expected a reward whose weight is above 0, or {SUM}"
+      f"found {wanted!r}, expected a reward whose weight is above 0, or {SUM}: {names[index]} has "
+      f"the weight {found[index].weight:g}"
     )
   return index
 
 
 def combine(reward, wanted: str, parts) -> float:
-  """What the success looks at of one response, whose rewards are `parts`."""
+  """The success of one response, in the verifier's units; `parts`: its rewards."""
   index = success(reward, wanted)
   if index is not None:
     return float(parts[index])

@@ -61,8 +61,8 @@ class Pool:
   """`workers` processes that call `target` ("module:function"), with one rollout at a time each, or
   with all those of a prompt, where the function is of that kind (`worker.load`): `batched`.
 
-  A verdict whose worker ends is asked for once more, of a fresh worker, where the old one had given
-  verdicts before: what they left behind (a timer, a thread, memory) may have ended it.
+  Where a worker ends that had given verdicts before, the verdict is asked for once more, of a fresh
+  worker: what earlier verdicts left behind (a timer, a thread, memory) may have ended the old one.
 
   A verdict has `timeout` seconds; the time counts from when a verdict starts to run, not from its
   submission. `memory`: bytes of address space a worker may use, 0 = no limit. Raises ValueError if
@@ -70,7 +70,7 @@ class Pool:
   """
 
   def __init__(self, target: str, workers: int, timeout: float, memory: int = 0):
-    self._function = target, memory
+    self._function = target, memory, timeout
     self.dropped = 0  # replies that belonged to no present verdict
     self._timeout = timeout
     self.batched = False  # until a worker has loaded the function
@@ -138,8 +138,8 @@ class Pool:
     self.close()
 
   def _serve(self, slot: int, loaded: Future):
-    """What a thread does: loads the function, then takes jobs. Whatever happens, `loaded` is told
-    "" or what is wrong, and every handle its verdict."""
+    """The work of a thread: loads the function, then takes jobs. Whatever happens, `loaded` gets ""
+    or what is wrong, and every handle gets its verdict."""
 
     def load():
       self._launch(slot)
@@ -177,8 +177,8 @@ class Pool:
     return found
 
   def _guarded(self, slot: int, work: Callable[[], list[Verdict]], count: int = 1) -> list[Verdict]:
-    """What `work` returns, `count` verdicts; what it raises becomes as many failed ones and costs
-    the slot its worker."""
+    """The `count` verdicts that `work` returns. Where it raises, all of them have failed and the
+    slot gets a new worker."""
     try:
       return work()
     except TimeoutError as error:
@@ -204,7 +204,7 @@ class Pool:
     except Lost as lost:
       if not worker.judged or self._closed.is_set():
         raise
-      # An earlier verdict may have left what ends the process now: a fresh one tells.
+      # Something of an earlier verdict may have ended the process: a fresh one decides.
       self._say("again", f"{lost}; the verdict is asked for once more, of a fresh one")
       self._drop(slot)
       return self._ask(slot, numbers, message)

@@ -44,7 +44,7 @@ def start(module: str, function: str, arguments: list, environment: dict[str, st
       process = subprocess.Popen(
         [sys.executable, "-P", "-c", BOOT, *given],
         stdin=subprocess.PIPE,
-        stdout=2,  # what a stranger's code prints must not mix with the run's own output
+        stdout=2,  # the user's code must not print into the run's own output
         pass_fds=[theirs.fileno()],
         start_new_session=True,
         env=os.environ | environment,
@@ -62,13 +62,13 @@ class Worker:
   reply to another job than the present one. Raises OSError as `start` does.
   """
 
-  def __init__(self, target: str, memory: int, dropped: Callable[[], None]):
+  def __init__(self, target: str, memory: int, timeout: float, dropped: Callable[[], None]):
     self._dropped, self._unread = dropped, b""
     self.judged = False  # whether it has given a verdict
     self.process, self._socket = start(
       "v05_jax.rewards.worker",
       "main",
-      [target, memory],
+      [target, memory, timeout],
       {"JAX_PLATFORMS": "cpu"},  # the accelerator is the trainer's
     )
 
@@ -145,7 +145,7 @@ class Worker:
         log.warning("the verifier's process %d does not end when killed", self.process.pid)
 
   def close(self):
-    """Gives up what a killed worker has taken; for the thread that asks it alone."""
+    """Closes the sockets and pipes of a killed worker; only its own thread may call it."""
     self._socket.close()
     self.process.stdin.close()
 

@@ -13,7 +13,6 @@ import ast
 from collections.abc import Iterator
 import contextlib
 import dataclasses
-import difflib
 import functools
 import itertools
 import json
@@ -23,12 +22,14 @@ import re
 import sys
 from typing import Any
 
+from v05_jax.names import nearest, suggestion
+
 TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 # Tasks whose verifier reads a list in the response by Python's eval; literals are all it needs.
 EVALUATE = ("binary_matrix", "n_queens", "spiral_matrix", "string_insertion")
 # Tasks whose verifier compares the grids of its metadata as tuples, which JSON makes lists of.
 TUPLES = ("arc_agi", "rearc")
-CHUNK = 1024  # entries of a data set, of which a stream has one after another
+CHUNK = 1024  # entries of one data set; a stream is one data set after another
 SPREAD = 2654435761  # sets the streams of neighbouring seeds far from each other
 OWN = ("seed", "size")  # of a data set's options: they are config.data.seed and config.data.size
 
@@ -85,7 +86,7 @@ def dataset(task: str, options: dict[str, Any], seed: int = 0, size: int = 1):
       f"package with its extra reasoning-gym ({error})"
     ) from None
   if task not in DATASETS:
-    near = difflib.get_close_matches(task, DATASETS, 3, 0.5) or sorted(DATASETS)
+    near = nearest(task, DATASETS, 0.5, 3) or sorted(DATASETS)
     raise ValueError(
       f"reasoning_gym:{task}: found no such task in reasoning-gym, expected one of its "
       f"{len(DATASETS)}, {'the nearest are' if len(near) < 4 else 'which are'} {', '.join(near)}"
@@ -93,8 +94,7 @@ def dataset(task: str, options: dict[str, Any], seed: int = 0, size: int = 1):
   known = [field.name for field in dataclasses.fields(DATASETS[task][1]) if field.name not in OWN]
   for name in options:
     if name not in known:
-      near = difflib.get_close_matches(name, known, 1)
-      hint = f", did you mean {near[0]}?" if near else ""
+      hint = suggestion(nearest(name, known))
       raise ValueError(
         f"config.data.options: found {task}.{name}, expected one of {', '.join(known)}{hint}"
       )

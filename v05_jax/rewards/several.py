@@ -11,9 +11,9 @@ from v05_jax.rewards.pool import Verdict
 class Several:
   """Verifiers by name, whose verdicts on a response become one.
 
-  The verdict's `parts` are theirs, in order. Where one of them has failed, so has the whole: its
-  reward is NaN, and its `detail` says whose it was. `reward` is the first one's; which is looked at
-  is for the caller to choose.
+  The verdict's `parts` are their rewards, in order, and its `reward` is the first of them; the
+  caller combines the parts. Where one of the verifiers has failed, so has the whole: the reward is
+  NaN, and `detail` names the verifier.
   """
 
   def __init__(self, verifiers: dict):

@@ -32,21 +32,26 @@ from v05_jax.names import describe, resolve
 
 HEAD = struct.Struct("!QQ")  # before each job: its number, and the bytes of its pickle
 BATCHED = 1.0  # the reward of the first reply, where the function takes all responses at once
-WANTED = "expected a function (prompt, response, row) -> float, or (prompt, responses, row) -> list"
+WANTED = (
+  "expected a function (prompt, response, row) -> float, or (prompt, responses, row) -> list, or "
+  "TRL's (prompts, completions, **columns) -> list"
+)
 LARGEST = 3.4028234e38  # float32's, which rewards are kept in
 MODULES = sys.modules
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def main(descriptor: int, target: str, memory: int):
+def main(descriptor: int, target: str, memory: int, timeout: float):
   """Serves verdicts over the socket `descriptor` until the parent closes it or dies.
 
   A job is a `HEAD` and a pickled (prompt, response, row). Its reply is a line of JSON, [the job's
-  number, reward, error]: the parent unpickles nothing that a process running a stranger's code has
-  written. In a job for a batched function a list of responses stands for the one, and as many lines
-  are its reply, of numbers that count on from the job's. The first line, of number 0, says whether
-  `target` ("module:function") can be used, and whether it is batched.
-  `memory`: bytes of address space, 0 = no limit.
+  number, reward, error]: the parent unpickles nothing that a process with the user's code has
+  written. A job for a batched function has a list of responses, and its reply is a line for each,
+  numbered from the job's number on. The first line, with number 0, says whether `target`
+  ("module:function") can be used, and whether it is batched.
+  `memory`: bytes of address space, 0 = no limit. `timeout`: seconds that the parent gives a job; a
+  function with a method `within` is replaced by `function.within(timeout)`, so that one which
+  waits, as for a server, gives up before that and can say what it has waited for.
   """
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   _follow_parent()
@@ -54,7 +59,7 @@ def main(descriptor: int, target: str, memory: int):
     with contextlib.suppress(ValueError, OSError):  # macOS knows no such limit
       resource.setrlimit(resource.RLIMIT_AS, (memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
   try:
-    _serve(socket.socket(fileno=descriptor), target)
+    _serve(socket.socket(fileno=descriptor), target, timeout)
   except OSError:  # the connection is closed
     pass
   except BaseException:
@@ -62,11 +67,11 @@ def main(descriptor: int, target: str, memory: int):
   os._exit(1)  # and does not wait for threads that the function has started
 
 
-def _serve(connection: socket.socket, target: str):
+def _serve(connection: socket.socket, target: str, timeout: float):
   """Answers the jobs that come over the connection, until it ends.
 
-  What the reward function starts has no part in it: the connection is closed in every process that
-  it forks or executes, and a fork that returns from the function ends.
+  Processes that the reward function starts cannot use the connection: it is closed in every one
+  that it forks or executes, and a fork that returns from the function ends.
   """
   descriptor, own = connection.fileno(), os.getpid()
   os.set_inheritable(descriptor, False)
@@ -79,6 +84,8 @@ def _serve(connection: socket.socket, target: str):
 
   try:
     function = load(target)
+    if within := getattr(function, "within", None):
+      function = within(timeout)
     batched = is_batched(function)
   except BaseException as error:
     return reply(0, math.nan, describe(error))
@@ -110,7 +117,8 @@ def load(target: str):
       (prompt, response, row) -> float           a response at a time
       (prompt, responses, row) -> list           batched: all responses of a prompt at once, where
                                                  its second parameter is called `responses`
-      (prompts, completions, **columns) -> list  TRL's: with these two names (`adapters.trl`)
+      (prompts, completions, **columns) -> list  TRL's, by these names, of which `completions` is
+                                                 enough (`adapters.trl`)
 
   Raises what `resolve` does, and TypeError for anything else.
   """
@@ -118,8 +126,7 @@ def load(target: str):
   for kind in (inspect.isgeneratorfunction, inspect.isasyncgenfunction):
     if kind(function):
       raise TypeError(f"{name} is a generator, {WANTED}")
-  names = parameters(function)
-  if {"prompts", "completions"} <= set(names):
+  if {"completions", "completion_ids"} & set(parameters(function)):
     from v05_jax.rewards import adapters
 
     return adapters.trl(function)
@@ -175,9 +182,9 @@ def verdicts(function, prompt: str, responses: list[str], row: dict) -> list[tup
 
 
 class _Undone:
-  """Ends timers that an earlier verdict has set, and undoes what is changed of the builtins, of the
-  modules that were there, of the filters of warnings and of the depth of recursion. It puts the
-  builtins back before it uses one."""
+  """Stops timers that an earlier verdict has set, and afterwards restores the builtins, the loaded
+  modules, the warnings' filters and the recursion limit. The builtins come first, as the rest needs
+  them."""
 
   def __enter__(self):
     self._warnings = warnings.catch_warnings()
@@ -195,7 +202,7 @@ class _Undone:
 
 
 def _checked_alone(reward) -> tuple[float, str]:
-  """`checked`, where what one reward raises costs this one alone."""
+  """`checked`; where a reward raises, it alone has failed."""
   try:
     return checked(reward)
   except BaseException as error:
@@ -215,7 +222,7 @@ def _runner() -> asyncio.Runner:
 
 
 def _waited(found):
-  """What was found, or what an awaitable comes to; what that has started and not awaited is
+  """The value, or the result of an awaitable; tasks that it has started and not awaited are
   cancelled."""
   if not inspect.isawaitable(found):
     return found

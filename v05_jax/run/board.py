@@ -19,8 +19,8 @@ SECONDS = 30.0  # after which TensorBoard sees what was written
 class Board:
   """Writes scalars to `folder`, local or remote, as TensorBoard reads them.
 
-  What fails here (a full disk, no right to write, a bucket that is gone) is said once, and nothing
-  is written from then on (`View`). Events are written by the caller's own thread. tensorboardX's
+  At the first failure (a full disk, no right to write, a bucket that is gone) it warns, and writes
+  nothing from then on (`View`). Events are written by the caller's own thread. tensorboardX's
   SummaryWriter has a thread and a queue for it, and waits for ever where that thread has died of a
   failed write.
 

@@ -85,7 +85,7 @@ def _line(name: str, method: int, curve: Curve) -> dict:
 
 
 def _run_line(number: int, label: str, x, y, evaluated: bool) -> dict:
-  """Of a noisy metric the moving mean, and its values as what stands pale behind it."""
+  """The moving mean of a noisy metric, with its values in a pale line behind it."""
   chosen = _chosen(len(x))
   found = {"name": label, "method": None, **style(number), "x": _places(x[chosen])}
   if evaluated or len(x) < NOISY:

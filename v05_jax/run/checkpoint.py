@@ -25,10 +25,10 @@ UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is bein
 ITEM = "default"  # the folder of a checkpoint that holds the state
 # What a checkpoint knows beside its arrays: its own number, and digests of what it names.
 STEP, DATA = "step", "data"
-REWARD = "reward"  # whose file may be mended while a run is stopped
+REWARD = "reward"  # the user's file of it may change while a run is stopped
 
-PLUGS = tuple(f"{name}." for name in structs.PLUGS)  # what the names of learnt things begin with
-OLD = ("context.", "drift.", "estimator.board.")  # and of names in checkpoints of an earlier form
+PLUGS = tuple(f"{name}." for name in structs.PLUGS)  # prefixes of what plugs have learnt
+OLD = ("context.", "drift.", "estimator.board.")  # the same in an earlier format of checkpoints
 
 
 class Preempted(InterruptedError):
@@ -36,7 +36,7 @@ class Preempted(InterruptedError):
 
 
 def stopped(step: int) -> Preempted:
-  """What a loop raises that a signal has stopped, saved after `step` steps."""
+  """The exception that ends a loop on a signal, when its state is saved after `step` steps."""
   return Preempted(f"stopped by a signal; saved at step {step}, the same command continues")
 
 
@@ -85,7 +85,7 @@ class Checkpoints:
     """The steps of the complete checkpoints, ascending."""
     if self._path.exists() and not self._path.is_dir():
       raise ValueError(f"{os.fspath(self._path)}: found a file, expected a folder of checkpoints")
-    there = distributed.of_first(self._path.exists())  # asked of one process: opening waits for all
+    there = distributed.of_first(self._path.exists())  # one process looks: opening waits for all
     return sorted(self._manager().all_steps()) if there else []
 
   def latest(self) -> int | None:
@@ -127,7 +127,7 @@ class Checkpoints:
       raise ValueError("\n  ".join([head, *problems[:6], *more]))
     if new := sorted({".".join(name.split(".")[:2]) for name in wanted if name not in own}):
       logging.warning("%s has nothing of %s, which start empty", where, ", ".join(new))
-    # What is there and not wanted is read as well, and dropped: Orbax reads a whole tree.
+    # Orbax reads whole trees: what the state does not want is read too, and dropped.
     empty = lambda x: np.zeros(x.shape, x.dtype)
     abstract = {n: leaves.abstract(own[n]) if n in own else empty(x) for n, x in stored.items()}
     try:
@@ -186,7 +186,7 @@ class Checkpoints:
     return self._opened
 
   def _remove_unfinished(self):
-    """What a killed or failed run has left; it may be what fills the disk."""
+    """Removes what a killed or failed run has left: it may be what fills the disk."""
     if distributed.first() and self._path.exists():
       for path in self._path.iterdir():
         if UNFINISHED in path.name:
@@ -222,8 +222,8 @@ def _named(key: str) -> str:
 
 
 def _check_data(saved: dict, data: dict[str, str], where: str):
-  """Raises ValueError where a run would go on with other rows than those it has learned from, or
-  with other weights than those it began with; warns where with another file of its reward."""
+  """Raises ValueError where a resumed run would have other data, or would start from other weights,
+  than before; warns where the file of its reward has changed."""
   known = saved.get(DATA, {})
   problems = [
     f"config.{key}: found {_named(key)} with the digest {found}, expected {known[key]}"
@@ -315,8 +315,8 @@ class Preemption:
 
 
 def _raise_if_lost(error: Exception):
-  """Raises an error of the runtime as it is, in a run of several processes: another process has
-  left, which `peers` names; it says nothing about the checkpoint."""
+  """Raises an error of JAX's runtime again in a run of several processes: another process is lost,
+  which `peers` names, and nothing is wrong with the checkpoint."""
   if distributed.several() and distributed.of_the_runtime(error):
     raise error
 

@@ -12,7 +12,7 @@ from v05_jax import config as configuration
 from v05_jax.configs import default
 from v05_jax.run.runs import PANELS, Run, moving_mean
 
-# The first of these that all runs have is compared.
+# Runs are compared by the first of these scores that all of them have.
 SCORES = ("eval/accuracy", "eval/exact", "accuracy", "reward")
 TITLES = {
   "eval/exact": "exact success on held-out prompts",
@@ -91,7 +91,7 @@ def compare(runs: list[Run], score: str) -> list[Row]:
 
 def _row(group: list[Run], score: str, axis: str, first: float, last: float) -> Row:
   points, values = _together([run.curve(score, axis) for run in group], first, last)
-  # Runs that repeat a seed say nothing more of what another seed would have given.
+  # Runs that repeat a seed count once: they say nothing more about other seeds.
   of_seed = collections.defaultdict(list)
   for number, run in enumerate(group):
     of_seed[f"run {number}" if run.seed is None else run.seed].append(values[number])
@@ -133,7 +133,7 @@ def _together(curves, first: float, last: float, most: int = 0) -> tuple[np.ndar
 
 
 def standard_error(x: np.ndarray) -> np.ndarray:
-  """Of the mean over the first axis; 0 for a single one."""
+  """The standard error of the mean over the first axis; 0 for a single value."""
   return x.std(0, ddof=1) / np.sqrt(len(x)) if len(x) > 1 else np.zeros(x.shape[1:])
 
 
@@ -163,7 +163,7 @@ def paired(row: Row, first: Row, what: str) -> Difference | None:
 
 def interval(differences) -> Difference:
   """Mean of paired differences [n] with half of its interval (t, n - 1); NaN for n = 1."""
-  from scipy.special import stdtrit  # here: training imports this module and has no use for it
+  from scipy.special import stdtrit  # not at the top: training imports this module without need
 
   x = np.asarray(differences, float)
   t = stdtrit(len(x) - 1, (1 + LEVEL) / 2) if len(x) > 1 else np.nan

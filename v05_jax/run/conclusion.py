@@ -7,7 +7,7 @@ from typing import NamedTuple
 from v05_jax.rewards import mixture
 from v05_jax.run.comparison import LEVEL, Difference, Row, paired
 
-# Config keys that say on what a score was measured: of evaluations, and of a run's own rollouts.
+# Config keys that decide what a score measures.
 MEASURED = ("reward", "rewards.high", "rewards.low")
 BUILTIN = ("data.families", "data.options")  # of the built-in tasks and reasoning-gym's
 HELD_OUT = ("eval.path", "eval.split", "eval.size", "eval.temperature", *BUILTIN, *MEASURED)
@@ -17,7 +17,7 @@ NAMED = 3  # methods in a headline
 
 
 class Verdict(NamedTuple):
-  """On a method beside the first one."""
+  """What is concluded of a method, compared with the first one."""
 
   number: int  # of the method
   word: str  # ahead, behind, "no difference shown" or "no claim"
@@ -73,7 +73,7 @@ def other_measure(row: Row, first: Row, score: str) -> list[str]:
 
 
 def _success(keys: dict):
-  """The reward that scores are of, where a run has several with weights: their sum, or one."""
+  """Which reward the scores are of where a run has several: one of them, or their sum."""
   reward = keys.get("reward")
   try:
     index = mixture.success(reward, keys.get("rewards.success", ""))
@@ -109,7 +109,7 @@ def headline(rows: list[Row], score: str) -> str:
 
 
 def basis(rows: list[Row]) -> str:
-  """On what the verdicts rest."""
+  """How the verdicts are to be read: what was compared, and what the words mean."""
   compared = len(rows) - 1
   many = f", without a correction for {compared} comparisons" if compared > 1 else ""
   return (

@@ -30,7 +30,7 @@ from v05_jax.setup import setup
 
 
 class Result(NamedTuple):
-  """What an evaluation saw of n prompts with K rollouts each."""
+  """The outcome of an evaluation of n prompts with K rollouts each."""
 
   rows: tuple[dict, ...]
   # float [n] success probability from a teacher-forced pass; NaN where it is not exact
@@ -180,7 +180,7 @@ def summarise(result: Result, every: bool = False) -> Pairs:
       for name, x in values.items()
       if name != "exact" or not suffix
     }
-  # Sampled on some prompts only, mean@n and pass@k have a meaning by family, but not over all.
+  # Where some prompts are not sampled, mean@n and pass@k mean something by family, not over all.
   partly = (
     [f"eval/{name}" for name in values if name not in ("accuracy", "exact")]
     if not result.sampled.all()
@@ -268,7 +268,7 @@ def evaluate_workdir(config, workdir: str, step: int | None = None) -> dict[str,
 
 
 def heading(record: dict) -> str:
-  """What was sampled how, above the table."""
+  """The line above the table: what was sampled, and how."""
   who = "the policy of the config" if record["step"] is None else f"step {record['step']}"
   cut = "".join(
     f", {key} {record[key]:g}" for key, off in (("top_k", 0), ("top_p", 1)) if record[key] != off

@@ -38,7 +38,8 @@ def parameters(run: Run, workdir: str, step: int | None = None):
 
 
 def restored(run: Run, workdir: str, step: int | None = None) -> tuple[int | None, TrainState]:
-  """The same with the whole state; without a checkpoint that before the first step."""
+  """(step, state) of a checkpoint, found as by `parameters`; without one, (None, the state before
+  the first step)."""
   with checkpoint.Checkpoints(workdir, run.config.checkpoint.keep) as saved:
     steps = saved.steps()
     if step is not None and step not in steps:

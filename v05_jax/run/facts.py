@@ -9,8 +9,7 @@ UNKNOWN = "not known: no config.json"
 
 
 def facts(rows: list[Row]) -> list[tuple[str, list[tuple[str, str]]]]:
-  """(what, [(the methods for which it holds, its value)]); "" for the methods where it holds for
-  all."""
+  """(name of a fact, [(methods, its value)]); the methods are "" where it is the same for all."""
   found = []
   for title, of in ABOUT.items():
     values = [" / ".join(dict.fromkeys(of(run) for run in row.runs)) for row in rows]
@@ -37,7 +36,7 @@ def task(run: Run) -> str:
 
 
 def held_out(run: Run) -> str:
-  """What evaluations ask; "" without any."""
+  """The problems that evaluations are on; "" without evaluations."""
   keys = run.keys
   if not keys or not any(name.startswith("eval/") for line in run.lines for name in line):
     return ""

@@ -32,7 +32,7 @@ STYLE = {
   "legend.frameon": False,
 }
 MOST_BESIDE = 14  # methods whose legend stands beside the curves
-MARKED = 16  # points of a curve that all get a mark; of a longer one every so many
+MARKED = 16  # points up to which each gets a mark; a longer curve has about as many
 
 
 def available() -> bool:

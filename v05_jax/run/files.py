@@ -15,16 +15,20 @@ def is_remote(path) -> bool:
 
 
 def place(name) -> epath.Path:
-  """What a name stands for: a local path, `~` being the user's folder, or one in an object store
-  (gs://...). Raises ValueError for another kind of address, and for a name that cannot be one."""
+  """The path of a name: a local one, `~` being the user's folder, or one in an object store
+  (gs://...). Raises ValueError for another kind of address, for the folder of a user who has none,
+  and for an impossible name."""
   text = os.fspath(name)
   if "\0" in text:
     raise ValueError(f"{text!r}: found a zero byte in the name of a file or folder")
   try:
     path = epath.Path(name)
-    return path if is_remote(path) else path.expanduser()
+    path = path if is_remote(path) else path.expanduser()
   except KeyError as error:  # of stores that are not known
     raise ValueError(f"{text}: found {error.args[0]}, expected a local path or gs://") from None
+  if os.fspath(path).startswith("~"):
+    raise ValueError(f"{text}: found no home of that user, expected a local path or gs://")
+  return path
 
 
 def folder(workdir) -> epath.Path:
@@ -34,6 +38,15 @@ def folder(workdir) -> epath.Path:
     raise ValueError(f"found the folder {os.fspath(workdir)!r}, expected its name")
   path = place(workdir)
   return path if is_remote(path) else path.resolve()
+
+
+def check_local(workdir):
+  """Raises ValueError for a remote workdir, where no model can be written."""
+  if is_remote(folder(workdir)):
+    raise ValueError(
+      f"--workdir={workdir}: found a remote folder, expected a local one: the model is written "
+      "there"
+    )
 
 
 def prepare(workdir) -> epath.Path:

@@ -13,7 +13,7 @@ def names(tree) -> list[str]:
 
 
 def named(tree) -> dict[str, object]:
-  """Dotted name -> leaf, but for arrays of no elements, which Orbax refuses: they hold nothing."""
+  """Dotted name -> leaf, without empty arrays, which Orbax refuses."""
   return {name: x for name, x in zip(names(tree), jax.tree.leaves(tree)) if 0 not in x.shape}
 
 
@@ -24,7 +24,7 @@ def tensors(arrays) -> dict[str, str]:
 
 
 def differences(stored: dict[str, str], expected: dict[str, str]) -> list[str]:
-  """What `tensors` says of two states where it is not the same."""
+  """A line for each name at which the `tensors` of two states differ."""
   return [
     f"{name}: found {stored.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}"
     for name in dict.fromkeys((*expected, *stored))
@@ -33,22 +33,22 @@ def differences(stored: dict[str, str], expected: dict[str, str]) -> list[str]:
 
 
 def saveable(x):
-  """The array as Orbax is to take it. One that every device holds whole goes as a numpy array:
-  else Orbax would cut it into one slice a device, and compile a program for each."""
+  """The array as Orbax is to save it. One that every device holds whole becomes a numpy array:
+  Orbax would cut it into one slice a device, and compile a program for each."""
   whole = isinstance(x, jax.Array) and x.is_fully_replicated
   return np.asarray(x) if whole or isinstance(x, np.generic) else x
 
 
 def abstract(x):
-  """What stands for the array when it is restored. One that a process of several has to itself is
-  read as a numpy array, by each process for itself, and put on its device by `as_example`."""
+  """The shape and sharding with which Orbax restores the array. One that each process of several
+  has to itself is restored as a numpy array by each; `as_example` puts it on its device."""
   if isinstance(x, jax.Array) and not (distributed.several() and x.is_fully_addressable):
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
   return np.asarray(x)
 
 
 def as_example(x, saved):
-  """What was restored in place of x: of an empty array, which no checkpoint holds, x itself."""
+  """A restored value as an array like x; x itself where x is empty, as no checkpoint holds it."""
   if saved is None:
     return x
   on_device = isinstance(x, jax.Array) and isinstance(saved, np.ndarray)

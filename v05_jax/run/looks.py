@@ -16,7 +16,7 @@ LINE = 1.6  # width of a curve, points in a figure and pixels on a page
 
 
 class Look(NamedTuple):
-  """Of a curve. Twenty in a row differ without their colours, forty with them."""
+  """Colour, dashes and mark of a curve: 20 in a row differ without colour, 40 with it."""
 
   number: int  # of its colour
   dashes: tuple[float, ...]
@@ -28,7 +28,7 @@ class Look(NamedTuple):
 
 
 def look(number: int) -> Look:
-  """Of method `number`."""
+  """The look of method `number`."""
   return Look(
     number % len(COLOURS), DASHES[number % len(DASHES)], tuple(MARKS)[number % len(MARKS)]
   )

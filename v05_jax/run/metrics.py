@@ -16,7 +16,7 @@ import sys
 from v05_jax.run import files
 
 FILE = "metrics.jsonl"  # of a workdir
-# What is left to do where a run's lines are not whole.
+# The advice where lines of a run are missing.
 ELSEWHERE = "go on in a new workdir from --mode=export of this one"
 
 Pairs = dict[str, tuple[float, float]]  # name -> (sum, count); the metric is sum / count
@@ -38,15 +38,13 @@ METRICS = {
   "prior/true_mse": "(V - mu)^2 where the true mean reward mu is exact, value units squared",
   "prior/support": "pairs that the prior had learnt from",
   "prior/rmse": "root mean square of V - reward over the context, each pair's V as it was asked "
-  "before its rollouts; "
-  "their noise is part of it; value units",
+  "before its rollouts; their noise is part of it; value units",
   "prior/bias": "mean of V - reward over the same pairs, above 0 = V is too optimistic; value "
   "units",
   "prior/mse": "(V - vbar)^2, mean over the step's prompts and of rollouts whose number was fixed "
-  "in advance: V as "
-  "recalibrated, without history, in use or not; value units squared",
+  "in advance: V as recalibrated, without history, in use or not; value units squared",
   "prior/constant_mse": "the same of the context's mean, which takes over where it is less for "
-  "prior.fallback steps",
+  "priors.fallback.patience steps in a row",
   "prior/fallback": "1 where the context's mean stood in for V in this step",
   "prior/smoothed": "1 where the context was none that the head is made for: V was the smoothed "
   "success rate (v0)",
@@ -62,13 +60,11 @@ METRICS = {
   "replay/age": "steps since they were sampled, mean",
   "replay/advantage": "their |advantage|, mean, value units",
   "scoreboard/*/sq_adv": "mean squared leave-one-out advantage of an estimator on rollouts whose "
-  "number was fixed in "
-  "advance: E[1 - mu^2] plus its MSE at one rollout less, so differences between estimators are "
-  "differences of MSE. Of "
-  "prompts with one rollout the priors alone are judged, and the group mean is 0",
+  "number was fixed in advance: E[1 - mu^2] plus its MSE at one rollout less, so differences "
+  "between estimators are differences of MSE. Of prompts with one rollout the priors alone are "
+  "assessed, and the group mean is 0",
   "scoreboard/*/difference": "the same minus that of the run's own baseline, over all prompts so "
-  "far: negative = the "
-  "estimator fits this run better",
+  "far: negative = the estimator fits this run better",
   "scoreboard/*/standard_error": "of the difference, over prompts",
   "noise/rho": "mean score of failed rollouts over that of successful ones, all prompts together; "
   "a rollout's score w is the sum over its tokens of (1 - p)^2, p as the sampler had it, and "
@@ -125,10 +121,9 @@ METRICS = {
   "eval/average/*": "of several benchmarks: the mean of theirs, each of which weighs the same",
   "sft/*": "a loss of the warm start, nats a token",
   "value/*": "of --mode=value: the loss and its parts `pair` and `soft`, grad_norm; `excess` = "
-  "soft less what the true "
-  "probabilities have (synthetic tasks); on the held-out pairs auc, gauc (inside a context), rmse "
-  "of V (value units), "
-  "ece, pair_strict and pair_ranking (one prompt in two contexts)",
+  "soft less what the true probabilities have (synthetic tasks); on the held-out pairs auc, gauc "
+  "(inside a context), rmse of V (value units), ece, pair_strict and pair_ranking (one prompt in "
+  "two contexts)",
   "time/step": "wall time of the step, the rest of the update before it included, s",
   "time/sample": "wall time of sampling, verdicts included, s",
   "time/verify": "time that the sampler waited for verdicts, s",

@@ -1,10 +1,10 @@
 """What governs the noise of the policy gradient, exactly: one backward pass a rollout.
 
 The second moment of a gradient (r - b) g is E[|g|^2 (r - b)^2], g the gradient of a response's
-log-probability. What a baseline b can do about it depends on how long g is where r is high and
-where it is low: on rho = E[|g|^2 | failure] / E[|g|^2 | success]. Each estimator is judged in its
-leave-one-out form, so that no bias, and none of the scales that some give to an advantage, looks
-like a gain.
+log-probability. How much a baseline b can lower it depends on the length of g where r is high and
+where it is low: on rho = E[|g|^2 | failure] / E[|g|^2 | success]. Each estimator is assessed in its
+leave-one-out form, so that neither a bias, nor the scale that some give to an advantage, looks like
+a gain.
 """
 
 import json
@@ -29,8 +29,8 @@ from v05_jax.structs import Draw, TrainState
 from v05_jax.update import score_norms
 
 CONSTANT, TRUTH = "one constant, b*", "the true success rate"  # baselines beside the estimators'
-LEARNING = 2  # steps before: a prior without a context speaks from the second one on
-LENGTHS = "gradient", "score"  # what stands for |g|^2: itself, and what the sampler knows of it
+LEARNING = 2  # steps before the measurement: priors with an empty context speak from the second on
+LENGTHS = "gradient", "score"  # |g|^2 itself, and w, which the sampler's log-probs give for it
 PARTS = "reward", "failed", "succeeded", "failed inside", "succeeded inside"  # of `columns`
 
 
@@ -54,14 +54,14 @@ def noise(config, workdir: str, step: int | None = None, prompts: int = 64) -> d
     found, state = restored(run, workdir, step)
     state = state.replace(opt_state=None, mean_k=np.float32(few.budget.k_init))
     collect = rollouts.make(run.policy, few, run.mesh, verifier)
-    judged, learnt = jury(run)
+    assessed, learnt = untaught(run)
     for _ in range(LEARNING):
       seen = draw(run, collect, state)
-      learnt |= taught(judged, learnt, seen.taken)
+      learnt |= taught(assessed, learnt, seen.taken)
       state = learn(run, state, seen)[0].replace(mean_k=state.mean_k)
     taken = draw(run, collect, state).taken
   measured = measure(
-    run, state, taken, squares(run, judged, learnt | state.estimator, taken, state)
+    run, state, taken, squares(run, assessed, learnt | state.estimator, taken, state)
   )
   measured = {"step": found, "k": few.budget.k_init, "baseline": few.baseline} | measured
   files.replace(folder / "noise.json", json.dumps(measured, indent=1) + "\n")
@@ -78,27 +78,27 @@ def plain(config, prompts: int):
   return narrowed(config, prompts)
 
 
-def jury(run: Run):
+def untaught(run: Run):
   """(the estimators of `config.observers.noise`, the run's own among them, by label; what they know
   at first)."""
   setting = plug.Setting(run.config, len(run.prompts), run.policy, run.mesh, run.prompts, run.exact)
-  judged = scoreboard.named(run.config.observers.noise.estimators, setting)
-  return judged, scoreboard.initial(judged)
+  assessed = scoreboard.named(run.config.observers.noise.estimators, setting)
+  return assessed, scoreboard.initial(assessed)
 
 
-def taught(judged, learnt, seen: Draw):
+def taught(assessed, learnt, seen: Draw):
   """What they know after a draw."""
-  groups, values, after = seen.groups._replace(first=None), scoreboard.values(judged, seen), {}
-  for label, (estimator, _) in judged.items():
+  groups, values, after = seen.groups._replace(first=None), scoreboard.values(assessed, seen), {}
+  for label, (estimator, _) in assessed.items():
     after |= jax.jit(estimator.learn)(learnt, groups, values[label])
   return after
 
 
-def squares(run: Run, judged, learnt, taken: Draw, state: TrainState) -> dict[str, np.ndarray]:
+def squares(run: Run, assessed, learnt, taken: Draw, state: TrainState) -> dict[str, np.ndarray]:
   """Label -> squared leave-one-out advantage of each rollout [P, K]; where success is exact, that
   of the true success rate too."""
-  groups, values, found = taken.groups._replace(first=None), scoreboard.values(judged, taken), {}
-  for label, (estimator, _) in judged.items():
+  groups, values, found = taken.groups._replace(first=None), scoreboard.values(assessed, taken), {}
+  for label, (estimator, _) in assessed.items():
     unseen = jax.jit(estimator.unseen or estimator.baseline)
     found[label] = (groups.reward - np.asarray(unseen(learnt, groups, values[label]))) ** 2
   known = truth(run.exact, state.params, taken.prompts) if run.exact else np.array([np.nan])
@@ -109,7 +109,7 @@ def squares(run: Run, judged, learnt, taken: Draw, state: TrainState) -> dict[st
 
 
 def measure(run: Run, state: TrainState, taken: Draw, squared) -> dict[str, Any]:
-  """What noise.json holds of the rollouts: their data, and statistics with intervals."""
+  """The part of noise.json on the rollouts: their data, and statistics with intervals."""
   groups, config = taken.groups, run.config
   norms = score_norms.make(run.policy.config, config.loss, config.sampler.temperature, run.mesh)
   mask = groups.mask & (taken.rolls.length > 0)
@@ -152,7 +152,7 @@ def data(taken: Draw, mask, lengths) -> list[dict[str, Any]]:
 
 
 def columns(reward, mask, lengths, squared) -> dict[str, np.ndarray]:
-  """Sums over each prompt's rollouts [P], of which `statistics` makes everything.
+  """Sums over each prompt's rollouts [P], from which `statistics` computes everything.
 
   reward, mask [P, K]; lengths: name -> [P, K]; squared: name of a baseline -> (r - b)^2 [P, K].
   """
@@ -172,8 +172,8 @@ def columns(reward, mask, lengths, squared) -> dict[str, np.ndarray]:
 
 
 def statistics(mean, labels, own: str) -> dict[str, Any]:
-  """Everything that is said of the rollouts, from the means of `columns` over prompts: numbers, or
-  arrays of bootstrap draws. NaN or infinite where there is no failure or no success."""
+  """All that is reported, from the means of `columns` over prompts: numbers, or arrays of bootstrap
+  draws. NaN or infinite where there is no failure or no success."""
   found, count = {}, mean["count"]
   with np.errstate(divide="ignore", invalid="ignore"):
     for name in LENGTHS:

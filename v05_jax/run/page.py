@@ -12,7 +12,7 @@ from v05_jax.run.comparison import LEVEL, TITLES, Difference, Row, k_shares, pai
 from v05_jax.run.facts import facts
 from v05_jax.run.runs import Run, standings
 
-MOST_RUNS = 40  # whose own charts are in a page; of more, one run a method
+MOST_RUNS = 40  # runs that all have their own charts in a page; of more, one for each method
 
 
 def table(rows: list[Row], score: str) -> str:
@@ -24,7 +24,7 @@ def table(rows: list[Row], score: str) -> str:
 
 
 def heading(rows: list[Row], score: str) -> str:
-  """What the table's numbers are."""
+  """The line above the table: what its numbers are."""
   return (
     f"{TITLES[score]}; up to {rows[0].curve.x[-1]:,.0f} "
     f"{'rollouts' if rows[0].axis == 'rollouts' else 'steps'}"
@@ -34,7 +34,7 @@ def heading(rows: list[Row], score: str) -> str:
 
 
 def notes(rows: list[Row]) -> list[str]:
-  """What the columns of differences and times are."""
+  """Notes below the table: what the columns of differences and times are."""
   found = ["time: of the steps, as long as they took without compilation"]
   if _paired(rows):
     found.append(
@@ -87,9 +87,9 @@ def _paired(rows: list[Row]) -> bool:
 
 
 def page(rows: list[Row], score: str, identity: str = "", remark: str = "") -> str:
-  """The comparison as one HTML file, in which `identity` says of which runs it is; its conclusion
-  ends with `remark`."""
-  import jinja2  # here, since training imports this module and has no use for it
+  """The comparison as one HTML file; `identity` stands for the runs that it compares, and its
+  conclusion ends with `remark`."""
+  import jinja2  # not at the top: training imports this module without need
 
   head, body = cells(rows)
   differing, shared = settings(rows)
@@ -127,8 +127,8 @@ def page(rows: list[Row], score: str, identity: str = "", remark: str = "") -> s
 
 
 def _shortest(rows: list[Row]) -> str:
-  """The run that ends the comparison, where another one goes on for more than a twentieth; else
-  ""."""
+  """The folder of the shortest run, at whose end the comparison ends, where another is longer by
+  more than a twentieth; else ""."""
   runs = [run for row in rows for run in row.runs]
   ends = {run.folder: run.lines[-1][rows[0].axis] for run in runs}
   least = min(ends, key=ends.__getitem__)

@@ -8,20 +8,20 @@ import time
 
 import jax
 
+from v05_jax import logs
 from v05_jax.scale import distributed
 
 # What a run's line shows.
 SHOWN = ("eval/accuracy", "accuracy", "reward", "k/mean")
 # Seconds between two lines in a log: a tenth of the time so far, within these bounds.
 SOONEST, LATEST = 5.0, 60.0
-MEANINGFUL = 3  # steps after the first, which compiles, by which rates and the time left are known
+MEANINGFUL = 3  # steps after the first, which compiles, until rates and the time left are shown
 
 
 class CompilationCounter:
   """Counts XLA compilations from its creation to `close`; calling it gives the count.
 
-  A program that comes from the persistent cache counts as well: what matters is that nothing new is
-  traced.
+  A program from the persistent cache counts as well: it was traced again.
   """
 
   EVENT = "/jax/core/compile/backend_compile_duration"
@@ -61,7 +61,7 @@ class CompilationCounter:
 
 class Progress:
   """Steps, time left, rates and a few values: one line on a terminal that is written again and
-  again; anywhere else, as in a file or a pod's log, a line now and then.
+  again; anywhere else, as in a file, a notebook or a pod's log, a line now and then.
 
   Rates are those of the last steps of this process without its first one, so compilation and
   resumed steps do not distort them; before there are a few of these there is no estimate. `done`:
@@ -70,13 +70,13 @@ class Progress:
 
   def __init__(self, total: int, done: int = 0, stream=None, clock=time.monotonic):
     self._total, self._stream, self._clock = total, stream or sys.stderr, clock
-    self._shown, self._terminal = distributed.first(), self._stream.isatty()
+    self._shown, self._terminal = distributed.first(), logs.is_terminal(self._stream)
     self._began, self._resumed = clock(), done
     # (time, step, tokens sampled so far) after each of the last steps
     self._recent = collections.deque(maxlen=20)
     self._tokens = self._rollouts = 0.0
-    self._next = self._began  # when a log gets its next line
-    self._open = False  # whether the terminal's line is not ended
+    self._next = self._began  # time of the next line in a log
+    self._open = False  # whether the terminal's last line has no end yet
 
   def stage(self, text: str):
     """Says what is under way: on a terminal until the next line takes its place."""
@@ -108,7 +108,7 @@ class Progress:
       self.say(line)
 
   def _parts(self, values, names):
-    """What stands behind the number of the step."""
+    """The parts of the line after the number of the step."""
     (start, first, before), (now, last, after) = self._recent[0], self._recent[-1]
     steps, seconds = last - first, now - start
     known = steps >= MEANINGFUL and seconds > 0

@@ -27,8 +27,8 @@ from v05_jax.run.runs import Run, load, panels, standings
 
 Remark = Callable[[list[Row]], str]
 ENDINGS = (".html", ".md", ".png", "_steps.png", "_metrics.png")
-MOST_LETTERS = 60  # of the runs' names in that of a report
-MOST_HEAD = 2000  # bytes of a page in which it says of which runs it is
+MOST_LETTERS = 60  # of the runs' names in the name of a report
+MOST_HEAD = 2000  # bytes at the beginning of a page in which its identity stands
 
 
 def report(
@@ -108,8 +108,8 @@ def _load(found: dict[str, bool]) -> list[Run]:
 def stem(workdirs: list[str], out: str | None = None) -> epath.Path:
   """The path of the files of `report`, but for their endings.
 
-  That is `comparison` in the folder, or, where the report of other runs has that name,
-  `comparison-` with the names of these runs, so that no report takes another one's place.
+  `comparison` in the folder, or, where a report of other runs has that name, `comparison-` with the
+  names of these runs, so that no report overwrites another.
   """
   found = list(find(workdirs))
   folder = files.folder(out) if out else files.folder(found[0]).parent
@@ -125,7 +125,7 @@ def _with(place: epath.Path, ending: str) -> epath.Path:
 
 
 def _identity(workdirs: list[str]) -> str:
-  """Eight letters that stand for a set of runs."""
+  """Eight letters that identify a set of runs."""
   places = "\n".join(sorted(map(real, workdirs)))
   return hashlib.sha256(places.encode()).hexdigest()[:8]
 

@@ -43,7 +43,7 @@ class Run(NamedTuple):
   key: str  # the config but for its seed: runs of one key are seeds of one method
   lines: list[dict]  # of metrics.jsonl
   keys: dict[str, Any]  # of config.json, flat; empty without one
-  when: float  # it was begun, Unix time; that of its last line where nothing says so
+  when: float  # Unix time of its start; of its last line where the start is not known
 
   @property
   def seed(self) -> int | None:
@@ -52,7 +52,7 @@ class Run(NamedTuple):
 
   @property
   def axis(self) -> str:
-    """What it is drawn over: its rollouts, or its steps where it has none (the warm start)."""
+    """What its curves are drawn over: rollouts, or steps where it has none (a warm start)."""
     return "rollouts" if self.lines[-1]["rollouts"] else "step"
 
   def curve(self, name: str, axis: str = "") -> tuple[np.ndarray, np.ndarray]:
@@ -68,7 +68,7 @@ class Run(NamedTuple):
 
   @property
   def seconds(self) -> float:
-    """Wall-clock time of its steps without compilation: a step while which a program was compiled
+    """Wall-clock time of its steps without compilation: a step in which a program was compiled
     counts as the median of the others."""
     times, compiled, before = [], [], 0
     for line in self.lines:
@@ -89,7 +89,8 @@ def load(workdir: str) -> Run:
   lines = metrics.read(path)
   if not lines:
     begun = (path / metrics.FILE).exists() or (path / "config.json").exists()
-    found = "a run without a first line yet" if begun else "no metrics.jsonl"
+    gone = "" if path.exists() else ", as there is no such folder"
+    found = "a run without a first line yet" if begun else f"no metrics.jsonl{gone}"
     near = ("" if begun else alike(workdir)) or ","
     raise ValueError(f"workdir {workdir}: found {found}{near} expected the metrics of a run")
   if bare := next((line for line in lines if "rollouts" not in line), None):
@@ -105,7 +106,8 @@ def load(workdir: str) -> Run:
 
 
 def _when(path: epath.Path) -> float:
-  """When the run in `path` was begun. The names of TensorBoard's files say so, also in a copy."""
+  """Unix time at which the run in `path` began, from the names of TensorBoard's files: copying a
+  folder does not change those."""
   events = path / "tensorboard"
   names = [file.name for file in events.iterdir()] if events.is_dir() else []
   matches = [re.match(r"events\.out\.tfevents\.(\d+)", name) for name in names]
@@ -161,6 +163,6 @@ def _board(last: dict) -> dict[str, tuple[float, float]]:
     x: (last[f"scoreboard/{x}/difference"], last.get(f"scoreboard/{x}/standard_error"))
     for x in names - own
   }
-  if any(None in row for row in rows.values()):  # nothing was judged
+  if any(None in row for row in rows.values()):  # nothing was assessed
     return {}
   return rows | {f"{name} (own)": (0.0, 0.0) for name in own}

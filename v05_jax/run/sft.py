@@ -26,7 +26,7 @@ from v05_jax.structs import Prompts, Rollouts
 from v05_jax.update import packing, policy_gradient
 
 SHOWN = ("sft/loss", "sft/heldout", "eval/exact")  # on the terminal
-RESPONSE = "response"  # the field of a row that is learnt where it is there, and not the answer
+RESPONSE = "response"  # field of a row that is learnt instead of the answer, where rows have it
 
 
 class State(NamedTuple):
@@ -45,7 +45,7 @@ class Examples(NamedTuple):
 
 
 class Trainer(NamedTuple):
-  """What a config stands for."""
+  """What a config names, loaded: model, update, examples and evaluation."""
 
   policy: models.Policy
   update: policy_gradient.Update
@@ -110,11 +110,7 @@ def prepare(config, workdir: str):
   """Raises ValueError for a wrong config, a remote workdir, and one that holds a run of another
   config."""
   configuration.validate(config)
-  if files.is_remote(files.folder(workdir)):
-    raise ValueError(
-      f"--workdir={workdir}: found a remote folder, expected a local one: the model is written "
-      "there"
-    )
+  files.check_local(workdir)
   problems.check(config)
   checkpoint.check_config(workdir, config)
   sinks.check(config)
@@ -145,8 +141,8 @@ def make(config) -> Trainer:
 
 
 def responses_key(source, key: str):
-  """`config.data` or the like with the key of what is learnt: `answer_key` where that is set, else
-  "response" where the first row of a file has that. key: of its path, for error messages."""
+  """`config.data` or the like with the field that is learnt as its `answer_key`: what the user has
+  set, else "response" where the first row of a file has that. key: of the path, for errors."""
   found = source.copy_and_resolve_references()
   path = data.benchmarks.names(found.path)[0]
   if not found.answer_key and path.endswith(data.benchmarks.FILES):

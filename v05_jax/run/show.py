@@ -1,8 +1,6 @@
-"""What a run would do next, in a readable form: prompts, what the prior says, the rollouts, and
-what is made of them.
+"""What a run would do next, in a readable form: prompts, V, rollouts, test, baseline, advantages.
 
-The next step's prompts, prior, rollouts and advantages, by the functions that the training loop
-calls; the step is not taken.
+They come from the functions that the training loop calls; the step is not taken.
 """
 
 import json
@@ -24,7 +22,7 @@ from v05_jax.setup import Run, setup
 from v05_jax.shapes import shapes
 from v05_jax.structs import Draw, TrainState
 
-# characters at the two ends of a long response that are printed; the rest is counted
+# characters printed of the beginning and of the end of a long response; the rest is counted
 ENDS = 160, 80
 ENDS_OF_PROMPT = 600, 200
 # What `explained` holds that has a line of its own in the print.
@@ -146,8 +144,8 @@ def decode(run: Run, tokens) -> str:
 
 
 def stops(budget: budgets.Budget, draw: Draw) -> list[dict[str, Any]]:
-  """Of each prompt: rollouts `bought`, why there are no more (`stop`), and what a look-ahead
-  compared.
+  """For each prompt: rollouts `bought`, why there are no more (`stop`), and the numbers that a
+  look-ahead rule compared.
 
   stop: "fixed" | "share" (of a total that the rule divides) | "cost" (gain <= cost) | "k_max" |
   "planned" (after a first stage) | what else the rule says. The gain is that of one more rollout at
@@ -170,7 +168,7 @@ def number(x):
   return x if math.isfinite(x) else None
 
 
-# --- What is printed
+# --- The printed text
 
 
 def _who(step: int | None, workdir: str) -> str:
@@ -180,7 +178,7 @@ def _who(step: int | None, workdir: str) -> str:
 
 
 def heading(run: Run, drawn: Drawn, who: str, usual: int) -> str:
-  """What was sampled how; `usual`: prompts of a training step."""
+  """The first lines: what was sampled, and how; `usual`: prompts of a training step."""
   config, limits, draw = run.config, run.budget.limits, drawn.taken
   count = len(draw.prompts.rows)
   prior = config.prior.kind
@@ -222,10 +220,10 @@ def totals(found: list[dict[str, Any]]) -> str:
   """All prompts together, on one line."""
   if not found:
     return "no group had a signal (budget.max_resample)"
-  judged = [line["delta2"] == 0 for line in found if line["value"] is not None]
+  accepted = [line["delta2"] == 0 for line in found if line["value"] is not None]
   bought = sum(line["bought"] for line in found)
-  accepted = f"prior accepted: {sum(judged)} of {len(judged)}; " if judged else ""
-  return f"{accepted}rollouts: {bought}, {bought / len(found):.2f} a prompt"
+  test = f"prior accepted: {sum(accepted)} of {len(accepted)}; " if accepted else ""
+  return f"{test}rollouts: {bought}, {bought / len(found):.2f} a prompt"
 
 
 def text(line: dict[str, Any]) -> str:

@@ -1,10 +1,9 @@
-"""What n sampled responses a prompt say about a policy: pass@k, and how uncertain its score on
-these prompts is."""
+"""pass@k from n sampled responses a prompt, and bootstrap intervals of a score over prompts."""
 
 import jax
 import numpy as np
 
-# Bootstrap samples: so many that other draws do not change the third digit of an interval's ends.
+# Bootstrap samples: enough that another draw does not change an interval's third digit.
 DRAWS = 2000
 LEVEL = 0.95
 
@@ -33,9 +32,8 @@ def bootstrap(key: jax.Array, values, draws: int = DRAWS) -> np.ndarray:
   """Means `[draws, M]` of `values [n, M]` over n prompts drawn with replacement, the same ones for
   every column.
 
-  A prompt is drawn with all its responses, so the spread is that of another set of prompts with
-  other responses to them, which is what a comparison of two policies on a benchmark of 30 problems
-  has to reckon with.
+  A prompt is drawn with all its responses, so the spread covers the choice of the prompts and that
+  of the responses; on a benchmark of 30 problems both matter.
   """
   values = np.asarray(values, np.float64)
   index = np.asarray(jax.random.randint(key, (draws, len(values)), 0, len(values)))

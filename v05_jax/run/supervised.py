@@ -14,7 +14,7 @@ from v05_jax.run.progress import Progress
 class Training(NamedTuple):
   """What is trained."""
 
-  state: Any  # the first one; of each, `skipped`, int32 []: the last updates, skipped in a row
+  state: Any  # the first one; its field `skipped`, int32 []: updates skipped in a row
   step: Callable  # (state, number) -> (state, pairs); may overwrite the state
   evaluate: Callable  # state -> pairs
   steps: int
@@ -52,7 +52,7 @@ def train(config, workdir: str, held: lock.Lock, training: Training) -> tuple[An
         done, last = number + 1, number + 1 == total
         if last or checkpoint.due(done, config.eval.period):
           measured |= training.evaluate(state)
-        # of the updates before, which have ended; at the end, of all
+        # reading `before` waits for the previous update alone; at the end all are waited for
         failed = int(state.skipped if last else before)
         log.write(done, 0, measured | {"time/step": (time.perf_counter() - began, 1)})
         progress.update(done, log.latest, training.shown)
@@ -70,7 +70,7 @@ def train(config, workdir: str, held: lock.Lock, training: Training) -> tuple[An
 
 
 def _failing(skipped: int, step: int) -> FloatingPointError:
-  """Of the last `skipped` updates, up to that of `step`."""
+  """The error after `skipped` failed updates in a row, the last of them that of `step`."""
   return FloatingPointError(
     f"{skipped} updates in a row had a non-finite loss or gradient and were skipped, the last one "
     f"at step {step}; the checkpoints before them are kept"

@@ -6,13 +6,13 @@ from absl import logging
 
 
 class View:
-  """Calls what shows a run's metrics, until a call fails.
+  """Calls functions that show a run's metrics, until one fails.
 
-  What fails (a full disk, a server that is gone, a package's own fault) is said once, as a warning,
-  and nothing is called from then on: the metrics stand in metrics.jsonl all the same.
+  A failure (a full disk, a server that is gone, a fault of a package) becomes one warning, and
+  nothing is called from then on: the metrics are in metrics.jsonl all the same.
 
-  place: folder or name of what shows them. what: "events are written". space: () -> what is said of
-  the space left, "" of none. release: gives up what the failed one holds.
+  place: folder or name of what shows them. what: "events are written". space: () -> the space left
+  in words, or "". release: frees what the failed one holds.
   """
 
   def __init__(self, place: str, what: str, space=lambda: "", release=lambda: None):

@@ -1,6 +1,6 @@
-"""What a workdir holds, seen by its files alone: whether its run has ended, and what to do next.
+"""What the files of a workdir say: whether its run has ended, and what to do next.
 
-Neither a model nor a checkpoint is loaded, so that it is known within a second.
+Neither a model nor a checkpoint is loaded, so the answer takes less than a second.
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ ENDS = {
   "sft": ("sft.steps", ("hf/config.json",)),
   "value": ("value.steps", ("v0",)),
 }
-WRITTEN = ("metrics.jsonl", "summary.png", "tensorboard", "wandb")  # what is told of, at the end
+WRITTEN = ("metrics.jsonl", "summary.png", "tensorboard", "wandb")  # named at the end of a run
 SHOWN = ("eval/accuracy", "eval/mean", "reward", "sft/loss", "value/loss")
 
 
@@ -36,7 +36,7 @@ def latest(workdir) -> int | None:
 
 
 def kept(workdir) -> str:
-  """What an interrupted command has left in a workdir, and how it goes on."""
+  """The message of an interrupted command: what is in the workdir, and how to continue."""
   step = latest(workdir) if workdir else None
   return (
     "nothing was saved yet"
@@ -65,7 +65,7 @@ def finished(config, mode: str, workdir) -> bool:
 
 
 def ending(config, mode: str, workdir) -> str:
-  """What is said of a run that has ended: its last values, where things are, and what is next."""
+  """The message at the end of a run: its last values, where things are, and what may come next."""
   path, (key, _) = files.folder(workdir), ENDS[mode]
   steps, lines = configuration.flatten(config)[key], metrics.read(workdir)
   values = {name: value for line in lines for name, value in line.items() if value is not None}

@@ -17,10 +17,10 @@ class Writer:
   """Writes a run's config.json and metrics.jsonl, and hands on to its sinks; a context manager.
 
   `done` is the number of steps of the restored state: lines after step `done` are cut off, since
-  the run will write them again; 0 is a fresh run, which puts the lines of one that has left no
-  checkpoint aside, as metrics.jsonl.old. Raises ValueError where the
-  lines up to `done` are not all there, once each and in order (`metrics.until`), and OSError where
-  metrics.jsonl cannot be written. A sink is given up instead (`sinks.base`).
+  the run will write them again. 0 is a fresh run: lines that an earlier one has left without a
+  checkpoint become metrics.jsonl.old. Raises ValueError where the lines up to `done` are not all
+  there, once each and in order (`metrics.until`), and OSError where metrics.jsonl cannot be
+  written. A sink that fails is dropped instead (`sinks.base`).
   """
 
   def __init__(self, workdir, config, done: int = 0):
@@ -48,8 +48,8 @@ class Writer:
       )
 
   def write(self, step: int, rollouts: int, pairs: metrics.Pairs):
-    """Takes the line of a step and writes the one before it: pairs may hold device arrays, which
-    are read when the next step is under way.
+    """Takes the line of a step and writes the previous one: pairs may hold device arrays, and
+    reading them later does not hold up the device.
 
     Raises ValueError for a name that `metrics.METRICS` does not document.
     """

@@ -74,7 +74,7 @@ def _run(done: futures.Future, work: Callable[[], object]):
 
 
 def shapes(tree):
-  """What stands for a tree of arrays where a program is lowered: it keeps none of them alive."""
+  """A tree's shapes and shardings, to lower a program with; it keeps no array alive."""
 
   def shape(x):
     placed = isinstance(x, jax.Array) and x.committed

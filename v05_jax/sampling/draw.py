@@ -21,7 +21,7 @@ class Drawn(NamedTuple):
 
   taken: Draw  # what the update sees
   draws: tuple[Draw, ...]  # all of it: several where groups without signal were replaced
-  cursor: int  # behind the prompts that were taken or passed over
+  cursor: int  # of the data stream, after the prompts that were taken or passed over
   metrics: Pairs
 
   @property
@@ -87,34 +87,39 @@ class Chosen(NamedTuple):
   metrics: Pairs
 
 
+def choose(run, state: TrainState, cursor: int, count: int) -> Chosen:
+  """The next `count` prompts with their prior, or `count` drawn from a pool of `selection.pool`
+  times as many, with chances in proportion to their `score`."""
+  pool, capacity = run.config.selection.pool, run.shapes.prompts
+  prompts = run.prompts.at(cursor, count * pool, pad_to=capacity * pool)
+  prompts = prompts.replace(step=np.int32(state.step))
+  value, asked = run.prior.ask(state.prior, prompts)
+  every = Chosen(prompts, value, asked, np.ones(capacity * pool, np.float32), {})
+  return every if pool == 1 else select(run, state, every, count)
+
+
+def select(run, state: TrainState, pool: Chosen, count: int) -> Chosen:
+  """`count` prompts of a pool, each with its chance; with `config.selection.weighted` their
+  importance is 1 / that chance."""
+  capacity, size = run.shapes.prompts, len(pool.prompts.rows)
+  chance = selection.chances(score(run, state, *pool[:3]), count)
+  uniform = jax.random.uniform(rng.at(run.config.seed, int(state.step), rng.SELECT))
+  index = selection.systematic(chance, float(uniform))
+  importance = np.ones(capacity, np.float32)
+  if run.config.selection.weighted:
+    importance[:count] = count / size / chance[index]
+  padded = np.pad(index, (0, capacity - count))
+  asked = jax.tree.map(lambda x: np.asarray(x)[padded], pool.asked)
+  taken = data.take(pool.prompts, index, capacity)
+  metrics = {"selection/chance": pair(chance[index])}
+  return Chosen(taken, pool.value[padded], asked, importance, metrics)
+
+
 def score(run, state: TrainState, prompts: Prompts, value, asked) -> np.ndarray:
-  """What each prompt of a pool is taken in proportion to, [M] of the real ones, as
+  """[M] of the real prompts of a pool: what their chances of being taken are in proportion to, as
   `config.selection.score` says."""
   size = len(prompts.rows)
   if run.config.selection.score == "second_moment":
     return selection.root(asked["second_moment"]["expected"][:size])
   expected = run.estimator.expect(state.estimator, prompts.row, prompts.step, value)
   return selection.spread(np.asarray(expected)[:size])
-
-
-def choose(run, state: TrainState, cursor: int, count: int) -> Chosen:
-  """The next `count` prompts with their prior, or the `count` that are worth most of a pool several
-  times as large, by what the estimator expects of them."""
-  options, capacity = run.config.selection, run.shapes.prompts
-  size = count * options.pool
-  prompts = run.prompts.at(cursor, size, pad_to=capacity * options.pool)
-  prompts = prompts.replace(step=np.int32(state.step))
-  value, asked = run.prior.ask(state.prior, prompts)
-  importance = np.ones(capacity, np.float32)
-  if options.pool == 1:
-    return Chosen(prompts, value, asked, importance, {})
-  chance = selection.chances(score(run, state, prompts, value, asked), count)
-  uniform = jax.random.uniform(rng.at(run.config.seed, int(state.step), rng.SELECT))
-  index = selection.systematic(chance, float(uniform))
-  if options.weighted:
-    importance[:count] = count / size / chance[index]
-  padded = np.pad(index, (0, capacity - count))
-  asked = jax.tree.map(lambda x: np.asarray(x)[padded], asked)
-  taken = data.take(prompts, index, capacity)
-  metrics = {"selection/chance": pair(chance[index])}
-  return Chosen(taken, value[padded], asked, importance, metrics)

@@ -60,14 +60,14 @@ class Ledger:
     changed, self.changed = sorted(self.changed), set()
     if self.budget.more is None or not changed:
       return [] if self.budget.limits.closes else [(p, 0) for p in changed]
-    judged = (self.length > 0).sum(1)
-    ended = self.real & (judged == schedule.asked)
+    recorded = (self.length > 0).sum(1)
+    ended = self.real & (recorded == schedule.asked)
     together = self.budget.limits.closes  # prompts are closed by now, and may be opened again
     ready = [p for p in changed if ended[p] and (together or not schedule.closed[p])]
     if not ready:
       return []
     if not together:
-      ended = np.isin(np.arange(len(judged)), ready)
+      ended = np.isin(np.arange(len(recorded)), ready)
     low, high = self.rewards.low, self.rewards.high
     groups = grouping.make(grouping.map_reward(self.reward, low, high), self.mask)
     more = self.budget.more(self.state, groups, self.value, Asked(schedule.asked, ended))

@@ -3,7 +3,7 @@ new prompts.
 
 A group carries signal when its rewards, as the loss sees them (mapped by `rewards.low` and
 `rewards.high`, and clipped), are not all equal: with a success-or-failure reward, 0 < correct < k.
-The paper judges them before any shaping.
+The paper decides by the rewards before any shaping.
 """
 
 import jax

@@ -282,13 +282,12 @@ def make(config, sampler, stop: tuple[int, ...], mesh) -> Programs:
   @cache
   def empty(size, columns):
     fill = partial(decoding.empty_cache, config, size, columns)
-    return mapped(fill, in_specs=(), out_specs=split, out_shardings=at)
+    return jax.jit(mapped(fill, (), split), out_shardings=at)
 
   @cache
   def resized(shape):
-    return mapped(
-      partial(resize, shape=shape), in_specs=(split, split), out_specs=split, out_shardings=at
-    )
+    part = mapped(partial(resize, shape=shape), (split, split), split)
+    return jax.jit(part, out_shardings=at)
 
   return Programs(
     store=empty(sampler.open_prompts // lanes, sampler.max_prompt),
@@ -296,10 +295,12 @@ def make(config, sampler, stop: tuple[int, ...], mesh) -> Programs:
     resize=resized,
     weights=jax.jit(partial(weights, config, mesh)),
     prefill=jax.jit(make_prefill(config, mesh), donate_argnums=1, out_shardings=at),
-    decode=mapped(
-      make_decode(config, sampler, tuple(stop), together=mesh.shape["tensor"] > 1),
-      in_specs=(whole, split, split, split, whole, whole),
-      out_specs=split,
+    decode=jax.jit(
+      mapped(
+        make_decode(config, sampler, tuple(stop), together=mesh.shape["tensor"] > 1),
+        (whole, split, split, split, whole, whole),
+        split,
+      ),
       donate_argnums=1,
       out_shardings=(at, None),
     ),
@@ -313,7 +314,8 @@ def make_prefill(config, mesh):
   its turn. Only the writing into the store is mapped.
   """
   split, at = PartitionSpec(sharding.ROWS), cache_sharding(config, mesh)
-  write = sharding.mapped(mesh, put, (split, split, split), split, sharding.ROWS, out_shardings=at)
+  mapped = sharding.mapped(mesh, put, (split, split, split), split, sharding.ROWS)
+  write = jax.jit(mapped, out_shardings=at)
   constrain = lax.with_sharding_constraint
 
   def prefill(params, store, tokens, length, entry):

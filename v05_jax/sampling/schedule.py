@@ -40,7 +40,7 @@ class Schedule:
     self.lane_entries = options.open_prompts // lanes
     self.lane_prefill = options.prefill // lanes
     self.shapes = sampler.shapes(options, lanes)
-    self.shape = sampler.Shape(0, 0)  # of the cache, see `fit`
+    self.shape = sampler.Shape(0, 0)  # of the cache, see `resize`
     self.slots: list[list[Sampled | None]] = [[] for _ in range(lanes)]  # of the present shape
     self.now = sampler.Rows(*(np.zeros((lanes, 0), np.int32) for _ in sampler.Rows._fields))
     self.length = np.zeros((lanes, self.lane_entries), np.int32)  # columns of each entry
@@ -91,7 +91,7 @@ class Schedule:
   def open(self, final: bool):
     """Opens waiting prompts where slots have nothing to do; `final` closes them too.
 
-    What room is left in the call is given to the prompts that come next: it is computed anyway.
+    Rows that are left over in the call take the prompts that come next: they are computed anyway.
     Returns the next prefill call's (tokens [B, T], length [B], entry [B]), padding with entries out
     of range, or None when there is nothing to open. Call until None.
     """
@@ -137,8 +137,8 @@ class Schedule:
     """-> (which of its lane's slots each new slot is [lanes * S], shape) where the cache must
     change, or should.
 
-    It takes the cheapest shape that holds what is in flight and waits to start, and does not move
-    for a small gain.
+    The cheapest shape that holds the rollouts in flight and those that wait to start, unless it
+    saves little over the present one.
     """
     wanted = min(max(self._asked()), self.lane_slots)
     if not wanted:

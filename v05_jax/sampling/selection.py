@@ -1,5 +1,5 @@
-"""Which prompts of a pool are worth rollouts, judged by their value prior before anything is
-sampled; on host.
+"""Which prompts of a pool are worth rollouts, by their value prior, before anything is sampled;
+on host.
 
 A prompt that always fails or always succeeds teaches nothing, so the pool is sampled in proportion
 to the spread of the reward that the prior expects, sqrt(1 - V^2); SPO's prioritised prompts (arXiv

@@ -15,10 +15,10 @@ from v05_jax.run import metrics
 from v05_jax.scale import distributed
 from v05_jax.structs import Prompts
 
-ENOUGH = 4  # failed verdicts in a row by which a reward is given up, where a step has no other
-MANY = 16  # rollouts of a first step that none of is worth anything, for that to be said
+ENOUGH = 4  # failed verdicts in a row that end the run, where a step has no others
+MANY = 16  # rollouts of the first step from which on a warning says that none has any reward
 PATIENCE = 10.0  # seconds that a run which is asked to stop waits for verdicts
-LOOK = 0.5  # seconds between two looks whether it is
+LOOK = 0.5  # seconds between two checks whether it is asked to stop
 
 log = logging.getLogger(__name__)
 
@@ -42,16 +42,16 @@ class Judge:
     metrics.document(
       {f"reward/{n}": f"mean of the reward {n}, in its own units" for n in self._names}
     )
-    # of a rollout that is not judged: the reward of a failure, and no other
+    # of a rollout that is not judged: the reward of a failure, and none of the several
     self._failure_row = [config.rewards.low, *(math.nan for _ in self._names)]
     self._slots = config.sampler.slots
     self._warned = False  # of a reward outside of low .. high
-    self._in_a_row = 0  # failed verdicts since the last that did not
+    self._in_a_row = 0  # failed verdicts since the last good one
     self._best: float | None = -math.inf  # reward of the first step; None once that is over
     self._begin()
 
   def _begin(self):
-    """Counts anew: rollouts, verdicts, those that failed or lie outside of low .. high."""
+    """Sets the counts to 0: rollouts, verdicts, those that failed or lie outside of low .. high."""
     self._rollouts = self._judged = self._failed = self._outside = 0
     self._failure: rewards.Verdict | None = None  # the first of this process's own
     self._parts = [[] for _ in self._names]  # of several rewards, each one's own
@@ -178,7 +178,7 @@ class Judge:
     return found | {"rewards/clipped": (outside, 1)} if outside else found
 
   def _look(self, rollouts: int):
-    """Says after the first step or evaluation that none of its rollouts was worth anything."""
+    """Warns after the first step or evaluation where none of its rollouts has any reward."""
     best, self._best, low = self._best, None, self._config.rewards.low
     if best is None or best > low or rollouts < MANY or not distributed.first():
       return
@@ -192,7 +192,7 @@ class Judge:
 
 
 def given_up(config, failed: int, first: rewards.Verdict | None) -> str:
-  """What a run says that stops because its reward always fails; `first` is None where another
+  """The message of a run that stops because its reward always fails; `first` is None where another
   process has asked for the verdicts."""
   why = f"{first.failure}: {first.detail}" if first else "another process says which"
   timeout = config.rewards.timeout

@@ -31,7 +31,7 @@ def first() -> bool:
 
 
 def owner(number: int) -> bool:
-  """Whether the piece of work with this number is this process's: the processes take turns."""
+  """Whether this process does the piece of work with this number: the processes take turns."""
   return number % jax.process_count() == jax.process_index()
 
 

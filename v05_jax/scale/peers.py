@@ -22,7 +22,7 @@ import time
 from typing import NamedTuple
 
 import jax
-from jax._src.distributed import global_state  # whose address the cluster may have found
+from jax._src.distributed import global_state  # the address that a cluster has found
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
@@ -33,10 +33,10 @@ from v05_jax.scale import distributed, roll_call, sources
 BEAT, SILENCE = 2.0, 24.0
 GRACE = 5.0  # seconds in which processes that stop for the same reason can each say so themselves
 # JAX's own limit, in seconds: after three quarters of it JAX aborts the processes that are left.
-# That comes to pass only where process 0 hangs; otherwise SILENCE is over before.
+# That happens only where process 0 hangs; otherwise SILENCE ends first.
 HEARTBEAT = 52
 JOIN = 300  # seconds to wait for all processes at the start
-TELL = 60  # seconds in which each says what it has, once all are connected
+TELL = 60  # seconds for all to exchange what `sources.of` says, once they are connected
 KEYS, TOLD = "v05_jax/peers", "v05_jax/told"
 AGAIN = (
   "start all processes again with the same commands, and the run continues from its last checkpoint"
@@ -118,11 +118,11 @@ class Peers:
   def __init__(self, place: Place, told: sources.Told | None = None):
     self._place, self._told = place, told or {}
     self._stop, self._failing = threading.Event(), threading.Event()
-    self._following = threading.Event()  # this process ends because of another, which it has named
+    self._following = threading.Event()  # set when this process ends because of another
     self._lost: set[int] = set()
 
   def __enter__(self):
-    # The service would take SIGTERM, which is the training loop's (`checkpoint.Preemption`).
+    # The service would handle SIGTERM, which the training loop does (`checkpoint.Preemption`).
     jax.config.update("jax_enable_preemption_service", False)
     self._witness = _Witness(self._place)
     try:
@@ -213,8 +213,8 @@ class Peers:
     self._leave()
 
   def _leave(self):
-    """Ends the process without waiting for the others, as leaving the interpreter would; but
-    process 0, which holds what they read, lets them go first."""
+    """Ends the process at once, as a normal exit would wait for the others. Process 0, where the
+    coordination service runs, first gives them time to end."""
     until = time.monotonic() + GRACE + 3 * BEAT
     while not self._index and time.monotonic() < until:
       going = [word for word in self._words().values() if word.startswith("stopped")]
@@ -272,13 +272,12 @@ class Peers:
 
 
 class _Witness:
-  """A helper process that outlives this one by a moment, to say what JAX does not say when it
-  aborts this process.
+  """A helper process that outlives this one by a moment, to report why JAX has aborted it.
 
-  It waits for the end of its input, which is the end of this process. Where that comes before all
-  processes have met, it says so; where it comes later, it connects to the coordinator, which greets
-  whoever connects, and if nothing answers says that process 0 is lost. A process that ends as it
-  should dismisses its helper first.
+  It waits for the end of its input, which comes when this process ends. Before all processes have
+  met, it reports just that. Later it connects to the coordinator, which greets every client, and
+  reports that process 0 is lost if nothing answers. A process that ends as it should dismisses its
+  helper first.
   """
 
   PROGRAM = """
@@ -321,7 +320,7 @@ elif words[-1] != "well":
     )
 
   def watch(self, address: str):
-    """All have met: from now on the coordinator is asked for."""
+    """Tells it that all processes have met, and the address of the coordinator."""
     self._process.stdin.write(f"{address}\n")
     self._process.stdin.flush()
 

@@ -22,13 +22,13 @@ def plan(config, model, mesh, platform: str) -> tuple[dict[str, Any], list[Progr
   _, params, state = policy_gradient.layout(model, optimizer, mesh)
   # On a CPU the sampler's buffers are kept from step to step, as fresh memory is slow there.
   kept = ("store", "cache") if platform == "cpu" else ()
-  # What the programs outside of sampling and the update have beside them.
+  # What lives beside the programs outside of sampling and the update.
   beside = others("params", "weights", *(() if kept else ("store", "cache")))
   made = plug.beside("prior", config.prior.kind, "programs")
   prior, of_prior = made(config, model, mesh, params) if made else ((), [])
   of_prior = [program._replace(beside=(*program.beside, *kept)) for program in of_prior]
   buffers, of_sampling = sampling_programs(config, model, mesh, params, beside)
-  # Adapters have their reference in the parameters.
+  # With adapters the frozen parameters are the reference: there is no copy.
   copied = bool(config.loss.kl_coef) and not model.adapters
   parts = {"params": params, "optimizer": state, **buffers, "prior": prior}
   parts["reference"] = params if copied else ()

@@ -1,11 +1,11 @@
 """The roll call of a run's processes, before JAX connects them.
 
-JAX takes a second process with one number for the first one, started again, and ends the run. So
-first each tells process 0 who it is, at the coordinator's own address, where process 0 listens
-until all are there, one of each number; only then JAX takes the address over. Who comes twice, or
-counts otherwise, is told who stands there already, and comes no further. The words are lines of
-JSON. Between process 0 and JAX nobody listens at the address for a moment: `claimed` keeps another
-process 0 from taking it then.
+Where two processes have the same number, JAX takes the second for a restart of the first and ends
+the run. So each process first tells process 0 who it is, at the coordinator's own address, where
+process 0 listens until there is one process of each number; then JAX takes the address over. A
+process whose number is taken, or that expects another count, is told who is there already, and
+ends. Messages are lines of JSON. Between process 0 and JAX nobody listens at the address for a
+moment: `claimed` keeps another process 0 from taking it then.
 """
 
 from collections.abc import Iterator
@@ -20,10 +20,10 @@ import sys
 import time
 from typing import NamedTuple
 
-PATIENCE = 5.0  # seconds for one word of another process
+PATIENCE = 5.0  # seconds for one message of another process
 NOTICE = 20.0  # seconds between two lines on who is awaited
-MOST = 4096  # bytes of one word
-GREETING = "b'\\x00"  # what HTTP/2 begins with, as `repr` writes it
+MOST = 4096  # bytes of one message
+GREETING = "b'\\x00"  # the beginning of HTTP/2's first frame, as `repr` writes it
 
 
 class Member(NamedTuple):
@@ -102,7 +102,7 @@ def _call(address: str, me: Member, limit: float) -> str | None:
       waits = min(left, 1.0) if missing() else 0.0
       ready = select.select([server, *(x for _, x in present.values())], [], [], waits)[0]
       for i in [i for i, (_, x) in present.items() if x in ready]:
-        del present[i]  # it said all it had to say: this is its end
+        del present[i]  # it has nothing more to say: the connection was closed
       if server in ready:
         opened.enter_context(_admit(server, me, present))
       elif not missing():
@@ -116,7 +116,7 @@ def _call(address: str, me: Member, limit: float) -> str | None:
     _note(f"all {me.count} processes are there: {'; '.join(f'{x.index}: {x}' for x in there)}")
     for _, connection in present.values():
       _say(connection, {"begin": True})
-    for _, connection in present.values():  # who closes first keeps the port busy: let them
+    for _, connection in present.values():  # the side that closes first keeps the port busy
       with contextlib.suppress(OSError):
         connection.recv(1)
   return bound
@@ -148,7 +148,7 @@ def _listen(address: str, me: Member) -> tuple[socket.socket, str | None]:
 
 
 def _admit(server: socket.socket, me: Member, present: dict) -> socket.socket:
-  """Hears who has come, and enters it among those present or tells it why not."""
+  """Reads who has connected, and adds it to those present or tells it why not."""
   connection, _ = server.accept()
   connection.settimeout(PATIENCE)
   try:
@@ -213,8 +213,8 @@ def _answer(address: str, me: Member, limit: float) -> None:
 
 
 def _refusal(address: str, me: Member) -> str | None:
-  """Why another process 0 has to end, as who listens at the address says it; None where nobody
-  answers."""
+  """Why another process 0 has to end, in the words of the one that listens at the address; None
+  where nobody answers."""
   try:
     with socket.create_connection(parts(address), PATIENCE) as connection:
       _say(connection, {"member": me._asdict()})
@@ -227,8 +227,8 @@ def _refusal(address: str, me: Member) -> str | None:
 
 
 def _taken(address: str, me: Member, word: str) -> str:
-  """What is said where something else than a roll call answers at the address: a run that has
-  begun, whose service greets whoever comes in JAX's own language, or another program."""
+  """The error where something else than a roll call answers at the address: a run that has begun,
+  whose service greets with HTTP/2, or another program."""
   begun = "a run has begun there, with all its processes, which its process 0 has named in its log"
   what = begun if word.startswith(GREETING) else f"another program listens there ({word})"
   return (
@@ -243,7 +243,7 @@ def _answers(address: str) -> bool:
   return False
 
 
-# --- Words
+# --- Messages
 
 
 def _say(connection: socket.socket, word: dict):
@@ -252,7 +252,8 @@ def _say(connection: socket.socket, word: dict):
 
 
 def _hear(connection: socket.socket) -> dict:
-  """The next word. EOFError where the other has hung up, ValueError where it is none of ours."""
+  """The next message. Raises EOFError where the other side has closed the connection, ValueError
+  where it is no message of a roll call."""
   text = b""
   while not text.endswith(b"\n"):
     part = connection.recv(MOST)
@@ -268,7 +269,7 @@ def _hear(connection: socket.socket) -> dict:
 
 
 def _waiting(limit: float, line) -> Iterator[float]:
-  """The seconds left of `limit`, again and again, 0 at last; now and then says `line()`."""
+  """Yields the seconds left of `limit` until they are 0, the last; logs `line()` now and then."""
   until, notice = time.monotonic() + limit, time.monotonic() + NOTICE
   while True:
     now = time.monotonic()

@@ -129,9 +129,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def mapped(mesh: Mesh, f, in_specs, out_specs, axes=("data",), check=True, **jit):
-  """`jax.jit(jax.shard_map(f), **jit)`, manual over `axes` alone: f sees its device's part along
-  them.
+def mapped(mesh: Mesh, f, in_specs, out_specs, axes=("data",), check=True):
+  """`jax.shard_map(f)`, manual over `axes` alone: f sees its device's part along them. To be called
+  inside a `jax.jit`.
 
   `in_specs` and `out_specs` name these axes only; the others inside f are the compiler's. Give
   `in_shardings` and `out_shardings` of jax.jit where a result is the next call's argument and its
@@ -150,10 +150,9 @@ def mapped(mesh: Mesh, f, in_specs, out_specs, axes=("data",), check=True, **jit
   in_specs, out_specs = (
     jax.tree.map(strip, specs, is_leaf=_is_spec) for specs in (in_specs, out_specs)
   )
-  inner = jax.shard_map(
+  return jax.shard_map(
     f, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=set(axes), check_vma=check
   )
-  return jax.jit(inner, **jit)
 
 
 def split(f, in_specs, out_specs):

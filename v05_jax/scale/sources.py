@@ -16,11 +16,11 @@ PACKAGE = pathlib.Path(__file__).parent.parent
 KINDS = (".py", ".json", ".safetensors")  # files of the package that decide what a run computes
 WEIGHTS = (".safetensors", ".gguf")
 SETTINGS = ("config.json", "generation_config.json", "v0.json")
-PIECES, PIECE = 64, 4096  # of a file of weights, and bytes
+PIECES, PIECE = 64, 4096  # pieces of a weights file that are read, and bytes of each
 PLUG = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_][\w.]*")  # module:function
 MOST = 6  # names in a message
 
-# {what: {name: text}}: what a process has. Of a text that is None nothing is known.
+# {what: {name: text}}: what a process has. A text of None is not known and not compared.
 Told = Mapping[str, Mapping[str, str | None]]
 
 
@@ -82,7 +82,7 @@ def _differences(first: Mapping, other: Mapping) -> list[str]:
 
 
 def of_module(module: str) -> str | None:
-  """A digest of the file of a module; None where there is none, which is said where it is used."""
+  """A digest of a module's file; None where there is none, which is an error where it is used."""
   with contextlib.suppress(Exception):  # a package that the module is in may fail to import
     return digest(pathlib.Path(importlib.util.find_spec(module).origin))
   return None

@@ -45,8 +45,8 @@ def devices(name: str) -> list:
       f"--topology={name}: found no libtpu, expected the tpu extra: pip install -e '.[tpu]' (it "
       "needs no TPU)"
     )
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or libtpu asks for minutes where it is
-  # libtpu expects hosts of several chips, but for one chip alone.
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else libtpu waits for a server
+  # libtpu expects several chips on a host; a single one has to be said.
   alone = {"chips_per_host_bounds": [1, 1, 1]} if re.fullmatch(r"\w+:1(x1)+", name) else {}
   try:
     return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **alone).devices)

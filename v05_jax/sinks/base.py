@@ -36,7 +36,7 @@ class Sink(NamedTuple):
   write: Callable  # (step, {metric: value}), the finite ones, each step once and in order
   picture: Callable = nothing  # (path of summary.png)
   samples: Callable = nothing  # (step, rows): dictionaries of one form, a rollout each
-  flush: Callable = nothing  # (): before a checkpoint
+  flush: Callable = nothing  # (): before a checkpoint, of those with LOCAL alone
   close: Callable = nothing  # (how the run ends: FINISHED, STOPPED or FAILED)
 
 

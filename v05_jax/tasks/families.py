@@ -236,8 +236,8 @@ def _draw_new(rng, split: str, family: str, level: int, used: set[str]) -> str:
   """A prompt of the split that is not in `used`, to which it is added; `used` is emptied when it is
   full.
 
-  It counts as full after ten times as many vain draws as it holds (plus 50): one prompt of n is
-  then missing with a probability of about exp(-10).
+  It counts as full after 50 repeated draws, and ten more for each prompt that it holds: a prompt is
+  then still missing with a probability of about exp(-10).
   """
   draw, misses = FAMILIES[family].draw, 0
   while True:

@@ -165,8 +165,8 @@ def make_programs(model_config, loss_config, optimizer, mesh, temperature: float
   # shardings say so, and inside the program the compiler sees to it.
   split, same = PartitionSpec(None, "data"), PartitionSpec()
   trained = lora.split(at_params)[0]
-  gradient = mapped(
-    gradient, (same, split, same, same), same, out_shardings=(whole, trained, whole)
+  gradient = jax.jit(
+    mapped(gradient, (same, split, same, same), same), out_shardings=(whole, trained, whole)
   )
   spread = sharding.shardings(
     mesh, sharding.spread(mesh, lora.split(specs)[0], lora.split(like[0])[0])
@@ -179,10 +179,8 @@ def make_programs(model_config, loss_config, optimizer, mesh, temperature: float
       out_shardings=(at_params, at_state, whole),
     ),
     gradient=gradient,
-    recompute=mapped(
-      partial(recompute, logprobs),
-      in_specs=(same, split, same),
-      out_specs=(split, same),
+    recompute=jax.jit(
+      mapped(partial(recompute, logprobs), (same, split, same), (split, same)),
       out_shardings=(at_rows, whole),
     ),
   )

@@ -59,11 +59,7 @@ def init(config) -> dict[str, Buffer]:
 
 def extend(config, state, taken: Draw, advantage) -> tuple[Draw, np.ndarray, dict, Pairs]:
   """A step's draw and its advantages [P, K] with older rollouts behind them, as further prompts
-  [P + replay] -> (draw, advantages, what waits for later steps, metrics); without replay, as they
-  were."""
-  advantage = np.asarray(advantage)
-  if not config.loss.replay:
-    return taken, advantage, state.replay, {}
+  [P + replay] -> (draw, advantages, what waits for later steps, metrics)."""
   step, buffer = int(state.step), state.replay["buffer"]
   uniform = jax.random.uniform(rng.at(config.seed, step, rng.REPLAY))
   index = choose(buffer, step, config.loss.replay, config.loss.replay_age, float(uniform))

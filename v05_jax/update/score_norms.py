@@ -61,7 +61,8 @@ def make_program(model_config, loss_config, temperature: float, mesh):
   split = PartitionSpec("data")
   at = sharding.param_shardings(mesh, shapes), *sharding.shardings(mesh, [_ROWS])
   plain = model_config.attention == "plain"
-  return sharding.mapped(mesh, norm, (PartitionSpec(), split), split, check=plain, in_shardings=at)
+  mapped = sharding.mapped(mesh, norm, (PartitionSpec(), split), split, check=plain)
+  return jax.jit(mapped, in_shardings=at)
 
 
 _ROWS = PartitionSpec(sharding.ROWS)

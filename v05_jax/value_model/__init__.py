@@ -3,8 +3,8 @@
     from v05_jax import value_model
     p = value_model.load("builtin").predict(context_prompts, context_scores, target_prompts)
 
-`v0` has both names; it is imported when one of them is first used, as the other modules do without
-the models that it needs.
+`load` and `ValuePrior` are those of `v0`, which is imported when one of them is first used: the
+other modules do not need the language models that it imports.
 """
 
 __all__ = ("ValuePrior", "load")

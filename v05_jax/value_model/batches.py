@@ -56,7 +56,7 @@ class Tasks:
     if not self.per_epoch:
       raise ValueError(
         f"config.value.data: found {len(contexts)} contexts, none with successes and failures both "
-        "among the rows to judge and the rest: raise config.value.window, or collect more"
+        "among the rows to predict and the rest: raise config.value.window, or collect more"
       )
 
   def batch(self, first: int, size: int) -> Batch:
@@ -67,7 +67,7 @@ class Tasks:
   def _task(self, number: int):
     epoch, place = divmod(number, self.per_epoch)
     tasks = self._epoch(epoch)
-    # an epoch may have a few tasks less than the first
+    # an epoch may have fewer tasks than the first one
     context, query, given, share = tasks[place % len(tasks)]
     n, m = self._support, 2 * self._pairs
     support = np.random.default_rng([self._seed, 1, number]).choice(

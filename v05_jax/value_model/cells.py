@@ -1,5 +1,4 @@
-"""What the TabPFN head makes of a table before its first layer: cells scaled by the support, and
-tokens.
+"""The first part of the TabPFN head: cells of a table scaled by the support, and made into tokens.
 
 Pure functions, after section 4.5 to 4.7 of the specification; letters as in `tabpfn`.
 """
@@ -18,7 +17,7 @@ NAN, POSITIVE, NEGATIVE = -2.0, 2.0, 4.0  # indicators of cells that are NaN, in
 
 
 class Statistics(NamedTuple):
-  """What the support says of the cells, [G, g] each, and of the labels; queries are encoded by it
+  """Statistics of the support's cells, [G, g] each, and labels, by which queries are encoded too
   (4.5, 4.6)."""
 
   constant: jax.Array  # bool, after the reordering: these cells are 0
@@ -92,7 +91,7 @@ def fill(statistics, x):
 
 
 def clip(statistics, x):
-  """x [R, G, g] bounded softly, by logarithms, to what the support calls usual (4.5.4)."""
+  """x [R, G, g] bounded softly, by logarithms, to the support's outlier bounds (4.5.4)."""
   x = jnp.maximum(x, statistics.lower - jnp.log1p(jnp.abs(x)))
   return jnp.minimum(x, statistics.upper + jnp.log1p(jnp.abs(x)))
 

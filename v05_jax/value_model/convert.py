@@ -6,9 +6,9 @@ r"""The official V0 value model as one directory of safetensors:
 The adapter comes from a V0 checkpoint, the head from a TabPFN-v2.5 one, the backbone from a
 Qwen3(-Embedding) directory, or, where the V0 checkpoint holds its weights, from there. torch is not
 needed, and no pickled code is run: the unpickler knows tensors and plain data alone. Every tensor
-is accounted for before anything is written, and --out appears as a whole or not at all. What no
-tensor tells, the adapter's heads and how many estimators there are, is read off the arguments that
-V0's trainer keeps in its checkpoint; where there are none, --heads is asked for.
+is accounted for before anything is written, and --out appears as a whole or not at all. The
+adapter's heads and the number of estimators show in no tensor: they are read from the arguments
+that V0's trainer keeps in its checkpoint; without these, --heads has to be given.
 
     adapter.safetensors, head.safetensors   official names without prefix, float32
     backbone/                               config, weights and tokenizer, as
@@ -109,13 +109,7 @@ def convert(
 
   Raises ValueError naming the file, what was found and what was expected; `out` is then as it was.
   """
-  if "://" in os.fspath(out):
-    raise ValueError(f"{os.fspath(out)}: found a remote folder, expected a local one")
-  out = Path(out).absolute()
-  if out.exists() and (not out.is_dir() or any(out.iterdir())):
-    raise ValueError(
-      f"{out}: found a {'folder with files' if out.is_dir() else 'file'}, expected a new folder"
-    )
+  out = files.free(out)
   sizes, adapter_params, weights, estimators = read_v0(checkpoint, heads)
   head, head_params = read_tabpfn(tabpfn)
   settings = SETTINGS | {"estimators": estimators, "table": find_table(tabpfn, head, sizes, table)}

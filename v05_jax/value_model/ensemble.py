@@ -1,7 +1,7 @@
-"""What comes before the TabPFN head: each estimator's own table of the features, and the constant
-column table.
+"""The input of the TabPFN head: each estimator's own table of the features, and the constant column
+table.
 
-First what is made on host, deterministic numbers by numpy; then what is differentiated. Source: the
+First the functions on host, deterministic numbers by numpy; then those with gradients. Source: the
 specification of V0 on tabpfn 6.2.0, sections 4.1 - 4.4; no code of it. Letters: n support rows, m
 query rows, F features, F' of them in use, C = F' + 1 columns, e estimators, G groups, E embedding
 width.
@@ -46,8 +46,8 @@ class Ensemble(NamedTuple):
 
 
 def smoothed(scores, labels, features=None) -> float | None:
-  """The success to expect of any prompt where a context is none that the head is made for; None
-  where it is one.
+  """The success to expect of any prompt in a context that the head is not made for; None in one
+  that it is made for.
 
   The head is made for contexts of both classes, of MIN_ROWS rows and more, whose rows differ. For
   others: (sum of scores + 1) / (rows + 2), Laplace's rule; .5 without any row.
@@ -80,8 +80,8 @@ def randomness(estimators: int, columns: int):
   """(salts int [e], permutations int [e, C]) of an ensemble with random_state 0, deterministic
   (4.2).
 
-  The order of the draws is the library's; what is drawn and dropped belongs to options that V0
-  switches off.
+  The order of the draws is the library's; numbers that are drawn and not used belong to options
+  that V0 switches off.
   """
   most = 2**31 - 1
   rng = default_rng(0)
@@ -111,8 +111,9 @@ def fingerprints(z_support, z_query, salt: int):
   """One estimator's fingerprint columns (support [n], query [m]) in [0, 1), float32, from z-scored
   features (4.3).
 
-  A hash of a row's float32 bytes: noise, which one ulp anywhere turns over. Support rows that
-  repeat an earlier hash are moved on until theirs is unused; query rows are salted twice instead.
+  A hash of a row's float32 bytes, which a change of one ulp anywhere changes altogether. A support
+  row with the hash of an earlier row has 1, 2, ... added until its hash is new; query rows have the
+  salt added twice instead.
   """
   salt, seen, support = np.float32(salt), set(), []
   for row in np.asarray(z_support, np.float32) + salt:

@@ -1,8 +1,8 @@
 """How good a value prior is: ranking, calibration and error of its probabilities, on host; pure.
 
 `p` [n] are predicted probabilities of success, `t` [n] mean success in [0, 1] (fractional, from
-several rollouts); a prompt counts as positive from t = .5 on. What cannot be measured, for want of
-one class, is NaN. Source: the specification of V0 (arXiv 2602.03584), section 9.
+several rollouts); a prompt counts as positive from t = .5 on. A measure that needs both classes is
+NaN where there is one. Source: the specification of V0 (arXiv 2602.03584), section 9.
 """
 
 import numpy as np

@@ -19,8 +19,7 @@ def draw(key, rows: int, width: int):
   one task."""
   keys = iter(jax.random.split(key, 20))
   normal = lambda *shape: jax.random.normal(next(keys), shape)
-  # The fewer causes, the easier: without easy tasks it takes long until a head learns from a
-  # context at all.
+  # Tasks with few causes are easy: without them a head takes long to begin to use the context.
   z = normal(rows, CAUSES) * (
     jnp.arange(CAUSES) < jax.random.randint(next(keys), (), 1, CAUSES + 1)
   )

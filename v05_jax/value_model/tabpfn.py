@@ -148,11 +148,11 @@ def mix_training_rows(layer, tokens, mask):
 
 
 def in_blocks(function, x, numbers: int, axis: int = 0):
-  """function(x), where what stands at one place of an axis does not see the others, and makes so
-  many numbers on the way: as many places at once as make `BLOCK` of them, block after block.
+  """function(x) in blocks along an axis whose places do not depend on each other. `numbers`: how
+  many the function computes on the way for each place; a block has at most `BLOCK` of them.
 
   So memory grows with the places and not with their square. `function` returns arrays with as many
-  places on that axis. Where one block holds all, nothing is changed.
+  places on that axis. Where one block holds all, it is called once.
   """
   places = x.shape[axis]
   size = max(min(BLOCK // numbers, places), 1)
@@ -164,9 +164,8 @@ def in_blocks(function, x, numbers: int, axis: int = 0):
     return jnp.zeros((*part.shape[:axis], places, *part.shape[axis + 1 :]), part.dtype)
 
   def step(number, found):
-    start = jnp.minimum(
-      number * size, places - size
-    )  # the last block begins inside of the one before
+    # the last block begins inside of the one before
+    start = jnp.minimum(number * size, places - size)
     put = lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, start, axis)
     return jax.tree.map(put, found, function(take(start)))
 

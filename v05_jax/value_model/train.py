@@ -38,7 +38,7 @@ from v05_jax.value_model.initial import begin
 
 SYNTHETIC = "synthetic"  # value.data of a head alone
 BY_TASKS = PartitionSpec(sharding.ROWS)  # of a batch: its tasks over the devices
-HELDOUT = "value/heldout/"  # what the names of measures on held-out pairs begin with
+HELDOUT = "value/heldout/"  # prefix of the measures on held-out pairs
 SHOWN = ("value/loss", "value/heldout/gauc", "value/heldout/rmse")  # on the terminal
 
 
@@ -62,7 +62,7 @@ class Source(NamedTuple):
 
 
 class Trainer(NamedTuple):
-  """What a config stands for."""
+  """What a config names, made: model, first state, step and evaluation."""
 
   model: v0.ValuePrior
   state: State  # the first one
@@ -74,7 +74,7 @@ def train_value(config, workdir: str) -> v0.ValuePrior:
   """Trains a V0 as `config.value` says, or resumes it in `workdir`, and returns it.
 
   Writes config.json, metrics.jsonl, TensorBoard events, checkpoints, the model as WORKDIR/v0, which
-  `value_model.load` and `config.prior.path` open, and, with `config.value.heldout`,
+  `value_model.load` and `config.priors.v0.path` open, and, with `config.value.heldout`,
   reliability.png. Raises ValueError for bad input before anything expensive, FloatingPointError
   after more than `config.loss.max_skipped` non-finite updates in a row, and `checkpoint.Preempted`
   when a signal asked it to stop.
@@ -102,11 +102,7 @@ def prepare(config, workdir: str):
   """Makes the workdir. Raises ValueError for a wrong config, a remote workdir, and one that holds a
   run of another config."""
   configuration.validate(config)
-  if files.is_remote(files.folder(workdir)):
-    raise ValueError(
-      f"--workdir={workdir}: found a remote folder, expected a local one: the model is written "
-      "there"
-    )
+  files.check_local(workdir)
   files.prepare(workdir)
   checkpoint.check_config(workdir, config)
   sinks.check(config)
@@ -137,7 +133,7 @@ def make(config) -> Trainer:
   if not options.data:
     raise ValueError(
       "config.value.data: found '', expected folders of pairs, which runs with "
-      f"--config.observe=\"('pairs',)\" write, or {SYNTHETIC}"
+      f"--config.observe=pairs write, or {SYNTHETIC}"
     )
   mesh = sharding.make_mesh(config.mesh)
   shards = sharding.lanes(mesh)
@@ -237,8 +233,8 @@ def make_evaluation(config) -> Callable:
   contexts = [c for c in contexts if all(map(len, pairs.split(c, asked, np.random.default_rng(0))))]
   if not contexts:
     raise ValueError(
-      f"config.value.heldout: found no context in {options.heldout} with pairs to judge and others "
-      "to judge them from"
+      f"config.value.heldout: found no context in {options.heldout} with pairs to rank and others "
+      "to rank them from"
     )
   return lambda model: measure.predict(model, texts, contexts, options.support, config.seed)
 

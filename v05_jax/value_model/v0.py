@@ -127,7 +127,7 @@ class ValuePrior:
     """Token ids of each text, read raw; texts longer than the backbone was trained for are cut."""
     most = self.settings["max_tokens"]
     encoded = [tokenizers.encode_raw(self.tokenizer, text) for text in prompts]
-    # The end token stays: V0's tokenizer appends it after cutting.
+    # The end token is kept: V0's tokenizer appends it after cutting.
     return [ids if len(ids) <= most else [*ids[: most - 1], ids[-1]] for ids in encoded]
 
   def marks(self, support: Sequence[str], query: Sequence[str]):

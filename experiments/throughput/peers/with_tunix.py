@@ -3,9 +3,8 @@ comes.
 
     python -m experiments.throughput.peers.with_tunix --program=ragged --size=s
 
-    sample, ragged   one call of the sampler; ragged rows are marked as done at their length, the
-                     call ends at the
-                     longest
+    sample, ragged   one call of the sampler; ragged rows are marked as done at their length, and
+                     the call ends with the longest
     train            the actor's compiled step, on full rows
     step             GRPOLearner.train, full length
 """

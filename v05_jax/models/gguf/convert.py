@@ -22,7 +22,7 @@ def convert(source, out, dtype: str = "float32") -> str:
   again. Raises ValueError naming the file, what was found and what was expected; `out` is then as
   it was.
   """
-  out = _free(out)
+  out = files.free(out)
   file = File(source)
   config = shape.read(file)
   places = shape.places(file, config)
@@ -42,18 +42,6 @@ def convert(source, out, dtype: str = "float32") -> str:
   finally:
     shutil.rmtree(work, ignore_errors=True)
   return _summary(file, config, built, out)
-
-
-def _free(out) -> Path:
-  """The folder to be written. Raises ValueError for one that holds something."""
-  if "://" in os.fspath(out):
-    raise ValueError(f"{os.fspath(out)}: found a remote folder, expected a local one")
-  out = Path(out).absolute()
-  if out.exists() and (not out.is_dir() or any(out.iterdir())):
-    raise ValueError(
-      f"{out}: found a {'folder with files' if out.is_dir() else 'file'}, expected a new folder"
-    )
-  return out
 
 
 def _check_space(out: Path, config, dtype: str):

@@ -15,7 +15,7 @@ from v05_jax.models.decoder import ModelConfig
 from v05_jax.models.gguf.file import File, package
 
 # general.architecture, which is also transformers' model_type -> the architecture in config.json.
-# llama.cpp calls Mistral's models without sliding windows llama too, which they are but in name.
+# llama.cpp calls Mistral's models without sliding windows llama too: they differ in name alone.
 ARCHITECTURES = {
   "llama": "LlamaForCausalLM",
   "qwen2": "Qwen2ForCausalLM",

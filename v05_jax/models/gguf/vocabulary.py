@@ -105,8 +105,8 @@ def check(file: File, tokenizer):
 
 
 def behaviour(tokenizer) -> tuple:
-  """What two tokenizers share that do the same. Their files may differ: transformers has classes of
-  its own for some models, which write the same rules in another way."""
+  """A description that is equal for two tokenizers which do the same. Their files may differ, as
+  transformers has classes for some models that write the same rules in another way."""
   ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
   ids = [tokenizer.encode(text) for text in PROBES]
   return tokenizer.get_vocab(), ends, tokenizer.chat_template, ids, tokenizer.batch_decode(ids)

@@ -1,6 +1,6 @@
 r"""Sums and multiples of vectors: 2\langle 1, 2\rangle + t(3, 4), 3\mathbf{i} - \mathbf{j}.
 
-All are read as expressions in the unit vectors, the symbols `UNIT`.
+All are read as expressions in the unit vectors (`unit_vector`).
 """
 
 import re
