@@ -380,7 +380,7 @@ def test_names_may_have_nothing_but_commas_between(text, capsys):
   assert parse("--config.metrics.sinks=jsonl").config.metrics.sinks == ("jsonl",)
   assert parse("--config.data.folder=a,b").config.data.folder == "a,b"  # which takes a text
   text = error(capsys, "--config.metrics.sinks=jsonl,wnadb")
-  assert "metrics.sinks: found 'wnadb' (did you mean wandb?), expected one of jsonl, " in text
+  assert "metrics.sinks: found 'wnadb', did you mean wandb? expected one of jsonl, " in text
 
 
 def test_the_config_is_the_file_then_the_workdir_then_the_default(tmp_path):
