@@ -6,7 +6,7 @@ import pytest
 
 from experiments.grading import run as grading
 from v05_jax.rewards import math as mathematics
-from v05_jax.rewards.math import answers, numerals
+from v05_jax.rewards.math import answers, dates, numerals
 
 
 def verdict(response, answer):
@@ -49,6 +49,7 @@ def test_measures_count_what_is_paid():
     ("<reasoning><think>5</reasoning>7", "7"),  # what it holds ends with it
     ("<|begin_of_thought|>5<|end_of_thought|>7", "7"),
     ("<think>5</think>a<think>6</think>7", "a 7"),
+    ("<scratch>5</scratch>7", "7"),
     ("analysis 5 assistantfinal7", "7"),
     ("a < b and [thinkable]", "a < b and [thinkable]"),
   ],
@@ -79,6 +80,61 @@ def test_reasoning_is_no_answer(text, rest):
 )
 def test_numbers_in_words(text, digits):
   assert numerals.in_digits(text) == digits
+
+
+@pytest.mark.parametrize(
+  "text, found",
+  [
+    ("January 5, 2024", "5 january 2024"),
+    (r"\text{5th of Jan. 2024}", "5 january 2024"),
+    ("2024-01-05", "5 january 2024"),
+    (r"\text{Sept. 1st}", "1 september"),
+    ("2024-13-05", None),
+    ("Mat 5", None),
+    ("5 apples", None),
+    ("2024-1-5", None),
+  ],
+)
+def test_dates_are_read_whatever_their_order(text, found):
+  assert dates.date(text) == found
+
+
+@pytest.mark.parametrize(
+  "told, other, same",
+  [
+    (r"2:30 \text{ PM}", "14:30", 1),
+    (r"2:30 \text{ PM}", "2:30", 1),
+    (r"2:30 \text{ AM}", "14:30", 0),
+    (r"12:00 \text{ AM}", "0:00", 1),
+    (r"12:00 \text{ PM}", "0:00", 0),
+    (r"\text{noon}", "12:00 PM", 1),
+    (r"\text{midnight}", "12:00 PM", 0),
+    ("2 PM", "2:00 PM", 1),
+    ("2:00", "14:00", 0),
+  ],
+)
+def test_times_of_12_and_of_24_hours(told, other, same):
+  assert verdict(rf"\boxed{{{told}}}", other) == verdict(rf"\boxed{{{other}}}", told) == same
+
+
+@pytest.mark.parametrize(
+  "response, answer",
+  [
+    (r"\sqrt{2} + 10^{-500}", r"\sqrt{2}"),
+    (r"x + 10^{-500}", "x"),
+    (r"\sqrt{10^{1000} + 1}", "10^{500}"),
+    (r"10^{10^{10^6}}", r"10^{10^{10^6}} + 1"),
+  ],
+)
+def test_numbers_that_differ_far_behind_the_point_are_not_equal(response, answer):
+  assert verdict(rf"\boxed{{{response}}}", answer) == 0
+  assert verdict(rf"\boxed{{{response}}}", response) == 1
+
+
+def test_what_is_said_of_a_number_is_no_answer():
+  for text in ("at least 7", "between 5 and 7", "7 (or 8)", "more than $7$", "not 7"):
+    assert verdict(f"The answer is {text}.", "7") == 0, text
+  assert verdict("The answer is 7.", "7") == 1
 
 
 def test_the_answer_of_a_whole_solution_is_its_last():

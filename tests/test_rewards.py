@@ -469,7 +469,9 @@ def test_boxed(text, answer):
 
 def test_math_in_a_worker_that_sympy_hangs():
   with rewards.load(config("math", workers=1, timeout=5.0)) as verifier:
-    verdicts = judge(verifier, r"\boxed{9^{9^{9^9}}}", r"\boxed{\frac{6}{2}}", answer="3")
+    verdicts = judge(
+      verifier, r"\boxed{\prod_{k=1}^{10^8} \sin k}", r"\boxed{\frac{6}{2}}", answer="3"
+    )
   assert [v.failure for v in verdicts] == ["timeout", ""] and verdicts[1].reward == 1.0
 
 

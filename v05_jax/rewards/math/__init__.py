@@ -2,8 +2,8 @@ r"""Free-form mathematics: does the response's final answer equal the gold one?
 
 Where the answer stands (`answers`), how it is written (`notation`, `units`), what it is (`reading`)
 and when two of them are equal (`equality`, `values`) are decided here. math-verify's parser
-(latex2sympy2_extended) reads the single expressions, and its grader judges numbers too large for
-the arithmetic here. Runs in a worker process: sympy can hang on what a policy writes.
+(latex2sympy2_extended) reads the single expressions, and its grader judges the functions that the
+arithmetic here does not know. Runs in a worker process: sympy can hang on what a policy writes.
 """
 
 import functools

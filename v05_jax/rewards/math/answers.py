@@ -8,11 +8,13 @@ mathematics of the text.
 from collections.abc import Iterator
 import re
 
+from v05_jax.rewards.math.numerals import COUNTS
+
 TAIL = 2000  # characters of an unboxed response in which the answer is looked for
 MANY = 20  # boxes of one sentence that are read
 
 _NAMES = (
-  "think|thinking|thought|thoughts|reason|reasoning|reflection|scratchpad|seed:think|analysis"
+  "think|thinking|thought|thoughts|reason|reasoning|reflection|scratch|scratchpad|seed:think|analysis"
   "|inner_monologue|chain_of_thought"
 )
 _TAG = re.compile(rf"[<\[◁](/?)\s*({_NAMES})\b[^<>\[\]◁▷\n]{{0,80}}[>\]▷]", re.IGNORECASE)
@@ -57,17 +59,23 @@ def without_reasoning(response: str) -> str:
 
 
 def boxed(text: str) -> str | None:
-  r"""What the last complete \boxed{...} or \fbox{...} holds; \{ and \} are no braces."""
+  r"""What the last complete \boxed{...}, \fbox{...} or \framebox{...} holds, without the boxes
+  inside; \{ and \} are no braces."""
   found = _boxes(text)
-  return text[slice(*found[-1][1:3])] if found else None
+  return _contents(text, found[-1]).strip() if found else None
 
 
-_BRACE = re.compile(r"(\\(?:boxed|fbox)\s*\{)|\\(?:boxed|fbox)\s+([^\s{}$\\]+)|\\.|[{}]", re.DOTALL)
+_BOX = r"\\(?:boxed|fbox|framebox)"
+_BRACE = re.compile(rf"({_BOX}\s*\{{)|{_BOX}(?:\s+|(?=\d))([^\s{{}}$\\]+)|\\.|[{{}}]", re.DOTALL)
+
+
+def _contents(text: str, box: tuple) -> str:
+  return re.sub(rf"{_BOX}\s*\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}", r"\1", text[slice(*box[1:3])])
 
 
 def _boxes(text: str) -> list[tuple[int, int, int, int]]:
-  """(start, start of the contents, end of the contents, end) of complete boxes without a box
-  inside, in their order."""
+  """(start, start of the contents, end of the contents, end) of complete boxes, those of one
+  inside of another left out, in their order."""
   opened, found = [], []  # where each open brace starts, its contents, and whether it is a box's
   for token in _BRACE.finditer(text):
     if token[2]:  # \\boxed 5
@@ -76,7 +84,8 @@ def _boxes(text: str) -> list[tuple[int, int, int, int]]:
       opened.append((token.start(), token.end(), bool(token[1])))
     elif token[0] == "}" and opened:
       start, inside, box = opened.pop()
-      if box and (not found or found[-1][0] < start):  # of nested ones the inner
+      if box:
+        found = [other for other in found if other[0] < start]
         found.append((start, inside, token.start(), token.end()))
   return found
 
@@ -86,8 +95,12 @@ _ORDINAL = (
   "other|second|third|fourth|next|last|latter|larger|largest|greater|greatest|smaller|smallest|least"
   "|maximum|minimum|maximal|minimal"
 )
+_ADVERB = (
+  "also|either|both|maybe|perhaps|possibly|probably|else|even|alternatively|rather|just|simply"
+)
 _BETWEEN = re.compile(
-  r"\s*(?:[,;&]\s*(?:and\b|or\b)?|and\b|or\b)\s*(?:also\b|either\b|both\b)?"
+  r"\s*(?:[,;&(/|]\s*(?:and\b|or\b)?|and\b|or\b|as well as\b|\\lor\b|alternatively\b)"
+  rf"\s*(?:(?:{_ADVERB})\b\s*){{0,2}}"
   rf"\s*(?:the\s+(?:{_ORDINAL})\b(?:\s+\w+){{0,2}}\s+(?:is|are|equals)\b)?"
   r"\s*(?P<label>\\?[a-zA-Z]\w{0,9}(?:_\{?\w+\}?)?(?:\([a-zA-Z]\))?\s*(?:=|is|\\in))?\s*"
 )
@@ -110,7 +123,7 @@ def _last_boxes(text: str) -> str | None:
     between = _cleaned(text[before[3] : after[0]])
     if len(parts) == MANY or not _BETWEEN.fullmatch(between) or _paragraph(text, before, after):
       break
-    parts.append(text[slice(*before[1:3])])
+    parts.append(_contents(text, before))
     labels.append(_LABEL.search(_cleaned(text[max(0, before[0] - 40) : before[0]])))
   names = [label[1] if label else "" for label in labels]
   if len(parts) > 1 and all(names) and not any("=" in part for part in parts):
@@ -120,10 +133,10 @@ def _last_boxes(text: str) -> str | None:
 
 def _whole(text: str, box) -> str:
   r"""The contents of a box with what belongs to them outside: $-\boxed{5}$ million."""
-  start, inside, end, after = box
+  start, *_, after = box
   sign = _CHANGED.search(text[max(0, start - 20) : start])
   count = _COUNT.match(_cleaned(text[after : after + 40]).strip())
-  contents = text[inside:end]
+  contents = _contents(text, box)
   if sign:
     contents = f"-({contents})" if sign[1] else rf"\neq {contents}"
   return contents + (f" {count[0].strip(' $')}" if count else "")
@@ -149,9 +162,15 @@ _BECAUSE = re.compile(r",?\s+(?:since|because|therefore|thus|hence)\b", re.IGNOR
 _NOT = re.compile(
   r"(?:\bnot|n't|\bnever|\bcannot|n’t)(?:\s+(?:be|equal|to|the|is|just|simply))*[\s$*(]*$"
 )
+# What makes a bound of the number behind it.
+_BOUND = re.compile(
+  r"\b(?:at least|at most|(?:less|more|fewer|greater|larger|smaller|higher|lower|bigger) than|up to"
+  r"|under|over|below|above|between(?:\s[^.]{1,20}?\sand)?|minimum of|maximum of)[\s$*(]*$",
+  re.IGNORECASE,
+)
 _REASONS = re.compile(
   r",?\s+(?:since|because|which|where|when|so that|as|with|given|therefore|thus|hence|after)\b"
-  r"|\s+[—–(](?=\s*[a-zA-Z]{2})|\s[—–-]\s",
+  r"|\s+[—–(](?=\s*(?!or\b)[a-zA-Z]{2})|\s[—–-]\s",
   re.IGNORECASE,
 )
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\$([^$]+?)\$|\\\((.+?)\\\)", re.DOTALL)
@@ -163,14 +182,16 @@ _SIGN = r"[-+−–*/^_=×÷·⋅√π°²³½¼¾∞%!(){}\[\]<>≤≥]"
 _ATOM = rf"(?:{_COMMAND}|\.\.\.|{_NUMBER}|{_SIGN}|(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z'’]))"
 _PLAIN = re.compile(rf"{_ATOM}(?:\s?{_ATOM})*")
 
-_COUNT = re.compile(r"^\$?\s*(?:hundred|thousand|million|billion|trillion|dozen|percent|%)")
-_OR = re.compile(r"(\$[^$\n]+\$|\S+),?\s+or\s+(?:\$[^$\n]+\$|\S+?)[.!?]?\s*$")
+_COUNTED = "|".join(sorted(COUNTS.keys() - {"score", "tens"}, key=len, reverse=True))
+_COUNT = re.compile(rf"^\$?\s*(?:(?:{_COUNTED}|percent)s?(?![a-zA-Z])|%)")
+_OR = re.compile(r"(\$[^$\n]+\$|\S+),?\s+\(?or\s+(?:\$[^$\n]+\$|\S+?)\)?[.!?]?\s*$")
+_MARKUP = re.compile(r"</?(?:b|i|u|p|em|strong|code|span|center)>", re.IGNORECASE)
 
 
 def candidates(response: str) -> Iterator[str]:
   """Texts that may be the response's final answer, the likeliest first; the first that can be read
   counts. A box is the only one."""
-  text = without_reasoning(response)
+  text = _MARKUP.sub("", without_reasoning(response))
   if (box := _last_boxes(text)) is not None:
     yield box
     return
@@ -182,19 +203,25 @@ def candidates(response: str) -> Iterator[str]:
     yield from _statement(text[marks[-1].end() :])
   elif len(text) < 100 and "\n" not in text.strip():
     yield _trimmed(text)
-  meant = lambda m: not _NOT.search(text[max(0, m.start() - 30) : m.start()])
   formulas = [
-    (m.end(), next(filter(None, m.groups()))) for m in _FORMULA.finditer(text) if meant(m)
+    (m.end(), next(filter(None, m.groups()))) for m in _FORMULA.finditer(text) if _meant(m)
   ]
   numbers = [
-    (m.end(), m[0]) for m in _PLAIN.finditer(text) if re.search(r"[\d\\π∞½¼¾]", m[0]) and meant(m)
+    (m.end(), m[0]) for m in _PLAIN.finditer(text) if re.search(r"[\d\\π∞½¼¾]", m[0]) and _meant(m)
   ]
   last = sorted(formulas + numbers, reverse=True)[:3]
   for i, (end, found) in enumerate(last):
     found += "".join(_COUNT.findall(text[end : end + 20]))
     if i == 0 and (others := _OR.search(text)):  # "maybe 12 or 13" names no answer
-      found = f"{others[1]} or {found}"
+      yield f"{others[1]} or {found}"
+      return
     yield found.partition("=")[2] or found if found.count("=") == 1 else found
+
+
+def _meant(number: re.Match) -> bool:
+  """Whether a number of a text is what the text says: not 7, at least 7 are no 7."""
+  before = number.string[max(0, number.start() - 30) : number.start()]
+  return not (_NOT.search(before) or _BOUND.search(before))
 
 
 def _statement(text: str) -> Iterator[str]:
@@ -209,10 +236,11 @@ def _statement(text: str) -> Iterator[str]:
     return
   yield _trimmed(sentence)
   yield _trimmed(_REASONS.split(sentence, maxsplit=1)[0])
-  found = [(m.start(), next(filter(None, m.groups()))) for m in _FORMULA.finditer(sentence)]
-  found += [(m.start(), m[0]) for m in _PLAIN.finditer(sentence) if re.search(r"\d", m[0])]
-  for _, text in sorted(found)[:1]:
-    yield text
+  found = [(m.start(), next(filter(None, m.groups())), m) for m in _FORMULA.finditer(sentence)]
+  found += [(m.start(), m[0], m) for m in _PLAIN.finditer(sentence) if re.search(r"\d", m[0])]
+  for _, number, match in sorted(found, key=lambda one: one[:2])[:1]:
+    if _meant(match) and not _OR.search(sentence):
+      yield number
 
 
 def _trimmed(text: str) -> str:

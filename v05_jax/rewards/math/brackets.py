@@ -8,7 +8,9 @@ _FENCES = {r"\lfloor": 1, r"\lceil": 1, r"\rfloor": -1, r"\rceil": -1}
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|\b(?:and|or)\b|.", re.DOTALL)
 # What is said around an answer.
 _TALK = re.compile(
-  r"^(?:(?:so|thus|therefore|hence),?|answer:|the answer is|there (?:is|are)|approximately|about)"
+  r"^\\(?:therefore|implies|Rightarrow|Longrightarrow|iff)\s*"
+  r"|^(?:(?:so|thus|therefore|hence),?|answer:|the answer is|there (?:is|are)"
+  r"|(?:it|that)(?:'s| is)|(?:i|we) (?:get|got|have)|only|approximately|about)"
   r"\s+"
   r"|\s+is (?:correct|right|the answer)$",
   re.IGNORECASE,
@@ -31,7 +33,8 @@ def unwrapped(text: str) -> str:
     if match := re.fullmatch(r"\\text\s*\{([^{}]*\d[^{}]*)\}", text):
       text = match[1]
     text = re.sub(
-      r"^\\text\s*\{\s*(?:approximately|about|exactly|[^{}]*(?:\bis|\bare|:))\s*\}|^\\approx\s+",
+      r"^\\text\s*\{\s*(?:so|thus|hence|therefore|only|approximately|about|exactly|[^{}]*(?:\bis|\bare|:)),?\s*\}"
+      r"|^\\(?:approx|sim)(?![a-zA-Z])\s*",
       "",
       text,
     ).strip()

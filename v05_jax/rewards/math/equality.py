@@ -6,7 +6,7 @@ import re
 
 import sympy
 
-from v05_jax.rewards.math import integers, progressions, units, values, vectors
+from v05_jax.rewards.math import integers, progressions, ratios, units, values, vectors
 from v05_jax.rewards.math.kinds import (
   Answer,
   Congruence,
@@ -55,7 +55,7 @@ def _contradicts(answer: Answer) -> bool:
   numbers = [(values.number(side.total), side.unit) for side in chain.sides]
   return any(
     None not in (x, y)
-    and (a == b or (units.NONE in (a, b) and units.PERCENT not in (a, b)))
+    and (a == b or (units.NONE in (a, b) and "%" not in (a.dimension, b.dimension)))
     and abs(x - y) > APART * max(abs(x), abs(y))
     for (x, a), (y, b) in itertools.pairwise(numbers)
   )
@@ -110,7 +110,7 @@ def _same_values(gold: Value, found: Value) -> bool:
   if (gold.compound or found.compound) and units.NONE in (gold.unit, found.unit):
     return False
   a, b = gold.total, found.total
-  percent = [v.unit == units.PERCENT for v in (gold, found)]
+  percent = [v.unit.dimension == "%" for v in (gold, found)]
   if percent[0] != percent[1]:  # 50% is 0.5, and 50 where percents are asked
     bare, share = (a, b) if percent[1] else (b, a)
     size = values.number(share)
@@ -125,27 +125,6 @@ def _same_values(gold: Value, found: Value) -> bool:
   if all(known) and gold.unit.size != found.unit.size:
     a, b = values.times(a, gold.unit.size), values.times(b, found.unit.size)
   return values.same(a, b)
-
-
-def _same_ratios(gold: Ratio, found: Ratio) -> bool:
-  """The same terms; or proportional ones, if neither may be a time."""
-  if len(gold.parts) != len(found.parts) or not units.comparable(gold.unit, found.unit):
-    return False
-  if all(map(equal, gold.parts, found.parts)):
-    return True
-  if gold.clock or found.clock:
-    return False
-  crossed = lambda ratio, other: [
-    sympy.Mul(part.expression, other.parts[0].expression, evaluate=False) for part in ratio.parts
-  ]
-  return all(map(values.same, crossed(gold, found), crossed(found, gold)))
-
-
-def _ratio_and_value(ratio: Ratio, value: Value) -> bool:
-  a, *b = (part.expression for part in ratio.parts)
-  if len(b) != 1 or ratio.clock:
-    return False
-  return values.same(sympy.Mul(a, sympy.Pow(b[0], -1, evaluate=False), evaluate=False), value.total)
 
 
 _ARTICLE = re.compile(r"^(?:[Aa]n?|[Tt]he)\s+(?=[a-z]{2})")
@@ -275,6 +254,9 @@ def _matrix_and_value(matrix: Matrix, value: Value) -> bool:
 
 
 def _same_named(gold: Named, found: Named) -> bool:
+  if gold.name != found.name and gold.name[0] == found.name[0] == "(":  # (y, x) = (2, 1)
+    spread = _spread(gold), _spread(found)
+    return all(isinstance(x, Parts) for x in spread) and equal(*spread)
   letters = [re.fullmatch(r"\\?[a-zA-Z]\w*", named.name) for named in (gold, found)]
   if gold.name == found.name or not all(letters):
     return equal(gold.answer, found.answer)
@@ -313,11 +295,12 @@ _JUDGES: tuple[tuple[type, type, Callable], ...] = (
   (Words, Value, _value_in_words),
   (Residues, Residues, integers.same_residues),
   (Residues, Value, integers.residue_and_number),
+  (Residues, Words, integers.residues_in_words),
   (Congruence, Congruence, integers.same_congruences),
   (Digits, Value, _digits_and_number),
   (Parts, Parts, _same_parts),
-  (Ratio, Ratio, _same_ratios),
-  (Ratio, Value, _ratio_and_value),
+  (Ratio, Ratio, ratios.same_ratios),
+  (Ratio, Value, ratios.ratio_and_value),
   (Union, Union, _same_unions),
   (Matrix, Matrix, _same_matrices),
   (Matrix, Parts, _matrix_and_tuple),

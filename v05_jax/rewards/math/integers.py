@@ -8,7 +8,7 @@ import sympy
 from v05_jax.rewards.math import values
 from v05_jax.rewards.math.brackets import split
 from v05_jax.rewards.math.exact import Irrational, TooLarge, exact
-from v05_jax.rewards.math.kinds import Congruence, Digits, Residues, Value
+from v05_jax.rewards.math.kinds import Congruence, Digits, Residues, Value, Words
 
 LIFT = 100_000  # common modulus up to which congruences of different moduli are compared
 _PREFIXES = {"0x": 16, "0X": 16, "0b": 2, "0B": 2, "0o": 8}
@@ -25,9 +25,10 @@ def digits(text: str) -> Digits | None:
   if match := re.fullmatch(r"(0[xXbBo])([0-9A-Fa-f]+)", text):
     return Digits(match[2].upper().lstrip("0") or "0", _PREFIXES[match[1]])
   text = re.sub(r"_\s*\{\s*\\text\s*\{\s*base\s*\}?\s*(\w+)\s*\}+", r"_{\1}", text)
+  text = re.sub(r"^(?:\\overline\s*)?[\[{]\s*(\w+)\s*[\]}](?=\s*_)", r"\1", text)
   match = re.fullmatch(
     r"(?:\\text\s*\{)?\(?([0-9A-Fa-f]+)\)?\}?\s*"
-    r"(?:_\s*(?:\{\s*(?:\\text\s*\{)?\s*\(?(\w+)\)?\s*\}?\s*\}|(\d)|\\text\s*\{\s*(\w+)\s*\})"
+    r"(?:_\s*(?:\{\s*(?:\\text\s*\{)?\s*[(\[]?(\w+)[)\]]?\s*\}?\s*\}|(\d)|\\text\s*\{\s*(\w+)\s*\})"
     r"|(?:\\text\s*\{)?\s*\(?(?:in )?base[ -]?\}?\s*(\w+)\s*\)?\}?)",
     text,
   )
@@ -45,6 +46,7 @@ def residues(text: str) -> Residues | None:
   r"""x \equiv 1, 4 \mod 5, or 1, 4 \equiv x \mod 5, or x \mod 5 = 1; not x = 7 \mod 4, which is the
   number 3, nor 5 \equiv 7 \mod 3, which is false."""
   text = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text)
+  text = re.sub(r"\s*\bonly\s*$", "", text)
   text = _REMAINDER.sub(r"\g<name> = \g<residues> \\mod \g<modulus>", text)
   match = re.fullmatch(rf"(?:(?P<name>.*?)(?P<sign>\\equiv|=))?(?P<residues>.*?){_MODULUS}", text)
   if not match:
@@ -52,6 +54,7 @@ def residues(text: str) -> Residues | None:
   name, numbers = match["name"] or "", match["residues"]
   if _has_letters(numbers) and not _has_letters(name):  # 2 \equiv n
     name, numbers = numbers, name
+  name = _of_whom(name)
   modulus, found = values.integer(match["modulus"].strip()), _integers(numbers)
   if not modulus or None in found:
     return None
@@ -63,6 +66,20 @@ def residues(text: str) -> Residues | None:
     return Residues(name.replace(" ", ""), classes, modulus)
   number = values.integer(name.strip())
   return Residues("", classes, modulus) if number is None or number % modulus in classes else None
+
+
+def _of_whom(name: str) -> str:
+  """The letter alone of "all integers n", "all n with n"; any other text as it is."""
+  words = name.split()
+  letters = {word for word in words if len(word) == 1}
+  said = {word for word in words if len(word) > 1}
+  return letters.pop() if len(letters) == 1 and said and said <= _SAID else name
+
+
+_SAID = set(
+  "all every any the those integer integers whole natural positive number numbers value values of"
+  " with for which where when such that satisfies satisfying is are if and only".split()
+)
 
 
 def _has_letters(text: str) -> bool:
@@ -106,6 +123,31 @@ def lifted(classes: Residues, modulus: int) -> frozenset:
   """The residues modulo a multiple of their modulus."""
   multiples = range(0, modulus, classes.modulus)
   return frozenset(n + i for n in classes.residues for i in multiples)
+
+
+def in_common(parts: list[Residues]) -> Residues | None:
+  """What is in all of the classes, of different moduli; None if their names differ, the common
+  modulus is large or one is negated."""
+  common = math.lcm(*(part.modulus for part in parts))
+  if len({part.name for part in parts}) > 1 or common > LIFT or any(x.negated for x in parts):
+    return None
+  shared = frozenset.intersection(*(lifted(part, common) for part in parts))
+  return parts[0]._replace(residues=shared, modulus=common)
+
+
+def residues_in_words(residues: Residues, words: Words) -> bool:
+  """n is odd, all even numbers."""
+  match = _PARITY.fullmatch(words.text.lower())
+  name, parity = (match[1], match[2]) if match else ("", "")
+  if not match or residues.negated or (name and residues.name not in ("", name)):
+    return False
+  classes = Residues(residues.name, frozenset([int(parity == "odd")]), 2)
+  return same_residues(residues, classes)
+
+
+_PARITY = re.compile(
+  r"(?:(?:all|the) )?(?:([a-z]) (?:is|must be) )?(odd|even)(?: (?:integers?|numbers?))?"
+)
 
 
 def united(parts: list[Residues]) -> Residues | None:

@@ -17,6 +17,7 @@ _TENS = {
   )
 }
 _LARGE = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_LARGE |= {"quadrillion": 10**15, "quintillion": 10**18}
 _PARTS = {
   name: number
   for number, names in enumerate(
@@ -25,6 +26,23 @@ _PARTS = {
     start=2,
   )
   for name in names.split()
+}
+# What stands behind digits: 4 million, 3 tenths.
+COUNTS = {"hundred": 100, **_LARGE, "lakh": 10**5, "crore": 10**7}
+COUNTS |= dict.fromkeys(("mil", "mn", "mln"), 10**6) | dict.fromkeys(("bn", "bln"), 10**9)
+COUNTS |= {"trn": 10**12, "dozen": 12, "doz": 12, "score": 20, "tens": 10}
+COUNTS |= {  # 3 tenths; a single quarter may be a coin, and a fifth the one after the fourth
+  f"{part}s": Fraction(1, number)
+  for number, part in enumerate(
+    "third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split(), start=3
+  )
+}
+COUNTS |= {
+  "halves": Fraction(1, 2),
+  "twentieths": Fraction(1, 20),
+  "hundredths": Fraction(1, 100),
+  "thousandths": Fraction(1, 1000),
+  "millionths": Fraction(1, 10**6),
 }
 _NUMBER = {*_SMALL, *_TENS, *_LARGE, "hundred", "and"}
 # A word behind a number that is not what is counted.
@@ -75,7 +93,7 @@ def _value(words: list[str]) -> Fraction | None:
 
 def _whole(words: list[str]) -> int | None:
   """The whole number that the words are, or None."""
-  total, group, largest = 0, None, 10**15
+  total, group, largest = 0, None, 10**21
   for place, word in enumerate(words):
     last = group or 0
     if word in _SMALL:
@@ -101,3 +119,9 @@ def _whole(words: list[str]) -> int | None:
     elif words[place - 1] not in ("hundred", *_LARGE):
       return None
   return total + (group or 0) if words and (group is not None or total) else None
+
+
+def counted(word: str) -> int | Fraction | None:
+  """What a number is multiplied by that this word stands behind, as million; None for another."""
+  word = word.lower().rstrip(".")
+  return COUNTS.get(word) or COUNTS.get(word.removesuffix("s") if word != "scores" else "")

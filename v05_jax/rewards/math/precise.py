@@ -9,23 +9,42 @@ import sympy
 from v05_jax.rewards.math.exact import TooLarge
 
 DIGITS = 200  # of the arithmetic
-AGREE = mpmath.mpf(10) ** -120  # relative difference up to which irrational values are equal
+CERTAIN = 2000  # of the arithmetic that decides where values agree with DIGITS
+SHARE = 0.6  # of the digits, in which values that are equal agree
 NOTHING = mpmath.mpf(10) ** -50  # what is so much smaller with twice the digits is rounding
 
 
-def value_of(x: sympy.Basic, where: dict):
-  """The value with DIGITS digits, exactly 0 where nothing is left but the rounding of its terms."""
-  with mpmath.workdps(DIGITS // 2):
+def value_of(x: sympy.Basic, where: dict, digits: int = DIGITS):
+  """The value with `digits` digits, exactly 0 where nothing is left but the rounding of its terms.
+
+  Raises ZeroDivisionError where it is not finite, and what mpmath raises."""
+  with mpmath.workdps(digits // 2):
     rough = _evaluate(x, where)
-  with mpmath.workdps(DIGITS):
+  with mpmath.workdps(digits):
     value = _evaluate(x, where)
     if abs(value) < NOTHING * abs(rough):
       value = mpmath.mpf(0)
-    if isinstance(value, mpmath.mpc) and abs(value.imag) <= AGREE * abs(value):
+    if isinstance(value, mpmath.mpc) and abs(value.imag) <= _tolerance(digits) * abs(value):
       value = value.real
   if not mpmath.isfinite(value):
     raise ZeroDivisionError
   return value
+
+
+def agree(x, y, digits: int = DIGITS) -> bool:
+  """Whether two values that were calculated with `digits` digits are equal."""
+  with mpmath.workdps(digits):
+    return bool(x == y or abs(x - y) <= _tolerance(digits) * max(abs(x), abs(y)))
+
+
+def agree_certainly(a: sympy.Basic, b: sympy.Basic, where: dict) -> bool:
+  """Whether two expressions that agree with DIGITS digits do so with CERTAIN ones: 1 + e^{-500} and
+  1 do not."""
+  return agree(value_of(a, where, CERTAIN), value_of(b, where, CERTAIN), CERTAIN)
+
+
+def _tolerance(digits: int) -> mpmath.mpf:
+  return mpmath.mpf(10) ** -int(SHARE * digits)
 
 
 def _evaluate(x: sympy.Basic, where: dict):

@@ -4,7 +4,7 @@ from fractions import Fraction
 import functools
 import re
 
-from v05_jax.rewards.math import integers, notation, numerals, units, values, vectors
+from v05_jax.rewards.math import dates, integers, notation, numerals, units, values, vectors
 from v05_jax.rewards.math.brackets import CLOSING, OPENING, depths, split, unwrapped
 from v05_jax.rewards.math.kinds import (
   EMPTY,
@@ -36,7 +36,10 @@ KNOWN = set(
 _SYMBOL = r"(?:[a-zA-Z]|\\[a-zA-Z]+)(?:_(?:\w|\{[^{}]*\}))?'*"
 _LABEL = re.compile(
   rf"{_SYMBOL}|\\(?:vec|hat|bar|overline|overrightarrow|widehat)\s*\{{[^{{}}]*\}}|{_SYMBOL}\s*\(\s*{_SYMBOL}(?:\s*,\s*{_SYMBOL})*\s*\)|\(\s*{_SYMBOL}(?:\s*,\s*{_SYMBOL})+\s*\)"
-  r"|\\text\s*\{[^{}]*\}|[A-Za-z]{2,}(?:\s[A-Za-z]+)*|\|?[A-Z]{2}\|?|\\(?:angle|triangle)\s*[A-Z]+"
+  r"|\\text\s*\{[^{}]*\}|[A-Za-z]{2,}(?:\s[A-Za-z]+)*|\|?[A-Z]{2}\|?|m?\s*\\(?:angle|triangle)\s*[A-Z]+"
+  # f(2), P(X = 3), E[X], \text{Var}(X), \|v\|, the area [ABC]
+  r"|[fghpqFGHPQ]\s*\(\s*-?\d+\s*\)|\\\|[^|]*\\\||\[[A-Z]{3,6}\]|(?:\\?Pr|[PE]|\\mathbb\s*\{?[PE]\}?"
+  r"|\\(?:text|operatorname)\s*\{[^{}]*\})\s*(?:\([^()]*\)|\[[^\[\]]*\])"
 )
 _ENVIRONMENT = re.compile(
   r"\\begin\{([a-zA-Z]*matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}", re.DOTALL
@@ -89,8 +92,12 @@ def _dots(text: str, depth: int) -> Dots | None:
   return Dots() if text == r"\ldots" else None
 
 
-def _quantity(text: str, depth: int) -> Value | None:
-  """twelve, five apples, 5 h 30 min."""
+def _quantity(text: str, depth: int) -> Value | Words | Ratio | None:
+  """twelve, five apples, 5 h 30 min, January 5, noon."""
+  if (found := dates.date(text)) is not None:
+    return Words(found, True)
+  if time := dates.time(text):
+    return _ratio(time, depth)
   if (found := numerals.in_digits(text)) is not None:
     return _value(found)
   if (found := units.compound(text)) is not None:
@@ -131,8 +138,10 @@ def _list(found: list, joined: str = "") -> Parts | Residues:
   """The list; of residues of one modulus, their union."""
   if all(isinstance(part, Residues) for part in found):
     one = len({part.modulus for part in found}) == 1
-    if (one or joined == "or") and (union := integers.united(found)):
-      return union
+    # of several moduli a system of congruences
+    together = integers.united if one or joined == "or" else integers.in_common
+    if classes := together(found):
+      return classes
   flat = []
   for part in found:  # 1 \pm 2, 7
     if isinstance(part, Parts) and not part.brackets and part.parts:
@@ -177,6 +186,8 @@ def _relation(text: str, depth: int) -> Answer | None:
   if not signs or not all(sides):
     return None
   signs = [_SIGNS[sign] for sign in signs]
+  if signs == ["="] and re.fullmatch("[a-zA-Z]", sides[1]) and not _LABEL.fullmatch(sides[0]):
+    sides = sides[::-1]  # 5 = x
   while "~" in signs:  # what is approximated is the answer, unless it is but a name
     place = signs.index("~")
     if place == 0 and _LABEL.fullmatch(sides[0]):
@@ -307,6 +318,7 @@ def _words(text: str, depth: int) -> Words | None:
   quoted = r"\text" in text
   bare = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text)
   bare = re.sub(r"\s+", " ", bare.replace(r"\ ", " ")).strip(" .\"'`")
+  bare = "does not exist" if bare == "DNE" else bare
   if match := re.fullmatch(
     r"(?:option |choice )?\(?([A-Ja-j])[).:](?: (.*))?|(?:[Oo]ption|[Cc]hoice) ([A-J])", bare
   ):

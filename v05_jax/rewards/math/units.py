@@ -4,26 +4,21 @@ from fractions import Fraction
 import re
 from typing import NamedTuple
 
+from v05_jax.rewards.math.numerals import counted
+
 
 class Unit(NamedTuple):
-  """What a unit measures and how many of the dimension's base units it is."""
+  """What a unit measures, how many of the dimension's base units it is, and the direction that is
+  said with it: (what it is a direction of, which one), as in 3 miles north or 5% increase."""
 
   dimension: str
   size: Fraction
+  direction: tuple[str, str] | None = None
 
 
 NONE = Unit("", Fraction(1))
 UNKNOWN = Unit("?", Fraction(1))  # apples
 PERCENT = Unit("%", Fraction(1, 100))
-
-COUNTS = {
-  "hundred": 10**2,
-  "thousand": 10**3,
-  "million": 10**6,
-  "billion": 10**9,
-  "trillion": 10**12,
-  "dozen": 12,
-}
 
 _TABLE = {
   "length": {
@@ -41,6 +36,7 @@ _TABLE = {
   },
   "time": {
     "ns nanosecond": "1/1000000000",
+    "us microsecond": "1/1000000",
     "ms millisecond": "1/1000",
     "sec second": "1",
     "min minute": "60",
@@ -52,7 +48,13 @@ _TABLE = {
     "decade": "315576000",
     "century centurie": "3155760000",
   },
-  "mass": {"mg milligram": "1/1000", "gram": "1", "kg kilogram": "1000", "ton tonne": "1000000"},
+  "mass": {
+    "ug microgram": "1/1000000",
+    "mg milligram": "1/1000",
+    "gram": "1",
+    "kg kilogram": "1000",
+    "ton tonne": "1000000",
+  },
   "weight": {"oz ounce": "1", "lb pound": "16"},
   "volume": {
     "ml mL milliliter millilitre": "1/1000",
@@ -66,6 +68,9 @@ _TABLE = {
   "area": {"acre": "1", "hectare ha": "24711/10000"},
   "euro": {"euro EUR": "1"},
   "pounds": {"GBP": "1"},
+  "yen": {"yen": "1"},
+  "rupee": {"rupee INR": "1"},
+  "ohm": {"ohm": "1", "kohm": "1000"},
   "angle": {"degree deg": "1"},
   "angleC": {"celsiu celsius": "1"},
   "angleF": {"fahrenheit": "1"},
@@ -81,8 +86,22 @@ _TABLE = {
   "kelvin": {"kelvin": "1"},
   "mole": {"mol mole": "1"},
   "count": {"unit": "1"},
-  "morning": {"am a.m": "1"},
-  "afternoon": {"pm p.m": "1"},
+  "morning": {"am a.m midnight": "1"},
+  "afternoon": {"pm p.m noon": "1"},
+}
+# Each line holds directions that exclude each other; words with "=" between say the same.
+_DIRECTIONS = {
+  word: (line, words)
+  for line in (
+    "north south east west northeast northwest southeast southwest",
+    "up=upward=upwards down=downward=downwards left=leftward=leftwards right=rightward=rightwards"
+    " forward=forwards backward=backwards",
+    "clockwise counterclockwise=anticlockwise=counter-clockwise",
+    "increase=growth=gain=profit=rise decrease=reduction=loss=drop=decline",
+    "ad=ce bc=bce",
+  )
+  for words in line.split()
+  for word in words.split("=")
 }
 _LETTERS = {
   "m": "meter",
@@ -94,8 +113,10 @@ _LETTERS = {
   "W": "watt",
 }
 _LETTERS |= {"C": "celsius", "F": "fahrenheit"}
-_LETTERS |= {"N": "newton", "J": "joule", "V": "volt", "A": "ampere", "K": "kelvin", "mph": "mi/hr"}
-_SIGNS = {r"\$": "dollar", "€": "euro", "£": "GBP"}
+_LETTERS |= {"N": "newton", "J": "joule", "V": "volt", "A": "ampere", "K": "kelvin"}
+_SHORT = {"mph": "mi/hr", "kph": "km/hr", "kmh": "km/hr", "kmph": "km/hr", "fps": "ft/sec"}
+_SHORT |= {"mpg": "mi/gal"}
+_SIGNS = {r"\$": "dollar", "€": "euro", "£": "GBP", "¥": "yen", "₹": "rupee"}
 UNITS = {
   name: Unit(dimension, Fraction(size))
   for dimension, sizes in _TABLE.items()
@@ -105,8 +126,8 @@ UNITS = {
 # Words behind a number that make another answer of it, as no unit does.
 _QUALIFIERS = set(
   "or and not no at least most more less fewer than over under above below up plus minus times"
-  " squared cubed factorial half quarter third halves thirds if when unless except base mod modulo"
-  " remainder false incorrect wrong maybe none".split()
+  " squared cubed factorial half quarter third if when unless except base mod modulo"
+  " remainder false incorrect wrong maybe none gross".split()
 )
 _TEMPERATURE = re.compile(r"\\circ\s*(?:\\text\s*\{)?\s*([CF])\s*\}?\s*$")
 _TEXT = r"\\text\s*\{(?P<text>[^{}]*)\}"
@@ -133,6 +154,8 @@ _COMPOSED = [
       r"\\text\s*\{\s*([a-zA-Z]+)\s*\}(?:\s|\\cdot)*\\text\s*\{\s*([a-zA-Z]+)\s*\}(?=\s*\^\s*\{\s*-)",
       r"\\text{\1 \2}",
     ),
+    (r"(\\text\s*\{[^{}\d]*)\}\s*\\cdot\s*\\text\s*\{", r"\1 "),
+    (r"(\\text\s*\{[^{}]*[a-zA-Z])\s*\\cdot\s*(?=[a-zA-Z])", r"\1 "),
   )
 ]
 
@@ -157,9 +180,9 @@ def split(text: str) -> tuple[str, Fraction, Unit]:
     ):
       scale = _TEMPERATURE.search(text)
       name = {"C": "celsius", "F": "fahrenheit"}[scale[1]] if scale else "degree"
-      text, unit = match[1], unit if unit != NONE else _unit(name, "", False)
+      text, unit = match[1], _together(unit, _unit(name, "", False))
     elif match := re.fullmatch(r"(.*[\w.)}\]])\s*%", text):
-      text, unit = match[1], unit if unit != NONE else PERCENT
+      text, unit = match[1], _together(unit, PERCENT)
     elif match := _TRAILING.fullmatch(text) or _BARE.fullmatch(text):
       power = re.search(r"\^?\s*(-?\d)$", match["text"].strip())
       words = (match["text"].strip()[: power.start()] if power else match["text"]).split()
@@ -169,10 +192,18 @@ def split(text: str) -> tuple[str, Fraction, Unit]:
         break
       text, factor, named = match["rest"], *found
       count *= factor
-      unit = unit if unit != NONE else named
+      unit = _together(unit, named)
     else:
       break
   return text.strip(), count, unit
+
+
+def _together(last: Unit, before: Unit) -> Unit:
+  """The unit where two are written, as in 25% increase: the last one that is known."""
+  unit = last
+  if before != NONE and last.dimension in ("", "?"):
+    unit = before
+  return unit._replace(direction=last.direction or before.direction)
 
 
 def _named(words: list[str], exponent: str, bare: bool) -> tuple[Fraction, Unit] | None:
@@ -181,14 +212,19 @@ def _named(words: list[str], exponent: str, bare: bool) -> tuple[Fraction, Unit]
   Without \\text{...} around them (`bare`) the words must be known: 5x is no five of unit x.
   """
   count = Fraction(1)
-  while words and words[0].lower().rstrip("s") in COUNTS:
-    count *= COUNTS[words[0].lower().rstrip("s")]
+  words = [word.removeprefix("-") for word in words]
+  while words and (factor := counted(words[0])):
+    count *= factor
     words = words[1:]
   words = words[1:] if words and words[0] in ("of", "a") else words
+  if [word.lower() for word in words[:2]] in (["times"], ["times", "as"]):  # 4 times as many
+    return count, UNKNOWN
   if not words:
     return count, NONE
   lower = [word.lower().strip(".,()") for word in words]
   if _QUALIFIERS & set(lower) or len(words) > 6 or any(re.search(r"\d", word) for word in words):
+    return None
+  if any(map(counted, lower)):  # 4 in a million
     return None
   if lower in (["th"], ["st"], ["nd"], ["rd"]):
     return count, NONE
@@ -197,10 +233,12 @@ def _named(words: list[str], exponent: str, bare: bool) -> tuple[Fraction, Unit]
     return None  # a letter is a variable, or a million
   if unit is None and not all(re.fullmatch(r"[a-zA-Z/.'-]+|\([a-zA-Z]+\)", word) for word in words):
     return None
-  return count, unit or UNKNOWN
+  direction = next((_DIRECTIONS[word] for word in lower if word in _DIRECTIONS), None)
+  return count, (unit or UNKNOWN)._replace(direction=direction)
 
 
 def _unit(name: str, exponent: str, bare: bool) -> Unit | None:
+  name = _SHORT.get(name.lower(), name)
   power = int(re.sub(r"[^\d-]", "", exponent) or 1)
   if power < 0 and name.count(" ") == 1:  # m s^-1
     name, power = name.replace(" ", "/"), -power
@@ -241,7 +279,11 @@ def _known(name: str, letters: bool) -> Unit | None:
 
 
 def comparable(a: Unit, b: Unit) -> bool:
-  """False if both are known and measure different things."""
+  """False if both are known and measure different things, or if north and south are said."""
+  directions = a.direction, b.direction
+  if None not in directions and directions[0] != directions[1]:
+    if directions[0][0] == directions[1][0]:
+      return False
   known = [unit.dimension for unit in (a, b) if unit.dimension not in ("", "?", "%", "count")]
   if "angle1 " in known and all(name.startswith("angle") for name in known):
     return True  # degrees of an angle or of a temperature

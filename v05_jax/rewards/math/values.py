@@ -1,8 +1,8 @@
 """Numbers and expressions: how one is read, and when two are equal.
 
 Rational numbers are compared exactly; where they are too long for that, by their size and by their
-residues modulo a large prime. Irrational ones agree in 120 digits of 200, and expressions with
-variables do so at several points.
+residues modulo a large prime. Irrational ones agree in 120 digits of 200, and then in 1,200 of
+2,000; expressions with variables do so at several points.
 """
 
 from fractions import Fraction
@@ -20,7 +20,7 @@ import mpmath
 import sympy
 
 from v05_jax.rewards.math.exact import Irrational, TooLarge, exact
-from v05_jax.rewards.math.precise import AGREE, DIGITS, value_of
+from v05_jax.rewards.math.precise import DIGITS, agree, agree_certainly, value_of
 from v05_jax.rewards.math.precise import point as point_at
 
 DECIMALS = Fraction(5, 10**7)  # difference up to which a decimal is equal to a value
@@ -65,7 +65,8 @@ def parse(text: str) -> sympy.Basic | None:
   if "matrix" not in text:  # the parser takes the transpose of a letter for the letter
     text = re.sub(r"\^\s*(?:T|\{\s*T\s*\}|\\top|\{\s*\\top\s*\})", r"^{\\mathcal{T}}", text)
   # 3(\frac12) is a product and no mixed number; degrees are angles.
-  text = re.sub(r"(?<=\d)\s*(?=\()", r"\\cdot ", text)
+  text = re.sub(r"(?<![_\d])(\d+)\s*(?=\()", r"\1\\cdot ", text)
+  text = re.sub(r"(\(\d+\))\s*(?=\(\d)", r"\1\\cdot ", text)
   text = re.sub(r"(\d+(?:\.\d+)?)\s*\^\\circ", r"(\\frac{\1\\pi}{180})", text)
   try:
     found = latex2sympy(
@@ -102,11 +103,19 @@ def same(a: sympy.Basic, b: sympy.Basic) -> bool:
   if not (_symbols(a, b) or _functions(a) or _functions(b)):
     try:
       return _same_numbers(a, b, decimal)
-    except (TooLarge, NotImplementedError, AttributeError):
+    except TooLarge:
+      return _same_form(a, b)
+    except (NotImplementedError, AttributeError):
       return bool(grader(a, b, timeout_seconds=None))
     except (ArithmeticError, ValueError, TypeError):
       return False
   return _same_everywhere(a, b, decimal)
+
+
+def _same_form(a: sympy.Basic, b: sympy.Basic) -> bool:
+  """Whether two numbers that are too large for any arithmetic are the same part by part."""
+  same_kind = a.func == b.func and len(a.args) == len(b.args) > 0
+  return same_kind and all(map(same, a.args, b.args))
 
 
 def times(x: sympy.Basic, factor: Fraction) -> sympy.Basic:
@@ -117,6 +126,8 @@ def times(x: sympy.Basic, factor: Fraction) -> sympy.Basic:
 
 def number(x: sympy.Basic) -> mpmath.mpf | None:
   """The real value of an expression without variables, else None."""
+  if _functions(x):  # f(2) is no number, though it has a value where two of it are compared
+    return None
   if x in (sympy.oo, -sympy.oo):
     return mpmath.inf if x == sympy.oo else -mpmath.inf
   try:
@@ -159,7 +170,11 @@ def _same_numbers(a, b, decimal: bool) -> bool:
     except Irrational:
       pass
   x, y = value_of(a, {}), value_of(b, {})
-  return _agree(x, y) or (decimal and _close(x, y))
+  return _near(x, y) if decimal else agree(x, y) and agree_certainly(a, b, {})
+
+
+def _near(x, y) -> bool:
+  return agree(x, y) or _close(x, y)
 
 
 def _close(x, y) -> bool:
@@ -173,11 +188,6 @@ def _close(x, y) -> bool:
 
 def _as(x: Fraction, like):
   return x if isinstance(like, Fraction) else mpmath.mpf(x.numerator) / x.denominator
-
-
-def _agree(x, y) -> bool:
-  with mpmath.workdps(DIGITS):
-    return bool(x == y or abs(x - y) <= AGREE * max(abs(x), abs(y)))
 
 
 _ENDLESS = (sympy.oo, -sympy.oo, sympy.zoo, sympy.nan)
@@ -200,22 +210,31 @@ def _same_everywhere(a, b, decimal: bool) -> bool:
   """
   symbols = _symbols(a, b)
   agreed = {True: 0, False: 0}
+  certain = decimal or _slow(a) or _slow(b)  # or agreed once with many digits
   for point in range(POINTS):
     where = point_at(symbols, point)
     try:
       x, y = value_of(a, where), value_of(b, where)
+      same_here = _near(x, y) if decimal else agree(x, y)
+      if same_here and not certain:
+        same_here = certain = agree_certainly(a, b, where)
     except (TooLarge, ArithmeticError, ValueError, TypeError, KeyError):
       continue
     except (NotImplementedError, AttributeError):
       return bool(grader(a, b, timeout_seconds=None))
     real = [isinstance(value, mpmath.mpf) for value in (x, y)]
-    if not (_agree(x, y) or (decimal and _close(x, y))):
+    if not same_here:
       if all(real) or real[0] != real[1]:
         return False
       agreed[False] -= POINTS
     else:
       agreed[all(real)] += 1
   return agreed[True] >= 2 or (agreed[True] == 0 and agreed[False] >= 2)
+
+
+def _slow(x: sympy.Basic) -> bool:
+  """Whether many digits take seconds: those of a factorial of no whole number."""
+  return any(f.free_symbols for f in x.atoms(sympy.factorial, sympy.binomial, sympy.gamma))
 
 
 def proportional(a: sympy.Expr, b: sympy.Expr) -> mpmath.mpf | None:
@@ -233,7 +252,7 @@ def proportional(a: sympy.Expr, b: sympy.Expr) -> mpmath.mpf | None:
       continue
     with mpmath.workdps(DIGITS):
       quotient = x / y
-    if ratio is not None and not _agree(quotient, ratio):
+    if ratio is not None and not agree(quotient, ratio):
       return None
     ratio = quotient
   return ratio
