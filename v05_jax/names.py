@@ -79,7 +79,7 @@ def resolve(target: str):
   except ModuleNotFoundError as error:
     near = alike(f"{module}.py", "*.py") if error.name == module else ""
     if module.endswith(".py"):  # a file's name
-      near = f", did you mean {module.removesuffix('.py').replace('/', '.')}:{name}?"
+      near = suggestion([f"{module.removesuffix('.py').replace('/', '.')}:{name}"])
     raise ModuleNotFoundError(f"{error}{near}", name=error.name) from error
   for part in name.split("."):
     if not hasattr(function, part):
