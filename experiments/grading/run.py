@@ -8,6 +8,7 @@ and results.json.
 
 import json
 import logging
+import multiprocessing
 from pathlib import Path
 import time
 
@@ -19,6 +20,7 @@ from v05_jax.rewards import math as mathematics
 
 HERE = Path(__file__).parent
 REPEATS = 5  # of the timing
+SLOW, LIMIT = 1.0, 20.0  # seconds
 
 
 def ours(response: str, answer: str) -> bool:
@@ -43,8 +45,31 @@ def read_pairs() -> list[dict]:
 
 
 def judge(method, pairs: list[dict]) -> tuple[list[bool], list[float]]:
-  """Verdicts, and milliseconds of each: the least of REPEATS, none of them from a cache."""
-  verdicts, times = [], []
+  """Verdicts, and milliseconds of each. One that takes longer than LIMIT pays nothing: what
+  calculates without end is ended with its process, and another one goes on behind it."""
+  context, found = multiprocessing.get_context("fork"), []
+  while len(found) < len(pairs):
+    ours_end, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=serve, args=(method, pairs[len(found) :], theirs))
+    process.start()
+    theirs.close()
+    try:
+      while ours_end.poll(LIMIT):
+        found.append(ours_end.recv())
+    except EOFError:  # all are done, or it has crashed
+      pass
+    process.kill()
+    process.join()
+    if len(found) < len(pairs):
+      print(f"no verdict: {pairs[len(found)]['response'][:80]!r}", flush=True)
+      found.append((False, 1e3 * LIMIT))
+  verdicts, times = zip(*found)
+  return list(verdicts), list(times)
+
+
+def serve(method, pairs: list[dict], connection):
+  """Sends (verdict, the least milliseconds of REPEATS, none of them from a cache) of each pair; one
+  that took longer than SLOW is not repeated."""
   for pair in pairs:
     best = np.inf
     for _ in range(REPEATS):
@@ -55,9 +80,9 @@ def judge(method, pairs: list[dict]) -> tuple[list[bool], list[float]]:
       except Exception:  # a crash pays nothing
         paid = False
       best = min(best, 1e3 * (time.perf_counter() - began))
-    verdicts.append(paid)
-    times.append(best)
-  return verdicts, times
+      if best > 1e3 * SLOW:
+        break
+    connection.send((paid, best))
 
 
 def forget():
