@@ -4,9 +4,11 @@ import logging
 import os
 import pwd
 
+import jax
 import pytest
 
 from v05_jax import backend
+from v05_jax.configs import default
 
 
 def test_compiled_programs_are_kept_in_the_users_cache(tmp_path, monkeypatch, caplog):
@@ -31,3 +33,16 @@ def test_a_place_that_cannot_be_written_costs_one_warning(place, tmp_path, monke
     assert backend.cache_folder() is None
   (said,) = caplog.records
   assert "compiled programs are not kept for the next run" in said.getMessage()
+
+
+def test_where_nothing_is_to_be_kept_no_place_is_made(tmp_path, monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  kept = jax.config.jax_compilation_cache_dir, jax.config.jax_enable_compilation_cache
+  try:
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_enable_compilation_cache", False)
+    backend.start(default.get_config())
+    assert not os.listdir(tmp_path)
+  finally:
+    jax.config.update("jax_compilation_cache_dir", kept[0])
+    jax.config.update("jax_enable_compilation_cache", kept[1])

@@ -1,9 +1,11 @@
 """Warnings as a user sees them."""
 
+import io
 import logging as python_logging
 import os
 from pathlib import Path
 import pty
+import socket
 import subprocess
 import sys
 
@@ -124,3 +126,18 @@ def test_a_terminal_without_codes_gets_lines(monkeypatch):
       monkeypatch.setenv("TERM", name)
       assert logs.is_terminal(terminal) == wanted and not logs.is_terminal(nothing)
   os.close(parent)
+
+
+def test_a_stream_that_is_no_file_is_not_unread(monkeypatch):
+  monkeypatch.setattr(sys, "stdout", io.StringIO())  # as in a notebook
+  assert not logs.unread()
+
+
+@pytest.mark.parametrize("make", [os.pipe, lambda: [x.detach() for x in socket.socketpair()]])
+def test_it_is_unread_once_its_reader_has_gone(monkeypatch, make):
+  reader, writer = make()
+  with open(writer, "w") as stream:
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert not logs.unread()
+    os.close(reader)
+    assert logs.unread()

@@ -28,6 +28,7 @@ from v05_jax.train import train
 MODULE = r"""
 import asyncio, math, os, time
 from v05_jax.rewards import adapters
+from v05_jax.rewards.llm_judge import LLMJudge
 
 STATE = []
 
@@ -52,10 +53,9 @@ async def leaves_a_task(prompt, response, row):
   return float(sum(not task.done() for task in STATE))
 async def loop(prompt, response, row): return float(id(asyncio.get_running_loop()))
 
-class Patient:
-  def within(self, seconds): return lambda prompt, response, row: seconds
-  def __call__(self, prompt, response, row): raise RuntimeError("not asked how long it may take")
-patient = Patient()
+class Patient(LLMJudge):
+  def __call__(self, prompt, responses, row): return [self.limit] * len(responses)
+patient = Patient("http://x/v1", "m", template="{prompt}")
 
 def rank(prompt, responses, row):
   if "raise" in responses: raise RuntimeError("the whole batch")
@@ -84,6 +84,7 @@ def of_trl_columns(prompts, completions, **columns):
 def of_trl_completions(completions, **columns): return [float(len(c)) for c in completions]
 def of_trl_column(completions, ground_truth, level=0): return [float(x) for x in ground_truth]
 def of_trl_ids(completion_ids, **columns): return [1.0 for _ in completion_ids]
+def of_trl_mixed(prompt, completions, row): return 1.0
 async def of_trl_async(prompts, completions, **columns): return [len(c) for c in completions]
 def _messages(prompts, completions, **columns):
   good = lambda p, c: p[-1]["role"] == "user" and c[0]["content"] == "4"
@@ -327,8 +328,8 @@ def test_async_functions(module):
   assert late.failure == "timeout" and after.reward == 2.0
 
 
-def test_a_function_may_be_told_how_long_a_call_may_take(module):
-  assert values("my_terms:patient", "a", timeout=50.0) == [50.0]
+def test_a_judge_is_told_how_long_a_call_may_take(module):
+  assert values("my_terms:patient", "a", timeout=50.0) == [45.0]
 
 
 @pytest.mark.parametrize("name", ["rank", "rank_async"])
@@ -401,8 +402,10 @@ def test_what_an_adapted_function_returns_or_lacks_is_said_with_its_name(module)
   none, text = judge("my_terms:of_verifiers_unsure", "4", "5", answer="4")
   assert "unsure returned None, expected a finite number" in none.detail
   assert "unsure returned '1.0', expected a finite number" in text.detail
-  with pytest.raises(ValueError, match="of_trl_ids wants completion_ids: found none here"):
+  with pytest.raises(ValueError, match="of_trl_ids wants completion_ids: found only prompts and"):
     rewards.load(config("my_terms:of_trl_ids"))
+  with pytest.raises(ValueError, match="of_trl_mixed wants prompt: found only prompts and"):
+    rewards.load(config("my_terms:of_trl_mixed"))
 
 
 def _right(completion, answer):

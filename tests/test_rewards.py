@@ -53,6 +53,7 @@ async def both(prompt, response, row): yield 1
 partial = functools.partial(score, "")
 whole = functools.partial(optional, more=1)
 class Called:
+  within = 0.01  # a name of the user's own, which `LLMJudge` has as well
   def __call__(self, prompt, response, row): return 1
 called = Called()
 number = 3

@@ -30,7 +30,7 @@ def start(config):
 
   Raises ValueError where the backend has started already with another number of devices.
   """
-  if jax.config.jax_compilation_cache_dir is None:
+  if jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir is None:
     jax.config.update("jax_compilation_cache_dir", cache_folder())
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   if config.cpu_devices != 1:

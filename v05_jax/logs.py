@@ -68,5 +68,8 @@ def close_streams():
 def unread() -> bool:
   """Whether whoever read stdout has gone, as after `| head`."""
   found = select.poll()
-  found.register(sys.stdout.fileno(), 0)
-  return any(event & select.POLLERR for _, event in found.poll(0))
+  try:
+    found.register(sys.stdout.fileno(), select.POLLOUT)
+  except (OSError, ValueError):  # a stream that is no file, as in a notebook
+    return False
+  return any(event & (select.POLLERR | select.POLLHUP) for _, event in found.poll(0))

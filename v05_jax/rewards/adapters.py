@@ -26,12 +26,13 @@ def trl(function: Callable, conversational: bool = False) -> Callable:
   `trainer_state`, `log_extra` and `log_metric` do nothing. A None in its list counts as 0, which is
   what TRL's sum of rewards makes of it. A function without **columns is given what it names.
   conversational: prompts and completions are lists of messages, as TRL has them where the data set
-  is conversational. Raises TypeError for a function that wants `completion_ids`, which are not
-  here; the verdict of a row without a column that the function wants fails, and names it.
+  is conversational. Raises TypeError for a function that wants one of `OWN`, which TRL or we do not
+  hand on; the verdict of a row without a column that the function wants fails, and names it.
   """
   takes, wants = _takes(function), _wants(function)
-  if "completion_ids" in wants:
-    raise TypeError(f"{_name(function)} wants completion_ids: found none here, only completions")
+  if unknown := ", ".join(sorted(wants & set(OWN))):
+    known = "found only prompts and completions of TRL's own"
+    raise TypeError(f"{_name(function)} wants {unknown}: {known}, and the row's fields")
 
   def score(prompt: str, responses: list[str], row: dict):
     count = len(responses)

@@ -49,9 +49,8 @@ def main(descriptor: int, target: str, memory: int, timeout: float):
   written. A job for a batched function has a list of responses, and its reply is a line for each,
   numbered from the job's number on. The first line, with number 0, says whether `target`
   ("module:function") can be used, and whether it is batched.
-  `memory`: bytes of address space, 0 = no limit. `timeout`: seconds that the parent gives a job; a
-  function with a method `within` is replaced by `function.within(timeout)`, so that one which
-  waits, as for a server, gives up before that and can say what it has waited for.
+  `memory`: bytes of address space, 0 = no limit. `timeout`: seconds that the parent gives a job; an
+  `LLMJudge` gives up before that, and can say what it has waited for.
   """
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   _follow_parent()
@@ -84,8 +83,10 @@ def _serve(connection: socket.socket, target: str, timeout: float):
 
   try:
     function = load(target)
-    if within := getattr(function, "within", None):
-      function = within(timeout)
+    if hasattr(function, "within"):
+      from v05_jax.rewards.llm_judge import LLMJudge
+
+      function = function.within(timeout) if isinstance(function, LLMJudge) else function
     batched = is_batched(function)
   except BaseException as error:
     return reply(0, math.nan, describe(error))

@@ -117,18 +117,19 @@ def _last_boxes(text: str) -> str | None:
   found = _boxes(text)
   if not found:
     return None
-  parts = [_whole(text, found[-1])]
+  parts, again = [_whole(text, found[-1])], False
   labels = [_LABEL.search(_cleaned(text[max(0, found[-1][0] - 40) : found[-1][0]]))]
   for before, after in zip(found[-2::-1], found[:0:-1]):
     between = _cleaned(text[before[3] : after[0]])
     if len(parts) == MANY or not _BETWEEN.fullmatch(between) or _paragraph(text, before, after):
       break
     parts.append(_contents(text, before))
+    again |= between.lstrip()[:1] in ("(", "/", "|")  # the second says the first once more
     labels.append(_LABEL.search(_cleaned(text[max(0, before[0] - 40) : before[0]])))
   names = [label[1] if label else "" for label in labels]
   if len(parts) > 1 and all(names) and not any("=" in part for part in parts):
     parts = [f"{name}={part}" for name, part in zip(names, parts)]
-  return ", ".join(parts[::-1])
+  return (" = " if again and len(parts) == 2 else ", ").join(parts[::-1])
 
 
 def _whole(text: str, box) -> str:
@@ -165,7 +166,8 @@ _NOT = re.compile(
 # What makes a bound of the number behind it.
 _BOUND = re.compile(
   r"\b(?:at least|at most|(?:less|more|fewer|greater|larger|smaller|higher|lower|bigger) than|up to"
-  r"|under|over|below|above|between(?:\s[^.]{1,20}?\sand)?|minimum of|maximum of)[\s$*(]*$",
+  r"|between(?:\s[^.]{1,20}?\sand)?)[ \t$*(]*$"
+  r"|(?:^\s*|\b(?:is|are|be|just|well) )(?:under|over|below|above)[ \t$*(]*$",
   re.IGNORECASE,
 )
 _REASONS = re.compile(

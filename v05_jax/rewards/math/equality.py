@@ -257,10 +257,19 @@ def _same_named(gold: Named, found: Named) -> bool:
   if gold.name != found.name and gold.name[0] == found.name[0] == "(":  # (y, x) = (2, 1)
     spread = _spread(gold), _spread(found)
     return all(isinstance(x, Parts) for x in spread) and equal(*spread)
+  if _applied(gold.name) and _applied(found.name) and _applied(gold.name) != _applied(found.name):
+    return False  # f(0) and f(1), E[X] and Var(X)
   letters = [re.fullmatch(r"\\?[a-zA-Z]\w*", named.name) for named in (gold, found)]
   if gold.name == found.name or not all(letters):
     return equal(gold.answer, found.answer)
   return bool(gold.equation and found.equation) and _same_equations(gold.equation, found.equation)
+
+
+def _applied(name: str) -> str:
+  r"""A name with an argument that is no variable, as f(2) and \text{Var}(X), however it is set; ""
+  for another."""
+  plain = re.sub(r"\\(?:text|operatorname|mathbb)|[\s{}\\]", "", name)
+  return plain if re.fullmatch(r"[^(\[]+[(\[](?![a-z](?:,[a-z])*[)\]]).*[)\]]", plain) else ""
 
 
 def _named_equation(named: Named, equation: Equation) -> bool:

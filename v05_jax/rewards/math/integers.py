@@ -182,6 +182,6 @@ def residue_and_number(residues: Residues, number: Value) -> bool:
   """7 mod 4 is 3, and 4k + 3 the class of 3; that x is 3 modulo 4 does not say that x is 3."""
   if (classes := of_multiples(number.expression)) is not None:
     return same_residues(residues, classes)
-  remainder = sympy.Integer(min(residues.residues))
-  alone = not residues.name and len(residues.residues) == 1
-  return alone and values.same(remainder, number.total)
+  if residues.name or len(residues.residues) != 1:
+    return False
+  return values.same(sympy.Integer(*residues.residues), number.total)

@@ -57,7 +57,7 @@ def _evaluate(x: sympy.Basic, where: dict):
     return +_CONSTANTS[x]
   if x.is_Symbol:
     return mpmath.mpc(0, 1) if x.name == "i" else where[x]
-  arguments = [_evaluate(a, where) for a in x.args] if not isinstance(x, _BOUND) else []
+  arguments = [_evaluate(a, where) for a in x.args] if not isinstance(x, BOUND) else []
   if x.is_Add:
     return mpmath.fsum(arguments)
   if x.is_Mul:
@@ -68,16 +68,16 @@ def _evaluate(x: sympy.Basic, where: dict):
     return arguments[0]
   if isinstance(x, sympy.core.function.AppliedUndef):
     return _drawn(f"{x.func.__name__} {[mpmath.nstr(a, 30) for a in arguments]}", 0)
-  if isinstance(x, _BOUND):
+  if isinstance(x, BOUND):
     done = x.doit()
-    if isinstance(done, _BOUND) or done.has(*_BOUND):
+    if isinstance(done, BOUND) or done.has(*BOUND):
       raise NotImplementedError
     return _evaluate(done, where)
   function = _NAMES.get(x.func.__name__) or getattr(mpmath, x.func.__name__)
   return function(*arguments)
 
 
-_BOUND = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit)
+BOUND = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit)
 _CONSTANTS = {
   sympy.pi: mpmath.pi,
   sympy.E: mpmath.e,

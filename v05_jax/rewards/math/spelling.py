@@ -121,7 +121,7 @@ _SPELLINGS = [
       r"\\text\s*\{([^{}]*)\}\s*\\Omega(?![a-zA-Z])|(?<=\d)\s*()\\Omega(?![a-zA-Z])",
       r"\\text{\1\2ohm}",
     ),
-    (r"\\mu\s*(?:\\text\s*\{\s*)?([mgsLl])(?![a-zA-Z])\s*\}?", r"\\text{u\1}"),
+    (r"\\mu\s*\\(?:text|mathrm)\s*\{\s*([mgsLl])\s*\}", r"\\text{u\1}"),
     (r"\\ast(?![a-zA-Z])", "*"),
     (r"\\ell(?![a-zA-Z])", "l"),
     (r"\\var(epsilon|phi|theta|rho|sigma|kappa|pi)(?![a-zA-Z])", r"\\\1"),

@@ -20,7 +20,7 @@ import mpmath
 import sympy
 
 from v05_jax.rewards.math.exact import Irrational, TooLarge, exact
-from v05_jax.rewards.math.precise import DIGITS, agree, agree_certainly, value_of
+from v05_jax.rewards.math.precise import BOUND, DIGITS, agree, agree_certainly, value_of
 from v05_jax.rewards.math.precise import point as point_at
 
 DECIMALS = Fraction(5, 10**7)  # difference up to which a decimal is equal to a value
@@ -170,7 +170,9 @@ def _same_numbers(a, b, decimal: bool) -> bool:
     except Irrational:
       pass
   x, y = value_of(a, {}), value_of(b, {})
-  return _near(x, y) if decimal else agree(x, y) and agree_certainly(a, b, {})
+  return (
+    _near(x, y) if decimal else agree(x, y) and (_slow(a) or _slow(b) or agree_certainly(a, b, {}))
+  )
 
 
 def _near(x, y) -> bool:
@@ -233,8 +235,11 @@ def _same_everywhere(a, b, decimal: bool) -> bool:
 
 
 def _slow(x: sympy.Basic) -> bool:
-  """Whether many digits take seconds: those of a factorial of no whole number."""
-  return any(f.free_symbols for f in x.atoms(sympy.factorial, sympy.binomial, sympy.gamma))
+  """Whether many digits take seconds: those of a factorial of no whole number, and of a sum,
+  product or integral."""
+  found = x.atoms(sympy.factorial, sympy.binomial, sympy.gamma)
+  whole = lambda f: all(argument.is_Integer for argument in f.args)
+  return x.has(*BOUND) or not all(map(whole, found))
 
 
 def proportional(a: sympy.Expr, b: sympy.Expr) -> mpmath.mpf | None:
