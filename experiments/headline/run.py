@@ -109,11 +109,8 @@ def reported(out: Path):
   ]
   warm = prepare.checksums(out)
   print(prepare.compared(warm, read(HERE / "results.json").get("warm_starts", {})), flush=True)
-  record, lines, written = (
-    made() | {"recipe": known["recipe"], "warm_starts": warm},
-    [],
-    time.time(),
-  )
+  record = made() | {"recipe": known["recipe"], "warm_starts": warm}
+  lines, written = [], time.time()
   try:
     for task, result in play_all(tasks, out):
       lines.append(line(task, result))

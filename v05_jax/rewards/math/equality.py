@@ -257,8 +257,9 @@ def _same_named(gold: Named, found: Named) -> bool:
   if gold.name != found.name and gold.name[0] == found.name[0] == "(":  # (y, x) = (2, 1)
     spread = _spread(gold), _spread(found)
     return all(isinstance(x, Parts) for x in spread) and equal(*spread)
-  if _applied(gold.name) and _applied(found.name) and _applied(gold.name) != _applied(found.name):
-    return False  # f(0) and f(1), E[X] and Var(X)
+  applied = _applied(gold.name), _applied(found.name)
+  if all(applied) and applied[0] != applied[1]:  # f(0) and f(1), E[X] and Var(X)
+    return False
   letters = [re.fullmatch(r"\\?[a-zA-Z]\w*", named.name) for named in (gold, found)]
   if gold.name == found.name or not all(letters):
     return equal(gold.answer, found.answer)
