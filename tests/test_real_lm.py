@@ -13,7 +13,18 @@ import numpy as np
 import pytest
 
 from experiments.headline import tuning
-from experiments.real_lm import measure, pairing, paper, plan, play, results, run, table, words
+from experiments.real_lm import (
+  by_task,
+  measure,
+  pairing,
+  paper,
+  plan,
+  play,
+  results,
+  run,
+  table,
+  words,
+)
 from v05_jax import config as configuration
 from v05_jax.run.evaluate import Result
 
@@ -475,6 +486,20 @@ def test_equal_seconds_are_those_of_the_faster_run(tmp_path):
   fast = record("grpo16", 0, [1, 1], end=0.3, seconds=100.0)
   assert pairing.at_equal_seconds(slow, fast) == pytest.approx((100, 0.4, 0.3))
   assert pairing.at_equal_seconds(fast, slow) == pytest.approx((100, 0.3, 0.4))
+
+
+def test_success_by_task_is_that_of_problems_in_turns(tmp_path):
+  found = record("v05", 0, [1.0, 0.5, 1.0, 0.0])
+  found["before"] |= {"mean": [0.5, 0, 0.25, 0], "pass": [1, 0, 1, 0]}
+  found["before"]["benchmarks"] = {"a": 0.375, "b": 0.0}
+  found["after"]["benchmarks"] = {"a": 1.0, "b": 0.25}
+  text = by_task.by_task({"v05": {0: found}})
+  assert "| a | V0.5, 4 | 0.375 | 1.000 | 1.000 | 1.000 |" in text
+  assert "| b | V0.5, 4 | 0.000 | 0.250 | 0.000 | 0.500 |" in text
+  assert by_task.by_task({"v05": {0: record("v05", 0, [1, 1])}}) == ""
+  found["after"]["benchmarks"] = {"a": 0.25, "b": 1.0}
+  with pytest.raises(ValueError, match=r"tasks v05-0-3e-05: a: found a mean of .*in turns"):
+    by_task.by_task({"v05": {0: found}})
 
 
 def test_the_cost_counts_every_warm_start_once(tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 from experiments.estimator_lab.tables import table
 from experiments.headline.claims import LEVEL, holm, p_value
 from experiments.real_lm import curve, measured, paper, plan, results
+from experiments.real_lm.by_task import by_task
 from experiments.real_lm.pairing import (
   Runs,
   at_equal_seconds,
@@ -59,9 +60,11 @@ def reported(record: dict, records: list[dict]) -> bool:
 
 def section(arena: str, runs: Runs, records: list[dict]) -> list[str]:
   """The tables of an arena."""
+  tasks = by_task(runs)
   return [
     f"## {arena}: {plan.heldout_problems(arena)}",
     overall(runs),
+    *(["### By task", tasks] if tasks else []),
     "### Differences in success at the end",
     claimed(runs),
     "### At equal seconds of sampling and update",
