@@ -494,8 +494,8 @@ def test_success_by_task_is_that_of_problems_in_turns(tmp_path):
   found["before"]["benchmarks"] = {"a": 0.375, "b": 0.0}
   found["after"]["benchmarks"] = {"a": 1.0, "b": 0.25}
   text = by_task.by_task({"v05": {0: found}})
-  assert "| a | V0.5, 4 | 0.375 | 1.000 | 1.000 | 1.000 |" in text
-  assert "| b | V0.5, 4 | 0.000 | 0.250 | 0.000 | 0.500 |" in text
+  assert "| a | V0.5, 4 | 0.375 | 1.000 | 1.000 | 1.000 | +0.000 | [+0.000, +0.000] |" in text
+  assert "| b | V0.5, 4 | 0.000 | 0.250 | 0.000 | 0.500 | +0.500 | [+0.000, +1.000] |" in text
   assert by_task.by_task({"v05": {0: record("v05", 0, [1, 1])}}) == ""
   found["after"]["benchmarks"] = {"a": 0.25, "b": 1.0}
   with pytest.raises(ValueError, match=r"tasks v05-0-3e-05: a: found a mean of .*in turns"):

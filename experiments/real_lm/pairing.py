@@ -1,10 +1,11 @@
 """Differences between runs of the same seed: they share the warm start, the order of the training
 problems and the held-out problems."""
 
+import jax
 import numpy as np
 
 from experiments.real_lm import plan
-from v05_jax.run import comparison
+from v05_jax.run import comparison, success
 
 Runs = dict[str, dict[int, dict]]  # method -> seed -> result
 
@@ -54,3 +55,10 @@ def interval(values) -> str:
   """Mean ± half of the 95 % interval by Student's t; the mean alone for one value."""
   found = comparison.interval(values)
   return f"{found.mean:+.3f}" + ("" if found.pairs < 2 else f" ± {found.half:.3f}")
+
+
+def of_problems(found: np.ndarray) -> str:
+  """The 95 % bootstrap interval over problems of differences [seeds, problems], seeds as they
+  are."""
+  low, high = success.interval(success.bootstrap(jax.random.key(0), found.mean(0)[:, None]))
+  return f"[{low:+.3f}, {high:+.3f}]"

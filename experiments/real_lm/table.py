@@ -6,7 +6,6 @@ and the held-out problems; a seed that one of two methods lacks is named, and in
 
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from experiments.estimator_lab.tables import table
@@ -19,9 +18,10 @@ from experiments.real_lm.pairing import (
   common,
   differences,
   interval,
+  of_problems,
   seeds_of,
 )
-from v05_jax.run import files, success
+from v05_jax.run import files
 
 
 def write(here: Path) -> str:
@@ -137,13 +137,6 @@ def claimed(runs: Runs) -> str:
     cells += [f"{raw:.4f}", f"{adjusted:.3f}", verdict] if known else ["-", "-", "too few seeds"]
   head = ["method", "minus", "seeds", "success ± 95 % over seeds", "[95 % over problems]"]
   return table([*head, "pass@8 ± 95 %", "p", "Holm", "differs"], rows)
-
-
-def of_problems(found: np.ndarray) -> str:
-  """The 95 % bootstrap interval over problems of differences [seeds, problems], seeds as they
-  are."""
-  low, high = success.interval(success.bootstrap(jax.random.key(0), found.mean(0)[:, None]))
-  return f"[{low:+.3f}, {high:+.3f}]"
 
 
 # --- Equal seconds
