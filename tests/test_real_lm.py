@@ -386,7 +386,7 @@ def test_a_result_keeps_what_the_tables_need(tmp_path):
   other = (
     np.full(samples.shape, 3),
     np.ones(samples.shape, bool),
-    np.full(samples.shape, "", object),
+    np.array([["5", "5 ", "7", "5"], ["1", "2", "3", "4"]], object),
   )
   evaluated = Result(rows, np.full(2, np.nan), samples, *other)
   lines = [{"step": 0, "rollouts": 0, "eval/mean": 0.25}]
@@ -407,6 +407,8 @@ def test_a_result_keeps_what_the_tables_need(tmp_path):
   assert results.stale(found) == []
   assert found["after"]["mean"] == [0.25, 0.25] and found["after"]["pass"] == [1, 0]
   assert found["after"]["benchmarks"] == {"a": 0.25, "b": 0.25}
+  assert found["after"]["answers"]["a"] == {"different": 2, "commonest": 0.75}
+  assert found["after"]["answers"]["b"] == {"different": 4, "commonest": 0.25}
   assert (found["rollouts"], found["steps"]) == (56, 7)
   assert found["seconds"] == {
     "sample": 107.5,
@@ -493,9 +495,13 @@ def test_success_by_task_is_that_of_problems_in_turns(tmp_path):
   found["before"] |= {"mean": [0.5, 0, 0.25, 0], "pass": [1, 0, 1, 0]}
   found["before"]["benchmarks"] = {"a": 0.375, "b": 0.0}
   found["after"]["benchmarks"] = {"a": 1.0, "b": 0.25}
+  found["before"]["answers"] = {"a": {"different": 4, "commonest": 0.25}}
+  found["after"]["answers"] = {"a": {"different": 2, "commonest": 0.875}}
   text = by_task.by_task({"v05": {0: found}})
-  assert "| a | V0.5, 4 | 0.375 | 1.000 | 1.000 | 1.000 | +0.000 | [+0.000, +0.000] |" in text
-  assert "| b | V0.5, 4 | 0.000 | 0.250 | 0.000 | 0.500 | +0.500 | [+0.000, +1.000] |" in text
+  a, b = text.splitlines()[-2:]
+  assert a.startswith("| a | V0.5, 4 | 0.375 | 1.000 | 1.000 | 1.000 | +0.000 | [+0.000, +0.000] |")
+  assert a.endswith("| 4.0 | 2.0 | 0.25 | 0.88 |") and b.endswith("| - | - | - | - |")
+  assert b.startswith("| b | V0.5, 4 | 0.000 | 0.250 | 0.000 | 0.500 | +0.500 | [+0.000, +1.000] |")
   assert by_task.by_task({"v05": {0: record("v05", 0, [1, 1])}}) == ""
   found["after"]["benchmarks"] = {"a": 0.25, "b": 1.0}
   with pytest.raises(ValueError, match=r"tasks v05-0-3e-05: a: found a mean of .*in turns"):

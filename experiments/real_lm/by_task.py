@@ -24,9 +24,27 @@ def by_task(runs: Runs) -> str:
       change = found[:, 1, 1] - found[:, 1, 0]  # of pass@8, [seeds, problems]
       cells = [f"{x:.3f}" for x in (start, end, first, last)]
       rows.append([name, plan.METHODS[method].title, *cells, f"{change.mean():+.3f}"])
-      rows[-1].append(of_problems(change))
+      rows[-1] += [of_problems(change), *answers(list(of.values()), name)]
   head = ["task", "method", "success start", "end", "pass@8 start", "end", "change"]
-  return table([*head, "[95 % over problems]"], rows) if rows else ""
+  head += [
+    "[95 % over problems]",
+    "different answers start",
+    "end",
+    "commonest answer start",
+    "end",
+  ]
+  return table(head, rows) if rows else ""
+
+
+def answers(records: list[dict], name: str) -> list[str]:
+  """How many of a problem's 8 answers are different, and the share of the task's commonest answer,
+  start and end; "-" where a result does not say."""
+  cells = []
+  for key, form in (("different", ".1f"), ("commonest", ".2f")):
+    for when in WHEN:
+      found = [record[when].get("answers", {}).get(name, {}).get(key) for record in records]
+      cells.append("-" if None in found else format(np.mean(found), form))
+  return cells
 
 
 def names_of(runs: Runs) -> list[str]:

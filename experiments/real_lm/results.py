@@ -4,6 +4,7 @@ A result holds all of its run's config that could have changed it, so that a cha
 from a change of anything else: a result of another plan is named, and neither taken nor replaced.
 """
 
+import collections
 import itertools
 import json
 from pathlib import Path
@@ -209,18 +210,28 @@ def mean(lines: list[dict], key: str) -> float | None:
 
 
 def summary(result: Result) -> dict[str, Any]:
-  """Per problem: mean success, whether any sample succeeds; over all: tokens, truncated share; the
-  mean success of each benchmark."""
+  """Per problem: mean success, whether any sample succeeds; over all: tokens, truncated share; of
+  each benchmark the mean success and its answers."""
   values = evaluate.per_prompt(result)
   labels = np.array([evaluate.label(row) for row in result.rows])
-  of = {name: float(values["mean"][labels == name].mean()) for name in sorted(set(labels) - {""})}
+  names = sorted(set(labels) - {""})
   return {
     "mean": [round(float(x), 4) for x in values["mean"]],
     "pass": [round(float(x), 4) for x in values["pass"]],
     "length": float(values["length"].mean()),
     "truncated": float(values["truncated"].mean()),
-    "benchmarks": of,
+    "benchmarks": {name: float(values["mean"][labels == name].mean()) for name in names},
+    "answers": {name: answers(result.responses[labels == name]) for name in names},
   }
+
+
+def answers(responses) -> dict[str, float]:
+  """Of responses [problems, samples]: how many of a problem's are different, on average, and the
+  share of all that the most frequent one has."""
+  texts = [[text.strip() for text in row] for row in responses]
+  counts = collections.Counter(text for row in texts for text in row)
+  different = float(np.mean([len(set(row)) for row in texts]))
+  return {"different": different, "commonest": max(counts.values()) / counts.total()}
 
 
 def digest(result: Result) -> int:
