@@ -455,10 +455,20 @@ def test_a_clear_difference_differs_with_the_right_sign(tmp_path):
   runs = {
     name: {i: record(name, i, end) for i, end in found.items()} for name, found in ends.items()
   }
-  assert paper.cell(runs, "v05", "grpo16", "end", 1) == "yes: +0.315 ± 0.021, 4 seeds"
-  assert paper.cell(runs, "grpo16", "v05", "end", 1).startswith("the reverse: -0.315")
-  assert paper.cell(runs, "v05", "grpo16", "loss/entropy", 1).startswith("not decided: +0.000")
-  assert paper.cell(runs, "v05", "spo", "end", 1) == "not run"
+  cells = dict(zip([x[:1] + x[3:4] for x in paper.CLAIMS], paper.column(runs), strict=True))
+  first, entropy = paper.CLAIMS[0], ("Entropy stays higher", "loss/entropy")
+  assert cells[first[:1] + first[3:4]] == "yes: +0.315 ± 0.021, 4 seeds"
+  assert cells[entropy].startswith("not decided: +0.000")
+  assert "not run" in cells.values()
+
+
+def test_a_claim_says_whether_it_outlives_the_correction():
+  values = np.array([0.2, 0.25, 0.3])
+  assert paper.cell(values, 0.01, 1).startswith("yes: +0.250 ±")
+  assert paper.cell(values, 0.01, -1).startswith("the reverse: +0.250 ±")
+  assert paper.cell(values, 0.07, 1).startswith("yes, before Holm's correction: +0.250 ±")
+  assert paper.cell(np.array([-0.1, 0.3, 0.1]), 1.0, 1).startswith("not decided: +0.100 ±")
+  assert paper.cell(values[:1], np.nan, 1) == "one seed: +0.200"
 
 
 def test_seeds_that_one_method_lacks_are_in_no_difference(tmp_path):

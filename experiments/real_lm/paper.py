@@ -3,6 +3,7 @@
 import numpy as np
 
 from experiments.estimator_lab.tables import table
+from experiments.headline.claims import LEVEL, holm, p_value
 from experiments.real_lm import pairing, plan
 from v05_jax.run import comparison
 
@@ -30,25 +31,33 @@ CLAIMS = (
 def claims(by_arena: dict[str, dict]) -> str:
   """A row a claim, a column an arena."""
   titles = {name: method.title for name, method in plan.METHODS.items()}
+  columns = [column(runs) for runs in by_arena.values()]
   rows = [
-    [text, f"{titles[one]} minus {titles[other]}, {what}"]
-    + [cell(runs, one, other, what, sign) for runs in by_arena.values()]
-    for text, one, other, what, sign in CLAIMS
+    [text, f"{titles[one]} minus {titles[other]}, {what}", *cells]
+    for (text, one, other, what, _), *cells in zip(CLAIMS, *columns, strict=True)
   ]
   return table(["claim", "measured by", *(f"SmolLM2, {arena}" for arena in by_arena)], rows)
 
 
-def cell(runs: dict, one: str, other: str, what: str, sign: int) -> str:
-  """The verdict and the difference with its 95 % interval over seeds."""
-  values = difference(runs.get(one, {}), runs.get(other, {}), what)
-  if not len(values):
-    return "not run"
+def column(runs: dict) -> list[str]:
+  """A cell a claim: the verdict and the difference with its 95 % interval over seeds. The p-values
+  of the column are corrected by Holm's rule; what differs only without that is said to."""
+  found = [difference(runs.get(x[1], {}), runs.get(x[2], {}), x[3]) for x in CLAIMS]
+  adjusted = holm([p_value(values) for values in found])
+  return [
+    cell(values, p, claim[4]) for values, p, claim in zip(found, adjusted, CLAIMS, strict=True)
+  ]
+
+
+def cell(values: np.ndarray, adjusted: float, sign: int) -> str:
+  """The verdict on differences [seeds] whose p-value after the correction is `adjusted`."""
+  if len(values) < 2:
+    return f"one seed: {pairing.interval(values)}" if len(values) else "not run"
   found = comparison.interval(values)
-  if found.pairs < 2:
-    return f"one seed: {pairing.interval(values)}"
   decided = abs(found.mean) > found.half
   verdict = "not decided" if not decided else "yes" if sign * found.mean > 0 else "the reverse"
-  return f"{verdict}: {pairing.interval(values)}, {found.pairs} seeds"
+  uncorrected = ", before Holm's correction" if decided and adjusted >= LEVEL else ""
+  return f"{verdict}{uncorrected}: {pairing.interval(values)}, {found.pairs} seeds"
 
 
 def difference(one: dict, other: dict, what: str) -> np.ndarray:
