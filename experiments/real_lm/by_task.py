@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.estimator_lab.tables import table
 from experiments.real_lm import plan
-from experiments.real_lm.pairing import Runs, of_problems
+from experiments.real_lm.pairing import Runs, name_of, of_problems
 
 CLOSE = 1e-3  # what is kept of a problem is rounded
 WHEN = ("before", "after")
@@ -62,9 +62,8 @@ def of_run(record: dict, name: str) -> np.ndarray:
   found = np.array([[record[when][key][place::turn] for when in WHEN] for key in ("mean", "pass")])
   said = [record[when]["benchmarks"][name] for when in WHEN]
   if not np.allclose(found[0].mean(1), said, atol=CLOSE):
-    task = plan.Task(*(record[key] for key in plan.Task._fields))
     raise ValueError(
-      f"{record['arena']} {task.name}: {name}: found a mean of {found[0].mean(1).tolist()}, "
+      f"{name_of(record)}: {name}: found a mean of {found[0].mean(1).tolist()}, "
       f"expected {said}: the problems do not go through the tasks in turns"
     )
   return found

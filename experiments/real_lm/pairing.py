@@ -16,15 +16,18 @@ def common(one: dict[int, dict], other: dict[int, dict]) -> list[int]:
   seeds = sorted(set(one) & set(other))
   for seed in seeds:
     a, b = one[seed], other[seed]
-    names = [
-      f"{x['arena']} {plan.Task(*(x[key] for key in plan.Task._fields)).name}" for x in (a, b)
-    ]
+    names = name_of(a), name_of(b)
     if a["problems"] != b["problems"]:
       found = f"{a['problems']} and {b['problems']}"
       raise ValueError(f"{names[0]}, {names[1]}: found the problems {found}, expected the same")
     if a["before"]["mean"] != b["before"]["mean"]:
       raise ValueError(f"{names[0]}, {names[1]}: found different warm starts, expected the same")
   return seeds
+
+
+def name_of(record: dict) -> str:
+  """The arena and the run of a result, for messages."""
+  return f"{record['arena']} {plan.Task(*(record[key] for key in plan.Task._fields)).name}"
 
 
 def differences(one: dict, other: dict, key: str = "mean") -> np.ndarray:
