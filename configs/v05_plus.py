@@ -1,5 +1,5 @@
-"""Our recipe: one rollout a prompt, prompts selected by V, EWA-Beta as the baseline, every rollout
-used twice.
+"""The recipe before configs/score.py: one rollout a prompt, prompts selected by V, EWA-Beta as the
+baseline, every rollout used twice.
 
     v05 train --config=v05_plus --workdir=runs/v05_plus
 

@@ -278,6 +278,7 @@ def record(method, seed, evaluated, rate=3e-5, arena="tasks", end=0.3, seconds=1
   config = plan.training(task, Path("-"), "-", "-")
   of = lambda mean: {
     "mean": list(mean),
+    "solved": [float(x >= 1) for x in mean],
     "pass": [float(x > 0) for x in mean],
     "length": 3.0,
     "truncated": 0.25,
@@ -406,6 +407,7 @@ def test_a_result_keeps_what_the_tables_need(tmp_path):
   (found,) = results.read(tmp_path)
   assert results.stale(found) == []
   assert found["after"]["mean"] == [0.25, 0.25] and found["after"]["pass"] == [1, 0]
+  assert found["after"]["solved"] == [0.25, 0]  # an answer that is right in part is not
   assert found["after"]["benchmarks"] == {"a": 0.25, "b": 0.25}
   assert found["after"]["answers"]["a"] == {"different": 2, "commonest": 0.75}
   assert found["after"]["answers"]["b"] == {"different": 4, "commonest": 0.25}
@@ -457,23 +459,24 @@ def test_a_clear_difference_differs_with_the_right_sign(tmp_path):
   }
   cells = dict(zip([x[:1] + x[3:4] for x in paper.CLAIMS], paper.column(runs), strict=True))
   first, entropy = paper.CLAIMS[0], ("Entropy stays higher", "loss/entropy")
-  assert cells[first[:1] + first[3:4]] == "yes: +0.315 ± 0.021, 4 seeds"
+  assert cells[first[:1] + first[3:4]].startswith("yes: +0.315 ± 0.021 (4 seeds, p ")
   assert cells[entropy].startswith("not decided: +0.000")
   assert "not run" in cells.values()
 
 
 def test_a_claim_says_whether_it_outlives_the_correction():
   values = np.array([0.2, 0.25, 0.3])
-  assert paper.cell(values, 0.01, 1).startswith("yes: +0.250 ±")
-  assert paper.cell(values, 0.01, -1).startswith("the reverse: +0.250 ±")
-  assert paper.cell(values, 0.07, 1).startswith("yes, before Holm's correction: +0.250 ±")
-  assert paper.cell(np.array([-0.1, 0.3, 0.1]), 1.0, 1).startswith("not decided: +0.100 ±")
-  assert paper.cell(values[:1], np.nan, 1) == "one seed: +0.200"
-  # p = .012 in two of five claims that were measured: .06 by Holm's rule
+  assert paper.cell(values, 0.01, 0.04, 1).startswith("yes: +0.250 ±")
+  assert paper.cell(values, 0.01, 0.04, -1).startswith("the reverse: +0.250 ±")
+  undecided = paper.cell(values, 0.01, 0.07, 1)
+  assert undecided.startswith("not decided: +0.250 ±")
+  assert undecided.endswith("(3 seeds, p 0.01, by Holm's rule 0.07)")
+  assert paper.cell(values[:1], np.nan, np.nan, 1) == "one seed: +0.200"
+  # p = .012 in three of six claims that were measured: .07 by Holm's rule
   ends = [[0.6, 0.5], [0.56, 0.46], [0.55, 0.45], [0.61, 0.51]]
   runs = {"v05": {i: record("v05", i, end) for i, end in enumerate(ends)}}
   runs |= {m: {i: record(m, i, [0.5, 0.4]) for i in range(4)} for m in ("grpo16", "grpo4")}
-  assert paper.column(runs)[0].startswith("yes, before Holm's correction: +0.080 ±")
+  assert paper.column(runs)[0].startswith("not decided: +0.080 ±")
 
 
 def test_seeds_that_one_method_lacks_are_in_no_difference(tmp_path):

@@ -32,7 +32,7 @@ def draw(by_arena: dict[str, dict], path: Path):
       axes.set_title(title)
       axes.set_xlabel("rollouts generated")
       axes.legend(fontsize=7, title="method, end")
-    np.atleast_1d(figure.axes)[0].set_ylabel("success")
+    np.atleast_1d(figure.axes)[0].set_ylabel("success on validation problems")
     figure.savefig(path, dpi=120)
 
 
@@ -41,10 +41,11 @@ def colours() -> dict[str, str]:
 
 
 def real(runs: dict) -> list[tuple]:
-  """(title, colour, rollouts, mean, standard error) of each method, on validation problems."""
-  lines = []
+  """(title, colour, rollouts, mean, standard error) of each method that has as many seeds as any,
+  on validation problems."""
+  lines, most = [], max(map(len, runs.values()))
   for method, colour in colours().items():
-    if method in runs:
+    if len(runs.get(method, {})) == most:  # others' seeds start elsewhere
       curves = [np.array(x["curve"], float) for x in runs[method].values()]
       x = np.linspace(0, min(y[-1, 0] for y in curves), POINTS)
       values = np.stack([np.interp(x, y[:, 0], y[:, 1]) for y in curves])

@@ -27,7 +27,13 @@ def common(one: dict[int, dict], other: dict[int, dict]) -> list[int]:
 
 def name_of(record: dict) -> str:
   """The arena and the run of a result, for messages."""
-  return f"{record['arena']} {plan.Task(*(record[key] for key in plan.Task._fields)).name}"
+  return f"{record['arena']} {plan.Task.of(record).name}"
+
+
+def present(runs: Runs) -> list[tuple[str, str]]:
+  """The comparisons of plan.PAIRS both sides of which have results, the recipe by its name."""
+  named = ((plan.resolved(one), plan.resolved(other)) for one, other in plan.PAIRS)
+  return [(a, b) for a, b in named if a != b and a in runs and b in runs]
 
 
 def differences(one: dict, other: dict, key: str = "mean") -> np.ndarray:

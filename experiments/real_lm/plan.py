@@ -41,6 +41,11 @@ class Task(NamedTuple):
   def name(self) -> str:
     return f"{self.method}-{self.seed}-{self.rate:g}"
 
+  @classmethod
+  def of(cls, record: dict) -> "Task":
+    """The run that a result is of."""
+    return cls(*(record[key] for key in cls._fields))
+
 
 class Method(NamedTuple):
   """A row of the tables."""

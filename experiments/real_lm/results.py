@@ -70,7 +70,7 @@ def of_evaluation(config) -> dict[str, Any]:
 
 def stale(record: dict) -> list[str]:
   """In what the plan is not that of a result; [] where it is. A method that has gone is named."""
-  task, nowhere = plan.Task(*(record[key] for key in plan.Task._fields)), Path("-")
+  task, nowhere = plan.Task.of(record), Path("-")
   if task.method not in plan.METHODS or task.arena not in plan.ARENAS:
     return [f"method: found {task.method!r} in {task.arena!r}, expected one of plan.py"]
   config = plan.training(task, nowhere, "-", "-")
@@ -112,7 +112,7 @@ def current(here: Path) -> tuple[list[dict], list[str]]:
   good, others = [], []
   for record in read(here):
     if problems := stale(record):
-      task = plan.Task(*(record[key] for key in plan.Task._fields))
+      task = plan.Task.of(record)
       more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
       others.append(f"{path(here, task)}: made by another plan: {problems[0]}{more}")
     else:
@@ -210,13 +210,14 @@ def mean(lines: list[dict], key: str) -> float | None:
 
 
 def summary(result: Result) -> dict[str, Any]:
-  """Per problem: mean success, whether any sample succeeds; over all: tokens, truncated share; of
-  each benchmark the mean success and its answers."""
+  """Per problem: mean success, the share of samples that are right in full ("solved"), whether any
+  is; over all: tokens, truncated share; of each benchmark the mean success and its answers."""
   values = evaluate.per_prompt(result)
   labels = np.array([evaluate.label(row) for row in result.rows])
   names = sorted(set(labels) - {""})
   return {
     "mean": [round(float(x), 4) for x in values["mean"]],
+    "solved": [round(float(x), 4) for x in (result.success >= 1).mean(1)],
     "pass": [round(float(x), 4) for x in values["pass"]],
     "length": float(values["length"].mean()),
     "truncated": float(values["truncated"].mean()),

@@ -18,10 +18,21 @@ from experiments.real_lm.pairing import (
   common,
   differences,
   interval,
+  name_of,
   of_problems,
+  present,
   seeds_of,
 )
 from v05_jax.run import files
+
+LEGEND = """\
+A number behind a method's name is its rollouts a prompt; "twice": every rollout is used in two
+updates. The recipe is "{recipe}": the baseline of least gradient noise, without a prior. Success
+is the verifier's score, which some tasks give in part for what is right in part; pass@8 and
+"right in full" count full scores alone. ± is half of a 95 % interval over seeds (Student's t).
+Entropy, gradient norm (before it is clipped to 1), prompts a step, rho (failures' gradients over
+successes') and the prior's squared errors (on the scale from -1 to 1, the noise of a group's mean
+in them; a constant's beside it) are means over a run's last five steps."""
 
 
 def write(here: Path) -> str:
@@ -29,7 +40,7 @@ def write(here: Path) -> str:
   records, others = results.current(here)
   by_arena = {arena: of_arena(records, arena) for arena in plan.ARENAS}
   by_arena = {arena: runs for arena, runs in by_arena.items() if runs}
-  text = [f"The recipe: {plan.METHODS[plan.resolved(plan.RECIPE)].title}."]
+  text = [LEGEND.format(recipe=plan.METHODS[plan.resolved(plan.RECIPE)].title)]
   for arena, runs in by_arena.items():
     text += section(arena, runs, records)
     text += measured.sections(here, arena)
@@ -67,7 +78,7 @@ def section(arena: str, runs: Runs, records: list[dict]) -> list[str]:
     *(["### By task", tasks] if tasks else []),
     "### Differences in success at the end",
     claimed(runs),
-    "### At equal seconds of sampling and update",
+    "### Validation success at equal seconds of sampling and update, and at equal rollouts",
     equal_seconds(runs),
     "### Learning rates",
     rates(records, arena),
@@ -80,9 +91,10 @@ def section(arena: str, runs: Runs, records: list[dict]) -> list[str]:
 def overall(runs: Runs) -> str:
   """Means over the seeds of each method."""
   head = (
-    *("method", "seeds", "rate", "rollouts", "start", "end", "gain", "pass@8 start", "pass@8 end"),
-    *("change", "truncated start", "end", "tokens start", "end", "entropy first", "last"),
-    *("gradient norm", "prompts", "sampling and update, s", "rho (w)", "prior MSE", "a constant's"),
+    *("method", "seeds", "rate", "rollouts", "success start", "end", "gain", "in full start"),
+    *("end", "gain", "pass@8 start", "end", "change", "truncated start", "end", "tokens start"),
+    *("end", "entropy first", "last", "gradient norm", "prompts", "sampling and update, s", "rho"),
+    *("prior MSE", "a constant's"),
   )
   return table(list(head), [row(method, list(of.values())) for method, of in runs.items()])
 
@@ -101,7 +113,7 @@ def row(method: str, records: list[dict]) -> list[str]:
   return [
     *(plan.METHODS[method].title, seeds, f"{records[0]['rate']:g}"),
     f"{mean(lambda x: x['rollouts']):,.0f}",
-    *(*both("mean", ".3f"), change("mean"), *both("pass", ".3f"), change("pass")),
+    *(cell for key in ("mean", "solved", "pass") for cell in (*both(key, ".3f"), change(key))),
     *(*both("truncated", ".3f"), *both("length", ".1f")),
     *(known("first", "loss/entropy"), known("last", "loss/entropy"), known("last", "grad/norm")),
     f"{mean(lambda x: x['last']['prompts'] or 0):.0f}",
@@ -122,43 +134,42 @@ def means(found: list[float | None], form: str) -> str:
 def claimed(runs: Runs) -> str:
   """PAIRS, with both intervals, and p corrected by Holm's rule over the rows."""
   rows, p = [], []
-  for name, other in ((plan.resolved(a), plan.resolved(b)) for a, b in plan.PAIRS):
-    if name != other and name in runs and other in runs:
-      found = differences(runs[name], runs[other])
-      ends = found.mean(1)
-      passes = differences(runs[name], runs[other], "pass").mean(1)
-      titles = plan.METHODS[name].title, plan.METHODS[other].title
-      rows.append([*titles, seeds_of(name, other, runs)])
-      rows[-1] += [interval(ends), of_problems(found), interval(passes)] if len(found) else [""] * 3
-      p.append(p_value(ends))
+  for name, other in present(runs):
+    found = differences(runs[name], runs[other])
+    ends = found.mean(1)
+    titles = plan.METHODS[name].title, plan.METHODS[other].title
+    rows.append([*titles, seeds_of(name, other, runs)])
+    if len(found):
+      further = [differences(runs[name], runs[other], key).mean(1) for key in ("solved", "pass")]
+      rows[-1] += [interval(ends), of_problems(found), *map(interval, further)]
+    else:
+      rows[-1] += [""] * 4
+    p.append(p_value(ends))
   for cells, raw, adjusted in zip(rows, p, holm(p), strict=True):
     known = np.isfinite(raw)
     verdict = "yes" if adjusted < LEVEL else "no"
     cells += [f"{raw:.4f}", f"{adjusted:.3f}", verdict] if known else ["-", "-", "too few seeds"]
   head = ["method", "minus", "seeds", "success ± 95 % over seeds", "[95 % over problems]"]
-  return table([*head, "pass@8 ± 95 %", "p", "Holm", "differs"], rows)
+  holms = f"by Holm's rule, {np.isfinite(p).sum()} of {len(plan.PAIRS)} compared"
+  return table([*head, "right in full ± 95 %", "pass@8 ± 95 %", "p", holms, "differs"], rows)
 
 
 # --- Equal seconds
 
 
 def equal_seconds(runs: Runs) -> str:
-  """PAIRS on validation problems at the seconds at which the faster of both ends, seed by seed."""
+  """PAIRS on validation problems at the seconds at which the faster of both ends, and at the end of
+  both, seed by seed."""
   rows = []
-  for name, other in ((plan.resolved(a), plan.resolved(b)) for a, b in plan.PAIRS):
-    if (
-      name != other
-      and name in runs
-      and other in runs
-      and (seeds := common(runs[name], runs[other]))
-    ):
+  for name, other in present(runs):
+    if seeds := common(runs[name], runs[other]):
       found = [at_equal_seconds(runs[name][x], runs[other][x]) for x in seeds]
       seconds, own, theirs = np.array(found).T
+      ends = [runs[name][x]["curve"][-1][1] - runs[other][x]["curve"][-1][1] for x in seeds]
       titles = plan.METHODS[name].title, plan.METHODS[other].title
-      rows.append(
-        [*titles, seeds_of(name, other, runs), f"{seconds.mean():.0f}", interval(own - theirs)]
-      )
-  head = ["method", "minus", "seeds", "seconds", "validation success by then ± 95 %"]
+      cells = [seeds_of(name, other, runs), f"{seconds.mean():.0f}", interval(own - theirs)]
+      rows.append([*titles, *cells, interval(ends)])
+  head = ["method", "minus", "seeds", "seconds", "by then ± 95 %", "at equal rollouts ± 95 %"]
   return table(head, rows)
 
 
@@ -214,11 +225,8 @@ def left_out(records: list[dict], others: list[str]) -> str:
   """Runs of the plan that have no result, and results that are not taken, with the reason."""
   lines = [f"- {line}" for line in others]
   for x in records:
-    task = plan.Task(*(x[key] for key in plan.Task._fields))
-    if task.seed != plan.TUNING_SEED and not reported(x, records):
-      lines.append(
-        f"- {x['arena']} {task.name}: not at the learning rate that the tuning has found"
-      )
+    if x["seed"] != plan.TUNING_SEED and not reported(x, records):
+      lines.append(f"- {name_of(x)}: not at the learning rate that the tuning has found")
   for arena in plan.ARENAS:
     runs = of_arena(records, arena)
     for method, of in plan.METHODS.items():

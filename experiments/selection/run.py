@@ -115,7 +115,7 @@ def table(results: dict) -> str:
   lines = [
     f"{len(seeds)} seeds",
     "",
-    "| prompts by | second moment, by w | by \\|g\\|^2 | area | end | area, difference |",
+    "| prompts by | second moment, by score | by \\|g\\|^2 | area | end | area, difference |",
     "| --- | --- | --- | --- | --- | --- |",
   ]
   area = lambda arm, seed: float(np.mean(results[f"{arm} {seed}"]["curve"]))

@@ -67,12 +67,12 @@ METRICS = {
   "far: negative = the estimator fits this run better",
   "scoreboard/*/standard_error": "of the difference, over prompts",
   "noise/rho": "mean score of failed rollouts over that of successful ones, all prompts together; "
-  "a rollout's score w is the sum over its tokens of (1 - p)^2, p as the sampler had it, and "
+  "a rollout's score is the sum over its tokens of (1 - p)^2, p as the sampler had it, and "
   "stands for the squared length of its gradient",
-  "noise/w_reward": "mean reward weighted by w, value units: the one baseline for all prompts that "
-  "leaves the least noise in the gradient",
-  "noise/second_moment": "mean of w A^2, A the leave-one-out advantage by the run's own baseline, "
-  "of rollouts whose number was fixed in advance",
+  "noise/w_reward": "mean reward weighted by score, value units: the one baseline for all prompts "
+  "that leaves the least noise in the gradient",
+  "noise/second_moment": "mean of score x A^2, A the leave-one-out advantage by the run's own "
+  "baseline, of rollouts whose number was fixed in advance",
   "noise/*/ratio": "the same by another estimator over that by the run's own, mean over all "
   "prompts so far: below 1 = a policy gradient with less noise",
   "noise/*/standard_error": "of the ratio, over prompts",
@@ -106,9 +106,9 @@ METRICS = {
   "eval/exact/*": "the same for one task family",
   "eval/accuracy": "exact success where there is one, else mean@n",
   "eval/accuracy/*": "the same for one task family or benchmark",
-  "eval/mean": "mean@n: share of sampled responses that succeed",
+  "eval/mean": "mean@n: mean success of the sampled responses, in part for what is right in part",
   "eval/mean/*": "the same for one task family or benchmark",
-  "eval/pass": "pass@n: share of prompts with at least one success in n",
+  "eval/pass": "pass@n: share of prompts with at least one response of n that is right in full",
   "eval/pass/*": "the same for one task family or benchmark",
   "eval/pass_at_*": "pass@k, unbiased: chance that of k of a prompt's n responses one succeeds "
   "(--mode=eval)",

@@ -30,7 +30,7 @@ from v05_jax.update import score_norms
 
 CONSTANT, TRUTH = "one constant, b*", "the true success rate"  # baselines beside the estimators'
 LEARNING = 2  # steps before the measurement: priors with an empty context speak from the second on
-LENGTHS = "gradient", "score"  # |g|^2 itself, and w, which the sampler's log-probs give for it
+LENGTHS = "gradient", "score"  # |g|^2 itself, and what the sampler's log-probs say of it
 PARTS = "reward", "failed", "succeeded", "failed inside", "succeeded inside"  # of `columns`
 
 
@@ -142,7 +142,7 @@ def _with_interval(value, drawn) -> dict[str, float | None]:
 
 
 def data(taken: Draw, mask, lengths) -> list[dict[str, Any]]:
-  """A JSON object a prompt: its rollouts' rewards in [-1, 1], |g|^2 and w."""
+  """A JSON object a prompt: its rollouts' rewards in [-1, 1], |g|^2 and scores."""
   found = []
   for i, p in enumerate(np.flatnonzero(mask.any(1))):
     line = {"row": int(taken.prompts.row[p]), "value": number(taken.value[p])}
@@ -213,14 +213,14 @@ def text(who: str, measured: dict[str, Any]) -> str:
       f"{who}: {measured['prompts']} prompts, {measured['rollouts']} rollouts, mean reward "
       f"{_plain(measured['mean reward'])}; 95 % bootstrap intervals over prompts",
       "",
-      "| | by \\|g\\|^2 | by w |",
+      "| | by \\|g\\|^2 | by score |",
       "| --- | --- | --- |",
       row("rho = failures / successes", "rho"),
       row("the same inside prompts with both", "rho inside prompts"),
       row("weighted mean reward b*", "b*"),
-      f"| correlation of w and \\|g\\|^2 | {cell('correlation')} | |",
+      f"| correlation of score and \\|g\\|^2 | {cell('correlation')} | |",
       "",
-      f"| second moment of the gradient over {own}'s | by \\|g\\|^2 | by w |",
+      f"| second moment of the gradient over {own}'s | by \\|g\\|^2 | by score |",
       "| --- | --- | --- |",
       *(row(own_first(label), label) for label in order),
       *missing,
