@@ -27,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "first_hour.md"
 LIMIT = 600  # seconds that one command may take
 HEAD, TAIL = 14, 12  # lines of a long output that the page keeps
+WIDTH = 160  # characters of a line
 DONE = ".done.jsonl"  # in the folder: [exit status, screen, seconds] of each step that went well
 MARK = "\x1e"  # before the output of each command
 # What of the caller's environment a newcomer has too: where pip finds packages, and how.
@@ -251,7 +252,7 @@ def cleaned(screen: str, folder: Path) -> str:
   if len(lines) > HEAD + TAIL + 1:
     left_out = f"... {len(lines) - HEAD - TAIL} lines ..."
     lines = [*lines[:HEAD], left_out, *lines[-TAIL:]]
-  return "\n".join(line[:160] for line in lines)
+  return "\n".join(line if len(line) <= WIDTH else line[: WIDTH - 1] + "…" for line in lines)
 
 
 def section(step: Step, code: int, screen: str, seconds: float) -> str:

@@ -34,6 +34,33 @@ def one_device() -> str:
   return " ".join(f for f in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in f)
 
 
+def character_tokenizer(characters, vocab_size: int = 0):
+  """A tokenizer with one token per character: `<pad>` is 0, `<eos>` 1, then `characters` in order.
+
+  `vocab_size` > 0 pads the vocabulary to that many tokens with `<unused0>`, ..., which no text
+  encodes to and which stay visible in decoded text. Raises ValueError for repeated or too many
+  characters. Encoding text with any other character is an error, never a silent loss.
+  """
+  from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+  characters = list(characters)
+  tokens = ["<pad>", "<eos>", *characters]
+  if any(len(c) != 1 for c in characters) or len(set(characters)) != len(characters):
+    raise ValueError(
+      f"characters: found {''.join(characters)!r}, expected single characters, each of them once"
+    )
+  if vocab_size and len(tokens) > vocab_size:
+    raise ValueError(
+      f"characters: found {len(characters)}, expected at most {vocab_size - 2} for a "
+      f"vocabulary of {vocab_size}"
+    )
+  tokens += [f"<unused{i}>" for i in range(vocab_size - len(tokens))]
+  backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}))
+  backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+  backend.decoder = decoders.Fuse()  # characters are joined as they are, without spaces
+  return tokenizers.wrap(backend, pad_token="<pad>", eos_token="<eos>")
+
+
 class Tokenizer:
   """Letters for tokens: what `rollouts` asks of a tokenizer, without a file."""
 

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
+from tests import support
 from v05_jax import data, models, tasks
 from v05_jax.configs import default
-from v05_jax.models import tokenizer as tokenizers
 from v05_jax.run import runs
 
 NAN, INFINITY = float("nan"), float("inf")
@@ -108,7 +108,7 @@ CASES = ROWS + LINES
 
 @pytest.fixture(scope="module")
 def tokenizer():
-  return tokenizers.build_character_tokenizer(tasks.CHARACTERS, 32)
+  return support.character_tokenizer(tasks.CHARACTERS, 32)
 
 
 def load(tokenizer, path, **keys):

@@ -3,6 +3,7 @@ import json
 import math
 import pathlib
 from statistics import NormalDist
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -184,6 +185,35 @@ def test_neyman_through_extra_equals_the_reference_allocation(x64):
     got = budget.extra("neyman", state, value, s, k, ended, 72, k_max=16, real=ended)
     np.testing.assert_array_equal(k + got, case["neyman72"])
     assert got.dtype == jnp.int32
+
+
+@pytest.mark.parametrize("count, issued", [(0, 0), (9, 0), (5, 4), (-1, 4)])
+def test_a_rule_of_a_users_own_is_held_to_its_bounds(count, issued, tmp_path, monkeypatch):
+  """A prompt without any rollout, or with more than there is room for, would never be done."""
+  (tmp_path / "own_rule.py").write_text(
+    "import numpy as np\nfrom v05_jax.budgets import base\n"
+    "def some(options, setting):\n"
+    "  of = lambda value, n: np.where(np.nan_to_num(value) > 0, n, 2)\n"
+    "  limits = base.Limits(2, 8, None, 2, closes=False)\n"
+    f"  return base.Budget(limits, lambda value, real: of(value, {count}),\n"
+    f"    lambda state, groups, value, asked: of(value, {count}))\n"
+  )
+  monkeypatch.syspath_prepend(tmp_path)
+  config = default.get_config()
+  config.budget.rule = "own_rule:some"
+  rule = budgets.make(plug.Setting(config))  # tried on prompts without a V
+  value, real = np.array([-0.5, 0.5, 0.5]), np.array([True, True, False])
+  which, most = ("more", 8 - issued) if issued else ("first", 8)
+  if issued:
+    asked = budgets.Asked(np.full(3, issued), real)
+    ask = lambda value: rule.more(rule.init(), None, value, asked)
+  else:
+    ask = lambda value: rule.first(value, real)
+  expected = f"budget.rule=own_rule:some: {which}: found {count} rollouts for a prompt, expected "
+  with pytest.raises(ValueError, match=f"{expected}{0 if issued else 1} to {most}"):
+    ask(value)
+  np.testing.assert_array_equal(ask(np.full(3, -0.5)), [2, 2, 2])
+  sys.modules.pop("own_rule")
 
 
 @pytest.mark.parametrize("rule", BATCH_RULES)

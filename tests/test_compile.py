@@ -103,7 +103,7 @@ def test_a_program_that_does_not_fit_says_what_is_large_and_what_helps(reported)
   row = compiling.row(update, sizes, chip)
   assert row["fits"] is False and "loss.micro_rows" in row["knobs"] and len(row["largest"]) == 3
   assert all("GiB" in x for x in row["largest"])
-  text = compiling.table([row | {"topology": "", "devices": 1}], sizes, chip)
+  text = compiling.table([row | {"topology": "", "devices": 1}], sizes)
   assert "| NO |" in text and "update does not fit. Largest: " in text
   assert compiling.row(update, sizes, chip._replace(memory=total))["fits"] is True
   assert set(row["seconds"]) == {"compiler", "flops", "memory", "network"}

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from tests import support
 from v05_jax import data, tasks
 from v05_jax.configs import default
-from v05_jax.models import tokenizer as tokenizers
 
 CHAT = (
   "{% for m in messages %}<{{ m.content }}>{% endfor %}{% if add_generation_prompt %}={% endif %}"
@@ -16,7 +16,7 @@ CHAT = (
 
 @pytest.fixture(scope="module")
 def tokenizer():
-  return tokenizers.build_character_tokenizer(tasks.CHARACTERS, 32)
+  return support.character_tokenizer(tasks.CHARACTERS, 32)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from v05_jax import groups as grouping
 from v05_jax import rewards
 from v05_jax.configs import default
 from v05_jax.models import tokenizer as tokenizers
@@ -93,6 +94,14 @@ def test_partial_success_passes_only_where_it_is_whole():
   found.success[:] = [[0.5, 0.9, 0, 0]]
   got = metrics.means(evaluate.summarise(found, every=True))
   assert got["eval/mean"] == pytest.approx(0.35) and got["eval/pass"] == got["eval/pass_at_2"] == 0
+
+
+@pytest.mark.parametrize("low, high", [(0.0, 1.0), (0.1, 0.9), (0.3, 0.7), (-0.9, 0.7)])
+def test_the_highest_reward_passes_however_it_is_rounded(low, high):
+  found = result(["a"], [0])
+  reward = np.full((1, 4), high, np.float32)
+  found.success[:] = (grouping.map_reward(reward, low, high) + 1) / 2
+  assert metrics.means(evaluate.summarise(found))["eval/pass"] == 1
 
 
 def test_intervals_hold_the_values_and_do_not_depend_on_the_company():
@@ -242,7 +251,7 @@ def test_a_benchmark_is_asked_for_the_same_samples_in_any_company():
       none = {name: np.zeros((0, 7), int) for name in ("tokens", "prompt", "index")}
       return types.SimpleNamespace(length=np.full(shape, 7), **some, **none), {}
 
-    found = evaluate.make(policy, settings(path), None, collect)(None)
+    found = evaluate.make(policy, settings(path), collect)(None)
     assert (
       found.mean.tolist() == found.passes(3).tolist() == [1] * len(found.rows)
       and (found.tokens == 7).all()
@@ -273,7 +282,7 @@ def test_a_policy_without_finite_log_probs_is_not_measured():
   policy = types.SimpleNamespace(tokenizer=tokenizers.load(DATA / "math" / "model"), config=None)
   collect = lambda *_: (None, {"sampler/not_finite": (3, 1)})
   with pytest.raises(FloatingPointError, match="log-probs are not finite"):
-    evaluate.make(policy, settings("aime2024"), None, collect)(None)
+    evaluate.make(policy, settings("aime2024"), collect)(None)
 
 
 def test_an_evaluation_in_which_every_verdict_fails_writes_nothing(tmp_path, monkeypatch):

@@ -125,7 +125,7 @@ def test_what_is_chosen_is_said_and_whole(capsys):
 def test_what_a_small_model_needs_is_said_in_megabytes():
   shape, place = presets.PRESETS["throughput-s"], fit.Machine("CPU", "cpu", 4 * GB)
   tiny = fit.Need(fixed=700e3, sampling=12.34e6, update=2.5e9)
-  _, line, _ = fit.describe(shape, own.get_config(), place, {}, tiny)
+  _, line, _ = fit.describe(shape, place, {}, tiny)
   assert "0.7 MB parameters and optimizer, beside them 12.3 MB while sampling and 2.5 GB" in line
 
 

@@ -31,7 +31,7 @@ FOLDER = Path(run.__file__).parent
 
 
 def tiny(method: str, toy: str = "default"):
-  shipped = {"default": "builtin", "honest": "builtin_scratchpad"}[toy]
+  shipped = {"default": "builtin", "scratchpad": "builtin_scratchpad"}[toy]
   config = methods.config(toy, methods.METHODS[method].changes, 1e-3, 0, shipped, "builtin")
   config.rollouts_per_step, config.eval.size, config.data.size = 32, 24, 1024
   config.sampler.slots = config.loss.micro_rows = 32
@@ -80,10 +80,10 @@ def test_every_method_of_every_regime_has_a_rate_and_what_has_none_is_named():
     of_regime = {name for name, x in methods.METHODS.items() if regime in x.regimes}
     variants = {name for name in of_regime if methods.METHODS[name].variant_of}
     assert of_regime - variants <= set(rates) <= of_regime
-  del known["toys"]["honest"]["rates"]["v05_k1"]
+  del known["toys"]["scratchpad"]["rates"]["v05_k1"]
   tuning.rates(known, "default")
-  with pytest.raises(ValueError, match="v05_k1 in honest"):
-    tuning.rates(known, "honest")
+  with pytest.raises(ValueError, match="v05_k1 in scratchpad"):
+    tuning.rates(known, "scratchpad")
 
 
 def test_a_learning_rate_is_looked_for_until_its_neighbours_are_worse():
@@ -104,16 +104,16 @@ def test_rate_variant_and_recipe_are_those_of_the_rules():
     "v05_k1_twice": score(0.7, 0.895),  # within PASS_LOSS of GRPO's pass@64
     "score_k1_twice": score(0.9, 0.88),
   }
-  chosen = tuning.choose({"default": toy, "honest": toy})
+  chosen = tuning.choose({"default": toy, "scratchpad": toy})
   assert chosen["recipe"] == "v05_k1_twice"
-  found = chosen["toys"]["honest"]
+  found = chosen["toys"]["scratchpad"]
   assert found["variants"] == ["grpo16_half"]  # rloo4 itself is better than its variant
   assert (found["rates"]["grpo16_half"], found["rates"]["v05_k1_twice"]) == (6e-4, 1.2e-3)
   assert found["areas"]["grpo16_half"] == {"0.0006": [0.6], "0.0012": [0.2]}
   assert found["pass@64"]["score_k1_twice"]["0.0012"] == [0.88, 0.88]
   other = toy | {"v05_k1_twice": score(0.7, 0.88)}
   assert (
-    tuning.choose({"default": toy, "honest": other})["recipe"] == "score_k1_twice"
+    tuning.choose({"default": toy, "scratchpad": other})["recipe"] == "score_k1_twice"
   )  # none keeps
 
 
@@ -157,7 +157,7 @@ def test_controls_replace_v_as_they_say():
 
 @pytest.mark.parametrize(
   "toy",
-  [pytest.param(toy, marks=[] if toy == "honest" else pytest.mark.long) for toy in methods.TOYS],
+  [pytest.param(x, marks=[] if x == "scratchpad" else pytest.mark.long) for x in methods.TOYS],
 )
 def test_a_run_counts_every_rollout_and_its_curve_ends_at_the_total(toy):
   config = tiny("dapo16", toy)
@@ -172,7 +172,7 @@ def test_a_run_counts_every_rollout_and_its_curve_ends_at_the_total(toy):
   kept = sum(int(k) * n for k, n in result["k"].items())
   assert kept == rollouts[-1] and min(steps["rollouts_discarded"]) >= 0
   assert all(len(x) == len(steps["prompts"]) for x in steps.values())
-  low, high = {"default": (2.0, 30.0), "honest": (0.5, 2.0)}[toy]
+  low, high = {"default": (2.0, 30.0), "scratchpad": (0.5, 2.0)}[toy]
   assert low < np.nanmean(steps["noise/rho"]) < high
   line = run.line(run.Task("main", toy, "dapo16", 1e-3, 0), result)
   assert line["curve"][-1][0] == methods.REGIMES[toy].rollouts
@@ -191,7 +191,7 @@ def test_pass_at_k_of_exact_success():
 def test_a_session_serves_both_toys_in_turn():
   """Whatever a session keeps for the next run must not be that of the other toy."""
   ends = []
-  for toy in ("default", "honest", "default"):
+  for toy in ("default", "scratchpad", "default"):
     evaluate = session.SESSION.run(tiny("rloo4", toy))[2]
     policy = session.SESSION.run(tiny("rloo4", toy))[0].policy
     ends.append(session.success(evaluate(policy.params).exact)[0])
@@ -266,7 +266,7 @@ def test_the_report_says_what_the_runs_say(tmp_path):
   mean, half = claims.paired(mine, other, "area")
   assert f"{mean:+.4f} ± {half:.4f}" in text
   assert "Where the two toys disagree" in text and "The same seconds" in text
-  assert {x.name for x in tmp_path.glob("*.png")} == {"default.png", "honest.png"}
+  assert {x.name for x in tmp_path.glob("*.png")} == {"default.png", "scratchpad.png"}
 
 
 def test_warm_starts_of_another_machine_are_told_apart():

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tests import support
 from v05_jax import models
 from v05_jax.configs import default
 from v05_jax.models import decoder, files, hf, presets
@@ -130,7 +131,7 @@ def test_what_is_written_here_opens_in_transformers(
 
   config, params = hf.load(DATA / kind)
   params = jax.tree.map(lambda x: (1.1 * x).astype(ml_dtypes.bfloat16).astype(np.float32), params)
-  tokenizer = tokenizers.build_character_tokenizer("0123456789", 64)
+  tokenizer = support.character_tokenizer("0123456789", 64)
   monkeypatch.setattr(hf, "SHARD_BYTES", shard_bytes)
   hf.save(tmp_path, config, params, tokenizer, dtype)
   policy, info = transformers.AutoModelForCausalLM.from_pretrained(
@@ -151,7 +152,7 @@ def test_what_is_written_here_opens_in_transformers(
 @pytest.mark.parametrize("shard_bytes", [1 << 30, 10_000])
 def test_round_trip(kind, shard_bytes, tmp_path, monkeypatch):
   config, params = hf.load(DATA / kind)
-  tokenizer = tokenizers.build_character_tokenizer("0123456789", 64)
+  tokenizer = support.character_tokenizer("0123456789", 64)
   monkeypatch.setattr(hf, "SHARD_BYTES", shard_bytes)
   hf.save(tmp_path, config, jax.device_put(params), tokenizer)
   written = sorted(f.name for f in tmp_path.glob("*.safetensors"))
@@ -361,7 +362,7 @@ def test_weights_whose_squares_are_infinite_are_refused_by_name(stored, dtype):
 
 def test_a_full_disk_is_named_and_leaves_nothing_torn(small_disk, tmp_path):
   config, params = hf.load(DATA / "tied")
-  tokenizer = tokenizers.build_character_tokenizer("0123456789", 64)
+  tokenizer = support.character_tokenizer("0123456789", 64)
   for kilobytes in (4, 16, 40, 60, 80):  # a little more fits each time
     disk = small_disk(tmp_path / str(kilobytes), kilobytes)
     try:
@@ -456,7 +457,7 @@ def policy_config(**changes):
 
 
 def test_load_policy(stored):
-  tokenizers.build_character_tokenizer("0123456789", 64).save_pretrained(stored)
+  support.character_tokenizer("0123456789", 64).save_pretrained(stored)
   found = models.load(policy_config(path=str(stored), dtype="bfloat16", remat="dots"))
   assert (found.config.dtype, found.config.remat) == ("bfloat16", "dots")
   assert (found.config.backend, found.config.attention) == ("cpu", "plain")
@@ -489,10 +490,10 @@ def test_a_policy_that_cannot_be_names_its_key(changes, message):
 def test_a_policy_needs_a_tokenizer_that_fits(stored):
   with pytest.raises(ValueError, match="found no tokenizer"):
     models.load(policy_config(path=str(stored)))
-  tokenizers.build_character_tokenizer("0123456789", 65).save_pretrained(stored)
+  support.character_tokenizer("0123456789", 65).save_pretrained(stored)
   with pytest.raises(ValueError, match=rf"{stored}: found token id 64, expected ids below .* 64"):
     models.load(policy_config(path=str(stored)))
-  tokenizers.build_character_tokenizer("0123456789", 32).save_pretrained(stored)
+  support.character_tokenizer("0123456789", 32).save_pretrained(stored)
   with pytest.raises(ValueError, match=rf"{stored}: found 31 as the last token id, expected .* 64"):
     models.load(policy_config(path=str(stored)))
   # random: it is meant

@@ -9,10 +9,10 @@ from huggingface_hub import constants
 from ml_collections import ConfigDict
 import pytest
 
+from tests import support
 from v05_jax import models
 from v05_jax.configs import default
 from v05_jax.models import hub
-from v05_jax.models import tokenizer as tokenizers
 
 DATA = Path(__file__).parent / "data" / "qwen3"
 
@@ -51,7 +51,7 @@ def test_a_model_in_the_cache_is_used(offline):
   commit = "0123456789" * 4
   snapshot = offline / "models--owner--tiny" / "snapshots" / commit
   shutil.copytree(DATA / "tied", snapshot)
-  tokenizers.build_character_tokenizer("0123456789", 64).save_pretrained(snapshot)
+  support.character_tokenizer("0123456789", 64).save_pretrained(snapshot)
   (offline / "models--owner--tiny" / "refs").mkdir()
   (offline / "models--owner--tiny" / "refs" / "main").write_text(commit)
   assert models.load(policy("owner/tiny")).config.vocab_size == 64
@@ -60,7 +60,7 @@ def test_a_model_in_the_cache_is_used(offline):
 def test_a_folder_comes_before_the_hub(offline):
   folder = offline.parent / "owner" / "tiny"
   shutil.copytree(DATA / "tied", folder)
-  tokenizers.build_character_tokenizer("0123456789", 64).save_pretrained(folder)
+  support.character_tokenizer("0123456789", 64).save_pretrained(folder)
   assert (
     models.load(policy("owner/tiny")).config.num_layers
     == json.loads((folder / "config.json").read_text())["num_hidden_layers"]

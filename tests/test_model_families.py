@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 import tokenizers as backends
 import transformers
 
+from tests import support
 from tests.data.families import make
 from tests.data.qwen3.make import outputs, tokens
 from tests.test_hf import assert_equal, assert_parity, edit, logits, policy_config
@@ -103,7 +104,7 @@ def test_what_is_written_here_opens_in_transformers(kind, tmp_path):
 
   config, params = hf.load(DATA / kind)
   params = jax.tree.map(lambda x: (1.1 * x).astype(ml_dtypes.bfloat16).astype(np.float32), params)
-  tokenizer = tokenizers.build_character_tokenizer("0123456789", 64)
+  tokenizer = support.character_tokenizer("0123456789", 64)
   hf.save(tmp_path, config, params, tokenizer)
   policy, info = transformers.AutoModelForCausalLM.from_pretrained(
     tmp_path, dtype=torch.float32, output_loading_info=True

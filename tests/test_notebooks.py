@@ -14,7 +14,6 @@ import pytest
 from notebooks import execute
 from tests import support
 from v05_jax.models import decoder, hf, presets
-from v05_jax.models import tokenizer as tokenizers
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("estimator_tour", "quickstart", "real_model", "value_prior_tour")
@@ -56,7 +55,7 @@ FAST = {"XLA_FLAGS": support.one_device(), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"
 def write_inputs(folder):
   """A tiny model of characters and a file of sums, as SMALL["real_model"] names them."""
   characters = "".join(map(chr, range(32, 127))) + "\n"
-  tokenizer = tokenizers.build_character_tokenizer(characters, 128)
+  tokenizer = support.character_tokenizer(characters, 128)
   shape = dataclasses.replace(
     presets.PRESETS["tiny"], vocab_size=132, family="qwen2", qk_norm=False
   )

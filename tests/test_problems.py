@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
+from tests import support
 from v05_jax import benchmarks, config, data, problems, rewards, setup, tasks
 from v05_jax.configs import default
-from v05_jax.models import tokenizer as tokenizers
 from v05_jax.rewards import process
 from v05_jax.rewards import reasoning_gym as verifiers
 
@@ -26,7 +26,7 @@ def gym():
 @pytest.fixture(scope="module")
 def tokenizer():
   characters = "".join(map(chr, range(32, 127))) + "\n"
-  return tokenizers.build_character_tokenizer(characters, 128)
+  return support.character_tokenizer(characters, 128)
 
 
 def settings(path="reasoning_gym:chain_sum", **keys):

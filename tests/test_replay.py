@@ -79,6 +79,16 @@ def test_what_waits():
   assert replay.waits(third, 7, 2).sum() == 4 and replay.waits(third, 8, 2).sum() == 1
 
 
+def test_a_rollout_without_finite_log_probs_does_not_wait():
+  """It would have every update that it is in skipped."""
+  drawn = a_draw()
+  drawn.rolls.logprob[1, 3] = np.nan
+  kept = replay.keep(
+    replay.init(config())["buffer"], drawn, advantages(0.5, -2, 0, 1, 0), step=4, age=2
+  )
+  assert sorted(kept.advantage[kept.step == 4]) == [0.5, 1]
+
+
 def test_chances_follow_the_advantage():
   kept = replay.init(config())["buffer"]
   kept = kept._replace(

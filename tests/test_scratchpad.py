@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import support
 from v05_jax import config as configuration
 from v05_jax import data, models, setup, tasks
 from v05_jax.configs import demo, scratchpad, warm_start_scratchpad
@@ -70,7 +71,7 @@ def test_a_demonstrator_without_a_scratchpad_draws_as_before():
 
 @pytest.fixture(scope="module")
 def policy():
-  tokenizer = tokenizers.build_character_tokenizer(tasks.CHARACTERS, 32)
+  tokenizer = support.character_tokenizer(tasks.CHARACTERS, 32)
   return decoder.init(MODEL, jax.random.key(1)), tokenizer
 
 

@@ -6,7 +6,10 @@ import itertools
 import numpy as np
 import pytest
 
+from tests.test_train import small
+from v05_jax.sampling import draw as drawing
 from v05_jax.sampling import selection
+from v05_jax.setup import setup
 
 
 def chances(value, count):
@@ -71,6 +74,15 @@ def test_every_prompt_is_taken_with_its_chance_and_the_weights_leave_no_bias():
 def test_the_count_is_exact_at_the_ends_of_the_interval(uniform):
   for value, count in pools():
     assert len(selection.systematic(chances(value, count), uniform)) == count
+
+
+def test_a_draw_of_few_prompts_keeps_what_the_prior_was_asked_of_them(few_devices):
+  """Padding of the draw stays padding: what is measured of prompts leaves it out."""
+  keys = {"prior.kind": "constant", "prior.wrappers": ("history",), "selection.pool": 2}
+  run = setup(small(**keys))
+  chosen = drawing.choose(run, run.init(), 0, 3)
+  assert chosen.prompts.mask.sum() == 3 < len(chosen.prompts.mask)
+  np.testing.assert_array_equal(chosen.asked["history"]["real"], chosen.prompts.mask)
 
 
 def test_more_prompts_than_the_pool_has_are_refused():

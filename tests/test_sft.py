@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import support
 from v05_jax import data, models, tasks
 from v05_jax.configs import default, warm_start
-from v05_jax.models import tokenizer as tokenizers
 from v05_jax.run import metrics, sft
 
 pytestmark = pytest.mark.usefixtures("few_devices")
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("few_devices")
 def directory(tmp_path_factory):
   """A directory that holds the built-in tokenizer and no weights."""
   path = tmp_path_factory.mktemp("tokenizer")
-  tokenizers.build_character_tokenizer(tasks.CHARACTERS, 32).save_pretrained(str(path))
+  support.character_tokenizer(tasks.CHARACTERS, 32).save_pretrained(str(path))
   return path
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import support
 from v05_jax import models, tasks
 from v05_jax.models import decoder, hf
 from v05_jax.models import tokenizer as tokenizers
@@ -204,7 +205,7 @@ MODEL = decoder.ModelConfig(32, 16, 1, 2, 1, 8, 24, rope_theta=100.0, backend="c
 
 @pytest.fixture(scope="module")
 def policy():
-  tokenizer = tokenizers.build_character_tokenizer(tasks.CHARACTERS, 32)
+  tokenizer = support.character_tokenizer(tasks.CHARACTERS, 32)
   return decoder.init(MODEL, jax.random.key(1)), tokenizer
 
 

@@ -32,7 +32,7 @@ def byte_level(**special):
 def characters(tmp_path_factory):
   """The character tokenizer as it comes back from a policy's directory."""
   directory = tmp_path_factory.mktemp("characters")
-  tokenizers.build_character_tokenizer(CHARACTERS, 32).save_pretrained(directory)
+  support.character_tokenizer(CHARACTERS, 32).save_pretrained(directory)
   (directory / "config.json").write_text(json.dumps({"model_type": "qwen3"}))
   return tokenizers.load(directory)
 
@@ -63,11 +63,11 @@ def test_a_character_outside_the_vocabulary_is_an_error(characters):
 
 
 def test_a_character_vocabulary_must_fit():
-  assert len(tokenizers.build_character_tokenizer("abc")) == 5
+  assert len(support.character_tokenizer("abc")) == 5
   with pytest.raises(ValueError, match="at most 3 for a vocabulary of 5"):
-    tokenizers.build_character_tokenizer("abcd", 5)
+    support.character_tokenizer("abcd", 5)
   with pytest.raises(ValueError, match="each of them once"):
-    tokenizers.build_character_tokenizer("aba")
+    support.character_tokenizer("aba")
 
 
 def test_chat_template_where_there_is_one_and_it_is_asked_for(tmp_path):

@@ -119,6 +119,19 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(unbroken, tmp_path):
     np.testing.assert_array_equal(a, b)
 
 
+def test_an_evaluation_that_has_failed_is_made_up_for(unbroken, tmp_path):
+  """The last one: its step has a checkpoint and a line, which lacks what was evaluated."""
+  workdir, _ = unbroken
+  shutil.copytree(workdir, tmp_path / "run")
+  *before, last = metrics.read(workdir)
+  there = {name: value for name, value in last.items() if not name.startswith("eval/")}
+  assert there != last
+  written = [json.dumps(line) + "\n" for line in (*before, there)]
+  (tmp_path / "run" / "metrics.jsonl").write_text("".join(written))
+  train(small(), str(tmp_path / "run"))
+  assert metrics.read(tmp_path / "run") == [*before, last]
+
+
 def test_a_run_with_v0_as_its_prior_resumes_bit_for_bit(tmp_path):
   """The prior in full, with random weights: text to features, the run's own context, the head's
   prediction."""
@@ -462,6 +475,11 @@ def test_a_reward_that_fails_in_an_evaluation_stops_the_run_after_its_line(tmp_p
     train(config, str(tmp_path / "run"))
   written = metrics.read(tmp_path / "run")
   assert [line["step"] for line in written] == [1, 2] and "eval/mean" not in written[1]
+  monkeypatch.undo()
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(rewards.RewardError, match=r"saved in .*: the state after step 2"):
+    train(config, str(tmp_path / "run"))  # it is tried again, before the next step
+  assert metrics.read(tmp_path / "run") == written
 
 
 def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path):

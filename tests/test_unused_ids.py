@@ -111,7 +111,7 @@ def test_a_vocabulary_without_them_has_no_mask():
 
 def test_they_are_found_when_a_policy_is_loaded(tmp_path):
   shutil.copytree("tests/data/qwen3/tied", tmp_path, dirs_exist_ok=True)
-  tokenizers.build_character_tokenizer("0123456789", 40).save_pretrained(tmp_path)
+  support.character_tokenizer("0123456789", 40).save_pretrained(tmp_path)
   keys = default.get_config().policy
   keys.path = str(tmp_path)
   assert models.load(keys).config.unused_ids == ((40, 64),)
@@ -126,5 +126,5 @@ def test_holes_between_the_ids_of_tokens():
 
 
 def test_they_are_seen_in_a_text():
-  tokenizer = tokenizers.build_character_tokenizer("0123456789", 16)
+  tokenizer = support.character_tokenizer("0123456789", 16)
   assert tokenizers.decode_response(tokenizer, [4, 40, 41, 5, 1, 6]) == "2<id 40><id 41>3"

@@ -16,8 +16,7 @@ from ml_collections.config_flags import tuple_parser
 from v05_jax import config as configuration
 from v05_jax import plug
 from v05_jax.configs import default
-from v05_jax.names import alike, nearest, suggestion
-from v05_jax.rules import show
+from v05_jax.names import alike, nearest, show, suggestion
 from v05_jax.run import files
 
 MOST = 12  # problems listed at most of a file that is not a config of this version

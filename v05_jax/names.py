@@ -92,6 +92,12 @@ def resolve(target: str):
   return function
 
 
+def show(value) -> str:
+  """The value in an error message, cut where it is long."""
+  text = repr(value)
+  return text if len(text) <= 80 else text[:77] + "..."
+
+
 def describe(error: BaseException) -> str:
   """The exception in one line, with the place in the user's file that it came from: of the lines on
   its way, the last that is no library's."""

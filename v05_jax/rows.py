@@ -16,6 +16,8 @@ import math
 import re
 from typing import Any
 
+from v05_jax.names import show
+
 Row = dict[str, Any]
 Message = dict[str, Any]  # "role" and "content", and whatever else a chat template reads
 
@@ -89,12 +91,6 @@ def checked(row: Row, where: str) -> Row:
       raise ValueError(f"{where}: found {show(row[key])} as {key}, expected {expected}")
   most = row.get("max_tokens")
   return row if most is None else {**row, "max_tokens": int(most)}
-
-
-def show(value) -> str:
-  """The value in an error message, cut where it is long."""
-  text = repr(value)
-  return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _is_text(value) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from v05_jax import benchmarks, plug, problems, tasks
 from v05_jax.budgets.base import Budget
 from v05_jax.models import lora, model_config
+from v05_jax.names import show
 from v05_jax.rewards import mixture as rewards
 from v05_jax.update import losses, surrogates
 
@@ -146,12 +147,6 @@ RULES = {key: rule for rule, keys in _RANGES for key in keys.split()}
 RULES |= {kind.key: ANYTHING for kind in plug.KINDS.values()}
 
 
-def show(value) -> str:
-  """A value in a message, shortened."""
-  text = repr(value)
-  return text if len(text) <= 80 else text[:77] + "..."
-
-
 def relations(config, flat, wrong) -> list[str]:
   """Problems between keys, beyond those of the keys that are `wrong` already."""
   problems = []
@@ -236,7 +231,12 @@ def _ratios(loss, need):
 
 
 def _plugs(config, need):
-  """What plugs require of other keys; and no more minibatches than a step has prompts."""
+  """What plugs require of other keys; that those which keep a state have names of their own; and no
+  more minibatches than a step has prompts."""
+  priors = [plug.label(name) for name in (config.prior.kind, *config.prior.wrappers)]
+  twice = next((name for name in priors if priors.count(name) > 1), "")
+  once = f"each prior and wrapper once, with prior.kind = {config.prior.kind}: two are {twice}"
+  need(not twice, "prior.wrappers", once)
   for kind, name in plug.chosen(config):
     for key, expected in plug.declared(kind, name).check(config):
       need(False, key, expected)

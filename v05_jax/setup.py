@@ -12,9 +12,9 @@ from v05_jax import backend, data, models, plug, problems, rewards, tasks
 from v05_jax import config as configuration
 from v05_jax.budgets import base as budgets
 from v05_jax.estimators import base as estimators
+from v05_jax.names import show
 from v05_jax.observers import base as observers
 from v05_jax.priors import base as priors
-from v05_jax.rows import show
 from v05_jax.scale import distributed, sharding, sources
 from v05_jax.shapes import Shapes, shapes
 from v05_jax.structs import TrainState

@@ -57,7 +57,7 @@ def train(config, workdir: str) -> TrainState:
     run = run._replace(policy=run.policy._replace(params=None))  # priors may keep them
     stopping = lambda: preemption.requested
     collect = rollouts.make(run.policy, config, run.mesh, verifier, ahead, stopping)
-    evaluate = evaluation.make(run.policy, config, run.mesh, collect)
+    evaluate = evaluation.make(run.policy, config, collect)
     state = saved.restore(first, state, rows_of(run, evaluate)) if first else state
     if not ended(config, state):  # compiles the update while the first rollouts are sampled
       progress.stage("compiling prefill, decode and update")
@@ -101,10 +101,16 @@ class Housekeeping(NamedTuple):
   first: int  # step that this process went on from
 
   def begin(self, state: TrainState):
-    """The line before the first step."""
+    """The line before the first step; of a run that goes on, the evaluation that its last line
+    lacks, where a failed verdict or a signal had ended it."""
     config = self.run.config
     if not self.first and config.eval.period:
       self.log.write(0, 0, evaluation.summarise(self.evaluate(state.params)))
+    elif self.first and self.lacks_evaluation(state):
+      try:
+        self.log.complete(evaluation.summarise(self.evaluate(state.params)))
+      except (rewards.RewardError, Interrupted) as error:
+        raise self.given_up(state, error) from None
     elif not config.num_steps:
       logging.warning("num_steps and eval.period are 0: there is nothing to do")
     if config.num_steps or config.eval.period:
@@ -114,6 +120,12 @@ class Housekeeping(NamedTuple):
     """Whether an evaluation, where there are any, follows on the step that led to `state`."""
     config = self.run.config
     return ended(config, state) or checkpoint.due(int(state.step), config.eval.period)
+
+  def lacks_evaluation(self, state: TrainState) -> bool:
+    """Whether one was due after the step that the run goes on from, and is not in its line."""
+    there = any(name.startswith("eval/") for name in self.log.restored)
+    due = bool(self.run.config.eval.period) and self.evaluates(state)
+    return due and distributed.anywhere(distributed.first() and not there)
 
   def show(self, state: TrainState, taken, advantage):
     """Hands rollouts of the step that led to `state` to the sinks, now and then."""

@@ -23,13 +23,13 @@ class Regime(NamedTuple):
 
 REGIMES = {
   "default": Regime("the default mix", {}, "default"),
-  "honest": Regime(
-    "with a scratchpad", scratchpad.CHANGES, "honest", "scratchpad", rollouts=ROLLOUTS // 2
+  "scratchpad": Regime(
+    "with a scratchpad", scratchpad.CHANGES, "scratchpad", "scratchpad", rollouts=ROLLOUTS // 2
   ),
   "bimodal": Regime("bimodal difficulty", {}, "default", "bimodal"),
   "small": Regime("small batch", {"rollouts_per_step": 64}, "default", rollouts=ROLLOUTS // 2),
 }
-TOYS = ("default", "honest")  # with learning rates of their own
+TOYS = ("default", "scratchpad")  # with learning rates of their own
 BOTH, ALL = TOYS, tuple(REGIMES)
 
 

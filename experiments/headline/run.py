@@ -248,7 +248,7 @@ def make_config(task: Task, out: Path):
   """The config of a run; the small version takes what the package ships."""
   policy = prepare.policy(methods.REGIMES[task.regime].warm, task.seed, out)
   if task.stage == "quick":
-    policy = "builtin_scratchpad" if task.regime == "honest" else "builtin"
+    policy = "builtin_scratchpad" if task.regime == "scratchpad" else "builtin"
   changes = methods.METHODS[task.method].changes
   config = methods.config(task.regime, changes, task.rate, task.seed, policy, prepare.MODEL)
   config.eval.split = "validation" if task.stage == "tune" else "heldout"

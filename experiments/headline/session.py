@@ -103,7 +103,7 @@ class Session:
       config.rewards,
     )
     evaluate = self.part(
-      lambda: evaluation.make(policy, config, mesh, collect),
+      lambda: evaluation.make(policy, config, collect),
       "evaluate",
       shape,
       config.sampler,

@@ -217,7 +217,7 @@ def summary(result: Result) -> dict[str, Any]:
   names = sorted(set(labels) - {""})
   return {
     "mean": [round(float(x), 4) for x in values["mean"]],
-    "solved": [round(float(x), 4) for x in (result.success >= 1).mean(1)],
+    "solved": [round(float(x), 4) for x in result.solved.mean(1)],
     "pass": [round(float(x), 4) for x in values["pass"]],
     "length": float(values["length"].mean()),
     "truncated": float(values["truncated"].mean()),

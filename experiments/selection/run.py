@@ -81,7 +81,7 @@ def play(c) -> dict:
     run = setup(c)
     state = run.init()
     collect = rollouts.make(run.policy, c, run.mesh, verifier)
-    evaluate = evaluation.make(run.policy, c, run.mesh, collect)
+    evaluate = evaluation.make(run.policy, c, collect)
     norms = score_norms.make(run.policy.config, c.loss, c.sampler.temperature, run.mesh)
     success = lambda: metrics.means(evaluation.summarise(evaluate(state.params)))["eval/accuracy"]
     found["curve"].append(success())

@@ -43,7 +43,7 @@ def moments(workdir: Path, steps, prompts: int = 512) -> list[Moment]:
       checkpoint.Checkpoints(workdir, run_config.checkpoint.keep) as saved,
     ):
       collect = rollouts.make(run.policy, run_config, run.mesh, verifier)
-      measure = evaluate.make(run.policy, run_config, run.mesh, collect)
+      measure = evaluate.make(run.policy, run_config, collect)
       for step in missing:
         found = measure(saved.restore(step, run.init()).params, sample_all=True)
         known |= {f"exact{step}": found.exact, f"mean{step}": found.mean}

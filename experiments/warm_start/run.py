@@ -64,9 +64,9 @@ def measure(config, path: str) -> dict:
   mesh = sharding.make_mesh(config.mesh)
   with rewards.load(config) as verifier:
     collect = rollouts.make(policy, config, mesh, verifier)
-    sampled = evaluation.make(policy, config, mesh, collect)(policy.params, sample_all=True)
+    sampled = evaluation.make(policy, config, collect)(policy.params, sample_all=True)
     config.eval.update({"samples": 1, "temperature": GREEDY})
-    greedy = evaluation.make(policy, config, mesh, collect)(policy.params, sample_all=True)
+    greedy = evaluation.make(policy, config, collect)(policy.params, sample_all=True)
   families = np.array([row["family"] for row in sampled.rows])
   exact = sampled.exact[np.isfinite(sampled.exact)]
 

@@ -35,7 +35,7 @@ class Budget(NamedTuple):
   return. All run on the host."""
 
   limits: Limits
-  # (value [P], real bool [P]) -> int [P]: rollouts to begin with
+  # (value [P], real bool [P]) -> int [P]: rollouts to begin with, at least 1 of a real prompt
   first: Callable
   # (state, Groups so far, value [P], Asked) -> int [P]: further rollouts, for the prompts that have
   # ended; None = never any
@@ -63,8 +63,18 @@ def make(setting: plug.Setting) -> Budget:
     groups = grouping.make(np.zeros((3, found.limits.most)), np.zeros((3, found.limits.most), bool))
     asked = Asked(np.array([1, 1, 0]), real)
     _check(what, "more", plug.call(what, found.more, found.init(), groups, value, asked))
+
+  def first(value, real):
+    return _within(f"{what}: first", found.first(value, real), real, 1, found.limits.most)
+
+  def more(state, groups, value, asked):
+    count = found.more(state[key], groups, value, asked)
+    left = found.limits.most - asked.issued
+    return _within(f"{what}: more", count, asked.ended, 0, left)
+
   return found._replace(
-    more=found.more and (lambda state, *rest: found.more(state[key], *rest)),
+    first=first,
+    more=found.more and more,
     init=lambda: {key: found.init()},
     learn=lambda state, *rest: {key: found.learn(state[key], *rest)},
   )
@@ -76,6 +86,17 @@ def _check(what: str, name: str, found):
     raise ValueError(
       f"{what}: {name}: found {found.dtype}{list(found.shape)} for 3 prompts, expected integers [3]"
     )
+
+
+def _within(what: str, count, where, least: int, most) -> np.ndarray:
+  """int [P]: the counts. Raises ValueError where one of those that matter is outside of the
+  bounds: the sampler would wait for rollouts that nobody asks for, or has no room for."""
+  count, most = np.asarray(count), np.broadcast_to(most, np.shape(count))
+  wrong = np.flatnonzero(where & ((count < least) | (count > most)))
+  if len(wrong):
+    expected = f"expected {least} to {most[wrong[0]]}"
+    raise ValueError(f"{what}: found {count[wrong[0]]} rollouts for a prompt, {expected}")
+  return count
 
 
 def constant(count: int) -> Callable:

@@ -54,6 +54,11 @@ class Estimator(NamedTuple):
   counts: Callable | None = None
 
 
+def mean_reward(s, k):
+  """vbar in [-1, 1] of s successes among k rollouts, elementwise; 0 without any."""
+  return jnp.where(k > 0, 2.0 * s / jnp.where(k > 0, k, 1.0) - 1.0, 0.0)
+
+
 def from_counts(counts: Callable, leave_out: bool = True, weight: Callable | None = None, **more):
   """An Estimator whose baseline is a function of the successes `s` among `k` rollouts.
 

@@ -16,7 +16,7 @@ what is taken off, as here, it is of k - 1 terms.
 import jax.numpy as jnp
 
 from v05_jax import plug
-from v05_jax.estimators.base import STD_EPSILON, Estimator, at_least_two
+from v05_jax.estimators.base import STD_EPSILON, Estimator, at_least_two, mean_reward
 
 
 def _from_best(groups):
@@ -47,7 +47,7 @@ def _unseen(state, groups, value):
 
 
 def _counts(state, prompt, value, s, k):
-  return jnp.where(k > 0, 2.0 * s / jnp.where(k > 0, k, 1.0) - 1.0, 0.0)
+  return mean_reward(s, k)
 
 
 def _explain(state, groups, value):

@@ -3,13 +3,12 @@
 import jax.numpy as jnp
 
 from v05_jax import plug, shrinkage
-from v05_jax.estimators.base import from_counts
+from v05_jax.estimators.base import from_counts, mean_reward
 
 
 def _prior(state, prompt, value, s, k):
   spoken, prior = shrinkage.clean(value)
-  vbar = jnp.where(k > 0, 2.0 * s / jnp.where(k > 0, k, 1.0) - 1.0, 0.0)
-  return jnp.where(spoken, prior, vbar)
+  return jnp.where(spoken, prior, mean_reward(s, k))
 
 
 @plug.declare("estimator")

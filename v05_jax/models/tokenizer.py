@@ -1,12 +1,11 @@
-"""Tokenizers, always through `transformers.AutoTokenizer`; the built-in tasks' character tokenizer
-too.
+"""Tokenizers, always through `transformers.AutoTokenizer`.
 
 The contents of a prompt are text: a `<|im_end|>` that somebody has typed into a problem stays these
 ten characters. Only templates and the tokenizer's own prefix (BOS) make control tokens. A prompt
 without typed control tokens has exactly the tokens that transformers gives it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import functools
 import itertools
@@ -17,7 +16,6 @@ import re
 
 from v05_jax.models import files
 
-PAD, EOS = "<pad>", "<eos>"
 END = "the id of a token of the tokenizer, or a list of such ids"
 # Stands for a message's content where only what is around it matters.
 PLACE = "contentofmessage{}here"
@@ -314,33 +312,6 @@ def decode_response(tokenizer, ids: Sequence[int], stop: Sequence[int] = ()) -> 
     some = [i for i, _ in part]
     text += decode(some) if known else "".join(f"<id {i}>" for i in some)
   return text
-
-
-def build_character_tokenizer(characters: Iterable[str], vocab_size: int = 0):
-  """A tokenizer with one token per character: `<pad>` is 0, `<eos>` 1, then `characters` in order.
-
-  `vocab_size` > 0 pads the vocabulary to that many tokens with `<unused0>`, ..., which no text
-  encodes to and which stay visible in decoded text. Raises ValueError for repeated or too many
-  characters. Encoding text with any other character is an error, never a silent loss.
-  """
-  from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-
-  characters = list(characters)
-  tokens = [PAD, EOS, *characters]
-  if any(len(c) != 1 for c in characters) or len(set(characters)) != len(characters):
-    raise ValueError(
-      f"characters: found {''.join(characters)!r}, expected single characters, each of them once"
-    )
-  if vocab_size and len(tokens) > vocab_size:
-    raise ValueError(
-      f"characters: found {len(characters)}, expected at most {vocab_size - 2} for a "
-      f"vocabulary of {vocab_size}"
-    )
-  tokens += [f"<unused{i}>" for i in range(vocab_size - len(tokens))]
-  backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}))
-  backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-  backend.decoder = decoders.Fuse()  # characters are joined as they are, without spaces
-  return wrap(backend, pad_token=PAD, eos_token=EOS)
 
 
 def wrap(backend, **settings):

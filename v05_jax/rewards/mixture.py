@@ -120,7 +120,9 @@ def others(config, parts, mask, centred: bool = True):
     rollout alone is compared with all others of the step. Nothing of a rollout is in the mean that
     it is compared with: at a fixed k the expectation of the gradient is that of x. Otherwise x as
     it is, for a baseline that compares a group's shaped rewards (`Estimator.of_shaped`).
-  parts: float32 [P, K, rewards], NaN where there is none, which counts as 0.
+  parts: float32 [P, K, rewards], NaN of a rollout that was not judged, as a truncated one is not
+    (`sampler.truncated=fail`): as it has the success of a failure, it has the lowest sum of the
+    step's judged rollouts, lest one be better off for never ending.
   mask: bool [P, K], the rollouts that count.
   """
   found, index = terms(config.reward), success(config.reward, config.rewards.success)
@@ -128,7 +130,9 @@ def others(config, parts, mask, centred: bool = True):
     return np.zeros(mask.shape, np.float32)
   unit = found[index].weight * (config.rewards.high - config.rewards.low) / 2
   weight = np.array([0.0 if i == index else t.weight / unit for i, t in enumerate(found)])
-  total = np.where(mask, np.nan_to_num(np.asarray(parts, np.float64)) @ weight, 0.0)
+  total, judged = np.asarray(parts, np.float64) @ weight, mask & np.isfinite(parts).all(-1)
+  lowest = total[judged].min() if judged.any() else 0.0
+  total = np.where(judged, total, np.where(mask, lowest, 0.0))
   if centred:
     beside = lambda axis: (
       (total.sum(axis, keepdims=True) - total) / np.maximum(mask.sum(axis, keepdims=True) - 1, 1)

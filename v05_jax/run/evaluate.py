@@ -52,10 +52,15 @@ class Result(NamedTuple):
     share = np.nan_to_num(self.success, nan=0.0).sum(1) / max(1, self.success.shape[1])
     return np.where(self.sampled, share, np.nan)
 
+  @property
+  def solved(self) -> np.ndarray:
+    """bool [n, samples]: right in full, a success of 1 but for how float32 rounds a mapped reward.
+    A failed verdict is no success."""
+    return np.nan_to_num(self.success, nan=0.0) >= 1 - 1e-6
+
   def passes(self, k: int) -> np.ndarray:
-    """float [n]: pass@k, unbiased; NaN where nothing was sampled. A failed verdict is no
-    success."""
-    count = (np.nan_to_num(self.success, nan=0.0) >= 1).sum(1)
+    """float [n]: pass@k, unbiased; NaN where nothing was sampled."""
+    count = self.solved.sum(1)
     return np.where(self.sampled, success.pass_at(count, self.success.shape[1], k), np.nan)
 
 
@@ -69,7 +74,7 @@ class Evaluate(NamedTuple):
     return self.run(params, sample_all)
 
 
-def make(policy, config, mesh, collect) -> Evaluate:
+def make(policy, config, collect) -> Evaluate:
   """Builds `evaluate(params, sample_all=False) -> Result` for `config.eval`.
 
   Prompts whose success is exact are sampled only with `sample_all`; the others always are, when
@@ -241,7 +246,7 @@ def evaluate_workdir(config, workdir: str, step: int | None = None) -> dict[str,
     run = setup(config)
     step, params = parameters(run, workdir, step)
     collect = rollouts.make(run.policy, config, run.mesh, verifier)
-    result = make(run.policy, config, run.mesh, collect)(params, sample_all=True)
+    result = make(run.policy, config, collect)(params, sample_all=True)
   values, ends = metrics.means(summarise(result, every=True)), intervals(result, config.seed)
   options = config.sampler
   record = {

@@ -25,11 +25,11 @@ class Writer:
 
   def __init__(self, workdir, config, done: int = 0):
     self._path = files.prepare(workdir)
-    kept = metrics.until(workdir, done) if done else []
+    self._kept = metrics.until(workdir, done) if done else []
     files.replace(self._path / "config.json", configuration.to_json(config))
     if not done:
       self._put_aside(self._path / metrics.FILE)
-    self._lines = files.Lines(self._path / metrics.FILE, kept)
+    self._lines = files.Lines(self._path / metrics.FILE, self._kept)
     self._sinks = sinks.Sinks(plug.Setting(config, workdir=self._path, done=done))
     # the last written value of each metric, for the progress line
     self.latest: dict[str, float] = {}
@@ -53,10 +53,23 @@ class Writer:
 
     Raises ValueError for a name that `metrics.METRICS` does not document.
     """
-    if unknown := sorted(name for name in pairs if metrics.meaning(name) is None):
-      raise ValueError(f"metrics without an entry in metrics.METRICS: {', '.join(unknown)}")
+    _check(pairs)
     self._settle()
     self._pending = step, rollouts, pairs
+
+  @property
+  def restored(self) -> dict:
+    """The line of the step that the run goes on from; {} of a fresh run."""
+    return self._kept[-1] if self._kept else {}
+
+  def complete(self, pairs: metrics.Pairs):
+    """Adds to the line of the step that the run goes on from, before any other, what was not
+    measured then. Raises ValueError as `write` does."""
+    _check(pairs)
+    self._kept[-1] |= _values(pairs)
+    self._lines.close()
+    self._lines = files.Lines(self._path / metrics.FILE, self._kept)
+    self._told(self.restored["step"], _values(pairs))
 
   def _settle(self):
     """Writes the line that was taken last."""
@@ -64,12 +77,15 @@ class Writer:
       return
     step, rollouts, pairs = self._pending
     self._pending = None
-    means = sorted(metrics.means(pairs).items())
-    values = {name: mean if math.isfinite(mean) else None for name, mean in means}
+    values = _values(pairs)
     self._lines.append({"step": int(step), "rollouts": int(rollouts), **values})
+    self._told(int(step), values)
+
+  def _told(self, step: int, values: dict[str, float | None]):
+    """Hands on what was written of a step."""
     finite = {name: value for name, value in values.items() if value is not None}
     self.latest |= finite
-    self._sinks.call("write", int(step), finite)
+    self._sinks.call("write", step, finite)
 
   def samples(self, step: int, rows: list[dict]):
     """Hands rollouts of a step, dictionaries of one form, to the sinks."""
@@ -114,13 +130,29 @@ class Writer:
       logging.warning("%s", error)  # what ended the run is the error to show
 
 
+def _check(pairs: metrics.Pairs):
+  """Raises ValueError for a name that `metrics.METRICS` does not document."""
+  if unknown := sorted(name for name in pairs if metrics.meaning(name) is None):
+    raise ValueError(f"metrics without an entry in metrics.METRICS: {', '.join(unknown)}")
+
+
+def _values(pairs: metrics.Pairs) -> dict[str, float | None]:
+  """What a line says of pairs, by name: their means, None for one that is not finite."""
+  means = sorted(metrics.means(pairs).items())
+  return {name: mean if math.isfinite(mean) else None for name, mean in means}
+
+
 class Silent:
   """In place of the `Writer`, in all processes but the first: writes nothing."""
 
   latest: dict[str, float] = {}
+  restored: dict = {}
 
   def write(self, step: int, rollouts: int, pairs: metrics.Pairs):
     """Does nothing, as all others."""
+
+  def complete(self, pairs: metrics.Pairs):
+    pass
 
   def samples(self, step: int, rows: list[dict]):
     pass

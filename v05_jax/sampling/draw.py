@@ -108,7 +108,8 @@ def select(run, state: TrainState, pool: Chosen, count: int) -> Chosen:
   importance = np.ones(capacity, np.float32)
   if run.config.selection.weighted:
     importance[:count] = count / size / chance[index]
-  padded = np.pad(index, (0, capacity - count))
+  # Padding of the draw is padding of the pool, which has some wherever the draw has.
+  padded = np.pad(index, (0, capacity - count), constant_values=size)
   asked = jax.tree.map(lambda x: np.asarray(x)[padded], pool.asked)
   taken = data.take(pool.prompts, index, capacity)
   metrics = {"selection/chance": pair(chance[index])}

@@ -29,6 +29,7 @@ from v05_jax.scale.cost import FREE, Cost, Module
 from v05_jax.scale.programs import Program, held
 
 GIB = topology.GIB
+LARGEST = 3  # arrays that are named where a program is too large
 
 
 def report(config, name: str, file=None):
@@ -60,7 +61,7 @@ def report(config, name: str, file=None):
     )
     rows.append(row(program, sizes, chip) | {"topology": name or platform, "devices": len(devices)})
     print(json.dumps(rows[-1]), file=file, flush=True)
-  print(table(rows, sizes, chip), file=file)
+  print(table(rows, sizes), file=file)
   return rows
 
 
@@ -128,7 +129,7 @@ def seconds(cost: Cost, chip: topology.Chip | None) -> dict[str, float]:
   return {"compiler": model} | parts
 
 
-def largest(text: str, count: int = 3) -> list[str]:
+def largest(text: str) -> list[str]:
   """The largest arrays that a compiled program computes, with what they are of."""
   found = {}
   for table in Module(text).unfused():
@@ -137,11 +138,11 @@ def largest(text: str, count: int = 3) -> list[str]:
         of = re.search(r'op_name="([^"]*)"', line.rest)
         name = re.sub(r"\{.*", "", line.type)
         found.setdefault(name, (hlo.size(line.type), of[1].split("/", 1)[-1] if of else line.name))
-  order = sorted(found.items(), key=lambda item: -item[1][0])[:count]
+  order = sorted(found.items(), key=lambda item: -item[1][0])[:LARGEST]
   return [f"{name} ({size / GIB:.2f} GiB) {of}" for name, (size, of) in order]
 
 
-def largest_lowered(text: str, count: int = 3) -> list[str]:
+def largest_lowered(text: str) -> list[str]:
   """The same of a program that could not be compiled: whole arrays, before they are split over fsdp
   and tensor."""
   found = {}
@@ -152,13 +153,13 @@ def largest_lowered(text: str, count: int = 3) -> list[str]:
       / 8
     )
     found[f"{kind}[{dims[:-1].replace('x', ',')}]"] = size
-  order = sorted(found.items(), key=lambda item: -item[1])[:count]
+  order = sorted(found.items(), key=lambda item: -item[1])[:LARGEST]
   return [
     f"{name} ({size / GIB:.2f} GiB over all devices along fsdp and tensor)" for name, size in order
   ]
 
 
-def table(rows, sizes: dict[str, int], chip: topology.Chip | None) -> str:
+def table(rows, sizes: dict[str, int]) -> str:
   """The rows as Markdown, with the parts below."""
   gib = lambda x: "-" if x is None else f"{x / GIB:.2f}"
   lines = [

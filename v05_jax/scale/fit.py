@@ -165,8 +165,8 @@ def halves(most: int) -> list[int]:
   return [2**i for i in reversed(range(most.bit_length()))]
 
 
-def describe(model, config, machine: Machine, chosen: dict[str, Any], found: Need) -> list[str]:
-  """What was chosen and why, a line each. config: with the chosen values."""
+def describe(model, machine: Machine, chosen: dict[str, Any], found: Need) -> list[str]:
+  """What was chosen and why, a line each."""
   count = machine.lanes * machine.tensor
   chosen = ", ".join(f"{key}={value}" for key, value in chosen.items())
   together = "and" if machine.kind == "cpu" else "or"

@@ -39,7 +39,7 @@ def settle_for(config, model, place: fit.Machine):
   config.update_from_flattened_dict(values)
   if distributed.first():
     chosen = {key: values[key] for key in keys}
-    for line in fit.describe(model, config, place, chosen, found):
+    for line in fit.describe(model, place, chosen, found):
       print(line, file=sys.stderr)
   configuration.validate(config)
   return config

@@ -72,6 +72,11 @@ def plain(setting: plug.Setting) -> dict[str, Any]:
   return json.loads(json.dumps(setting.config.copy_and_resolve_references().to_dict()))
 
 
+def table(client, rows: list[dict]):
+  """Rows of one form as a table of a tracker's package."""
+  return client.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
+
+
 def remembered(setting: plug.Setting, name: str) -> dict[str, str]:
   """What `remember` has kept of the run that goes on; {} for one that begins."""
   file = files.folder(setting.workdir) / "sinks" / f"{name}.json"

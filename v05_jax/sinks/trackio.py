@@ -8,7 +8,7 @@ therefore ends in a few characters of its own.
 import uuid
 
 from v05_jax import plug
-from v05_jax.sinks.base import Sink, plain, remember, remembered, title
+from v05_jax.sinks.base import Sink, plain, remember, remembered, table, title
 
 PACKAGE = "trackio"
 
@@ -38,8 +38,5 @@ def trackio(options, setting):
   def picture(path):
     run.log({"summary": client.Image(path)}, step=last[0])
 
-  def samples(step, rows):
-    data = [list(row.values()) for row in rows]
-    run.log({"samples": client.Table(columns=list(rows[0]), data=data)}, step=step)
-
+  samples = lambda step, rows: run.log({"samples": table(client, rows)}, step=step)
   return Sink(write, picture, samples, close=lambda how: run.finish())

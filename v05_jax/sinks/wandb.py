@@ -12,7 +12,7 @@ from absl import logging
 
 from v05_jax import plug
 from v05_jax.run import files
-from v05_jax.sinks.base import FAILED, Sink, plain, remember, remembered, title
+from v05_jax.sinks.base import FAILED, Sink, plain, remember, remembered, table, title
 
 PACKAGE = "wandb"
 INIT = 60.0  # seconds that the server may take to begin a run
@@ -40,10 +40,7 @@ def wandb(options, setting):
   def picture(path):
     run.log({"summary": client.Image(path)})
 
-  def samples(step, rows):
-    data = [list(row.values()) for row in rows]
-    run.log({"samples": client.Table(columns=list(rows[0]), data=data)}, step=step)
-
+  samples = lambda step, rows: run.log({"samples": table(client, rows)}, step=step)
   write = lambda step, values: run.log(values, step=step)
   return Sink(write, picture, samples, close=lambda how: run.finish(int(how == FAILED)))
 

@@ -104,7 +104,9 @@ def keep(buffer: Buffer, taken: Draw, advantage, step: int, age: int) -> Buffer:
     step=np.full(len(flat.row), step, np.int32),
   )
   every = jax.tree.map(_behind, buffer, fresh)
-  weight = np.where(waits(every, step + 1, age), np.abs(every.advantage), -1.0)
+  # A rollout whose log-probs are not finite would have every update that it is in skipped.
+  usable = waits(every, step + 1, age) & np.isfinite(every.logprob).all(1)
+  weight = np.where(usable, np.abs(every.advantage), -1.0)
   largest = np.argsort(-weight, kind="stable")[: len(buffer.step)]
   kept = jax.tree.map(lambda x: x[largest], every)
   return kept._replace(step=np.where(weight[largest] > 0, kept.step, NEVER).astype(np.int32))

@@ -28,7 +28,8 @@ def gspo(logprob, old_logprob, advantage, clip: Clip, mask, response):
   Args:
     logprob, old_logprob, advantage: [N, T]; the advantage is the same in all of a response.
     mask: bool [N, T]: tokens of responses.
-    response: int32 [N, T] in 0..T, the number of a token's response within its row.
+    response: int32 [N, T] in 0..2T, the number of a token's response, or of its prompt, within its
+      row.
 
   Returns (loss, clipped), [N, T], as `losses.surrogate`.
   """
@@ -36,7 +37,7 @@ def gspo(logprob, old_logprob, advantage, clip: Clip, mask, response):
   stopped = jax.lax.stop_gradient(difference)
 
   def total(x):
-    empty = varying_like(jnp.zeros((len(x), x.shape[1] + 1), x.dtype), x)
+    empty = varying_like(jnp.zeros((len(x), 2 * x.shape[1] + 1), x.dtype), x)
     sums = jax.vmap(lambda zeros, row, i: zeros.at[i].add(row)[i])
     return sums(empty, x, response)
 

@@ -42,7 +42,7 @@ class Ensemble(NamedTuple):
   fingerprints_support: jax.Array  # [e, n] in [0, 1), of `fingerprints` or any uniform source
   fingerprints_query: jax.Array  # [e, m]
   permutations: jax.Array  # int [e, C], of `randomness`
-  keep: jax.Array | None = None  # int [F'] of `keep_columns`; None = none is constant
+  keep: jax.Array | None = None  # int [F'] of `varying_columns`; None = none is constant
 
 
 def smoothed(scores, labels, features=None) -> float | None:
@@ -65,8 +65,8 @@ def smoothed(scores, labels, features=None) -> float | None:
 def varying_columns(x_support):
   """Indices [F'] of the features [n, F] that tell rows apart; empty where none does.
 
-  `keep_columns` without those that differ by rounding alone: standardised, they would be noise as
-  large as any other column. Where all do (one prompt, computed again and again), the largest value
+  Those that differ by rounding alone are left out: standardised, they would be noise as large as
+  any other column. Where all do (one prompt, computed again and again), the largest value
   of the table is the measure, since small columns are differences of large numbers.
   """
   x = np.asarray(x_support, np.float32)
@@ -92,19 +92,6 @@ def randomness(estimators: int, columns: int):
   seeds = rng.integers(0, most, estimators)
   salts = [default_rng(seed).integers(0, 2**16) for seed in seeds]
   return np.array(salts), np.stack([default_rng(seed).permutation(columns) for seed in seeds])
-
-
-def keep_columns(x_support):
-  """Indices [F'] of the features [n, F] that differ from support row 0 somewhere; ValueError if
-  none does (4.1)."""
-  x = np.asarray(x_support)
-  keep = np.flatnonzero(np.any(x != x[:1], axis=0))
-  if not len(keep):
-    raise ValueError(
-      f"x_support: all {x.shape[1]} features are constant over {len(x)} rows, expected one that "
-      "varies"
-    )
-  return keep
 
 
 def fingerprints(z_support, z_query, salt: int):
@@ -246,7 +233,7 @@ def preprocess(
     fingerprints: (support [n], query [m]); no gradient passes.
     permutation: int [C]; new column j is old column permutation[j], the last old one being the
       fingerprint.
-    keep: int [F'], the features in use, of `keep_columns`; None = all of them.
+    keep: int [F'], the features in use, of `varying_columns`; None = all of them.
   """
   used = support.features if keep is None else support.features[:, keep]
   used = used if support.mask is None else jnp.where(support.mask[:, None], used, 0.0)

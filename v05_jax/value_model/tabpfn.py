@@ -236,7 +236,7 @@ def context(params, support: Support, table, asked: Query | None = None) -> Cach
     asked: the query rows, where they are known: nothing of them is kept but which columns are
       constant. The model leaves out the columns constant over support and queries (4.5.2, 4.5.6);
       None = those constant over the support, as in a stream. The two agree for every table of
-      `preprocess` with `ensemble.keep_columns`, which has dropped them already.
+      `preprocess` whose `keep` has left them out already.
   """
   x, y, mask = support.features, support.labels, full_mask(support.features, support.mask)
   x, y = jnp.where(mask[:, None], x, 0.0), jnp.where(mask, y, 0.0)
