@@ -62,7 +62,7 @@ ONLY = {
   "moments": "",
   "structs": "groups",
   "benchmarks": "rows",
-  "rows": "",
+  "rows": "names",
   "shrinkage": "",
   "budget": "shrinkage",
   "history": "groups shrinkage",
@@ -73,7 +73,8 @@ ONLY = {
   "models": "names rng",
   "rewards": "names tasks",
   "plug": "names",
-  "rules": "benchmarks budgets models plug problems rewards tasks update.losses update.surrogates",
+  "rules": "benchmarks budgets models names plug problems rewards tasks update.losses"
+  " update.surrogates",
   "config": "configs names plug rules run.files",
   "shapes": "budgets update.packing",
   "run.success": "",
