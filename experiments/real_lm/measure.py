@@ -11,7 +11,6 @@ from pathlib import Path
 import time
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from experiments.real_lm import plan, play
@@ -43,7 +42,7 @@ def noise(arena: str, places: play.Places):
   began, found = time.monotonic(), {}
   for method, prompts in plan.MEASURED.items():
     folder, config = opened(arena, method, places)
-    steps = checkpoints(folder)
+    steps = at_halves(folder, config)
     found[method] = {}
     for step in (0, *steps):
       where = folder if step else folder / "before"  # without checkpoints: the warm start
@@ -74,6 +73,11 @@ def checkpoints(folder: Path) -> list[int]:
   return sorted(int(x.name) for x in (folder / "checkpoints").glob("[0-9]*") if x.name.isdigit())
 
 
+def at_halves(folder: Path, config) -> list[int]:
+  """The steps of a run's middle and end, without a save where it was stopped on the way."""
+  return [step for step in checkpoints(folder) if step % config.checkpoint.period == 0]
+
+
 def release(arena: str, places: play.Places):
   """Removes the measured runs' checkpoints once both measurements are there."""
   if all((places.here / "measured" / f"{arena}-{x}.json").is_file() for x in ("noise", "prior")):
@@ -98,7 +102,7 @@ def prior(arena: str, places: play.Places):
   began = time.monotonic()
   folder, config = opened(arena, "v05", places)
   config.prior.wrappers = ()
-  steps = checkpoints(folder)
+  steps = at_halves(folder, config)
   with rewards.load(config) as verifier:
     run = setup(config)
     collect = rollouts.make(run.policy, config, run.mesh, verifier)
@@ -254,7 +258,7 @@ def at_checkpoint(values: dict[str, np.ndarray], reward, score) -> dict[str, dic
 
 def error(square) -> dict[str, float]:
   """Mean of squared errors [P] and its 95 % bootstrap interval over prompts."""
-  low, high = success.interval(success.bootstrap(jax.random.key(0), square[:, None]))
+  low, high = success.interval_of_mean(square)
   return {"mse": float(square.mean()), "low": low, "high": high}
 
 

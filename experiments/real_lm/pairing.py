@@ -1,7 +1,6 @@
 """Differences between runs of the same seed: they share the warm start, the order of the training
 problems and the held-out problems."""
 
-import jax
 import numpy as np
 
 from experiments.real_lm import plan
@@ -69,5 +68,5 @@ def interval(values) -> str:
 def of_problems(found: np.ndarray) -> str:
   """The 95 % bootstrap interval over problems of differences [seeds, problems], seeds as they
   are."""
-  low, high = success.interval(success.bootstrap(jax.random.key(0), found.mean(0)[:, None]))
+  low, high = success.interval_of_mean(found.mean(0))
   return f"[{low:+.3f}, {high:+.3f}]"

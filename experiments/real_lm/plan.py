@@ -23,8 +23,9 @@ ARENAS = ("tasks", "words")
 HELDOUT = {"tasks": 480, "words": 300}  # problems
 OTHER = dict(zip(ARENAS, reversed(ARENAS)))  # whose runs an arena's V0 has learned from
 RECIPE = "recipe"  # stands for the method that the headline has chosen
-# Runs whose checkpoints at the middle and the end are kept until they are measured, and of how many
-# prompts the noise is taken: one backward pass for each of their rollouts.
+# Runs whose checkpoints at the middle and the end are kept until they are measured (and one more,
+# lest a run that is stopped between them loses the middle), and of how many prompts the noise is
+# taken: one backward pass for each of their rollouts.
 MEASURED = {"v05": 64, "grpo16": 32}
 MEASURED_SEED = 0
 
@@ -192,7 +193,7 @@ def training(task: Task, data: Path, start: str, value_model: str = ""):
     c.num_steps *= 2
   c.observe = (*c.observe, "noise", "pairs")
   kept = is_measured(task)
-  c.checkpoint.update({"period": c.num_steps // 2, "keep": 2} if kept else {"period": 5, "keep": 1})
+  c.checkpoint.update({"period": c.num_steps // 2, "keep": 3} if kept else {"period": 5, "keep": 1})
   if c.prior.kind == "v0":
     c.priors.v0.path = value_model
   return c

@@ -163,9 +163,11 @@ def warm_start(task: plan.Task, places: Places) -> float:
   # The model is complete once its checkpoints are gone.
   if not (folder / "hf" / "config.json").is_file() or (folder / "checkpoints").is_dir():
     print(f"warm start of seed {task.seed}", flush=True)
-    began = time.monotonic()
-    sft(config, str(folder))
-    remember(folder, "start", time.monotonic() - began)
+    began, before = time.monotonic(), seconds_of(folder).get("start", 0.0)
+    try:
+      sft(config, str(folder))
+    finally:  # where it is stopped, too
+      remember(folder, "start", before + time.monotonic() - began)
     discard(folder)
   return seconds_of(folder).get("start", 0.0)
 

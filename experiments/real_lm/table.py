@@ -93,8 +93,16 @@ def overall(runs: Runs) -> str:
   head = (
     *("method", "seeds", "rate", "rollouts", "success start", "end", "gain", "in full start"),
     *("end", "gain", "pass@8 start", "end", "change", "truncated start", "end", "tokens start"),
-    *("end", "entropy first", "last", "gradient norm", "prompts", "sampling and update, s", "rho"),
-    *("prior MSE", "a constant's"),
+    *(
+      "end",
+      "entropy first",
+      "last",
+      "gradient norm",
+      "prompts",
+      "sampling and update, s",
+      "a prompt, s",
+    ),
+    *("rho", "prior MSE", "a constant's"),
   )
   return table(list(head), [row(method, list(of.values())) for method, of in runs.items()])
 
@@ -118,8 +126,15 @@ def row(method: str, records: list[dict]) -> list[str]:
     *(known("first", "loss/entropy"), known("last", "loss/entropy"), known("last", "grad/norm")),
     f"{mean(lambda x: x['last']['prompts'] or 0):.0f}",
     f"{mean(lambda x: x['seconds']['steps']):.0f}",
+    means([seconds_a_prompt(x) for x in records], ".2f"),
     *(known("last", "noise/rho"), known("last", "prior/mse"), known("last", "prior/constant_mse")),
   ]
+
+
+def seconds_a_prompt(record: dict) -> float | None:
+  """Sampling and update of all its rollouts; None where the prompts of a step are not known."""
+  prompts = record["last"]["prompts"]
+  return record["seconds"]["steps"] / (record["steps"] * prompts) if prompts else None
 
 
 def means(found: list[float | None], form: str) -> str:

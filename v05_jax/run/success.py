@@ -40,7 +40,12 @@ def bootstrap(key: jax.Array, values, draws: int = DRAWS) -> np.ndarray:
   return np.stack([column[index].mean(1) for column in values.T], 1)
 
 
-def interval(draws, level: float = LEVEL) -> tuple[float, float]:
-  """The (low, high) between which the middle `level` of `draws` lies."""
-  low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+def interval(draws) -> tuple[float, float]:
+  """The (low, high) between which the middle 95 % of `draws` lie."""
+  low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
   return float(low), float(high)
+
+
+def interval_of_mean(values) -> tuple[float, float]:
+  """The bootstrap interval of the mean of values [n] over n prompts, by a key of its own."""
+  return interval(bootstrap(jax.random.key(0), np.asarray(values)[:, None]))
