@@ -221,8 +221,9 @@ def test_what_excludes_each_other():
   assert "prior.wrappers: found ('fallback', 'history'), expected no history" in problems(
     prior__wrappers=("fallback", "history"), baseline="spo"
   )
-  once = "prior.wrappers: found ('history', 'history'), expected each prior and wrapper once"
-  assert once in problems(prior__wrappers=("history", "history"))
+  differ = "expected priors and wrappers whose names differ, since each has its state by its own"
+  twice = problems(prior__wrappers=("history", "history"))
+  assert f"prior.wrappers: found ('history', 'history'), {differ}: history" in twice
   text = problems(selection__pool=2, loss__aggregate="token")
   assert "loss.aggregate: found 'token', expected rollout, prompt or constant" in text
   config.validate(changed(selection__pool=2, selection__weighted=False, loss__aggregate="token"))

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from v05_jax import groups as grouping
 from v05_jax import rewards
 from v05_jax.configs import default
 from v05_jax.models import tokenizer as tokenizers
@@ -96,12 +95,14 @@ def test_partial_success_passes_only_where_it_is_whole():
   assert got["eval/mean"] == pytest.approx(0.35) and got["eval/pass"] == got["eval/pass_at_2"] == 0
 
 
-@pytest.mark.parametrize("low, high", [(0.0, 1.0), (0.1, 0.9), (0.3, 0.7), (-0.9, 0.7)])
+@pytest.mark.parametrize("low, high", [(0.0, 1.0), (0.1, 0.9), (0.3, 0.7), (9.9, 10.03)])
 def test_the_highest_reward_passes_however_it_is_rounded(low, high):
   found = result(["a"], [0])
-  reward = np.full((1, 4), high, np.float32)
-  found.success[:] = (grouping.map_reward(reward, low, high) + 1) / 2
-  assert metrics.means(evaluate.summarise(found))["eval/pass"] == 1
+  reward = np.array([[high, high, low, NAN]], np.float32)
+  found.success[:] = evaluate.shares(reward, low, high)
+  got = metrics.means(evaluate.summarise(found, every=True))
+  assert got["eval/pass"] == 1 and got["eval/pass_at_2"] == pytest.approx(5 / 6)
+  assert got["eval/mean"] == pytest.approx(0.5) and got["eval/failed"] == 0.25
 
 
 def test_intervals_hold_the_values_and_do_not_depend_on_the_company():

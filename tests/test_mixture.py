@@ -228,8 +228,7 @@ def test_the_others_are_added_beside_the_success_in_its_units():
   mask = np.array([[1, 1, 1, 0], [1, 0, 0, 0]], bool)
   parts = np.stack([np.full((2, 4), 7.0), brief], 2)
   found = rewards.others(c, parts, mask)
-  # in units of the mapped reward; what was not judged has the lowest of the step
-  value = np.array([1, 3, 1]) * (0.5 / 2.0) * 2 / 4
+  value = np.array([1, 3, 0]) * (0.5 / 2.0) * 2 / 4  # in units of the mapped reward
   mine = 5 * (0.5 / 2.0) * 2 / 4
   others = (value.sum() - value) / 2
   np.testing.assert_allclose(found[0], [*(value - others), 0], rtol=1e-6)
@@ -247,13 +246,19 @@ def test_the_others_are_added_beside_the_success_in_its_units():
 @pytest.mark.parametrize("centred", [True, False])
 @pytest.mark.parametrize("weight", [0.1, -0.1])
 def test_a_truncated_rollout_is_no_better_off_than_the_worst_complete_one(weight, centred):
-  """Failures of one group, whose other reward is a penalty: the last one has never ended."""
+  """Failures of one group, the last of which has never ended: the other reward is a penalty in the
+  first prompt, a bonus in the second; the penalty of the third says nothing of the others."""
   c = with_reward([["a:right", 1.0], ["a:brief", weight]])
-  brief = np.array([[1.0, 5.0, 3.0, np.nan]]) * -np.sign(weight)
+  brief = np.array([[-1, -5, -3, np.nan], [1, 5, 3, np.nan], [-50, -50, -50, -50]])
+  brief *= np.sign(weight)
   parts = np.stack([np.where(np.isnan(brief), np.nan, 0.0), brief], 2)
-  found = rewards.others(c, parts, np.ones((1, 4), bool), centred)[0]
-  assert found[3] == found[1] == found.min() < found[2] < found[0]
-  nobody = rewards.others(c, np.full_like(parts, np.nan), np.ones((1, 4), bool), centred)
+  every = np.ones(brief.shape, bool)
+  penalty, bonus, _ = rewards.others(c, parts, every, centred)
+  assert penalty[3] == penalty[1] == penalty.min() < penalty[2] < penalty[0]
+  assert bonus[3] == bonus.min() < bonus[0] < bonus[2] < bonus[1]
+  if not centred:
+    assert bonus[3] == 0 and penalty[3] == pytest.approx(-5 * 0.1 * 2)
+  nobody = rewards.others(c, np.full_like(parts, np.nan), every, centred)
   np.testing.assert_array_equal(nobody, 0.0)
 
 

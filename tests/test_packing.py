@@ -135,6 +135,8 @@ def test_the_negative_token_filter_by_hand():
   want = [[-9, -9, 0, -1, 0, -1, 0], [0, -2, 3, 3, -9, -9, -9]]
   np.testing.assert_array_equal(got, want)
   np.testing.assert_array_equal(packing.spared(batch, 1.0), batch.advantage)
+  high = batch.segment + np.array([[7], [0]])  # prompts of one token take a number and no place
+  np.testing.assert_array_equal(packing.spared(batch.replace(segment=high), 0.3), want)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -50,6 +50,16 @@ def test_gspo_by_hand():
   assert not active.any()
 
 
+def test_the_numbers_of_responses_do_not_matter():
+  """Prompts are numbered too, and one of a single token takes a number and no place: up to 2T."""
+  high = jnp.array([0, 11, 12, 9])[RESPONSE]
+  arguments = OLD + jnp.log(RATIO), OLD, ADVANTAGE, CLIP, MASK
+  for found, expected in zip(
+    surrogates.gspo(*arguments, high), surrogates.gspo(*arguments, RESPONSE), strict=True
+  ):
+    np.testing.assert_array_equal(np.where(MASK, found, 0), np.where(MASK, expected, 0))
+
+
 def test_gspo_is_the_gradient_of_the_mean_over_responses():
   """With the weights of "rollout", 1 / length each, it is that of the paper's sum of -A s."""
 

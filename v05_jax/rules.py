@@ -233,10 +233,15 @@ def _ratios(loss, need):
 def _plugs(config, need):
   """What plugs require of other keys; that those which keep a state have names of their own; and no
   more minibatches than a step has prompts."""
-  priors = [plug.label(name) for name in (config.prior.kind, *config.prior.wrappers)]
-  twice = next((name for name in priors if priors.count(name) > 1), "")
-  once = f"each prior and wrapper once, with prior.kind = {config.prior.kind}: two are {twice}"
-  need(not twice, "prior.wrappers", once)
+  for key, names, among in (
+    ("prior.wrappers", (config.prior.kind, *config.prior.wrappers), "priors and wrappers"),
+    ("observe", dict.fromkeys(config.observe), "observers"),
+  ):
+    labels = [plug.label(name) for name in names]
+    twice = next((label for label in labels if labels.count(label) > 1), "")
+    need(
+      not twice, key, f"{among} whose names differ, since each has its state by its own: {twice}"
+    )
   for kind, name in plug.chosen(config):
     for key, expected in plug.declared(kind, name).check(config):
       need(False, key, expected)

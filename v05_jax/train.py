@@ -101,8 +101,8 @@ class Housekeeping(NamedTuple):
   first: int  # step that this process went on from
 
   def begin(self, state: TrainState):
-    """The line before the first step; of a run that goes on, the evaluation that its last line
-    lacks, where a failed verdict or a signal had ended it."""
+    """The line before the first step; of a run that goes on, the evaluation that is due and not in
+    its last line."""
     config = self.run.config
     if not self.first and config.eval.period:
       self.log.write(0, 0, evaluation.summarise(self.evaluate(state.params)))

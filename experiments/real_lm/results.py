@@ -101,6 +101,8 @@ def read(here: Path) -> list[dict]:
       missing = {*plan.Task._fields, "config", "curve", "after"} - set(record)
     except (ValueError, TypeError) as error:
       raise ValueError(f"{file}: found no JSON object ({error}), expected a result") from None
+    if record.get("after") and "solved" not in record["after"]:
+      missing.add("after.solved")
     if missing:
       raise ValueError(f"{file}: found no {sorted(missing)[0]}, expected a result of run.py")
     found.append(record)

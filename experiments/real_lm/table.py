@@ -32,7 +32,8 @@ is the verifier's score, which some tasks give in part for what is right in part
 "right in full" count full scores alone. ± is half of a 95 % interval over seeds (Student's t).
 Entropy, gradient norm (before it is clipped to 1), prompts a step, rho (failures' gradients over
 successes') and the prior's squared errors (on the scale from -1 to 1, the noise of a group's mean
-in them; a constant's beside it) are means over a run's last five steps."""
+in them; a constant's beside it) are means over a run's last five steps; "entropy first" is its
+first step's. Tokens, truncated and "in full" are of the evaluations."""
 
 
 def write(here: Path) -> str:

@@ -121,8 +121,9 @@ def others(config, parts, mask, centred: bool = True):
     it is compared with: at a fixed k the expectation of the gradient is that of x. Otherwise x as
     it is, for a baseline that compares a group's shaped rewards (`Estimator.of_shaped`).
   parts: float32 [P, K, rewards], NaN of a rollout that was not judged, as a truncated one is not
-    (`sampler.truncated=fail`): as it has the success of a failure, it has the lowest sum of the
-    step's judged rollouts, lest one be better off for never ending.
+    (`sampler.truncated=fail`). It has no bonus, x = 0, and where there are penalties the group's
+    largest, the lowest x of its judged rollouts, lest a rollout be better off for never ending.
+    That x, alone, is in the mean that another rollout is compared with.
   mask: bool [P, K], the rollouts that count.
   """
   found, index = terms(config.reward), success(config.reward, config.rewards.success)
@@ -131,8 +132,9 @@ def others(config, parts, mask, centred: bool = True):
   unit = found[index].weight * (config.rewards.high - config.rewards.low) / 2
   weight = np.array([0.0 if i == index else t.weight / unit for i, t in enumerate(found)])
   total, judged = np.asarray(parts, np.float64) @ weight, mask & np.isfinite(parts).all(-1)
-  lowest = total[judged].min() if judged.any() else 0.0
-  total = np.where(judged, total, np.where(mask, lowest, 0.0))
+  lowest = np.where(judged, total, np.inf).min(1, initial=np.inf, keepdims=True)
+  lowest = np.where(np.isfinite(lowest), lowest, lowest.min(initial=np.inf))  # of the step's
+  total = np.where(judged, total, np.where(mask, np.minimum(lowest, 0.0), 0.0))
   if centred:
     beside = lambda axis: (
       (total.sum(axis, keepdims=True) - total) / np.maximum(mask.sum(axis, keepdims=True) - 1, 1)

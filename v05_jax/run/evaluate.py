@@ -54,9 +54,8 @@ class Result(NamedTuple):
 
   @property
   def solved(self) -> np.ndarray:
-    """bool [n, samples]: right in full, a success of 1 but for how float32 rounds a mapped reward.
-    A failed verdict is no success."""
-    return np.nan_to_num(self.success, nan=0.0) >= 1 - 1e-6
+    """bool [n, samples]: right in full. A failed verdict is no success."""
+    return np.nan_to_num(self.success, nan=0.0) >= 1
 
   def passes(self, k: int) -> np.ndarray:
     """float [n]: pass@k, unbiased; NaN where nothing was sampled."""
@@ -72,6 +71,12 @@ class Evaluate(NamedTuple):
 
   def __call__(self, params, sample_all: bool = False) -> Result:
     return self.run(params, sample_all)
+
+
+def shares(reward, low: float, high: float) -> np.ndarray:
+  """Success in [0, 1] of the verifier's rewards (float32), NaN of none: exactly 1 at `high`, which
+  the map to [-1, 1] may round to a little less."""
+  return np.where(reward >= np.float32(high), 1.0, (map_reward(reward, low, high) + 1) / 2)
 
 
 def make(policy, config, collect) -> Evaluate:
@@ -121,7 +126,7 @@ def make(policy, config, collect) -> Evaluate:
         "the policy's log-probs are not finite, so that what it samples means nothing: its weights "
         "are damaged, or too large for config.policy.dtype"
       )
-    share = (map_reward(rolls.reward, config.rewards.low, config.rewards.high) + 1) / 2
+    share = shares(rolls.reward, config.rewards.low, config.rewards.high)
     for tokens, i, j in zip(rolls.tokens, rolls.prompt, rolls.index):
       if rolls.length[i, j]:
         ids = tokens[: rolls.length[i, j]]

@@ -140,6 +140,13 @@ class Lines:
       os.fsync(self._file.fileno())
     self._check_place()
 
+  def rewrite(self, lines):
+    """Puts `lines` in the place of all so far."""
+    if self._file is not None:
+      self._file.close()  # whose lines are in `lines`
+      self._file = None
+    self.__init__(self._path, lines)
+
   def close(self):
     """Flushes and closes; the file is closed whatever fails."""
     try:

@@ -54,12 +54,13 @@ class Writer:
     Raises ValueError for a name that `metrics.METRICS` does not document.
     """
     _check(pairs)
+    self._kept = []
     self._settle()
     self._pending = step, rollouts, pairs
 
   @property
   def restored(self) -> dict:
-    """The line of the step that the run goes on from; {} of a fresh run."""
+    """The line of the step that the run goes on from, until there is another; {} of a fresh run."""
     return self._kept[-1] if self._kept else {}
 
   def complete(self, pairs: metrics.Pairs):
@@ -67,8 +68,7 @@ class Writer:
     measured then. Raises ValueError as `write` does."""
     _check(pairs)
     self._kept[-1] |= _values(pairs)
-    self._lines.close()
-    self._lines = files.Lines(self._path / metrics.FILE, self._kept)
+    self._lines.rewrite(self._kept)
     self._told(self.restored["step"], _values(pairs))
 
   def _settle(self):

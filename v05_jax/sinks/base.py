@@ -33,7 +33,9 @@ def nothing(*_):
 class Sink(NamedTuple):
   """What is done with a run's metrics. Whatever a function raises costs the run this sink alone."""
 
-  write: Callable  # (step, {metric: value}), the finite ones, each step once and in order
+  # (step, {metric: value}), the finite ones: each step once and in order, but for an evaluation
+  # that had failed and is made up for when the run goes on, whose step was told before
+  write: Callable
   picture: Callable = nothing  # (path of summary.png)
   samples: Callable = nothing  # (step, rows): dictionaries of one form, a rollout each
   flush: Callable = nothing  # (): before a checkpoint, of those with LOCAL alone
