@@ -59,8 +59,8 @@ class Result(NamedTuple):
 
   def passes(self, k: int) -> np.ndarray:
     """float [n]: pass@k, unbiased; NaN where nothing was sampled."""
-    count = self.solved.sum(1)
-    return np.where(self.sampled, success.pass_at(count, self.success.shape[1], k), np.nan)
+    found = success.pass_at(self.solved.sum(1), self.success.shape[1], k)
+    return np.where(self.sampled, found, np.nan)
 
 
 class Evaluate(NamedTuple):
@@ -113,12 +113,8 @@ def make(policy, config, collect) -> Evaluate:
     wanted = np.full(size, bool(options.samples)) & (np.isnan(probability) | sample_all)
     texts = np.full((size, options.samples), "", object)
     if not wanted.any():
-      nothing = (
-        np.full(texts.shape, np.nan),
-        np.zeros(texts.shape, int),
-        np.zeros(texts.shape, bool),
-      )
-      return Result(prompts.rows, probability, *nothing, texts)
+      length = np.zeros(texts.shape, int)
+      return Result(prompts.rows, probability, length * np.nan, length, length > 0, texts)
     key = rng.at(config.seed, 0, rng.EVAL)
     rolls, stats = collect(params, prompts.replace(mask=wanted), key, order)
     if "sampler/not_finite" in stats:
