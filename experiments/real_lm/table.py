@@ -94,16 +94,8 @@ def overall(runs: Runs) -> str:
   head = (
     *("method", "seeds", "rate", "rollouts", "success start", "end", "gain", "in full start"),
     *("end", "gain", "pass@8 start", "end", "change", "truncated start", "end", "tokens start"),
-    *(
-      "end",
-      "entropy first",
-      "last",
-      "gradient norm",
-      "prompts",
-      "sampling and update, s",
-      "a prompt, s",
-    ),
-    *("rho", "prior MSE", "a constant's"),
+    *("end", "entropy first", "last", "gradient norm", "prompts", "sampling and update, s"),
+    *("a prompt, s", "rho", "prior MSE", "a constant's"),
   )
   return table(list(head), [row(method, list(of.values())) for method, of in runs.items()])
 
