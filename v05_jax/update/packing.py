@@ -91,7 +91,7 @@ def spared(batch: structs.Batch, share: float) -> np.ndarray:
   """
   advantage = np.array(batch.advantage)
   row, place = np.nonzero((batch.weight > 0) & (advantage < 0))
-  response = row * (2 * advantage.shape[1] + 1) + batch.segment[row, place]
+  response = row * (batch.segment.max() + 1) + batch.segment[row, place]
   order = np.lexsort((batch.old_logprob[row, place], response))
   size = np.unique(response, return_counts=True)[1]
   rank = np.arange(len(row)) - np.repeat(np.cumsum(size) - size, size)
