@@ -526,12 +526,15 @@ def test_success_by_task_is_that_of_problems_in_turns(tmp_path):
     by_task.by_task({"v05": {0: found}})
 
 
-def test_the_cost_counts_every_warm_start_once(tmp_path):
-  keep(tmp_path, *tuning_runs("v05"), record("v05", 0, [1, 1]), record("grpo4", 0, [1, 1]))
+def test_the_cost_counts_every_warm_start_as_often_as_it_was_made(tmp_path):
+  again = record("rloo4", 0, [1, 1])
+  again["seconds"]["start"] = 180.0  # on another machine
+  runs = record("v05", 0, [1, 1]), record("grpo4", 0, [1, 1]), again
+  keep(tmp_path, *tuning_runs("v05"), *tuning_runs("rloo4"), *runs)
   text = table.write(tmp_path)
-  assert "| tasks | warm starts | 2 | 1.0 | 0.03 |" in text  # of seeds 0 and 100
-  assert "| tasks | reported runs | 2 | 3.7 | 0.12 |" in text
-  assert "| tasks | tuning runs | 3 | 3.7 | 0.18 |" in text and "| all |  |  |  | 0.33 |" in text
+  assert "| tasks | warm starts | 3 | 1.7 | 0.08 |" in text  # of seeds 0, twice, and 100
+  assert "| tasks | reported runs | 3 | 3.7 | 0.18 |" in text
+  assert "| tasks | tuning runs | 6 | 3.7 | 0.37 |" in text and "| all |  |  |  | 0.63 |" in text
 
 
 # --- Measurements

@@ -210,9 +210,9 @@ def costs(here: Path, records: list[dict]) -> str:
   for arena in plan.ARENAS:
     own = [x for x in records if x["arena"] == arena]
     tuned = [x["seed"] == plan.TUNING_SEED for x in own]
-    starts = {x["seed"]: x["seconds"]["start"] for x in own}
+    starts = {(x["seed"], x["seconds"]["start"]) for x in own}  # one may be made again elsewhere
     parts = {
-      "warm starts": list(starts.values()),
+      "warm starts": [seconds for _, seconds in starts],
       "tuning runs": [results.total(x) for x, is_tuned in zip(own, tuned) if is_tuned],
       "reported runs": [results.total(x) for x, is_tuned in zip(own, tuned) if not is_tuned],
       "value model and measurements": measured.seconds(here, arena),
