@@ -92,7 +92,7 @@ def nowhere(tmp_path):
 @pytest.mark.parametrize("arena", plan.ARENAS)
 @pytest.mark.parametrize("method", plan.METHODS)
 def test_every_method_is_a_valid_config(nowhere, arena, method):
-  c = plan.training(plan.Task(arena, method, 3, 1e-5), nowhere, "builtin", str(nowhere))
+  c = plan.training(plan.Run(arena, method, 3, 1e-5), nowhere, "builtin", str(nowhere))
   configuration.validate(c)
   assert (c.seed, c.data.seed, c.optimizer.learning_rate) == (3, 3, 1e-5)
   # Rollouts decide, those that DAPO throws away included; steps are no shorter limit.
@@ -107,7 +107,7 @@ def test_what_is_evaluated_is_the_same_for_every_seed_and_no_part_of_training(no
   for arena in plan.ARENAS:
     evaluated = []
     for seed in plan.SEEDS:
-      c = plan.training(plan.Task(arena, "v05", seed, 1e-5), nowhere, "builtin")
+      c = plan.training(plan.Run(arena, "v05", seed, 1e-5), nowhere, "builtin")
       heldout = plan.heldout(c, arena, nowhere)
       evaluated.append((heldout.data.seed, heldout.eval.to_dict(), heldout.data.options))
       assert (heldout.eval.split, heldout.eval.samples) == ("heldout", 8) != (c.eval.split, 0)
@@ -118,7 +118,7 @@ def test_what_is_evaluated_is_the_same_for_every_seed_and_no_part_of_training(no
 
 
 def test_the_same_seed_shares_data_and_warm_start_between_methods(nowhere):
-  of = lambda method: plan.training(plan.Task("tasks", method, 2, 1e-5), nowhere, "start")
+  of = lambda method: plan.training(plan.Run("tasks", method, 2, 1e-5), nowhere, "start")
   for method in plan.FIRST:
     a, b = of("v05"), of(method)
     assert (a.seed, a.data.to_dict(), a.policy.path) == (b.seed, b.data.to_dict(), b.policy.path)
@@ -202,7 +202,7 @@ def test_a_job_that_fails_is_named_and_does_not_stop_the_others(
   started = []
 
   def command(job):
-    started.append(job.task.name)
+    started.append(job.run.name)
     if job.method == "v05":
       return [sys.executable, "-c", "raise SystemExit(3)"]
     keep(tmp_path, record(job.method, job.seed, [1, 1], job.rate))
@@ -274,8 +274,8 @@ def tuning_runs(method, arena="tasks", best=3e-5):
 
 def record(method, seed, evaluated, rate=3e-5, arena="tasks", end=0.3, seconds=100.0, **more):
   """A result of the plan: `evaluated` is the mean success of each held-out problem at the end."""
-  task = plan.Task(arena, method, seed, rate)
-  config = plan.training(task, Path("-"), "-", "-")
+  one = plan.Run(arena, method, seed, rate)
+  config = plan.training(one, Path("-"), "-", "-")
   of = lambda mean: {
     "mean": list(mean),
     "solved": [float(x >= 1) for x in mean],
@@ -287,7 +287,7 @@ def record(method, seed, evaluated, rate=3e-5, arena="tasks", end=0.3, seconds=1
   after = evaluated is not None
   kept = dict.fromkeys(results.KEPT, 0.5)
   return {
-    **task._asdict(),
+    **one._asdict(),
     "failed": "",
     "made": {},
     "config": results.matters(config),
@@ -307,15 +307,15 @@ def record(method, seed, evaluated, rate=3e-5, arena="tasks", end=0.3, seconds=1
 
 def keep(folder, *records):
   for x in records:
-    file = results.path(folder, plan.Task(*(x[key] for key in plan.Task._fields)))
+    file = results.path(folder, plan.Run(*(x[key] for key in plan.Run._fields)))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(x))
 
 
 def test_a_result_depends_on_what_matters_and_on_nothing_else(nowhere):
-  task = plan.Task("tasks", "v05", 0, 3e-5)
-  kept = json.loads(json.dumps(results.matters(plan.training(task, nowhere, "start"))))
-  same = plan.training(task, Path("elsewhere"), "another/start")
+  one = plan.Run("tasks", "v05", 0, 3e-5)
+  kept = json.loads(json.dumps(results.matters(plan.training(one, nowhere, "start"))))
+  same = plan.training(one, Path("elsewhere"), "another/start")
   same.update_from_flattened_dict(
     {
       "sampler.slots": 16,
@@ -338,7 +338,7 @@ def test_a_result_depends_on_what_matters_and_on_nothing_else(nowhere):
     ("num_rollouts", 100),
     ("eval.samples", 2),
   ):
-    other = plan.training(task, nowhere, "start")
+    other = plan.training(one, nowhere, "start")
     other.update_from_flattened_dict({key: value})
     assert [x.split(":")[0] for x in results.changes(kept, other)] == [key]
 
@@ -399,11 +399,11 @@ def test_a_result_keeps_what_the_tables_need(tmp_path):
     lines[-1] |= {"time/sample": seconds, "time/update": 0.5, "time/compilations": compilations}
   lines[-1]["eval/mean"] = 0.5
   (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-  task = plan.Task("tasks", "v05", 0, 3e-5)
-  config = plan.training(task, tmp_path, "start")
+  one = plan.Run("tasks", "v05", 0, 3e-5)
+  config = plan.training(one, tmp_path, "start")
   evaluations = plan.heldout(config, "tasks", tmp_path), evaluated, evaluated
   more = {"seconds": {"judge": 5.0, "start": 1.0}, "trained": "x", "failed": ""}
-  results.write(tmp_path, task, tmp_path, config, evaluations, more)
+  results.write(tmp_path, one, tmp_path, config, evaluations, more)
   (found,) = results.read(tmp_path)
   assert results.stale(found) == []
   assert found["after"]["mean"] == [0.25, 0.25] and found["after"]["pass"] == [1, 0]
@@ -629,20 +629,20 @@ def test_all_of_it_with_the_built_in_policy(tmp_path, monkeypatch):
   monkeypatch.setattr(measure, "ASKED", 8)
   monkeypatch.setattr(measure, "SAMPLES", 8)
   places = play.Places(tmp_path, tmp_path / "work", "builtin", str(tmp_path))
-  task = plan.Task("words", "v05", 0, 3e-5)
-  play.run(task, places)
-  assert measure.checkpoints(places.run(task)) == [2, 4]
+  one = plan.Run("words", "v05", 0, 3e-5)
+  play.complete(one, places)
+  assert measure.checkpoints(places.folder(one)) == [2, 4]
   measure.noise("words", places)
-  play.run(task, places)  # which finds everything done, and writes the same result
+  play.complete(one, places)  # which finds everything done, and writes the same result
   monkeypatch.setitem(plan.OTHER, "words", "words")
   play.value("words", places)
   measure.prior("words", places)
-  assert measure.checkpoints(places.run(task)) == []
-  play.run(task._replace(method="v05_v0"), places)
+  assert measure.checkpoints(places.folder(one)) == []
+  play.complete(one._replace(method="v05_v0"), places)
   for rate in plan.RATES:
-    play.run(plan.Task("words", "v05", plan.TUNING_SEED, rate), places)
+    play.complete(plan.Run("words", "v05", plan.TUNING_SEED, rate), places)
   text = table.write(tmp_path)
   assert "| V0.5, 4 | 0 | " in text and "| V0.5, 4, V0 of the other problems | 0 | " in text
   assert "### Priors at checkpoints" in text and "| 2 | v0 | " in text and "| 4 | probe | " in text
   assert (tmp_path / "curve.png").stat().st_size > 10_000
-  assert not (places.run(task._replace(method="v05_v0")) / "checkpoints").exists()
+  assert not (places.folder(one._replace(method="v05_v0")) / "checkpoints").exists()

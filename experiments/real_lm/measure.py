@@ -61,9 +61,9 @@ def opened(arena: str, method: str, places: play.Places):
     where = places.work / arena / pattern
     raise ValueError(f"{where}: found no checkpoints, expected some: --stages=first makes them")
   rate = folder.name.removeprefix(f"{method}-{plan.MEASURED_SEED}-")
-  task = plan.Task(arena, method, plan.MEASURED_SEED, float(rate))
+  run = plan.Run(arena, method, plan.MEASURED_SEED, float(rate))
   play.prepare(arena, places)
-  config = play.training(task, places)
+  config = play.training(run, places)
   play.begin(config, folder)
   return folder, config
 

@@ -26,7 +26,7 @@ def common(one: dict[int, dict], other: dict[int, dict]) -> list[int]:
 
 def name_of(record: dict) -> str:
   """The arena and the run of a result, for messages."""
-  return f"{record['arena']} {plan.Task.of(record).name}"
+  return f"{record['arena']} {plan.Run.of(record).name}"
 
 
 def present(runs: Runs) -> list[tuple[str, str]]:

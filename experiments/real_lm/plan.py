@@ -30,7 +30,7 @@ MEASURED = {"v05": 64, "grpo16": 32}
 MEASURED_SEED = 0
 
 
-class Task(NamedTuple):
+class Run(NamedTuple):
   """One training run."""
 
   arena: str
@@ -43,7 +43,7 @@ class Task(NamedTuple):
     return f"{self.method}-{self.seed}-{self.rate:g}"
 
   @classmethod
-  def of(cls, record: dict) -> "Task":
+  def of(cls, record: dict) -> "Run":
     """The run that a result is of."""
     return cls(*(record[key] for key in cls._fields))
 
@@ -187,26 +187,26 @@ def warm_start(arena: str, seed: int, data: Path, model: str):
   return c
 
 
-def training(task: Task, data: Path, start: str, value_model: str = ""):
+def training(run: Run, data: Path, start: str, value_model: str = ""):
   """The config of a run from the warm start `start`. value_model: the V0 of the arena."""
-  c = base(task.arena, data)
-  c.update_from_flattened_dict(METHODS[task.method].changes)
-  c.policy.path, c.seed, c.data.seed = start, task.seed, task.seed
-  c.optimizer.learning_rate = task.rate
+  c = base(run.arena, data)
+  c.update_from_flattened_dict(METHODS[run.method].changes)
+  c.policy.path, c.seed, c.data.seed = start, run.seed, run.seed
+  c.optimizer.learning_rate = run.rate
   c.num_rollouts = ROLLOUTS
-  if task.method == "v05_osla":  # whose steps may have fewer rollouts than others
+  if run.method == "v05_osla":  # whose steps may have fewer rollouts than others
     c.num_steps *= 2
   c.observe = (*c.observe, "noise", "pairs")
-  kept = is_measured(task)
+  kept = is_measured(run)
   c.checkpoint.update({"period": c.num_steps // 2, "keep": 3} if kept else {"period": 5, "keep": 1})
   if c.prior.kind == "v0":
     c.priors.v0.path = value_model
   return c
 
 
-def is_measured(task: Task) -> bool:
+def is_measured(run: Run) -> bool:
   """Whether noise and prior are taken at the run's checkpoints."""
-  return task.method in MEASURED and task.seed == MEASURED_SEED
+  return run.method in MEASURED and run.seed == MEASURED_SEED
 
 
 def heldout(config, arena: str, data: Path):

@@ -36,8 +36,8 @@ class Places(NamedTuple):
     """The prepared word problems."""
     return self.work / "problems"
 
-  def run(self, task: plan.Task) -> Path:
-    return self.work / task.arena / task.name
+  def folder(self, run: plan.Run) -> Path:
+    return self.work / run.arena / run.name
 
   def value_model(self, arena: str) -> Path:
     """The V0 of an arena, trained on the other one's runs."""
@@ -47,15 +47,15 @@ class Places(NamedTuple):
 # --- A run
 
 
-def run(task: plan.Task, places: Places):
+def complete(run: plan.Run, places: Places):
   """Trains a run from its seed's warm start, evaluates it on held-out problems, and writes its
   result. A tuning run is not evaluated, and where it diverges it has a result too."""
-  prepare(task.arena, places)
-  start = warm_start(task, places)
-  config = training(task, places)
-  folder = places.run(task)
+  prepare(run.arena, places)
+  start = warm_start(run, places)
+  config = training(run, places)
+  folder = places.folder(run)
   begin(config, folder)
-  tuned, failed, evaluations = task.seed == plan.TUNING_SEED, "", None
+  tuned, failed, evaluations = run.seed == plan.TUNING_SEED, "", None
   step = last_step(folder)
   try:
     step = int(train(config, str(folder)).step) if step is None else step
@@ -64,14 +64,14 @@ def run(task: plan.Task, places: Places):
       raise
     failed = str(error)
   if not tuned:
-    heldout = plan.heldout(config, task.arena, places.data)
-    before = evaluated(heldout_of_start(task, places), started(task, places) / "judged")
+    heldout = plan.heldout(config, run.arena, places.data)
+    before = evaluated(heldout_of_start(run, places), started(run, places) / "judged")
     evaluations = heldout, before, evaluated(heldout, folder, step)
-  seconds = {"start": start + seconds_of(started(task, places) / "judged").get("judge", 0.0)}
+  seconds = {"start": start + seconds_of(started(run, places) / "judged").get("judge", 0.0)}
   seconds |= {"judge": seconds_of(folder).get("judge", 0.0)}
-  more = {"seconds": seconds, "trained": problems_of(task.arena, places), "failed": failed}
-  results.write(places.here, task, folder, config, evaluations, more)
-  if not plan.is_measured(task):
+  more = {"seconds": seconds, "trained": problems_of(run.arena, places), "failed": failed}
+  results.write(places.here, run, folder, config, evaluations, more)
+  if not plan.is_measured(run):
     discard(folder)
 
 
@@ -107,10 +107,10 @@ def problems_of(arena: str, places: Places) -> str:
   return f"words {crc:08x}"
 
 
-def training(task: plan.Task, places: Places):
+def training(run: plan.Run, places: Places):
   """The config of a run. Raises ValueError where it wants a V0 that is not there yet."""
-  model = places.value_model(task.arena) / "v0"
-  config = plan.training(task, places.data, str(started(task, places) / "hf"), str(model))
+  model = places.value_model(run.arena) / "v0"
+  config = plan.training(run, places.data, str(started(run, places) / "hf"), str(model))
   if config.prior.kind == "v0" and not model.is_dir():
     raise ValueError(f"{model}: found no value model, expected one: --stages=value makes it")
   return config
@@ -150,19 +150,19 @@ def same(folder: Path, config):
 # --- The warm start
 
 
-def started(task: plan.Task, places: Places) -> Path:
+def started(run: plan.Run, places: Places) -> Path:
   """The folder of a seed's warm start."""
-  return places.work / task.arena / f"start-{task.seed}"
+  return places.work / run.arena / f"start-{run.seed}"
 
 
-def warm_start(task: plan.Task, places: Places) -> float:
+def warm_start(run: plan.Run, places: Places) -> float:
   """Makes a seed's warm start where it is not there yet -> the seconds that it took."""
-  folder = started(task, places)
-  config = plan.warm_start(task.arena, task.seed, places.data, places.model)
+  folder = started(run, places)
+  config = plan.warm_start(run.arena, run.seed, places.data, places.model)
   begin(config, folder)
   # The model is complete once its checkpoints are gone.
   if not (folder / "hf" / "config.json").is_file() or (folder / "checkpoints").is_dir():
-    print(f"warm start of seed {task.seed}", flush=True)
+    print(f"warm start of seed {run.seed}", flush=True)
     began, before = time.monotonic(), seconds_of(folder).get("start", 0.0)
     try:
       sft(config, str(folder))
@@ -172,11 +172,11 @@ def warm_start(task: plan.Task, places: Places) -> float:
   return seconds_of(folder).get("start", 0.0)
 
 
-def heldout_of_start(task: plan.Task, places: Places):
+def heldout_of_start(run: plan.Run, places: Places):
   """The config by which a seed's warm start is evaluated: as its runs are."""
-  start = str(started(task, places) / "hf")
-  config = plan.training(task._replace(method="v05"), places.data, start)
-  return plan.heldout(config, task.arena, places.data)
+  start = str(started(run, places) / "hf")
+  config = plan.training(run._replace(method="v05"), places.data, start)
+  return plan.heldout(config, run.arena, places.data)
 
 
 # --- Evaluation

@@ -70,13 +70,13 @@ def of_evaluation(config) -> dict[str, Any]:
 
 def stale(record: dict) -> list[str]:
   """In what the plan is not that of a result; [] where it is. A method that has gone is named."""
-  task, nowhere = plan.Task.of(record), Path("-")
-  if task.method not in plan.METHODS or task.arena not in plan.ARENAS:
-    return [f"method: found {task.method!r} in {task.arena!r}, expected one of plan.py"]
-  config = plan.training(task, nowhere, "-", "-")
+  run, nowhere = plan.Run.of(record), Path("-")
+  if run.method not in plan.METHODS or run.arena not in plan.ARENAS:
+    return [f"method: found {run.method!r} in {run.arena!r}, expected one of plan.py"]
+  config = plan.training(run, nowhere, "-", "-")
   problems = changes(record["config"], config)
   if record["after"] is not None:
-    wanted = of_evaluation(plan.heldout(config, task.arena, nowhere))
+    wanted = of_evaluation(plan.heldout(config, run.arena, nowhere))
     problems += [
       f"held out: {key}: found {record['judged'].get(key)!r}, expected {x!r}"
       for key, x in wanted.items()
@@ -88,8 +88,8 @@ def stale(record: dict) -> list[str]:
 # --- Files
 
 
-def path(here: Path, task: plan.Task) -> Path:
-  return here / "results" / task.arena / f"{task.name}.json"
+def path(here: Path, run: plan.Run) -> Path:
+  return here / "results" / run.arena / f"{run.name}.json"
 
 
 def read(here: Path) -> list[dict]:
@@ -98,7 +98,7 @@ def read(here: Path) -> list[dict]:
   for file in sorted((here / "results").glob("*/*.json")):
     try:
       record = json.loads(file.read_text())
-      missing = {*plan.Task._fields, "config", "curve", "after"} - set(record)
+      missing = {*plan.Run._fields, "config", "curve", "after"} - set(record)
     except (ValueError, TypeError) as error:
       raise ValueError(f"{file}: found no JSON object ({error}), expected a result") from None
     if record.get("after") and "solved" not in record["after"]:
@@ -114,9 +114,9 @@ def current(here: Path) -> tuple[list[dict], list[str]]:
   good, others = [], []
   for record in read(here):
     if problems := stale(record):
-      task = plan.Task.of(record)
+      run = plan.Run.of(record)
       more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-      others.append(f"{path(here, task)}: made by another plan: {problems[0]}{more}")
+      others.append(f"{path(here, run)}: made by another plan: {problems[0]}{more}")
     else:
       good.append(record)
   return good, others
@@ -134,7 +134,7 @@ def rate(records: list[dict], arena: str, method: str) -> float | None:
   return max(heights, key=heights.get) if set(heights) >= set(plan.RATES) else None
 
 
-def write(here: Path, task: plan.Task, folder: Path, config, evaluations, more: dict[str, Any]):
+def write(here: Path, run: plan.Run, folder: Path, config, evaluations, more: dict[str, Any]):
   """The result of the run in `folder`.
 
   evaluations: None for a tuning run, else (config, Result before, Result after); more: "seconds" of
@@ -144,7 +144,7 @@ def write(here: Path, task: plan.Task, folder: Path, config, evaluations, more: 
   first, *lines = metrics.read(str(folder))
   steps = step_seconds(lines)
   record = {
-    **task._asdict(),
+    **run._asdict(),
     "failed": more["failed"],
     "made": made(),
     "problems": {"trained": more["trained"]},
@@ -164,7 +164,7 @@ def write(here: Path, task: plan.Task, folder: Path, config, evaluations, more: 
     record["problems"]["judged"] = digest(after)
     record["judged"] = of_evaluation(heldout)
     record |= {"before": summary(before), "after": summary(after)}
-  file = path(here, task)
+  file = path(here, run)
   file.parent.mkdir(parents=True, exist_ok=True)
   files.replace(file, json.dumps(record) + "\n")
 

@@ -58,12 +58,12 @@ class Job(NamedTuple):
 
   @property
   def name(self) -> str:
-    known = self.task.name if self.rate else f"{self.method}-{self.seed}"
+    known = self.run.name if self.rate else f"{self.method}-{self.seed}"
     return f"{self.arena} {known if self.method else self.stage}"
 
   @property
-  def task(self) -> plan.Task:
-    return plan.Task(self.arena, self.method, self.seed, self.rate)
+  def run(self) -> plan.Run:
+    return plan.Run(self.arena, self.method, self.seed, self.rate)
 
 
 def main(argv):
@@ -99,7 +99,7 @@ def one(text: str):
   elif not method:
     {"noise": measure.noise, "prior": measure.prior}[stage](arena, places())
   else:
-    play.run(plan.Task(arena, method, int(seed), float(rate)), places())
+    play.complete(plan.Run(arena, method, int(seed), float(rate)), places())
 
 
 # --- What is to be done
@@ -169,7 +169,7 @@ def done(job: Job) -> bool:
   """Whether there is a result, of this plan. Raises ValueError for one of another plan."""
   if not job.method:
     return (HERE / "measured" / f"{job.arena}-{job.stage}.json").is_file()
-  file = results.path(HERE, job.task)
+  file = results.path(HERE, job.run)
   if not file.is_file():
     return False
   _, others = results.current(HERE)
@@ -189,7 +189,7 @@ def run(wanted: list[Job]) -> list[str]:
   """
   began, failed = time.monotonic(), []
   records, others = results.current(HERE)
-  asked = {results.path(HERE, ready(job, records).task) for job in wanted if job.method}
+  asked = {results.path(HERE, ready(job, records).run) for job in wanted if job.method}
   if bad := [line for line in others if any(line.startswith(f"{file}:") for file in asked)]:
     raise ValueError(f"{bad[0]}: move it away, or put the plan back")
   fetch.model(Path(MODEL.value))
