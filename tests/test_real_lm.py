@@ -438,10 +438,19 @@ def test_differences_are_paired_by_seed_and_by_problem(tmp_path):
   ends = {"v05": {0: [0.5, 1.0], 1: [0.75, 0.75]}, "grpo16": {0: [0.25, 1.0], 1: [0.5, 0.5]}}
   first_table(tmp_path, ends)
   text = table.write(tmp_path)
-  assert "| V0.5, 4 | 0, 1 | 3e-05 | 2,560 | 0.250 | 0.750 | +0.500 ± 0.000 |" in text
+  # the gain: .5 in each seed; .375 and .625 of the two problems
+  gain = "+0.500 ± 0.000 [+0.375, +0.625]"
+  assert f"| V0.5, 4 | 0, 1 | 3e-05 | 2,560 | 0.250 | 0.750 | {gain} |" in text
   # seeds: .125 and .25, mean .1875, half 12.706 * .0625; problems: .25 and .125
   row = "| V0.5, 4 | GRPO, 16 | 0, 1 (missing: 2, 3) | +0.188 ± 0.794 | [+0.125, +0.250] |"
   assert row in text and "| no |" in text.split(row)[1].split("\n")[0]
+
+
+def test_one_method_alone_has_no_table_of_differences(tmp_path):
+  first_table(tmp_path, {"v05": {0: [0.5, 1.0]}})
+  text = table.write(tmp_path)
+  assert "## tasks: 480 held-out problems" in text and "### Differences" not in text
+  assert "### Validation success at equal seconds" not in text and "### Learning rates" in text
 
 
 def test_a_clear_difference_differs_with_the_right_sign(tmp_path):

@@ -29,11 +29,12 @@ LEGEND = """\
 A number behind a method's name is its rollouts a prompt; "twice": every rollout is used in two
 updates. The recipe is "{recipe}": the baseline of least gradient noise, without a prior. Success
 is the verifier's score, which some tasks give in part for what is right in part; pass@8 and
-"right in full" count full scores alone. ± is half of a 95 % interval over seeds (Student's t).
-Entropy, gradient norm (before it is clipped to 1), prompts a step, rho (failures' gradients over
-successes') and the prior's squared errors (on the scale from -1 to 1, the noise of a group's mean
-in them; a constant's beside it) are means over a run's last five steps; "entropy first" is its
-first step's. Tokens, truncated and "in full" are of the evaluations."""
+"right in full" count full scores alone. ± is half of a 95 % interval over seeds (Student's t),
+brackets are one over problems (bootstrap, these runs). Entropy, gradient norm (before it is clipped
+to 1), prompts a step, rho (failures' gradients over successes') and the prior's squared errors (on
+the scale from -1 to 1, the noise of a group's mean in them; a constant's beside it) are means over
+a run's last five steps; "entropy first" is its first step's. Tokens, truncated and "in full" are of
+the evaluations."""
 
 
 def write(here: Path) -> str:
@@ -71,19 +72,15 @@ def reported(record: dict, records: list[dict]) -> bool:
 
 
 def section(arena: str, runs: Runs, records: list[dict]) -> list[str]:
-  """The tables of an arena."""
-  tasks = by_task(runs)
-  return [
-    f"## {arena}: {plan.heldout_problems(arena)}",
-    overall(runs),
-    *(["### By task", tasks] if tasks else []),
-    "### Differences in success at the end",
-    claimed(runs),
-    "### Validation success at equal seconds of sampling and update, and at equal rollouts",
-    equal_seconds(runs),
-    "### Learning rates",
-    rates(records, arena),
-  ]
+  """The tables of an arena; without those that would have no row."""
+  tasks, text = by_task(runs), [f"## {arena}: {plan.heldout_problems(arena)}", overall(runs)]
+  if tasks:
+    text += ["### By task", tasks]
+  if present(runs):
+    text += ["### Differences in success at the end", claimed(runs)]
+    title = "### Validation success at equal seconds of sampling and update, and at equal rollouts"
+    text += [title, equal_seconds(runs)]
+  return [*text, "### Learning rates", rates(records, arena)]
 
 
 # --- A row a method
@@ -107,14 +104,11 @@ def row(method: str, records: list[dict]) -> list[str]:
     format(mean(lambda x, when=when: np.mean(x[when][key])), form) for when in ("before", "after")
   ]
   known = lambda when, key, form=".2f": means([x[when][key] for x in records], form)
-  change = lambda key: interval(
-    [np.mean(x["after"][key]) - np.mean(x["before"][key]) for x in records]
-  )
   seeds = ", ".join(str(x["seed"]) for x in records)
   return [
     *(plan.METHODS[method].title, seeds, f"{records[0]['rate']:g}"),
     f"{mean(lambda x: x['rollouts']):,.0f}",
-    *(cell for key in ("mean", "solved", "pass") for cell in (*both(key, ".3f"), change(key))),
+    *(x for key in ("mean", "solved", "pass") for x in (*both(key, ".3f"), change(records, key))),
     *(*both("truncated", ".3f"), *both("length", ".1f")),
     *(known("first", "loss/entropy"), known("last", "loss/entropy"), known("last", "grad/norm")),
     f"{mean(lambda x: x['last']['prompts'] or 0):.0f}",
@@ -122,6 +116,12 @@ def row(method: str, records: list[dict]) -> list[str]:
     means([seconds_a_prompt(x) for x in records], ".2f"),
     *(known("last", "noise/rho"), known("last", "prior/mse"), known("last", "prior/constant_mse")),
   ]
+
+
+def change(records: list[dict], key: str) -> str:
+  """From start to end of a method's runs, with both intervals."""
+  found = np.array([np.subtract(x["after"][key], x["before"][key]) for x in records])
+  return f"{interval(found.mean(1))} {of_problems(found)}"
 
 
 def seconds_a_prompt(record: dict) -> float | None:
