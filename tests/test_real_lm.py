@@ -351,7 +351,7 @@ def test_a_result_of_another_plan_is_named_and_not_averaged_over(tmp_path):
   keep(tmp_path, *tuning_runs("v05"), record("v05", 0, [0.5, 0.75]), other, judged)
   keep(tmp_path, record("v05", 3, [1, 1]) | {"method": "gone"})
   text = table.write(tmp_path)
-  assert "| V0.5, 4 | 0 | 3e-05 | 2,560 | 0.250 | 0.625 | +0.375 |" in text
+  assert "| V0.5, 4 | 0 | 3e-05 | 2,560 | 0.250 | 0.625 | +0.375 [+0.250, +0.500] |" in text
   assert "v05-1-3e-05.json: made by another plan: budget.k_init: found 8, expected 4" in text
   assert "v05-2-3e-05.json: made by another plan: held out: eval.samples: found 4" in text
   assert "gone-3-3e-05.json: made by another plan: method: found 'gone'" in text
