@@ -638,7 +638,10 @@ def test_all_of_it_with_the_built_in_policy(tmp_path, monkeypatch):
   monkeypatch.setattr(measure, "ASKED", 8)
   monkeypatch.setattr(measure, "SAMPLES", 8)
   places = play.Places(tmp_path, tmp_path / "work", "builtin", str(tmp_path))
-  one = plan.Run("words", "v05", 0, 3e-5)
+  for rate in plan.RATES:
+    play.complete(plan.Run("words", "v05", plan.TUNING_SEED, rate), places)
+  rate = results.rate(results.current(tmp_path)[0], "words", "v05")
+  one = plan.Run("words", "v05", 0, rate)
   play.complete(one, places)
   assert measure.checkpoints(places.folder(one)) == [2, 4]
   measure.noise("words", places)
@@ -648,8 +651,6 @@ def test_all_of_it_with_the_built_in_policy(tmp_path, monkeypatch):
   measure.prior("words", places)
   assert measure.checkpoints(places.folder(one)) == []
   play.complete(one._replace(method="v05_v0"), places)
-  for rate in plan.RATES:
-    play.complete(plan.Run("words", "v05", plan.TUNING_SEED, rate), places)
   text = table.write(tmp_path)
   assert "| V0.5, 4 | 0 | " in text and "| V0.5, 4, V0 of the other problems | 0 | " in text
   assert "### Priors at checkpoints" in text and "| 2 | v0 | " in text and "| 4 | probe | " in text
