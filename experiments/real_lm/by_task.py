@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.estimator_lab.tables import table
 from experiments.real_lm import plan
-from experiments.real_lm.pairing import Runs, interval, name_of, of_problems
+from experiments.real_lm.pairing import Runs, intervals, name_of
 
 CLOSE = 1e-3  # what is kept of a problem is rounded
 WHEN = ("before", "after")
@@ -23,8 +23,8 @@ def by_task(runs: Runs) -> str:
       (start, end), (first, last) = found.mean((0, 3))
       change = found[:, 1, 1] - found[:, 1, 0]  # of pass@8, [seeds, problems]
       cells = [f"{x:.3f}" for x in (start, end, first, last)]
-      rows.append([name, plan.METHODS[method].title, *cells, interval(change.mean(1))])
-      rows[-1] += [of_problems(change), *answers(list(of.values()), name)]
+      rows.append([name, plan.METHODS[method].title, *cells, *intervals(change)])
+      rows[-1] += answers(list(of.values()), name)
   head = ["task", "method", "success start", "end", "pass@8 start", "end", "change ± over seeds"]
   head += [
     "[over problems, these runs]",

@@ -65,8 +65,8 @@ def interval(values) -> str:
   return f"{found.mean:+.3f}" + ("" if found.pairs < 2 else f" ± {found.half:.3f}")
 
 
-def of_problems(found: np.ndarray) -> str:
-  """The 95 % bootstrap interval over problems of differences [seeds, problems], seeds as they
-  are."""
+def intervals(found: np.ndarray) -> tuple[str, str]:
+  """Of differences [seeds, problems]: `interval` over seeds, and the 95 % bootstrap interval over
+  problems, seeds as they are."""
   low, high = success.interval_of_mean(found.mean(0))
-  return f"[{low:+.3f}, {high:+.3f}]"
+  return interval(found.mean(1)), f"[{low:+.3f}, {high:+.3f}]"

@@ -101,8 +101,9 @@ METHODS = {
   ),
 }
 FIRST = ("v05", "grpo16", "grpo4", "rloo4", "dapo16")
-# v05_score_k4 had two seeds, and was compared with V0.5 alone, until the recipe had missed GRPO (4)
-# at equal seconds; it was given two more and the pairs with GRPO after its own first seed.
+# Others with all SEEDS. v05_score_k4 had two, and was compared with V0.5 alone, until the recipe
+# had missed GRPO (4) at equal seconds; it was given two more and the pairs with GRPO after its own
+# first seed.
 MORE = ("v05_constant", "v05_score_k4")
 
 # (method, minus this one): what is claimed, the first comparison first.

@@ -18,8 +18,8 @@ from experiments.real_lm.pairing import (
   common,
   differences,
   interval,
+  intervals,
   name_of,
-  of_problems,
   present,
   seeds_of,
 )
@@ -121,7 +121,7 @@ def row(method: str, records: list[dict]) -> list[str]:
 def change(records: list[dict], key: str) -> str:
   """From start to end of a method's runs, with both intervals."""
   found = np.array([np.subtract(x["after"][key], x["before"][key]) for x in records])
-  return f"{interval(found.mean(1))} {of_problems(found)}"
+  return " ".join(intervals(found))
 
 
 def seconds_a_prompt(record: dict) -> float | None:
@@ -149,7 +149,7 @@ def claimed(runs: Runs) -> str:
     rows.append([*titles, seeds_of(name, other, runs)])
     if len(found):
       further = [differences(runs[name], runs[other], key).mean(1) for key in ("solved", "pass")]
-      rows[-1] += [interval(ends), of_problems(found), *map(interval, further)]
+      rows[-1] += [*intervals(found), *map(interval, further)]
     else:
       rows[-1] += [""] * 4
     p.append(p_value(ends))
