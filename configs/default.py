@@ -138,7 +138,7 @@ def get_config() -> ConfigDict:
 
   # The advantage's baseline, a name of v05_jax/estimators: v05 | v05_loo | ewa | beta_shrink |
   # batch_shrink | james_stein | spo | grpo | dr_grpo | rloo | maxrl | value | score | score_loo |
-  # v05_score | precision | opo | dbb | kae | ebpo | basis | poise | module:function
+  # v05_score | precision | pass_at_k | opo | dbb | kae | ebpo | basis | poise | module:function
   c.baseline = "v05"
 
   # Observers, called at every step: names of v05_jax/observers, diagnostics | exact | scoreboard |

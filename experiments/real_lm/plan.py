@@ -73,8 +73,9 @@ METHODS = {
   "grpo4": Method("GRPO, 4", _as_there("grpo4")),
   "rloo4": Method("RLOO, 4", _as_there("rloo4")),
   "dapo16": Method("DAPO, 16", _as_there("dapo16") | {"rewards.overlong_buffer": 2}),
-  # Does pass@8 fall with an objective that success rates near 0 have more part in, too?
+  # Does pass@8 fall where prompts with little success weigh more, too?
   "maxrl4": Method("MaxRL, 4", _as_there("grpo4") | {"baseline": "maxrl"}, "grpo4"),
+  "pass_at_8": Method("V0.5 for pass@8, 4", _as_there("v05") | {"baseline": "pass_at_k"}, "v05"),
   # Is it the prior? Four rollouts with others.
   "v05_constant": Method("V0.5, 4, constant prior", _as_there("v05_constant"), "v05"),
   "probe_k4": Method("probe, 4", _as_there("v05") | PROBE, "v05"),
@@ -105,8 +106,8 @@ METHODS = {
 FIRST = ("v05", "grpo16", "grpo4", "rloo4", "dapo16")
 # Others with all SEEDS. v05_score_k4 had two, and was compared with V0.5 alone, until the recipe
 # had missed GRPO (4) at equal seconds; it was given two more and the pairs with GRPO after its own
-# first seed. maxrl4 was added when pass@8 had fallen with every method.
-MORE = ("v05_constant", "v05_score_k4", "maxrl4")
+# first seed. maxrl4 and pass_at_8 were added when pass@8 had fallen with every method.
+MORE = ("v05_constant", "v05_score_k4", "maxrl4", "pass_at_8")
 
 # (method, minus this one): what is claimed, the first comparison first.
 PAIRS = (
@@ -123,6 +124,7 @@ PAIRS = (
   ("v05_score_k4", "grpo16"),
   ("v05_score_k4", "grpo4"),
   ("maxrl4", "grpo4"),
+  ("pass_at_8", "v05"),
   ("v05_k1_twice", "v05"),
   ("v05_k1_twice", "constant_k1_twice"),
   ("probe_k1_twice", "constant_k1_twice"),

@@ -33,8 +33,8 @@ class Estimator(NamedTuple):
   # (state, Groups, value) -> state. The groups hold all rollouts: learn from
   # `groups.unconditional`.
   learn: Callable = lambda state, groups, value: state
-  # (advantage [P, K], Groups) -> [P, K]
-  scale: Callable = lambda advantage, groups: advantage
+  # (advantage [P, K], Groups, value) -> [P, K]
+  scale: Callable = lambda advantage, groups, value: advantage
   # (state, Groups, value) -> {name: [P]}, for metrics and --mode=sample. "baseline" is that of all
   # rollouts, "weight" that of the group mean in it, "expected_mse" its squared error as the
   # estimator sees it; any other name is shown as it is.
@@ -100,7 +100,7 @@ def at_least_two(name: str, why: str = "compares a prompt's rollouts") -> Callab
   return check
 
 
-def standardised(advantage, groups):
+def standardised(advantage, groups, value):
   """`scale` of an Estimator: advantages centred and scaled over the whole batch."""
   total = jnp.maximum(jnp.sum(groups.mask), 1)
   centred = jnp.where(groups.mask, advantage - jnp.sum(advantage) / total, 0.0)
@@ -140,7 +140,7 @@ def try_out(what: str, estimator: Estimator):
   run = lambda f, *rest: plug.call(what, jax.eval_shape, f, *rest)
   shapes = {
     "baseline": (run(estimator.baseline, state, groups, value), [(3, 2), (3, 1)]),
-    "scale": (run(estimator.scale, groups.reward, groups), [(3, 2)]),
+    "scale": (run(estimator.scale, groups.reward, groups, value), [(3, 2)]),
   }
   for name, found in run(estimator.explain, state, groups, value).items():
     shapes[f"explain: {name}"] = found, [(3,)]
@@ -162,7 +162,7 @@ def advantages(estimator: Estimator, state, groups: Groups, value):
   explains, and the test of V (`delta2` and `statistic` of `shrinkage.fuse`)."""
   baseline = estimator.baseline(state, groups, value)
   difference = jnp.where(groups.mask, groups.shaped - baseline, 0.0)
-  advantage = jnp.where(groups.mask, estimator.scale(difference, groups), 0.0)
+  advantage = jnp.where(groups.mask, estimator.scale(difference, groups, value), 0.0)
   test = shrinkage.fuse(groups.vbar, groups.k, value)
   count = jnp.maximum(groups.k, 1.0)
   found = {"baseline": jnp.sum(jnp.where(groups.mask, baseline, 0.0), axis=1) / count}

@@ -13,6 +13,7 @@ from v05_jax.shrinkage import clean, floats
 
 MAX_PRIOR = 0.99  # |V'|
 MIN_SPREAD = 1e-3  # variance of the prior's error, or of the prompts, at least
+MIN_COUNT = 1e-6  # rollouts that the prior is worth at least, so that k = 0 does not divide by 0
 
 
 class Fit(NamedTuple):
@@ -80,7 +81,7 @@ def posterior_mean(value, s, k, fit: Fit, scale=1.0):
   value, s, k = floats(value, s, k)
   spoken, prior = clean(value)
   prior = jnp.where(spoken, fit.offset + scale * prior, fit.center)
-  n0 = jnp.maximum(fit.count, 1e-6)  # k = 0 must not divide by 0
+  n0 = jnp.maximum(fit.count, MIN_COUNT)
   return (n0 * jnp.clip(prior, -MAX_PRIOR, MAX_PRIOR) + 2.0 * s - k) / (n0 + k)
 
 

@@ -34,7 +34,7 @@ def remember(counts, row, s, k, discount):
   return kept.at[where].add(jnp.stack([s, k - s], axis=1), mode="drop")
 
 
-def _by_deviation(advantage, groups):
+def _by_deviation(advantage, groups, value):
   """Divides by the deviation of a reward in {-1, 1} whose mean is the baseline."""
   variance = 1.0 - (groups.shaped - advantage) ** 2
   some = variance > 0

@@ -76,7 +76,7 @@ def grpo(options, setting):
     centred = jnp.where(groups.mask, groups.reward - groups.vbar[:, None], 0.0)
     return _explain(state, groups, value) | {"standard deviation": _spread(centred, groups)[:, 0]}
 
-  scale = lambda advantage, groups: advantage / (_spread(advantage, groups) + STD_EPSILON)
+  scale = lambda advantage, groups, value: advantage / (_spread(advantage, groups) + STD_EPSILON)
   return _of_group(_mean, scale=scale, explain=explain)
 
 
@@ -96,7 +96,7 @@ def rloo(options, setting):
 def maxrl(options, setting):
   """The group mean, divided by the group's success rate."""
 
-  def scale(advantage, groups):
+  def scale(advantage, groups, value):
     some = groups.s > 0
     rate = jnp.where(some, 1.0 + groups.vbar, 1.0)
     return advantage * jnp.where(some, 1.0 / rate, 0.0)[:, None]
