@@ -1,4 +1,4 @@
-"""The advantages that follow the gradient of pass@n."""
+"""Advantages for pass@n."""
 
 import itertools
 import types
@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from v05_jax import config as configuration
 from v05_jax import groups as grouping
 from v05_jax import plug
+from v05_jax.configs import default
 from v05_jax.estimators import base, beta_shrink, pass_at_k
 
 
@@ -32,33 +34,43 @@ def reward():
 VALUE = np.array([-0.7, -0.3, np.nan, 0.1, 0.5, 0.9])
 
 
-@pytest.mark.parametrize("samples", [1, 2, 8, 300])
-def test_the_weight_is_the_expectation_over_the_beta_distribution(samples):
+@pytest.mark.parametrize("samples", [1, 2, 8, 128])
+def test_the_slope_is_the_expectation_over_the_beta_distribution(samples):
   for mean, number in ((-0.4, 5.0), (0.1, 5.0), (0.8, 40.0)):
     a, c = number * (1 + mean) / 2, number * (1 - mean) / 2
     x = (np.arange(400_000) + 0.5) / 400_000
     density = x ** (a - 1) * (1 - x) ** (c - 1)
     want = samples * np.sum(density * (1 - x) ** (samples - 1)) / np.sum(density)
-    got = pass_at_k.weight(jnp.asarray(mean), jnp.asarray(number), samples)
+    got = pass_at_k.slope(jnp.asarray(mean), jnp.asarray(number), samples)
     np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-9)
 
 
-def test_a_prior_that_is_worth_much_gives_the_weight_of_its_own_success():
-  got = pass_at_k.weight(jnp.asarray(-0.4), jnp.asarray(1e6), 8)  # p = .3
+def test_a_prior_that_is_worth_much_gives_the_slope_at_its_own_success():
+  got = pass_at_k.slope(jnp.asarray(-0.4), jnp.asarray(1e6), 8)  # p = .3
   np.testing.assert_allclose(got, 8 * 0.7**7, rtol=1e-4)
 
 
-def test_a_rollout_is_weighed_by_the_prior_and_the_others(reward):
-  groups = grouping.make(reward, np.ones(reward.shape, bool))
-  got = make().scale(jnp.ones(reward.shape), groups, jnp.asarray(VALUE))
+def test_the_slope_of_a_rollout_is_of_the_prior_and_the_others():
+  """Ragged groups, by hand; and what is shown of a prompt, of all its rollouts."""
+  rng, size = np.random.default_rng(1), np.array([4, 2, 3, 4, 1, 0])
+  mask, reward = np.arange(4) < size[:, None], rng.choice([-1.0, 1.0], (6, 4))
+  groups, value = grouping.make(reward, mask), jnp.asarray(VALUE)
+  got = make().scale((), groups, value, jnp.ones(reward.shape))
+  shown = make().explain((), groups, value)["slope of pass@8"]
   fit = beta_shrink.beta_fit(VALUE, groups.s, groups.k, leave_out=True)
-  for i, j in itertools.product(range(6), range(4)):
+  for i, k in enumerate(size):
     own = jax.tree.map(lambda x, i=i: x[i], fit)
-    successes = groups.s[i] - (reward[i, j] + 1) / 2
-    total = float(own.count) + 3  # the prior's and the others
-    a = total * (1 + float(beta_shrink.posterior_mean(VALUE[i], successes, 3, own))) / 2
-    want = 8 * np.prod((total - a + np.arange(7)) / (total + np.arange(7)))
-    assert got[i, j] == pytest.approx(want, rel=1e-4)
+
+    def slope(successes, number, i=i, own=own):
+      total = float(own.count) + number
+      a = total * (1 + float(beta_shrink.posterior_mean(VALUE[i], successes, number, own))) / 2
+      return 8 * np.prod((total - a + np.arange(7)) / (total + np.arange(7)))
+
+    assert shown[i] == pytest.approx(slope(groups.s[i], k), rel=1e-4)
+    for j in range(k):
+      assert got[i, j] == pytest.approx(
+        slope(groups.s[i] - (reward[i, j] + 1) / 2, k - 1), rel=1e-4
+      )
 
 
 def test_pass_at_1_is_success(reward):
@@ -68,13 +80,13 @@ def test_pass_at_1_is_success(reward):
   np.testing.assert_allclose(got, want, atol=1e-6)
 
 
-def test_shaping_is_not_weighed(reward):
+def test_shaping_stays_as_it_is(reward):
   plain, _ = advantages(make(), reward, VALUE)
   shaped, _ = advantages(make(), reward, VALUE, -0.25)
   np.testing.assert_allclose(shaped, plain - 0.25, atol=1e-5)
 
 
-def test_the_gradient_is_that_of_success_times_the_expected_weight():
+def test_the_gradient_is_that_of_success_times_the_expected_slope():
   """Three prompts of one logit each and two rollouts: all 64 outcomes, in float64."""
   mu, value = np.array([0.4, -0.7, 0.1]), np.array([0.6, -0.4, np.nan])
   outcomes = np.array(list(itertools.product([-1.0, 1.0], repeat=6))).reshape(-1, 3, 2)
@@ -86,13 +98,12 @@ def test_the_gradient_is_that_of_success_times_the_expected_weight():
 
   def both(groups):
     advantage, _ = base.advantages(estimator, (), groups, jnp.asarray(value))
-    weight = estimator.scale(jnp.ones((3, 2)), groups, jnp.asarray(value))
-    return advantage, weight
+    return advantage, estimator.scale((), groups, jnp.asarray(value), jnp.ones((3, 2)))
 
   with jax.enable_x64(True):
-    advantage, weight = map(np.asarray, jax.jit(jax.vmap(both))(groups))
+    advantage, slope = map(np.asarray, jax.jit(jax.vmap(both))(groups))
   found = chance @ np.sum(advantage * score, axis=2)
-  want = chance @ np.sum(weight, axis=2) * (1 - mu**2) / 2
+  want = chance @ np.sum(slope, axis=2) * (1 - mu**2) / 2
   np.testing.assert_allclose(found, want, atol=1e-9)
   assert want[1] / (1 - mu[1] ** 2) > 2 * want[0] / (1 - mu[0] ** 2)  # p = .15 against .7
 
@@ -112,10 +123,20 @@ def test_where_only_guessing_helps_it_goes_on_guessing_several_answers():
       slope = jnp.einsum("pk,pka->a", advantage, jax.nn.one_hot(guess, 5) - policy)
       return logits + slope / (jnp.linalg.norm(slope) + 1e-6), ()
 
-    end, _ = jax.lax.scan(step, jnp.log(right), jax.random.split(jax.random.key(0), 100))
+    end, _ = jax.lax.scan(step, jnp.log(right), jax.random.split(jax.random.key(1), 100))
     policy = jax.nn.softmax(end)
     return policy @ right, (1 - (1 - policy) ** 8) @ right
 
   plain, several = trained("beta_shrink"), trained("pass_at_k")
   assert plain[0] > 0.44 and plain[1] < 0.5  # one answer
   assert several[0] > 0.25 and several[1] > 0.7
+
+
+def test_what_it_cannot_learn_from_is_refused():
+  config = default.get_config()
+  config.baseline, config.budget.k_init = "pass_at_k", 1
+  config.budget.max_resample = 3
+  with pytest.raises(ValueError) as error:
+    configuration.validate(config)
+  for said in ("budget.k_init: found 1, expected at least 2", "budget.max_resample: found 3"):
+    assert said in str(error.value)

@@ -161,7 +161,7 @@ def drawn(baseline, rule="fixed", k=4, history=False, **bounds):
 
 
 @pytest.mark.parametrize(
-  "kind", ("v05", "ewa", "beta_shrink", "james_stein", "spo", "grpo", "value")
+  "kind", ("v05", "ewa", "beta_shrink", "pass_at_k", "james_stein", "spo", "grpo", "value")
 )
 def test_every_baseline_is_shown_with_what_it_has(kind):
   run, state, draw = drawn(kind, history=kind == "value")
@@ -192,6 +192,7 @@ def test_every_baseline_is_shown_with_what_it_has(kind):
     "spo": "past rollouts",
     "value": "weight of the history",
     "beta_shrink": "rollouts that its prior is worth",
+    "pass_at_k": "slope of pass@8",
     "james_stein": "noise of a group mean",
   }
   assert [list(line["terms"]) != [] for line in lines] == [kind in names] * 4

@@ -75,7 +75,9 @@ METHODS = {
   "dapo16": Method("DAPO, 16", _as_there("dapo16") | {"rewards.overlong_buffer": 2}),
   # Does pass@8 fall where prompts with little success weigh more, too?
   "maxrl4": Method("MaxRL, 4", _as_there("grpo4") | {"baseline": "maxrl"}, "grpo4"),
-  "pass_at_8": Method("V0.5 for pass@8, 4", _as_there("v05") | {"baseline": "pass_at_k"}, "v05"),
+  "pass_at_8": Method(
+    "pass_at_k for pass@8, 4", _as_there("v05") | {"baseline": "pass_at_k"}, "v05"
+  ),
   # Is it the prior? Four rollouts with others.
   "v05_constant": Method("V0.5, 4, constant prior", _as_there("v05_constant"), "v05"),
   "probe_k4": Method("probe, 4", _as_there("v05") | PROBE, "v05"),

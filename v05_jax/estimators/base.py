@@ -21,6 +21,8 @@ from v05_jax import plug, shrinkage
 from v05_jax.groups import Groups
 
 STD_EPSILON = 1e-6  # added to standard deviations that divide
+# functions of an Estimator whose first argument is its own state
+OF_STATE = ("baseline", "scale", "explain", "unseen", "expect", "prompt", "counts")
 
 
 class Estimator(NamedTuple):
@@ -33,8 +35,8 @@ class Estimator(NamedTuple):
   # (state, Groups, value) -> state. The groups hold all rollouts: learn from
   # `groups.unconditional`.
   learn: Callable = lambda state, groups, value: state
-  # (advantage [P, K], Groups, value) -> [P, K]
-  scale: Callable = lambda advantage, groups, value: advantage
+  # (state, Groups, value, reward + shaping - baseline [P, K]) -> advantage [P, K]
+  scale: Callable = lambda state, groups, value, difference: difference
   # (state, Groups, value) -> {name: [P]}, for metrics and --mode=sample. "baseline" is that of all
   # rollouts, "weight" that of the group mean in it, "expected_mse" its squared error as the
   # estimator sees it; any other name is shown as it is.
@@ -100,10 +102,10 @@ def at_least_two(name: str, why: str = "compares a prompt's rollouts") -> Callab
   return check
 
 
-def standardised(advantage, groups, value):
-  """`scale` of an Estimator: advantages centred and scaled over the whole batch."""
+def standardised(state, groups, value, difference):
+  """`scale` of an Estimator: centred and divided by the deviation over the whole batch."""
   total = jnp.maximum(jnp.sum(groups.mask), 1)
-  centred = jnp.where(groups.mask, advantage - jnp.sum(advantage) / total, 0.0)
+  centred = jnp.where(groups.mask, difference - jnp.sum(difference) / total, 0.0)
   variance = jnp.sum(centred**2) / total
   some = variance > 0
   return centred / (jnp.sqrt(jnp.where(some, variance, 1.0)) * some + STD_EPSILON)
@@ -124,8 +126,7 @@ def named(name: str, setting: plug.Setting) -> Estimator:
   return found._replace(
     init=lambda: {key: found.init()},
     learn=lambda state, *rest: {key: found.learn(state[key], *rest)},
-    **{x: lift(getattr(found, x)) for x in ("baseline", "explain", "unseen", "expect", "prompt")},
-    counts=lift(found.counts),
+    **{x: lift(getattr(found, x)) for x in OF_STATE},
   )
 
 
@@ -140,7 +141,7 @@ def try_out(what: str, estimator: Estimator):
   run = lambda f, *rest: plug.call(what, jax.eval_shape, f, *rest)
   shapes = {
     "baseline": (run(estimator.baseline, state, groups, value), [(3, 2), (3, 1)]),
-    "scale": (run(estimator.scale, groups.reward, groups, value), [(3, 2)]),
+    "scale": (run(estimator.scale, state, groups, value, groups.reward), [(3, 2)]),
   }
   for name, found in run(estimator.explain, state, groups, value).items():
     shapes[f"explain: {name}"] = found, [(3,)]
@@ -162,7 +163,7 @@ def advantages(estimator: Estimator, state, groups: Groups, value):
   explains, and the test of V (`delta2` and `statistic` of `shrinkage.fuse`)."""
   baseline = estimator.baseline(state, groups, value)
   difference = jnp.where(groups.mask, groups.shaped - baseline, 0.0)
-  advantage = jnp.where(groups.mask, estimator.scale(difference, groups, value), 0.0)
+  advantage = jnp.where(groups.mask, estimator.scale(state, groups, value, difference), 0.0)
   test = shrinkage.fuse(groups.vbar, groups.k, value)
   count = jnp.maximum(groups.k, 1.0)
   found = {"baseline": jnp.sum(jnp.where(groups.mask, baseline, 0.0), axis=1) / count}

@@ -13,7 +13,7 @@ from v05_jax.shrinkage import clean, floats
 
 MAX_PRIOR = 0.99  # |V'|
 MIN_SPREAD = 1e-3  # variance of the prior's error, or of the prompts, at least
-MIN_COUNT = 1e-6  # rollouts that the prior is worth at least, so that k = 0 does not divide by 0
+MIN_COUNT = 1e-6  # n0 at least, so that k = 0 does not divide by 0
 
 
 class Fit(NamedTuple):
@@ -33,7 +33,7 @@ def beta_fit(value, s, k, scale=1.0, leave_out=False) -> Fit:
   worth.
 
     v = (1 - vbar^2) k / (k - 1);  d = vbar - A V
-    tau2 = max(var d - mean(v / k), 1e-3);  n0 = mean v / tau2
+    tau2 = max(var d - mean(v / k), 1e-3);  n0 = max(mean v / tau2, 1e-6)
 
   d is taken over the prompts with a prior, or all with A = 0 in its place where no prompt has one;
   variances over those with k >= 2. With none of them n0 = 1, and means of nothing are 0.
@@ -67,7 +67,11 @@ def beta_fit(value, s, k, scale=1.0, leave_out=False) -> Fit:
   n0 = mean(variance, pairs) / jnp.maximum(var(d, pairs) - noise, MIN_SPREAD)
   known = mean(jnp.ones_like(d), pairs) > 0
   return Fit(
-    jnp.where(known, n0, 1.0), mean(d, spoken & (k > 0)), mean(vbar, k > 0), noise, var(vbar, pairs)
+    jnp.where(known, jnp.maximum(n0, MIN_COUNT), 1.0),
+    mean(d, spoken & (k > 0)),
+    mean(vbar, k > 0),
+    noise,
+    var(vbar, pairs),
   )
 
 
@@ -81,8 +85,8 @@ def posterior_mean(value, s, k, fit: Fit, scale=1.0):
   value, s, k = floats(value, s, k)
   spoken, prior = clean(value)
   prior = jnp.where(spoken, fit.offset + scale * prior, fit.center)
-  n0 = jnp.maximum(fit.count, MIN_COUNT)
-  return (n0 * jnp.clip(prior, -MAX_PRIOR, MAX_PRIOR) + 2.0 * s - k) / (n0 + k)
+  prior = jnp.clip(prior, -MAX_PRIOR, MAX_PRIOR)
+  return (fit.count * prior + 2.0 * s - k) / (fit.count + k)
 
 
 def _shrink(scale: float):

@@ -34,11 +34,11 @@ def remember(counts, row, s, k, discount):
   return kept.at[where].add(jnp.stack([s, k - s], axis=1), mode="drop")
 
 
-def _by_deviation(advantage, groups, value):
+def _by_deviation(state, groups, value, difference):
   """Divides by the deviation of a reward in {-1, 1} whose mean is the baseline."""
-  variance = 1.0 - (groups.shaped - advantage) ** 2
+  variance = 1.0 - (groups.shaped - difference) ** 2
   some = variance > 0
-  return advantage / (jnp.sqrt(jnp.where(some, variance, 1.0)) * some + STD_EPSILON)
+  return difference / (jnp.sqrt(jnp.where(some, variance, 1.0)) * some + STD_EPSILON)
 
 
 @plug.declare("estimator", discount=DISCOUNT)

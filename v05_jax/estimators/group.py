@@ -60,9 +60,9 @@ def _of_group(baseline, explain=_explain, **more):
   )
 
 
-def _spread(advantage, groups):
+def _spread(difference, groups):
   """Standard deviation of each group [P, 1]; 0 where all rewards are equal."""
-  total = jnp.sum(advantage**2, axis=1, keepdims=True)
+  total = jnp.sum(difference**2, axis=1, keepdims=True)
   variance = total / jnp.maximum(groups.k - 1.0, 1.0)[:, None]
   some = variance > 0
   return jnp.where(some, jnp.sqrt(jnp.where(some, variance, 1.0)), 0.0)
@@ -76,7 +76,9 @@ def grpo(options, setting):
     centred = jnp.where(groups.mask, groups.reward - groups.vbar[:, None], 0.0)
     return _explain(state, groups, value) | {"standard deviation": _spread(centred, groups)[:, 0]}
 
-  scale = lambda advantage, groups, value: advantage / (_spread(advantage, groups) + STD_EPSILON)
+  def scale(state, groups, value, difference):
+    return difference / (_spread(difference, groups) + STD_EPSILON)
+
   return _of_group(_mean, scale=scale, explain=explain)
 
 
@@ -96,9 +98,9 @@ def rloo(options, setting):
 def maxrl(options, setting):
   """The group mean, divided by the group's success rate."""
 
-  def scale(advantage, groups, value):
+  def scale(state, groups, value, difference):
     some = groups.s > 0
     rate = jnp.where(some, 1.0 + groups.vbar, 1.0)
-    return advantage * jnp.where(some, 1.0 / rate, 0.0)[:, None]
+    return difference * jnp.where(some, 1.0 / rate, 0.0)[:, None]
 
   return _of_group(_mean, scale=scale)

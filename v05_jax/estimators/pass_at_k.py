@@ -1,61 +1,72 @@
-"""Advantages that follow the gradient of pass@n, of more samples n than a prompt has rollouts.
+"""Advantages for pass@n, where n may be more than a prompt has rollouts.
 
 n is the k of pass@k here, where k is the rollouts of a prompt. One of n samples is right with
 1 - (1 - p)^n, where p is the success probability, and the gradient of that is the gradient of p
-times n (1 - p)^(n - 1). So an advantage for pass@n is one for success times that weight: a prompt
+times n (1 - p)^(n - 1). So an advantage for pass@n is one for success times that slope: a prompt
 counts the more, the less it is solved.
 
-The group alone estimates the weight without bias only up to n = k (PKPO, arXiv 2505.15201), and
-prompts without any success among k rollouts are all alike to it. Here the prior makes up for what
-the group does not say. p has the Beta distribution of `beta_shrink`: V', worth n0 rollouts, and
-after the others of the group, s successes and f failures,
+A group alone gives this gradient without bias only up to n = k (PKPO, arXiv 2505.15201), and to it
+all prompts without any success are alike. Here the prior makes up for what the group does not say.
+p has the Beta distribution of `beta_shrink`: V', which is V moved by the error that the other
+prompts show, is worth n0 rollouts, and with s successes and f failures of the group's others
 
     p ~ Beta(a, c),  a = n0 (1 + V') / 2 + s,  c = n0 (1 - V') / 2 + f
     baseline = 2 a / (a + c) - 1
-    weight   = n E[(1 - p)^(n - 1)] = n prod_{j < n - 1} (c + j) / (a + c + j)
+    slope    = n E[(1 - p)^(n - 1)] = n prod_{j < n - 1} (c + j) / (a + c + j)
 
-n0 is large where V hits what the other prompts of the batch show: then the weight goes by V; where
-it misses, by the group. Neither baseline nor weight reads the reward that it is applied to, so that
-at a fixed k a prompt's gradient is that of its success, times the expectation of its weight. n = 1
-is `beta_shrink`. A reward between failure and success counts as that part of a success; shaping,
-which is no matter of the prompt's difficulty, is not weighed.
+n0 is large in a batch whose outcomes V has hit: then slopes go by V; where V misses, by the group.
+n = 1 is `beta_shrink`.
+
+What it is not: unbiased for pass@n. Neither baseline nor slope reads the reward that it is applied
+to, so that at a fixed k, and with no group left out for its outcomes, a prompt's gradient is that
+of its success, times the expectation of its slope. That expectation differs less between prompts
+than the slopes themselves, the less so the more is known of each. Rewards between failure and
+success count as a part of a success: with many of them it is the slope of no pass@n. Shaping, no
+matter of a prompt's difficulty, is left as it is, and outweighs the reward where p is large.
 """
 
 import jax
 import jax.numpy as jnp
 
 from v05_jax import plug
-from v05_jax.estimators.beta_shrink import MIN_COUNT, beta_shrink
+from v05_jax.estimators.base import at_least_two
+from v05_jax.estimators.beta_shrink import beta_shrink
 
-SAMPLES = plug.Option(8, "n of pass@n", lambda n: 1 <= n <= 1024, "1 to 1024")
+# At more, slopes at p = 0 would go by the least p that V' may have, .005, and not by n.
+SAMPLES = plug.Option(8, "n of pass@n", lambda n: 1 <= n <= 128, "1 to 128")
 
 
-def weight(mean, number, samples: int):
+def slope(mean, number, samples: int):
   """n E[(1 - p)^(n - 1)], elementwise, where p is Beta of a mean reward worth `number` rollouts."""
   failures = number * (1.0 - mean) / 2.0
   further = lambda j, x: x * (failures + j) / (number + j)
   return samples * jax.lax.fori_loop(0, samples - 1, further, jnp.ones_like(mean))
 
 
-@plug.declare("estimator", samples=SAMPLES)
+def _check(config):
+  yield from at_least_two("pass_at_k", "learns from groups what V is worth")(config)
+  if config.budget.max_resample:
+    yield "budget.max_resample", "0, since baseline pass_at_k learns from all groups"
+
+
+@plug.declare("estimator", check=_check, samples=SAMPLES)
 def pass_at_k(options, setting):
-  """`beta_shrink`, with advantages times the weight of a prompt's success in pass@n."""
+  """`beta_shrink`, with advantages times the slope of pass@n at a prompt's success."""
   estimator = beta_shrink(None, setting)
 
-  def number(groups, value):
-    return jnp.maximum(estimator.prompt((), groups, value).count, MIN_COUNT)
+  def slopes(groups, value, mean, others):
+    """Of a mean reward [P] or [P, K] after `others` [P] rollouts."""
+    known = estimator.prompt((), groups, value).count + others
+    return slope(mean, known.reshape(known.shape + (1,) * (mean.ndim - 1)), options.samples)
 
-  def scale(advantage, groups, value):
-    mean = estimator.unseen((), groups, value)
-    others = jnp.maximum(groups.k - 1.0, 0.0)
-    known = (number(groups, value) + others)[:, None]
-    of_reward = advantage - groups.shaping
-    return of_reward * weight(mean, known, options.samples) + groups.shaping
+  def scale(state, groups, value, advantage):
+    mean = estimator.unseen(state, groups, value)
+    of_reward = slopes(groups, value, mean, jnp.maximum(groups.k - 1.0, 0.0))
+    return (advantage - groups.shaping) * of_reward + groups.shaping
 
   def explain(state, groups, value):
     found = estimator.explain(state, groups, value)
-    known = number(groups, value) + groups.k
-    of_success = weight(found["baseline"], known, options.samples)
-    return found | {f"weight in pass@{options.samples}": of_success}
+    of_all = slopes(groups, value, found["baseline"], groups.k)
+    return found | {f"slope of pass@{options.samples}": of_all}
 
   return estimator._replace(scale=scale, explain=explain)
