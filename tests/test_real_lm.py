@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+import re
 import subprocess
 import sys
 import time
@@ -544,6 +545,17 @@ def test_the_cost_counts_every_warm_start_as_often_as_it_was_made(tmp_path):
   assert "| tasks | warm starts | 3 | 1.7 | 0.08 |" in text  # of seeds 0, twice, and 100
   assert "| tasks | reported runs | 3 | 3.7 | 0.18 |" in text
   assert "| tasks | tuning runs | 6 | 3.7 | 0.37 |" in text and "| all |  |  |  | 0.63 |" in text
+
+
+def test_the_readme_has_the_figures_of_the_table():
+  """Every row of its tables of differences; the table is made from the results."""
+  folder, figure = ROOT / "experiments/real_lm", r"[+-]\.\d+ ± \.\d+|\[[+-]\.\d+, [+-]\.\d+\]"
+  rows = [row.replace("0.", ".") for row in (folder / "table.md").read_text().splitlines()]
+  said = [x for x in (folder / "README.md").read_text().splitlines() if re.match(r"\|.* ± ", x)]
+  found = [re.findall(figure, row) for row in said]
+  assert len(found) >= 19 and all(found[1:])
+  for row, figures in zip(said, found, strict=True):
+    assert any(all(x in other for x in figures) for other in rows), row
 
 
 # --- Measurements

@@ -19,10 +19,11 @@ n = 1 is `beta_shrink`.
 
 What it is not: unbiased for pass@n. Neither baseline nor slope reads the reward that it is applied
 to, so that at a fixed k, and with no group left out for its outcomes, a prompt's gradient is that
-of its success, times the expectation of its slope. That expectation differs less between prompts
-than the slopes themselves, the less so the more is known of each. Rewards between failure and
-success count as a part of a success: with many of them it is the slope of no pass@n. Shaping, no
-matter of a prompt's difficulty, is left as it is, and outweighs the reward where p is large.
+of its success, times the expectation of the slope that it is given. The less is known of prompts,
+the less these differ from prompt to prompt, and the nearer is the gradient to that of success.
+Rewards between failure and success count as a part of a success: with many of them it is the slope
+of no pass@n. Shaping, no matter of a prompt's difficulty, is left as it is, and outweighs the
+reward where p is large.
 """
 
 import jax
