@@ -375,6 +375,7 @@ def test_rates_are_chosen_by_the_tuning_runs_once_all_were_tried(tmp_path):
   assert results.rate([low, middle, high | {"failed": "diverged"}], "tasks", "v05") == 1e-5
   assert results.rate([low, middle, high], "tasks", "v05_constant") == 1e-4  # it takes V0.5's
   assert results.rate([low, middle, high], "words", "v05") is None
+  assert results.rate([low, middle, high], "tasks", "v05_slow") == 1e-5  # as the plan says
   assert results.rate([low, middle, high], "tasks", "grpo4") is None
   keep(tmp_path, low, middle, high, record("v05", 0, [1, 1], 3e-5), record("v05", 1, [1, 1], 1e-4))
   text = table.write(tmp_path)

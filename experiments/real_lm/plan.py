@@ -55,6 +55,7 @@ class Method(NamedTuple):
   changes: dict[str, Any]
   # the method whose learning rate it takes, so as to differ in nothing else; "" = one of its own
   rate_of: str = ""
+  rate: float = 0.0  # that it has instead; 0 = as the tuning says
 
 
 def _as_there(name: str) -> dict[str, Any]:
@@ -73,8 +74,9 @@ METHODS = {
   "grpo4": Method("GRPO, 4", _as_there("grpo4")),
   "rloo4": Method("RLOO, 4", _as_there("rloo4")),
   "dapo16": Method("DAPO, 16", _as_there("dapo16") | {"rewards.overlong_buffer": 2}),
-  # Does pass@8 fall where prompts with little success weigh more, too?
+  # Does pass@8 fall where prompts with little success weigh more, or at a smaller rate, too?
   "maxrl4": Method("MaxRL, 4", _as_there("grpo4") | {"baseline": "maxrl"}, "grpo4"),
+  "v05_slow": Method("V0.5, 4, at 1e-5", _as_there("v05"), "v05", rate=1e-5),
   "pass_at_8": Method(
     "pass_at_k for pass@8, 4", _as_there("v05") | {"baseline": "pass_at_k"}, "v05"
   ),
@@ -108,7 +110,7 @@ METHODS = {
 FIRST = ("v05", "grpo16", "grpo4", "rloo4", "dapo16")
 # Others with all SEEDS. v05_score_k4 had two, and was compared with V0.5 alone, until the recipe
 # had missed GRPO (4) at equal seconds; it was given two more and the pairs with GRPO after its own
-# first seed. maxrl4 and pass_at_8 were added when pass@8 had fallen with every method.
+# first seed. maxrl4, pass_at_8 and v05_slow were added when pass@8 had fallen with every method.
 MORE = ("v05_constant", "v05_score_k4", "maxrl4", "pass_at_8")
 
 # (method, minus this one): what is claimed, the first comparison first.
@@ -127,6 +129,7 @@ PAIRS = (
   ("v05_score_k4", "grpo4"),
   ("maxrl4", "grpo4"),
   ("pass_at_8", "v05"),
+  ("v05_slow", "v05"),
   ("v05_k1_twice", "v05"),
   ("v05_k1_twice", "constant_k1_twice"),
   ("probe_k1_twice", "constant_k1_twice"),

@@ -123,8 +123,11 @@ def current(here: Path) -> tuple[list[dict], list[str]]:
 
 
 def rate(records: list[dict], arena: str, method: str) -> float | None:
-  """The learning rate whose validation curve in the tuning runs is highest on average, of the
-  method that `method` takes it from; None until all rates were tried."""
+  """The learning rate that the plan gives to a method, or else that whose validation curve in the
+  tuning runs is highest on average, of the method that `method` takes it from; None until all rates
+  were tried."""
+  if plan.METHODS[method].rate:
+    return plan.METHODS[method].rate
   heights = {}
   for record in records:
     tuned = record["seed"] == plan.TUNING_SEED and record["arena"] == arena
