@@ -16,6 +16,7 @@ import pytest
 from experiments.headline import tuning
 from experiments.real_lm import (
   by_task,
+  curve,
   measure,
   pairing,
   paper,
@@ -453,6 +454,18 @@ def test_one_method_alone_has_no_table_of_differences(tmp_path):
   text = table.write(tmp_path)
   assert "## tasks: 480 held-out problems" in text and "### Differences" not in text
   assert "### Validation success at equal seconds" not in text and "### Learning rates" in text
+
+
+def test_the_curve_has_the_methods_with_most_seeds_and_no_empty_panel(tmp_path):
+  run = lambda method, number: {i: record(method, i, [1.0]) for i in range(number)}
+  # pass_at_8 has no colour: its number of seeds says nothing about the others
+  runs = {"v05": run("v05", 2), "grpo16": run("grpo16", 1), "pass_at_8": run("pass_at_8", 3)}
+  assert [line[0] for line in curve.real(runs)] == ["V0.5, 4"]
+  assert curve.real({"pass_at_8": runs["pass_at_8"]}) == []
+  curve.draw({"tasks": runs, "words": {}}, tmp_path / "curve.png")
+  picture = (tmp_path / "curve.png").read_bytes()
+  curve.draw({"tasks": runs}, tmp_path / "curve.png")
+  assert picture == (tmp_path / "curve.png").read_bytes()
 
 
 def test_a_clear_difference_differs_with_the_right_sign(tmp_path):

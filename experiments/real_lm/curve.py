@@ -16,13 +16,13 @@ POINTS = 41  # along the rollouts, between the evaluations on lines
 
 
 def draw(by_arena: dict[str, dict], path: Path):
-  """A panel an arena, and one of the toy where its results are there: mean over seeds; bands: one
-  standard error."""
+  """A panel for each arena that has something to show, and one of the toy where its results are
+  there: mean over seeds; bands: one standard error."""
   from matplotlib import rc_context
   from matplotlib.figure import Figure
 
   panels = {f"SmolLM2-135M, {arena}": real(runs) for arena, runs in by_arena.items()}
-  panels |= toy()
+  panels = {title: lines for title, lines in (panels | toy()).items() if lines}
   with rc_context(figures.STYLE):
     figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
     for axes, (title, lines) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items()):
@@ -41,11 +41,12 @@ def colours() -> dict[str, str]:
 
 
 def real(runs: dict) -> list[tuple]:
-  """(title, colour, rollouts, mean, standard error) of each method that has as many seeds as any,
-  on validation problems."""
-  lines, most = [], max(map(len, runs.values()))
-  for method, colour in colours().items():
-    if len(runs.get(method, {})) == most:  # others' seeds start elsewhere
+  """(title, colour, rollouts, mean, standard error) of each method with a colour that has as many
+  seeds as any of those, on validation problems."""
+  shown = {method: colour for method, colour in colours().items() if method in runs}
+  lines, most = [], max((len(runs[method]) for method in shown), default=0)
+  for method, colour in shown.items():
+    if len(runs[method]) == most:  # others' seeds start elsewhere
       curves = [np.array(x["curve"], float) for x in runs[method].values()]
       x = np.linspace(0, min(y[-1, 0] for y in curves), POINTS)
       values = np.stack([np.interp(x, y[:, 0], y[:, 1]) for y in curves])
