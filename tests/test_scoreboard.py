@@ -111,6 +111,13 @@ def test_an_estimator_of_the_package_passes_what_a_users_own_must(name):
   estimators.try_out(name, plug.make("estimator", name, setting, estimators.Estimator))
 
 
+def test_what_is_wrong_with_a_function_of_ones_own_estimator_is_said_by_its_name():
+  zero = lambda state, groups, value: jnp.zeros((len(groups.k), 1))
+  own = estimators.Estimator(zero, scale=lambda difference, groups: difference)
+  with pytest.raises(ValueError, match=r"baseline=my:own: scale: .* takes 2 positional arguments"):
+    estimators.try_out("baseline=my:own", own)
+
+
 TRACED = []  # prompts of each program that `counted` is in
 
 

@@ -111,7 +111,7 @@ FIRST = ("v05", "grpo16", "grpo4", "rloo4", "dapo16")
 # Others with all SEEDS. v05_score_k4 had two, and was compared with V0.5 alone, until the recipe
 # had missed GRPO (4) at equal seconds; it was given two more and the pairs with GRPO after its own
 # first seed. maxrl4, pass_at_8 and v05_slow were added when pass@8 had fallen with every method.
-MORE = ("v05_constant", "v05_score_k4", "maxrl4", "pass_at_8")
+MORE = ("v05_constant", "v05_score_k4", "maxrl4", "pass_at_8", "v05_slow")
 
 # (method, minus this one): what is claimed, the first comparison first.
 PAIRS = (

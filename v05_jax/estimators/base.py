@@ -137,13 +137,15 @@ def try_out(what: str, estimator: Estimator):
   example = grouping.make(np.zeros((prompts, rollouts)), np.ones((prompts, rollouts), bool))
   of = lambda x: jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.canonicalize_dtype(x.dtype))
   groups, value = jax.tree.map(of, example), jax.ShapeDtypeStruct((prompts,), np.float32)
-  state = plug.call(what, jax.eval_shape, estimator.init)
-  run = lambda f, *rest: plug.call(what, jax.eval_shape, f, *rest)
+  run = lambda name, *rest: plug.call(
+    f"{what}: {name}", jax.eval_shape, getattr(estimator, name), *rest
+  )
+  state = run("init")
   shapes = {
-    "baseline": (run(estimator.baseline, state, groups, value), [(3, 2), (3, 1)]),
-    "scale": (run(estimator.scale, state, groups, value, groups.reward), [(3, 2)]),
+    "baseline": (run("baseline", state, groups, value), [(3, 2), (3, 1)]),
+    "scale": (run("scale", state, groups, value, groups.reward), [(3, 2)]),
   }
-  for name, found in run(estimator.explain, state, groups, value).items():
+  for name, found in run("explain", state, groups, value).items():
     shapes[f"explain: {name}"] = found, [(3,)]
   for name, (found, wanted) in shapes.items():
     if getattr(found, "shape", None) not in wanted:
@@ -153,7 +155,7 @@ def try_out(what: str, estimator: Estimator):
         f"{' or '.join(map(str, wanted))}"
       )
   form = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
-  after = run(estimator.learn, state, groups, value)
+  after = run("learn", state, groups, value)
   if form(after) != form(state):
     raise ValueError(f"{what}: learn: found the state {form(after)}, expected {form(state)}")
 

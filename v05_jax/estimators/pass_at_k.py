@@ -58,12 +58,12 @@ def pass_at_k(options, setting):
   def slopes(groups, value, mean, others):
     """Of a mean reward [P] or [P, K] after `others` [P] rollouts."""
     known = estimator.prompt((), groups, value).count + others
-    return slope(mean, known.reshape(known.shape + (1,) * (mean.ndim - 1)), options.samples)
+    return slope(mean.T, known, options.samples).T
 
-  def scale(state, groups, value, advantage):
+  def scale(state, groups, value, difference):
     mean = estimator.unseen(state, groups, value)
     of_reward = slopes(groups, value, mean, jnp.maximum(groups.k - 1.0, 0.0))
-    return (advantage - groups.shaping) * of_reward + groups.shaping
+    return (difference - groups.shaping) * of_reward + groups.shaping
 
   def explain(state, groups, value):
     found = estimator.explain(state, groups, value)
