@@ -85,8 +85,8 @@ def posterior_mean(value, s, k, fit: Fit, scale=1.0):
   value, s, k = floats(value, s, k)
   spoken, prior = clean(value)
   prior = jnp.where(spoken, fit.offset + scale * prior, fit.center)
-  prior = jnp.clip(prior, -MAX_PRIOR, MAX_PRIOR)
-  return (fit.count * prior + 2.0 * s - k) / (fit.count + k)
+  n0 = fit.count
+  return (n0 * jnp.clip(prior, -MAX_PRIOR, MAX_PRIOR) + 2.0 * s - k) / (n0 + k)
 
 
 def _shrink(scale: float):
