@@ -325,7 +325,8 @@ def test_the_order_of_rollouts_and_prompts_does_not_matter(kind):
   again, found_again = shrinkage.advantage(
     kind, moved(reward), moved(mask), value[prompts], moved(shaping), **known
   )
-  np.testing.assert_allclose(again, moved(np.asarray(got)), rtol=1e-6, atol=1e-5)
+  rtol = 1e-6 if kind == "pass_at_k" else 1e-7  # its advantages may be above 10
+  np.testing.assert_allclose(again, moved(np.asarray(got)), rtol=rtol, atol=1e-5)
   assert found_again.keys() == found.keys()
   for name in found:
     first = name in ("baseline", "weight", "delta2", "statistic")  # others may be in the hundreds

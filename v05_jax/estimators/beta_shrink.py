@@ -20,7 +20,7 @@ class Fit(NamedTuple):
   """What the other prompts of a batch say, for the empirical-Bayes baselines; float arrays of one
   shape."""
 
-  count: jax.Array  # rollouts that the prior is worth: n0 of BetaShrink
+  count: jax.Array  # rollouts that the prior is worth, above 0: n0 of BetaShrink
   offset: jax.Array  # mean reward minus A times the mean prior: the prior is V' = offset + A V
   center: jax.Array  # mean reward
   noise: jax.Array  # mean v / k: the variance of a group mean around its prompt's true mean
