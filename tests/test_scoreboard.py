@@ -118,6 +118,22 @@ def test_what_is_wrong_with_a_function_of_ones_own_estimator_is_said_by_its_name
     estimators.try_out("baseline=my:own", own)
 
 
+def halving(options, setting):
+  """An estimator of one's own that multiplies by what it knows."""
+  return estimators.Estimator(
+    lambda state, groups, value: jnp.zeros((len(groups.k), 1)),
+    init=lambda: np.float32(0.5),
+    scale=lambda state, groups, value, difference: state * difference,
+  )
+
+
+def test_scale_is_given_the_state_of_its_own_estimator():
+  estimator = estimators.named(f"{__name__}:halving", plug.Setting(default.get_config()))
+  groups = grouping.make(np.array([[1.0, -1.0]]), np.ones((1, 2), bool))
+  found, _ = estimators.advantages(estimator, estimator.init(), groups, np.zeros(1))
+  np.testing.assert_array_equal(found, [[0.5, -0.5]])
+
+
 TRACED = []  # prompts of each program that `counted` is in
 
 
