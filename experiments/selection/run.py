@@ -124,8 +124,8 @@ def table(results: dict) -> str:
     runs = [results[f"{arm} {seed}"] for seed in own]
     gain = [area(arm, seed) - area("none", seed) for seed in own]
     cells = [
-      plus(ratios(runs, "ratio")),
-      plus(ratios(runs, "exact")),
+      plus(ratios([run["ratio"][1:] for run in runs])),  # nothing is selected at the first step
+      plus(ratios([run["exact"] for run in runs])),
       plus([area(arm, s) for s in own]),
     ]
     cells += [plus([run["curve"][-1] for run in runs]), plus(gain)]
@@ -136,9 +136,9 @@ def table(results: dict) -> str:
   return "\n".join(lines)
 
 
-def ratios(runs, name: str) -> list[float]:
-  """Of each run, the sums of a column of pairs divided."""
-  return [float(np.divide(*np.sum(run[name], axis=0))) for run in runs]
+def ratios(runs: list[list]) -> list[float]:
+  """Of each run's pairs, the sum of the first numbers over that of the second."""
+  return [float(np.divide(*np.sum(pairs, axis=0))) for pairs in runs]
 
 
 def plus(x) -> str:
