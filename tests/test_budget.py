@@ -1,9 +1,12 @@
 import functools
+import gc
 import json
 import math
 import pathlib
 from statistics import NormalDist
 import sys
+import types
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +27,21 @@ BATCH_RULES = ("neyman", "value")  # which divide a known total among the prompt
 
 # Prompts with mean score -1, -.8, ..., 1 in the reference sample.
 COUNTS = np.array([505, 236, 177, 147, 156, 171, 143, 191, 251, 338, 757])
+
+
+@pytest.mark.parametrize(
+  "kind, name", [(kind, x) for kind in ("budget", "estimator", "wrapper") for x in plug.known(kind)]
+)
+def test_no_plug_keeps_the_first_policy_s_weights(kind, name):
+  """The loop lets go of them once they are on the device."""
+  weights = np.zeros(3)
+  known, policy = weakref.ref(weights), types.SimpleNamespace(params=weights)
+  made = plug.find(kind, name)(
+    plug.defaults(kind, name), plug.Setting(default.get_config(), rows=4, policy=policy)
+  )
+  del policy, weights
+  gc.collect()
+  assert made and known() is None
 
 
 def column(name, none=np.inf):

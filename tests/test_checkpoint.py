@@ -86,6 +86,9 @@ def test_a_restored_run_is_the_unbroken_one_bit_for_bit(tmp_path):
     assert saved.latest() == 3
     restored = saved.restore(3, new_state(seed=1))
     same(restored, state)
+    example = leaves.outline(new_state(seed=1))
+    assert not any(isinstance(x, jax.Array) for x in jax.tree.leaves(example.params))
+    same(saved.restore(3, example), state)
     same(train(restored), train(state))
     assert int(saved.restore(2, new_state()).step) == 2
   assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["2", "3"]

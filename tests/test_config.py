@@ -218,6 +218,13 @@ def test_what_excludes_each_other():
   assert "selection.pool: found 2, expected 1" in problems(
     selection__pool=2, budget__max_resample=3
   )
+  assert "budget.max_resample: found 4, expected 0, since no group of one" in problems(
+    baseline="score", budget__k_init=1, budget__k_max=1, budget__max_resample=4
+  )
+  rule = {"budget__k_init": 1, "budget__k_max": 2, "budget__max_resample": 4}
+  config.validate(changed(**rule, budget__rule="sequential"))
+  one = {"budget__rule": "value", "budgets__value__k_mean": 1}
+  assert "budget.max_resample: found 4, expected 0" in problems(**rule | one)
   assert "prior.wrappers: found ('fallback', 'history'), expected no history" in problems(
     prior__wrappers=("fallback", "history"), baseline="spo"
   )
@@ -234,6 +241,17 @@ def test_a_group_baseline_needs_two_rollouts(baseline):
   config.validate(changed(budget__k_init=1, budget__k_max=1))  # v05 has its prior
   text = problems(budget__k_init=1, budget__k_max=1, baseline=baseline)
   assert f"at least 2, since baseline {baseline}" in text
+
+
+@pytest.mark.parametrize("baseline", ["v05", "value"])
+def test_one_rollout_without_a_prior_has_nothing_to_be_compared_with(baseline):
+  one = {"budget__k_init": 1, "budget__k_max": 1, "baseline": baseline}
+  nothing = {"prior__kind": "none", "prior__wrappers": ()}
+  assert f"at least 2, since baseline {baseline} has no prior" in problems(**one, **nothing)
+  config.validate(changed(**one))
+  for wrapper in ("history", "os.path:join"):  # one of the user's own may say a V
+    config.validate(changed(**one | nothing | {"prior__wrappers": (wrapper,)}))
+  config.validate(changed(baseline=baseline, **nothing))
 
 
 def test_good_values_at_the_edge_of_their_range():

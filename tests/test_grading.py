@@ -137,6 +137,42 @@ def test_what_is_said_of_a_number_is_no_answer():
   assert verdict("The answer is 7.", "7") == 1
 
 
+@pytest.mark.parametrize(
+  "response, answer, other",
+  [
+    ("Total cost = 5 * 3 = 15 dollars.", "15", "5"),
+    (r"Cost = 5 \times 3 = 15", "15", "3"),
+    ("Total = 3 + 5 = 8 apples.", "8", "3"),
+    (r"\boxed{C: 15}", "C", "D"),
+    ("Answer: C: 15", "C", "15:1"),
+    (r"\boxed{\text{C: }15}", "C", "A"),
+    (r"\boxed{A:B}", "A:B", "A"),
+    (r"\boxed{2: 3}", "2:3", "3:2"),
+    (r"\boxed{\large 9}", "9", "8"),
+    (r"\boxed{{\frac{1}{2}}}", "0.5", "2"),
+    (r"\boxed{{2}^{3}}", "8", "23"),
+    (r"\boxed{{\Large \frac{1}{2}}}", "0.5", "2"),
+  ],
+)
+def test_what_stands_around_an_answer_is_no_part_of_it(response, answer, other):
+  assert verdict(response, answer) == 1 and verdict(response, other) == 0
+
+
+@pytest.mark.parametrize(
+  "response, answer",
+  [
+    ("{{1,3},{2,4}}", "{{1,2},{3,4}}"),
+    ("{{4,3},{2,1}}", "{{1,2},{3,4}}"),
+    ("{{1},{2,3}}", "{{1,2},{3}}"),
+    ("1,2,3,4", "{{1,2},{3,4}}"),
+    ("{1, {2, 3}}", "{1,2,3}"),
+  ],
+)
+def test_braces_in_braces_are_no_flat_list(response, answer):
+  assert verdict(rf"\boxed{{{response}}}", answer) == 0
+  assert verdict(rf"\boxed{{{answer}}}", answer) == 1
+
+
 def test_the_answer_of_a_whole_solution_is_its_last():
   assert verdict(r"\boxed{5}", r"We have 3 + 2 = 5, so it is $\boxed{5}$.") == 1
   assert verdict(r"\boxed{3}", r"We have 3 + 2 = 5, so it is $\boxed{5}$.") == 0

@@ -51,6 +51,28 @@ def test_it_learns_what_the_estimator_learns():
     np.testing.assert_array_equal(ours, theirs)
 
 
+def test_it_learns_from_the_rollouts_alone_whose_number_no_outcome_chose():
+  given, dense, prior, _ = rows(sizes=(4, 2, 4, 3))
+  estimator = Advantages("ewa", first=2)
+  estimator(*given)
+  one = shrinkage.ewa_init()
+  two = shrinkage.ewa_update(one, 2 * prior - 1, dense[:, :2].sum(1), np.full(4, np.float32(2)))
+  for ours, theirs in zip(estimator.state, two):
+    np.testing.assert_array_equal(ours, theirs)
+  every = Advantages("ewa")
+  every(*given)
+  assert any(np.any(x != y) for x, y in zip(every.state, two))
+  with pytest.raises(ValueError, match=r"first: found 0, expected at least 1"):
+    Advantages("ewa", first=0)
+
+
+@pytest.mark.parametrize("kind", ["spo", "dbb", "kae"])
+def test_what_remembers_rows_of_the_data_learns_from_no_nameless_ones(kind):
+  one = np.ones((2, 2))
+  with pytest.raises(ValueError, match=rf"learnt: found '{kind}', expected one that remembers no"):
+    estimators.learnt(kind, estimators.initial(kind), one, one > 0, np.zeros(2))
+
+
 @pytest.mark.parametrize("kind", ["basis", "ebpo", "precision"])
 def test_every_estimator_that_learns_goes_on_from_what_it_has_learnt(kind):
   found = plug.find("estimator", kind)(plug.defaults("estimator", kind), plug.Setting(None, rows=1))

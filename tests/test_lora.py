@@ -292,6 +292,15 @@ def test_what_is_exported_is_the_policy(run, tmp_path):
   np.testing.assert_allclose(run_torch(base), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_adapters_are_scaled_as_in_the_run(run, tmp_path):
+  config, workdir, _ = run
+  other = config.copy_and_resolve_references()
+  other.policy.lora_alpha = 32.0
+  with pytest.raises(ValueError, match=r"policy.lora_alpha: found 32, expected 8, as the run in"):
+    export(other, str(workdir), str(tmp_path))
+  assert not list(tmp_path.iterdir())
+
+
 def test_a_checkpoint_of_another_model_is_named(run, tmp_path):
   """A copy of the run whose config.json is gone: what keeps one from mixing up runs by their
   config."""

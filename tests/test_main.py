@@ -113,14 +113,20 @@ def test_a_finished_run_of_another_config_is_refused(own_run):
 def test_a_run_whose_last_lines_are_missing_is_not_finished(tmp_path):
   config = default.get_config()
   config.num_steps = 3
-  (tmp_path / "config.json").write_text(configuration.to_json(config))
   (tmp_path / "checkpoints" / "3").mkdir(parents=True)
   for name in workdirs.PICTURE:
     (tmp_path / name).touch()
-  for steps in (3, 2):
-    lines = [json.dumps({"step": n, "rollouts": 4 * n}) for n in range(1, steps + 1)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    assert workdirs.finished(config, "train", tmp_path) == (steps == 3)
+  for steps, period, measured in ((3, 8, True), (3, 8, False), (3, 0, False), (2, 8, True)):
+    config.eval.period = period
+    last = {"eval/accuracy": 0.5} if measured else {}
+    lines = [{"step": n, "rollouts": 4 * n} | last for n in range(1, steps + 1)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    for samples in (0, 4):
+      config.eval.samples = samples
+      (tmp_path / "config.json").write_text(configuration.to_json(config))
+      # A missing evaluation is made up for, but where evaluations measure nothing.
+      whole = steps == 3 and (measured or not period or not samples)
+      assert workdirs.finished(config, "train", tmp_path) == whole
 
 
 def test_a_command_that_is_stopped_ends_with_the_shells_exit_code():

@@ -10,6 +10,7 @@ import pytest
 
 from tests import support
 from tests.test_train import small
+from v05_jax import config as configuration
 from v05_jax import groups as grouping
 from v05_jax import main, plug
 from v05_jax.configs import default
@@ -198,3 +199,45 @@ def test_without_a_success_there_is_no_rho():
 def test_one_prompt_has_no_interval(tmp_path):
   with pytest.raises(ValueError, match="--prompts=1: expected at least 2"):
     mode.noise(default.get_config(), str(tmp_path), prompts=1)
+
+
+@pytest.mark.parametrize(
+  "most, wrappers, expected", [(4, (), 2), (1, ("history",), 1), (4, ("history",), 1)]
+)
+def test_one_first_rollout_is_measured_beside_another_where_nothing_else_is_known(
+  most, wrappers, expected
+):
+  c = default.get_config()
+  rule = "fixed" if most == 1 else "sequential"
+  c.budget.update({"rule": rule, "k_init": 1, "k_max": most})
+  c.prior.update({"kind": "none", "wrappers": wrappers})
+  found = mode.plain(c, 8)
+  configuration.validate(found)
+  assert (found.budget.k_init, found.budget.k_max, found.budget.rule) == (
+    expected,
+    expected,
+    "fixed",
+  )
+
+
+def test_observers_assess_all_draws_of_a_step_by_what_was_known_before_it():
+  """With groups replaced (DAPO) a step draws more than once."""
+  setting = plug.Setting(default.get_config(), rows=8)
+  options = plug.defaults("observer", "scoreboard", estimators=("ewa", "score"))
+  observer = plug.find("observer", "scoreboard")(options, setting)
+  rng = np.random.default_rng(0)
+
+  def drawn(mask):
+    reward = rng.choice(np.float32([-1, 1]), (4, 4))
+    groups = grouping.make(reward, mask, score=rng.random((4, 4), np.float32))
+    return types.SimpleNamespace(asked={}, groups=groups, value=np.zeros(4, np.float32))
+
+  full = np.ones((4, 4), bool)
+  one, two = drawn(full), drawn(full)
+  step = lambda *draws: types.SimpleNamespace(drawn=draws)
+  first = observer.see(observer.init(), step(drawn(full)))[0]
+  both = observer.see(first, step(one, two))[1]
+  each = [observer.see(first, step(x))[1] for x in (one, two)]
+  for name in ("v05", "ewa", "score"):
+    key = f"scoreboard/{name}/sq_adv"
+    np.testing.assert_allclose(both[key], np.sum([x[key] for x in each], 0), rtol=1e-5)

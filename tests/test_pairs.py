@@ -50,8 +50,8 @@ def test_a_resumed_run_cuts_off_what_it_will_write_again(tmp_path):
     collected.write(2, [0], [1.0], [4])
     collected.write(3, [0], [1.0], [4])
   assert file.read_text() == before
-  with pairs.Collector(tmp_path, "d", ["a"]):
-    assert file.read_text() == ""
+  with pairs.Collector(tmp_path, "d", ["a"]):  # its checkpoints are gone: what was measured is not
+    assert file.read_text() == "" and file.with_name("pairs.jsonl.old").read_text() == before
 
 
 def test_the_public_format_with_marked_queries_and_two_folders(tmp_path):

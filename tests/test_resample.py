@@ -1,15 +1,20 @@
 """DAPO's dynamic sampling: which groups are kept, and that what is kept stays together."""
 
+import types
+
 import jax
 import numpy as np
 
 from tests import support
 from v05_jax import groups as grouping
-from v05_jax import rng
+from v05_jax import rng, step
 from v05_jax.budgets.base import fixed_number
+from v05_jax.estimators.base import Estimator
+from v05_jax.priors.base import Prior
 from v05_jax.sampling import resample
+from v05_jax.sampling.draw import Drawn
 from v05_jax.sampling.ledger import Order
-from v05_jax.structs import Draw
+from v05_jax.structs import Draw, TrainState
 from v05_jax.update import packing
 
 
@@ -55,6 +60,35 @@ def test_groups_without_signal_are_dropped_and_the_rest_stays_whole():
   # The packed batch is what the update sees: every kept rollout is in it, once.
   _, used = packing.pack(prompts, rolls, np.zeros((8, 3)), np.ones((8, 3)), (64, 21))
   assert used and len(rolls.prompt) == 3 * (total - 1)
+
+
+def test_a_step_is_learnt_from_once_however_often_it_has_drawn():
+  draws = tuple(drawn(i)._replace(asked={"mine": {"place": np.arange(8) + 8 * i}}) for i in (0, 1))
+  told = []
+
+  def learn(*arguments):
+    told.append(arguments[1:])
+    return arguments[0], {}
+
+  run = types.SimpleNamespace(
+    prior=Prior(ask=None, learn=learn),
+    budget=fixed_number(3)._replace(learn=lambda *x: learn(*x)[0]),
+    estimator=Estimator(baseline=None, learn=lambda *x: learn(*x)[0]),
+  )
+  fields = TrainState.__dataclass_fields__
+  state = TrainState(**dict.fromkeys(fields) | {"step": 5, "rollouts": 0})
+  after, _ = step.learn(run, state, Drawn(draws[0], draws, 12, {}))
+  assert after.step == 6 and after.rollouts == sum(len(x.rolls.prompt) for x in draws)
+  (asked, groups), *others = told
+  np.testing.assert_array_equal(asked["mine"]["place"], np.arange(16))
+  for name in ("reward", "mask", "k", "row"):
+    both = [getattr(draw.groups, name) for draw in draws]
+    np.testing.assert_array_equal(getattr(groups, name), np.concatenate(both))
+  assert groups.step == 5 and groups.unconditional.mask.shape == (16, 2)
+  for same, value in others:
+    assert same is groups
+    np.testing.assert_array_equal(value, np.concatenate([draw.value for draw in draws]))
+  assert len(others) == 2
 
 
 def test_signal_is_what_the_loss_sees():

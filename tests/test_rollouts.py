@@ -60,6 +60,26 @@ def full():
   return run(fixed_number(16))[0]
 
 
+def test_a_rule_sees_which_prompts_it_is_asked_about():
+  said, seen = np.linspace(0, 1, 14, dtype=np.float32), []
+
+  def more(state, groups, value, asked):
+    seen.append((groups, asked))
+    return np.zeros(14, int)
+
+  prompts = support.prompts(14)
+  prompts = prompts.replace(row=prompts.row[::-1] + 40, step=np.int32(9))
+  rule = FIXED._replace(limits=FIXED.limits._replace(most=8, closes=False), more=more)
+  order = Order(rule, prior_variance=said)
+  rolls, _ = support.collector(support.config())(support.params(), prompts, rng.at(0, 0), order)
+  for groups, asked in seen:
+    np.testing.assert_array_equal(groups.row, np.arange(53, 39, -1))
+    np.testing.assert_array_equal(groups.prior_variance, said)
+    assert groups.step == 9
+    np.testing.assert_array_equal(groups.length[asked.ended], rolls.length[asked.ended])
+  assert np.any([asked.ended for _, asked in seen], axis=0).all()
+
+
 def test_log_probs_that_are_none_are_counted():
   collect = support.collector(support.config())
   broken = jax.tree.map(lambda x: x * np.nan, support.params())
@@ -348,13 +368,35 @@ def test_a_run_that_is_to_stop_does_not_wait_for_verdicts_that_do_not_come(monke
   asked.append(True)
   with pytest.raises(verdicts.Interrupted):
     judge.rewards(ended, waiting)
+  many = [Sampled(p, 0, tokens=[np.array([2, support.EOS])]) for p in [0, 1] * 40]
+  began = time.monotonic()  # the patience is that of all together
+  with pytest.raises(verdicts.Interrupted):
+    judge.rewards(many, judge.submit(many, prompts))
+  assert time.monotonic() - began < 40 * verdicts.LOOK
   asked.clear()
+  judge = verdicts.Judge(support.policy(), support.config(), never, lambda: bool(asked))
   late = judge.submit(ended, prompts)
   with futures.ThreadPoolExecutor(1) as pool:
     found = pool.submit(judge.rewards, ended, late)
     assert not futures.wait([found], 0.5).done  # nobody asks it to stop: it waits
     asked.append(True)
     assert isinstance(found.exception(60), verdicts.Interrupted)
+
+
+def test_a_signal_ends_an_evaluation_at_once_and_a_step_at_its_end():
+  c, mesh = support.config(), support.mesh()
+  collect = rollouts.make(
+    support.policy(), c, mesh, support.Verifier(), stopping=lambda: bool(asked)
+  )
+  asked = []
+  look = lambda stops: collect(
+    support.params(), support.prompts(14), rng.at(0, 0), Order(FIXED, interruptible=stops)
+  )[0]
+  whole = look(True)
+  asked.append(True)
+  with pytest.raises(verdicts.Interrupted, match="during an evaluation"):
+    look(True)
+  np.testing.assert_array_equal(look(False).tokens, whole.tokens)
 
 
 def test_rewards_outside_of_their_range_are_said_once_and_counted(caplog):

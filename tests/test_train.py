@@ -15,14 +15,15 @@ import pytest
 
 from tests import attack_kills
 from v05_jax import config as configuration
-from v05_jax import data, history, models, rewards
-from v05_jax.configs import dapo, default, demo, ewa, grpo, rloo, spo, v05
+from v05_jax import data, history, main, models, rewards
+from v05_jax.configs import dapo, default, demo, ewa, grpo, own, rloo, spo, v05
 from v05_jax.estimators import ewa as experts
 from v05_jax.models import hf
 from v05_jax.observers import scoreboard
 from v05_jax.priors import context as contexts
 from v05_jax.run import checkpoint, leaves, lock, metrics
 from v05_jax.sampling import draw as drawing
+from v05_jax.sampling import verdicts
 from v05_jax.train import Housekeeping, train
 from v05_jax.value_model import convert, v0
 
@@ -513,12 +514,44 @@ def test_a_run_stopped_by_a_signal_saves_its_step_and_goes_on(unbroken, tmp_path
 
   thread = threading.Thread(target=stop, daemon=True)
   thread.start()
-  with pytest.raises(checkpoint.Preempted, match="saved at step"):
+  with pytest.raises(checkpoint.Preempted, match=r"saved (at step|in)"):  # or in an evaluation
     train(small(num_steps=40), str(tmp_path))
   thread.join()
   assert 2 <= len(metrics.read(tmp_path)) < 41
   train(small(), str(tmp_path))
   assert lines(tmp_path)[:5] == lines(unbroken[0])
+
+
+def test_a_signal_during_an_evaluation_saves_at_once(unbroken, tmp_path, monkeypatch):
+  """SIGTERM in the evaluation after the second step, which is made up for."""
+  check, seen = verdicts.Judge.check, []
+
+  def stop(judge):
+    seen.append(len(metrics.read(tmp_path)))
+    if seen[-1] == 2:  # the lines of steps 0 and 1
+      os.kill(os.getpid(), signal.SIGTERM)
+    check(judge)
+
+  monkeypatch.setattr(verdicts.Judge, "check", stop)
+  with pytest.raises(checkpoint.Preempted, match=r"during an evaluation; saved .* after step 2"):
+    train(small(**{"checkpoint.period": 100}), str(tmp_path))
+  assert seen.count(2) == 1
+  monkeypatch.undo()
+  train(small(**{"checkpoint.period": 100}), str(tmp_path))
+  assert lines(tmp_path) == lines(unbroken[0])
+
+
+def test_a_missing_file_is_named_before_the_model_is_loaded(tmp_path, monkeypatch):
+  monkeypatch.setattr(models, "load", lambda *_: pytest.fail("the model was loaded"))
+  monkeypatch.setattr(models, "folder", lambda *_: pytest.fail("the model was fetched"))
+  (tmp_path / "some.jsonl").write_text('{"prompt": "1 + 1", "answer": "2"}\n')
+  some, none = str(tmp_path / "some.jsonl"), str(tmp_path / "none.jsonl")
+  for key, paths in (("data.path", (none, some)), ("eval.path", (some, none))):
+    keys = {"data.path": paths[0], "eval.path": paths[1], "reward": "math"}
+    for start in (train, lambda c, workdir: main.run(main.Command("train", c, workdir))):
+      c = small(own.get_config(), **keys, **{"policy.path": "some/model"})
+      with pytest.raises(ValueError, match=rf"config.{key}: .*none.jsonl does not exist"):
+        start(c, str(tmp_path / "run"))
 
 
 @pytest.mark.long

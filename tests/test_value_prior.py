@@ -257,7 +257,7 @@ def test_v0_says_whether_the_success_rate_had_to_serve():
   assert smoothed([0.0, 1.0, 1.0, 1.0, 1.0], size=4)  # the only failure has left the ring
 
 
-def test_v_of_another_shape_is_refused_with_the_prior_s_name():
+def test_a_wrong_answer_of_a_prior_is_refused_with_its_name():
   short = base.Prior(lambda state, prompts: (np.zeros(2), {}))
   prior = base.named("mine:short", short)
   with pytest.raises(ValueError, match=r"prior.kind=mine:short: ask: found V of shape \(2,\)"):
@@ -268,6 +268,12 @@ def test_v_of_another_shape_is_refused_with_the_prior_s_name():
     ValueError, match=r"prior.wrappers=mine:first: ask: .*\(1,\), expected \(3,\)"
   ):
     wrapped.ask(wrapped.init(), make_prompts(3))
+  nameless = base.Prior(lambda state, prompts: (np.zeros(3), np.zeros(3)))
+  with pytest.raises(
+    ValueError, match=r"prior.kind=mine:a: ask: remembers a ndarray, expected a dict"
+  ):
+    prior = base.named("mine:a", nameless)
+    prior.ask(prior.init(), make_prompts(3))
   with pytest.raises(ValueError, match=r"prior.kind=mine:broken: ZeroDivisionError"):
     broken = base.named("mine:broken", base.Prior(lambda state, prompts: 1 / 0))
     broken.ask(broken.init(), make_prompts(1))

@@ -217,7 +217,16 @@ def read_file(path: str, key: str = "data.path") -> Iterator[tuple[str, Row]]:
 
   Raises ValueError for a file that is missing or unreadable, or a line that is not an object.
   """
-  readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
+  readers, file = {".jsonl": _read_jsonl, ".parquet": _read_parquet}, _file(path, key)
+  try:
+    with file.open("rb") as stream:
+      yield from readers[file.suffix](path, stream)
+  except OSError as error:
+    raise ValueError(f"{path}: cannot be read ({error})") from None
+
+
+def _file(path: str, key: str):
+  """The file of a config's key. Raises ValueError where there is none."""
   try:
     file = files.place(path)
     there, folder = file.exists(), file.is_dir()
@@ -226,11 +235,15 @@ def read_file(path: str, key: str = "data.path") -> Iterator[tuple[str, Row]]:
   if not there or folder:
     found = "is a folder" if folder else f"does not exist{alike(path)}"
     raise ValueError(f"config.{key}: {path} {found}")
-  try:
-    with file.open("rb") as stream:
-      yield from readers[file.suffix](path, stream)
-  except OSError as error:
-    raise ValueError(f"{path}: cannot be read ({error})") from None
+  return file
+
+
+def check(path: str, key: str = "data.path"):
+  """Raises ValueError where one of the .jsonl and .parquet files of a path is not there: `load`
+  would say so too, after the model has been loaded."""
+  for name in benchmarks.names(path):
+    if name.endswith(benchmarks.FILES):
+      _file(name, key)
 
 
 def _read_jsonl(path, stream):

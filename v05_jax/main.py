@@ -49,6 +49,7 @@ MODES = ("train", "sft", "value", "eval", "sample", "noise", "export", "report",
 SEVERAL = ("train", "eval")  # modes of several processes
 WRITING = ("train", "sft", "value")  # modes whose workdir is a run's
 SAMPLING = ("train", "sample", "noise")  # modes that sample responses to the problems of data.path
+EVALUATING = ("train", "sft", "eval")  # modes that read eval.path
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("mode", "train", MODES, "what to do")
@@ -222,9 +223,14 @@ def start(command: Command):
   """Imports what the mode needs and starts it; a run that has ended says where things are."""
   mode, config, workdir = command.mode, command.config, command.workdir
   if mode not in ("compile", "report"):
+    from v05_jax import data
     from v05_jax.scale.settle import settle
 
-    config = settle(config, workdir)
+    if mode != "value":  # which reads pairs alone
+      data.check(config.data.path)
+    if mode in EVALUATING:
+      data.check(config.eval.path, "eval.path")
+    config = settle(config, workdir)  # may fetch a model
   prompts = {} if command.prompts is None else {"prompts": command.prompts}
   if mode == "train":
     from v05_jax.train import train

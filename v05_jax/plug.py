@@ -92,6 +92,12 @@ def label(name: str) -> str:
   return name.rpartition(":")[2].rpartition(".")[2]
 
 
+def speaks(config) -> bool:
+  """Whether a prior or a wrapper says a V in runs of this config; one of the user's own may."""
+  says = lambda wrapper: wrapper == "history" or ":" in wrapper
+  return config.prior.kind != "none" or any(map(says, config.prior.wrappers))
+
+
 def declared(kind: str, name: str) -> Declared:
   """What a plug has declared; of a user's function without `declare`, nothing."""
   return getattr(find(kind, name), "plug", None) or Declared(kind, {}, lambda config: ())

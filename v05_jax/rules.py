@@ -253,6 +253,8 @@ def _plugs(config, need):
       f"at most {fewest}, the prompts of a step (rollouts_per_step / {most:g} rollouts of each)"
     )
     need(config.loss.minibatches <= fewest, "loss.minibatches", prompts)
+    signal = "0, since no group of one rollout has a signal: every step would sample for nothing"
+    need(most > 1 or not config.budget.max_resample, "budget.max_resample", signal)
 
 
 def _success(config, need):

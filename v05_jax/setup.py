@@ -77,6 +77,7 @@ def setup(config, workdir: str | None = None, done: int = 0) -> Run:
     keys = ", ".join(missing)
     raise ValueError(f"{keys}: found no value, expected one: scale.settle.settle chooses them")
   problems.check(config)
+  data.check(config.data.path)
   check_scratchpad(config)
   mesh = sharding.make_mesh(config.mesh)
   distributed.connect(mesh)

@@ -10,7 +10,7 @@ import numpy as np
 from v05_jax.run.metrics import Pairs, merge
 from v05_jax.sampling.draw import Drawn
 from v05_jax.setup import Run
-from v05_jax.structs import Draw, TrainState
+from v05_jax.structs import Draw, TrainState, together
 from v05_jax.update import packing, replay
 
 MEAN_K_DECAY = 0.8  # of the running mean of rollouts per prompt
@@ -46,12 +46,10 @@ def update(run: Run, state: TrainState, taken: Draw, advantage) -> tuple[TrainSt
 def learn(run: Run, state: TrainState, drawn: Drawn) -> tuple[TrainState, Pairs]:
   """Takes a step's rollouts into the prior's context, and into what budget and estimator know; they
   had no part in the step's own decisions -> (the state after the step, metrics)."""
-  prior, budget, estimator, found = state.prior, state.budget, state.estimator, {}
-  for draw in drawn.draws:
-    prior, metrics = run.prior.learn(prior, draw.asked, draw.groups)
-    budget = run.budget.learn(budget, draw.groups, draw.value)
-    estimator = run.estimator.learn(estimator, draw.groups, draw.value)
-    found = merge(found, metrics)
+  asked, groups, value = together(drawn.draws)
+  prior, found = run.prior.learn(state.prior, asked, groups)
+  budget = run.budget.learn(state.budget, groups, value)
+  estimator = run.estimator.learn(state.estimator, groups, value)
   mean_k, prompts = state.mean_k, int(drawn.taken.prompts.mask.sum())
   if run.budget.limits.mean is None and prompts:
     share = (1 - MEAN_K_DECAY) * drawn.generated / prompts

@@ -6,6 +6,7 @@ features, M context pairs. Rewards and masks are dense `[P, K]`; tokens are flat
 `P` and `K` are static capacities of a run, so that nothing recompiles when their use varies.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from flax import struct
@@ -60,6 +61,22 @@ class Draw(NamedTuple):
   rolls: Rollouts
   groups: Groups
   importance: np.ndarray  # float32 [P]  of a prompt in the loss: 1, or 1 / its chance of selection
+
+
+class Seen(NamedTuple):
+  """What a step is learnt from: all that it has drawn, [P, ...]."""
+
+  asked: dict[str, Any]  # what the prior remembers of having been asked
+  groups: Groups
+  value: np.ndarray  # float32 [P]  V
+
+
+def together(draws: Sequence[Draw]) -> Seen:
+  """The draws of a step as one: it is learnt from once, however often it has drawn."""
+  every = [Seen(draw.asked, draw.groups, draw.value) for draw in draws]
+  if len(every) == 1:
+    return every[0]
+  return jax.tree.map(lambda *x: np.concatenate(x) if np.ndim(x[0]) else x[0], *every)
 
 
 @struct.dataclass

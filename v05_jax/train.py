@@ -8,9 +8,9 @@ from absl import logging
 import jax
 
 from v05_jax import config as configuration
-from v05_jax import rewards, sinks
+from v05_jax import data, rewards, sinks
 from v05_jax.observers.base import Step
-from v05_jax.run import checkpoint, lock, report, samples, writer
+from v05_jax.run import checkpoint, leaves, lock, report, samples, writer
 from v05_jax.run import evaluate as evaluation
 from v05_jax.run.metrics import Pairs
 from v05_jax.run.progress import CompilationCounter, Progress
@@ -36,6 +36,8 @@ def train(config, workdir: str) -> TrainState:
   it to stop; the state is saved at these two.
   """
   configuration.validate(config)
+  data.check(config.data.path)
+  data.check(config.eval.path, "eval.path")
   config = settle(config, workdir)
   checkpoint.prepare(workdir, config)
   checkpoint.check_config(workdir, config)
@@ -53,7 +55,7 @@ def train(config, workdir: str) -> TrainState:
     first = saved.latest() or 0
     progress.stage(f"loading {config.policy.path} and {config.data.path}")
     run = setup(config, workdir, first)
-    state = run.init()
+    state = leaves.outline(run.init()) if first else run.init()
     run = run._replace(policy=run.policy._replace(params=None))  # priors may keep them
     stopping = lambda: preemption.requested
     collect = rollouts.make(run.policy, config, run.mesh, verifier, ahead, stopping)
@@ -104,13 +106,13 @@ class Housekeeping(NamedTuple):
     """The line before the first step; of a run that goes on, the evaluation that is due and not in
     its last line."""
     config = self.run.config
-    if not self.first and config.eval.period:
-      self.log.write(0, 0, evaluation.summarise(self.evaluate(state.params)))
-    elif self.first and self.lacks_evaluation(state):
+    begins = not self.first and config.eval.period
+    if begins or (self.first and self.lacks_evaluation(state)):
       try:
-        self.log.complete(evaluation.summarise(self.evaluate(state.params)))
+        measured = evaluation.summarise(self.evaluate(state.params))
       except (rewards.RewardError, Interrupted) as error:
         raise self.given_up(state, error) from None
+      self.log.write(0, 0, measured) if begins else self.log.complete(measured)
     elif not config.num_steps:
       logging.warning("num_steps and eval.period are 0: there is nothing to do")
     if config.num_steps or config.eval.period:
@@ -174,12 +176,13 @@ class Housekeeping(NamedTuple):
   def given_up(self, state: TrainState, error: Exception) -> Exception:
     """Saves the state -> the exception that ends a run whose verdicts fail or do not come."""
     done = int(state.step)
+    stopped = isinstance(error, Interrupted)
     # While updates fail, the checkpoints before them are kept.
-    if done and not int(state.skipped) and self.saved.latest() != done:
+    if done and (stopped or not int(state.skipped)) and self.saved.latest() != done:
       self.save(state)
     kept = self.saved.latest()
     where = "nothing" if kept is None else f"the state after step {kept}"
-    kind = checkpoint.Preempted if isinstance(error, Interrupted) else rewards.RewardError
+    kind = checkpoint.Preempted if stopped else rewards.RewardError
     return kind(f"{error}; saved in {self.workdir}: {where}")
 
 

@@ -38,7 +38,7 @@ class Budget(NamedTuple):
   # (value [P], real bool [P]) -> int [P]: rollouts to begin with, at least 1 of a real prompt
   first: Callable
   # (state, Groups so far, value [P], Asked) -> int [P]: further rollouts, for the prompts that have
-  # ended; None = never any
+  # ended; None = never any. What a response's tokens say (logprob, score) is not in these groups
   more: Callable | None = None
   init: Callable = lambda: ()
   # (Groups, value [P], rollouts bought [P]) -> {"stop": why there are no more [P], "gain": what one

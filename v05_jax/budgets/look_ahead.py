@@ -50,28 +50,28 @@ def _most(asked, groups, config):
 )
 def sequential(options, setting):
   """`block` more rollouts, again and again, while the gain of one more exceeds the cost."""
+  config = setting.config
 
   def more(state, groups, value, asked):
-    most = _most(asked, groups, setting.config)
+    most = _most(asked, groups, config)
     go_on, _ = _wanted(groups, value, options.cost, most)
     return np.where(go_on, np.minimum(options.block, most - groups.k.astype(int)), 0)
 
-  explain = _explained(setting.config, options.cost)
-  first = constant(setting.config.budget.k_init)
-  return Budget(_limits(setting.config), first, more, explain=explain)
+  explain, first = _explained(config, options.cost), constant(config.budget.k_init)
+  return Budget(_limits(config), first, more, explain=explain)
 
 
 @plug.declare("budget", check=_check, cost=COST)
 def two_stage(options, setting):
   """After the first rollouts all that the rule would add if its estimate of the bias stayed."""
-  first = setting.config.budget.k_init
+  config, first = setting.config, setting.config.budget.k_init
 
   def more(state, groups, value, asked):
-    _, stop = _wanted(groups, value, options.cost, _most(asked, groups, setting.config))
+    _, stop = _wanted(groups, value, options.cost, _most(asked, groups, config))
     return np.where(asked.issued > first, 0, np.asarray(stop) - groups.k.astype(int))
 
-  explain = _explained(setting.config, options.cost, first)
-  return Budget(_limits(setting.config), constant(first), more, explain=explain)
+  explain = _explained(config, options.cost, first)
+  return Budget(_limits(config), constant(first), more, explain=explain)
 
 
 def _explained(config, cost: float, first: int | None = None):

@@ -102,6 +102,16 @@ def at_least_two(name: str, why: str = "compares a prompt's rollouts") -> Callab
   return check
 
 
+def compared(name: str) -> Callable:
+  """`check` of an estimator that compares a rollout with V, or else with its group's mean."""
+
+  def check(config):
+    if config.budget.k_max < 2 and not plug.speaks(config):
+      yield "budget.k_max", f"at least 2, since baseline {name} has no prior to compare one with"
+
+  return check
+
+
 def standardised(state, groups, value, difference):
   """`scale` of an Estimator: centred and divided by the deviation over the whole batch."""
   total = jnp.maximum(jnp.sum(groups.mask), 1)
@@ -194,8 +204,9 @@ def squared_unseen(estimator: Estimator, state, groups: Groups, value, weight=1.
 
 
 @functools.cache
-def _of_package(name: str) -> Estimator:
-  return plug.find("estimator", name)(plug.defaults("estimator", name), plug.Setting(None, rows=1))
+def _of_package(name: str, rows: int = 1) -> Estimator:
+  options, setting = plug.defaults("estimator", name), plug.Setting(None, rows=rows)
+  return plug.find("estimator", name)(options, setting)
 
 
 @functools.partial(jax.jit, static_argnames="kind")
@@ -236,7 +247,11 @@ def initial(kind: str):
 @functools.partial(jax.jit, static_argnames="kind")
 def learnt(kind: str, state, reward, mask, value):
   """What an estimator of the package knows after these rollouts, from what it knew before; the
-  arguments are those of `advantage`."""
+  arguments are those of `advantage`. Raises ValueError for one that remembers every row of the
+  data, of which nothing is said here."""
+  one, two = (jax.tree.map(np.shape, _of_package(kind, rows).init()) for rows in (1, 2))
+  if one != two:
+    raise ValueError(f"learnt: found {kind!r}, expected one that remembers no rows of the data")
   return _of_package(kind).learn(state, _groups(reward, mask), jnp.asarray(value))
 
 

@@ -12,6 +12,8 @@ Left open: rewards between failure and success, which count here as fractions of
 prompt that comes back within an epoch: here each visit counts as one. It has no use for V.
 """
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -61,7 +63,7 @@ def dbb(options, setting):
     mean,
     leave_out=False,
     prompt=lambda state, groups, value: tuple(past(state, groups, value)),
-    init=lambda: np.ones((setting.rows, 2), np.float32),
+    init=functools.partial(np.ones, (setting.rows, 2), np.float32),
     learn=learn,
     scale=_by_deviation,
     expect=lambda state, row, step, value: mean(state, state[row].T, value, 0.0, 0.0),

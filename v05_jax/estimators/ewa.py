@@ -193,4 +193,10 @@ def ewa(options, setting):
   def baseline(state, groups, value):
     return estimator.baseline(known(state, groups, value), groups, value)
 
-  return estimator._replace(init=ewa_init, learn=learn, baseline=baseline, explain=explain)
+  return estimator._replace(
+    init=ewa_init,
+    learn=learn,
+    baseline=baseline,
+    explain=explain,
+    of_batch=options.update == "before",
+  )

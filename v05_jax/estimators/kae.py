@@ -14,6 +14,7 @@ visits are kept, and where no reward has a weight the baseline is 0. It has no u
 authors take the same prompts for 8 to 10 steps in a row; this takes the data as it comes.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -82,7 +83,7 @@ def kae(options, setting):
   estimator = from_counts(
     mean,
     prompt=past,
-    init=lambda: empty(setting.rows),
+    init=functools.partial(empty, setting.rows),
     learn=lambda state, groups, value: remember(state, groups.unconditional),
     expect=lambda state, row, step, value: mean(
       state, weighted(state, row, step, options.bandwidth), value, 0.0, 0.0

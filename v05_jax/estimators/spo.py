@@ -1,5 +1,7 @@
 """SPO (arXiv 2509.13232): a discounted Beta count of each prompt's own past as its baseline."""
 
+import functools
+
 import jax.numpy as jnp
 
 from v05_jax import history as histories
@@ -45,7 +47,7 @@ def spo(options, setting):
     scale=standardised,
     of_batch=True,
     counts_history=True,
-    init=lambda: histories.empty(setting.rows),
+    init=functools.partial(histories.empty, setting.rows),
     expect=lambda state, row, step, value: tracked(
       value, 0.0, 0.0, histories.read(state, row, step, half_life)
     ),

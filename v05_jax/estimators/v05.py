@@ -1,7 +1,7 @@
 """V0.5: the prior where the rollouts do not contradict it, else shrunk toward the group mean."""
 
 from v05_jax import plug, shrinkage
-from v05_jax.estimators.base import from_counts
+from v05_jax.estimators.base import compared, from_counts
 
 
 def _fused(state, prompt, value, s, k):
@@ -12,7 +12,7 @@ def _weight(groups, value):
   return shrinkage.fuse(groups.vbar, groups.k, value).weight
 
 
-@plug.declare("estimator")
+@plug.declare("estimator", check=compared("v05"))
 def v05(options, setting):
   """As published: the baseline of all k rewards, the own one among them."""
   return from_counts(_fused, leave_out=False, weight=_weight)

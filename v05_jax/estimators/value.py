@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from v05_jax import plug, shrinkage
-from v05_jax.estimators.base import from_counts, mean_reward
+from v05_jax.estimators.base import compared, from_counts, mean_reward
 
 
 def _prior(state, prompt, value, s, k):
@@ -11,7 +11,7 @@ def _prior(state, prompt, value, s, k):
   return jnp.where(spoken, prior, mean_reward(s, k))
 
 
-@plug.declare("estimator")
+@plug.declare("estimator", check=compared("value"))
 def value(options, setting):
   """V, which does not depend on the prompt's rollouts."""
   weight = lambda groups, value: jnp.where(jnp.isfinite(value), 0.0, 1.0)

@@ -53,18 +53,25 @@ class Advantages:
   Args:
     kind: a name that `config.baseline` may have, but for those of `WANTING`.
     low, high: the rewards of failure and success; mapped to [-1, 1] and clipped.
+    first: the fewest rollouts that a prompt has before `more` is asked. It learns from these rows
+      of a prompt alone, which are to come before its others: whose number outcomes chose, they are
+      biased. None = no outcome chooses, and it learns from all.
 
   Raises ValueError for an unknown kind and for a range that is none.
   """
 
-  def __init__(self, kind: str = "ewa", low: float = 0.0, high: float = 1.0):
+  def __init__(
+    self, kind: str = "ewa", low: float = 0.0, high: float = 1.0, first: int | None = None
+  ):
     plug.find("estimator", kind)
     if ":" in kind or kind in WANTING:
       known = [name for name in plug.known("estimator") if name not in WANTING]
       why = ": it wants more than a step's rewards and V" if kind in WANTING else ""
       raise ValueError(f"estimator: found {kind!r}{why}, expected one of {', '.join(known)}")
     map_reward(np.zeros(1), low, high)
-    self.kind, self._range = kind, (low, high)
+    if first is not None and first < 1:
+      raise ValueError(f"first: found {first}, expected at least 1, or None")
+    self.kind, self._range, self._first = kind, (low, high), first
     self.state = estimators.initial(kind)
 
   def __call__(self, reward, index, prior=None) -> np.ndarray:
@@ -82,13 +89,14 @@ class Advantages:
     value = self._value(groups, prior)
     mask = np.isfinite(dense)
     found, _ = shrinkage.advantage(self.kind, dense, mask, value, state=self.state)
-    self.state = estimators.learnt(self.kind, self.state, dense, mask, value)
+    seen = mask & (np.arange(mask.shape[1]) < (self._first or mask.shape[1]))
+    self.state = estimators.learnt(self.kind, self.state, dense, seen, value)
     return groups.flat(found)
 
   def more(self, rule: str, reward, index, prior=None, **options) -> np.ndarray:
     """Further rollouts for each prompt, int32 [P], in the order in which prompts come, by a budget
     rule (`budget.extra`: total, k_max and the rule's own options); ask before the rows are learnt
-    from."""
+    from. "neyman" goes by what "ewa" has learnt, with another `kind` by what it knows at first."""
     groups = Groups(index)
     dense = groups.dense(
       map_reward(np.asarray(reward, np.float32), *self._range), np.float32(np.nan)

@@ -19,15 +19,18 @@ from v05_jax.integrations.rows import Advantages, first_rollouts
 __all__ = ["Advantages", "first_rollouts", "register"]
 
 
-def register(name: str, kind: str = "ewa", low: float = 0.0, high: float = 1.0) -> Advantages:
+def register(
+  name: str, kind: str = "ewa", low: float = 0.0, high: float = 1.0, first: int | None = None
+) -> Advantages:
   """Registers an estimator with verl under a name -> it, whose `state` it learns.
 
-  low, high: a row's reward, the sum of its token-level rewards, for failure and for success. Raises
-  ValueError as `Advantages` does, and where verl has another estimator of that name.
+  low, high: a row's reward, the sum of its token-level rewards, for failure and for success. first:
+  rollouts of every prompt before `more` is asked, if it is. Raises ValueError as `Advantages` does,
+  and where verl has another estimator of that name.
   """
   from verl.trainer.ppo.core_algos import register_adv_est
 
-  estimator = Advantages(kind, low, high)
+  estimator = Advantages(kind, low, high, first)
   register_adv_est(name)(as_verl_calls_it(estimator))
   return estimator
 

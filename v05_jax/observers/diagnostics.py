@@ -8,7 +8,6 @@ import numpy as np
 
 from v05_jax import plug
 from v05_jax.observers.base import Observer, Step, merged, pair
-from v05_jax.priors.base import speaks
 from v05_jax.run.metrics import Pairs
 from v05_jax.structs import Draw
 
@@ -16,7 +15,7 @@ from v05_jax.structs import Draw
 @plug.declare("observer")
 def diagnostics(options, setting):
   """The rollouts of all draws, the test and the advantages of those that were taken."""
-  has_prior = speaks(setting.config)
+  has_prior = plug.speaks(setting.config)
 
   def see(state, step: Step):
     found = merged(of_rollouts(draw) for draw in step.drawn)

@@ -4,19 +4,18 @@ import numpy as np
 
 from v05_jax import plug
 from v05_jax.observers.base import Observer, Step, pair
-from v05_jax.priors.base import speaks
 
 
 @plug.declare("observer")
 def exact(options, setting):
   """One teacher-forced pass over the step's prompts; nothing where success is never exact."""
-  if setting.exact is None:
+  success, has_prior = setting.exact, plug.speaks(setting.config)
+  if success is None:
     return Observer(lambda state, step: (state, {}))
-  has_prior = speaks(setting.config)
 
   def see(state, step: Step):
     draw = step.taken
-    mu = 2 * truth(setting.exact, step.params, draw.prompts) - 1
+    mu = 2 * truth(success, step.params, draw.prompts) - 1
     real = draw.groups.mask.any(1)
     error = lambda x, where: pair(np.square(np.asarray(x) - mu), where)
     metrics = {

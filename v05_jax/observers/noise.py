@@ -15,7 +15,8 @@ import numpy as np
 from v05_jax import plug
 from v05_jax.observers import scoreboard
 from v05_jax.observers.base import Observer, Step, pair
-from v05_jax.run.metrics import Pairs, merge
+from v05_jax.run.metrics import Pairs
+from v05_jax.structs import together
 from v05_jax.update import losses
 
 OUTCOMES = "failure", "success"  # names of the mean score of either, which rho is made of
@@ -46,14 +47,12 @@ def noise(options, setting):
   selected = config.selection.pool > 1 and config.selection.weighted
 
   def see(state: Kept, step: Step):
-    found: Pairs = {}
-    for draw in step.drawn:
-      learnt, each = assessed.assess(state.learnt, draw)
-      state = Kept(learnt, update(state.moments, each, own))
-      moment = {"noise/second_moment": pair(each[own])}
-      if selected:
-        moment["noise/selection"] = of_selection(np.asarray(each[own]), draw.importance)
-      found = merge(found, moment | of_scores(draw.groups.unconditional))
+    seen = together(step.drawn)
+    learnt, each = assessed.assess(state.learnt, seen)
+    state = Kept(learnt, update(state.moments, each, own))
+    found: Pairs = {"noise/second_moment": pair(each[own])} | of_scores(seen.groups.unconditional)
+    if selected:  # then a step draws once
+      found["noise/selection"] = of_selection(np.asarray(each[own]), step.taken.importance)
     size = sample_size(shares(step.taken, step.advantage, config.loss))
     found |= {"noise/rho": rho(found), "noise/effective_sample_size": (size, 1)}
     found = {name: x for name, x in found.items() if name not in OUTCOMES}

@@ -17,7 +17,8 @@ import numpy as np
 from v05_jax import backend, moments, plug
 from v05_jax.estimators import base as estimators
 from v05_jax.observers.base import Observer, Step, pair
-from v05_jax.run.metrics import Pairs, merge
+from v05_jax.run.metrics import Pairs
+from v05_jax.structs import Draw, Seen, together
 
 ASSESSED = ("rloo", "value", "v05", "ewa", "beta_shrink", "batch_shrink", "james_stein", "spo")
 
@@ -53,7 +54,7 @@ class Assessment(NamedTuple):
   labels: list[str]
   own: int  # place of the run's own baseline
   init: Callable  # () -> what they have learnt before the first step, by label
-  # (learnt, Draw) -> (learnt after it, [E, P]: `squared_unseen` by what they had learnt before)
+  # (learnt, Seen) -> (learnt after it, [E, P]: `squared_unseen` by what they had learnt before)
   assess: Callable
 
 
@@ -63,9 +64,9 @@ def assessment(names, setting: plug.Setting, weigh: Callable | None = None) -> A
   weigh = weigh or (lambda groups: np.ones_like(groups.reward))
   assessed, own = named(names, setting), plug.label(setting.config.baseline)
 
-  def assess(learnt, draw):
-    groups = draw.groups.unconditional._replace(first=None)
-    weight, value, after, found = weigh(groups), values(assessed, draw), {}, []
+  def assess(learnt, seen):
+    groups = seen.groups.unconditional._replace(first=None)
+    weight, value, after, found = weigh(groups), values(assessed, seen), {}, []
     for label, one in assessed.items():
       known, squares = one.program({label: learnt[label]}, groups, value[label], weight)
       after |= known
@@ -107,11 +108,11 @@ def initial(assessed: dict[str, Assessed]) -> dict[str, Any]:
   return learnt
 
 
-def values(assessed: dict[str, Assessed], draw) -> dict[str, np.ndarray]:
+def values(assessed: dict[str, Assessed], seen: Seen | Draw) -> dict[str, np.ndarray]:
   """What each estimator is given as V, [P]: without the history for one that counts it itself."""
-  without = draw.asked.get("history", {}).get("before", draw.value)
+  without = seen.asked.get("history", {}).get("before", seen.value)
   return {
-    label: without if estimator.counts_history else draw.value
+    label: without if estimator.counts_history else seen.value
     for label, (estimator, _) in assessed.items()
   }
 
@@ -129,12 +130,10 @@ def scoreboard(options, setting):
   labels, own = assessed.labels, assessed.own
 
   def see(state: Scores, step: Step):
-    found: Pairs = {}
-    for draw in step.drawn:
-      learnt, each = assessed.assess(state.learnt, draw)
-      state = Scores(learnt, update(state.board, each, own))
-      rows = zip(labels, np.asarray(each))
-      found = merge(found, {f"scoreboard/{label}/sq_adv": pair(row) for label, row in rows})
+    learnt, each = assessed.assess(state.learnt, together(step.drawn))
+    state = Scores(learnt, update(state.board, each, own))
+    rows = zip(labels, np.asarray(each))
+    found: Pairs = {f"scoreboard/{label}/sq_adv": pair(row) for label, row in rows}
     return state, found | standings(state.board, labels, labels[own])
 
   return Observer(see, lambda: Scores(assessed.init(), empty(len(labels))))

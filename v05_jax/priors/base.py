@@ -18,8 +18,8 @@ from v05_jax import plug
 class Prior(NamedTuple):
   """A prior, asked before the rollouts and taught after the update. All run on the host."""
 
-  # (state, Prompts) -> (V float32 [P], NaN = it does not speak; what `learn` is to be told: arrays
-  # [P, ...])
+  # (state, Prompts) -> (V float32 [P], NaN = it does not speak; what `learn` is to be told: {name:
+  # array [P, ...]})
   ask: Callable
   init: Callable = lambda: ()
   # (state, what `ask` remembered, Groups) -> (state, metrics as (sum, count) pairs)
@@ -33,7 +33,8 @@ class Prior(NamedTuple):
 class Layer(NamedTuple):
   """What a wrapper adds to the prior inside of it."""
 
-  # (state, Prompts, V of the inner prior, what that remembers) -> (V, what `learn` is to be told)
+  # (state, Prompts, V of the inner prior, {name: what each prior inside remembers}) -> (V, what
+  # `learn` is to be told: {name: array [P, ...]})
   ask: Callable
   init: Callable = lambda: ()
   # (state, what `ask` remembered, Groups) -> (state, metrics as (sum, count) pairs)
@@ -66,18 +67,13 @@ def variance(prior: Prior, asked, count: int) -> np.ndarray:
   return np.where(found >= 0, found, np.nan).astype(np.float32)
 
 
-def speaks(config) -> bool:
-  """Whether anything says a V in runs of this config."""
-  return config.prior.kind != "none" or "history" in config.prior.wrappers
-
-
 def named(name: str, prior: Prior) -> Prior:
   """The prior with its state, and what it remembers, under its name; its answers are checked."""
   what, key = f"prior.kind={name}", plug.label(name)
 
   def ask(state, prompts):
     value, asked = plug.call(what, prior.ask, state[key], prompts)
-    return checked(what, value, prompts), {key: asked}
+    return checked(what, value, asked, prompts), {key: asked}
 
   def learn(state, asked, groups):
     after, metrics = plug.call(what, prior.learn, state[key], asked[key], groups)
@@ -94,7 +90,7 @@ def wrapped(name: str, layer: Layer, inner: Prior) -> Prior:
   def ask(state, prompts):
     value, asked = inner.ask(state, prompts)
     value, own = plug.call(what, layer.ask, state[key], prompts, value, asked)
-    return checked(what, value, prompts), asked | {key: own}
+    return checked(what, value, own, prompts), asked | {key: own}
 
   def learn(state, asked, groups):
     after, metrics = inner.learn(state, asked, groups)
@@ -109,8 +105,12 @@ def wrapped(name: str, layer: Layer, inner: Prior) -> Prior:
   return Prior(ask, init, learn, inner.learned, spread if says else None)
 
 
-def checked(what: str, value, prompts) -> np.ndarray:
-  """V as float32 [P]. Raises ValueError for another shape."""
+def checked(what: str, value, remembered, prompts) -> np.ndarray:
+  """V as float32 [P]. Raises ValueError for another shape, and where what is remembered has no
+  names."""
+  if not isinstance(remembered, dict):
+    found = type(remembered).__name__
+    raise ValueError(f"{what}: ask: remembers a {found}, expected a dict of arrays [P, ...]")
   value = np.asarray(value, np.float32)
   if value.shape != (len(prompts.mask),):
     raise ValueError(

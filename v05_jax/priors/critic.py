@@ -15,6 +15,7 @@ every token is r - V (lambda = gamma = 1); and nothing is trained beforehand, so
 speak before `prior.min_support` prompts. Its step size is ours.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -114,7 +115,7 @@ def critic(options, setting):
     after = learn(state, asked["features"], seen.vbar, seen.k > 0, given)
     return after, {"prior/support": (float(state.count), 1)}
 
-  return Prior(ask, lambda: empty(2 * policy.config.hidden_size), taught)
+  return Prior(ask, functools.partial(empty, 2 * policy.config.hidden_size), taught)
 
 
 programs = neighbours.programs

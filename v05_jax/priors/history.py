@@ -1,5 +1,7 @@
 """A prompt's own earlier outcomes fused into its prior: for data seen more than once."""
 
+import functools
+
 import numpy as np
 
 from v05_jax import history as histories
@@ -20,4 +22,4 @@ def history(options, setting):
     weight = asked["weight"][asked["real"]].astype(float)
     return after, {"prior/history": (float(weight.sum()), float(len(weight)))}
 
-  return Layer(ask, lambda: histories.empty(setting.rows), learn)
+  return Layer(ask, functools.partial(histories.empty, setting.rows), learn)

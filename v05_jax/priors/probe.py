@@ -61,10 +61,11 @@ def probe(options, setting):
   features = neighbours.make_features(
     policy.config, policy.params, setting.mesh, config.sampler.max_prompt
   )
-  least = config.prior.min_support
+  least, prompts = config.prior.min_support, setting.prompts
+  size = shapes(config, budgets.make(setting).limits).pool
 
   def init():
-    mean, basis = components(sampled(setting, features), options.dimensions)
+    mean, basis = components(sampled(prompts, size, features), options.dimensions)
     learnt = logistic.empty(MEMBERS, basis.shape[1])
     return Probe(mean, basis, learnt, contexts.empty(config.prior.context))
 
@@ -86,14 +87,13 @@ def probe(options, setting):
   return Prior(ask, init, learn, variance=lambda asked: asked["variance"])
 
 
-def sampled(setting, features) -> np.ndarray:
-  """Features [N, F] of the first prompts of the data, asked for in batches of a step's size."""
-  size = shapes(setting.config, budgets.make(setting).limits).pool
-  count = min(SAMPLE, len(setting.prompts))
+def sampled(prompts, size: int, features) -> np.ndarray:
+  """Features [N, F] of the first prompts of the data, asked for in batches of `size`."""
+  count = min(SAMPLE, len(prompts))
   parts = []
   for first in range(0, count, size):
     number = min(size, count - first)
-    parts.append(features(setting.prompts.at(first, number, pad_to=size))[:number])
+    parts.append(features(prompts.at(first, number, pad_to=size))[:number])
   return np.concatenate(parts)
 
 

@@ -16,6 +16,7 @@ PRIOR_PAIRS = 16.0
 @plug.declare("wrapper")
 def recalibrate(options, setting):
   """Keeps the last `prior.context` pairs of V and outcome, and corrects V by them."""
+  size = setting.config.prior.context
 
   def ask(state, prompts, value, asked):
     return affine(state, value), contexts.remembered(state, np.zeros((len(value), 0)), value)
@@ -23,7 +24,7 @@ def recalibrate(options, setting):
   def learn(state, asked, groups):
     return contexts.learn(state, asked, groups)[0], {}
 
-  return Layer(ask, lambda: contexts.empty(setting.config.prior.context), learn, corrects=True)
+  return Layer(ask, lambda: contexts.empty(size), learn, corrects=True)
 
 
 @jax.jit

@@ -54,7 +54,7 @@ def _check(config):
 )
 def second_moment(options, setting):
   """Remembers of each prompt what its gradient's second moment is expected to be."""
-  estimator, half_life = estimators.make(setting), options.half_life
+  estimator, half_life, rows = estimators.make(setting), options.half_life, setting.rows
 
   @jax.jit
   def expected(state, row, step):
@@ -83,6 +83,6 @@ def second_moment(options, setting):
     return after(state, asked["value"], groups), {}
 
   def init():
-    return Tracked(histories.empty(setting.rows), np.zeros(2, np.float32), estimator.init())
+    return Tracked(histories.empty(rows), np.zeros(2, np.float32), estimator.init())
 
   return Layer(ask, init, learn, variance=lambda asked, inner: inner)

@@ -93,7 +93,8 @@ class Checkpoints:
     return max(self.steps(), default=None)
 
   def restore(self, step: int, example, data: dict[str, str] | None = None):
-    """The state saved at `step`, on the shardings of `example`, a state of arrays.
+    """The state saved at `step`, on the shardings of `example`, a state of arrays or its
+    `leaves.outline`.
 
     data: as of `save`, of the run that goes on. Raises ValueError if the checkpoint cannot be read,
     where a file has changed since it was written (it is named), if its tensors differ from the
@@ -233,7 +234,7 @@ def _check_data(saved: dict, data: dict[str, str], where: str):
   if problems:
     head = (
       f"{where} has learned from other data or weights; put them back, tokenizer and template too, "
-      "or take another workdir:"
+      "or train in another workdir:"
     )
     raise ValueError("\n  ".join([head, *problems]))
   if REWARD in data and known.get(REWARD, data[REWARD]) != data[REWARD]:
@@ -281,6 +282,18 @@ def check_config(workdir, config):
   if path.exists():
     saved = configuration.from_json(path.read_bytes(), os.fspath(path))
     configuration.check_resume(saved, config, os.fspath(path.parent))
+
+
+def check_adapters(workdir, config):
+  """Raises ValueError where the run in `workdir` has scaled its adapters in another way than
+  `config` does, which no shape of a checkpoint shows."""
+  path, key = files.folder(workdir) / "config.json", "policy.lora_alpha"
+  if not config.policy.lora_rank or not path.exists():
+    return
+  saved = configuration.flatten(configuration.from_json(path.read_bytes(), os.fspath(path)))
+  found, wanted = config.policy.lora_alpha, saved.get(key)
+  if saved.get("policy.lora_rank") and wanted not in (None, found):
+    raise ValueError(f"{key}: found {found:g}, expected {wanted:g}, as the run in {workdir} has it")
 
 
 class Preemption:

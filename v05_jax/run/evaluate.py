@@ -103,7 +103,7 @@ def make(policy, config, collect) -> Evaluate:
     sampler = config.sampler.copy_and_resolve_references()
     sampler.temperature = options.temperature
     exact = tasks.make_exact(policy.config, policy.tokenizer, sampler)
-  order = Order(fixed_number(options.samples), temperature=options.temperature)
+  order = Order(fixed_number(options.samples), temperature=options.temperature, interruptible=True)
   size = len(dataset)
   prompts = dataset.at(0, size)
   prompts = prompts.replace(position=positions(prompts.rows))
@@ -242,6 +242,7 @@ def evaluate_workdir(config, workdir: str, step: int | None = None) -> dict[str,
   configuration.validate(config)
   if not config.eval.samples:
     raise ValueError("config.eval.samples: found 0, expected at least 1 for --mode=eval")
+  data.check(config.eval.path, "eval.path")
   folder = checkpoint.prepare(workdir, config)
   with rewards.load(config) as verifier:
     run = setup(config)

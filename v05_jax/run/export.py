@@ -3,7 +3,7 @@
 
 from v05_jax import models
 from v05_jax.models import hf
-from v05_jax.run import checkpoint
+from v05_jax.run import checkpoint, leaves
 from v05_jax.setup import Run, setup
 from v05_jax.structs import TrainState
 
@@ -39,13 +39,16 @@ def parameters(run: Run, workdir: str, step: int | None = None):
 
 def restored(run: Run, workdir: str, step: int | None = None) -> tuple[int | None, TrainState]:
   """(step, state) of a checkpoint, found as by `parameters`; without one, (None, the state before
-  the first step)."""
+  the first step). Raises ValueError also where the run's first policy is not the config's."""
   with checkpoint.Checkpoints(workdir, run.config.checkpoint.keep) as saved:
     steps = saved.steps()
     if step is not None and step not in steps:
       raise ValueError(
         f"--step={step}: found checkpoints of steps {steps} in {workdir}, expected one of them"
       )
-    state = run.init()
     step = max(steps, default=None) if step is None else step
-    return step, state if step is None else saved.restore(step, state)
+    if step is None:
+      return None, run.init()
+    checkpoint.check_adapters(workdir, run.config)
+    policy = {key: run.weights[key] for key in ("policy.path",) if key in run.weights}
+    return step, saved.restore(step, leaves.outline(run.init()), policy)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 
+from absl import logging
 from etils import epath
 
 
@@ -83,6 +84,18 @@ def replace(path, content: str | bytes):
       with contextlib.suppress(OSError):
         os.unlink(new)
       raise
+
+
+def put_aside(file: epath.Path):
+  """Keeps as FILE.old the lines of an earlier run that left no checkpoint to go on from."""
+  if file.exists() and file.stat().length:
+    old = file.with_name(f"{file.name}.old")
+    file.replace(old)
+    logging.warning(
+      "%s: found the lines of a run without a checkpoint, which are now in %s; it begins anew",
+      file,
+      old.name,
+    )
 
 
 @contextlib.contextmanager

@@ -39,17 +39,29 @@ def saveable(x):
   return np.asarray(x) if whole or isinstance(x, np.generic) else x
 
 
+def outline(state):
+  """The state with the shapes and shardings of parameters and moments in the place of their arrays:
+  an example for `Checkpoints.restore` without a second copy of them on the devices."""
+  shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) if x.size else x
+  big = {name: jax.tree.map(shape, getattr(state, name)) for name in ("params", "opt_state")}
+  return state.replace(**big)
+
+
+def on_device(x) -> bool:
+  """Whether it is an array of jax, or the outline of one."""
+  return isinstance(x, jax.Array | jax.ShapeDtypeStruct)
+
+
 def abstract(x):
   """The shape and sharding with which Orbax restores the array. One that each process of several
   has to itself is restored as a numpy array by each; `as_example` puts it on its device."""
-  if isinstance(x, jax.Array) and not (distributed.several() and x.is_fully_addressable):
+  if on_device(x) and not (distributed.several() and x.sharding.is_fully_addressable):
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-  return np.asarray(x)
+  return np.zeros(x.shape, x.dtype)
 
 
 def as_example(x, saved):
   """A restored value as an array like x; x itself where x is empty, as no checkpoint holds it."""
   if saved is None:
     return x
-  on_device = isinstance(x, jax.Array) and isinstance(saved, np.ndarray)
-  return jax.device_put(saved) if on_device else saved
+  return jax.device_put(saved) if on_device(x) and isinstance(saved, np.ndarray) else saved

@@ -87,7 +87,8 @@ METRICS = {
   "loss/entropy": "entropy of the policy, nats a token",
   "loss/clip_fraction": "share of tokens whose ratio was clipped, or that it has left out",
   "loss/correction_fraction": "share of tokens whose trainer-sampler ratio was cut or left out",
-  "loss/logprob_gap": "mean |trainer's log-prob - sampler's| before the step's first update, nats",
+  "loss/logprob_gap": "mean |trainer's log-prob - sampler's| before the step's first update, nats; "
+  "with loss.replay also of replayed rollouts, whose policy was an older one",
   "grad/norm": "global gradient norm before clipping",
   "grad/skipped": "share of the step's updates skipped for a non-finite loss or gradient",
   "response/length": "response tokens, EOS included",

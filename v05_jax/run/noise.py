@@ -71,9 +71,13 @@ def noise(config, workdir: str, step: int | None = None, prompts: int = 64) -> d
 
 
 def plain(config, prompts: int):
-  """The config with steps of so many prompts of k_init rollouts each, none selected or replaced."""
+  """The config with steps of so many prompts of k_init rollouts each, none selected or replaced; of
+  2, where nothing but further rollouts tells what the first is worth."""
   config = config.copy_and_resolve_references()
-  config.budget.update({"rule": "fixed", "k_max": config.budget.k_init, "max_resample": 0})
+  single = config.budget.k_init == 1 < config.budget.k_max and not plug.speaks(config)
+  number = 2 if single else config.budget.k_init
+  fixed = {"rule": "fixed", "k_init": number, "k_max": number, "max_resample": 0}
+  config.budget.update(fixed)
   config.selection.pool = 1
   return narrowed(config, prompts)
 

@@ -112,6 +112,8 @@ def prepare(config, workdir: str):
   configuration.validate(config)
   files.check_local(workdir)
   problems.check(config)
+  data.check(config.data.path)
+  data.check(config.eval.path, "eval.path")
   checkpoint.check_config(workdir, config)
   sinks.check(config)
 

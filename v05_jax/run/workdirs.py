@@ -61,7 +61,10 @@ def finished(config, mode: str, workdir) -> bool:
     configuration.from_json(saved.read_bytes(), os.fspath(saved)), config, os.fspath(path)
   )
   lines = metrics.read(workdir)
-  return bool(lines) and lines[-1]["step"] == steps
+  evaluated = [any(name.startswith("eval/") for name in line) for line in lines]
+  # the last evaluation too, where evaluations measure anything
+  wanted = mode == "train" and config.eval.period and (config.eval.samples or any(evaluated))
+  return bool(lines) and lines[-1]["step"] == steps and (evaluated[-1] or not wanted)
 
 
 def ending(config, mode: str, workdir) -> str:

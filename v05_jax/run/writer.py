@@ -28,24 +28,13 @@ class Writer:
     self._kept = metrics.until(workdir, done) if done else []
     files.replace(self._path / "config.json", configuration.to_json(config))
     if not done:
-      self._put_aside(self._path / metrics.FILE)
+      files.put_aside(self._path / metrics.FILE)
     self._lines = files.Lines(self._path / metrics.FILE, self._kept)
     self._sinks = sinks.Sinks(plug.Setting(config, workdir=self._path, done=done))
     # the last written value of each metric, for the progress line
     self.latest: dict[str, float] = {}
     self._pending = None  # the line taken and not yet written
     self._draw = lambda: None
-
-  def _put_aside(self, file):
-    """Keeps the lines of an earlier run, of which there is no checkpoint to go on from."""
-    if file.exists() and file.stat().length:
-      old = file.with_name(f"{file.name}.old")
-      file.replace(old)
-      logging.warning(
-        "%s: found the lines of a run without a checkpoint, which are now in %s; it begins anew",
-        file,
-        old.name,
-      )
 
   def write(self, step: int, rollouts: int, pairs: metrics.Pairs):
     """Takes the line of a step and writes the previous one: pairs may hold device arrays, and

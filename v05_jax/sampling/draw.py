@@ -43,9 +43,10 @@ def draw(run, collect, state: TrainState) -> Drawn:
   for _ in range(1 + config.budget.max_resample):
     chosen = choose(run, state, cursor, missing)
     cursor += missing * config.selection.pool
-    order = Order(run.budget, state.budget, chosen.value)
+    said = priors.variance(run.prior, chosen.asked, len(chosen.prompts.mask))
+    order = Order(run.budget, state.budget, chosen.value, prior_variance=said)
     rolls, stats = collect(state.params, chosen.prompts, key, order)
-    groups = group(run, chosen, rolls)
+    groups = group(run, chosen.prompts, rolls, said)
     draws.append(Draw(*chosen[:3], rolls, groups, chosen.importance))
     measured.append(stats | chosen.metrics)
     keep.append(resample.informative(draws[-1].groups))
@@ -60,10 +61,10 @@ def draw(run, collect, state: TrainState) -> Drawn:
   return Drawn(taken, tuple(draws), cursor, found)
 
 
-def group(run, chosen, rolls) -> grouping.Groups:
+def group(run, prompts: Prompts, rolls, variance) -> grouping.Groups:
   """The groups of a batch's rollouts, with the shaping that the config asks for and the variance
-  that the prior has said."""
-  config, prompts = run.config, chosen.prompts
+  [P] that the prior has said."""
+  config = run.config
   limit, buffer = config.sampler.max_response, config.rewards.overlong_buffer
   shaping = rewards.overlong_penalty(rolls.length, limit, buffer)
   if rolls.parts is not None:
@@ -73,7 +74,7 @@ def group(run, chosen, rolls) -> grouping.Groups:
   groups = grouping.of_rollouts(
     rolls, config.rewards, shaping, prompts.row, int(prompts.step), unconditional
   )
-  said = {"prior_variance": priors.variance(run.prior, chosen.asked, len(prompts.mask))}
+  said = {"prior_variance": variance}
   return groups._replace(first=groups.first._replace(**said), **said)
 
 

@@ -19,6 +19,9 @@ class Order(NamedTuple):
   temperature: float | None = None  # None = config.sampler.temperature
   # int [P, K] response tokens at most; None = the data row's `max_tokens`, where it has one
   limit: np.ndarray | None = None
+  prior_variance: np.ndarray | None = None  # float32 [P]  what the prior said beside V
+  # a run that is asked to stop does so at once: an evaluation can be made up for, a step is ended
+  interruptible: bool = False
 
 
 class Ledger:
@@ -29,6 +32,9 @@ class Ledger:
     value = np.full(shape[0], np.nan, np.float32) if order.value is None else order.value
     self.budget, self.state, self.value = order.budget, order.state, np.asarray(value)
     self.real, self.stop, self.rewards = np.asarray(prompts.mask), stop, config.rewards
+    self.known = {"row": np.asarray(prompts.row), "step": np.int32(prompts.step)}
+    if order.prior_variance is not None:
+      self.known["prior_variance"] = order.prior_variance
     self.counts_truncated = config.sampler.truncated != "mask"
     self.done: list[Sampled] = []
     self.length = np.zeros(shape, np.int32)
@@ -68,8 +74,8 @@ class Ledger:
       return []
     if not together:
       ended = np.isin(np.arange(len(recorded)), ready)
-    low, high = self.rewards.low, self.rewards.high
-    groups = grouping.make(grouping.map_reward(self.reward, low, high), self.mask)
+    reward = grouping.map_reward(self.reward, self.rewards.low, self.rewards.high)
+    groups = grouping.make(reward, self.mask, length=self.length, **self.known)
     more = self.budget.more(self.state, groups, self.value, Asked(schedule.asked, ended))
     more = np.where(ended, more, 0)
     if together:

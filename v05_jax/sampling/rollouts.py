@@ -45,7 +45,7 @@ def make(
   and returns `(Rollouts, stats)`; stats are (sum, count) pairs. Between calls a CPU keeps the
   device buffers. The policy's own parameters are not used. It raises `rewards.RewardError` where
   the verifier failed on every rollout, and `verdicts.Interrupted` where `stopping()` says that the
-  run is to stop and verdicts do not come.
+  run is to stop and verdicts do not come, or the order is interruptible.
 
   The first call compiles, in threads of `ahead`, the programs of all of the cache's shapes and the
   changes from each to the next; what `ahead` holds besides is started then. A change that passes
@@ -86,6 +86,8 @@ class Collect:
       self._store = self._programs.store() if self._store is None else self._store
 
       def decode():
+        if order.interruptible:
+          self._judge.check()
         rows = schedule.rows()
         arguments = (weights, self._cache, self._store, rows, step_key, np.float32(temperature))
         self._cache, chunk = self._programs.decode(*arguments)

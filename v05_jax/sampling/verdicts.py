@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Interrupted(InterruptedError):
-  """The run was asked to stop, and verdicts did not come."""
+  """The run was asked to stop, and does so before its step or evaluation has ended."""
 
 
 class Judge:
@@ -56,6 +56,11 @@ class Judge:
     self._failure: rewards.Verdict | None = None  # the first of this process's own
     self._parts = [[] for _ in self._names]  # of several rewards, each one's own
     self._held = []  # rollouts that have ended and wait for others of their prompt
+
+  def check(self):
+    """Raises `Interrupted`, in all processes alike, where one of them is asked to stop."""
+    if distributed.anywhere(self._stopping()):
+      raise Interrupted("stopped by a signal during an evaluation")
 
   def _wanted(self, rollout) -> bool:
     """Whether the rollout (`schedule.Sampled`) is judged."""
@@ -115,11 +120,12 @@ class Judge:
 
   def _comes(self, handle: Future) -> bool:
     """Waits for a verdict; False = it is waited for no longer, since the run is to stop."""
-    while not wait([handle], LOOK).done:
+    while not handle.done():
       if self._stopping():
         self._asked = self._asked or time.monotonic()
-        if time.monotonic() - self._asked > PATIENCE:
+        if time.monotonic() - self._asked > PATIENCE:  # of all that are waited for together
           return False
+      wait([handle], LOOK)
     return True
 
   def rewards(self, ended: list, verdicts: list[Callable]) -> np.ndarray:

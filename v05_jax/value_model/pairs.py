@@ -32,13 +32,15 @@ class Collector:
   """Writes the pairs of a run to WORKDIR/pairs as it goes; a context manager.
 
   `done` steps stand in the restored state: pairs of later ones are cut off, since the run will
-  write them again.
+  write them again. With 0 those of an earlier run are put aside.
   """
 
   def __init__(self, workdir, dataset: str, texts: Sequence[str], done: int = 0):
     self._folder, self._dataset = files.folder(workdir) / FOLDER, dataset
     self._model = files.folder(workdir).name
     self._folder.mkdir(parents=True, exist_ok=True)
+    if not done:
+      files.put_aside(self._folder / FILE)
     kept = [row for _, row in _lines(self._folder / FILE) if row["step"] < done] if done else []
     self._lines = files.Lines(self._folder / FILE, kept)
     prompts = {f"{dataset}_{i}": text for i, text in enumerate(texts)}

@@ -213,7 +213,7 @@ def candidates(response: str) -> Iterator[str]:
   ]
   last = sorted(formulas + numbers, reverse=True)[:3]
   for i, (end, found) in enumerate(last):
-    found += "".join(_COUNT.findall(text[end : end + 20]))
+    found = found.lstrip("= ") + "".join(_COUNT.findall(text[end : end + 20]))
     if i == 0 and (others := _OR.search(text)):  # "maybe 12 or 13" names no answer
       yield f"{others[1]} or {found}"
       return

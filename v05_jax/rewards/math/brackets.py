@@ -29,16 +29,26 @@ def unwrapped(text: str) -> str:
       text = text[:-1]
     if match := re.fullmatch(r"(?:\\(?:boxed|fbox)\s*)?\{([^{}]*)\}", text):
       text = match[1]
+    if _is_group(text):
+      text = text[1:-1]
     text = _TALK.sub("", text)
     if match := re.fullmatch(r"\\text\s*\{([^{}]*\d[^{}]*)\}", text):
       text = match[1]
     text = re.sub(
-      r"^\\text\s*\{\s*(?:so|thus|hence|therefore|only|approximately|about|exactly|[^{}]*(?:\bis|\bare|:)),?\s*\}"
+      r"^\\text\s*\{\s*(?![A-J]:)(?:so|thus|hence|therefore|only|approximately|about|exactly|[^{}]*(?:\bis|\bare|:)),?\s*\}"
       r"|^\\(?:approx|sim)(?![a-zA-Z])\s*",
       "",
       text,
     ).strip()
   return text
+
+
+def _is_group(text: str) -> bool:
+  """Whether the text is {...}, the braces belong together, and they hold no list: {1, 2} may be
+  meant as a set, of which the order does not matter and that of its parts does."""
+  inside = (depth for place, _, depth in depths(text) if 0 < place < len(text) - 1)
+  braced = text[:1] == "{" and text[-1:] == "}" and all(inside)
+  return braced and not split(text[1:-1], (",", ";"))[1]
 
 
 def depths(text: str):

@@ -213,8 +213,8 @@ def _relation(text: str, depth: int) -> Answer | None:
 def _ratio(text: str, depth: int) -> Ratio | None:
   number, _, unit = units.split(text)
   parts, signs = split(number, (":",))
-  if not signs:
-    return None
+  if not signs or re.match(r"(?:\\text\s*\{\s*)?[A-J]:\s(?!\s*[A-Za-z]\s*$)", text):
+    return None  # C: 15 is a choice with what it says
   found = [_value(part) for part in parts]
   clock = re.fullmatch(r"\d{1,2}:\d\d", number.replace(" ", "")) is not None
   return None if None in found else Ratio(tuple(found), unit, clock)

@@ -68,6 +68,10 @@ _SPELLINGS = [
     (r"\\(?:display|text|script)style(?![a-zA-Z])|\\(?:no)?limits(?![a-zA-Z])|\\!", ""),
     (r"\{\\(?:rm|bf|it|sf|tt)\s+([^{}]*)\}", r"\\text{\1}"),
     (r"\\(?:rm|bf|it|sf|tt|boldmath)(?![a-zA-Z])", ""),
+    (
+      r"\\(?:tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|Huge)(?![a-zA-Z])",
+      "",
+    ),
     # What is coloured or underlined stays the same.
     (r"\\color\s*(?:\{[^{}]*\}|(?=\s))|\\(?:textcolor|colorbox)\s*\{[^{}]*\}", ""),
     (r"\\(?:underline|uline|ensuremath|mathord|mathbin|mathstrut)(?![a-zA-Z])", ""),
