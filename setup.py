@@ -34,7 +34,7 @@ setup(
     "etils[epath]>=1.9",
     "flax>=0.11",
     "jax>=0.9",
-    "jinja2>=3.1",  # chat templates
+    "jinja2>=3.1.6",  # chat templates
     "math-verify>=0.8",
     "ml-collections>=1.0",
     "numpy>=2.0",

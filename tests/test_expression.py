@@ -32,6 +32,8 @@ RIGHT = [
   ("２ ＋ ３", "5"),
   (r"\boxed{7 \times 8}", "56"),
   (r"So it is $\boxed{\frac{1}{2} \cdot 12}$.", "6"),
+  (r"Final answer: $\boxed{7 \times 8} \text{ apples}$", "56"),
+  (r"\boxed{1} or \boxed{\frac{1}{2}} \text{m}", "0.5"),
   (r"\left(8 + 4\right) \div 3 = 4", "4"),
   ("<answer>6 * 7</answer>", "42"),
   ("`12 / 5`", "2.4"),

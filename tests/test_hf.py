@@ -297,6 +297,14 @@ def test_unreadable_json(stored, tmp_path):
     hf.load(tmp_path)
 
 
+def test_what_follows_from_the_config_may_stand_in_the_weights(stored):
+  """As in old exports of Llama."""
+  tensors = load_file(stored / files.WEIGHTS)
+  tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)
+  save_file(tensors, stored / files.WEIGHTS)
+  hf.load(stored)
+
+
 NORM = "model.layers.1.self_attn.q_norm.weight"
 
 

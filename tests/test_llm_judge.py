@@ -66,6 +66,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     if status == "close":
       return self.connection.close()
     said = {"choices": [{"message": {"role": "assistant", "content": reply}}]}
+    if status == "cut":
+      said["choices"][0]["finish_reason"] = "length"
     data = reply if isinstance(reply, bytes) else json.dumps(said).encode()
     self.send_response(status if isinstance(status, int) else 200)
     for name, value in headers.items():
@@ -114,9 +116,12 @@ def ask(server, *responses, **options):
 def test_scores_come_from_the_judges_last_line(monkeypatch):
   monkeypatch.setenv("OPENAI_API_KEY", "secret")
   answers = {"bold": [(200, "score: 3? No.\n**Score:** 9.5", {})], "bare": [(200, " 10\n", {})]}
+  answers["scale"] = [(200, "Score (0-10): 8", {})]
+  answers["thought"] = [(200, "<think>Score: 1, or</think>\nScore: 6", {})]
   with serving(**answers) as server:
     assert ask(server, "four", "bold", "bare", "four") == [0.7, 0.95, 1.0, 0.7]
-  assert len(server.seen) == 3  # the same response is asked about once
+    assert ask(server, "scale", "thought") == [0.8, 0.6]
+  assert len(server.seen) == 5  # the same response is asked about once
   path, body, headers = server.seen[0]
   assert path == "/v1/chat/completions" and headers["Authorization"] == "Bearer secret"
   assert body["model"] == "small" and body["temperature"] == 0.0
@@ -133,6 +138,8 @@ def test_what_cannot_be_read_fails_alone():
     "shape": [(200, b'{"choices": []}', {})],
     "null": [(200, None, {})],
     "key": [(401, b"no such key", {})],
+    "cut": [("cut", "I lean to a score: 2, but the last", {})],
+    "thinks": [(200, "<think>Score: 1, or", {})],
   }
   with serving(**answers) as server:
     good, *bad = ask(server, "four", *answers)
@@ -141,11 +148,11 @@ def test_what_cannot_be_read_fails_alone():
     bad,
     ["expected a line Score: N", "is 11, expected 0 to 10", "is -1, expected 0 to 10"]
     + ["expected choices[0].message.content"] * 3
-    + ["HTTP 401: no such key"],
+    + ["HTTP 401: no such key", "is cut off: raise max_tokens", "expected a line Score: N"],
     strict=True,
   ):
     assert expected in found
-  assert len(server.seen) == 8  # nothing of it is asked again
+  assert len(server.seen) == 10  # nothing of it is asked again
 
 
 def test_a_busy_server_is_asked_again():

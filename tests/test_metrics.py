@@ -246,6 +246,17 @@ def test_there_is_an_estimate_as_soon_as_it_means_something():
   assert "1:35 left" in said[-1] and "1.00 steps/s" in said[-1]
 
 
+def test_the_time_left_is_that_of_the_rollouts_where_they_end_the_run():
+  now, stream = [0.0], io.StringIO()
+  line = progress.Progress(100, 0, stream, lambda: now[0], most=80)
+  for step in range(1, 11):
+    now[0] += 10.0
+    line.update(step, {"rollouts": 8 * step}, last=step == 10)
+  said = stream.getvalue().splitlines()
+  assert said[4].startswith("step 5/100  0:50 left  40 rollouts")
+  assert said[-1].startswith("step 10/100  80 rollouts")
+
+
 def test_progress_in_a_log_is_the_first_step_the_last_and_a_line_now_and_then():
   now, stream = [0.0], io.StringIO()
   with progress.Progress(100, 0, stream, lambda: now[0]) as line:

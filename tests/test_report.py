@@ -511,7 +511,15 @@ def test_scores_of_other_prompts_are_not_compared(tmp_path):
   grpo = seeds(tmp_path, "grpo", {0: [0.2, 0.3], 1: [0.2, 0.4]}, k=16)
   v05 = seeds(tmp_path, "v05", {0: [0.2, 0.8], 1: [0.2, 0.9]})
   assert lines(*grpo, *v05)[0].startswith("**Ahead of grpo: v05 by")
-  for key, value in (("eval.path", "aime2024"), ("eval.size", 100), ("reward", "math")):
+  for key, value in (
+    ("eval.path", "aime2024"),
+    ("eval.size", 100),
+    ("eval.samples", 4),
+    ("data.seed", 1),
+    ("data.template", "{prompt} ="),
+    ("sampler.top_p", 0.9),
+    ("reward", "math"),
+  ):
     others = [reconfigured(run, **{key: value}) for run in v05]
     found = lines(*grpo, *others)
     assert found[0] == "**No claim about a difference.**"

@@ -55,6 +55,29 @@ def test_a_response_ends_at_eos_and_shows_every_other_token(characters):
   )
 
 
+def test_a_template_that_writes_the_date_writes_the_same_on_every_day():
+  """Or a run could not go on the day after."""
+  tokenizer = byte_level(eos_token="<|end|>")
+  written = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y, %Y-%m-%d') }}{% endif %}"
+  for template in (written + TEMPLATE, TEMPLATE + written):
+    tokenizer.chat_template = template
+    ids = support.encode_prompt(tokenizer, "2+2", chat_template=True)
+    assert "26 Jul 2024, 2024-07-26" in tokenizer.decode(ids)
+    assert "2+2" in tokenizer.decode(ids)
+
+
+def test_special_tokens_beyond_the_embedding_are_of_other_inputs():
+  """Gemma 3's text models have a tokenizer with the token of images, and no row for it."""
+  tokenizer = byte_level(eos_token="<|end|>")
+  rows = len(tokenizer)
+  tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+  assert max(tokenizer.get_vocab().values()) == rows
+  tokenizers.check(tokenizer, rows)
+  tokenizer.add_tokens(["word"])
+  with pytest.raises(ValueError, match=f"found token id {rows + 1}, expected ids below"):
+    tokenizers.check(tokenizer, rows)
+
+
 def test_a_character_outside_the_vocabulary_is_an_error(characters):
   with pytest.raises(ValueError, match="cannot encode the prompt 'A1é='"):
     support.encode_prompt(characters, "A1é=", chat_template=False)

@@ -21,7 +21,7 @@ from v05_jax.estimators import ewa as experts
 from v05_jax.models import hf
 from v05_jax.observers import scoreboard
 from v05_jax.priors import context as contexts
-from v05_jax.run import checkpoint, leaves, lock, metrics
+from v05_jax.run import checkpoint, leaves, lock, metrics, workdirs
 from v05_jax.sampling import draw as drawing
 from v05_jax.sampling import verdicts
 from v05_jax.train import Housekeeping, train
@@ -274,6 +274,9 @@ def test_a_run_ends_with_the_step_that_makes_its_number_of_rollouts(unbroken, tm
   assert [line["step"] for line in written] == [0, 1, 2, 3]
   assert written[3]["reward"] == whole[3]["reward"] and "eval/accuracy" in written[3]
   assert int(train(config, str(tmp_path)).step) == 3 and lines(tmp_path) == written
+  assert workdirs.finished(config, "train", tmp_path)
+  said = workdirs.ending(config, "train", tmp_path)
+  assert "is finished: 3 steps, 96 rollouts" in said and "--config.num_rollouts=140" in said
   config.num_rollouts = 0
   config.num_steps = 4
   assert int(train(config, str(tmp_path)).step) == 4

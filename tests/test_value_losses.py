@@ -64,6 +64,14 @@ def test_the_support_has_the_successes_of_its_context(share):
   np.testing.assert_allclose(batch.score[:, :256][batch.support].mean(), share, atol=0.02)
 
 
+def test_a_support_has_both_classes():
+  """With one class alone the head is not asked, and would learn what it never meets."""
+  score = (np.arange(400) < 6).astype(np.float32)
+  batch = batches.Tasks([context(score)], 4, 8, seed=0).batch(0, 60)
+  given = batch.score[:, :4]
+  assert batch.support[:, :4].all() and np.all((given.max(1) == 1) & (given.min(1) == 0))
+
+
 def context(score, kind=None, prompt=None, key=("f", "d", "m", 0)):
   score = np.asarray(score, np.float32)
   kind = np.zeros(len(score), np.int8) if kind is None else np.asarray(kind, np.int8)

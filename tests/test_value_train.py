@@ -102,7 +102,7 @@ def run(data, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("value")
   config = make_config(data=data["train"], heldout=data["heldout"])
   model = train.train_value(config, str(workdir))
-  return workdir, model, train.make_evaluation(config)(model)
+  return workdir, model, train.make_evaluation(config, model)(model)
 
 
 def equal(a, b):
@@ -323,6 +323,42 @@ def test_other_pairs_are_no_continuation(run, data, tmp_path):
   (folder / "pairs.jsonl").write_text("".join(lines[:-1]))
   with pytest.raises(ValueError, match=r"config\.value\.data: found other pairs than those"):
     train.train_value(make_config(data=str(folder), heldout=data["heldout"]), str(again))
+
+
+def test_other_weights_are_no_continuation(run, data, tmp_path):
+  """Of the model that the training began with, whose parts it reads again."""
+  start, workdir = shutil.copytree(run[0] / "v0", tmp_path / "start"), tmp_path / "workdir"
+  c = make_config(data=data["train"], start=str(start), train="adapter", steps=2)
+  c.checkpoint.period = 1
+  train.train_value(c, str(workdir))
+  shutil.rmtree(workdir / "checkpoints" / "2")
+  file = start / "head.safetensors"
+  whole = file.read_bytes()
+  file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+  with pytest.raises(ValueError, match=r"config.value.start: found weights with the digest"):
+    train.train_value(c, str(workdir))
+  file.write_bytes(whole)
+  train.train_value(c, str(workdir))
+
+
+def test_a_heldout_text_that_cannot_be_read_is_named_before_the_training(data, tmp_path):
+  folder = shutil.copytree(data["heldout"], tmp_path / "heldout")
+  texts = json.loads((folder / "prompts.json").read_text())
+  (folder / "prompts.json").write_text(json.dumps(dict.fromkeys(texts, "ß")))
+  with pytest.raises(ValueError, match="ß"):
+    train.make(make_config(data=data["train"], heldout=str(folder)))
+
+
+def test_a_pair_is_of_two_contexts():
+  """A prompt that one context has twice has one prediction there."""
+  found = measure.Predictions(
+    p=np.array([0.6, 0.6, 0.7, 0.2]),
+    t=np.array([1.0, 0.0, 1.0, 0.0]),
+    context=np.array([0, 0, 0, 1]),
+    prompt=np.array([4, 4, 5, 5]),
+  )
+  scored = measure.summary(found)
+  assert scored["pair_strict"] == scored["pair_ranking"] == 1.0
 
 
 @pytest.mark.long

@@ -78,16 +78,14 @@ _RANGES = (
   (_at_least(0), "optimizer.learning_rate optimizer.warmup_steps optimizer.weight_decay"),
   (_at_least(0), "optimizer.clip_norm sft.steps sft.learning_rate sft.warmup_steps"),
   (_at_least(0), "eval.period eval.samples checkpoint.period"),
-  (
-    _at_least(1),
-    "value.steps value.tasks value.support value.pairs value.window value.queries value.width",
-  ),
+  (_at_least(1), "value.steps value.tasks value.pairs value.window value.queries value.width"),
   (
     _at_least(1),
     "value.heads value.bottleneck value.estimators value.layers value.embed value.attention_heads",
   ),
   (_at_least(1), "value.group value.thinking"),
   (_at_least(0), "value.learning_rate value.weight_decay"),
+  (_at_least(4), "value.support"),  # of fewer rows the head is not asked
   (Rule(lambda x: 0 <= x <= 1, "at least 0 and at most 1"), "value.pair_weight value.warmup"),
   (_one_of("adapter", "head", "both"), "value.train"),
   (Rule(lambda x: 0 <= x < 2**32, "at least 0 and below 2**32"), "seed"),

@@ -2,7 +2,6 @@
 runs."""
 
 from collections.abc import Callable, Mapping
-import os
 from typing import Any, NamedTuple
 
 import jax
@@ -105,8 +104,7 @@ def weights_of(config) -> dict[str, str]:
     found["policy.path"] = sources.of_folder(models.folder(config.policy.path))
   path = config.priors.v0.path
   if plug.label(config.prior.kind) == "v0" and path != directory.BUILTIN:
-    folders = filter(os.path.isdir, (path, os.path.join(path, directory.FOLDER)))
-    found["priors.v0.path"] = " ".join(map(sources.of_folder, folders))
+    found["priors.v0.path"] = directory.digest(path)
   return found
 
 

@@ -10,7 +10,7 @@ import jax
 from v05_jax import config as configuration
 from v05_jax import data, rewards, sinks
 from v05_jax.observers.base import Step
-from v05_jax.run import checkpoint, leaves, lock, report, samples, writer
+from v05_jax.run import checkpoint, leaves, lock, report, samples, workdirs, writer
 from v05_jax.run import evaluate as evaluation
 from v05_jax.run.metrics import Pairs
 from v05_jax.run.progress import CompilationCounter, Progress
@@ -48,7 +48,7 @@ def train(config, workdir: str) -> TrainState:
     CompilationCounter() as compilations,
     rewards.load(config) as verifier,
     checkpoint.Checkpoints(workdir, config.checkpoint.keep, held) as saved,
-    Progress(config.num_steps, saved.latest() or 0) as progress,
+    Progress(config.num_steps, saved.latest() or 0, most=config.num_rollouts) as progress,
     checkpoint.Preemption() as preemption,
     Ahead() as ahead,
   ):
@@ -153,7 +153,7 @@ class Housekeeping(NamedTuple):
     if done == self.first + 1:
       compiled = self.compilations.told()
       self.progress.say(f"the first step took {seconds:.1f} s; compiled: {compiled}")
-    self.progress.update(done, self.log.latest | {"rollouts": int(state.rollouts)})
+    self.progress.update(done, self.log.latest | {"rollouts": int(state.rollouts)}, last=last)
     if failed > config.loss.max_skipped:
       raise FloatingPointError(diverged(config, self.workdir, failed, self.saved.latest()))
     if isinstance(unmeasured, FloatingPointError):  # of a state that is not worth saving
@@ -188,8 +188,7 @@ class Housekeeping(NamedTuple):
 
 def ended(config, state: TrainState) -> bool:
   """Whether the run has made all its steps, or generated all its rollouts."""
-  spent = 0 < config.num_rollouts <= int(state.rollouts)
-  return spent or int(state.step) >= config.num_steps
+  return workdirs.spent(config, int(state.rollouts)) or int(state.step) >= config.num_steps
 
 
 def rows_of(run: Run, evaluate: evaluation.Evaluate) -> dict[str, str]:

@@ -19,6 +19,20 @@ from v05_jax.models import files
 END = "the id of a token of the tokenizer, or a list of such ids"
 # Stands for a message's content where only what is around it matters.
 PLACE = "contentofmessage{}here"
+# What a chat template is told that today is: the date that Llama 3.2's takes where it knows none.
+DATE = {
+  "%d": "26",
+  "%m": "07",
+  "%b": "Jul",
+  "%B": "July",
+  "%Y": "2024",
+  "%y": "24",
+  "%a": "Fri",
+  "%A": "Friday",
+  "%H": "00",
+  "%M": "00",
+  "%S": "00",
+}
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
@@ -69,7 +83,9 @@ def check(tokenizer, vocab_size: int, where="tokenizer", padded: bool = True):
   `unused_ids`). Unless `padded` says that any number is meant, it is an error if half of the rows
   or more have no token: tokenizer and model are then hardly of one make.
   """
-  largest = max(tokenizer.get_vocab().values())
+  special = _special(tokenizer)  # those beyond are for other inputs (Gemma 3's images), never text
+  ids = tokenizer.get_vocab().values()
+  largest = max(i for i in ids if i < vocab_size or i not in special)
   if largest >= vocab_size:
     raise ValueError(
       f"{where}: found token id {largest}, expected ids below the model's vocab_size "
@@ -167,12 +183,22 @@ def _apply(tokenizer, chat: bool, template: str, messages, **options):
   if chat:
     content = template.replace("{prompt}", messages[-1]["content"])
     messages = [*messages[:-1], {**messages[-1], "content": content}]
+    source = _undated(tokenizer.get_chat_template())
   else:  # the template's parts as literals of a chat template, which may hold control tokens
     literals = [f"{{{{ {part!r} }}}}" for part in template.split("{prompt}")]
     source = "{{ messages[0]['content'] }}".join(literals)
   return tokenizer.apply_chat_template(
     messages, chat_template=source, add_generation_prompt=chat, return_dict=False, **options
   )
+
+
+def _undated(template: str) -> str:
+  """A chat template without today's date (Llama 3.2 writes it): prompts are to be the same on every
+  day, or a run could not go on the day after."""
+  if "strftime_now" not in template:
+    return template
+  dated = "".join(f".replace({sign!r}, {text!r})" for sign, text in DATE.items())
+  return f"{{% macro strftime_now(format) %}}{{{{ format{dated} }}}}{{% endmacro %}}{template}"
 
 
 def _check_contents(messages, rendered: str):

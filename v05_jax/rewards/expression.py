@@ -52,7 +52,7 @@ PLAIN = (
   (re.compile(r"\\(left|right)(?![A-Za-z])|\\[,;! ]"), ""),
   (re.compile(r"\\([$%])"), r"\1"),
 )
-BOXED = re.compile(r"\\boxed\s*\{(.*)\}")
+BOX = re.compile(r"\\boxed\s*\{")
 TAGGED = re.compile(r"<answer>(.*?)(?:</answer>|$)")
 # 7 x 8 and 7x8, but not 0x38
 TIMES = re.compile(r"(?<=[\d)])(?:\s+|(?<!(?<![\d.,])0))[xX]\s*(?=[\d(.])")
@@ -98,13 +98,22 @@ def is_number(answer) -> bool:
   return True
 
 
+def _last_box(line: str) -> str:
+  """What is in the last \\boxed{...} of a line; "" where there is none, or it has no end."""
+  start, depth = max((box.end() for box in BOX.finditer(line)), default=None), 1
+  for place, char in enumerate(line[start:] if start else ""):
+    depth += {"{": 1, "}": -1}.get(char, 0)
+    if not depth:
+      return line[start : start + place]
+  return ""
+
+
 def expression(response: str) -> str:
   """The expression of a response, as the head of this module says; it may be empty, or none."""
   line = response.rstrip().rpartition("\n")[2].rpartition("\r")[2]
   if len(line) > 4 * LONGEST:
     raise ValueError(f"the last line has {len(line)} characters, expected at most {4 * LONGEST}")
-  if box := BOXED.search(line[max(line.rfind("\\boxed"), 0) :]):
-    line = box[1]
+  line = _last_box(line) or line
   if tags := TAGGED.findall(line):
     line = tags[-1]
   sides = [side.strip() for side in _plain(line).rpartition(":")[2].split("=")]

@@ -219,7 +219,7 @@ class Checkpoints:
 
 
 def _named(key: str) -> str:
-  return "rows" if key in ("data.path", "eval.path") else "weights"
+  return "rows" if key in ("data.path", "eval.path", "value.data") else "weights"
 
 
 def _check_data(saved: dict, data: dict[str, str], where: str):

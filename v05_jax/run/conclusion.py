@@ -9,9 +9,13 @@ from v05_jax.run.comparison import LEVEL, Difference, Row, paired
 
 # Config keys that decide what a score measures.
 MEASURED = ("reward", "rewards.high", "rewards.low")
-BUILTIN = ("data.families", "data.options")  # of the built-in tasks and reasoning-gym's
-HELD_OUT = ("eval.path", "eval.split", "eval.size", "eval.temperature", *BUILTIN, *MEASURED)
-TRAINING = ("data.path", "data.split", *BUILTIN, *MEASURED)
+PROMPTS = ("data.families", "data.options", "data.seed", "data.template", "data.chat_template")
+SAMPLING = ("sampler.top_k", "sampler.top_p")
+SAMPLED = "eval.samples"  # whether there are any: without them success is exact, or not known
+HELD_OUT = ("eval.path", "eval.split", "eval.size", "eval.temperature", SAMPLED)
+HELD_OUT, TRAINING = (
+  (*keys, *PROMPTS, *SAMPLING, *MEASURED) for keys in (HELD_OUT, ("data.path", "data.split"))
+)
 ONE = "one seed: no claim"
 NAMED = 3  # methods in a headline
 
@@ -63,7 +67,8 @@ def spread(found: Difference, scale: float = 1.0, digits: int = 4) -> str:
 def other_measure(row: Row, first: Row, score: str) -> list[str]:
   """The config keys by which the two methods' scores were measured on different things."""
   keys = HELD_OUT if score.startswith("eval/") else TRAINING
-  of = lambda keys, key: _success(keys) if key == "reward" else keys.get(key)
+  read = {"reward": _success, SAMPLED: lambda keys: bool(keys.get(SAMPLED))}
+  of = lambda keys, key: read[key](keys) if key in read else keys.get(key)
   values = lambda row, key: {repr(of(run.keys, key)) for run in row.runs if run.keys}
   return [
     key

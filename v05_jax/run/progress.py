@@ -1,6 +1,7 @@
 """How far a run is, for whoever watches it or reads its log, and what it has compiled."""
 
 import collections
+import math
 import shutil
 import sys
 import threading
@@ -65,10 +66,12 @@ class Progress:
 
   Rates are those of the last steps of this process without its first one, so compilation and
   resumed steps do not distort them; before there are a few of these there is no estimate. `done`:
-  steps of the state that the run goes on from, 0 for a fresh one.
+  steps of the state that the run goes on from, 0 for a fresh one. `most`: rollouts that end the
+  run, 0 = its steps alone do.
   """
 
-  def __init__(self, total: int, done: int = 0, stream=None, clock=time.monotonic):
+  def __init__(self, total: int, done: int = 0, stream=None, clock=time.monotonic, most: int = 0):
+    self._most = most
     self._total, self._stream, self._clock = total, stream or sys.stderr, clock
     self._shown, self._terminal = distributed.first(), logs.is_terminal(self._stream)
     self._began, self._resumed = clock(), done
@@ -90,10 +93,10 @@ class Progress:
     self._show(f"\r{text}\x1b[K\n" if self._terminal else f"{text}\n")
     self._open = False
 
-  def update(self, done: int, values: dict[str, float], names=SHOWN):
+  def update(self, done: int, values: dict[str, float], names=SHOWN, last: bool = False):
     """Shows `done` of `total`, and those of `names` that have a value; from `rollouts` (cumulative)
-    and `response/length` also the tokens sampled a second."""
-    now, last = self._clock(), done == self._total
+    and `response/length` also the tokens sampled a second. last: the run ends before `total`."""
+    now, last = self._clock(), last or done == self._total
     rollouts = values.get("rollouts", 0)
     self._tokens += (rollouts - self._rollouts) * values.get("response/length", 0)
     self._rollouts = rollouts
@@ -112,9 +115,12 @@ class Progress:
     (start, first, before), (now, last, after) = self._recent[0], self._recent[-1]
     steps, seconds = last - first, now - start
     known = steps >= MEANINGFUL and seconds > 0
-    if known and last < self._total:
-      yield f"{_clock_time((self._total - last) * seconds / steps)} left"
-    if rollouts := values.get("rollouts"):
+    rollouts, left = values.get("rollouts"), self._total - last
+    if self._most and rollouts:  # of which there are as many a step as so far
+      left = min(left, max(math.ceil((self._most - rollouts) * last / rollouts), 0))
+    if known and left:
+      yield f"{_clock_time(left * seconds / steps)} left"
+    if rollouts:
       yield f"{rollouts:,.0f} rollouts"
     same = values.get("accuracy") == values.get("reward")  # of rewards 0 and 1
     for name in names:

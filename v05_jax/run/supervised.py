@@ -55,6 +55,8 @@ def train(config, workdir: str, held: lock.Lock, training: Training) -> tuple[An
         # reading `before` waits for the previous update alone; at the end all are waited for
         failed = int(state.skipped if last else before)
         log.write(done, 0, measured | {"time/step": (time.perf_counter() - began, 1)})
+        if last:  # no next step waits: the last line shows the last values
+          log.flush()
         progress.update(done, log.latest, training.shown)
         if failed > config.loss.max_skipped:
           raise _failing(failed, done if last else number)

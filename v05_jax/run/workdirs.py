@@ -52,7 +52,7 @@ def finished(config, mode: str, workdir) -> bool:
   """
   path, (key, written) = files.folder(workdir), ENDS[mode]
   steps = configuration.flatten(config)[key]
-  if files.is_remote(path) or not steps or latest(workdir) != steps:
+  if files.is_remote(path) or not steps or latest(workdir) is None:
     return False
   saved = path / "config.json"
   if not saved.exists() or not all((path / name).exists() for name in written):
@@ -60,11 +60,19 @@ def finished(config, mode: str, workdir) -> bool:
   configuration.check_resume(
     configuration.from_json(saved.read_bytes(), os.fspath(saved)), config, os.fspath(path)
   )
-  lines = metrics.read(workdir)
+  lines, training = metrics.read(workdir), mode == "train"
+  if not lines or latest(workdir) != lines[-1]["step"]:
+    return False
   evaluated = [any(name.startswith("eval/") for name in line) for line in lines]
   # the last evaluation too, where evaluations measure anything
-  wanted = mode == "train" and config.eval.period and (config.eval.samples or any(evaluated))
-  return bool(lines) and lines[-1]["step"] == steps and (evaluated[-1] or not wanted)
+  wanted = training and config.eval.period and (config.eval.samples or any(evaluated))
+  ended = lines[-1]["step"] == steps or (training and spent(config, lines[-1]["rollouts"]))
+  return ended and bool(evaluated[-1] or not wanted)
+
+
+def spent(config, rollouts: int) -> bool:
+  """Whether a run has generated all its rollouts, if its config says how many."""
+  return 0 < config.num_rollouts <= rollouts
 
 
 def ending(config, mode: str, workdir) -> str:
@@ -74,7 +82,9 @@ def ending(config, mode: str, workdir) -> str:
   values = {name: value for line in lines for name, value in line.items() if value is not None}
   shown = [f"{name} {values[name]:.3f}" for name in SHOWN if name in values]
   rollouts = [f"{values['rollouts']:,} rollouts"] if values.get("rollouts") else []
-  head = ", ".join([f"{workdir} is finished: {steps} of {steps} steps", *rollouts, *shown])
+  made = values.get("step", steps)  # fewer, where the rollouts have ended it
+  count = f"{made} of {steps} steps" if made == steps else f"{made} steps"
+  head = ", ".join([f"{workdir} is finished: {count}", *rollouts, *shown])
   there = [name for name in WRITTEN if (path / name).exists()]
   named = [("in the folder", ", ".join(there)), *_next(config, mode, workdir, values)]
   width = max(len(name) for name, _ in named)
@@ -99,5 +109,9 @@ def _next(config, mode: str, workdir, values) -> list[tuple[str, str]]:
     ("for transformers", f"{call('export')} --out={workdir}/hf"),
   ]
   if config.num_steps and config.optimizer.schedule == "constant":
-    found.append(("go on", f"{call('train')} --config.num_steps={2 * config.num_steps}"))
+    by_rollouts = spent(config, values.get("rollouts", 0))
+    key, most = (
+      ("num_rollouts", config.num_rollouts) if by_rollouts else ("num_steps", config.num_steps)
+    )
+    found.append(("go on", f"{call('train')} --config.{key}={2 * most}"))
   return found

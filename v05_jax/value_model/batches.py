@@ -40,6 +40,15 @@ class Task(NamedTuple):
   share: float
 
 
+def drawn(rng, given, positive, most: int) -> np.ndarray:
+  """At most so many of the rows `given`, of both classes: with one alone the head is not asked."""
+  found = rng.choice(len(given), min(most, len(given)), replace=False)
+  for wanted in (True, False):
+    if not np.any(positive[found] == wanted):
+      found[0] = rng.choice(np.flatnonzero(positive == wanted))
+  return given[found]
+
+
 class Tasks:
   """The tasks of some contexts in an endless stateless order.
 
@@ -70,9 +79,8 @@ class Tasks:
     # an epoch may have fewer tasks than the first one
     context, query, given, share = tasks[place % len(tasks)]
     n, m = self._support, 2 * self._pairs
-    support = np.random.default_rng([self._seed, 1, number]).choice(
-      given, min(n, len(given)), replace=False
-    )
+    rng = np.random.default_rng([self._seed, 1, number])
+    support = drawn(rng, given, context.score[given] >= 0.5, n)
     rows = np.zeros(n + m, np.int64)
     rows[: len(support)], rows[n : n + len(query)] = support, query
     inside = lambda count, size: np.arange(size) < count

@@ -8,6 +8,7 @@ v0.json                                 sizes and settings, see `load`
 
 import functools
 import json
+import os
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from v05_jax.models import files
+from v05_jax.scale import sources
 from v05_jax.value_model import adapter, ensemble
 
 FORMAT = 1  # of v0.json
@@ -50,6 +52,13 @@ RELEASED = {
   "estimators": 4,
 }
 float32 = functools.partial(np.ascontiguousarray, dtype=np.float32)
+
+
+def digest(path: str) -> str:
+  """Of the weights of a V0 and of its backbone, which change with no size; "" of the built-in one,
+  which is the package's."""
+  folders = filter(os.path.isdir, (path, os.path.join(path, FOLDER)))
+  return "" if path == BUILTIN else " ".join(map(sources.of_folder, folders))
 
 
 def save(directory, settings: dict, adapter_params: dict, head_params: dict):

@@ -48,12 +48,10 @@ def begin(config) -> v0.ValuePrior:
     model = v0.ValuePrior(settings, policy.config, params, policy.tokenizer, first, head)
   if options.head:
     other = v0.load(options.head)
-    taken = {
-      key: other.settings[key]
-      for key in ("head", "temperature", "table", "licences")
-      if key in other.settings
-    }
-    model = dataclasses.replace(model, head=other.head, settings=model.settings | taken)
+    of_head = ("head", "temperature", "table", "licences")
+    kept = {key: x for key, x in model.settings.items() if key not in of_head}
+    taken = {key: other.settings[key] for key in of_head if key in other.settings}
+    model = dataclasses.replace(model, head=other.head, settings=kept | taken)
   return model
 
 

@@ -55,7 +55,12 @@ def summary(found: Predictions) -> dict[str, float]:
   """The measures of `scores` over all pairs: gauc is inside a context, pairs are of one prompt in
   two contexts."""
   positive = found.t >= 0.5
-  strict, ranking, _ = scores.pair_accuracy(found.p, positive, found.prompt.tolist())
+  both = np.stack([found.context, found.prompt], 1)
+  _, place, times = np.unique(both, axis=0, return_inverse=True, return_counts=True)
+  # A prompt that a context has twice has one prediction there, and is no pair.
+  once = times[place.reshape(-1)] == 1
+  key = [prompt if single else None for prompt, single in zip(found.prompt.tolist(), once)]
+  strict, ranking, _ = scores.pair_accuracy(found.p, positive, key)
   return {
     "auc": scores.auc(found.p, positive),
     "gauc": scores.grouped_auc(found.p, positive, found.context.tolist()),

@@ -28,10 +28,10 @@ import numpy as np
 import optax
 
 from v05_jax import config as configuration
-from v05_jax import rng, sinks
+from v05_jax import models, rng, sinks
 from v05_jax.models import hf
 from v05_jax.run import checkpoint, files, lock, supervised
-from v05_jax.scale import sharding
+from v05_jax.scale import sharding, sources
 from v05_jax.update import optimizer as optimizers
 from v05_jax.value_model import batches, directory, measure, objective, pairs, tabpfn, v0
 from v05_jax.value_model.initial import begin
@@ -87,7 +87,13 @@ def train_value(config, workdir: str) -> v0.ValuePrior:
     evaluate = lambda state: heldout(trainer.evaluate(model_of(state)), folder)
     check = functools.partial(check_pairs, trainer.state)
     training = supervised.Training(
-      trainer.state, trainer.step, evaluate, config.value.steps, SHOWN, check
+      trainer.state,
+      trainer.step,
+      evaluate,
+      config.value.steps,
+      SHOWN,
+      check,
+      data=weights_of(config),
     )
     state, latest = supervised.train(config, workdir, held, training)
     model = model_of(state)
@@ -117,6 +123,17 @@ def check_pairs(first: State, restored: State):
     )
 
 
+def weights_of(config) -> dict[str, str]:
+  """Config key -> digest of the weights that it names and that a resumed training reads again."""
+  options, policy, found = config.value, config.policy, {}
+  if not options.start and not policy.preset:
+    found["policy.path"] = sources.of_folder(models.folder(policy.path))
+  for key in ("start", "head"):
+    if options[key]:
+      found[f"value.{key}"] = directory.digest(options[key])
+  return found
+
+
 def heldout(predictions: measure.Predictions | None, folder) -> dict[str, tuple]:
   """The measures on the held-out pairs as metrics, and their plot in `folder`; without any
   predictions {} and none."""
@@ -141,7 +158,8 @@ def make(config) -> Trainer:
     raise ValueError(
       f"config.value.tasks: found {options.tasks}, expected a multiple of {shards} devices"
     )
-  model, evaluate = begin(config), make_evaluation(config)
+  model = begin(config)
+  evaluate = make_evaluation(config, model)
   both = {"adapter": model.adapter, "head": model.head}
   learnt = {"adapter": ("adapter",), "head": ("head",), "both": ("adapter", "head")}[options.train]
   source = make_source(config, model, mesh)
@@ -222,13 +240,14 @@ def make_optimizer(options) -> optax.GradientTransformation:
   return optax.chain(optax.clip_by_global_norm(options.clip_norm), adamw)
 
 
-def make_evaluation(config) -> Callable:
+def make_evaluation(config, model: v0.ValuePrior) -> Callable:
   """Builds `evaluate(model) -> measure.Predictions` on the pairs of `value.heldout`; without them
-  it returns None."""
+  it returns None. Raises ValueError also for a text that the model's tokenizer refuses."""
   options = config.value
   if not options.heldout:
     return lambda model: None
   texts, contexts = read(options.heldout, options.window)
+  model.encode(texts)
   asked = pairs.TYPES.index("test_query")
   contexts = [c for c in contexts if all(map(len, pairs.split(c, asked, np.random.default_rng(0))))]
   if not contexts:
