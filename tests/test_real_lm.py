@@ -223,6 +223,21 @@ def test_a_job_that_fails_is_named_and_does_not_stop_the_others(
   assert started[2:] == ["v05-0-3e-05"]  # what has a result is left alone
 
 
+def test_what_is_measured_is_a_job_without_method_and_rate(flagged, tmp_path, monkeypatch):
+  monkeypatch.setattr(run, "HERE", tmp_path)
+  monkeypatch.setattr(run.fetch, "model", lambda folder: None)
+  started = []
+
+  def command(job):
+    started.append(job.name)
+    return [sys.executable, "-c", ""]
+
+  monkeypatch.setattr(run, "command", command)
+  flagged(stages=["noise", "value", "prior"], arenas=["tasks"])
+  assert run.run(run.jobs()) == []
+  assert started == ["tasks noise", "tasks value", "tasks prior"]
+
+
 def test_a_result_of_another_plan_stops_everything_before_it_starts(flagged, tmp_path, monkeypatch):
   kept = record("v05", 0, [1, 1])
   kept["config"]["loss.epochs"] = 7

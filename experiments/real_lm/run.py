@@ -216,8 +216,9 @@ def run(wanted: list[Job]) -> list[str]:
 
 
 def ready(job: Job, records: list[dict]) -> Job:
-  """The job with its learning rate, where that is known."""
-  return job._replace(rate=job.rate or results.rate(records, job.arena, job.method) or 0.0)
+  """The job with its learning rate, where it has one and that is known."""
+  known = results.rate(records, job.arena, job.method) if job.method and not job.rate else None
+  return job._replace(rate=job.rate or known or 0.0)
 
 
 def command(job: Job) -> list[str]:
