@@ -38,18 +38,24 @@ ALONE = "the 4 rollouts alone"
 
 
 def noise(arena: str, places: play.Places):
-  """MEASURED/ARENA-noise.json: "methods": method -> step -> statistics of `--mode=noise`."""
-  began, found = time.monotonic(), {}
+  """MEASURED/ARENA-noise.json: "methods": method -> step -> statistics of `--mode=noise`. What one
+  that was interrupted has measured stands beside the runs, and is not measured again."""
+  so_far, seconds = places.work / arena / "noise.json", 0.0
+  found = json.loads(so_far.read_text()) if so_far.is_file() else {}
   for method, prompts in plan.MEASURED.items():
     folder, config = opened(arena, method, places)
-    steps = at_halves(folder, config)
-    found[method] = {}
-    for step in (0, *steps):
-      where = folder if step else folder / "before"  # without checkpoints: the warm start
-      measured = noise_of(config, str(where), step or None, prompts)
-      kept = {key: measured[key] for key in ("prompts", "rollouts", "mean reward", "statistics")}
-      found[method][str(step)] = kept
-  write(places, f"{arena}-noise", {"methods": found, "seconds": time.monotonic() - began})
+    found.setdefault(method, {})
+    for step in (0, *at_halves(folder, config)):
+      if str(step) not in found[method]:
+        began = time.monotonic()
+        where = folder if step else folder / "before"  # without checkpoints: the warm start
+        measured = noise_of(config, str(where), step or None, prompts)
+        kept = {key: measured[key] for key in ("prompts", "rollouts", "mean reward", "statistics")}
+        found[method][str(step)] = kept | {"seconds": time.monotonic() - began}
+        files.replace(so_far, json.dumps(found))
+      seconds += found[method][str(step)]["seconds"]
+  write(places, f"{arena}-noise", {"methods": found, "seconds": seconds})
+  so_far.unlink()
   release(arena, places)
 
 
