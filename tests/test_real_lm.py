@@ -604,17 +604,17 @@ def test_noise_that_was_measured_is_not_measured_again(tmp_path, monkeypatch):
   monkeypatch.setattr(measure, "noise_of", noise_of)
   monkeypatch.setattr(measure, "opened", lambda *_: (tmp_path, None))
   monkeypatch.setattr(measure, "at_halves", lambda *_: [10, 20])
-  (tmp_path / "work" / "tasks").mkdir(parents=True)
   places = play.Places(tmp_path, tmp_path / "work", "", "")
   with pytest.raises(KeyboardInterrupt):
     measure.noise("tasks", places)
+  assert not measured.complete(tmp_path, "tasks", "noise")
   measure.noise("tasks", places)
+  assert measured.complete(tmp_path, "tasks", "noise")
   of = {method: plan.MEASURED[method] for method in ("v05", "grpo16")}
   steps = [(step, n) for n in of.values() for step in (None, 10, 20)]
   assert asked == [*steps[:3], steps[2], *steps[3:]]
   written = measured.read(tmp_path, "tasks", "noise")
   assert {m: list(x) for m, x in written["methods"].items()} == {m: ["0", "10", "20"] for m in of}
-  assert not list((tmp_path / "work" / "tasks").iterdir())
 
 
 def test_measures_at_a_checkpoint_know_the_truth():

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.real_lm import plan, play
+from experiments.real_lm import measured, plan, play
 from v05_jax import groups as grouping
 from v05_jax import plug, rewards, rng, shrinkage
 from v05_jax.budgets.base import fixed_number
@@ -38,10 +38,18 @@ ALONE = "the 4 rollouts alone"
 
 
 def noise(arena: str, places: play.Places):
-  """MEASURED/ARENA-noise.json: "methods": method -> step -> statistics of `--mode=noise`. What one
-  that was interrupted has measured stands beside the runs, and is not measured again."""
-  so_far, seconds = places.work / arena / "noise.json", 0.0
-  found = json.loads(so_far.read_text()) if so_far.is_file() else {}
+  """MEASURED/ARENA-noise.json: "methods": method -> step -> statistics of `--mode=noise`. It is
+  written after each step: what one that was interrupted has measured is not measured again."""
+  found = (measured.read(places.here, arena, "noise") or {"methods": {}})["methods"]
+  keep = lambda complete: write(
+    places,
+    f"{arena}-noise",
+    {
+      "methods": found,
+      "seconds": sum(x["seconds"] for steps in found.values() for x in steps.values()),
+      "complete": complete,
+    },
+  )
   for method, prompts in plan.MEASURED.items():
     folder, config = opened(arena, method, places)
     found.setdefault(method, {})
@@ -49,13 +57,11 @@ def noise(arena: str, places: play.Places):
       if str(step) not in found[method]:
         began = time.monotonic()
         where = folder if step else folder / "before"  # without checkpoints: the warm start
-        measured = noise_of(config, str(where), step or None, prompts)
-        kept = {key: measured[key] for key in ("prompts", "rollouts", "mean reward", "statistics")}
+        said = noise_of(config, str(where), step or None, prompts)
+        kept = {key: said[key] for key in ("prompts", "rollouts", "mean reward", "statistics")}
         found[method][str(step)] = kept | {"seconds": time.monotonic() - began}
-        files.replace(so_far, json.dumps(found))
-      seconds += found[method][str(step)]["seconds"]
-  write(places, f"{arena}-noise", {"methods": found, "seconds": seconds})
-  so_far.unlink()
+        keep(complete=False)
+  keep(complete=True)
   release(arena, places)
 
 
@@ -86,7 +92,7 @@ def at_halves(folder: Path, config) -> list[int]:
 
 def release(arena: str, places: play.Places):
   """Removes the measured runs' checkpoints once both measurements are there."""
-  if all((places.here / "measured" / f"{arena}-{x}.json").is_file() for x in ("noise", "prior")):
+  if all(measured.complete(places.here, arena, part) for part in ("noise", "prior")):
     for method in plan.MEASURED:
       for folder in (places.work / arena).glob(f"{method}-{plan.MEASURED_SEED}-*"):
         play.discard(folder)

@@ -16,6 +16,12 @@ def read(here: Path, arena: str, part: str) -> dict[str, Any] | None:
   return json.loads(file.read_text()) if file.is_file() else None
 
 
+def complete(here: Path, arena: str, part: str) -> bool:
+  """Whether a measurement has been made to its end."""
+  found = read(here, arena, part)
+  return found is not None and found.get("complete", True)
+
+
 def seconds(here: Path, arena: str) -> list[float]:
   """What the measurements have taken."""
   found = [read(here, arena, part) for part in PARTS]
