@@ -623,7 +623,7 @@ def test_measures_at_a_checkpoint_know_the_truth():
   reward = np.where(rng.uniform(size=(400, 64)) < (mu[:, None] + 1) / 2, 1.0, -1.0)
   values = {"truth": mu, "off": mu + 0.3, "constant": np.full(400, mu.mean()), "mute": mu * np.nan}
   found = measure.at_checkpoint(values, reward, np.ones_like(reward))
-  assert set(found) == {"truth", "off", "constant", measure.TRUTH, measure.ALONE}
+  assert set(found) == {"truth", "off", "constant", measure.TRUTH, measured.ALONE}
   assert abs(found["truth"]["mse"]) < 0.003 and found["off"]["mse"] == pytest.approx(0.09, abs=0.01)
   assert found["constant"]["mse"] == pytest.approx(mu.var(), abs=0.02)
   assert found["truth"]["auc"] > 0.75 and found["constant"]["auc"] == 0.5
@@ -633,12 +633,17 @@ def test_measures_at_a_checkpoint_know_the_truth():
   expected = np.mean(1 - mu**2) / (1 - reward.mean() ** 2)
   for name in ("truth", measure.TRUTH):
     assert found[name]["noise over b*'s"] == pytest.approx(expected, abs=0.03)
-  assert found[measure.ALONE]["fused mse"] == pytest.approx(np.mean(1 - mu**2) / 4, rel=0.1)
+  assert found[measured.ALONE]["fused mse"] == pytest.approx(np.mean(1 - mu**2) / 4, rel=0.1)
   assert (
     found[measure.TRUTH]["fused mse"]
     < found["off"]["fused mse"]
-    < found[measure.ALONE]["fused mse"]
+    < found[measured.ALONE]["fused mse"]
   )
+  # A rollout's variance over V's squared error: .73 / .09 and .73 / .27.
+  shown = dict(row.split(" | ")[1:4:2] for row in measured.at({"4": found}).splitlines()[2:])
+  assert float(shown["off"]) == pytest.approx(8.1, abs=0.9)
+  assert float(shown["constant"]) == pytest.approx(2.7, abs=0.3)
+  assert shown[measure.TRUTH] == shown[measured.ALONE] == "-"
 
 
 def test_measures_over_a_run_leave_out_what_was_not_said():

@@ -12,7 +12,7 @@ import pytest
 from tests import support
 from v05_jax import data, models, tasks
 from v05_jax.configs import default, warm_start
-from v05_jax.run import metrics, sft
+from v05_jax.run import checkpoint, metrics, sft
 
 pytestmark = pytest.mark.usefixtures("few_devices")
 
@@ -176,6 +176,13 @@ def test_a_run_goes_on_from_its_checkpoint(config, tmp_path):
   own_rows(config, tmp_path, ROWS)
   whole = sft.sft(config, str(tmp_path / "whole"))
   parts, count, step = tmp_path / "parts", [], sft.Trainer.step
+  on_devices = lambda: sum(x.nbytes for x in jax.live_arrays())
+  held, restore = [], checkpoint.Checkpoints.restore
+
+  def restored(self, number, example, data):
+    held.append(on_devices() - before)
+    return restore(self, number, example, data)
+
   shutil.copytree(tmp_path / "whole", parts)
   shutil.rmtree(parts / "checkpoints" / "6")
   shutil.rmtree(parts / "hf")
@@ -185,8 +192,12 @@ def test_a_run_goes_on_from_its_checkpoint(config, tmp_path):
     patch.setattr(
       sft.Trainer, "step", lambda self, *args: count.append(args[1]) or step(self, *args)
     )
+    patch.setattr(checkpoint.Checkpoints, "restore", restored)
+    before = on_devices()
     again = sft.sft(config, str(parts))
     assert count == [4, 5]
+    # The first state, of .7 MB, has made room for the one that is read.
+    assert len(held) == 1 and held[0] < 1e5
     assert sft.sft(config, str(parts)) == {} and len(count) == 2
   own_rows(config, tmp_path, [ROWS[0], ROWS[1] | {"answer": "143"}])
   with pytest.raises(ValueError, match=r"config\.data\.path: found rows with the digest"):

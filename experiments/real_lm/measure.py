@@ -28,10 +28,9 @@ from v05_jax.structs import Prompts
 from v05_jax.value_model import pairs, scores
 
 ASKED, SAMPLES = 64, 64  # prompts at a checkpoint, and rollouts of each
-GROUP, GROUPS = 4, 64  # rollouts that a prior is fused with, and how often
+GROUPS = 64  # in how many groups of rollouts a prior is fused with each prompt's
 KINDS = ("constant", "neighbours", "probe", "v0")
 TRUTH = "mean of 64 rollouts"  # the best possible prior
-ALONE = "the 4 rollouts alone"
 
 
 # --- Noise
@@ -264,7 +263,7 @@ def at_checkpoint(values: dict[str, np.ndarray], reward, score) -> dict[str, dic
     "noise over b*'s": second(others) / second(constant),
     "fused mse": fused(groups, mean, mean),
   }
-  found[ALONE] = {"fused mse": fused(groups, np.full(len(mean), np.nan), mean)}
+  found[measured.ALONE] = {"fused mse": fused(groups, np.full(len(mean), np.nan), mean)}
   return found
 
 
@@ -276,8 +275,9 @@ def error(square) -> dict[str, float]:
 
 def drawn(reward) -> np.ndarray:
   """[P, GROUPS, 4]: groups of rollouts drawn from those [P, K] of each prompt, with replacement."""
-  place = np.random.default_rng(0).integers(reward.shape[1], size=(len(reward), GROUPS * GROUP))
-  return np.take_along_axis(reward, place, 1).reshape(len(reward), GROUPS, GROUP)
+  size = len(reward), GROUPS * measured.GROUP
+  place = np.random.default_rng(0).integers(reward.shape[1], size=size)
+  return np.take_along_axis(reward, place, 1).reshape(len(reward), GROUPS, measured.GROUP)
 
 
 def fused(groups, value, mean) -> float:

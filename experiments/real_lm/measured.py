@@ -8,6 +8,8 @@ from experiments.estimator_lab.tables import table
 from experiments.real_lm import plan
 
 PARTS = ("noise", "prior", "value")
+GROUP = 4  # rollouts that a prior is fused with
+ALONE = "the 4 rollouts alone"  # beside the priors
 
 
 def read(here: Path, arena: str, part: str) -> dict[str, Any] | None:
@@ -92,6 +94,14 @@ def at(checkpoints: dict) -> str:
     for name, x in found.items():
       between = f" [{x['low']:.3f}, {x['high']:.3f}]" if "low" in x else ""
       keys = ("auc", "bias", "ece", "noise over b*'s", "fused mse")
-      rows.append([step, name, number(x.get("mse")) + between, *(number(x.get(k)) for k in keys)])
-  head = ["step", "prior", "MSE of the true mean", "AUC of a rollout", "bias", "ECE"]
-  return table([*head, "gradient noise over b*'s, k = 1", "MSE of V0.5's baseline, k = 4"], rows)
+      error = number(x.get("mse")) + between
+      rows.append([step, name, error, worth(x, found), *(number(x.get(k)) for k in keys)])
+  head = ["step", "prior", "MSE of the true mean", "rollouts it is worth", "AUC of a rollout"]
+  head += ["bias", "ECE", "gradient noise over b*'s, k = 1", "MSE of V0.5's baseline, k = 4"]
+  return table(head, rows)
+
+
+def worth(prior: dict, checkpoint: dict) -> str:
+  """The number of rollouts whose mean has the mean squared error of V, "-" where it has none."""
+  of_one = GROUP * checkpoint[ALONE]["fused mse"]
+  return f"{of_one / prior['mse']:.2f}" if prior.get("mse", 0.0) > 0 else "-"

@@ -47,6 +47,16 @@ def outline(state):
   return state.replace(**big)
 
 
+def vacated(state):
+  """`outline` of a state whose parameters and moments are taken off the devices: nothing may use
+  them any more, whoever still holds the state."""
+  example = outline(state)
+  for x in jax.tree.leaves((state.params, state.opt_state)):
+    if isinstance(x, jax.Array) and x.size:
+      x.delete()
+  return example
+
+
 def on_device(x) -> bool:
   """Whether it is an array of jax, or the outline of one."""
   return isinstance(x, jax.Array | jax.ShapeDtypeStruct)

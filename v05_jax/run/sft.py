@@ -12,6 +12,7 @@ import functools
 from typing import Any, NamedTuple
 
 from etils import epath
+from flax import struct
 import jax
 import numpy as np
 
@@ -29,7 +30,8 @@ SHOWN = ("sft/loss", "sft/heldout", "eval/exact")  # on the terminal
 RESPONSE = "response"  # field of a row that is learnt instead of the answer, where rows have it
 
 
-class State(NamedTuple):
+@struct.dataclass
+class State:
   """Everything that the training needs to continue."""
 
   params: Any

@@ -7,14 +7,16 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from v05_jax.run import checkpoint, lock, writer
+from v05_jax.run import checkpoint, leaves, lock, writer
 from v05_jax.run.progress import Progress
 
 
 class Training(NamedTuple):
   """What is trained."""
 
-  state: Any  # the first one; its field `skipped`, int32 []: updates skipped in a row
+  # The first one, whose arrays the training takes over; its field `skipped`, int32 []: updates
+  # skipped in a row.
+  state: Any
   step: Callable  # (state, number) -> (state, pairs); may overwrite the state
   evaluate: Callable  # state -> pairs
   steps: int
@@ -41,7 +43,7 @@ def train(config, workdir: str, held: lock.Lock, training: Training) -> tuple[An
   ):
     first, state = saved.latest() or 0, training.state
     if first:
-      state = saved.restore(first, state, training.data)
+      state = saved.restore(first, leaves.vacated(state), training.data)
       training.check(state)
     with writer.Writer(workdir, config, first) as log, Progress(total, first) as progress:
       if training.at_first and not first:
