@@ -33,8 +33,8 @@ def get_config() -> ConfigDict:
   # What a layer's backward pass computes again: nothing | all | all but attention (flash on a TPU)
   # | all but products with weights; "" = what fits the memory (scale/fit.py).
   policy.remat = "none"  # none | full | attention | dots
-  # Attention of the update; flash = the backend's kernel, without scores [T, T]: no
-  # loss.share_prompts then
+  # Attention of the update; flash = the backend's kernel, without scores [T, T]: wants
+  # bfloat16, and no loss.share_prompts
   policy.attention = "plain"  # plain | flash
   # Train low-rank adapters (LoRA, arXiv 2106.09685) beside frozen matrices, which are then kept in
   # the compute dtype.
@@ -101,7 +101,7 @@ def get_config() -> ConfigDict:
   c.selection = selection = ConfigDict()  # of prompts by their prior, before any rollout
   # prompts looked at for each one taken; 1 = off. Metrics are of the prompts taken
   selection.pool = 1
-  # spread: sqrt(1 - V^2), of the reward that V expects; second_moment: the root of what the wrapper
+  # spread: sqrt(1 - V^2) + .1, of the reward that V expects; second_moment: the root of what the wrapper
   # second_moment expects of the prompt's gradient
   selection.score = "spread"  # spread | second_moment
   # weigh a prompt by 1 / its chance: the gradient's expectation is that of all prompts
@@ -183,7 +183,7 @@ def get_config() -> ConfigDict:
   # of a prompt.
   loss.share_prompts = True
   loss.vocab_chunk = 1024  # tokens whose logits exist at once
-  # updates in a row skipped for a non-finite loss or gradient before the run stops
+  # steps in a row (of sft and value: updates) with a non-finite loss or gradient; one more ends it
   loss.max_skipped = 5
 
   c.optimizer = optimizer = ConfigDict()

@@ -3,7 +3,7 @@ four.
 
     v05 train --config=demo --workdir=runs/demo/v05
 
-On 2 CPU cores 14 to 17 s a run; success on 1,024 held-out prompts from .430 to .688 with V0.5, mean
+On 2 CPU cores 9 to 19 s a run; success on 1,024 held-out prompts from .430 to .688 with V0.5, mean
 of 3 seeds: the table is in experiments/demo/README.md.
 """
 

@@ -3,7 +3,7 @@ gradient noise, every rollout used twice.
 
     v05 train --config=score --workdir=runs/score
 
-Success on 768 held-out prompts is .683 after 16,384 rollouts, where V0.5 with 4 rollouts a prompt
+Success on 640 held-out prompts is .683 after 16,384 rollouts, where V0.5 with 4 rollouts a prompt
 has .591 (8 seeds with other warm starts; chain left out), but pass@64 is .870 where V0.5 has .907
 and GRPO with 16 has .959 (experiments/headline/README.md). What `score` gains over V0.5's own
 baseline comes from failures whose gradients are longer than those of successes; without that

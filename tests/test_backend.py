@@ -43,6 +43,10 @@ def test_where_nothing_is_to_be_kept_no_place_is_made(tmp_path, monkeypatch):
     jax.config.update("jax_enable_compilation_cache", False)
     backend.start(default.get_config())
     assert not os.listdir(tmp_path)
+    # Of several processes process 0 alone could keep any.
+    jax.config.update("jax_enable_compilation_cache", True)
+    backend.start(default.get_config(), alone=False)
+    assert not os.listdir(tmp_path) and jax.config.jax_compilation_cache_dir is None
   finally:
     jax.config.update("jax_compilation_cache_dir", kept[0])
     jax.config.update("jax_enable_compilation_cache", kept[1])

@@ -25,6 +25,7 @@ from v05_jax.estimators import ewa
 from v05_jax.observers import scoreboard
 from v05_jax.priors import fallback
 from v05_jax.run import checkpoint, leaves
+from v05_jax.scale import distributed
 from v05_jax.structs import Context, TrainState
 from v05_jax.update import replay
 
@@ -92,6 +93,20 @@ def test_a_restored_run_is_the_unbroken_one_bit_for_bit(tmp_path):
     same(train(restored), train(state))
     assert int(saved.restore(2, new_state()).step) == 2
   assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["2", "3"]
+
+
+def test_processes_take_the_newest_checkpoint_that_process_0_sees(tmp_path, monkeypatch):
+  """Another may look later, when a run that goes on has saved once more."""
+  with checkpoint.Checkpoints(tmp_path, 3) as saved:
+    for step in (1, 2, 3):
+      saved.save(step, new_state())
+    newest = {"of process 0": 2}
+    of_first = lambda value: value if isinstance(value, bool) else newest["of process 0"]
+    monkeypatch.setattr(distributed, "of_first", of_first)
+    assert saved.steps() == [1, 2] and saved.latest() == 2
+    newest["of process 0"] = 4  # not seen here yet
+    with pytest.raises(ValueError, match=r"checkpoints/4: found it in process 0 and not in every"):
+      saved.latest()
 
 
 def test_arrays_without_elements(tmp_path):

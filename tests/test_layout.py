@@ -82,7 +82,7 @@ ONLY = {
   "sampling.resample": "groups structs",
   "sampling.ledger": "budgets groups sampling.schedule structs",
 }
-FLAX = ("models/", "value_model/train.py", "structs.py")
+FLAX = ("models/", "run/sft.py", "value_model/train.py", "structs.py")
 # No file, clock or terminal.
 PURE = (
   "rng groups moments structs shrinkage budget history shapes rules estimators/* budgets/*"

@@ -21,16 +21,21 @@ QUICK = {
 }
 
 
-def start(config):
-  """Applies `config.cpu_devices`, and keeps compiled programs between runs where the user has not
-  said where.
+def start(config, alone: bool = True):
+  """Applies `config.cpu_devices`, and keeps compiled programs between runs of one process, `alone`,
+  where the user has not said where.
 
   They lie in `cache_folder()`; JAX_COMPILATION_CACHE_DIR names another place and
   JAX_ENABLE_COMPILATION_CACHE=false keeps nothing. Call it before anything else touches a device.
 
+  Of several processes JAX lets process 0 alone keep programs. Where each has a folder of its own,
+  the others would compile what process 0 finds; on GPUs they would wait for its part of the search
+  for the fastest kernels, which it never makes.
+
   Raises ValueError where the backend has started already with another number of devices.
   """
-  if jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir is None:
+  keeps = alone and jax.config.jax_enable_compilation_cache
+  if keeps and jax.config.jax_compilation_cache_dir is None:
     jax.config.update("jax_compilation_cache_dir", cache_folder())
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   if config.cpu_devices != 1:

@@ -190,7 +190,7 @@ def run(command: Command, place: Any = None):
     print(workdirs.ending(command.config, mode, command.workdir))
     return
   if mode != "report":
-    backend.start(command.config)
+    backend.start(command.config, alone=place is None)
     backend.without_torch()
   same = ("mode", "step")  # flags that the processes of a run must share, beside the config
   flagged = {name: getattr(command, name) for name in same}

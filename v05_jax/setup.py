@@ -137,8 +137,9 @@ def make_update(config, model_config, mesh) -> policy_gradient.Update:
 def assemble(setting: plug.Setting, update: policy_gradient.Update) -> Run:
   """The run of what was loaded, with the plugs that its config names."""
   config, policy = setting.config, setting.policy
-  budget, estimator = budgets.make(setting), estimators.make(setting)
+  prior, budget, estimator = (x.make(setting) for x in (priors, budgets, estimators))
   learns, small = bool(jax.tree.leaves(estimator.init())), backend.quick()
+  learn, as_first = jax.jit(estimator.learn, **small), distributed.as_first
 
   def advantages(state, groups, value):
     return estimators.advantages(estimator, state, groups, value)
@@ -148,13 +149,13 @@ def assemble(setting: plug.Setting, update: policy_gradient.Update) -> Run:
     mesh=setting.mesh,
     policy=policy,
     prompts=setting.prompts,
-    prior=priors.make(setting),
-    budget=budget,
+    prior=prior._replace(ask=as_first(prior.ask), learn=as_first(prior.learn)),
+    budget=budget._replace(learn=as_first(budget.learn)),
     estimator=estimator._replace(
-      expect=jax.jit(estimator.expect, **small),
-      learn=jax.jit(estimator.learn, **small) if learns else lambda state, groups, value: state,
+      expect=as_first(jax.jit(estimator.expect, **small)),
+      learn=as_first(learn) if learns else lambda state, groups, value: state,
     ),
-    advantages=jax.jit(advantages, **small),
+    advantages=as_first(jax.jit(advantages, **small)),
     observers=observers.Observers(setting),
     update=update,
     reference=update.freeze(policy.params) if config.loss.kl_coef else None,

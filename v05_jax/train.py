@@ -206,8 +206,8 @@ def rows_of(run: Run, evaluate: evaluation.Evaluate) -> dict[str, str]:
 def agreed(requested: bool, state: TrainState, done: int) -> bool:
   """Whether any process was asked to stop. Raises ValueError where the processes of a run no longer
   have the same state."""
-  # what each process has computed for itself
-  decided = state.replace(params=None, opt_state=None, skipped=None)
+  # what each process has decided for itself; observers decide nothing
+  decided = state.replace(params=None, opt_state=None, skipped=None, observers=None)
   distributed.check_same(f"the state after step {done}", lambda: jax.tree.leaves(decided))
   return distributed.anywhere(requested)
 

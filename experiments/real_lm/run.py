@@ -43,7 +43,7 @@ REPORT = flags.DEFINE_bool("only_report", False, "runs nothing")
 LIMIT = flags.DEFINE_float("minutes", 0, "starts no job after so many minutes; 0 = no limit")
 WORK = flags.DEFINE_string("scratch", "runs/real_lm", "folder of the runs")
 MODEL = flags.DEFINE_string("model_dir", ".cache/lm", "folder in which SmolLM2 is made, or is")
-PROBLEMS = flags.DEFINE_string("problems", "benchmarks", "folder of asdiv, mawps and svamp .jsonl")
+PROBLEMS = flags.DEFINE_string("problems", "word_problems", "folder of asdiv, mawps, svamp .jsonl")
 ONE = flags.DEFINE_string("one", "", "ARENA,STAGE,METHOD,SEED,RATE: this job, in this process")
 
 

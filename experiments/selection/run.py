@@ -118,7 +118,9 @@ def table(results: dict) -> str:
     "| prompts by | second moment, by score | by \\|g\\|^2 | area | end | area, difference |",
     "| --- | --- | --- | --- | --- | --- |",
   ]
-  area = lambda arm, seed: float(np.mean(results[f"{arm} {seed}"]["curve"]))
+  # evaluations lie equally far apart
+  mean = lambda curve: float(np.trapezoid(curve) / (len(curve) - 1))
+  area = lambda arm, seed: mean(results[f"{arm} {seed}"]["curve"])
   for arm, title in TITLES.items():
     own = [seed for seed in seeds if f"{arm} {seed}" in results]
     runs = [results[f"{arm} {seed}"] for seed in own]

@@ -82,11 +82,20 @@ class Checkpoints:
     self._wrote = False
 
   def steps(self) -> list[int]:
-    """The steps of the complete checkpoints, ascending."""
+    """The steps of the complete checkpoints, ascending; of several processes none after process 0's
+    newest, as another may look later, when a run that goes on has saved once more. Raises
+    ValueError where one of them does not see that one."""
     if self._path.exists() and not self._path.is_dir():
       raise ValueError(f"{os.fspath(self._path)}: found a file, expected a folder of checkpoints")
     there = distributed.of_first(self._path.exists())  # one process looks: opening waits for all
-    return sorted(self._manager().all_steps()) if there else []
+    found = sorted(self._manager().all_steps()) if there else []
+    newest = distributed.of_first(max(found, default=-1))
+    if distributed.anywhere(newest >= 0 and newest not in found):
+      raise ValueError(
+        f"checkpoint {os.fspath(self._path / str(newest))}: found it in process 0 and not in every "
+        "other, expected a folder that all processes see alike: start all of them again"
+      )
+    return [step for step in found if step <= newest]
 
   def latest(self) -> int | None:
     """The newest complete checkpoint's step; None if there is none."""
@@ -254,20 +263,9 @@ def prepare(workdir, config):
   if not distributed.several():
     return files.prepare(workdir)
   path = files.folder(workdir)
-  probe = path / ".shared"
   if distributed.first():
     files.prepare(workdir)
-    probe.write_text("")
-  distributed.barrier("the workdir is there")
-  seen = distributed.exchange(np.bool_(probe.exists()))
-  if distributed.first():
-    probe.unlink()
-  if not seen.all():
-    blind = ", ".join(map(str, np.flatnonzero(~seen)))
-    raise ValueError(
-      f"workdir {os.fspath(path)}: process {blind} of {len(seen)} does not see what process 0 "
-      "writes there, expected a folder that all processes share"
-    )
+  distributed.check_shared("workdir", path)
   distributed.check_same("the config", lambda: [configuration.to_json(config)])
   return path
 

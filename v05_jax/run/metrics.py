@@ -85,7 +85,7 @@ METRICS = {
   "loss/total": "the loss that was minimised",
   "loss/kl": "KL to the frozen first policy, nats a token",
   "loss/entropy": "entropy of the policy, nats a token",
-  "loss/clip_fraction": "share of tokens whose ratio was clipped, or that it has left out",
+  "loss/clip_fraction": "share of tokens whose ratio was clipped, or that the surrogate ignores",
   "loss/correction_fraction": "share of tokens whose trainer-sampler ratio was cut or left out",
   "loss/logprob_gap": "mean |trainer's log-prob - sampler's| before the step's first update, nats; "
   "with loss.replay also of replayed rollouts, whose policy was an older one",
@@ -99,8 +99,8 @@ METRICS = {
   "sampler/utilisation": "share of slot-steps computed that sampled a token of a rollout",
   "sampler/utilisation_filled": "the same of all slots, while rollouts were waiting to start",
   "sampler/decode_steps": "decode steps of the step",
-  "sampler/not_finite": "rollouts of the step with a log-prob that is none, as of weights that are "
-  "too large; only where there are any",
+  "sampler/not_finite": "rollouts of the step with a log-prob that is not finite, as of weights "
+  "that are too large; absent where there are none",
   "sampler/refills": "rollouts that took over a slot which another had left",
   "data/epoch": "passes over the prompts so far",
   "eval/exact": "success probability on the evaluation prompts, of the families where it is exact",
@@ -137,7 +137,7 @@ METRICS = {
 
 def merge(a: Pairs, b: Pairs) -> Pairs:
   """The pairs of both together: sums and counts add up where a name stands in both."""
-  both = {name: (a[name][0] + b[name][0], a[name][1] + b[name][1]) for name in a.keys() & b.keys()}
+  both = {name: (a[name][0] + b[name][0], a[name][1] + b[name][1]) for name in a if name in b}
   return {**a, **b, **both}
 
 

@@ -11,6 +11,7 @@ them, in the same order.
 from collections.abc import Callable, Iterable
 import functools
 import itertools
+import os
 import zlib
 
 import jax
@@ -112,6 +113,49 @@ def check_same(what: str, parts: Callable[[], Iterable]):
     raise ValueError(
       f"{what}: process {names} of {len(found)} differs from process 0, expected the same in all"
     )
+
+
+def check_shared(what: str, folder):
+  """Raises ValueError, naming processes, where one does not see what process 0 writes in a folder,
+  a path of `pathlib` or `epath`."""
+  # of a name that no other command has which starts here at the same time
+  probe = folder / f".shared-{of_first(os.getpid())}"
+  if first():
+    probe.write_text("")
+  barrier("the folder is there")
+  seen = exchange(np.bool_(probe.exists()))
+  if first():
+    probe.unlink(missing_ok=True)
+  if not seen.all():
+    blind = ", ".join(map(str, np.flatnonzero(~seen)))
+    raise ValueError(
+      f"{what} {os.fspath(folder)}: process {blind} of {len(seen)} does not see what process 0 "
+      "writes there, expected a folder that all processes share"
+    )
+
+
+def from_first(tree):
+  """Process 0's tree of arrays, as numpy arrays; in a run of one process the tree as it is.
+
+  For what each process calculates on a device of its own: two devices need not agree in the last
+  bit, as GPUs choose their kernels by timing them. The shapes must be the same everywhere.
+  """
+  leaves, form = jax.tree.flatten(tree)
+  if not several() or not leaves:
+    return tree
+  own = [np.asarray(x) for x in leaves]
+  said = np.frombuffer(b"".join(x.tobytes() for x in own), np.uint8)
+  told = np.asarray(multihost_utils.broadcast_one_to_all(said))
+  parts = np.split(told, np.cumsum([x.nbytes for x in own])[:-1])
+  arrays = [
+    np.frombuffer(part.tobytes(), x.dtype).reshape(x.shape).copy() for part, x in zip(parts, own)
+  ]
+  return jax.tree.unflatten(form, arrays)
+
+
+def as_first(function: Callable) -> Callable:
+  """The function with `from_first` of what it returns."""
+  return functools.wraps(function)(lambda *args: from_first(function(*args)))
 
 
 def put(tree, shardings):
