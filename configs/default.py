@@ -101,8 +101,8 @@ def get_config() -> ConfigDict:
   c.selection = selection = ConfigDict()  # of prompts by their prior, before any rollout
   # prompts looked at for each one taken; 1 = off. Metrics are of the prompts taken
   selection.pool = 1
-  # spread: sqrt(1 - V^2) + .1, of the reward that V expects; second_moment: the root of what the wrapper
-  # second_moment expects of the prompt's gradient
+  # spread: sqrt(1 - V^2) + .1, of the reward that V expects; second_moment: the root of what the
+  # wrapper second_moment expects of the prompt's gradient
   selection.score = "spread"  # spread | second_moment
   # weigh a prompt by 1 / its chance: the gradient's expectation is that of all prompts
   selection.weighted = True
@@ -175,7 +175,7 @@ def get_config() -> ConfigDict:
   # ratio, at most correction_high; icepop: the ratio between both bounds, 0 outside of them.
   loss.correction = "none"  # none | tis | icepop
   loss.correction_low = 0.5  # of the ratio, for icepop
-  loss.correction_high = 2.0  # of the ratio, for tis and icepop
+  loss.correction_high = 2.0  # of the ratio, for tis and icepop (others take 5 for the latter)
   # packed rows a device handles at once; 1,000 to 1,500 tokens are fastest on a CPU
   loss.micro_rows = 64
   loss.row_length = 0  # tokens of a packed row; 0 = the longest rollout possible
@@ -201,7 +201,7 @@ def get_config() -> ConfigDict:
   sft.steps = 900  # updates
   sft.batch = 256  # prompts with their responses a step
   sft.learning_rate = 3e-3  # peak, cosine to zero
-  sft.warmup_steps = 30  # updates in which the rate rises from zero
+  sft.warmup_steps = 30  # updates in which the rate rises; that of the first is not 0
 
   c.value = value = ConfigDict()  # v05 value trains a V0
   # folders of pairs (of the observer pairs) with commas between; "synthetic" = drawn tasks, for a

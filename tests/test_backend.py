@@ -47,6 +47,8 @@ def test_where_nothing_is_to_be_kept_no_place_is_made(tmp_path, monkeypatch):
     jax.config.update("jax_enable_compilation_cache", True)
     backend.start(default.get_config(), alone=False)
     assert not os.listdir(tmp_path) and jax.config.jax_compilation_cache_dir is None
+    assert jax.config.jax_default_matmul_precision == "highest"  # as float32 is asked for
   finally:
+    jax.config.update("jax_default_matmul_precision", None)
     jax.config.update("jax_compilation_cache_dir", kept[0])
     jax.config.update("jax_enable_compilation_cache", kept[1])

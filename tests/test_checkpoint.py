@@ -95,6 +95,17 @@ def test_a_restored_run_is_the_unbroken_one_bit_for_bit(tmp_path):
   assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["2", "3"]
 
 
+def test_of_one_accelerator_arrays_are_saved_from_where_they_are(tmp_path, monkeypatch):
+  """Orbax fetches one after another, where all at once may be more than the host holds."""
+  monkeypatch.setattr(leaves, "alone", lambda devices: len(devices) == 1)
+  state = train(new_state())
+  kept = [leaves.saveable(x) for x in jax.tree.leaves(state.params)]
+  assert all(isinstance(x, jax.Array) for x in kept)
+  with checkpoint.Checkpoints(tmp_path, 1) as saved:
+    saved.save(1, state)
+    same(saved.restore(1, leaves.outline(new_state(seed=1))), state)
+
+
 def test_processes_take_the_newest_checkpoint_that_process_0_sees(tmp_path, monkeypatch):
   """Another may look later, when a run that goes on has saved once more."""
   with checkpoint.Checkpoints(tmp_path, 3) as saved:

@@ -507,6 +507,36 @@ def test_a_config_that_cannot_be_names_its_field(field, value):
     dataclasses.replace(CONFIG, **{field: value})
 
 
+@pytest.mark.parametrize("window", [None, 3])
+def test_cudnn_gets_rows_of_an_even_length_and_no_token_sees_what_is_added(window, monkeypatch):
+  """The kernel itself, which refuses masked rows of an odd length, runs on GPUs alone."""
+  lengths, attention = [], jax.nn.dot_product_attention
+
+  def without_kernel(q, k, v, mask, implementation):
+    assert implementation == "cudnn"
+    lengths.append(q.shape[1])
+    return attention(q, k, v, mask=mask, implementation="xla")
+
+  monkeypatch.setattr(jax.nn, "dot_product_attention", without_kernel)
+  of = lambda number, *shape: jax.random.normal(jax.random.key(number), (2, 37, *shape))
+  q, k, v = of(0, 2, 2, 8), of(1, 2, 8), of(2, 2, 8)
+  segments = jnp.repeat(jnp.arange(4), np.array([20, 10, 5, 2]))[None].repeat(2, 0)
+
+  def plain(q, k, v):
+    behind = jnp.arange(37)[:, None] - jnp.arange(37)
+    mask = (segments[:, :, None] == segments[:, None]) & (behind >= 0)
+    mask = mask & (behind < window) if window else mask
+    q, v = q.transpose(0, 2, 3, 1, 4), v.swapaxes(1, 2)
+    return decoder.attend(q, k.transpose(0, 2, 3, 1), v, mask).transpose(0, 3, 1, 2, 4)
+
+  kernel = ("cudnn", window) if window else "cudnn"
+  found = lambda q, k, v: flash.attend(kernel, q, k, v, segments)
+  assert_close(found(q, k, v), plain(q, k, v))
+  slopes = lambda f: jax.grad(lambda x: jnp.sum(jnp.sin(f(*x))))((q, k, v))
+  assert_close(slopes(found), slopes(plain))
+  assert lengths == [64, 64]
+
+
 def test_heads_that_cudnn_has_no_form_for_name_the_key(params, monkeypatch):
   for width in (12, 264):
     message = f"config.policy.attention: found 'flash' for heads of {width}.* set it to plain"

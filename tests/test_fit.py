@@ -1,8 +1,10 @@
 """Sizes that follow from memory: the formula beside what the programs' shapes hold, and the choices
 for models and machines that need not be here."""
 
+import dataclasses
 import functools
 import itertools
+import types
 
 import jax
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from tests import support
 from v05_jax import config as configuration
 from v05_jax.configs import default, own, v05_qwen3_4b
-from v05_jax.models import presets
+from v05_jax.models import decoder, lora, presets
 from v05_jax.scale import compile as compiling
 from v05_jax.scale import distributed, fit, plan, settle
 from v05_jax.scale.programs import held
@@ -46,6 +48,53 @@ def test_more_memory_never_chooses_less():
   for less, more in itertools.pairwise(found):
     assert all(less[key] <= more[key] for key in order), (less, more)
   assert found[-1]["policy.remat"] == "none" and found[-1]["sampler.slots"] == 128  # all of a step
+
+
+def test_fewer_slots_go_with_fewer_prompts():
+  """What does not fit at first is tried with fewer of all, and not with fewer slots alone."""
+  found = [chosen("qwen3-0.6b", accelerator(n * GB)) for n in (17, 20, 24, 80)]
+  slots = [x["sampler.slots"] for x in found]
+  assert slots[0] < slots[-1] == 128
+  assert all(4 * x["sampler.open_prompts"] == 2 * x["sampler.slots"] for x in found)
+  assert all(x["sampler.prefill"] > 1 for x in found), found
+
+
+def kept(model, c: int, kind: str, rank: int, rows=2, tokens=383) -> float:
+  """Bytes a token and layer that the derivative of the forward pass keeps, by its own shapes,
+  parameters and copies of them left out."""
+  adapters = lora.Lora(rank, 32.0, lora.TARGETS) if rank else None
+  dtype = {2: "bfloat16", 4: "float32"}[c]
+  config = dataclasses.replace(model, dtype=dtype, backend=kind, remat="none", adapters=adapters)
+
+  def derivative(params, *batch):
+    trained, frozen = lora.split(params)
+    forward = lambda trained: decoder.forward(config, lora.join(trained, frozen), *batch)
+    return jax.vjp(forward, trained)[1]
+
+  params, ids = decoder.shapes(config), jax.ShapeDtypeStruct((rows, tokens), np.int32)
+  found = jax.tree.leaves(jax.eval_shape(derivative, params, ids, ids, ids, ids))
+  of_rows = [x for x in found if any(n >= tokens and n % tokens == 0 for n in x.shape)]
+  assert not any(n % tokens == 0 for x in jax.tree.leaves(params) for n in x.shape)
+  return sum(x.size * x.dtype.itemsize for x in of_rows) / (rows * tokens * model.num_layers)
+
+
+@pytest.mark.parametrize("kind", ["accelerator", "cpu"])
+@pytest.mark.parametrize(
+  "name, c, rank",
+  [
+    ("qwen3-0.6b", 2, 0),
+    ("qwen3-0.6b", 2, 8),
+    ("qwen3-0.6b", 4, 0),
+    (SMALL, 2, 0),
+    ("smollm2-135m", 4, 0),
+    ("gemma-3-270m", 2, 0),
+  ],
+)
+def test_the_formula_holds_what_a_layer_keeps_for_its_backward_pass(name, c, rank, kind):
+  model = presets.PRESETS[name]
+  by_formula = fit.layer(model, c, 383, kind)
+  low, high = (0.9, 1.2) if kind == "accelerator" else (0.8, 1.2)  # adapters keep less of norms
+  assert low < by_formula / kept(model, c, kind, rank) < high
 
 
 def test_four_billion_on_one_chip_are_too_many_and_said_with_what_helps():
@@ -92,7 +141,7 @@ def test_the_formula_holds_what_the_programs_shapes_say(name, rank):
   parts, _ = plan.plan(config, shape, support.mesh(), "tpu")
   sizes = {part: held(tree) for part, tree in parts.items()}
   found = fit.need(model, config, place)
-  fixed = sizes["params"] + sizes["optimizer"]
+  fixed = sizes["params"] + sizes["optimizer"] + sizes["prior"]
   assert found.fixed == pytest.approx(fixed, rel=0.05)
   held_while_sampling = sum(sizes[part] for part in ("weights", "store", "cache"))
   assert found.sampling >= held_while_sampling
@@ -158,6 +207,15 @@ def test_this_machine_is_seen():
   place = settle.machine(default.get_config())
   assert place.kind == "cpu" and place.lanes == jax.device_count()
   assert 1e8 < place.memory * jax.local_device_count() < 1e13
+
+
+def test_an_accelerator_that_does_not_know_its_memory_leaves_the_choice_to_the_user(monkeypatch):
+  device = types.SimpleNamespace(platform="gpu", device_kind="a GPU", memory_stats=lambda: {})
+  monkeypatch.setattr(jax, "local_devices", lambda: [device])
+  with pytest.raises(
+    ValueError, match=r"sampler\.slots.*, since a GPU does not say how much memory"
+  ):
+    settle.machine(own.get_config())
 
 
 def test_nothing_is_done_where_nothing_is_open(tmp_path):

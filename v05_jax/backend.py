@@ -38,6 +38,9 @@ def start(config, alone: bool = True):
   if keeps and jax.config.jax_compilation_cache_dir is None:
     jax.config.update("jax_compilation_cache_dir", cache_folder())
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  if config.policy.dtype == "float32" and jax.config.jax_default_matmul_precision is None:
+    # Otherwise accelerators multiply float32 with 8 to 11 bits of its mantissa.
+    jax.config.update("jax_default_matmul_precision", "highest")
   if config.cpu_devices != 1:
     count = config.cpu_devices or cores()
     try:

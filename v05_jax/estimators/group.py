@@ -3,7 +3,8 @@
 
     grpo     (x - mean x) / (std x + 1e-6), std with k - 1    arXiv 2402.03300; DAPO with other
              losses
-    dr_grpo  x - mean x                                       arXiv 2503.20783
+    dr_grpo  x - mean x                                       arXiv 2503.20783; its loss is
+             loss.aggregate=constant
     rloo     x - mean of the others                           arXiv 2402.14740
     maxrl    (x - mean x) / (1 + mean r), 0 without success   arXiv 2602.02710
 

@@ -6,8 +6,8 @@ l is a response's length in tokens and x the shaped reward. The baseline of leas
 weighs rewards by |grad log p|^2 (score.py); the paper takes that to grow with the length. A
 rollout is part of its own mean, as in the authors' code (verl, `opo`). They also take
 one update a batch and neither clipping, KL nor entropy bonus: `loss.minibatches=1`,
-`loss.surrogate=reinforce`. Left open: a prompt of one rollout; here it is compared with itself, as
-by the other group baselines.
+`loss.surrogate=reinforce`. There the advantage of a prompt's only rollout is its reward; here it is
+compared with itself, as by the other group baselines.
 """
 
 import jax.numpy as jnp

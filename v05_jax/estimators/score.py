@@ -1,6 +1,7 @@
 """Baselines of least gradient noise: rewards weighted by the squared length of their gradients.
 
-A policy gradient is a mean of (r - b) g, where g is the gradient of a response's log-probability.
+A policy gradient is a mean of (r - b) g, where g is the gradient of a response's log-probability,
+the sum of those of its tokens (loss.aggregate=constant; the others weigh them by a length too).
 Every b that does not depend on the response gives it the same expectation, so the best one has the
 least second moment E[w (r - b)^2], w = |g|^2. That is the w-weighted mean reward:
 

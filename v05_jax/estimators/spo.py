@@ -16,7 +16,7 @@ def tracked(value, s, k, history):
 
   `history`: (successes, rollouts), discounted, of the prompt's earlier visits
   (`history.py`). The Beta prior behind it is worth one rollout, of value V or, without
-  one, 0; SPO samples eight to start with.
+  one, 0, for good; SPO samples eight to start with, which fade as the others do.
   """
   successes, rollouts = history
   _, prior = clean(jnp.asarray(value))

@@ -20,5 +20,5 @@ def v05(options, setting):
 
 @plug.declare("estimator")
 def v05_loo(options, setting):
-  """The same of the k - 1 others: unbiased at a fixed k."""
+  """The same of the k - 1 others: unbiased at a fixed k (of what gradient: docs/noise.md)."""
   return from_counts(_fused, weight=_weight)

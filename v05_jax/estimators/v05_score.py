@@ -16,9 +16,9 @@ the wrong thing to shrink to, and vbar the wrong one to shrink, where w and rewa
        b = U + weight (G - U),  weight = delta2 / (delta2 + noise / (k - 1))
        delta2 = sum of w (r - U) (G - U),  noise = sum of w (k - 1) (G - U) (G - r)
 
-   E[r] and E[G] given the prompt are both b* under w, and r and G are independent: so delta2 counts
-   the squared error of U alone, noise that of one rollout, and at a fixed k the weight is the one
-   of least sum of w (r - b)^2.
+   delta2 + noise / (k - 1) is the sum of w (G - U)^2, so at a fixed k the weight is the one of
+   least sum of w (r - b)^2. Where w is the same for all rollouts, delta2 is the squared error of U
+   alone and noise that of one rollout; elsewhere nearly so, as G, a ratio, is not b* on average.
 
 All sums run over the rollouts of the steps before whose number no outcome has chosen, discounted.
 Where w is constant T is V, and a calibrated V gives V0.5's fusion with measured delta2 and noise.

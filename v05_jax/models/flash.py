@@ -16,6 +16,7 @@ import jax.numpy as jnp
 KERNELS = {"tpu": "splash", "gpu": "cudnn"}  # backend of JAX -> its kernel
 NAME = "attention"  # name of the values that remat="attention" keeps
 TILE = 128  # the tokens of a row are padded to a multiple of it, for a TPU
+EVEN = 64  # the same for cuDNN, whose backward pass refuses masked rows of an odd length
 BLOCKS = (512, 256, TILE)  # sizes of a block of queries and keys: the first that divides the row
 
 
@@ -99,17 +100,19 @@ def _kernel(heads: int, tokens: int, window: int | None, interpret: bool):
 
 
 def _cudnn(q, k, v, segments, window):
+  shape, missing = q.shape, -q.shape[1] % EVEN
+  q = q.reshape(*shape[:2], -1, shape[-1])
+  q, k, v = (jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))) for x in (q, k, v))
+  segments = jnp.pad(segments, ((0, 0), (0, missing)))
   index = jnp.arange(q.shape[1])
   behind = index[:, None] - index
   mask = (segments[:, :, None] == segments[:, None]) & (behind >= 0)
   mask = mask & (behind < window) if window else mask
   try:
-    out = jax.nn.dot_product_attention(
-      q.reshape(*q.shape[:2], -1, q.shape[-1]), k, v, mask=mask[:, None], implementation="cudnn"
-    )
+    out = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation="cudnn")
   except NotImplementedError as error:  # depends on the device
     raise ValueError(
       f"config.policy.attention: found 'flash', which cuDNN cannot compute here: {error} Set it to "
       "plain"
     ) from error
-  return out.reshape(q.shape)
+  return out[:, : shape[1]].reshape(shape)

@@ -70,7 +70,8 @@ def predict(members: Members, learnt: Learnt, features):
   _, mean, variance = _solved(learnt.precision, learnt.shift, _with_constant(features))
   reward = jnp.tanh(_nodes(mean, variance + members.misfit[:, None]) / 2.0)
   chance = jax.nn.softmax(learnt.record)
-  expected = lambda x: jnp.einsum("epn,n,e->p", x, jnp.asarray(WEIGHTS, x.dtype), chance)
+  weights = jnp.asarray(WEIGHTS, reward.dtype)
+  expected = lambda x: jnp.einsum("epn,n,e->p", x, weights, chance, precision="highest")
   value = expected(reward)
   return value, expected((reward - value[:, None]) ** 2)
 

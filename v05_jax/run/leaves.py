@@ -34,9 +34,16 @@ def differences(stored: dict[str, str], expected: dict[str, str]) -> list[str]:
 
 def saveable(x):
   """The array as Orbax is to save it. One that every device holds whole becomes a numpy array:
-  Orbax would cut it into one slice a device, and compile a program for each."""
-  whole = isinstance(x, jax.Array) and x.is_fully_replicated
+  Orbax would cut it into one slice a device, and compile a program for each. Where there is a
+  single accelerator Orbax fetches one array after another, of which the host may not hold all."""
+  whole = isinstance(x, jax.Array) and x.is_fully_replicated and not alone(x.sharding.device_set)
   return np.asarray(x) if whole or isinstance(x, np.generic) else x
+
+
+def alone(devices) -> bool:
+  """Whether they are the one accelerator of the run."""
+  platforms = {x.platform for x in devices}
+  return len(devices) == 1 and "cpu" not in platforms and not distributed.several()
 
 
 def outline(state):

@@ -7,16 +7,20 @@ What a device holds, in bytes, by what the shapes alone say:
     fixed     = 12 N                            parameters and AdamW's two moments, float32; with
                                                 adapters of A parameters c N + 12 A, with
                                                 loss.kl_coef 4 N more
+              + c N                             a prior of the first policy's features
     sampling  = c N                             the weights as decode wants them
               + slots (R + 2 chunk) kv          cache of the rollouts in flight
               + open_prompts P kv               cache of the prompts whose rollouts are in flight
               + the larger of  slots 12 V                      logits
                          and   prefill P (kv + one layer)      prompts read at once
-    update    = 4 N (with adapters 4 A)         gradients
+    update    = 8 N (with adapters 8 A)         gradients: their sum, and those of some rows
+              + c N                             matrices in the compute dtype, where that is another
               + micro_rows T (L stored + one layer)            activations
               + vocab_chunk 12 V                               logits
     kv        = 2 L KV Dh c                     keys and values of a token
-    one layer = c (4 D + 2 H Dh + 2 KV Dh + 3 F) + (4 + c) H T of a token, scores included
+    one layer = c (3 D + 2 (H + KV) Dh + 6 F) + 16 D + (4 + c) H T of a token, scores included;
+                8 (H + KV) Dh more where queries and keys have a norm, 16 D + 4 F with two norms
+                more; on a CPU, whose attention and MLP keep less, c (3 D + (H + 2 KV) Dh + 2 F)
     stored    = one layer; with policy.remat=full c D, as the rest is computed again
 
 N, V, D, F, L, H, KV and Dh are the model's parameters, vocabulary, width, inner width, layers,
@@ -24,7 +28,7 @@ heads, key-value heads and their width; P and R the tokens of a prompt and of a 
 of a packed row, c the bytes of a number in the compute dtype. Parameters are divided by the devices
 of `fsdp` and `tensor`, decode's weights and the heads by those of `tensor`, slots and prompts by
 those of `data` and `fsdp`. An eighth of the memory, of a CPU's a half, is left to the compiler and
-the rest of the program, and to a prior with a model of its own, which is not counted.
+the rest of the program, and to a value model, which is not counted.
 """
 
 from collections.abc import Iterator
@@ -38,6 +42,7 @@ BYTES = {"float32": 4, "bfloat16": 2}
 TOKENS = {"cpu": 1536, "accelerator": 8192}
 SLOTS = 256  # of a device, at most: more do not decode faster
 PREFILL = 16  # prompts of a device, at most
+FEATURES = ("neighbours", "probe", "critic")  # priors that keep the first policy
 
 
 class Machine(NamedTuple):
@@ -89,31 +94,36 @@ def need(model, config, machine: Machine) -> Need:
   shards, lanes, tensor = machine.fsdp * machine.tensor, machine.lanes, machine.tensor
   trained = adapters(model, rank) if rank else count
   frozen = c * count if rank else 4 * count if loss.kl_coef else 0
+  features = c * count if config.prior.kind in FEATURES else 0
   kv = 2 * model.num_layers * model.num_kv_heads * model.head_dim * c / tensor
   prompt, vocab = sampler.max_prompt, model.vocab_size
   cache = sampler.slots / lanes * (sampler.max_response + 2 * sampler.chunk) * kv
   store = sampler.open_prompts / lanes * prompt * kv
-  read = sampler.prefill / lanes * prompt * (kv + layer(model, c, prompt) / tensor)
+  read = sampler.prefill / lanes * prompt * (kv + layer(model, c, prompt, machine.kind) / tensor)
   logits = 12 * vocab / tensor
   row = loss.row_length or prompt + sampler.max_response - 1
-  one = layer(model, c, row) / tensor
-  stored = one if config.policy.remat == "none" else c * model.hidden_size
+  one, kept = layer(model, c, row, machine.kind) / tensor, config.policy.remat == "none"
+  stored = one if kept else c * model.hidden_size
+  casts = c * count if c < 4 and kept and not rank else 0
   activations = loss.micro_rows * row * (model.num_layers * stored + one)
   return Need(
-    fixed=(12 * trained + frozen) / shards,
+    fixed=(12 * trained + frozen + features) / shards,
     sampling=c * count / tensor + cache + store + max(sampler.slots / lanes * logits, read),
-    update=4 * trained / shards + activations + min(loss.vocab_chunk, row) * logits,
+    update=(8 * trained + casts) / shards + activations + min(loss.vocab_chunk, row) * logits,
   )
 
 
-def layer(model, c: int, tokens: int) -> float:
+def layer(model, c: int, tokens: int, kind: str) -> float:
   """Bytes that a layer's forward pass leaves for its backward pass, a token of a row of `tokens`
-  tokens."""
-  heads = 2 * (model.num_heads + model.num_kv_heads) * model.head_dim
-  return (
-    c * (4 * model.hidden_size + heads + 3 * model.intermediate_size)
-    + (4 + c) * model.num_heads * tokens
-  )
+  tokens, on a machine of this kind."""
+  width, inner, own = model.hidden_size, model.intermediate_size, model.num_heads * model.head_dim
+  shared = model.num_kv_heads * model.head_dim
+  if kind == "cpu":
+    return c * (3 * width + own + 2 * shared + 2 * inner)
+  norms = 16 * width + model.qk_norm * 8 * (own + shared) + model.post_norms * 16 * width
+  more = model.post_norms * 4 * inner
+  kept = c * (3 * width + 2 * (own + shared) + 6 * inner)
+  return kept + norms + more + (4 + c) * model.num_heads * tokens
 
 
 def choose(model, config, machine: Machine) -> tuple[dict[str, Any], Need]:
@@ -126,7 +136,7 @@ def choose(model, config, machine: Machine) -> tuple[dict[str, Any], Need]:
   if not config.policy.dtype:
     config.policy.dtype = "float32" if machine.kind == "cpu" else "bfloat16"
   room, least = USABLE[machine.kind] * machine.memory, None
-  for values in _candidates(config, machine):
+  for values in list(_candidates(config, machine)):  # which read what is open before it is set
     config.update_from_flattened_dict(values)
     found = need(model, config, machine)
     least = found if least is None or found.total(machine) < least.total(machine) else least

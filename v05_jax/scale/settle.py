@@ -46,11 +46,17 @@ def settle_for(config, model, place: fit.Machine):
 
 
 def machine(config, devices=None) -> fit.Machine:
-  """What the mesh of a config has of these devices, by default this machine's."""
+  """What the mesh of a config has of these devices, by default this machine's. Raises ValueError
+  for accelerators that do not say how much memory they have."""
   mesh = sharding.make_mesh(config.mesh, devices)
   device = mesh.devices.flat[0] if devices else jax.local_devices()[0]
   cpu = device.platform == "cpu"
   chip = topology.chip(device)
+  if not chip and not cpu:
+    raise ValueError(
+      f"{', '.join(configuration.left_open(config))}: found no value, expected one, since "
+      f"{device.device_kind} does not say how much memory it has"
+    )
   memory = chip.memory if chip else of_this_machine() / jax.local_device_count()
   axes = {axis: mesh.shape[axis] for axis in sharding.AXES}
   name, kind = ("CPU", "cpu") if cpu else (device.device_kind, "accelerator")

@@ -243,7 +243,9 @@ def kl(logprob, reference_logprob, mask=None):
   """Schulman's k3 estimator of KL(policy || reference) per token: exp(d) - d - 1, d = reference -
   logprob.
 
-  Non-negative, and unbiased for tokens sampled from the policy. `mask` as in `surrogate`.
+  Non-negative, and unbiased for tokens sampled from the policy. Its gradient is that of another
+  KL, of the reference from the policy, as wherever k3 is added to the loss (arXiv 2510.01555).
+  `mask` as in `surrogate`.
   """
   difference = reference_logprob - logprob
   if mask is not None:
