@@ -15,7 +15,14 @@ import sys
 import types
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+
 from v05_jax.names import describe, own
+
+
+class PlugError(ValueError):
+  """A mistake in a user's function, which the message names."""
 
 
 class Option(NamedTuple):
@@ -42,6 +49,7 @@ class Kind(NamedTuple):
   key: str  # of the config that names one, or several
 
 
+OPTIONS = (bool, int, float, str, tuple)  # what an option of the config may be
 KINDS = {
   "estimator": Kind("estimators", "baseline"),
   "budget": Kind("budgets", "budget.rule"),
@@ -57,6 +65,15 @@ def declare(kind: str, check: Callable = lambda config: (), **options: Option):
 
   `check(config)` yields (key, expected) for each value that cannot go together with this plug.
   """
+
+  if kind not in KINDS:
+    raise ValueError(f"declare: found the kind {kind!r}, expected one of {', '.join(KINDS)}")
+  for name, option in options.items():
+    if not isinstance(option, Option) or not isinstance(option.default, OPTIONS):
+      raise ValueError(
+        f"declare: {name}: found {option!r}, expected an Option whose default is a bool, a number, "
+        "a text or a tuple"
+      )
 
   def mark(function):
     function.plug = Declared(kind, options, check)
@@ -83,7 +100,15 @@ def find(kind: str, name: str) -> Callable:
   """The function behind a name. Raises ValueError with the known names, or with what is wrong with
   `module:function`."""
   functions = known(kind)
-  return functions[name] if name in list(functions) else own(KINDS[kind].key, name, functions)
+  if name in list(functions):
+    return functions[name]
+  found, folder = own(KINDS[kind].key, name, functions), KINDS[kind].folder
+  if any(label(name) in known(x) for x in KINDS if KINDS[x].folder == folder):
+    raise ValueError(
+      f"{KINDS[kind].key}: found {name!r}, expected a function of another name: {label(name)} is "
+      "one of the package, whose options it would have"
+    )
+  return found
 
 
 def label(name: str) -> str:
@@ -224,13 +249,55 @@ def make(kind: str, name: str, setting: Setting, result: type):
 
 
 def call(what: str, function: Callable, *arguments):
-  """The function's result; an exception of a user's function becomes a ValueError that names it."""
+  """The function's result; an exception of a user's function becomes a `PlugError`."""
   if ":" not in what:
     return function(*arguments)
   try:
     return function(*arguments)
   except Exception as error:
-    raise ValueError(f"{what}: {describe(error)}") from error
+    raise PlugError(f"{what}: {describe(error)}") from error
+
+
+def begun(what: str, state):
+  """A plug's first state, its numbers as arrays. Raises PlugError for anything else in it."""
+
+  def array(x):
+    found = x if isinstance(x, jax.Array) else np.asarray(x)
+    if found.dtype.kind in "OSU":  # objects and texts
+      raise PlugError(
+        f"{what}: init: found a {type(x).__name__} in the state, expected arrays of numbers, in "
+        "dicts, tuples and lists"
+      )
+    return found
+
+  return jax.tree.map(array, state)
+
+
+def kept(what: str, before, after):
+  """A plug's next state, its numbers as arrays. Raises PlugError where it has not the names, the
+  shapes and the dtypes of the one before: no checkpoint of it could be restored."""
+  after = begun(what, after)
+  found, expected = form(after), form(before)
+  if found != expected:
+    names = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
+    said = lambda those: ", ".join(f"{name} {those.get(name, 'nothing')}".strip() for name in names)
+    raise PlugError(f"{what}: found the state {said(found)}, expected {said(expected)} as before")
+  return after
+
+
+def form(state) -> dict[str, str]:
+  """Name -> dtype[shape] of the arrays of a state."""
+  shape = lambda x: f"{x.dtype}[{','.join(map(str, x.shape))}]"
+  named = jax.tree_util.tree_leaves_with_path(state)
+  return {jax.tree_util.keystr(path, simple=True, separator="."): shape(x) for path, x in named}
+
+
+def pair(what: str, found, expected: str) -> tuple:
+  """What a function of a plug has returned, where that is a pair. Raises PlugError for anything
+  else."""
+  if not isinstance(found, tuple) or len(found) != 2:
+    raise PlugError(f"{what}: returned a {type(found).__name__}, expected {expected}")
+  return found
 
 
 if __name__ == "__main__":

@@ -241,7 +241,8 @@ def _plugs(config, need):
       not twice, key, f"{among} whose names differ, since each has its state by its own: {twice}"
     )
   for kind, name in plug.chosen(config):
-    for key, expected in plug.declared(kind, name).check(config):
+    what, check = f"{plug.KINDS[kind].key}={name}", plug.declared(kind, name).check
+    for key, expected in plug.call(what, lambda check=check: list(check(config))):
       need(False, key, expected)
   if config.budget.k_init <= config.budget.k_max:
     budget = plug.make("budget", config.budget.rule, plug.Setting(config), Budget)

@@ -3,6 +3,7 @@ rollouts."""
 
 import time
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +23,7 @@ def update(run: Run, state: TrainState, taken: Draw, advantage) -> tuple[TrainSt
   began, config = time.perf_counter(), run.config
   params, opt_state = state.params, state.opt_state
   advantage, kept, found = np.asarray(advantage), state.replay, {}
+  check_finite(config, taken, advantage)
   if config.loss.replay:
     taken, advantage, kept, found = replay.extend(config, state, taken, advantage)
   minibatches = packing.minibatches(
@@ -41,6 +43,20 @@ def update(run: Run, state: TrainState, taken: Draw, advantage) -> tuple[TrainSt
   skipped = in_a_row(state.skipped, found["grad/skipped"][0]) if minibatches else state.skipped
   found["time/update"] = (time.perf_counter() - began, 1)
   return state.replace(params=params, opt_state=opt_state, skipped=skipped, replay=kept), found
+
+
+def check_finite(config, taken: Draw, advantage):
+  """Warns once where an advantage is not finite: it skips the update."""
+  wrong, mute = ~np.isfinite(advantage) & taken.groups.mask, ~np.isfinite(np.asarray(taken.value))
+  if wrong.any():
+    logging.log_first_n(
+      logging.WARNING,
+      "baseline=%s: %d of %d advantages are not finite, and the update is skipped; the prior does "
+      "not speak, V is NaN, for %d of %d prompts (said once; the metric grad/skipped counts them)",
+      1,
+      *(config.baseline, wrong.sum(), taken.groups.mask.sum()),
+      *(mute[taken.prompts.mask].sum(), taken.prompts.mask.sum()),
+    )
 
 
 def learn(run: Run, state: TrainState, drawn: Drawn) -> tuple[TrainState, Pairs]:

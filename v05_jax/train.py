@@ -8,7 +8,7 @@ from absl import logging
 import jax
 
 from v05_jax import config as configuration
-from v05_jax import data, rewards, sinks
+from v05_jax import data, plug, rewards, sinks
 from v05_jax.observers.base import Step
 from v05_jax.run import checkpoint, leaves, lock, report, samples, workdirs, writer
 from v05_jax.run import evaluate as evaluation
@@ -74,12 +74,12 @@ def train(config, workdir: str) -> TrainState:
         began, failed = time.perf_counter(), int(state.skipped)
         try:
           drawn = draw(run, collect, state)  # prompts -> prior -> rollouts
-        except (rewards.RewardError, Interrupted) as error:
+          taken = drawn.taken
+          advantage, test = run.advantages(state.estimator, taken.groups, taken.value)  # fusion
+          look = Step(int(state.step), state.params, drawn.draws, taken, advantage, test)
+          observers, seen = run.observers.see(state.observers, look, drawn.metrics)
+        except (rewards.RewardError, Interrupted, plug.PlugError) as error:
           raise after.given_up(state, error) from None
-        taken = drawn.taken
-        advantage, test = run.advantages(state.estimator, taken.groups, taken.value)  # fusion
-        look = Step(int(state.step), state.params, drawn.draws, taken, advantage, test)
-        observers, seen = run.observers.see(state.observers, look)
         compiled()
         state, updated = update(run, state, taken, advantage)
         state, learnt = learn(run, state, drawn)  # context, prior, budget and estimator
@@ -177,13 +177,15 @@ class Housekeeping(NamedTuple):
     """Saves the state -> the exception that ends a run whose verdicts fail or do not come."""
     done = int(state.step)
     stopped = isinstance(error, Interrupted)
+    # Of several processes one alone may have found the mistake of a plug: none can save.
+    together = not (isinstance(error, plug.PlugError) and distributed.several())
     # While updates fail, the checkpoints before them are kept.
-    if done and (stopped or not int(state.skipped)) and self.saved.latest() != done:
+    if done and together and (stopped or not int(state.skipped)) and self.saved.latest() != done:
       self.save(state)
-    kept = self.saved.latest()
+    kept = self.saved.latest() if together else None
     where = "nothing" if kept is None else f"the state after step {kept}"
-    kind = checkpoint.Preempted if stopped else rewards.RewardError
-    return kind(f"{error}; saved in {self.workdir}: {where}")
+    kind = checkpoint.Preempted if stopped else type(error)
+    return kind(f"{error}; saved in {self.workdir}: {where}" if together else str(error))
 
 
 def ended(config, state: TrainState) -> bool:
@@ -193,13 +195,15 @@ def ended(config, state: TrainState) -> bool:
 
 def rows_of(run: Run, evaluate: evaluation.Evaluate) -> dict[str, str]:
   """Config key -> digest of the rows or weights that it names, which must not change during a run;
-  and a digest of the files of the user's own rewards."""
+  and digests of the files of the user's own rewards and plugs."""
   config, found = run.config, {"data.path": run.prompts.digest} | run.weights
   if config.eval.period:
     found["eval.path"] = evaluate.dataset.digest
-  modules = [x.partition(":")[0] for x in rewards.targets(config.reward) if ":" in x]
-  if own := [digest for module in modules if (digest := sources.of_module(module))]:
-    found[checkpoint.REWARD] = " ".join(own)
+  plugs = [name for _, name in plug.chosen(config)]
+  for key, names in ((checkpoint.REWARD, rewards.targets(config.reward)), (checkpoint.CODE, plugs)):
+    modules = [name.partition(":")[0] for name in names if ":" in name]
+    if own := [digest for module in modules if (digest := sources.of_module(module))]:
+      found[key] = " ".join(own)
   return found
 
 

@@ -65,19 +65,20 @@ def make(setting: plug.Setting) -> Budget:
     _check(what, "more", plug.call(what, found.more, found.init(), groups, value, asked))
 
   def first(value, real):
-    return _within(f"{what}: first", found.first(value, real), real, 1, found.limits.most)
+    count = plug.call(what, found.first, value, real)
+    return _within(f"{what}: first", count, real, 1, found.limits.most)
 
   def more(state, groups, value, asked):
-    count = found.more(state[key], groups, value, asked)
+    count = plug.call(what, found.more, state[key], groups, value, asked)
     left = found.limits.most - asked.issued
     return _within(f"{what}: more", count, asked.ended, 0, left)
 
-  return found._replace(
-    first=first,
-    more=found.more and more,
-    init=lambda: {key: found.init()},
-    learn=lambda state, *rest: {key: found.learn(state[key], *rest)},
-  )
+  def learn(state, *rest):
+    after = plug.call(what, found.learn, state[key], *rest)
+    return {key: plug.kept(f"{what}: learn", state[key], after)}
+
+  init = lambda: {key: plug.begun(what, plug.call(what, found.init))}
+  return found._replace(first=first, more=found.more and more, init=init, learn=learn)
 
 
 def _check(what: str, name: str, found):

@@ -134,10 +134,15 @@ def named(name: str, setting: plug.Setting) -> Estimator:
     try_out(f"baseline={name}", found)
   lift = lambda f: f and (lambda state, *rest: f(state[key], *rest))
   return found._replace(
-    init=lambda: {key: found.init()},
+    init=lambda: {key: jax.tree.map(canonical, plug.begun(f"baseline={name}", found.init()))},
     learn=lambda state, *rest: {key: found.learn(state[key], *rest)},
     **{x: lift(getattr(found, x)) for x in OF_STATE},
   )
+
+
+def canonical(x):
+  """An array in the dtype that programs give it, such as float32 for float64."""
+  return x if isinstance(x, jax.Array) else x.astype(jax.dtypes.canonicalize_dtype(x.dtype))
 
 
 def try_out(what: str, estimator: Estimator):

@@ -23,6 +23,9 @@ TOTALS = (
 )
 
 
+SEEN = "(state, {metric: (sum, count)})"  # what `see` of an observer returns
+
+
 class Step(NamedTuple):
   """A step, before its update."""
 
@@ -56,15 +59,18 @@ class Observers:
 
   def init(self) -> dict[str, Any]:
     """The state before the first step."""
-    return {plug.label(name): observer.init() for name, observer in self._all.items()}
+    begun = lambda name, x: plug.begun(f"observe={name}", plug.call(f"observe={name}", x.init))
+    return {plug.label(name): begun(name, observer) for name, observer in self._all.items()}
 
-  def see(self, state, step: Step) -> tuple[dict[str, Any], Pairs]:
-    """Shows a step to all -> (state, metrics)."""
+  def see(self, state, step: Step, known: Pairs | None = None) -> tuple[dict[str, Any], Pairs]:
+    """Shows a step to all -> (state, metrics). known: the metrics that the step has already, none
+    of which an observer may write."""
     after, metrics = {}, {}
     for name, observer in self._all.items():
-      key = plug.label(name)
-      after[key], found = plug.call(f"observe={name}", observer.see, state[key], step)
-      metrics |= found
+      key, what = plug.label(name), f"observe={name}"
+      pair = plug.pair(f"{what}: see", plug.call(what, observer.see, state[key], step), SEEN)
+      after[key] = plug.kept(f"{what}: see", state[key], pair[0])
+      metrics |= measured(what, pair[1], (known or {}) | metrics)
     return after, metrics
 
   def flush(self):
@@ -78,6 +84,18 @@ class Observers:
     with contextlib.ExitStack() as stack:  # all are closed, whatever one of them raises
       for observer in self._all.values():
         stack.callback(observer.close)
+
+
+def measured(what: str, metrics, known: Pairs) -> Pairs:
+  """The metrics of an observer. Raises PlugError where they are none, or have names of others."""
+  if not isinstance(metrics, dict):
+    raise plug.PlugError(f"{what}: see: returned a {type(metrics).__name__}, expected {SEEN}")
+  for name, found in metrics.items():
+    if not isinstance(found, tuple | list) or len(found) != 2:
+      raise plug.PlugError(f"{what}: see: {name}: found {found!r}, expected (sum, count)")
+    if name in known:
+      raise plug.PlugError(f"{what}: see: found the metric {name}, which there is already")
+  return metrics
 
 
 def pair(x, where=None) -> tuple[float, float]:

@@ -14,6 +14,9 @@ import numpy as np
 
 from v05_jax import plug
 
+# What the functions of priors and wrappers return.
+ASKED, LEARNT = "(V [P], {name: array [P, ...]})", "(state, {metric: (sum, count)})"
+
 
 class Prior(NamedTuple):
   """A prior, asked before the rollouts and taught after the update. All run on the host."""
@@ -72,15 +75,18 @@ def named(name: str, prior: Prior) -> Prior:
   what, key = f"prior.kind={name}", plug.label(name)
 
   def ask(state, prompts):
-    value, asked = plug.call(what, prior.ask, state[key], prompts)
+    found = plug.call(what, prior.ask, state[key], prompts)
+    value, asked = plug.pair(f"{what}: ask", found, ASKED)
     return checked(what, value, asked, prompts), {key: asked}
 
   def learn(state, asked, groups):
-    after, metrics = plug.call(what, prior.learn, state[key], asked[key], groups)
-    return {key: after}, metrics
+    found = plug.call(what, prior.learn, state[key], asked[key], groups)
+    after, metrics = plug.pair(f"{what}: learn", found, LEARNT)
+    return {key: plug.kept(f"{what}: learn", state[key], after)}, metrics
 
   spread = prior.variance and (lambda asked: plug.call(what, prior.variance, asked[key]))
-  return Prior(ask, lambda: {key: plug.call(what, prior.init)}, learn, prior.learned, spread)
+  init = lambda: {key: plug.begun(what, plug.call(what, prior.init))}
+  return Prior(ask, init, learn, prior.learned, spread)
 
 
 def wrapped(name: str, layer: Layer, inner: Prior) -> Prior:
@@ -89,18 +95,20 @@ def wrapped(name: str, layer: Layer, inner: Prior) -> Prior:
 
   def ask(state, prompts):
     value, asked = inner.ask(state, prompts)
-    value, own = plug.call(what, layer.ask, state[key], prompts, value, asked)
+    found = plug.call(what, layer.ask, state[key], prompts, value, asked)
+    value, own = plug.pair(f"{what}: ask", found, ASKED)
     return checked(what, value, own, prompts), asked | {key: own}
 
   def learn(state, asked, groups):
     after, metrics = inner.learn(state, asked, groups)
-    own, more = plug.call(what, layer.learn, state[key], asked[key], groups)
-    return after | {key: own}, metrics | more
+    found = plug.call(what, layer.learn, state[key], asked[key], groups)
+    own, more = plug.pair(f"{what}: learn", found, LEARNT)
+    return after | {key: plug.kept(f"{what}: learn", state[key], own)}, metrics | more
 
   def spread(asked):
     return plug.call(what, layer.variance, asked[key], inner.variance(asked))
 
-  init = lambda: inner.init() | {key: plug.call(what, layer.init)}
+  init = lambda: inner.init() | {key: plug.begun(what, plug.call(what, layer.init))}
   says = inner.variance is not None and layer.variance is not None
   return Prior(ask, init, learn, inner.learned, spread if says else None)
 

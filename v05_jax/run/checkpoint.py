@@ -25,7 +25,11 @@ UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is bein
 ITEM = "default"  # the folder of a checkpoint that holds the state
 # What a checkpoint knows beside its arrays: its own number, and digests of what it names.
 STEP, DATA = "step", "data"
-REWARD = "reward"  # the user's file of it may change while a run is stopped
+REWARD, CODE = "reward", "plugs"  # digests of the user's own files of them
+OWN = {  # which may change while a run is stopped: what they are, and what that means
+  REWARD: ("config.reward", "rewards from here on may not compare with those before"),
+  CODE: ("a plug of your own", "it goes on with what the code before has learnt"),
+}
 
 PLUGS = tuple(f"{name}." for name in structs.PLUGS)  # prefixes of what plugs have learnt
 OLD = ("context.", "drift.", "estimator.board.")  # the same in an earlier format of checkpoints
@@ -135,6 +139,9 @@ class Checkpoints:
       more = [f"and {len(problems) - 6} more"] if len(problems) > 6 else []
       head = f"{where} does not fit this config's model, optimizer and number of prompts:"
       raise ValueError("\n  ".join([head, *problems[:6], *more]))
+    if problems := leaves.remade(stored, wanted, ("prior", "budget", "estimator")):
+      head = f"{where} has other states of plugs, whose code has changed; start in a new workdir:"
+      raise ValueError("\n  ".join([head, *problems]))
     if new := sorted({".".join(name.split(".")[:2]) for name in wanted if name not in own}):
       logging.warning("%s has nothing of %s, which start empty", where, ", ".join(new))
     # Orbax reads whole trees: what the state does not want is read too, and dropped.
@@ -233,12 +240,12 @@ def _named(key: str) -> str:
 
 def _check_data(saved: dict, data: dict[str, str], where: str):
   """Raises ValueError where a resumed run would have other data, or would start from other weights,
-  than before; warns where the file of its reward has changed."""
+  than before; warns where a file of its reward or plugs has changed."""
   known = saved.get(DATA, {})
   problems = [
     f"config.{key}: found {_named(key)} with the digest {found}, expected {known[key]}"
     for key, found in data.items()
-    if key != REWARD and known.get(key, found) != found
+    if key not in OWN and known.get(key, found) != found
   ]
   if problems:
     head = (
@@ -246,12 +253,9 @@ def _check_data(saved: dict, data: dict[str, str], where: str):
       "or train in another workdir:"
     )
     raise ValueError("\n  ".join([head, *problems]))
-  if REWARD in data and known.get(REWARD, data[REWARD]) != data[REWARD]:
-    logging.warning(
-      "%s: the file of config.reward has changed since: rewards from here on may not compare with "
-      "those before",
-      where,
-    )
+  for key, (what, then) in OWN.items():
+    if key in data and known.get(key, data[key]) != data[key]:
+      logging.warning("%s: the file of %s has changed since: %s", where, what, then)
 
 
 def prepare(workdir, config):

@@ -32,6 +32,21 @@ def differences(stored: dict[str, str], expected: dict[str, str]) -> list[str]:
   ]
 
 
+def remade(stored, wanted, fields) -> list[str]:
+  """A line for each plug in these fields of a state (prior, ...) that two states both have, and of
+  which they have arrays of other names."""
+  of = lambda names: {
+    plug: sorted(name for name in names if f"{name}.".startswith(f"{plug}."))
+    for plug in {".".join(name.split(".")[:2]) for name in names if name.split(".")[0] in fields}
+  }
+  found, expected = of(stored), of(wanted)
+  return [
+    f"{plug}: found {', '.join(found[plug])}, expected {', '.join(expected[plug])}"
+    for plug in sorted(set(found) & set(expected))
+    if found[plug] != expected[plug]
+  ]
+
+
 def saveable(x):
   """The array as Orbax is to save it. One that every device holds whole becomes a numpy array:
   Orbax would cut it into one slice a device, and compile a program for each. Where there is a
