@@ -3,7 +3,8 @@ the group's deviation, and without that by a response's length.
 
     v05 train --config=dr_grpo --workdir=runs/dr_grpo
 
-FIGURES
+On 2 CPU cores 20 s (13 s of steps); success on 512 held-out prompts from .433 to .621 after 16,384
+rollouts, chain left out (eval.samples = 0); one seed.
 """
 
 from v05_jax.configs import grpo
