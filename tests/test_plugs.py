@@ -34,7 +34,7 @@ def test_a_first_state_is_made_of_arrays(state):
   leaves.tensors(leaves.named({"x": found}))  # as a checkpoint asks
 
 
-@pytest.mark.parametrize("state", [object(), {"names": "text"}, np.array(["text"])[0]])
+@pytest.mark.parametrize("state", [object(), {"names": "text"}, jax.random.key(0)])
 def test_anything_else_in_a_state_is_named(state):
   with pytest.raises(plug.PlugError, match=r"^prior\.kind=mine:f: init: found a \w+ in the state"):
     plug.begun("prior.kind=mine:f", state)
@@ -77,14 +77,24 @@ def test_what_a_plug_returns_is_named_where_it_is_no_pair():
 @pytest.mark.parametrize(
   "found, message",
   [
-    (None, "returned a NoneType"),
+    (None, "returned a NoneType as its metrics"),
     ({"mine": 3.0}, r"mine: found 3\.0, expected \(sum, count\)"),
-    ({"reward": (1.0, 1)}, "found the metric reward, which there is already"),
+    ({"said": (1.0, 1)}, "found the metric said, which there is already"),
+    ({"loss/total": (1.0, 1)}, "found the metric loss/total, which there is already"),
+    ({"k/hist/4": (1.0, 1)}, "found the metric k/hist/4, which there is already"),
   ],
 )
-def test_metrics_of_an_observer(found, message):
-  with pytest.raises(plug.PlugError, match=f"observe=mine:f: see: {message}"):
-    observers.measured("observe=mine:f", found, {"reward": (0.5, 1)})
+def test_metrics_of_an_observer(found, message, monkeypatch):
+  def mine(options, setting):
+    return observers.Observer(lambda state, x: (state, found))
+
+  shown = observers.Observers(own(monkeypatch, "observer", mine))
+  with pytest.raises(plug.PlugError, match=f"observe=own:mine: see: {message}"):
+    shown.see(shown.init(), None, {"said": (0.5, 1)})
+  with pytest.raises(plug.PlugError, match="mine:f: learn"):
+    learn = lambda state, asked, groups: (state, found if found is None else {"mine": 1.0})
+    prior = priors.named("mine:f", priors.Prior(SAYS, learn=learn))
+    prior.learn(prior.init(), {"f": {}}, GROUPS)
 
 
 def own(monkeypatch, kind: str, function):
@@ -94,7 +104,8 @@ def own(monkeypatch, kind: str, function):
   monkeypatch.setattr(plug, "find", chosen)
   config = small(grpo.get_config())
   section, _, last = plug.KINDS[kind].key.rpartition(".")
-  (config[section] if section else config)[last] = "own:mine"
+  several = kind in ("observer", "wrapper", "sink")
+  (config[section] if section else config)[last] = ("own:mine",) if several else "own:mine"
   return plug.Setting(config)
 
 
@@ -212,9 +223,7 @@ def test_what_was_computed_before_a_mistake_is_kept_and_goes_on(tmp_path, monkey
   assert text.endswith(f"saved in {tmp_path / 'run'}: the state after step 2")
   state = run(False, "steps")
   assert int(state.step) == 4 and state.prior["counts"]["steps"].tolist() == [4, 4]
-  assert "the file of a plug of your own has changed since" in caplog.text
+  assert "own_plugs.py has changed since" in caplog.text
   assert [x["step"] for x in metrics.read(tmp_path / "run")] == [1, 2, 3, 4]
-  with pytest.raises(
-    ValueError, match=r"whose code has changed[^\n]*\n  prior\.counts: found prior"
-  ):
+  with pytest.raises(ValueError, match=r"with other names[^\n]*\n  prior\.counts: found prior"):
     run(False, "renamed", 5)

@@ -263,10 +263,11 @@ def begun(what: str, state):
 
   def array(x):
     found = x if isinstance(x, jax.Array) else np.asarray(x)
-    if found.dtype.kind in "OSU":  # objects and texts
+    key = jax.dtypes.issubdtype(found.dtype, jax.dtypes.prng_key)
+    if key or found.dtype.kind in "OSU":  # objects and texts
       raise PlugError(
         f"{what}: init: found a {type(x).__name__} in the state, expected arrays of numbers, in "
-        "dicts, tuples and lists"
+        f"dicts, tuples and lists{': jax.random.key_data of a key' if key else ''}"
       )
     return found
 
@@ -290,6 +291,17 @@ def form(state) -> dict[str, str]:
   shape = lambda x: f"{x.dtype}[{','.join(map(str, x.shape))}]"
   named = jax.tree_util.tree_leaves_with_path(state)
   return {jax.tree_util.keystr(path, simple=True, separator="."): shape(x) for path, x in named}
+
+
+def measured(what: str, metrics) -> dict:
+  """The metrics that a plug's function has returned. Raises PlugError where they are none."""
+  if not isinstance(metrics, dict):
+    found = type(metrics).__name__
+    raise PlugError(f"{what}: returned a {found} as its metrics, expected {{name: (sum, count)}}")
+  for name, found in metrics.items():
+    if not isinstance(found, tuple | list) or len(found) != 2:
+      raise PlugError(f"{what}: {name}: found {found!r}, expected (sum, count)")
+  return metrics
 
 
 def pair(what: str, found, expected: str) -> tuple:

@@ -150,7 +150,11 @@ def assemble(setting: plug.Setting, update: policy_gradient.Update) -> Run:
     policy=policy,
     prompts=setting.prompts,
     prior=prior._replace(ask=as_first(prior.ask), learn=as_first(prior.learn)),
-    budget=budget._replace(learn=as_first(budget.learn)),
+    budget=budget._replace(
+      first=as_first(budget.first),
+      more=budget.more and as_first(budget.more),
+      learn=as_first(budget.learn),
+    ),
     estimator=estimator._replace(
       expect=as_first(jax.jit(estimator.expect, **small)),
       learn=as_first(learn) if learns else lambda state, groups, value: state,

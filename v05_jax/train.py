@@ -24,6 +24,8 @@ from v05_jax.setup import Run, setup
 from v05_jax.step import learn, update
 from v05_jax.structs import TrainState
 
+MADE = ("params", "opt_state", "skipped", "replay")  # fields of the state that an update changes
+
 
 def train(config, workdir: str) -> TrainState:
   """Runs `config` in `workdir`, or resumes it there, and returns the final state.
@@ -32,8 +34,8 @@ def train(config, workdir: str) -> TrainState:
   line of the metrics with `step` n describes the state after n steps. Raises ValueError, before
   anything expensive, for bad input and where another run is in `workdir`, FloatingPointError
   after more than `config.loss.max_skipped` non-finite updates in a row, `rewards.RewardError` when
-  the reward fails on all of a step or an evaluation, and `checkpoint.Preempted` when a signal asked
-  it to stop; the state is saved at these two.
+  the reward fails on all of a step or an evaluation, `plug.PlugError` where a plug of the user's own
+  does, and `checkpoint.Preempted` when a signal asked it to stop; the state is saved at these three.
   """
   configuration.validate(config)
   data.check(config.data.path)
@@ -78,14 +80,15 @@ def train(config, workdir: str) -> TrainState:
           advantage, test = run.advantages(state.estimator, taken.groups, taken.value)  # fusion
           look = Step(int(state.step), state.params, drawn.draws, taken, advantage, test)
           observers, seen = run.observers.see(state.observers, look, drawn.metrics)
+          learnt, found = learn(run, state, drawn)  # context, prior, budget and estimator
         except (rewards.RewardError, Interrupted, plug.PlugError) as error:
           raise after.given_up(state, error) from None
         compiled()
-        state, updated = update(run, state, taken, advantage)
-        state, learnt = learn(run, state, drawn)  # context, prior, budget and estimator
-        state = state.replace(observers=observers)
+        updated, measured = update(run, state, taken, advantage)
+        made = {name: getattr(updated, name) for name in MADE}
+        state = learnt.replace(observers=observers, **made)
         after.show(state, taken, advantage)
-        after.keep(state, drawn.metrics | seen | updated | learnt, began, failed)
+        after.keep(state, drawn.metrics | seen | measured | found, began, failed)
   return state
 
 
@@ -199,11 +202,12 @@ def rows_of(run: Run, evaluate: evaluation.Evaluate) -> dict[str, str]:
   config, found = run.config, {"data.path": run.prompts.digest} | run.weights
   if config.eval.period:
     found["eval.path"] = evaluate.dataset.digest
-  plugs = [name for _, name in plug.chosen(config)]
-  for key, names in ((checkpoint.REWARD, rewards.targets(config.reward)), (checkpoint.CODE, plugs)):
-    modules = [name.partition(":")[0] for name in names if ":" in name]
-    if own := [digest for module in modules if (digest := sources.of_module(module))]:
-      found[key] = " ".join(own)
+  modules = [x.partition(":")[0] for x in rewards.targets(config.reward) if ":" in x]
+  if own := [digest for module in modules if (digest := sources.of_module(module))]:
+    found[checkpoint.REWARD] = " ".join(own)
+  for module in {name.partition(":")[0] for _, name in plug.chosen(config) if ":" in name}:
+    if digest := sources.of_module(module):
+      found[f"{checkpoint.CODE}{module}"] = digest
   return found
 
 

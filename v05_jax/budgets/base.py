@@ -90,13 +90,13 @@ def _check(what: str, name: str, found):
 
 
 def _within(what: str, count, where, least: int, most) -> np.ndarray:
-  """int [P]: the counts. Raises ValueError where one of those that matter is outside of the
+  """int [P]: the counts. Raises PlugError where one of those that matter is outside of the
   bounds: the sampler would wait for rollouts that nobody asks for, or has no room for."""
   count, most = np.asarray(count), np.broadcast_to(most, np.shape(count))
   wrong = np.flatnonzero(where & ((count < least) | (count > most)))
   if len(wrong):
     expected = f"expected {least} to {most[wrong[0]]}"
-    raise ValueError(f"{what}: found {count[wrong[0]]} rollouts for a prompt, {expected}")
+    raise plug.PlugError(f"{what}: found {count[wrong[0]]} rollouts for a prompt, {expected}")
   return count
 
 

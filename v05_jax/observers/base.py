@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 import contextlib
+import fnmatch
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from v05_jax import plug
-from v05_jax.run.metrics import Pairs, merge
+from v05_jax.run.metrics import METRICS, Pairs, merge
 from v05_jax.structs import Draw
 
 # Metrics that are numbers of a step, not means over the draws that it took.
@@ -23,6 +24,7 @@ TOTALS = (
 )
 
 
+OF_THE_RUN = tuple(METRICS)  # names and patterns, before any plug has documented its own
 SEEN = "(state, {metric: (sum, count)})"  # what `see` of an observer returns
 
 
@@ -70,7 +72,9 @@ class Observers:
       key, what = plug.label(name), f"observe={name}"
       pair = plug.pair(f"{what}: see", plug.call(what, observer.see, state[key], step), SEEN)
       after[key] = plug.kept(f"{what}: see", state[key], pair[0])
-      metrics |= measured(what, pair[1], (known or {}) | metrics)
+      found = plug.measured(f"{what}: see", pair[1])
+      check_names(what, found, (known or {}) | metrics)
+      metrics |= found
     return after, metrics
 
   def flush(self):
@@ -86,16 +90,11 @@ class Observers:
         stack.callback(observer.close)
 
 
-def measured(what: str, metrics, known: Pairs) -> Pairs:
-  """The metrics of an observer. Raises PlugError where they are none, or have names of others."""
-  if not isinstance(metrics, dict):
-    raise plug.PlugError(f"{what}: see: returned a {type(metrics).__name__}, expected {SEEN}")
-  for name, found in metrics.items():
-    if not isinstance(found, tuple | list) or len(found) != 2:
-      raise plug.PlugError(f"{what}: see: {name}: found {found!r}, expected (sum, count)")
-    if name in known:
+def check_names(what: str, metrics: Pairs, known: Pairs):
+  """Raises PlugError where a user's observer writes a metric that a run or another one writes."""
+  for name in metrics if ":" in what else ():
+    if name in known or any(fnmatch.fnmatch(name, pattern) for pattern in OF_THE_RUN):
       raise plug.PlugError(f"{what}: see: found the metric {name}, which there is already")
-  return metrics
 
 
 def pair(x, where=None) -> tuple[float, float]:

@@ -61,12 +61,12 @@ def make(setting: plug.Setting) -> Prior:
 
 def variance(prior: Prior, asked, count: int) -> np.ndarray:
   """float32 [P]: what the prior says of its own squared error where it was asked about `count`
-  prompts, at least 0; NaN = nothing. Raises ValueError for another shape."""
+  prompts, at least 0; NaN = nothing. Raises PlugError for another shape."""
   if prior.variance is None:
     return np.full(count, np.nan, np.float32)
   found = np.asarray(prior.variance(asked), np.float32)
   if found.shape != (count,):
-    raise ValueError(f"prior: variance: found the shape {found.shape}, expected ({count},)")
+    raise plug.PlugError(f"prior: variance: found the shape {found.shape}, expected ({count},)")
   return np.where(found >= 0, found, np.nan).astype(np.float32)
 
 
@@ -82,6 +82,7 @@ def named(name: str, prior: Prior) -> Prior:
   def learn(state, asked, groups):
     found = plug.call(what, prior.learn, state[key], asked[key], groups)
     after, metrics = plug.pair(f"{what}: learn", found, LEARNT)
+    metrics = plug.measured(f"{what}: learn", metrics)
     return {key: plug.kept(f"{what}: learn", state[key], after)}, metrics
 
   spread = prior.variance and (lambda asked: plug.call(what, prior.variance, asked[key]))
@@ -103,7 +104,8 @@ def wrapped(name: str, layer: Layer, inner: Prior) -> Prior:
     after, metrics = inner.learn(state, asked, groups)
     found = plug.call(what, layer.learn, state[key], asked[key], groups)
     own, more = plug.pair(f"{what}: learn", found, LEARNT)
-    return after | {key: plug.kept(f"{what}: learn", state[key], own)}, metrics | more
+    metrics = metrics | plug.measured(f"{what}: learn", more)
+    return after | {key: plug.kept(f"{what}: learn", state[key], own)}, metrics
 
   def spread(asked):
     return plug.call(what, layer.variance, asked[key], inner.variance(asked))
@@ -114,14 +116,14 @@ def wrapped(name: str, layer: Layer, inner: Prior) -> Prior:
 
 
 def checked(what: str, value, remembered, prompts) -> np.ndarray:
-  """V as float32 [P]. Raises ValueError for another shape, and where what is remembered has no
+  """V as float32 [P]. Raises PlugError for another shape, and where what is remembered has no
   names."""
   if not isinstance(remembered, dict):
     found = type(remembered).__name__
-    raise ValueError(f"{what}: ask: remembers a {found}, expected a dict of arrays [P, ...]")
+    raise plug.PlugError(f"{what}: ask: remembers a {found}, expected a dict of arrays [P, ...]")
   value = np.asarray(value, np.float32)
   if value.shape != (len(prompts.mask),):
-    raise ValueError(
+    raise plug.PlugError(
       f"{what}: ask: found V of shape {value.shape}, expected ({len(prompts.mask)},)"
     )
   return value

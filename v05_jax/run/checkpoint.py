@@ -25,11 +25,9 @@ UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is bein
 ITEM = "default"  # the folder of a checkpoint that holds the state
 # What a checkpoint knows beside its arrays: its own number, and digests of what it names.
 STEP, DATA = "step", "data"
-REWARD, CODE = "reward", "plugs"  # digests of the user's own files of them
-OWN = {  # which may change while a run is stopped: what they are, and what that means
-  REWARD: ("config.reward", "rewards from here on may not compare with those before"),
-  CODE: ("a plug of your own", "it goes on with what the code before has learnt"),
-}
+# Digests of the user's own files of the reward and, with the module behind it, of each plug: these
+# may change while a run is stopped.
+REWARD, CODE = "reward", "plugs."
 
 PLUGS = tuple(f"{name}." for name in structs.PLUGS)  # prefixes of what plugs have learnt
 OLD = ("context.", "drift.", "estimator.board.")  # the same in an earlier format of checkpoints
@@ -139,9 +137,10 @@ class Checkpoints:
       more = [f"and {len(problems) - 6} more"] if len(problems) > 6 else []
       head = f"{where} does not fit this config's model, optimizer and number of prompts:"
       raise ValueError("\n  ".join([head, *problems[:6], *more]))
-    if problems := leaves.remade(stored, wanted, ("prior", "budget", "estimator")):
-      head = f"{where} has other states of plugs, whose code has changed; start in a new workdir:"
-      raise ValueError("\n  ".join([head, *problems]))
+    remade = leaves.remade(stored, wanted, ("prior", "budget", "estimator"))
+    if remade and data is not None:
+      head = f"{where} has states of plugs with other names; start in a new workdir:"
+      raise ValueError("\n  ".join([head, *remade]))
     if new := sorted({".".join(name.split(".")[:2]) for name in wanted if name not in own}):
       logging.warning("%s has nothing of %s, which start empty", where, ", ".join(new))
     # Orbax reads whole trees: what the state does not want is read too, and dropped.
@@ -245,7 +244,7 @@ def _check_data(saved: dict, data: dict[str, str], where: str):
   problems = [
     f"config.{key}: found {_named(key)} with the digest {found}, expected {known[key]}"
     for key, found in data.items()
-    if key not in OWN and known.get(key, found) != found
+    if not key.startswith((REWARD, CODE)) and known.get(key, found) != found
   ]
   if problems:
     head = (
@@ -253,9 +252,10 @@ def _check_data(saved: dict, data: dict[str, str], where: str):
       "or train in another workdir:"
     )
     raise ValueError("\n  ".join([head, *problems]))
-  for key, (what, then) in OWN.items():
-    if key in data and known.get(key, data[key]) != data[key]:
-      logging.warning("%s: the file of %s has changed since: %s", where, what, then)
+  for key in sorted(key for key in data if key.startswith((REWARD, CODE))):
+    if known.get(key, data[key]) != data[key]:
+      file = "the file of config.reward" if key == REWARD else f"{key.removeprefix(CODE)}.py"
+      logging.warning("%s: %s has changed since: what follows may not compare", where, file)
 
 
 def prepare(workdir, config):

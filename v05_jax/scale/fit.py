@@ -14,7 +14,8 @@ What a device holds, in bytes, by what the shapes alone say:
               + the larger of  slots 12 V                      logits
                          and   prefill P (kv + one layer)      prompts read at once
     update    = 8 N (with adapters 8 A)         gradients: their sum, and those of some rows
-              + c N                             matrices in the compute dtype, where that is another
+              + c N                             matrices in the compute dtype, where it is another
+                                                one, without adapters and with policy.remat=none
               + micro_rows T (L stored + one layer)            activations
               + vocab_chunk 12 V                               logits
     kv        = 2 L KV Dh c                     keys and values of a token
