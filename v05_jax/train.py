@@ -34,8 +34,8 @@ def train(config, workdir: str) -> TrainState:
   line of the metrics with `step` n describes the state after n steps. Raises ValueError, before
   anything expensive, for bad input and where another run is in `workdir`, FloatingPointError
   after more than `config.loss.max_skipped` non-finite updates in a row, `rewards.RewardError` when
-  the reward fails on all of a step or an evaluation, `plug.PlugError` where a plug of the user's own
-  does, and `checkpoint.Preempted` when a signal asked it to stop; the state is saved at these three.
+  the reward fails on all of a step or an evaluation, `plug.PlugError` where a user's plug does, and
+  `checkpoint.Preempted` when a signal asked it to stop; the state is saved at these three.
   """
   configuration.validate(config)
   data.check(config.data.path)
