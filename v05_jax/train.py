@@ -205,7 +205,7 @@ def rows_of(run: Run, evaluate: evaluation.Evaluate) -> dict[str, str]:
   modules = [x.partition(":")[0] for x in rewards.targets(config.reward) if ":" in x]
   if own := [digest for module in modules if (digest := sources.of_module(module))]:
     found[checkpoint.REWARD] = " ".join(own)
-  for module in {name.partition(":")[0] for _, name in plug.chosen(config) if ":" in name}:
+  for module in sorted({name.partition(":")[0] for _, name in plug.chosen(config) if ":" in name}):
     if digest := sources.of_module(module):
       found[f"{checkpoint.CODE}{module}"] = digest
   return found
