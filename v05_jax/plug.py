@@ -64,8 +64,8 @@ def declare(kind: str, check: Callable = lambda config: (), **options: Option):
   """Marks a function as a plug of a kind of `KINDS`, with its `options` by name.
 
   `check(config)` yields (key, expected) for each value that cannot go together with this plug.
+  Raises ValueError for another kind, and for options that no config could hold.
   """
-
   if kind not in KINDS:
     raise ValueError(f"declare: found the kind {kind!r}, expected one of {', '.join(KINDS)}")
   for name, option in options.items():
@@ -272,6 +272,11 @@ def begun(what: str, state):
     return found
 
   return jax.tree.map(array, state)
+
+
+def first_state(what: str, init: Callable):
+  """`begun` of the state that a plug's `init` makes."""
+  return begun(what, call(what, init))
 
 
 def kept(what: str, before, after):

@@ -77,7 +77,7 @@ def make(setting: plug.Setting) -> Budget:
     after = plug.call(what, found.learn, state[key], *rest)
     return {key: plug.kept(f"{what}: learn", state[key], after)}
 
-  init = lambda: {key: plug.begun(what, plug.call(what, found.init))}
+  init = lambda: {key: plug.first_state(what, found.init)}
   return found._replace(first=first, more=found.more and more, init=init, learn=learn)
 
 

@@ -61,8 +61,8 @@ class Observers:
 
   def init(self) -> dict[str, Any]:
     """The state before the first step."""
-    begun = lambda name, x: plug.begun(f"observe={name}", plug.call(f"observe={name}", x.init))
-    return {plug.label(name): begun(name, observer) for name, observer in self._all.items()}
+    first = lambda name, observer: plug.first_state(f"observe={name}", observer.init)
+    return {plug.label(name): first(name, observer) for name, observer in self._all.items()}
 
   def see(self, state, step: Step, known: Pairs | None = None) -> tuple[dict[str, Any], Pairs]:
     """Shows a step to all -> (state, metrics). known: the metrics that the step has already, none

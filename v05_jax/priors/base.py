@@ -19,7 +19,7 @@ ASKED, LEARNT = "(V [P], {name: array [P, ...]})", "(state, {metric: (sum, count
 
 
 class Prior(NamedTuple):
-  """A prior, asked before the rollouts and taught after the update. All run on the host."""
+  """A prior, asked before the rollouts and taught by them. All run on the host."""
 
   # (state, Prompts) -> (V float32 [P], NaN = it does not speak; what `learn` is to be told: {name:
   # array [P, ...]})
@@ -86,7 +86,7 @@ def named(name: str, prior: Prior) -> Prior:
     return {key: plug.kept(f"{what}: learn", state[key], after)}, metrics
 
   spread = prior.variance and (lambda asked: plug.call(what, prior.variance, asked[key]))
-  init = lambda: {key: plug.begun(what, plug.call(what, prior.init))}
+  init = lambda: {key: plug.first_state(what, prior.init)}
   return Prior(ask, init, learn, prior.learned, spread)
 
 
@@ -110,7 +110,7 @@ def wrapped(name: str, layer: Layer, inner: Prior) -> Prior:
   def spread(asked):
     return plug.call(what, layer.variance, asked[key], inner.variance(asked))
 
-  init = lambda: inner.init() | {key: plug.begun(what, plug.call(what, layer.init))}
+  init = lambda: inner.init() | {key: plug.first_state(what, layer.init)}
   says = inner.variance is not None and layer.variance is not None
   return Prior(ask, init, learn, inner.learned, spread if says else None)
 

@@ -83,7 +83,7 @@ def tis(ratio, low: float, high: float):
 
 
 def icepop(ratio, low: float, high: float):
-  """IcePop: the ratio where low < ratio < high, else 0. Source: Ring-1T (arXiv 2510.18855);
+  """IcePop: the ratio where low < ratio < high, else 0. Source: Ring-1T (arXiv 2510.18855).
   Others implement it with .5 and 5 (rllm), prime-rl with .2 and 5."""
   return jnp.where((ratio > low) & (ratio < high), ratio, 0.0)
 
