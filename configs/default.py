@@ -67,6 +67,9 @@ def get_config() -> ConfigDict:
   # benchmark the instruction to put the answer in a box (benchmarks.TEMPLATE).
   data.template = ""
   data.chat_template = True  # use the tokenizer's chat template, where it has one
+  # Variables that the chat template reads, NAME=VALUE with commas between: enable_thinking=False is
+  # Qwen3's without reasoning.
+  data.chat_template_kwargs = ""
   # of the draw from the built-in tasks or reasoning-gym's (the order of the data follows the run's
   # seed)
   data.seed = 0

@@ -10,9 +10,10 @@ r"""Qwen3-0.6B on GSM8K with V0.5's adaptive budget and LoRA: one GPU of 24 GB, 
 
 GSM8K comes from the Hugging Face hub by the library `datasets`, or from
 benchmarks/gsm8k_train.jsonl and benchmarks/gsm8k.jsonl. The base is kept in bfloat16 and frozen; 20
-million parameters of adapters of rank 32 are trained, in float32. `/no_think` is Qwen3's own
-switch: thinking aloud takes more than 1,024 tokens. With 24 GB, --config.sampler.slots=96 decodes
-faster. configs/v05_qwen3_tiny.py runs the same code on a CPU in a minute.
+million parameters of adapters of rank 32 are trained, in float32. `enable_thinking=False` has
+Qwen3's chat template end the thinking before the response: thinking aloud takes more than 1,024
+tokens. With 24 GB, --config.sampler.slots=96 decodes faster. configs/v05_qwen3_tiny.py runs the
+same code on a CPU in a minute.
 
 By the TPU's compiler (--mode=compile --topology=v5e:1x1), GiB of 15.75 on a v5e chip with all that
 lives beside: prior 2.9, prefill 8.4, decode 8.1, update 3.9.
@@ -38,8 +39,9 @@ def get_config():
   )
   c.data.path = "gsm8k_train"
   c.data.template = (
-    "{prompt}\n\nPlease reason step by step, and put your final answer within \\boxed{}. /no_think"
+    "{prompt}\n\nPlease reason step by step, and put your final answer within \\boxed{}."
   )
+  c.data.chat_template_kwargs = "enable_thinking=False"
   c.reward = "math"
   c.baseline = "v05"
   c.budget.update({"rule": "sequential", "k_init": 4, "k_max": 16})

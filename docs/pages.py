@@ -29,7 +29,7 @@ MODULES = (
   "shrinkage budget train config setup structs groups step estimators.base budgets.base"
   " priors.base observers.base sinks.base plug names rewards rewards.adapters"
   " rewards.llm_judge integrations.verl integrations.trl data benchmarks problems tasks.families"
-  " models.hf models.hub models.model_config models.tokenizer sampling.rollouts"
+  " models.encoding models.hf models.hub models.model_config models.tokenizer sampling.rollouts"
   " sampling.sampler update.losses update.policy_gradient update.packing"
   " value_model.v0 value_model.convert run.checkpoint run.metrics run.evaluate run.report"
   " run.export scale.fit scale.sharding scale.distributed"

@@ -9,7 +9,7 @@ import numpy as np
 from v05_jax import models, plug, rewards
 from v05_jax.budgets.base import Budget
 from v05_jax.configs import default
-from v05_jax.models import decoder
+from v05_jax.models import decoder, encoding
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.sampling import rollouts
 from v05_jax.scale import sharding
@@ -73,10 +73,11 @@ class Tokenizer:
 
 def encode_prompt(tokenizer, prompt, chat_template: bool, template: str = "{prompt}") -> list[int]:
   """Token ids of a prompt, by itself and between others alike."""
-  encode = tokenizers.prompt_encoder(tokenizer, chat_template, template)
+  wrapping = encoding.Wrapping(chat_template, template)
+  encode = encoding.prompt_encoder(tokenizer, wrapping)
   alone, between = encode(prompt), [prompt, "1", prompt]
   expected = [alone, encode("1"), alone]
-  found = list(tokenizers.encode_prompts(tokenizer, between, chat_template, template))
+  found = list(encoding.encode_prompts(tokenizer, between, wrapping))
   assert found == expected, f"{found} of {between}, expected {expected}"
   return alone
 

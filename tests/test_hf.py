@@ -159,6 +159,10 @@ def test_round_trip(kind, shard_bytes, tmp_path, monkeypatch):
   assert (written == [files.WEIGHTS]) == (shard_bytes > 1 << 20)
   assert all((tmp_path / f).stat().st_size < shard_bytes + 4096 for f in written)
   assert len({f.stat().st_mode & 0o044 for f in tmp_path.iterdir()}) == 1  # as readable as the rest
+  # What transformers 4 does not know: a class, and a list.
+  settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+  assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+  assert "extra_special_tokens" not in settings
   found = hf.load(tmp_path)
   assert found[0] == config
   assert_equal(found[1], params)

@@ -5,6 +5,7 @@ build them again where torch is installed.
 """
 
 import dataclasses
+import filecmp
 import json
 from pathlib import Path
 import shutil
@@ -290,11 +291,21 @@ def test_what_is_written_keeps_all_that_is_not_a_weight(tmp_path):
   policy = models.load(policy_config(path=str(tmp_path / "model")))
   hf.save(tmp_path / "out", policy.config, policy.params, policy.tokenizer, stop=policy.stop)
   edit(tmp_path / "model" / "generation_config.json", eos_token_id=[0, 9], _from_model_config=True)
-  hf.keep_generation(tmp_path / "out", tmp_path / "model")
+  hf.keep(tmp_path / "out", tmp_path / "model")
   assert_kept(tmp_path / "out")  # what ends a response is that of `save`
   assert "_from_model_config" not in (tmp_path / "out" / "generation_config.json").read_text()
+  edit(tmp_path / "model" / "tokenizer_config.json", a_key_of_later=1)
+  kept = {"bos_token_id": 5, "dual_chunk_attention_config": {"chunk_size": 4}}
+  edit(tmp_path / "model" / "config.json", **kept, torch_dtype="bfloat16", rms_norm_eps=0.5)
+  hf.keep(tmp_path / "out", tmp_path / "model")
+  for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+    assert filecmp.cmp(tmp_path / "model" / name, tmp_path / "out" / name, shallow=False)
+  written = json.loads((tmp_path / "out" / "config.json").read_text())
+  assert kept.items() <= written.items() and written["dtype"] == "float32"
+  assert "torch_dtype" not in written and written["rms_norm_eps"] != 0.5
+  models.load(policy_config(path=str(tmp_path / "out")))
   (tmp_path / "model" / "generation_config.json").unlink()
-  hf.keep_generation(tmp_path / "out", tmp_path / "model")
+  hf.keep(tmp_path / "out", tmp_path / "model")
   assert_kept(tmp_path / "out")
 
 

@@ -8,10 +8,13 @@ import pytest
 from tokenizers import AddedToken, processors
 
 from tests import support
+from tests.test_hf import edit
 from tests.test_tokenizer import TEMPLATE, byte_level
-from v05_jax import data
+from v05_jax import config, data, models
 from v05_jax.configs import default
+from v05_jax.models import encoding
 from v05_jax.models import tokenizer as tokenizers
+from v05_jax.run import sft
 from v05_jax.value_model import v0
 
 MODEL = "tests/data/math/model"
@@ -49,7 +52,7 @@ def test_typed_control_tokens_stay_text(tokenizer, text):
   assert [tokenizer.decode(i) for i in found if i in special] == [START, END, START]
   plain = support.encode_prompt(tokenizer, text, chat_template=False)
   assert tokenizer.decode(plain) == text and not special & set(plain)
-  answer = tokenizers.encode_text(tokenizer, text)
+  answer = encoding.encode_text(tokenizer, text)
   assert tokenizer.decode(answer) == text and not special & set(answer)
 
 
@@ -61,7 +64,7 @@ def test_the_template_of_the_config_makes_control_tokens(tokenizer):
     assert [i for i in found if i in tokenizer.added_tokens_decoder] == [1, 2]
   # Half of a control token stands in the template, and half in the prompt.
   with pytest.raises(ValueError, match="control token typed in it that cannot be read as text"):
-    tokenizers.prompt_encoder(tokenizer, False, "<|{prompt}|>")("im_end")
+    encoding.prompt_encoder(tokenizer, encoding.Wrapping(False, "<|{prompt}|>"))("im_end")
 
 
 def test_other_prompts_have_the_tokens_that_transformers_gives(tokenizer):
@@ -242,6 +245,68 @@ def test_the_tokenizers_own_end_token_comes_first(tmp_path):
   (tmp_path / "model" / "config.json").write_text(json.dumps({"eos_token_id": [0, 2]}))
   found = tokenizers.load(tmp_path / "model")
   assert tokenizers.stop_tokens(found, tmp_path / "model") == (2, 0)
+
+
+TURNS = (
+  "{% for m in messages %}<|user|>{{ m.content }}{{ '<|end|>' if m.role == 'user' else after }}"
+  "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+  "after, end",
+  [
+    ("'<|end|>'", "<|end|>"),
+    ("' <|end|>\\n<|user|>'", "<|end|>"),
+    ("'\\n'", "<|text_end|>"),  # nothing of the template's own: EOS
+    ("raise_exception('no assistant')", "<|text_end|>"),
+  ],
+)
+def test_a_turn_ends_with_what_the_chat_template_writes_after_it(after, end):
+  """Base models have an EOS of texts, and the chat template of those that were trained further."""
+  found = byte_level(eos_token="<|text_end|>", extra_special_tokens=["<|user|>", "<|end|>"])
+  found.chat_template = TURNS.replace("after", f"({after})")
+  assert encoding.end_of_turn(found) == found.convert_tokens_to_ids(end)
+  found.chat_template = None
+  assert encoding.end_of_turn(found) == found.eos_token_id
+
+
+def test_the_end_of_a_turn_ends_a_response_and_is_what_sft_teaches(tmp_path):
+  shutil.copytree(MODEL, tmp_path / "model")
+  edit(tmp_path / "model" / "tokenizer_config.json", eos_token=TEXT_END)
+  edit(tmp_path / "model" / "generation_config.json", eos_token_id=[0])
+  c = default.get_config()
+  c.policy.path = str(tmp_path / "model")
+  policy = models.load(c.policy)
+  turn, text = policy.tokenizer.convert_tokens_to_ids([END, TEXT_END])
+  assert policy.stop == (text, turn)
+  rows = tmp_path / "rows.jsonl"
+  rows.write_text(json.dumps({"prompt": "1+1", "answer": "2"}) + "\n")
+  c.data.path, c.sampler.max_response = str(rows), 8
+  for c.data.chat_template, end in ((True, turn), (False, text)):
+    dataset = data.load(c.data, policy.tokenizer, 200)
+    made = sft.make_examples(c, c.data, dataset, policy.tokenizer)(0, 1)
+    assert made.responses == [[*encoding.encode_text(policy.tokenizer, "2"), end]]
+
+
+def test_variables_of_the_chat_template(tmp_path):
+  found = byte_level(eos_token="<|end|>")
+  found.chat_template = TEMPLATE + "{% if enable_thinking is false %}<think></think>{% endif %}"
+  rows = tmp_path / "rows.jsonl"
+  rows.write_text(json.dumps({"prompt": "1+1", "answer": "2"}) + "\n")
+  text = lambda **keys: found.decode(
+    data.load(settings(rows, **keys), found, 200).at(0, 1).tokens[0]
+  )
+  end = "<|assistant|><think></think>"
+  assert end in text(chat_template_kwargs="enable_thinking=False") and end not in text()
+  assert end not in text(chat_template_kwargs="enable_thinking=True")
+  for name in ("enable_thinkin", "tokenize", "messages"):
+    with pytest.raises(ValueError, match=f"chat_template_kwargs: found '{name}', expected a var"):
+      text(chat_template_kwargs=f"{name}=False")
+  c = default.get_config()
+  c.data.chat_template_kwargs = "enable_thinking"
+  with pytest.raises(ValueError, match=r"chat_template_kwargs: found .* expected NAME=VALUE"):
+    config.validate(c)
 
 
 @pytest.mark.parametrize("name", ["config", "generation_config"])

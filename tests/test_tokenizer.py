@@ -107,6 +107,34 @@ def test_chat_template_where_there_is_one_and_it_is_asked_for(tmp_path):
   assert support.encode_prompt(tokenizer, "2+2 é?", chat_template=True) == plain
 
 
+@pytest.mark.parametrize(
+  "named", ["GPT2Tokenizer", "PreTrainedTokenizerFast", "LlamaTokenizer", None]
+)
+def test_a_text_is_split_as_the_file_says_whatever_class_is_named(tmp_path, named):
+  """SmolLM2's tokenizer_config.json names GPT2Tokenizer, which would build it without its digits'
+  rule."""
+  saved = byte_level(eos_token="<|end|>")
+  backend = saved.backend_tokenizer
+  backend.model = models.BPE({**saved.get_vocab(), "12": 300, "ĊĊ": 301}, [("1", "2"), ("Ċ", "Ċ")])
+  backend.pre_tokenizer = pre_tokenizers.Sequence(
+    [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
+  )
+  saved.save_pretrained(tmp_path)
+  file = tmp_path / "tokenizer_config.json"
+  settings = json.loads(file.read_text()) | {"tokenizer_class": named}
+  file.write_text(json.dumps({key: x for key, x in settings.items() if x}))
+  (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+  found = tokenizers.load(tmp_path)
+  for text in ("12", "x = 12\n\n12.", "  3"):
+    assert (
+      found(text)["input_ids"]
+      == Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(text).ids
+    )
+    assert found.decode(found(text)["input_ids"]) == text
+  assert 300 not in found("12")["input_ids"] and 301 in found("\n\n")["input_ids"]
+  assert found.eos_token == "<|end|>"
+
+
 def test_directories_that_cannot_serve(tmp_path):
   with pytest.raises(ValueError, match="found no tokenizer, expected a directory with one of"):
     tokenizers.load(tmp_path)

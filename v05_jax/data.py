@@ -15,8 +15,8 @@ import numpy as np
 
 from v05_jax import benchmarks, problems, tasks
 from v05_jax.benchmarks import TASKS
-from v05_jax.models import tokenizer as tokenizers
-from v05_jax.names import alike
+from v05_jax.models import encoding
+from v05_jax.names import alike, assignments
 from v05_jax.rows import Row, answer_text, checked, conversation, field, prompt_text, show
 from v05_jax.run import files
 from v05_jax.structs import Prompts
@@ -142,13 +142,13 @@ def load(
   rows, wheres, encoded = [], [], []
   for path in paths:
     before = len(rows)
-    template, chat = _wrapping(config_data, path)
+    wrapping = _wrapping(config_data, path)
     # a task of reasoning-gym has its own name
     labelled = len(paths) > 1 and not benchmarks.gym_tasks(path)
     name = benchmarks.label(path) if labelled else ""
     found = itertools.islice(_rows(config_data, path, key), None if shuffle else config_data.size)
     while some := list(itertools.islice(found, TOGETHER)):
-      ids = tokenizers.encode_prompts(tokenizer, [prompt for *_, prompt in some], chat, template)
+      ids = encoding.encode_prompts(tokenizer, [prompt for *_, prompt in some], wrapping)
       for where, row, _ in some:
         rows.append({**row, "benchmark": name} if name else row)
         wheres.append(where)
@@ -164,12 +164,16 @@ def load(
   return Dataset(rows, tokens, np.concatenate([[0], np.cumsum(length)]), max_prompt, seed, shuffle)
 
 
-def _wrapping(config_data, path: str) -> tuple[str, bool]:
-  """(template, whether the chat template is used) of one source."""
+def _wrapping(config_data, path: str) -> encoding.Wrapping:
+  """What stands around the prompts of one source."""
   if path == TASKS:
-    return "{prompt}", False
+    return encoding.Wrapping()
   own = benchmarks.TEMPLATE if path in benchmarks.BENCHMARKS else "{prompt}"
-  return config_data.template or own, config_data.chat_template
+  return encoding.Wrapping(
+    config_data.chat_template,
+    config_data.template or own,
+    assignments(config_data.chat_template_kwargs),
+  )
 
 
 def _rows(config_data, path: str, key: str) -> Iterator[tuple[str, Row, str | list]]:

@@ -4,14 +4,17 @@ own; and what a mistyped name or path may have meant.
 Workers of rewards import this: nothing here may import jax.
 """
 
+import ast
 from collections.abc import Callable, Iterable
 import contextlib
 import difflib
 import importlib
 import os
 from pathlib import Path
+import re
 import sys
 import traceback
+from typing import Any
 
 STANDARD_LIBRARY = os.path.dirname(os.__file__)
 # Files of the frames between this package and the user's function in a traceback.
@@ -44,6 +47,35 @@ def alike(path, pattern: str = "*") -> str:
     beside = {x.relative_to(place).parts[0] for x in place.glob(pattern)} - {name}
     return suggestion(os.path.join(folder, x) for x in nearest(name, beside))
   return ""
+
+
+def assignments(text: str, name: str = r"\w+") -> dict[str, Any]:
+  """`a=3,b=[1, 2]` as {"a": 3, "b": [1, 2]}: names that match the pattern `name`, each with a
+  Python literal (with commas, if need be), or else a text.
+
+  Raises ValueError for anything else, and for a name that is given twice.
+  """
+  result: dict[str, Any] = {}
+  for part in re.split(rf",(?=\s*{name}\s*=)", text) if text.strip() else ():
+    match = re.fullmatch(rf"\s*({name})\s*=\s*(.*?)\s*", part, re.DOTALL)
+    if not match or not match[2]:
+      raise ValueError(f"found {show(part.strip())}, expected NAME=VALUE")
+    if match[1] in result:
+      raise ValueError(f"found {match[1]} twice")
+    try:
+      result[match[1]] = ast.literal_eval(match[2])
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+      result[match[1]] = match[2]
+  return result
+
+
+def is_assignments(text: str, name: str = r"\w+") -> bool:
+  """Whether `assignments` can read the text."""
+  try:
+    assignments(text, name)
+  except ValueError:
+    return False
+  return True
 
 
 def own(key: str, name, known: Iterable[str]) -> Callable:

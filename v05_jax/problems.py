@@ -9,21 +9,20 @@ hash of its own text, as those of the built-in tasks do, so train, validation an
 prompt, whatever their seeds, sizes and options; a problem that came before is left out.
 """
 
-import ast
 from collections.abc import Callable, Iterator
 import contextlib
 from functools import partial
 import json
 from multiprocessing.connection import Connection
-import re
 import time
 from typing import Any
 
 from absl import logging
 
 from v05_jax import benchmarks, tasks
+from v05_jax.names import assignments
 from v05_jax.rewards import process, reasoning_gym
-from v05_jax.rows import Row, show
+from v05_jax.rows import Row
 
 LONGEST_WAIT = 120.0  # seconds until a task's first problem, and between two
 NOTICE = 20.0  # seconds of drawing after which the log says how long it takes
@@ -34,33 +33,13 @@ Options = dict[str, dict[str, Any]]  # task -> option -> value
 
 
 def read_options(text: str) -> Options:
-  """`chain_sum.max_terms=3,chain_sum.max_digits=2` as {"chain_sum": {"max_terms": 3, ...}}.
-
-  A value is a Python literal (with commas, if need be), or else a text. Raises ValueError for
-  anything else, and for an option that is given twice.
-  """
+  """`chain_sum.max_terms=3,chain_sum.max_digits=2` as {"chain_sum": {"max_terms": 3, ...}}; raises
+  ValueError as `assignments` does."""
   result: Options = {}
-  for part in re.split(r",(?=\s*\w+\.\w+\s*=)", text) if text.strip() else ():
-    match = re.fullmatch(r"\s*(\w+)\.(\w+)\s*=\s*(.*?)\s*", part, re.DOTALL)
-    if not match or not match[3]:
-      raise ValueError(f"found {show(part.strip())}, expected TASK.OPTION=VALUE")
-    task, option, value = match.groups()
-    if option in result.setdefault(task, {}):
-      raise ValueError(f"found {task}.{option} twice")
-    try:
-      result[task][option] = ast.literal_eval(value)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-      result[task][option] = value
+  for name, value in assignments(text, r"\w+\.\w+").items():
+    task, option = name.split(".")
+    result.setdefault(task, {})[option] = value
   return result
-
-
-def is_options(text: str) -> bool:
-  """Whether `read_options` can read the text."""
-  try:
-    read_options(text)
-  except ValueError:
-    return False
-  return True
 
 
 def check(config) -> None:

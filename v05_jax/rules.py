@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from v05_jax import benchmarks, plug, problems, tasks
 from v05_jax.budgets.base import Budget
 from v05_jax.models import lora, model_config
-from v05_jax.names import show
+from v05_jax.names import is_assignments, show
 from v05_jax.rewards import mixture as rewards
 from v05_jax.update import losses, surrogates
 
@@ -106,7 +106,13 @@ _RANGES = (
     "data.template",
   ),
   (_NAMES, "data.families"),
-  (Rule(problems.is_options, "TASK.OPTION=VALUE, each once, with commas between"), "data.options"),
+  (
+    Rule(
+      lambda x: is_assignments(x, r"\w+\.\w+"), "TASK.OPTION=VALUE, each once, with commas between"
+    ),
+    "data.options",
+  ),
+  (Rule(is_assignments, "NAME=VALUE, each once, with commas between"), "data.chat_template_kwargs"),
   (_at_least(0), "policy.lora_rank"),
   (Rule(lambda x: x > 0, "above 0"), "policy.lora_alpha"),
   (_MATRICES, "policy.lora_targets"),
@@ -303,7 +309,7 @@ def _gym(config, need, named):
           key,
           f'"{benchmarks.GYM}" and names of its tasks, since the reward is reasoning_gym',
         )
-  if problems.is_options(config.data.options):
+  if RULES["data.options"].holds(config.data.options):
     drawn = {task for path in paths.values() for task in problems.named(path)}
     unused = [task for task in problems.read_options(config.data.options) if task not in drawn]
     expected = (

@@ -4,6 +4,7 @@ runs."""
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from absl import logging
 import jax
 import numpy as np
 
@@ -81,6 +82,7 @@ def setup(config, workdir: str | None = None, done: int = 0) -> Run:
   mesh = sharding.make_mesh(config.mesh)
   distributed.connect(mesh)
   policy = models.load(config.policy, config.seed)
+  warn_of_length(config.sampler, policy.config)
   weights = jax.tree.leaves(policy.params)
   sampled = lambda: (np.ravel(x)[:: max(1, x.size // 4096)] for x in weights)
   described = [repr(policy.config), repr(policy.stop)]
@@ -106,6 +108,18 @@ def weights_of(config) -> dict[str, str]:
   if plug.label(config.prior.kind) == "v0" and path != directory.BUILTIN:
     found["priors.v0.path"] = directory.digest(path)
   return found
+
+
+def warn_of_length(sampler, model: models.decoder.ModelConfig):
+  """Says so where prompt and response together may be longer than what the model was trained on."""
+  longest = sampler.max_prompt + sampler.max_response
+  if longest > model.max_positions:
+    logging.warning(
+      "sampler.max_prompt + sampler.max_response: found %d tokens, beyond the model's "
+      "max_position_embeddings %d: expect nonsense there, and other trainers to stop before",
+      longest,
+      model.max_positions,
+    )
 
 
 def check_scratchpad(config):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from v05_jax import rng
-from v05_jax.models import decoder, families, flash, hf, hub, lora, model_config, presets
+from v05_jax.models import decoder, encoding, families, flash, hf, hub, lora, model_config, presets
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.names import alike, nearest, suggestion
 
@@ -22,7 +22,8 @@ class Policy(NamedTuple):
   # the tree of models/decoder.py, numpy arrays on host, float32 (beside adapters: see `lora.add`)
   params: Any
   tokenizer: Any  # a transformers tokenizer with an EOS token
-  stop: tuple[int, ...]  # tokens that end a response, the tokenizer's EOS first
+  # tokens that end a response: the tokenizer's EOS first, the end of a turn in its chat template
+  stop: tuple[int, ...]
 
 
 def backend(platform: str | None = None) -> str:
@@ -120,7 +121,8 @@ def load(policy, seed: int = 0) -> Policy:
     params = hf.load(directory, matrices=matrices, family=policy.family)[1]
     if config.adapters:
       params = lora.join(jax.device_get(lora.init(config, rng.at(seed, 0, rng.INIT))), params)
-  return Policy(config, params, tokenizer, tokenizers.stop_tokens(tokenizer, directory))
+  ends = *tokenizers.stop_tokens(tokenizer, directory), encoding.end_of_turn(tokenizer)
+  return Policy(config, params, tokenizer, tuple(dict.fromkeys(ends)))
 
 
 def _local(path: str) -> Path:

@@ -199,6 +199,20 @@ def read_json(file: Path) -> dict:
   return found
 
 
+def copy(source: Path, file: Path):
+  """Makes `file` what `source` is, as a whole: the same bytes, or no file where that is none."""
+  temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+  try:
+    if source.is_file():
+      shutil.copyfile(source, temporary)
+      temporary.replace(file)
+    else:
+      file.unlink(missing_ok=True)
+  except OSError as error:
+    temporary.unlink(missing_ok=True)
+    raise not_written(file, error) from error
+
+
 def write_json(file: Path, value: dict):
   """Writes a JSON file as a whole."""
   temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")

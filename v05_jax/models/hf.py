@@ -5,6 +5,7 @@ wrote opens here. The family knows the names in config.json and of the tensors: 
 families/base.py. Every tensor of the files is accounted for before the first is read.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -17,11 +18,19 @@ import ml_dtypes
 import numpy as np
 
 from v05_jax.models import decoder, families, files, lora
+from v05_jax.models import tokenizer as tokenizers
 from v05_jax.models.decoder import ModelConfig
 from v05_jax.models.families import base
 
 SHARD_BYTES = 4 << 30  # of a weights file, at most
 ALIGNMENT = 64  # bytes
+# Keys of a model's JSON files that are not taken from elsewhere: what ends a response, and, of the
+# second, whether transformers is to ignore generation_config.json where config.json says something
+# else; then the weights' type, what wrote the file, and code beside it.
+OURS = (
+  *("eos_token_id", "_from_model_config"),
+  *("dtype", "torch_dtype", "transformers_version", "_name_or_path", "auto_map"),
+)
 
 
 def load(
@@ -106,10 +115,7 @@ def write(directory, config: ModelConfig, tensor, dtype: str, tokenizer=None, st
     lambda name: np.ascontiguousarray(tensor(name).astype(stored, copy=False)),
   )
   if tokenizer is not None:
-    try:
-      tokenizer.save_pretrained(str(directory))
-    except Exception as error:  # the tokenizers library has no kind of its own for a full disk
-      raise files.not_written(directory / "tokenizer.json", error) from error
+    _save_tokenizer(directory, tokenizer)
   ends = {
     "eos_token_id": getattr(tokenizer, "eos_token_id", None),
     "pad_token_id": getattr(tokenizer, "pad_token_id", None),
@@ -120,15 +126,47 @@ def write(directory, config: ModelConfig, tensor, dtype: str, tokenizer=None, st
   files.write_json(directory / "config.json", written | {"dtype": dtype} | ends)
 
 
-def keep_generation(directory, source) -> None:
-  """Adds to a written model what `source`'s generation_config.json says, keys that are unknown here
-  too; what ends a response is that of `save`."""
-  file, written = (Path(folder) / "generation_config.json" for folder in (source, directory))
-  if file.is_file():
-    # The second tells transformers to ignore the file where config.json says something else.
-    ours = ("eos_token_id", "_from_model_config")
-    kept = {key: value for key, value in files.read_json(file).items() if key not in ours}
-    files.write_json(written, files.read_json(written) | kept)
+def keep(directory, source) -> None:
+  """Makes all of a written model that is no weight what it is in `source`, the model that training
+  began with: the tokenizer's files byte for byte, and the keys of generation_config.json and, for
+  the same architecture, config.json, keys that are unknown here too. What ends a response, and what
+  describes the weights, is that of `save`."""
+  directory, source = Path(directory), Path(source)
+  if directory.resolve() == source.resolve():
+    return
+  if any((source / name).is_file() for name in tokenizers.FILES):
+    for name in tokenizers.FILES:
+      files.copy(source / name, directory / name)
+  _keep_keys(directory, source, "generation_config.json", OURS[:2])
+  with contextlib.suppress(ValueError):  # a tokenizer's folder, for a preset's weights
+    found, written = (files.read_json(x / "config.json") for x in (source, directory))
+    if found.get("architectures") == written["architectures"]:
+      _keep_keys(directory, source, "config.json", (*OURS, *written))
+
+
+def _keep_keys(directory: Path, source: Path, name: str, ours) -> None:
+  """Adds to a written JSON file the keys of the source's, but for those that are `ours`."""
+  if (source / name).is_file():
+    kept = {key: x for key, x in files.read_json(source / name).items() if key not in ours}
+    files.write_json(directory / name, files.read_json(directory / name) | kept)
+
+
+def _save_tokenizer(directory: Path, tokenizer) -> None:
+  """Writes the tokenizer so that transformers 4 opens it too, to which transformers 5 writes a
+  class and a list that it does not know."""
+  file = directory / "tokenizer_config.json"
+  try:
+    tokenizer.save_pretrained(str(directory))
+  except Exception as error:  # the tokenizers library has no kind of its own for a full disk
+    raise files.not_written(directory / "tokenizer.json", error) from error
+  settings = files.read_json(file)
+  more = settings.pop("extra_special_tokens", None)
+  local = ("backend", "is_local", "local_files_only")  # of the process that opened it
+  settings = {key: value for key, value in settings.items() if key not in local}
+  if settings.get("tokenizer_class") == "TokenizersBackend":
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+  key = "additional_special_tokens" if isinstance(more, list) else "extra_special_tokens"
+  files.write_json(file, settings | ({key: more} if more else {}))
 
 
 def merged(config: ModelConfig, params) -> tuple[ModelConfig, dict]:

@@ -1,39 +1,20 @@
-"""Tokenizers, always through `transformers.AutoTokenizer`.
+"""Tokenizers, through transformers: opened and checked, which tokens end a response, and responses
+as text. Texts as tokens are in encoding.py."""
 
-The contents of a prompt are text: a `<|im_end|>` that somebody has typed into a problem stays these
-ten characters. Only templates and the tokenizer's own prefix (BOS) make control tokens. A prompt
-without typed control tokens has exactly the tokens that transformers gives it.
-"""
-
-from collections.abc import Callable, Iterator, Sequence
-import contextlib
+from collections.abc import Sequence
 import functools
 import itertools
-import json
 import os
 from pathlib import Path
-import re
 
 from v05_jax.models import files
 
 END = "the id of a token of the tokenizer, or a list of such ids"
-# Stands for a message's content where only what is around it matters.
-PLACE = "contentofmessage{}here"
-# What a chat template is told that today is: the date that Llama 3.2's takes where it knows none.
-DATE = {
-  "%d": "26",
-  "%m": "07",
-  "%b": "Jul",
-  "%B": "July",
-  "%Y": "2024",
-  "%y": "24",
-  "%a": "Fri",
-  "%A": "Friday",
-  "%H": "00",
-  "%M": "00",
-  "%S": "00",
-}
-FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+# Of a Hugging Face directory; one of the first four is there if a tokenizer is.
+FILES = (
+  *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt"),
+  *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json"),
+)
 
 
 def _transformers():
@@ -48,20 +29,23 @@ def _transformers():
 def load(directory):
   """The tokenizer of a Hugging Face directory; nothing is downloaded.
 
-  Where the tokenizer names no EOS token, it is the first one of generation_config.json or
-  config.json. Raises ValueError if the directory holds no readable tokenizer, or nothing in it
-  names an EOS token (rollouts could not end).
+  A tokenizer.json is taken as it is. The class that tokenizer_config.json names would build some
+  tokenizers anew from vocabulary and merges alone, which then split texts in another way than the
+  file says (GPT2Tokenizer SmolLM2's, LlamaTokenizer Llama 2's). Where the tokenizer names no EOS
+  token, it is the first one of generation_config.json or config.json. Raises ValueError if the
+  directory holds no readable tokenizer, or nothing in it names an EOS token (rollouts could not
+  end).
   """
   path = Path(directory)
-  if not any((path / name).is_file() for name in FILES):
+  if not any((path / name).is_file() for name in FILES[:4]):
     raise ValueError(
-      f"{path}: found no tokenizer, expected a directory with one of {', '.join(FILES)}"
+      f"{path}: found no tokenizer, expected a directory with one of {', '.join(FILES[:4])}"
     )
   _declared_ends(path)  # transformers reads these files too, and names neither file nor key
+  whole, names = (path / "tokenizer.json").is_file(), _transformers()
+  kind = names.PreTrainedTokenizerFast if whole else names.AutoTokenizer
   try:
-    tokenizer = _transformers().AutoTokenizer.from_pretrained(
-      str(path), local_files_only=True, trust_remote_code=False
-    )
+    tokenizer = kind.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
   except Exception as error:  # transformers raises many kinds, tokenizers a bare Exception
     raise ValueError(f"{path}: the tokenizer cannot be read: {error}") from error
   if tokenizer.eos_token_id is None:
@@ -83,7 +67,7 @@ def check(tokenizer, vocab_size: int, where="tokenizer", padded: bool = True):
   `unused_ids`). Unless `padded` says that any number is meant, it is an error if half of the rows
   or more have no token: tokenizer and model are then hardly of one make.
   """
-  special = _special(tokenizer)  # those beyond are for other inputs (Gemma 3's images), never text
+  special = special_tokens(tokenizer)  # beyond are those for other inputs (Gemma 3's images)
   ids = tokenizer.get_vocab().values()
   largest = max(i for i in ids if i < vocab_size or i not in special)
   if largest >= vocab_size:
@@ -98,181 +82,10 @@ def check(tokenizer, vocab_size: int, where="tokenizer", padded: bool = True):
     )
 
 
-def prompt_encoder(tokenizer, chat_template: bool, template: str = "{prompt}") -> Callable:
-  """-> encode(prompt) -> token ids of a prompt: a text, or a list of messages {"role", "content"}.
-
-  template: put around a text, or around the last message's content, in the place of `{prompt}`.
-  With `chat_template`, and where the tokenizer has one, a text becomes one user message, and the
-  generation prompt follows the messages. Otherwise the tokenizer's prefix (BOS) stands before the
-  text; what the tokenizer appends (EOS) is left out, since the response follows.
-
-  `encode` raises ValueError for several messages without a chat template, for a prompt that
-  tokenizer or chat template refuse or that has no token, for a content that the chat template drops
-  or changes, and for typed control tokens that this tokenizer cannot read as text.
-  """
-  chat = bool(chat_template and tokenizer.chat_template)
-  start = _prefix(tokenizer) if not chat else []
-  apply = functools.partial(_apply, tokenizer, chat, template)
-
-  @functools.cache
-  def around(places: str) -> tuple[set[int], list[int]]:
-    messages = json.loads(places)
-    try:
-      rendered = apply(messages, tokenize=False)
-    except Exception as error:  # of Jinja's own kinds, and what templates raise
-      roles = ", ".join(str(message["role"]) for message in messages)
-      raise ValueError(
-        f"the chat template of {tokenizer.name_or_path} refuses messages of the roles {roles}: "
-        f"{error}"
-      ) from error
-    return _around(tokenizer, rendered, len(messages))
-
-  def encode(messages) -> list[int]:
-    if not chat and len(messages) > 1:
-      reason = "config.data.chat_template is False" if tokenizer.chat_template else "it has none"
-      raise ValueError(
-        f"found {len(messages)} messages, expected one: only the tokenizer's chat template can put "
-        f"several together, and {reason}"
-      )
-    places = [{**message, "content": PLACE.format(i)} for i, message in enumerate(messages)]
-    control, made = around(json.dumps(places))
-    ids = apply(messages)
-    typed = lambda: [i for i in ids if i in control] != made
-    if typed():
-      ids = apply(messages, sanitize_control_tokens=True)
-      if typed():
-        raise ValueError("found a control token typed in it that cannot be read as text")
-    if not ids:
-      raise ValueError("found no token, expected at least one")
-    if chat:
-      _check_contents(messages, apply(messages, tokenize=False))
-    return [*start, *map(int, ids)]
-
-  def explained(prompt) -> list[int]:
-    try:
-      return encode([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
-    except Exception as error:  # tokenizers and templates raise many kinds
-      raise ValueError(
-        f"the tokenizer cannot encode the prompt {_shown(prompt)}: {error}"
-      ) from error
-
-  return explained
-
-
-def encode_prompts(
-  tokenizer, prompts: Sequence, chat_template: bool, template: str = "{prompt}"
-) -> Iterator[list[int]]:
-  """Token ids of each of many prompts: see `prompt_encoder`, whose errors come in their turn. Texts
-  without a chat template are encoded in one call, which takes a tenth of the time."""
-  encode, found = prompt_encoder(tokenizer, chat_template, template), []
-  if not (chat_template and tokenizer.chat_template) and all(isinstance(x, str) for x in prompts):
-    start = _prefix(tokenizer)
-    with contextlib.suppress(Exception):  # of the tokenizer's; `encode` says which text it is
-      control, made = _around(tokenizer, template.replace("{prompt}", PLACE.format(0)), 1)
-      found = _ids(tokenizer, [template.replace("{prompt}", text) for text in prompts])
-  for prompt, ids in itertools.zip_longest(prompts, found):
-    # `encode` handles typed control tokens, and prompts without any token.
-    plain = ids and [i for i in ids if i in control] == made
-    yield [*start, *ids] if plain else encode(prompt)
-
-
-def _apply(tokenizer, chat: bool, template: str, messages, **options):
-  """The tokens of messages, or with tokenize=False their text, with the template around the last
-  one and, if `chat`, the chat template around all."""
-  source = None
-  if chat:
-    content = template.replace("{prompt}", messages[-1]["content"])
-    messages = [*messages[:-1], {**messages[-1], "content": content}]
-    source = _undated(tokenizer.get_chat_template())
-  else:  # the template's parts as literals of a chat template, which may hold control tokens
-    literals = [f"{{{{ {part!r} }}}}" for part in template.split("{prompt}")]
-    source = "{{ messages[0]['content'] }}".join(literals)
-  return tokenizer.apply_chat_template(
-    messages, chat_template=source, add_generation_prompt=chat, return_dict=False, **options
-  )
-
-
-def _undated(template: str) -> str:
-  """A chat template without today's date (Llama 3.2 writes it): prompts are to be the same on every
-  day, or a run could not go on the day after."""
-  if "strftime_now" not in template:
-    return template
-  dated = "".join(f".replace({sign!r}, {text!r})" for sign, text in DATE.items())
-  return f"{{% macro strftime_now(format) %}}{{{{ format{dated} }}}}{{% endmacro %}}{template}"
-
-
-def _check_contents(messages, rendered: str):
-  """Raises ValueError where a chat template has not put what a user or system message says into its
-  text, spaces around it apart. Of an assistant's some leave out the reasoning, as is meant."""
-  for number, message in enumerate(messages, 1):
-    if message["role"] != "assistant" and message["content"].strip() not in rendered:
-      raise ValueError(_changed(number, len(messages)))
-
-
-def _changed(number: int, count: int) -> str:
-  return (
-    f"the chat template drops or changes the content of message {number} of {count}, expected it "
-    "as it is"
-  )
-
-
-def _around(tokenizer, rendered: str, count: int) -> tuple[set[int], list[int]]:
-  """What a template makes of `count` messages that hold `PLACE`: (ids of control tokens, those
-  among `rendered`, in order). Control tokens are the special tokens, and the other added tokens
-  that the template writes. Raises ValueError where the template drops a message's content."""
-  parts, places = (re.split(PLACE.format(r"(\d+)"), rendered)[i::2] for i in (0, 1))
-  if lost := sorted(set(range(count)) - set(map(int, places))):
-    raise ValueError(_changed(lost[0] + 1, count))
-  written = [i for part in parts if part for i in _ids(tokenizer, part)]
-  added = set(tokenizer.added_tokens_decoder) & set(written)
-  control = _special(tokenizer) | {i for i in added if not tokenizer.decode([i]).isspace()}
-  return control, [i for i in written if i in control]
-
-
-def _ids(tokenizer, text: str, **options) -> list[int]:
-  return tokenizer(text, add_special_tokens=False, **options)["input_ids"]
-
-
-def _special(tokenizer) -> set[int]:
+def special_tokens(tokenizer) -> set[int]:
+  """The ids of the tokens that are not text."""
   added = tokenizer.added_tokens_decoder
   return {i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
-
-
-def _prefix(tokenizer) -> list[int]:
-  """The special tokens that the tokenizer puts before every text (BOS), without those behind it."""
-  if not tokenizer.num_special_tokens_to_add():
-    return []
-  return list(itertools.takewhile(_special(tokenizer).__contains__, tokenizer("0")["input_ids"]))
-
-
-def encode_text(tokenizer, text: str) -> list[int]:
-  """Token ids of a text alone, without prefix or suffix; control tokens typed in it stay text.
-  Raises ValueError if the tokenizer cannot encode the text so."""
-  try:
-    ids = _ids(tokenizer, text, split_special_tokens=True)
-  except Exception as error:  # a character outside a character vocabulary is a bare Exception
-    raise ValueError(f"the tokenizer cannot encode {_shown(text)}: {error}") from error
-  if set(ids) & _special(tokenizer):
-    raise ValueError(
-      f"found a control token typed in {_shown(text)} that the tokenizer cannot read as text"
-    )
-  return ids
-
-
-def encode_raw(tokenizer, text: str) -> list[int]:
-  """Token ids of a text as the tokenizer reads it by itself: typed control tokens are control
-  tokens, and prefix and suffix (BOS, EOS) stand around it. Raises ValueError if it cannot."""
-  try:
-    ids = tokenizer(text)["input_ids"]
-  except Exception as error:
-    raise ValueError(f"the tokenizer cannot encode {_shown(text)}: {error}") from error
-  if not ids:
-    raise ValueError(f"found the text {_shown(text)}, which has no token, expected at least one")
-  return ids
-
-
-def _shown(value) -> str:
-  return repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
 
 
 def unused_ids(tokenizer, vocab_size: int) -> tuple[tuple[int, int], ...]:

@@ -9,7 +9,10 @@ from v05_jax.run.comparison import LEVEL, Difference, Row, paired
 
 # Config keys that decide what a score measures.
 MEASURED = ("reward", "rewards.high", "rewards.low")
-PROMPTS = ("data.families", "data.options", "data.seed", "data.template", "data.chat_template")
+PROMPTS = (
+  *("data.families", "data.options", "data.seed"),
+  *("data.template", "data.chat_template", "data.chat_template_kwargs"),
+)
 SAMPLING = ("sampler.top_k", "sampler.top_p")
 SAMPLED = "eval.samples"  # whether there are any: without them success is exact, or not known
 HELD_OUT = ("eval.path", "eval.split", "eval.size", "eval.temperature", SAMPLED)

@@ -20,7 +20,7 @@ def export(config, workdir: str, out: str, step: int | None = None) -> int:
   if found is None:
     raise ValueError(f"--workdir={workdir}: found no checkpoint, expected a run of --mode=train")
   hf.save(out, run.policy.config, params, run.policy.tokenizer, stop=run.policy.stop)
-  hf.keep_generation(out, models.folder(config.policy.path))
+  hf.keep(out, models.folder(config.policy.path))
   if run.policy.config.adapters:
     hf.save_adapters(f"{out}/adapter", run.policy.config, params, config.policy.path)
   print(f"step {found} of {workdir} is in {out}")

@@ -18,8 +18,7 @@ import numpy as np
 
 from v05_jax import config as configuration
 from v05_jax import data, models, problems, rng, sinks, tasks
-from v05_jax.models import hf
-from v05_jax.models import tokenizer as tokenizers
+from v05_jax.models import encoding, hf
 from v05_jax.observers.base import pair
 from v05_jax.run import checkpoint, files, lock, supervised
 from v05_jax.scale import distributed, sharding
@@ -104,7 +103,7 @@ def sft(config, workdir: str) -> dict[str, float]:
   params = jax.device_get(state.params)
   directory = epath.Path(workdir) / "hf"
   hf.save(directory, policy.config, params, policy.tokenizer, stop=policy.stop)
-  hf.keep_generation(directory, models.folder(config.policy.path))
+  hf.keep(directory, models.folder(config.policy.path))
   return latest
 
 
@@ -159,11 +158,14 @@ def make_examples(config, source, dataset: data.Dataset, tokenizer) -> Callable:
   """Builds `examples(cursor, n) -> Examples`, a function of its arguments alone: of n rows, at most
   `config.sft.batch`, from position `cursor` of the stream on.
 
-  source: the `config.data`, or the like, that `dataset` comes from. Raises ValueError naming the
-  first row whose response with EOS exceeds `config.sampler.max_response`.
+  source: the `config.data`, or the like, that `dataset` comes from. A response ends as a turn
+  does in the chat template, where that is used, or with EOS. Raises ValueError naming the first row
+  whose response with its end exceeds `config.sampler.max_response`.
   """
-  built_in, eos = source.path == data.TASKS, tokenizer.eos_token_id
-  encode = functools.partial(tokenizers.encode_text, tokenizer)
+  built_in = source.path == data.TASKS
+  chat = source.chat_template and not built_in
+  end = encoding.end_of_turn(tokenizer) if chat else tokenizer.eos_token_id
+  encode = functools.partial(encoding.encode_text, tokenizer)
   encode_one = functools.lru_cache(maxsize=1 << 16)(encode)  # short answers come up again and again
   answers = (
     [] if built_in else [_answer(encode, source, *row) for row in enumerate(dataset.rows, 1)]
@@ -175,7 +177,7 @@ def make_examples(config, source, dataset: data.Dataset, tokenizer) -> Callable:
     where = f"{source.path}: row {long[0] + 1}: the answer" if long else "an answer of the tasks"
     raise ValueError(
       f"{where} is longer than config.sampler.max_response = {config.sampler.max_response} tokens, "
-      f"EOS included; the longest has {longest}"
+      f"its end included; the longest has {longest}"
     )
 
   def examples(cursor: int, n: int) -> Examples:
@@ -185,7 +187,7 @@ def make_examples(config, source, dataset: data.Dataset, tokenizer) -> Callable:
       found = [encode_one(tasks.demonstration(row, draw)) for row in prompts.rows]
     else:
       found = [answers[i] for i in dataset.index(cursor, n)]
-    return Examples(prompts, [[*ids, eos] for ids in found])
+    return Examples(prompts, [[*ids, end] for ids in found])
 
   return examples
 

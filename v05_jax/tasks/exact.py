@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from v05_jax.models import decoder
-from v05_jax.models import tokenizer as tokenizers
+from v05_jax.models import decoder, encoding
 from v05_jax.scale import distributed
 from v05_jax.tasks import families
 from v05_jax.update import losses
@@ -60,7 +59,7 @@ def make_exact(
   width = sampler.max_prompt + sampler.max_response
   truncates = sampler.top_k > 0 or sampler.top_p < 1
   score = make_score(model_config, float(sampler.temperature))
-  encode_prompt = tokenizers.prompt_encoder(tokenizer, chat_template=False)
+  encode_prompt = encoding.prompt_encoder(tokenizer)
 
   @functools.lru_cache(maxsize=1 << 16)
   def encode(prompt: str, response: str, ends: bool) -> tuple[list[int], int]:

@@ -47,10 +47,7 @@ SETTINGS = {
   "licences": LICENCES,
 }
 STORED = FLOATS[:3]  # what `hf.load` reads
-FILES = (
-  "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json "
-  "merges.txt tokenizer.model chat_template.jinja generation_config.json"
-).split()
+FILES = (*tokenizer.FILES, "generation_config.json")  # of the backbone, beside config and weights
 # The one width whose column table is a constant of the model, and how many rows that has.
 TABLE_WIDTH, TABLE_ROWS = 192, 2000
 # Arguments of V0's trainer that the checkpoint may hold, and what is implemented of them.

@@ -25,7 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from v05_jax import models
-from v05_jax.models import decoder, hf
+from v05_jax.models import decoder, encoding, hf
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.scale import distributed, sharding
 from v05_jax.value_model import adapter, directory, ensemble, tabpfn
@@ -126,7 +126,7 @@ class ValuePrior:
   def encode(self, prompts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text, read raw; texts longer than the backbone was trained for are cut."""
     most = self.settings["max_tokens"]
-    encoded = [tokenizers.encode_raw(self.tokenizer, text) for text in prompts]
+    encoded = [encoding.encode_raw(self.tokenizer, text) for text in prompts]
     # The end token is kept: V0's tokenizer appends it after cutting.
     return [ids if len(ids) <= most else [*ids[: most - 1], ids[-1]] for ids in encoded]
 
