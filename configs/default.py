@@ -246,7 +246,7 @@ def get_config() -> ConfigDict:
   evaluate.size = 512  # prompts, of each file or benchmark at most, of reasoning-gym's tasks in all
   # rollouts a prompt; 0 = exact success only (built-in tasks); papers on mathematics take 16
   evaluate.samples = 0
-  evaluate.temperature = 1.0  # as sampler.temperature
+  evaluate.temperature = 1.0  # of the softmax, whatever sampler.temperature is
 
   c.checkpoint = checkpoint = ConfigDict()
   checkpoint.period = 16  # steps between checkpoints; 0 = after the last step only

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from tests import support
-from v05_jax import data, models, tasks
+from v05_jax import data, models, row_files, tasks
 from v05_jax.configs import default
 from v05_jax.run import runs
 
@@ -237,7 +237,7 @@ def test_what_is_mistyped_is_answered_with_what_stands_beside_it(tokenizer, tmp_
     (f"{tmp_path}/problms.jsonl", f"{tmp_path}/problems.jsonl"),
   ):
     with pytest.raises(ValueError) as error:
-      list(data.read_file(typed))
+      list(row_files.read_file(typed))
     assert str(error.value) == f"config.data.path: {typed} does not exist, did you mean {meant}?"
   with pytest.raises(ValueError, match=r"warn is not a directory, did you mean .*warm\?"):
     models.folder("warn")
@@ -248,7 +248,7 @@ def test_what_is_mistyped_is_answered_with_what_stands_beside_it(tokenizer, tmp_
   with pytest.raises(ValueError, match=r"workdir warm: found no metrics.jsonl, expected the"):
     runs.load("warm")
   with pytest.raises(ValueError, match=r"away/problems\.jsonl does not exist$"):
-    list(data.read_file("away/problems.jsonl"))
+    list(row_files.read_file("away/problems.jsonl"))
 
 
 @pytest.mark.parametrize(

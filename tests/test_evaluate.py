@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from v05_jax import rewards
+from v05_jax import data, rewards
 from v05_jax.configs import default
 from v05_jax.models import tokenizer as tokenizers
-from v05_jax.run import evaluate, metrics, success
+from v05_jax.run import eval_mode, evaluate, metrics, success
 
 pytestmark = pytest.mark.usefixtures("few_devices")
 
@@ -125,7 +125,7 @@ def test_intervals_hold_the_values_and_do_not_depend_on_the_company():
 def test_the_table():
   found = result(["math500"] * 2 + ["mine"], [4, 1, 0])
   values, ends = metrics.means(evaluate.summarise(found, every=True)), evaluate.intervals(found, 0)
-  head, _, first, second, mean = evaluate.table(found, values, ends).splitlines()
+  head, _, first, second, mean = eval_mode.table(found, values, ends).splitlines()
   assert head == "| | prompts | mean@4 | pass@2 | pass@4 | tokens | truncated |"
   assert first.startswith(
     "| math500 | 2 of 500 | 0.625 [0.250, 1.000] | 0.750 [0.500, 1.000] | 1.000 [1.000, 1.000] |"
@@ -136,12 +136,59 @@ def test_the_table():
     metrics.means(evaluate.summarise(families, every=True)),
     evaluate.intervals(families, 0),
   )
-  text = evaluate.table(families, values, ends).splitlines()
+  text = eval_mode.table(families, values, ends).splitlines()
   assert [line.split(" | ")[0] for line in text[2:]] == ["| add", "| sort", "| all"]
   assert text[0].endswith("| exact or mean |") and text[4].count("|") == text[0].count("|")
   plain = result([""], [1])
-  assert "| all | 1 | 0.250" in evaluate.table(
+  assert "| all | 1 | 0.250" in eval_mode.table(
     plain, metrics.means(evaluate.summarise(plain, every=True)), {}
+  )
+
+
+@pytest.mark.parametrize(
+  "names, expected",
+  [
+    (["hard"] * 2 + [""] * 6, {"hard": ("2", "0.000"), "all": ("8", "0.750")}),
+    (["a", "b"] + [""] * 6, {"a": 0, "b": 0, "mean": ("2", "0.000"), "all": ("8", "0.750")}),
+    (["a"] * 8, {"a": ("8", "0.750")}),
+  ],
+)
+def test_the_table_counts_rows_that_have_no_benchmark(names, expected):
+  found = result(names, [0, 0, 4, 4, 4, 4, 4, 4])
+  values = metrics.means(evaluate.summarise(found, every=True))
+  _, _, *lines = eval_mode.table(found, values, {}).splitlines()
+  cells = {
+    cells[0]: cells[1:3] for cells in ([x.strip() for x in line.split("|")[1:]] for line in lines)
+  }
+  assert list(cells) == list(expected)
+  assert all(cells[name] == list(x) for name, x in expected.items() if x)
+
+
+def said(caplog, begin: str) -> list[str]:
+  """The warnings that begin so, and no more of them."""
+  found = [x.getMessage() for x in caplog.records if x.getMessage().startswith(begin)]
+  caplog.clear()
+  return found
+
+
+def test_prompts_that_training_knows_and_those_left_out_are_said(tmp_path, caplog):
+  rows = [{"prompt": f"{i}+1", "answer": str(i + 1)} for i in range(6)]
+  c, tokenizer = default.get_config(), tokenizers.load(DATA / "math" / "model")
+
+  def read(some, **more):
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    c.data.update({"path": str(tmp_path / "p.jsonl"), "size": 4})
+    return data.load(c.data, tokenizer, 99, **more)
+
+  train, heldout = read(rows[:4]), read(rows[2:], shuffle=False, key="eval.path")
+  assert (len(train), len(heldout)) == (4, 4) and not caplog.records
+  evaluate.warn_shared(train, heldout, "h")
+  assert said(caplog, "eval.path=h: 2 of 4 prompts are in data.path too")
+  evaluate.warn_shared(read(rows[:2]), heldout, "h")
+  assert len(read(rows)) == 6 and not caplog.records  # training takes all
+  assert len(read(rows, shuffle=False, key="eval.path")) == 4
+  assert said(caplog, "eval.path: of ")[0].endswith(
+    "p.jsonl the first 4 rows alone are taken, its size"
   )
 
 
@@ -175,7 +222,7 @@ def settings(path):
 def written(tmp_path_factory):
   """The workdir of `--mode=eval` on two benchmarks."""
   workdir = tmp_path_factory.mktemp("eval")
-  values = evaluate.evaluate_workdir(settings("gsm8k,aime2024"), str(workdir))
+  values = eval_mode.evaluate_workdir(settings("gsm8k,aime2024"), str(workdir))
   return workdir, values
 
 
@@ -195,7 +242,8 @@ def test_evaluation_writes_a_table_its_values_and_its_prompts(written):
   ]
   text = (workdir / "eval.md").read_text()
   assert text.startswith(
-    "the policy of the config; n = 3 samples a prompt at temperature 1, at most 12 tokens each;"
+    "gsm8k,aime2024, the policy of the config; n = 3 samples a prompt at temperature 1, at most 12 "
+    "tokens each;"
   )
   assert [line.split(" | ")[:2] for line in text.splitlines()[4:]] == [
     ["| gsm8k", "2 of 1319"],
@@ -216,7 +264,7 @@ def test_evaluation_writes_a_table_its_values_and_its_prompts(written):
 
 def test_values_and_intervals_come_back_from_the_prompts(written):
   workdir, values = written
-  again = evaluate.read(str(workdir))
+  again = eval_mode.read(str(workdir))
   assert metrics.means(evaluate.summarise(again, every=True)) == pytest.approx(values)
   saved = json.loads((workdir / "eval.json").read_text())["intervals"]
   assert {
@@ -229,7 +277,7 @@ def test_prompts_that_were_not_written_by_an_evaluation_are_named(tmp_path, text
   if text is not None:
     (tmp_path / "eval.jsonl").write_text(text)
   with pytest.raises(ValueError, match=r"eval\.jsonl: cannot be read as what --mode=eval writes"):
-    evaluate.read(str(tmp_path))
+    eval_mode.read(str(tmp_path))
 
 
 def test_a_benchmark_is_asked_for_the_same_samples_in_any_company():
@@ -275,7 +323,7 @@ def test_a_policy_whose_weights_are_too_large_is_refused_by_name(tmp_path):
   with pytest.raises(
     ValueError, match=r"model\.norm\.weight: found \d+ of \d+ values of .* or more"
   ):
-    evaluate.evaluate_workdir(c, str(tmp_path / "run"))
+    eval_mode.evaluate_workdir(c, str(tmp_path / "run"))
   assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith("eval")]
 
 
@@ -296,16 +344,16 @@ def test_an_evaluation_in_which_every_verdict_fails_writes_nothing(tmp_path, mon
   c.reward = "my_reward:broken"
   error = r"all 6 verdicts failed.*crash: KeyError: 'no such field' \(.*my_reward.py:2\)"
   with pytest.raises(rewards.RewardError, match=error):
-    evaluate.evaluate_workdir(c, str(tmp_path / "run"))
+    eval_mode.evaluate_workdir(c, str(tmp_path / "run"))
   assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith("eval")]
   c.reward, c.policy.path = "my_reward:two", str(tmp_path / "nowhere")
   with pytest.raises(ValueError, match="has other parameters"):  # before the model is looked for
-    evaluate.evaluate_workdir(c, str(tmp_path / "run"))
+    eval_mode.evaluate_workdir(c, str(tmp_path / "run"))
 
 
 def test_no_samples_are_a_clear_error(tmp_path):
   c = settings("aime2024")
   c.eval.samples = 0
   with pytest.raises(ValueError, match=r"config.eval.samples: found 0, expected at least 1"):
-    evaluate.evaluate_workdir(c, str(tmp_path))
+    eval_mode.evaluate_workdir(c, str(tmp_path))
   assert success.LEVEL == 0.95  # as the table's heading says

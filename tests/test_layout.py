@@ -31,7 +31,7 @@ LAYERS = (
   " scale.topology update.blocks update.losses update.optimizer update.surrogates"
   " value_model.adapter value_model.ensemble value_model.losses value_model.scores"
   " value_model.synthetic value_model.torch_file",
-  "budget history models structs run.board run.leaves run.lock run.metrics run.progress"
+  "budget history models row_files structs run.board run.leaves run.lock run.metrics run.progress"
   " sampling.ahead scale.cost value_model.cells value_model.directory value_model.pairs",
   "tasks run.find sampling.resample sampling.sampler update.objective"
   " update.packing update.replay value_model.batches value_model.convert value_model.measure"
@@ -47,7 +47,7 @@ LAYERS = (
   "scale.compile setup run.comparison run.sft run.supervised sampling.draw value_model.train",
   "step run.charts run.conclusion run.export run.facts run.figures run.samples",
   "run.evaluate run.page run.show",
-  "run.noise",
+  "run.eval_mode run.noise",
   "run.report",
   "train",
   "main",

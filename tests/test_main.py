@@ -292,6 +292,15 @@ def test_own_without_problems_is_told_before_anything_is_written(
   assert not list(tmp_path.iterdir())
 
 
+def test_own_is_not_evaluated_on_the_built_in_puzzles(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  config = own.get_config()
+  config.data.path = "problems.jsonl"
+  with pytest.raises(ValueError, match=r"eval\.path: found 'tasks'.* --config\.eval\.path=held"):
+    main.run(main.Command("eval", config, "run"))
+  assert not list(tmp_path.iterdir())
+
+
 LONG = pytest.mark.long
 
 

@@ -21,7 +21,7 @@ from v05_jax.priors import base as priors
 from v05_jax.run import leaves, metrics
 from v05_jax.train import train
 
-PROMPTS = types.SimpleNamespace(mask=np.ones(3, bool))
+PROMPTS = types.SimpleNamespace(mask=np.ones(3, bool), step=np.int32(0))
 GROUPS = grouping.make(np.ones((3, 2)), np.ones((3, 2), bool))
 SAYS = lambda state, prompts: (np.zeros(3, np.float32), {})
 
@@ -173,6 +173,24 @@ def test_advantages_that_are_not_finite_are_said_once(caplog):
   (said,) = caplog.records
   assert "baseline=mine:f: 2 of 6 advantages are not finite" in said.getMessage()
   assert "V is NaN, for 2 of 3 prompts" in said.getMessage()
+
+
+def test_a_step_without_any_signal_is_said_once(caplog):
+  taken = types.SimpleNamespace(groups=GROUPS, prompts=PROMPTS)
+  config, advantage = types.SimpleNamespace(baseline="grpo"), np.zeros((3, 2), np.float32)
+  absl_logging._log_counter_per_token.clear()
+  with caplog.at_level(logging.WARNING):
+    for other in (0.5, np.nan):  # the latter has a warning of its own
+      advantage[1, 0] = other
+      step.check_signal(config, taken, advantage)
+    assert not caplog.records
+    advantage[1, 0] = 0
+    for _ in range(2):
+      step.check_signal(config, taken, advantage)
+  (said,) = caplog.records
+  assert (
+    "baseline=grpo: no advantage of step 1 differs from 0, of 6 rollouts of 3" in said.getMessage()
+  )
 
 
 def test_states_whose_names_have_changed_are_told_apart():

@@ -286,6 +286,12 @@ def test_options_of_another_form_are_refused(text):
       {"reward": "math", "data.path": "reasoning_gym:a", "data.options": "a.x=1,b.x=1"},
       r"data.options: found 'a.x=1,b.x=1', expected options of tasks that .*, which b is not",
     ),
+    (
+      {"reward": "math", "eval.path": "reasoning_gym:a,b", "eval.size": 1, "eval.samples": 1},
+      r"eval.size: found 1, expected at least 2, a problem of each task",
+    ),
+    ({"sampler.top_p": 0.9}, "eval.samples: found 0, expected at least 1, since no success is ex"),
+    ({"data.families": ("chain",)}, "eval.samples: found 0, expected at least 1, since no success"),
     ({"reward": "expresion"}, r"reward: .* expected task, math, expression, reasoning_gym or mod"),
   ],
 )

@@ -518,6 +518,8 @@ def test_scores_of_other_prompts_are_not_compared(tmp_path):
     ("data.seed", 1),
     ("data.template", "{prompt} ="),
     ("sampler.top_p", 0.9),
+    ("sampler.max_response", 4),
+    ("data.answer_key", "solution"),
     ("reward", "math"),
   ):
     others = [reconfigured(run, **{key: value}) for run in v05]
@@ -536,9 +538,17 @@ def test_scores_of_other_prompts_are_not_compared(tmp_path):
   for run in v05:
     reconfigured(run, **{"reward": "task", "rewards.success": ""})
   # Other training data are no other measure of held-out prompts, but are of the rollouts' success.
-  compared = rows(*grpo, *(reconfigured(run, **{"data.path": "dapo_math_17k"}) for run in v05))
-  assert conclusion.other_measure(compared[1], compared[0], "eval/exact") == []
-  assert conclusion.other_measure(compared[1], compared[0], "accuracy") == ["data.path"]
+  for key, value in (
+    ("data.path", "dapo_math_17k"),
+    ("selection.pool", 4),
+    ("sampler.temperature", 0.5),
+    ("sampler.truncated", "mask"),
+  ):
+    compared = rows(*grpo, *(reconfigured(run, **{key: value}) for run in v05))
+    assert conclusion.other_measure(compared[1], compared[0], "eval/exact") == []
+    assert conclusion.other_measure(compared[1], compared[0], "accuracy") == [key]
+    for run in v05:
+      reconfigured(run, **{key: configuration.flatten(default.get_config())[key]})
 
 
 def test_the_demo_credits_nothing_on_one_seed(tmp_path):

@@ -478,7 +478,11 @@ def test_math_in_a_worker_that_sympy_hangs():
 
 def test_the_overlong_penalty():
   length = np.array([[0, 6, 7], [8, 9, 10]])
-  penalty = rewards.overlong_penalty(length, max_response=10, buffer=4)
+  penalty = rewards.overlong_penalty(length, limit=10, buffer=4)
   np.testing.assert_allclose(penalty, [[0, 0, -0.25], [-0.5, -0.75, -1]])
   assert penalty.dtype == np.float32
   np.testing.assert_array_equal(rewards.overlong_penalty(length, 10, buffer=0), np.zeros((2, 3)))
+  # Prompts with limits of their own, one of them shorter than the buffer.
+  limits = np.array([[7], [2]])
+  penalty = rewards.overlong_penalty(np.array([[3, 5, 7], [0, 1, 2]]), limits, buffer=4)
+  np.testing.assert_allclose(penalty, [[0, -0.5, -1], [0, -0.5, -1]])

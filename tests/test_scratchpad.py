@@ -16,7 +16,7 @@ from v05_jax.configs import demo, scratchpad, warm_start_scratchpad
 from v05_jax.models import decoder
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.run import sft
-from v05_jax.run.evaluate import evaluate_workdir
+from v05_jax.run.eval_mode import evaluate_workdir
 from v05_jax.train import train
 
 pytestmark = pytest.mark.usefixtures("few_devices")

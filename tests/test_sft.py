@@ -85,7 +85,7 @@ def test_the_policy_that_it_writes_opens_and_is_the_trained_one(run, config):
   config.policy.update({"path": str(run[0] / "hf"), "preset": ""})
   trained = models.load(config.policy)
   rows = data.load(data.eval_config(config), trained.tokenizer, 12, shuffle=False).rows
-  evaluate = sft.exact_success(trained, config.sampler, rows)
+  evaluate = sft.make_exact_evaluation(trained, config.sampler, rows)
   assert metrics.means(evaluate(trained.params))["eval/exact"] == pytest.approx(
     run[1]["eval/exact"], rel=1e-4
   )

@@ -4,20 +4,21 @@ The order is a function of (seed, epoch) and the place in it is one number, the 
 run resumes anywhere without the state of a data loader.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import itertools
-import json
 
+from absl import logging
 import numpy as np
 
-from v05_jax import benchmarks, problems, tasks
+from v05_jax import benchmarks, problems, row_files, tasks
 from v05_jax.benchmarks import TASKS
 from v05_jax.models import encoding
-from v05_jax.names import alike, assignments
-from v05_jax.rows import Row, answer_text, checked, conversation, field, prompt_text, show
+from v05_jax.names import assignments
+from v05_jax.rows import Row, answer_text, checked, conversation, field, prompt_text
 from v05_jax.run import files
 from v05_jax.structs import Prompts
 
@@ -146,7 +147,8 @@ def load(
     # a task of reasoning-gym has its own name
     labelled = len(paths) > 1 and not benchmarks.gym_tasks(path)
     name = benchmarks.label(path) if labelled else ""
-    found = itertools.islice(_rows(config_data, path, key), None if shuffle else config_data.size)
+    every = _rows(config_data, path, key)
+    found = itertools.islice(every, None if shuffle else config_data.size)
     while some := list(itertools.islice(found, TOGETHER)):
       ids = encoding.encode_prompts(tokenizer, [prompt for *_, prompt in some], wrapping)
       for where, row, _ in some:
@@ -158,10 +160,20 @@ def load(
           raise ValueError(f"{where}: {error}") from None
     if len(rows) == before:
       raise ValueError(f"{path}: found no row, expected at least one prompt")
+    if not shuffle and _goes_on(every):
+      size = config_data.size
+      logging.warning("%s: of %s the first %d rows alone are taken, its size", key, path, size)
   _check_length(encoded, wheres, max_prompt)
   length = [len(ids) for ids in encoded]
   tokens = np.concatenate([np.asarray(ids, np.int32) for ids in encoded])
   return Dataset(rows, tokens, np.concatenate([[0], np.cumsum(length)]), max_prompt, seed, shuffle)
+
+
+def _goes_on(rows: Iterator) -> bool:
+  """Whether there is a further row, a bad one that nobody asked for apart."""
+  with contextlib.suppress(ValueError):
+    return next(rows, None) is not None
+  return True
 
 
 def _wrapping(config_data, path: str) -> encoding.Wrapping:
@@ -191,12 +203,12 @@ def _rows(config_data, path: str, key: str) -> Iterator[tuple[str, Row, str | li
     folder = files.place(config_data.folder)
     copies = [folder / f"{path}{ending}" for ending in benchmarks.FILES]
     copy = next((str(file) for file in copies if file.exists()), None)
-    found = read_file(copy, key) if copy else benchmarks.hub_rows(path, config_data.folder)
-    for where, row in benchmarks.read(path, found):
+    hub = lambda: benchmarks.hub_rows(path, config_data.folder)
+    for where, row in benchmarks.read(path, row_files.read_file(copy, key) if copy else hub()):
       yield where, checked(row, where), row["prompt"]
   else:
     keys = config_data.prompt_key, config_data.answer_key
-    for where, given in read_file(path, key):
+    for where, given in row_files.read_file(path, key):
       row = read_row(given, *keys, where)
       several = _is_conversation(_field(given, keys[0], PROMPT_KEYS, "prompt", where))
       yield where, row, row["messages"] if several else row["prompt"]
@@ -213,94 +225,6 @@ def eval_config(config):
   found = config.data.copy_and_resolve_references()
   found.update({"path": config.eval.path, "split": config.eval.split, "size": config.eval.size})
   return found
-
-
-def read_file(path: str, key: str = "data.path") -> Iterator[tuple[str, Row]]:
-  """Yields (where, row) for each row of a .jsonl or .parquet file; `where` names file and line or
-  row, `key` is the config's key of the path.
-
-  Raises ValueError for a file that is missing or unreadable, or a line that is not an object.
-  """
-  readers, file = {".jsonl": _read_jsonl, ".parquet": _read_parquet}, _file(path, key)
-  try:
-    with file.open("rb") as stream:
-      yield from readers[file.suffix](path, stream)
-  except OSError as error:
-    raise ValueError(f"{path}: cannot be read ({error})") from None
-
-
-def _file(path: str, key: str):
-  """The file of a config's key. Raises ValueError where there is none."""
-  try:
-    file = files.place(path)
-    there, folder = file.exists(), file.is_dir()
-  except (ValueError, OSError, ImportError) as error:  # the last: no library for that store
-    raise ValueError(f"config.{key}: {path} cannot be opened: {error}") from None
-  if not there or folder:
-    found = "is a folder" if folder else f"does not exist{alike(path)}"
-    raise ValueError(f"config.{key}: {path} {found}")
-  return file
-
-
-def check(path: str, key: str = "data.path"):
-  """Raises ValueError where one of the .jsonl and .parquet files of a path is not there: `load`
-  would say so too, after the model has been loaded."""
-  for name in benchmarks.names(path):
-    if name.endswith(benchmarks.FILES):
-      _file(name, key)
-
-
-def _read_jsonl(path, stream):
-  for number, line in enumerate(stream, 1):
-    if not (line := line.rstrip()):
-      continue
-    where = f"{path}:{number}"
-    try:
-      row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_object)
-    except (ValueError, RecursionError) as error:  # malformed, not UTF-8, or nested too deeply
-      place = isinstance(error, json.JSONDecodeError)
-      reason = f"{error.msg} in column {error.colno}" if place else error
-      raise ValueError(f"{where}: found {show(line)}, which is not JSON: {reason}") from None
-    if not isinstance(row, dict):
-      raise ValueError(f"{where}: found {show(row)}, expected a JSON object")
-    yield where, row
-
-
-def _object(pairs: list[tuple]) -> Row:
-  """A JSON object. Raises ValueError for a key that it has twice: nothing says which is meant."""
-  found = dict(pairs)
-  if len(found) < len(pairs):
-    names = [name for name, _ in pairs]
-    raise ValueError(f"the key {next(x for x in names if names.count(x) > 1)!r} is there twice")
-  return found
-
-
-def _read_parquet(path, stream):
-  try:
-    import pyarrow as pa
-    from pyarrow import parquet
-  except ImportError:
-    raise ValueError(f"{path}: reading .parquet needs pyarrow: pip install pyarrow") from None
-  try:
-    batches = parquet.ParquetFile(stream).iter_batches()
-  except pa.ArrowException as error:
-    raise ValueError(f"{path}: found no readable parquet file: {error}") from None
-  number = 0
-  try:
-    for batch in batches:
-      for row in _parquet_rows(batch):
-        number += 1
-        yield f"{path}: row {number}", row
-  except Exception as error:  # damaged pages, text that is not UTF-8, dates that Python has not
-    raise ValueError(f"{path}: row {number + 1} cannot be read: {error}") from None
-
-
-def _parquet_rows(batch) -> Iterable[Row]:
-  """The rows of a batch; where one cannot be read, those before it come first."""
-  try:
-    return batch.to_pylist()
-  except Exception:  # of many kinds: it comes again at the row that it is about
-    return (batch.slice(i, 1).to_pylist()[0] for i in range(batch.num_rows))
 
 
 def read_row(row: Row, prompt_key: str = "", answer_key: str = "", where: str = "row") -> Row:

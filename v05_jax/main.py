@@ -176,15 +176,14 @@ def run(command: Command, place: Any = None):
   ValueError for wrong flags."""
   mode = command.mode
   check_folders(command)
-  from v05_jax import backend, rules
+  from v05_jax import backend
   from v05_jax import config as configuration
   from v05_jax.run import workdirs
   from v05_jax.scale import peers, sources
 
   if place and mode not in SEVERAL:
     raise ValueError(f"--mode={mode} runs in one process; of several: {' and '.join(SEVERAL)}")
-  if mode in SAMPLING:
-    rules.check_problems(command.config)
+  check_problems(mode, command.config)
   command = command._replace(config=configuration.continued(command.config, command.workdir))
   if place is None and mode in WRITING and workdirs.finished(command.config, mode, command.workdir):
     print(workdirs.ending(command.config, mode, command.workdir))
@@ -219,17 +218,38 @@ def check_folders(command: Command):
     )
 
 
+def check_problems(mode: str, config):
+  """Raises ValueError where a mode would ask the built-in puzzles of a model that is the user's, or
+  of a reward that does not know them.
+
+  No part of the config's own rules: `configs/own.py` names no problems before the user does, and is
+  a valid config for the other modes.
+  """
+  from v05_jax.rewards import mixture
+
+  if mode in SAMPLING and config.data.path == "tasks" and "math" in mixture.targets(config.reward):
+    raise ValueError(
+      "config.data.path: found 'tasks', the built-in puzzles, which the reward math does not "
+      "know, expected your problems, --config.data.path=problems.jsonl, or a benchmark's name"
+    )
+  if mode == "eval" and config.eval.path == "tasks" and config.data.path != "tasks":
+    raise ValueError(
+      "config.eval.path: found 'tasks', the built-in puzzles, expected a held-out file or "
+      "benchmark, as data.path is one: --config.eval.path=heldout.jsonl"
+    )
+
+
 def start(command: Command):
   """Imports what the mode needs and starts it; a run that has ended says where things are."""
   mode, config, workdir = command.mode, command.config, command.workdir
   if mode not in ("compile", "report"):
-    from v05_jax import data
+    from v05_jax import row_files
     from v05_jax.scale.settle import settle
 
     if mode != "value":  # which reads pairs alone
-      data.check(config.data.path)
+      row_files.check(config.data.path)
     if mode in EVALUATING:
-      data.check(config.eval.path, "eval.path")
+      row_files.check(config.eval.path, "eval.path")
     config = settle(config, workdir)  # may fetch a model
   prompts = {} if command.prompts is None else {"prompts": command.prompts}
   if mode == "train":
@@ -245,7 +265,7 @@ def start(command: Command):
 
     train_value(config, workdir)
   elif mode == "eval":
-    from v05_jax.run.evaluate import evaluate_workdir
+    from v05_jax.run.eval_mode import evaluate_workdir
 
     evaluate_workdir(config, workdir, command.step)
   elif mode == "sample":

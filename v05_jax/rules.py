@@ -204,20 +204,6 @@ def relations(config, flat, wrong) -> list[str]:
   return problems
 
 
-def check_problems(config):
-  """Raises ValueError where responses to the built-in tasks would be verified by a reward that does
-  not know them.
-
-  For the modes that sample training problems, and no part of `relations`: `configs/own.py` names
-  no problems before the user does, and is a valid config for the other modes.
-  """
-  if config.data.path == "tasks" and "math" in rewards.targets(config.reward):
-    raise ValueError(
-      "config.data.path: found 'tasks', the built-in puzzles, which the reward math does not "
-      "know, expected your problems, --config.data.path=problems.jsonl, or a benchmark's name"
-    )
-
-
 def _ratios(loss, need):
   """Which surrogates have a dual bound, and which log-probs corrections and replay need."""
   bounded = " and ".join(surrogates.DUAL)
@@ -295,6 +281,12 @@ def _data(config, need, named):
       "success"
     )
     need(config.eval.samples > 0 or not own["eval.path"], "eval.samples", sampled)
+    exact = tasks.has_exact(config.data.families, config.sampler)
+    unknown = "at least 1, since no success is exact with these data.families, top_k and top_p"
+    need(config.eval.samples > 0 or own["eval.path"] or exact, "eval.samples", unknown)
+    drawn = problems.named(config.eval.path)
+    each = f"at least {len(drawn)}, a problem of each task of eval.path"
+    need(config.eval.size >= len(drawn), "eval.size", each)
 
 
 def _gym(config, need, named):

@@ -8,7 +8,7 @@ from absl import logging
 import jax
 import numpy as np
 
-from v05_jax import backend, data, models, plug, problems, rewards, tasks
+from v05_jax import backend, data, models, plug, problems, rewards, row_files, tasks
 from v05_jax import config as configuration
 from v05_jax.budgets import base as budgets
 from v05_jax.estimators import base as estimators
@@ -77,7 +77,7 @@ def setup(config, workdir: str | None = None, done: int = 0) -> Run:
     keys = ", ".join(missing)
     raise ValueError(f"{keys}: found no value, expected one: scale.settle.settle chooses them")
   problems.check(config)
-  data.check(config.data.path)
+  row_files.check(config.data.path)
   check_scratchpad(config)
   mesh = sharding.make_mesh(config.mesh)
   distributed.connect(mesh)

@@ -24,6 +24,7 @@ def update(run: Run, state: TrainState, taken: Draw, advantage) -> tuple[TrainSt
   params, opt_state = state.params, state.opt_state
   advantage, kept, found = np.asarray(advantage), state.replay, {}
   check_finite(config, taken, advantage)
+  check_signal(config, taken, advantage)
   if config.loss.replay:
     taken, advantage, kept, found = replay.extend(config, state, taken, advantage)
   minibatches = packing.minibatches(
@@ -56,6 +57,20 @@ def check_finite(config, taken: Draw, advantage):
       1,
       *(config.baseline, wrong.sum(), taken.groups.mask.sum()),
       *(mute[taken.prompts.mask].sum(), taken.prompts.mask.sum()),
+    )
+
+
+def check_signal(config, taken: Draw, advantage):
+  """Warns once where a step has nothing to learn from."""
+  of = taken.groups.mask
+  if not (np.nan_to_num(advantage, nan=1.0) * of).any():
+    logging.log_first_n(
+      logging.WARNING,
+      "baseline=%s: no advantage of step %d differs from 0, of %d rollouts of %d prompts that are "
+      "left: it teaches nothing. Are the problems too easy, or too hard, for this policy? (said "
+      "once; advantage/zero_share goes on saying how much of a step teaches nothing)",
+      1,
+      *(config.baseline, int(taken.prompts.step) + 1, of.sum(), taken.prompts.mask.sum()),
     )
 
 

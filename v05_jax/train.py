@@ -8,7 +8,7 @@ from absl import logging
 import jax
 
 from v05_jax import config as configuration
-from v05_jax import data, plug, rewards, sinks
+from v05_jax import plug, rewards, row_files, sinks
 from v05_jax.observers.base import Step
 from v05_jax.run import checkpoint, leaves, lock, report, samples, workdirs, writer
 from v05_jax.run import evaluate as evaluation
@@ -38,8 +38,9 @@ def train(config, workdir: str) -> TrainState:
   `checkpoint.Preempted` when a signal asked it to stop; the state is saved at these three.
   """
   configuration.validate(config)
-  data.check(config.data.path)
-  data.check(config.eval.path, "eval.path")
+  row_files.check(config.data.path)
+  if config.eval.period:
+    row_files.check(config.eval.path, "eval.path")
   config = settle(config, workdir)
   checkpoint.prepare(workdir, config)
   checkpoint.check_config(workdir, config)
@@ -61,7 +62,9 @@ def train(config, workdir: str) -> TrainState:
     run = run._replace(policy=run.policy._replace(params=None))  # priors may keep them
     stopping = lambda: preemption.requested
     collect = rollouts.make(run.policy, config, run.mesh, verifier, ahead, stopping)
-    evaluate = evaluation.make(run.policy, config, collect)
+    evaluate = evaluation.make(run.policy, config, collect) if config.eval.period else None
+    if evaluate:
+      evaluation.warn_shared(run.prompts, evaluate.dataset, config.eval.path)
     state = saved.restore(first, state, rows_of(run, evaluate)) if first else state
     if not ended(config, state):  # compiles the update while the first rollouts are sampled
       progress.stage("compiling prefill, decode and update")
@@ -196,11 +199,11 @@ def ended(config, state: TrainState) -> bool:
   return workdirs.spent(config, int(state.rollouts)) or int(state.step) >= config.num_steps
 
 
-def rows_of(run: Run, evaluate: evaluation.Evaluate) -> dict[str, str]:
+def rows_of(run: Run, evaluate: evaluation.Evaluate | None) -> dict[str, str]:
   """Config key -> digest of the rows or weights that it names, which must not change during a run;
   and digests of the files of the user's own rewards and plugs."""
   config, found = run.config, {"data.path": run.prompts.digest} | run.weights
-  if config.eval.period:
+  if evaluate:
     found["eval.path"] = evaluate.dataset.digest
   modules = [x.partition(":")[0] for x in rewards.targets(config.reward) if ":" in x]
   if own := [digest for module in modules if (digest := sources.of_module(module))]:

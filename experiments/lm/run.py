@@ -20,7 +20,7 @@ from absl import app, flags
 from experiments.lm import fetch, table
 from v05_jax import backend, logs, problems
 from v05_jax.configs import smollm2
-from v05_jax.run import checkpoint, evaluate, report
+from v05_jax.run import checkpoint, eval_mode, evaluate, report
 from v05_jax.run.sft import sft
 from v05_jax.train import train
 
@@ -116,8 +116,8 @@ def evaluated(config, workdir: Path) -> evaluate.Result:
   config.eval.update(HELDOUT)
   if not (workdir / "eval.jsonl").is_file():
     print(f"{config.eval.size} held-out problems, {config.eval.samples} samples each", flush=True)
-    evaluate.evaluate_workdir(config, str(workdir))
-  return evaluate.read(str(workdir))
+    eval_mode.evaluate_workdir(config, str(workdir))
+  return eval_mode.read(str(workdir))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import zlib
 from experiments.real_lm import plan, process, results, words
 from v05_jax import backend
 from v05_jax import config as configuration
-from v05_jax.run import evaluate, files, lock, metrics
+from v05_jax.run import eval_mode, evaluate, files, lock, metrics
 from v05_jax.run.sft import sft
 from v05_jax.train import train
 from v05_jax.value_model.train import train_value
@@ -188,10 +188,10 @@ def evaluated(config, folder: Path, step: int | None = None) -> evaluate.Result:
   file, wanted = folder / "judging.json", results.of_evaluation(config) | {"step": step}
   if not file.is_file() or json.loads(file.read_text()) != wanted:
     began = time.monotonic()
-    evaluate.evaluate_workdir(config, str(folder), step)
+    eval_mode.evaluate_workdir(config, str(folder), step)
     remember(folder, "judge", time.monotonic() - began)
     files.replace(file, json.dumps(wanted) + "\n")
-  return evaluate.read(str(folder))
+  return eval_mode.read(str(folder))
 
 
 def remember(folder: Path, name: str, seconds: float):

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import contextlib
 import logging
 
+import numpy as np
+
 from v05_jax.rewards import expression
 from v05_jax.rewards.mixture import combine, others, success, targets, terms
 from v05_jax.rewards.pool import Direct, Pool, Verdict
@@ -120,13 +122,15 @@ def check_answers(reward, rows: Sequence[dict], source: str) -> None:
     )
 
 
-def overlong_penalty(length, max_response: int, buffer: int):
-  """DAPO's soft penalty for long responses: min(0, (max_response - buffer - length) / buffer).
+def overlong_penalty(length, limit, buffer: int):
+  """DAPO's soft penalty for long responses: min(0, (limit - buffer - length) / buffer).
 
-  0 up to `max_response - buffer` tokens, then linear to -1 at `max_response`. `length` is an array
-  of any shape; `buffer = 0` is off. Added to the mapped reward, [-1, 1], and not clipped. Source:
+  0 up to `limit - buffer` tokens, then linear to -1 at `limit`, the most tokens that a response may
+  have, of arrays that fit together; a buffer longer than its limit is all of it. `buffer = 0` is
+  off. Added to the mapped reward, [-1, 1], and not clipped. Source:
   arXiv 2503.14476, equation 13.
   """
   if not buffer:
     return (0.0 * length).astype("float32")
-  return ((max_response - buffer - length) / buffer).clip(-1.0, 0.0).astype("float32")
+  buffer = np.minimum(buffer, limit)
+  return ((limit - buffer - length) / buffer).clip(-1.0, 0.0).astype("float32")

@@ -10,15 +10,18 @@ from v05_jax.run.comparison import LEVEL, Difference, Row, paired
 # Config keys that decide what a score measures.
 MEASURED = ("reward", "rewards.high", "rewards.low")
 PROMPTS = (
-  *("data.families", "data.options", "data.seed"),
+  *("data.families", "data.options", "data.seed", "data.prompt_key", "data.answer_key"),
   *("data.template", "data.chat_template", "data.chat_template_kwargs"),
 )
-SAMPLING = ("sampler.top_k", "sampler.top_p")
+SAMPLING = ("sampler.top_k", "sampler.top_p", "sampler.max_response")
 SAMPLED = "eval.samples"  # whether there are any: without them success is exact, or not known
 HELD_OUT = ("eval.path", "eval.split", "eval.size", "eval.temperature", SAMPLED)
-HELD_OUT, TRAINING = (
-  (*keys, *PROMPTS, *SAMPLING, *MEASURED) for keys in (HELD_OUT, ("data.path", "data.split"))
+# Of the rollouts that a run learns from: which prompts they are of, and which of them count.
+LEARNT = (
+  *("data.path", "data.split", "selection.pool", "selection.score"),
+  *("sampler.temperature", "sampler.truncated"),
 )
+HELD_OUT, TRAINING = ((*keys, *PROMPTS, *SAMPLING, *MEASURED) for keys in (HELD_OUT, LEARNT))
 ONE = "one seed: no claim"
 NAMED = 3  # methods in a headline
 

@@ -7,26 +7,22 @@ others are evaluated with it.
 """
 
 from collections.abc import Callable
-import json
 from typing import NamedTuple
 import zlib
 
+from absl import logging
 import jax
 import numpy as np
 
-from v05_jax import benchmarks, data, rewards, rng, tasks
-from v05_jax import config as configuration
+from v05_jax import data, rewards, rng, tasks
 from v05_jax.budgets.base import fixed_number
 from v05_jax.groups import map_reward
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.observers.base import pair
-from v05_jax.run import checkpoint, files, metrics, success
-from v05_jax.run.export import parameters
+from v05_jax.run import metrics, success
 from v05_jax.run.metrics import Pairs
-from v05_jax.sampling import rollouts
 from v05_jax.sampling.ledger import Order
 from v05_jax.scale import distributed
-from v05_jax.setup import setup
 
 
 class Result(NamedTuple):
@@ -132,6 +128,18 @@ def make(policy, config, collect) -> Evaluate:
   return Evaluate(dataset, evaluate)
 
 
+def warn_shared(prompts: data.Dataset, heldout: data.Dataset, path: str) -> None:
+  """Says so where prompts of the evaluation, `config.eval.path`, are among those of training."""
+  learnt = {str(row["prompt"]) for row in prompts.rows}
+  shared = sum(str(row["prompt"]) in learnt for row in heldout.rows)
+  if shared:
+    logging.warning(
+      "eval.path=%s: %d of %d prompts are in data.path too: success on them is not on held-out "
+      "prompts",
+      *(path, shared, len(heldout)),
+    )
+
+
 def label(row: dict) -> str:
   """The benchmark or the task family of a row, "" if it has neither."""
   return str(row.get("benchmark") or row.get("family") or "")
@@ -228,123 +236,3 @@ def intervals(result: Result, seed: int) -> dict[str, tuple[float, float]]:
         [drawn[f"eval/{name}{suffix}"] for suffix in suffixes], 0
       )
   return {name: success.interval(x) for name, x in drawn.items()}
-
-
-def evaluate_workdir(config, workdir: str, step: int | None = None) -> dict[str, float]:
-  """`--mode=eval`: samples every prompt of `config.eval`, prints a table and writes it to WORKDIR.
-
-  eval.md has the table; eval.json its values, their intervals and the settings; eval.jsonl a line a
-  prompt, from which `read` and `intervals` compute them again. Evaluates the checkpoint of `step`
-  in `workdir`, by default the newest, or, where there is none, the policy of the config itself.
-  Raises ValueError where `config.eval.samples` is 0, and `rewards.RewardError` where the reward
-  fails on every response: then nothing is written.
-  """
-  configuration.validate(config)
-  if not config.eval.samples:
-    raise ValueError("config.eval.samples: found 0, expected at least 1 for --mode=eval")
-  data.check(config.eval.path, "eval.path")
-  folder = checkpoint.prepare(workdir, config)
-  with rewards.load(config) as verifier:
-    run = setup(config)
-    step, params = parameters(run, workdir, step)
-    collect = rollouts.make(run.policy, config, run.mesh, verifier)
-    result = make(run.policy, config, collect)(params, sample_all=True)
-  values, ends = metrics.means(summarise(result, every=True)), intervals(result, config.seed)
-  options = config.sampler
-  record = {
-    "step": step,
-    "samples": config.eval.samples,
-    "prompts": len(result.rows),
-    "path": config.eval.path,
-    "temperature": config.eval.temperature,
-    "top_k": options.top_k,
-    "top_p": options.top_p,
-    "max_response": options.max_response,
-    "seed": config.seed,
-    **values,
-    "intervals": ends,
-  }
-  if not distributed.first():
-    return values
-  text = heading(record) + "\n\n" + table(result, values, ends)
-  files.replace(folder / "eval.jsonl", "".join(json.dumps(line) + "\n" for line in lines(result)))
-  files.replace(folder / "eval.json", json.dumps(record, indent=2) + "\n")
-  files.replace(folder / "eval.md", text + "\n")
-  print(f"{text}\n\n{folder / 'eval.md'}")
-  return values
-
-
-def heading(record: dict) -> str:
-  """The line above the table: what was sampled, and how."""
-  who = "the policy of the config" if record["step"] is None else f"step {record['step']}"
-  cut = "".join(
-    f", {key} {record[key]:g}" for key, off in (("top_k", 0), ("top_p", 1)) if record[key] != off
-  )
-  return (
-    f"{who}; n = {record['samples']} samples a prompt at temperature "
-    f"{record['temperature']:g}{cut}, at most {record['max_response']} tokens each; "
-    "in brackets 95 % bootstrap intervals over prompts"
-  )
-
-
-def table(result: Result, values: dict[str, float], ends: dict[str, tuple[float, float]]) -> str:
-  """A Markdown table: a row a benchmark or family and one for all (of several benchmarks: their
-  mean), mean@n, pass@k, length, truncation and, where there is one, the exact success."""
-  n, masks = result.success.shape[1], subsets(result.rows)
-  columns = [(f"mean@{n}", "mean")] + [
-    (f"pass@{k}", "pass" if k == n else f"pass_at_{k}") for k in success.passes(n)
-  ]
-  columns += [("tokens", "length"), ("truncated", "truncated")]
-  if np.isfinite(result.exact).any():
-    columns += [("exact or mean", "accuracy")]
-  heads = " | ".join(head for head, _ in columns)
-  text = [f"| | prompts | {heads} |", f"| --- | --- |{' --- |' * len(columns)}"]
-  of = several(result.rows)
-  named = [suffix for suffix in masks if suffix]
-  for suffix in named if len(of) == 1 else [*named, ""]:
-    average = not suffix and of
-    name, count = suffix[1:] or ("mean" if average else "all"), masks[suffix].sum()
-    whole = benchmarks.BENCHMARKS[name].rows if name in benchmarks.BENCHMARKS else count
-    keys = [
-      f"eval/average/{metric}" if average else f"eval/{metric}{suffix}" for _, metric in columns
-    ]
-    cells = " | ".join(_cell(key, values, ends) for key in keys)
-    text.append(f"| {name} | {count if count >= whole else f'{count} of {whole}'} | {cells} |")
-  return "\n".join(text)
-
-
-def _cell(name, values, ends) -> str:
-  if name not in values:
-    return ""
-  digits = 0 if name.startswith(("eval/length", "eval/average/length")) else 3
-  between = f" [{ends[name][0]:.{digits}f}, {ends[name][1]:.{digits}f}]" if name in ends else ""
-  return f"{values[name]:.{digits}f}{between}"
-
-
-def lines(result: Result) -> list[dict]:
-  """A JSON object a prompt; a number that is not there is null."""
-  bare = lambda x: None if np.isnan(x) else float(x)
-  return [
-    {
-      **{key: row[key] for key in ("benchmark", "family", "prompt", "answer") if key in row},
-      "exact": bare(exact),
-      "success": [bare(x) for x in share],
-      "tokens": tokens.tolist(),
-      "ended": ended.tolist(),
-      "responses": responses.tolist(),
-    }
-    for row, exact, share, tokens, ended, responses in zip(*result, strict=True)
-  ]
-
-
-def read(workdir: str) -> Result:
-  """The Result that `--mode=eval` wrote to WORKDIR/eval.jsonl; its rows have label, prompt and
-  answer alone."""
-  file = files.folder(workdir) / "eval.jsonl"
-  try:
-    found = [json.loads(line) for line in file.read_text().splitlines()]
-    floats = lambda key: np.array([line[key] for line in found], float)
-    arrays = (np.array([line[key] for line in found]) for key in ("tokens", "ended", "responses"))
-    return Result(tuple(found), floats("exact"), floats("success"), *arrays)
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise ValueError(f"{file}: cannot be read as what --mode=eval writes: {error!r:.200}") from None

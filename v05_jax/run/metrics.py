@@ -26,8 +26,8 @@ Pairs = dict[str, tuple[float, float]]  # name -> (sum, count); the metric is su
 # "Value units" are those of rewards mapped to [-1, 1].
 METRICS = {
   "reward": "mean reward, in the verifier's own units",
-  "accuracy": "mean success of the step's rollouts, in [0, 1]; with selection, of the prompts that "
-  "were taken",
+  "accuracy": "mean success of the step's rollouts, in [0, 1], without truncated ones where "
+  "sampler.truncated is mask; with selection, of the prompts that were taken",
   "accuracy/*": "the same for one task family",
   "prompts": "prompts finished in the step",
   "rollouts_discarded": "rollouts of the step that dynamic sampling discarded",

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from v05_jax import config as configuration
-from v05_jax import data, models, problems, rng, sinks, tasks
+from v05_jax import data, models, problems, rng, row_files, sinks, tasks
 from v05_jax.models import encoding, hf
 from v05_jax.observers.base import pair
 from v05_jax.run import checkpoint, files, lock, supervised
@@ -113,8 +113,8 @@ def prepare(config, workdir: str):
   configuration.validate(config)
   files.check_local(workdir)
   problems.check(config)
-  data.check(config.data.path)
-  data.check(config.eval.path, "eval.path")
+  row_files.check(config.data.path)
+  row_files.check(config.eval.path, "eval.path")
   checkpoint.check_config(workdir, config)
   sinks.check(config)
 
@@ -149,7 +149,7 @@ def responses_key(source, key: str):
   found = source.copy_and_resolve_references()
   path = data.benchmarks.names(found.path)[0]
   if not found.answer_key and path.endswith(data.benchmarks.FILES):
-    _, row = next(data.read_file(path, key), ("", {}))
+    _, row = next(row_files.read_file(path, key), ("", {}))
     found.answer_key = RESPONSE if RESPONSE in row else ""
   return found
 
@@ -239,7 +239,7 @@ def make_evaluation(config, policy, update, pack, dataset: data.Dataset | None) 
     return lambda params: {}
   source = data.eval_config(config)
   if source.path == data.TASKS:
-    return exact_success(policy, config.sampler, dataset.rows)
+    return make_exact_evaluation(policy, config.sampler, dataset.rows)
   examples, n = make_examples(config, source, dataset, policy.tokenizer), config.sft.batch
 
   def evaluate(params):
@@ -255,7 +255,7 @@ def make_evaluation(config, policy, update, pack, dataset: data.Dataset | None) 
   return evaluate
 
 
-def exact_success(policy, sampler_config, rows) -> Callable:
+def make_exact_evaluation(policy, sampler_config, rows) -> Callable:
   """Builds `evaluate(params) -> pairs` of the exact success on rows of the built-in tasks."""
   exact = tasks.make_exact(policy.config, policy.tokenizer, sampler_config)
   families = np.array([row["family"] for row in rows])

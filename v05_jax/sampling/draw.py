@@ -13,6 +13,7 @@ from v05_jax.priors import base as priors
 from v05_jax.run.metrics import Pairs
 from v05_jax.sampling import resample, selection
 from v05_jax.sampling.ledger import Order
+from v05_jax.sampling.rollouts import row_limits
 from v05_jax.structs import Draw, Prompts, TrainState
 
 
@@ -65,8 +66,8 @@ def group(run, prompts: Prompts, rolls, variance) -> grouping.Groups:
   """The groups of a batch's rollouts, with the shaping that the config asks for and the variance
   [P] that the prior has said."""
   config = run.config
-  limit, buffer = config.sampler.max_response, config.rewards.overlong_buffer
-  shaping = rewards.overlong_penalty(rolls.length, limit, buffer)
+  limits = row_limits(prompts, config.sampler.max_response)
+  shaping = rewards.overlong_penalty(rolls.length, limits, config.rewards.overlong_buffer)
   if rolls.parts is not None:
     centred = not run.estimator.of_shaped
     shaping = shaping + rewards.others(config, rolls.parts, rolls.mask, centred)

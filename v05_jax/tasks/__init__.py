@@ -1,7 +1,7 @@
 """The built-in verifiable tasks, their exact success probability, and a policy warm-started on
 them."""
 
-from v05_jax.tasks.exact import exact_success, make_exact
+from v05_jax.tasks.exact import has_exact, make_exact
 from v05_jax.tasks.families import (
   CHARACTERS,
   EXACT,
@@ -30,7 +30,7 @@ __all__ = [
   "SPLITS",
   "canonical",
   "demonstration",
-  "exact_success",
+  "has_exact",
   "make_exact",
   "rows",
   "sloppy_probability",

@@ -37,19 +37,27 @@ def exact_success(logprob: np.ndarray, mask: np.ndarray) -> np.ndarray:
   return np.exp(masked.sum(axis=-1))
 
 
+def has_exact(names: Sequence[str], sampler) -> bool:
+  """Whether the success on any row of these families of built-in tasks is exact: with all tokens to
+  choose from, of the families of `EXACT`."""
+  return not truncates(sampler) and any(name in families.EXACT for name in names)
+
+
+def truncates(sampler) -> bool:
+  """Whether sampling leaves out unlikely tokens."""
+  return sampler.top_k > 0 or sampler.top_p < 1
+
+
 def make_exact(
   model_config, tokenizer, sampler, rows_per_call: int = PROMPTS_PER_CALL
 ) -> Callable[..., np.ndarray]:
-  """Builds `exact(params, rows, lower_bound=False) -> float64 [n]`: success probabilities of task
-  rows.
+  """Builds `exact(params, rows) -> float64 [n]`: success probabilities of task rows.
 
   The probability is that of a rollout sampled at `sampler.temperature`, with EOS after the answer,
   or ":" where the row has a scratchpad (which needs `sampler.truncated` = "score": a scratchpad
   that reaches the limit must not change a verdict).
   It is NaN where success is not exact: rows of other families than `tasks.EXACT`, and every row
-  when the sampler truncates (top-k, top-p), since the log-probs here are untruncated. With
-  `lower_bound`, chain rows hold the probability of the flawless trace instead of NaN: a lower
-  bound, since any trace that ends in the right digit succeeds, not a success rate. A response
+  when the sampler truncates (top-k, top-p), since the log-probs here are untruncated. A response
   longer than `sampler.max_response` has probability 0.
 
   One program of fixed shape, `rows_per_call` x (max_prompt + max_response - 1) tokens, whatever n
@@ -57,7 +65,7 @@ def make_exact(
   family.
   """
   width = sampler.max_prompt + sampler.max_response
-  truncates = sampler.top_k > 0 or sampler.top_p < 1
+  known = () if truncates(sampler) else families.EXACT
   score = make_score(model_config, float(sampler.temperature))
   encode_prompt = encoding.prompt_encoder(tokenizer)
 
@@ -68,9 +76,8 @@ def make_exact(
     answer = tokenizer(response, add_special_tokens=False)["input_ids"]
     return [*start, *answer, *([tokenizer.eos_token_id] if ends else [])], len(start)
 
-  def exact(params, rows: Sequence[dict[str, Any]], lower_bound: bool = False) -> np.ndarray:
-    known = families.FAMILIES if lower_bound else families.EXACT
-    wanted = [i for i, row in enumerate(rows) if row.get("family") in known and not truncates]
+  def exact(params, rows: Sequence[dict[str, Any]]) -> np.ndarray:
+    wanted = [i for i, row in enumerate(rows) if row.get("family") in known]
     result = np.full(len(rows), np.nan)
     for first in range(0, len(wanted), rows_per_call):
       part = wanted[first : first + rows_per_call]
