@@ -178,6 +178,18 @@ def test_the_answer_of_a_whole_solution_is_its_last():
   assert verdict(r"\boxed{3}", r"We have 3 + 2 = 5, so it is $\boxed{5}$.") == 0
 
 
+@pytest.mark.parametrize(
+  "answer", ["2 apples", "25 people", "12 apples and 3 pears", "12 red, 3 blue", "5 years"]
+)
+def test_an_answer_that_counts_things_is_right_as_it_stands(answer):
+  number = answer.split()[0]
+  for response in (rf"\boxed{{{answer}}}", rf"\boxed{{\text{{{answer}}}}}", answer):
+    assert mathematics.verify("", response, {"answer": answer}) == 1
+  alone = len(answer.split()) == 2
+  assert mathematics.verify("", rf"\boxed{{{number}}}", {"answer": answer}) == alone
+  assert mathematics.verify("", r"\boxed{3}", {"answer": answer}) == 0
+
+
 @pytest.mark.parametrize("answer", ["", " ", "$", r"\boxed{}", "?"])
 def test_nothing_equals_nothing(answer):
   assert verdict(r"\boxed{}", answer) == verdict("", answer) == 0

@@ -7,6 +7,7 @@ arithmetic here does not know. Runs in a worker process: sympy can hang on what 
 """
 
 import functools
+import re
 
 from v05_jax.rewards.math.answers import boxed, candidates
 from v05_jax.rewards.math.equality import equal
@@ -16,6 +17,8 @@ from v05_jax.rewards.math.reading import Answer, read
 __all__ = ["boxed", "verify"]
 
 LONGEST = 2000  # characters of an answer; a longer one is none
+SHORT = 100  # characters of a gold answer; a longer one is a whole solution
+_SOLUTION = re.compile(r"[\n=]|####|answer", re.IGNORECASE)  # what solutions have, and no answer
 
 
 def verify(prompt: str, response: str, row: dict) -> float:
@@ -25,11 +28,11 @@ def verify(prompt: str, response: str, row: dict) -> float:
   sets, intervals, matrices, equations, congruences or words. An answer of several parts wants all
   of them, each as often as the gold one has it, in any order unless it is a tuple.
   """
-  text, gold = _gold(str(row["answer"]))
+  texts, gold = _gold(str(row["answer"]))
   for candidate in candidates(response):
     if len(candidate) > LONGEST:
       continue
-    if plain(candidate) == plain(text) != "":
+    if _spelled(candidate) in texts:
       return 1.0
     if (found := _read(candidate)) is not None:
       return float(gold is not None and equal(gold, found))
@@ -37,13 +40,27 @@ def verify(prompt: str, response: str, row: dict) -> float:
 
 
 @functools.lru_cache(maxsize=1024)
-def _gold(answer: str) -> tuple[str, Answer | None]:
-  """The text of the gold answer, and what it is; of a whole solution, its final answer."""
+def _gold(answer: str) -> tuple[set[str], Answer | None]:
+  """Texts of the gold answer, plain, and what it is; of a whole solution, its final answer.
+
+  An answer that cannot be read, as 12 apples and 3 pears, is not its last number.
+  """
   text = boxed(answer) or answer
+  whole = _SOLUTION.search(text) or text != answer or len(text) > SHORT
   for candidate in (text, *candidates(answer)):
-    if (found := _read(candidate)) is not None:
-      return candidate, found
-  return text, None
+    all_of_it = whole or _digits(candidate) == _digits(text)
+    if all_of_it and (found := _read(candidate)) is not None:
+      return {_spelled(candidate), _spelled(text)} - {""}, found
+  return {_spelled(text)} - {""}, None
+
+
+def _spelled(text: str) -> str:
+  r"""The text in its normal spelling without blanks, that of \text{2 apples} as of 2 apples."""
+  return plain(re.sub(r"^\s*\\text\s*\{([^{}\\$]*)\}\s*$", r"\1", text))
+
+
+def _digits(text: str) -> str:
+  return re.sub(r"\D", "", text)
 
 
 @functools.lru_cache(maxsize=1024)  # the rollouts of a prompt share the gold answer
