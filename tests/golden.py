@@ -33,6 +33,9 @@ SMALL = {
   "sampler.prefill": 32,
   "loss.micro_rows": 16,
 }
+# So that four steps show what the config is about: a prior that speaks and accepts, groups without
+# signal that are replaced.
+MORE = {"v05": {"prior.min_support": 8}, "dapo": {"budget.k_init": 4, "budget.k_max": 4}}
 
 
 def config(name: str):
@@ -40,7 +43,7 @@ def config(name: str):
   from v05_jax import config as configuration
 
   c = configuration.load(str(Path(__file__).parent.parent / "configs" / f"{name}.py"))
-  c.update_from_flattened_dict(SMALL)
+  c.update_from_flattened_dict(SMALL | MORE.get(name, {}))
   return c
 
 

@@ -303,20 +303,13 @@ def test_a_failed_write_keeps_the_last_checkpoint(tmp_path):
     assert saved.latest() == 2
 
 
-def test_a_full_disk(tmp_path):
-  disk = tmp_path / "disk"
-  disk.mkdir()
-  mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
-  if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-    pytest.skip("a small disk can be mounted by root on Linux only")
-  try:
-    with checkpoint.Checkpoints(disk / "run", 1) as saved:
-      saved.save(1, new_state())
-      with pytest.raises(ValueError, match=r"could not be written: the disk is full; .* of step 1"):
-        saved.save(2, {"x": jax.random.normal(jax.random.key(0), (1 << 20,))})
-      same(saved.restore(1, new_state(seed=1)), new_state())
-  finally:
-    subprocess.run(["umount", str(disk)], check=True)
+def test_a_full_disk(tmp_path, small_disk):
+  disk = small_disk(tmp_path / "disk", 2048)
+  with checkpoint.Checkpoints(disk / "run", 1) as saved:
+    saved.save(1, new_state())
+    with pytest.raises(ValueError, match=r"could not be written: the disk is full; .* of step 1"):
+      saved.save(2, {"x": jax.random.normal(jax.random.key(0), (1 << 20,))})
+    same(saved.restore(1, new_state(seed=1)), new_state())
 
 
 def test_the_config_of_a_resumed_run(tmp_path):

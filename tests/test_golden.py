@@ -32,6 +32,13 @@ def test_a_run_is_what_it_was(name):
   assert process.returncode == 0, process.stdout + MEANT
 
 
+def test_the_lines_show_what_their_configs_are_about():
+  values = lambda name, key: [x for line in golden.stored(name) if (x := line.get(key)) is not None]
+  assert any(0 < x < 1 for x in values("v05", "prior/accepted"))
+  assert any(x < 16 for x in values("v05", "k/mean")) and len(set(values("v05", "prompts"))) > 1
+  assert any(values("dapo", "rollouts_discarded"))
+
+
 def test_a_difference_is_found():
   found = golden.stored("grpo")
   changed = [dict(line) for line in found]

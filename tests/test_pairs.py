@@ -98,7 +98,7 @@ def test_prompt_dict_of_the_public_data_is_taken_alone_and_beside_prompts(tmp_pa
     ([1], r"line 1: id: found None, expected a whole number"),
   ],
 )
-def test_a_bad_line_is_named(tmp_path, row, message):
+def test_a_bad_line_of_pairs_is_named(tmp_path, row, message):
   with pytest.raises(ValueError, match=message):
     pairs.read([folder(tmp_path / "x", [row])])
 

@@ -10,14 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import support
 from tests.test_train import small
 from v05_jax import groups as grouping
 from v05_jax import plug, step
 from v05_jax.budgets import base as budgets
-from v05_jax.configs import grpo
+from v05_jax.configs import default, grpo
 from v05_jax.estimators import base as estimators
 from v05_jax.observers import base as observers
 from v05_jax.priors import base as priors
+from v05_jax.priors import context as contexts
+from v05_jax.priors import logistic, neighbours, probe
 from v05_jax.run import leaves, metrics
 from v05_jax.train import train
 
@@ -191,6 +194,58 @@ def test_a_step_without_any_signal_is_said_once(caplog):
   assert (
     "baseline=grpo: no advantage of step 1 differs from 0, of 6 rollouts of 3" in said.getMessage()
   )
+
+
+def parts():
+  """Groups of four rollouts, two of them before any outcome chose; those two; the four as if no
+  outcome had chosen."""
+  reward = np.array([[1.0, -1, 1, 1], [1, 1, -1, -1], [-1, -1, 1, 1]])
+  mask, w = np.ones(reward.shape, bool), np.where(reward > 0, 1.0, 3.0)
+  whole = grouping.make(reward, mask, row=np.arange(3), step=np.int32(1), score=w)
+  begun = grouping.leading(whole, 2)
+  return whole._replace(first=begun), begun, whole
+
+
+def assert_learns_from_the_first(learn):
+  """learn(groups) -> a state."""
+  given, begun, whole = map(learn, parts())
+  close = lambda a, b: bool(np.allclose(a, b, equal_nan=True))
+  alike = lambda a, b: all(jax.tree.leaves(jax.tree.map(close, a, b)))
+  assert alike(given, begun)
+  assert not jax.tree.leaves(given) or not alike(given, whole)
+
+
+VALUE = np.array([0.2, -0.3, 0.4], np.float32)
+
+
+@pytest.mark.parametrize("kind", plug.known("estimator"))
+def test_estimators_learn_from_rollouts_whose_number_no_outcome_has_chosen(kind):
+  estimator = estimators.named(kind, plug.Setting(default.get_config(), 3))
+  assert_learns_from_the_first(lambda groups: estimator.learn(estimator.init(), groups, VALUE))
+
+
+def test_the_neyman_budget_learns_from_rollouts_whose_number_no_outcome_has_chosen():
+  rule = support.budget("neyman", 2, 4)
+  assert_learns_from_the_first(lambda groups: rule.learn(rule.init(), groups, VALUE))
+
+
+def test_priors_learn_from_rollouts_whose_number_no_outcome_has_chosen(monkeypatch):
+  x = np.array([[0.5, 1], [-1, 0.3], [0.2, -2]], np.float32)
+  monkeypatch.setattr(neighbours, "make_features", lambda *_: lambda prompts: x)
+  policy = types.SimpleNamespace(config=types.SimpleNamespace(hidden_size=1), params=None)
+  setting = plug.Setting(default.get_config(), 3, policy)
+  options = lambda kind, name: plug.defaults(kind, name)
+  critic = plug.find("prior", "critic")(options("prior", "critic"), setting)
+  assert_learns_from_the_first(lambda g: critic.learn(critic.init(), {"features": x}, g)[0])
+  history = plug.find("wrapper", "history")(options("wrapper", "history"), setting)
+  asked = {"before": VALUE, "weight": np.ones(3), "real": np.ones(3, bool)}
+  assert_learns_from_the_first(lambda g: history.learn(history.init(), asked, g)[0])
+  probing = plug.find("prior", "probe")(options("prior", "probe"), setting)
+  record = contexts.empty(8)
+  state = probe.Probe(np.zeros(2), np.eye(2), logistic.empty(probe.MEMBERS, 2), record)
+  asked = contexts.remembered(record, np.zeros((3, 0), np.float32), VALUE)
+  asked |= {"x": x, "variance": np.ones(3), "support": np.full(3, 8)}
+  assert_learns_from_the_first(lambda g: probing.learn(state, asked, g)[0].learnt)
 
 
 def test_states_whose_names_have_changed_are_told_apart():

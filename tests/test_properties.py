@@ -31,7 +31,7 @@ MUTANTS = {
     "statistic >= 1.0",
     "a_statistic_of_1_keeps_the_prior",
   ),
-  "no test": (
+  "2 for 1 in the test": (
     "fuse",
     "statistic > 1.0",
     "statistic > 2.0",
@@ -76,10 +76,16 @@ MUTANTS = {
     "experts_are_assessed_as_by_the_scoreboard",
   ),
   "k + 1 dropped": ("gain", "k + 1", "k", "the_gain_is_what_one_more_rollout_saves"),
-  "2 for 1 + 4 / cost": (
+  "1 / delta2 + 1": (
     "final_k",
     "1.0 / jnp.where(biased, delta2, 1.0)",
     "1.0 + 1.0 / jnp.where(biased, delta2, 1.0)",
+    "a_bias_of_2_stops_at_16",
+  ),
+  "2 for the 4 under the root": (
+    "final_k",
+    "1.0 + 4.0 / jnp.where(costly, cost, 1.0)",
+    "1.0 + 2.0 / jnp.where(costly, cost, 1.0)",
     "a_bias_of_2_stops_at_16",
   ),
   "the rollout itself is not left out": (

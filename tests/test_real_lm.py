@@ -663,6 +663,19 @@ def test_groups_of_pairs_have_the_numbers_of_the_run():
 # --- All of it
 
 
+def test_priors_are_measured_again_once_there_is_a_v0(tmp_path):
+  places = play.Places(tmp_path, tmp_path / "work", "", "")
+  complete = lambda: measure.complete("words", "prior", places)
+  assert not complete() and not measured.lacks_v0(tmp_path, "words")
+  measure.write(places, "words-prior", {"run": {"probe": {}}, "checkpoints": {}, "seconds": 1.0})
+  assert complete() and measured.lacks_v0(tmp_path, "words")
+  (places.value_model("words") / "v0").mkdir(parents=True)
+  assert not complete()
+  run = {"probe": {}, "v0": {}}
+  measure.write(places, "words-prior", {"run": run, "checkpoints": {}, "seconds": 1.0})
+  assert complete() and not measured.lacks_v0(tmp_path, "words")
+
+
 @pytest.mark.long
 def test_all_of_it_with_the_built_in_policy(tmp_path, monkeypatch):
   """The arena `words` with the built-in model, which knows digits and signs alone: a run, what is

@@ -4,18 +4,22 @@ import types
 
 import jax
 import numpy as np
+import pytest
 
 from tests import support
+from tests.test_train import small
 from v05_jax import groups as grouping
-from v05_jax import rng, step
+from v05_jax import rewards, rng, step
 from v05_jax.budgets.base import fixed_number
+from v05_jax.configs import default
 from v05_jax.estimators.base import Estimator
 from v05_jax.priors.base import Prior
-from v05_jax.sampling import resample
-from v05_jax.sampling.draw import Drawn
+from v05_jax.sampling import resample, rollouts
+from v05_jax.sampling.draw import Drawn, draw
 from v05_jax.sampling.ledger import Order
+from v05_jax.setup import Run, setup
 from v05_jax.structs import Draw, TrainState
-from v05_jax.update import packing
+from v05_jax.update import optimizer, packing
 
 
 def drawn(seed):
@@ -33,9 +37,9 @@ def drawn(seed):
 
 def test_groups_without_signal_are_dropped_and_the_rest_stays_whole():
   draws = [drawn(0), drawn(1)]
-  keep = [resample.informative(draw.groups) for draw in draws]
-  for draw, kept in zip(draws, keep):
-    rolls = draw.rolls
+  keep = [resample.informative(one.groups) for one in draws]
+  for one, kept in zip(draws, keep):
+    rolls = one.rolls
     successes = np.where(rolls.mask, rolls.reward, 0).sum(1)
     np.testing.assert_array_equal(kept, (successes > 0) & (successes < rolls.mask.sum(1)))
   total = sum(int(k.sum()) for k in keep)
@@ -89,6 +93,69 @@ def test_a_step_is_learnt_from_once_however_often_it_has_drawn():
     assert same is groups
     np.testing.assert_array_equal(value, np.concatenate([draw.value for draw in draws]))
   assert len(others) == 2
+
+
+def test_groups_without_signal_are_replaced_by_those_of_further_prompts(few_devices):
+  config = small(**{"eval.period": 0, "mesh.data": 1, "prior.kind": "none", "prior.wrappers": ()})
+  config.observe = ()
+  config.budget.update({"rule": "fixed", "k_init": 2, "k_max": 2, "max_resample": 2})
+  with rewards.load(config) as verifier:
+    run = setup(config)
+    found = draw(run, rollouts.make(run.policy, config, run.mesh, verifier), run.init())
+  places = [x.prompts.position[x.prompts.mask].tolist() for x in found.draws]
+  kept = [int(resample.informative(x.groups).sum()) for x in found.draws]
+  missing = len(places[0])
+  assert len(places) == 3
+  for place, kept_of_it in zip(places, kept):
+    assert len(place) == missing  # as many at a time as are missing
+    missing -= kept_of_it
+  assert np.concatenate(places).tolist() == list(range(found.cursor))
+  assert int(found.taken.prompts.mask.sum()) == sum(kept) > kept[0]
+  assert found.generated == 2 * found.cursor
+
+
+def test_the_running_mean_of_rollouts_a_prompt():
+  draws, fixed = (drawn(0), drawn(1)), fixed_number(3)
+  same = lambda *x: x[0]
+  run = types.SimpleNamespace(
+    prior=Prior(ask=None, learn=lambda *x: (x[0], {})),
+    budget=fixed._replace(learn=same, limits=fixed.limits._replace(mean=None)),
+    estimator=Estimator(baseline=None, learn=same),
+  )
+  fields = TrainState.__dataclass_fields__
+  state = TrainState(**dict.fromkeys(fields) | {"step": 5, "rollouts": 0, "mean_k": 10.0})
+  after, _ = step.learn(run, state, Drawn(draws[0], draws, 12, {}))
+  assert after.mean_k == np.float32(0.8 * 10 + 0.2 * 36 / 6)  # 36 rollouts for the 6 that are taken
+  run.budget = run.budget._replace(limits=fixed.limits)
+  assert step.learn(run, state, Drawn(draws[0], draws, 12, {}))[0].mean_k == 10
+
+
+@pytest.mark.parametrize(
+  "mean_k, minibatches, expected",
+  [
+    (4, 2, 32),
+    (16, 2, 8),
+    (10, 2, 12),
+    (10, 1, 13),
+    (10, 4, 12),
+    (100, 2, 2),
+    (1e4, 2, 2),
+    (2, 2, 40),
+  ],
+)
+def test_prompts_of_a_step(mean_k, minibatches, expected):
+  """128 rollouts, in whole minibatches, of at most 40 prompts."""
+  loss, sizes = types.SimpleNamespace(minibatches=minibatches), types.SimpleNamespace(prompts=40)
+  config = types.SimpleNamespace(rollouts_per_step=128, loss=loss)
+  run = types.SimpleNamespace(config=config, shapes=sizes)
+  assert Run.prompts_per_step(run, mean_k) == expected
+
+
+def test_a_schedule_ends_with_the_last_update():
+  config = default.get_config()
+  config.num_steps = 5
+  config.loss.update({"minibatches": 3, "epochs": 2})
+  assert optimizer.total_updates(config) == 30
 
 
 def test_signal_is_what_the_loss_sees():

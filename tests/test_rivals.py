@@ -313,6 +313,8 @@ def test_the_critic_takes_two_steps_of_adam():
   np.testing.assert_allclose(state.head["weight"], w[:4], rtol=1e-4, atol=1e-7)
   assert float(state.head["bias"]) == pytest.approx(w[4], rel=1e-4)
   assert state.head["weight"][3] == 0 and state.count == 5
+  still = critic.learn(state, features, reward, np.zeros(6, bool), (rate, 2))  # no verdict
+  assert all(jax.tree.leaves(jax.tree.map(np.array_equal, still, state)))
   assert np.isnan(critic.predict(state, features, 6)).all()
   np.testing.assert_allclose(critic.predict(state, features, 5)[mask], z @ w, rtol=1e-4, atol=1e-6)
 

@@ -158,10 +158,14 @@ def test_a_run_with_v0_as_its_prior_resumes_bit_for_bit(tmp_path):
   assert lines(parts) == lines(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("old", ["sampler", "recompute"])
-def test_recomputed_logprobs_take_the_place_of_a_sampler_that_is_off(old, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+  "old, correction", [("sampler", "none"), ("recompute", "none"), ("recompute", "icepop")]
+)
+def test_recomputed_logprobs_take_the_place_of_a_sampler_that_is_off(
+  old, correction, monkeypatch, tmp_path
+):
   """A sampler whose log-probs are too low by 0.5: the gap is seen either way, the ratio is right
-  where recomputed."""
+  where recomputed, and IcePop leaves out every token whose ratio to the sampler is beyond 1.2."""
 
   def off(*arguments):
     drawn = draw(*arguments)
@@ -176,13 +180,14 @@ def test_recomputed_logprobs_take_the_place_of_a_sampler_that_is_off(old, monkey
       num_steps=1,
       observe=("diagnostics",),
       **{"loss.old_logprob": old, "loss.minibatches": 1, "eval.period": 0},
+      **{"loss.correction": correction, "loss.correction_high": 1.2},
     ),
     str(tmp_path),
   )
   (line,) = metrics.read(tmp_path)
   assert line["loss/logprob_gap"] == pytest.approx(0.5, abs=1e-3)
   assert line["loss/clip_fraction"] == 0 if old == "recompute" else line["loss/clip_fraction"] > 0.1
-  assert line["grad/norm"] > 0
+  assert line["grad/norm"] == 0 if correction == "icepop" else line["grad/norm"] > 0
 
 
 def test_another_seed_is_another_run(unbroken, tmp_path):

@@ -103,6 +103,13 @@ def test_an_epoch_is_pairs_with_cyclic_oversampling():
     assert len(set(given[real])) == real.sum() == 17 and not set(given[real]) & set(asked)
 
 
+def test_rows_marked_as_queries_leave_the_share_to_the_context():
+  """Queries may have been chosen by their outcomes, as V0's public ones are."""
+  kind = np.repeat([0, 1], [40, 10])
+  marked = context(np.repeat([1.0, 0.0, 1.0, 0.0], [30, 10, 2, 8]), kind)
+  np.testing.assert_allclose(batches.Tasks([marked], 20, 4, seed=0).batch(0, 2).share, 0.75)
+
+
 def test_a_prompt_that_comes_twice_is_asked_or_given():
   batch = batches.Tasks(
     [context(np.arange(60) % 2, prompt=np.arange(60) // 3)], 30, 6, seed=0

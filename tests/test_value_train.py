@@ -102,7 +102,7 @@ def run(data, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("value")
   config = make_config(data=data["train"], heldout=data["heldout"])
   model = train.train_value(config, str(workdir))
-  return workdir, model, train.make_evaluation(config, model)(model)
+  return workdir, model, train.make_evaluation(config, model, None)(model)
 
 
 def equal(a, b):
@@ -337,6 +337,36 @@ def test_other_weights_are_no_continuation(run, data, tmp_path):
   file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
   with pytest.raises(ValueError, match=r"config.value.start: found weights with the digest"):
     train.train_value(c, str(workdir))
+
+
+def test_heldout_pairs_are_apart_from_those_learnt_from(caplog):
+  def both(*contexts):
+    texts = [f"{i}+1" for i in range(9)]
+    made = [
+      pairs.Context(
+        ("f", "d", "m", step), *map(np.array, (prompt, np.arange(len(prompt)) / 9, kind))
+      )
+      for step, (prompt, kind) in enumerate(contexts)
+    ]
+    return texts, made
+
+  learnt = both(([0, 1, 2, 3], [0] * 4), ([4, 5, 6], [0, 1, 2]))
+  train.check_apart("h", both(([7, 8], [0, 0])), learnt)
+  train.check_apart("h", both(([4, 5, 6], [0, 1, 2])), learnt)  # marked: 6 alone is asked about
+  assert not caplog.records
+  train.check_apart("h", both(([7, 3, 5, 6], [0] * 4)), learnt)
+  (said,) = (record.getMessage() for record in caplog.records)
+  assert said.startswith("value.heldout=h: 2 of 4 prompts are among those of value.data")
+  with pytest.raises(ValueError, match=r"heldout: found the pairs of m at step 1, which config"):
+    train.check_apart("h", both(([7, 8], [0, 0]), ([0, 1, 2, 3], [0] * 4)), learnt)
+
+
+def test_other_texts_are_other_pairs(data, tmp_path):
+  folder = shutil.copytree(data["train"], tmp_path / "train")
+  file = folder / pairs.PROMPTS
+  file.write_text(file.read_text().replace("=", "*"))
+  found = [train.make(make_config(data=str(x))).state.digest for x in (data["train"], folder)]
+  assert found[0] != found[1]
 
 
 def test_a_heldout_text_that_cannot_be_read_is_named_before_the_training(data, tmp_path):

@@ -18,6 +18,7 @@ from v05_jax.priors import base as priors
 from v05_jax.scale import distributed, sharding, sources
 from v05_jax.shapes import Shapes, shapes
 from v05_jax.structs import TrainState
+from v05_jax.update import optimizer as optimizers
 from v05_jax.update import policy_gradient, replay
 from v05_jax.value_model import directory
 
@@ -144,7 +145,7 @@ def make_update(config, model_config, mesh) -> policy_gradient.Update:
     config.optimizer,
     mesh,
     temperature=config.sampler.temperature,
-    total_updates=config.num_steps * config.loss.minibatches * config.loss.epochs,
+    total_updates=optimizers.total_updates(config),
   )
 
 

@@ -91,10 +91,18 @@ def at_halves(folder: Path, config) -> list[int]:
 
 def release(arena: str, places: play.Places):
   """Removes the measured runs' checkpoints once both measurements are there."""
-  if all(measured.complete(places.here, arena, part) for part in ("noise", "prior")):
+  if all(complete(arena, part, places) for part in ("noise", "prior")):
     for method in plan.MEASURED:
       for folder in (places.work / arena).glob(f"{method}-{plan.MEASURED_SEED}-*"):
         play.discard(folder)
+
+
+def complete(arena: str, part: str, places: play.Places) -> bool:
+  """Whether a measurement has been made to its end; that of priors with V0, once there is one."""
+  found = measured.complete(places.here, arena, part)
+  if part == "prior" and found and (places.value_model(arena) / "v0").is_dir():
+    found = "v0" in measured.read(places.here, arena, part)["run"]
+  return found
 
 
 def write(places: play.Places, name: str, found: dict):
@@ -119,8 +127,9 @@ def prior(arena: str, places: play.Places):
     collect = rollouts.make(run.policy, config, run.mesh, verifier)
     batches = replayed(folder, run)
     asked, said = {}, {}
-    for kind in KINDS if places.value_model(arena).is_dir() else KINDS[:-1]:
-      said[kind], asked[kind] = ask(kind, config, run, places.value_model(arena), batches, steps)
+    model = places.value_model(arena) / "v0"
+    for kind in KINDS if model.is_dir() else KINDS[:-1]:
+      said[kind], asked[kind] = ask(kind, config, run, model, batches, steps)
     truths = {}
     for step in (0, *steps):
       state = restored(run, str(folder if step else folder / "before"), step or None)[1]
@@ -175,7 +184,9 @@ def ask(kind: str, config, run, model: Path, batches: list[Batch], steps: list[i
   prompts after so many steps)."""
   config = config.copy_and_resolve_references()
   config.prior.kind = kind
-  config.priors.v0.path = str(model / "v0")
+  config.priors.v0.path = str(model)
+  if kind == "v0":
+    config.prior.context = plan.SUPPORT
   setting = plug.Setting(config, len(run.prompts), run.policy, run.mesh, run.prompts, run.exact)
   prior = priors.make(setting)
   state, said, asked = prior.init(), [], {}

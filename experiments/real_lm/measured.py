@@ -7,7 +7,11 @@ from typing import Any
 from experiments.estimator_lab.tables import table
 from experiments.real_lm import plan
 
-PARTS = ("noise", "prior", "value")
+PARTS = {
+  "noise": "the gradient's noise",
+  "prior": "priors",
+  "value": "the V0 of the other problems",
+}
 GROUP = 4  # rollouts that a prior is fused with
 ALONE = "the 4 rollouts alone"  # beside the priors
 
@@ -22,6 +26,12 @@ def complete(here: Path, arena: str, part: str) -> bool:
   """Whether a measurement has been made to its end."""
   found = read(here, arena, part)
   return found is not None and found.get("complete", True)
+
+
+def lacks_v0(here: Path, arena: str) -> bool:
+  """Whether priors have been measured, and V0 not."""
+  found = read(here, arena, "prior")
+  return found is not None and "v0" not in found["run"]
 
 
 def seconds(here: Path, arena: str) -> list[float]:

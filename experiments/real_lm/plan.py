@@ -63,6 +63,7 @@ def _as_there(name: str) -> dict[str, Any]:
   return headline.METHODS[name].changes
 
 
+SUPPORT = 128  # pairs that an arena's V0 has been given, in training and when it is asked
 SLOTS = {"sampler.slots": 64}
 ONCE = _as_there("v05_k1_twice")  # one rollout a prompt, used twice
 PROBE, CONSTANT = {"prior.kind": "probe", "baseline": "precision"}, {"prior.kind": "constant"}
@@ -84,7 +85,9 @@ METHODS = {
   "v05_constant": Method("V0.5, 4, constant prior", _as_there("v05_constant"), "v05"),
   "probe_k4": Method("probe, 4", _as_there("v05") | PROBE, "v05"),
   "v05_v0": Method(
-    "V0.5, 4, V0 of the other problems", _as_there("v05") | {"prior.kind": "v0"}, "v05"
+    "V0.5, 4, V0 of the other problems",
+    _as_there("v05") | {"prior.kind": "v0", "prior.context": SUPPORT},
+    "v05",
   ),
   # The rest of the paper's claims, a baseline for any rho, and a rival.
   "v05_osla": Method("V0.5, 4 to 16 (OSLA)", _as_there("v05_osla") | SLOTS),
@@ -232,11 +235,12 @@ def heldout(config, arena: str, data: Path):
 
 def value_training(arena: str, folders: list[Path], data: Path, model: str):
   """The config of an arena's V0: an adapter and a head on the model as it was released, from pairs
-  of the other arena's runs. Five steps share a context: 40 to 160 pairs of one policy."""
+  of the other arena's runs. A run is one context, 160 to 640 pairs, as one that is asked has all of
+  its run so far."""
   c = base(arena, data)
   c.policy.path, c.seed = model, TUNING_SEED
   c.value.data = ",".join(map(str, folders))
-  c.value.update({"window": 5, "support": 128, "pairs": 16, "tasks": 4, "steps": 400})
+  c.value.update({"window": c.num_steps, "support": SUPPORT, "pairs": 16, "tasks": 4, "steps": 400})
   c.eval.period, c.cpu_devices = 0, 1
   c.checkpoint.update({"period": 100, "keep": 1})
   return c

@@ -208,13 +208,14 @@ def seconds_of(folder: Path) -> dict[str, float]:
 
 
 def value(arena: str, places: Places):
-  """Trains the V0 of an arena on the pairs of the other one's first table. Raises ValueError where
-  a run of that is missing."""
+  """Trains the V0 of an arena on the pairs of all finished runs of the other one. Raises ValueError
+  where there is none of V0.5 or of GRPO (16)."""
   other, folders = places.work / plan.OTHER[arena], []
-  for name in (f"{method}-{seed}-*" for method in plan.FIRST for seed in plan.SEEDS):
-    found = [x / PAIRS for x in sorted(other.glob(name)) if last_step(x) is not None]
-    if not found:
-      raise ValueError(f"{other / name}: found no finished run: --stages=first makes it")
+  for method in plan.METHODS:
+    runs = [x for seed in plan.SEEDS for x in sorted(other.glob(f"{method}-{seed}-*"))]
+    found = [x / PAIRS for x in runs if last_step(x) is not None]
+    if not found and method in plan.MEASURED:
+      raise ValueError(f"{other / method}-*: found no finished run: --stages=first makes it")
     folders += found
   prepare(arena, places)
   folder = places.value_model(arena)
@@ -222,13 +223,15 @@ def value(arena: str, places: Places):
   backend.start(config)
   backend.without_torch()
   wait(folder)
-  began = time.monotonic()
-  train_value(config, str(folder))
-  remember(folder, "value", time.monotonic() - began)
-  discard(folder)
+  began, before = time.monotonic(), seconds_of(folder).get("value", 0.0)
+  try:
+    train_value(config, str(folder))
+  finally:  # where it is stopped, too
+    remember(folder, "value", before + time.monotonic() - began)
   lines = metrics.read(str(folder))
   learnt = {key: results.mean(lines[-20:], key) for key in ("value/loss", "value/soft")}
-  record = {"runs": len(folders), "steps": len(lines), "last": learnt}
+  record = {"runs": [x.parent.name for x in folders], "steps": len(lines), "last": learnt}
   file = places.here / "measured" / f"{arena}-value.json"
   file.parent.mkdir(parents=True, exist_ok=True)
   files.replace(file, json.dumps(record | {"seconds": seconds_of(folder)}, indent=1) + "\n")
+  discard(folder)

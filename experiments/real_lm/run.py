@@ -24,7 +24,7 @@ from absl import app, flags
 import numpy as np
 
 from experiments.lm import fetch
-from experiments.real_lm import measure, measured, plan, play, process, results, table
+from experiments.real_lm import measure, plan, play, process, results, table
 from v05_jax import logs
 
 HERE = Path(__file__).parent
@@ -168,7 +168,7 @@ def with_rate(job: Job, records: list[dict]) -> Job:
 def done(job: Job) -> bool:
   """Whether there is a result, of this plan. Raises ValueError for one of another plan."""
   if not job.method:
-    return measured.complete(HERE, job.arena, job.stage)
+    return measure.complete(job.arena, job.stage, places())
   file = results.path(HERE, job.run)
   if not file.is_file():
     return False

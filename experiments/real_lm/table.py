@@ -47,7 +47,7 @@ def write(here: Path) -> str:
     text += section(arena, runs, records)
     text += measured.sections(here, arena)
   text += ["## The paper's claims", paper.claims(by_arena), "## What it cost"]
-  text += [costs(here, records), "## What is not in these tables", left_out(records, others)]
+  text += [costs(here, records), "## What is not in these tables", left_out(here, records, others)]
   whole = "\n\n".join(text)
   files.replace(here / "table.md", whole + "\n")
   if by_arena:
@@ -229,8 +229,9 @@ def costs(here: Path, records: list[dict]) -> str:
   )
 
 
-def left_out(records: list[dict], others: list[str]) -> str:
-  """Runs of the plan that have no result, and results that are not taken, with the reason."""
+def left_out(here: Path, records: list[dict], others: list[str]) -> str:
+  """Runs and measurements of the plan that have no result, and results that are not taken, with the
+  reason."""
   lines = [f"- {line}" for line in others]
   for x in records:
     if x["seed"] != plan.TUNING_SEED and not reported(x, records):
@@ -240,4 +241,9 @@ def left_out(records: list[dict], others: list[str]) -> str:
     for method, of in plan.METHODS.items():
       if missing := [str(seed) for seed in plan.seeds(method) if seed not in runs.get(method, {})]:
         lines.append(f"- {arena}, {of.title}: no result of seed {', '.join(missing)}")
+    for part, of in measured.PARTS.items():
+      if not measured.complete(here, arena, part):
+        lines.append(f"- {arena}: {of}: not measured to its end")
+    if measured.lacks_v0(here, arena):
+      lines.append(f"- {arena}: V0 is not among the priors that were measured")
   return "\n".join(lines) or "Nothing is missing."

@@ -52,7 +52,7 @@ def precision(options, setting):
   """The precision-weighted mean of V and the k - 1 other rollouts."""
 
   def rollouts(state, groups, value):
-    count, square = state if len(state) else np.zeros(2, np.float32)  # another trainer's first step
+    count, square = state
     known = jnp.asarray(count > 0)
     measured = jnp.maximum(square, 0.0) / jnp.where(known, count, 1.0)
     n0 = jnp.where(known, worth(value, measured), FIRST)

@@ -1,5 +1,4 @@
-"""SAO's online critic (arXiv 2607.07508): a value head that is updated twice for each update of the
-policy.
+"""SAO's online critic (arXiv 2607.07508): a value head that is updated twice a step.
 
     V = clip(w x + c),  twice a step: one step of Adam on mean (w x + c - mean reward)^2
 
@@ -10,9 +9,10 @@ estimator; configs/sao.py puts these together.
 The paper's critic is a language model whose attention is frozen, trained beforehand on rollouts and
 then online, two updates for each of the policy, with a value of every token and generalised
 advantage estimation between them. What differs here: the whole body is frozen and the head alone
-learns; there is one value, that of the prompt, so that with one reward at the end the advantage of
-every token is r - V (lambda = gamma = 1); and nothing is trained beforehand, so the critic does not
-speak before `prior.min_support` prompts. Its step size is ours.
+learns, as often as the policy where that has two minibatches (`priors.critic.updates`); there is
+one value, that of the prompt, so that with one reward at the end the advantage of every token is
+r - V (lambda = gamma = 1); and nothing is trained beforehand, so the critic does not speak before
+`prior.min_support` prompts. Its step size is ours.
 """
 
 import functools
@@ -89,6 +89,8 @@ def learn(critic: Critic, features, reward, mask, rate_and_updates) -> Critic:
     change, adam = optimizer.update(jax.grad(loss)(head), adam)
     return optax.apply_updates(head, change), adam
 
+  # without any verdict Adam's momentum alone would move the head
+  updates = jnp.where(number > 0, updates, 0)
   head, adam = jax.lax.fori_loop(0, updates, step, (critic.head, critic.adam))
   return critic._replace(head=head, adam=adam)
 

@@ -108,7 +108,14 @@ def make_features(config, params, mesh, max_prompt: int) -> Callable:
       embed(params, *distributed.put((tokens[i : i + block], length[i : i + block]), rows))
       for i in range(0, count, block)
     ]
-    return np.concatenate([np.asarray(x) for x in parts])[:count]
+    found = np.concatenate([np.asarray(x) for x in parts])[:count]
+    if len(wrong := np.flatnonzero(~np.isfinite(found).all(1))):
+      text = prompts.rows[wrong[0]]["prompt"] if wrong[0] < len(prompts.rows) else ""
+      raise FloatingPointError(
+        f"the first policy's features of {text!r:.60} are not finite: its weights are damaged, or "
+        "too large for config.policy.dtype"
+      )
+    return found
 
   return features
 

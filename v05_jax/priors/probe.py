@@ -28,6 +28,7 @@ from v05_jax.structs import Context
 
 SAMPLE = 512  # prompts from which the principal components are computed
 MAX_SCORE = 5.0  # components are clipped here
+ROUNDING = 1e-6  # of a feature, as a share of the largest
 LEAST_SPREAD = 1e-4  # of a component's standard deviation, as a share of the first one's
 # Hyperparameters of the ensemble's members, in all combinations (`logistic.Members`): the share
 # kept from step to step, the variance of the log-odds that no linear function explains, and the
@@ -105,8 +106,9 @@ def components(x, most: int) -> tuple[np.ndarray, np.ndarray]:
   mean = x.mean(0)
   _, spread, axes = np.linalg.svd(x - mean, full_matrices=False)
   kept = max(int(np.sum(spread[:most] > LEAST_SPREAD * spread[0])), 1)
-  spread = np.maximum(spread[:kept] / np.sqrt(len(x)), 1e-12)
-  scale = 1.0 / np.sqrt(spread * spread.mean())
+  spread = spread[:kept] / np.sqrt(len(x))
+  varies = spread > ROUNDING * np.abs(x).max()  # not where all prompts are one
+  scale = np.where(varies, 1.0 / np.sqrt(np.maximum(spread * spread.mean(), 1e-30)), 0.0)
   return mean.astype(np.float32), np.ascontiguousarray(axes[:kept].T * scale, np.float32)
 
 

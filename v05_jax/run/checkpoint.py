@@ -29,7 +29,7 @@ STEP, DATA = "step", "data"
 # may change while a run is stopped.
 REWARD, CODE = "reward", "plugs."
 
-PLUGS = tuple(f"{name}." for name in structs.PLUGS)  # prefixes of what plugs have learnt
+PREFIXES = tuple(f"{name}." for name in structs.PLUGS)  # of what plugs have learnt
 OLD = ("context.", "drift.", "estimator.board.")  # the same in an earlier format of checkpoints
 
 
@@ -131,8 +131,8 @@ class Checkpoints:
         "in a new workdir, or export it with that version and go on from --config.policy.path"
       )
     wanted = leaves.named(example)
-    own = {name: x for name, x in wanted.items() if name in stored or not name.startswith(PLUGS)}
-    found = {name: x for name, x in stored.items() if name in own or not name.startswith(PLUGS)}
+    own = {name: x for name, x in wanted.items() if name in stored or not name.startswith(PREFIXES)}
+    found = {name: x for name, x in stored.items() if name in own or not name.startswith(PREFIXES)}
     if problems := leaves.differences(leaves.tensors(found), leaves.tensors(own)):
       more = [f"and {len(problems) - 6} more"] if len(problems) > 6 else []
       head = f"{where} does not fit this config's model, optimizer and number of prompts:"

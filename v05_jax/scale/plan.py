@@ -91,7 +91,7 @@ def update_programs(
     config.optimizer,
     mesh,
     temperature=options.temperature,
-    total_updates=max(config.num_steps, 1),
+    total_updates=optimizers.total_updates(config),
   )
   sizes = shapes(config, budgets.make(plug.Setting(config)).limits)
   micros, rows, length = sizes.batch(config.loss, mesh)

@@ -4,6 +4,11 @@ import jax
 import optax
 
 
+def total_updates(config) -> int:
+  """Updates of all steps of a run's config, at whose end a schedule ends."""
+  return config.num_steps * config.loss.minibatches * config.loss.epochs
+
+
 def make(config, total_updates: int) -> optax.GradientTransformation:
   """AdamW behind clipping by the global norm.
 

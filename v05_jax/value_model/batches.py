@@ -28,7 +28,7 @@ class Batch(NamedTuple):
   score: np.ndarray  # float32 [B, n + m]  mean success in [0, 1]
   support: np.ndarray  # bool [B, n]  a real row
   query: np.ndarray  # bool [B, m]
-  share: np.ndarray  # float32 [B]  of the asked rows, the positive ones
+  share: np.ndarray  # float32 [B]  of the context, the positive rows
 
 
 class Task(NamedTuple):
@@ -113,7 +113,8 @@ class Tasks:
       return []
     count = np.arange(max(map(len, sides)))
     queries = np.stack([side[count % len(side)] for side in sides], 1).ravel()
-    share = len(sides[0]) / len(rows)
+    # of rows that are marked as queries the context itself says it: they may be chosen by outcome
+    share = positive[given].mean() if context.type.any() else len(sides[0]) / len(rows)
     size = 2 * self._pairs
     return [
       Task(context, queries[i : i + size], given, share) for i in range(0, len(queries), size)

@@ -20,6 +20,7 @@ import shutil
 from typing import Any, NamedTuple
 import zlib
 
+from absl import logging
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,7 @@ from v05_jax.update import optimizer as optimizers
 from v05_jax.value_model import batches, directory, measure, objective, pairs, tabpfn, v0
 from v05_jax.value_model.initial import begin
 
+Pairs = tuple[list[str], list[pairs.Context]]  # (texts, contexts), as `pairs.read` has them
 SYNTHETIC = "synthetic"  # value.data of a head alone
 BY_TASKS = PartitionSpec(sharding.ROWS)  # of a batch: its tasks over the devices
 HELDOUT = "value/heldout/"  # prefix of the measures on held-out pairs
@@ -159,10 +161,11 @@ def make(config) -> Trainer:
       f"config.value.tasks: found {options.tasks}, expected a multiple of {shards} devices"
     )
   model = begin(config)
-  evaluate = make_evaluation(config, model)
+  told = None if options.data == SYNTHETIC else read(options.data, options.window)
+  evaluate = make_evaluation(config, model, told)
   both = {"adapter": model.adapter, "head": model.head}
   learnt = {"adapter": ("adapter",), "head": ("head",), "both": ("adapter", "head")}[options.train]
-  source = make_source(config, model, mesh)
+  source = make_source(config, model, mesh, told)
   optimizer = make_optimizer(options)
   everywhere, by_tasks = sharding.replicated(mesh), NamedSharding(mesh, BY_TASKS)
   update = make_update(source.loss, optimizer, everywhere)
@@ -186,17 +189,16 @@ def make(config) -> Trainer:
   return Trainer(model, state, step, evaluate)
 
 
-def make_source(config, model: v0.ValuePrior, mesh) -> Source:
-  """Synthetic tasks, or the pairs of `config.value.data`."""
+def make_source(config, model: v0.ValuePrior, mesh, learnt: Pairs | None) -> Source:
+  """The pairs of `config.value.data`, or, without any, synthetic tasks."""
   options = config.value
-  if options.data == SYNTHETIC:
+  if learnt is None:
     batch = lambda step: jax.random.split(rng.at(config.seed, step, rng.VALUE), options.tasks)
     return Source(objective.synthetic_loss(model, options), batch, (), 0)
-  texts, contexts = read(options.data, options.window)
+  texts, contexts = learnt
   tasks = batches.Tasks(contexts, options.support, options.pairs, config.seed)
-  digest = functools.reduce(
-    lambda crc, x: zlib.crc32(x.tobytes(), crc), (x for c in contexts for x in c[1:]), 0
-  )
+  told = [*(x.tobytes() for c in contexts for x in c[1:]), *(text.encode() for text in texts)]
+  digest = functools.reduce(lambda crc, x: zlib.crc32(x, crc), told, 0)
   lookup = objective.make_lookup(model, texts, mesh)
   batch = lambda step: tasks.batch(step * options.tasks, options.tasks)
   return Source(objective.pairs_loss(model, options), batch, lookup, digest)
@@ -240,15 +242,18 @@ def make_optimizer(options) -> optax.GradientTransformation:
   return optax.chain(optax.clip_by_global_norm(options.clip_norm), adamw)
 
 
-def make_evaluation(config, model: v0.ValuePrior) -> Callable:
+def make_evaluation(config, model: v0.ValuePrior, learnt: Pairs | None) -> Callable:
   """Builds `evaluate(model) -> measure.Predictions` on the pairs of `value.heldout`; without them
-  it returns None. Raises ValueError also for a text that the model's tokenizer refuses."""
+  it returns None. Raises ValueError also for a text that the model's tokenizer refuses, and for a
+  context that is among those learnt from."""
   options = config.value
   if not options.heldout:
     return lambda model: None
   texts, contexts = read(options.heldout, options.window)
   model.encode(texts)
   asked = pairs.TYPES.index("test_query")
+  if learnt:
+    check_apart(options.heldout, (texts, contexts), learnt)
   contexts = [c for c in contexts if all(map(len, pairs.split(c, asked, np.random.default_rng(0))))]
   if not contexts:
     raise ValueError(
@@ -258,7 +263,33 @@ def make_evaluation(config, model: v0.ValuePrior) -> Callable:
   return lambda model: measure.predict(model, texts, contexts, options.support, config.seed)
 
 
-def read(folders: str, window: int):
+def check_apart(folders: str, heldout: Pairs, learnt: Pairs):
+  """Raises ValueError where the rows of a held-out context are those of one that is learnt from,
+  unless some are marked as queries of the test; says how many held-out prompts are learnt from."""
+  rows = lambda texts, c: sorted((texts[i], float(x)) for i, x in zip(c.prompt, c.score))
+  known = [rows(learnt[0], context) for context in learnt[1]]
+  for context in heldout[1]:
+    if not context.type.any() and rows(heldout[0], context) in known:
+      raise ValueError(
+        f"config.value.heldout: found the pairs of {context.key[2]} at step {context.key[3]}, "
+        "which config.value.data has too, expected others: what is measured there says nothing"
+      )
+  asked = lambda pair, mark: {
+    pair[0][i]
+    for c in pair[1]
+    for i in c.prompt[(c.type == pairs.TYPES.index(mark)) | (not c.type.any())]
+  }
+  questions = asked(heldout, "test_query")
+  shared = len(questions & (asked(learnt, "train_query") | asked(learnt, "context")))
+  if shared:
+    logging.warning(
+      "value.heldout=%s: %d of %d prompts are among those of value.data: the measures are of "
+      "policies that the model has not seen, not of prompts",
+      *(folders, shared, len(questions)),
+    )
+
+
+def read(folders: str, window: int) -> Pairs:
   """`pairs.read` of folders with commas between."""
   return pairs.read([folder.strip() for folder in folders.split(",")], window)
 

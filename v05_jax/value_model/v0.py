@@ -12,6 +12,7 @@ has a defined answer, the smoothed success rate.
 """
 
 from collections.abc import Iterable, Sequence
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -278,9 +279,11 @@ def make_embed(config, heads: int, pooling: str, where: NamedSharding | None):
 
 def hidden(config, params, tokens, mask):
   """The backbone's hidden states float32 [N, L, D] of right-padded tokens [N, L] where mask [N,
-  L]."""
+  L]. In float32 they are the same beside a policy of any dtype: on an accelerator, too."""
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-  return decoder.forward(config, params, tokens, positions, mask).astype(jnp.float32)
+  exact = config.dtype == "float32"
+  with jax.default_matmul_precision("highest") if exact else contextlib.nullcontext():
+    return decoder.forward(config, params, tokens, positions, mask).astype(jnp.float32)
 
 
 def shapes(path: str) -> tuple[dict[str, Any], decoder.ModelConfig]:
