@@ -9,7 +9,7 @@ from absl import flags
 from ml_collections import ConfigDict
 import pytest
 
-from v05_jax import command_line, config, plug
+from v05_jax import command_line, config, names, plug
 from v05_jax.configs import default
 
 ROOT = Path(__file__).parent.parent
@@ -735,9 +735,22 @@ def test_what_a_key_is_called_elsewhere_is_suggested(typed, meant, capsys):
 
 def test_every_name_from_elsewhere_is_of_a_key_and_no_key_itself():
   keys = set(config.flatten(default.get_config()))
-  names = " ".join(config.ELSEWHERE.values()).split()
-  assert set(config.ELSEWHERE) <= keys and len(set(names)) == len(names)
-  assert not set(names) & keys
+  words = " ".join(names.ELSEWHERE.values()).split()
+  assert set(names.ELSEWHERE) <= keys and len(set(words)) == len(words)
+  assert not set(words) & keys
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_the_keys_that_have_come_since(tmp_path):
+  now = default.get_config()
+  earlier = config.from_json(config.to_json(now))
+  del earlier.data["chat_template_kwargs"], earlier["eval"], earlier.priors["probe"]
+  config.check_resume(earlier, now, "here")
+  now.data.chat_template_kwargs = "enable_thinking=False"
+  with pytest.raises(ValueError, match=r"chat_template_kwargs: found 'enable.*', expected ''"):
+    config.check_resume(earlier, now, "here")
+  (tmp_path / "config.json").write_text(config.to_json(earlier))
+  found = config.load(str(tmp_path / "config.json"))
+  assert config.flatten(found) == config.flatten(default.get_config())
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ def test_the_table_counts_rows_that_have_no_benchmark(names, expected):
 
 
 def said(caplog, begin: str) -> list[str]:
-  """The warnings that begin so, and no more of them."""
+  """The warnings so far that begin so; the next call sees later ones."""
   found = [x.getMessage() for x in caplog.records if x.getMessage().startswith(begin)]
   caplog.clear()
   return found
@@ -175,9 +175,9 @@ def test_prompts_that_training_knows_and_those_left_out_are_said(tmp_path, caplo
   rows = [{"prompt": f"{i}+1", "answer": str(i + 1)} for i in range(6)]
   c, tokenizer = default.get_config(), tokenizers.load(DATA / "math" / "model")
 
-  def read(some, **more):
+  def read(some, size=4, **more):
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
-    c.data.update({"path": str(tmp_path / "p.jsonl"), "size": 4})
+    c.data.update({"path": str(tmp_path / "p.jsonl"), "size": size})
     return data.load(c.data, tokenizer, 99, **more)
 
   train, heldout = read(rows[:4]), read(rows[2:], shuffle=False, key="eval.path")
@@ -185,11 +185,11 @@ def test_prompts_that_training_knows_and_those_left_out_are_said(tmp_path, caplo
   evaluate.warn_shared(train, heldout, "h")
   assert said(caplog, "eval.path=h: 2 of 4 prompts are in data.path too")
   evaluate.warn_shared(read(rows[:2]), heldout, "h")
-  assert len(read(rows)) == 6 and not caplog.records  # training takes all
-  assert len(read(rows, shuffle=False, key="eval.path")) == 4
-  assert said(caplog, "eval.path: of ")[0].endswith(
-    "p.jsonl the first 4 rows alone are taken, its size"
-  )
+  many, usual = rows * 100, c.eval.size
+  assert len(read(many, usual)) == 600  # training takes all
+  assert len(read(many, 4, shuffle=False)) == 4 and not caplog.records  # as was asked for
+  assert len(read(many, usual, shuffle=False)) == usual == 512
+  assert said(caplog, "eval.size: of ")[0].endswith("p.jsonl the first 512 rows alone are taken")
 
 
 def test_samples_are_named_by_benchmark_and_row():

@@ -190,6 +190,15 @@ def test_an_answer_that_counts_things_is_right_as_it_stands(answer):
   assert mathematics.verify("", r"\boxed{3}", {"answer": answer}) == 0
 
 
+def test_several_counts_in_latex_and_a_sentence():
+  gold = {"answer": "12 apples and 3 pears"}
+  for response in (r"12\text{ apples and }3\text{ pears}", r"12 \text{ apples and 3 pears}"):
+    assert mathematics.verify("", rf"\boxed{{{response}}}", gold) == 1
+  assert mathematics.verify("", r"\boxed{3}", {"answer": "12 answers and 3 questions"}) == 0
+  sentence = {"answer": "He buys 3 books for 36 dollars"}
+  assert mathematics.verify("", r"\boxed{36}", sentence) == 1
+
+
 @pytest.mark.parametrize("answer", ["", " ", "$", r"\boxed{}", "?"])
 def test_nothing_equals_nothing(answer):
   assert verdict(r"\boxed{}", answer) == verdict("", answer) == 0

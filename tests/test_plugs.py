@@ -179,21 +179,26 @@ def test_advantages_that_are_not_finite_are_said_once(caplog):
 
 
 def test_a_step_without_any_signal_is_said_once(caplog):
-  taken = types.SimpleNamespace(groups=GROUPS, prompts=PROMPTS)
-  config, advantage = types.SimpleNamespace(baseline="grpo"), np.zeros((3, 2), np.float32)
+  of = lambda mask: types.SimpleNamespace(rolls=types.SimpleNamespace(mask=mask), prompts=PROMPTS)
+  taken = of(np.ones((3, 6), bool))
+  config, advantage = types.SimpleNamespace(baseline="grpo"), np.zeros((3, 6), np.float32)
   absl_logging._log_counter_per_token.clear()
   with caplog.at_level(logging.WARNING):
     for other in (0.5, np.nan):  # the latter has a warning of its own
       advantage[1, 0] = other
       step.check_signal(config, taken, advantage)
-    assert not caplog.records
     advantage[1, 0] = 0
+    step.check_signal(config, of(np.arange(18).reshape(3, 6) < 12), advantage)  # too few to tell
+    assert not caplog.records
     for _ in range(2):
       step.check_signal(config, taken, advantage)
-  (said,) = caplog.records
-  assert (
-    "baseline=grpo: no advantage of step 1 differs from 0, of 6 rollouts of 3" in said.getMessage()
-  )
+    absl_logging._log_counter_per_token.clear()
+    step.check_signal(config, of(np.zeros((3, 6), bool)), advantage)  # all were replaced in vain
+  told = [record.getMessage() for record in caplog.records]
+  start = "baseline=grpo: no advantage of step 1 differs from 0, of "
+  assert [text.partition(" of 3 prompts")[0] for text in told] == [
+    f"{start}{n} rollouts" for n in (18, 0)
+  ]
 
 
 def parts():

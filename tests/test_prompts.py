@@ -267,6 +267,8 @@ def test_a_turn_ends_with_what_the_chat_template_writes_after_it(after, end):
   found = byte_level(eos_token="<|text_end|>", extra_special_tokens=["<|user|>", "<|end|>"])
   found.chat_template = TURNS.replace("after", f"({after})")
   assert encoding.end_of_turn(found) == found.convert_tokens_to_ids(end)
+  found.chat_template = "{% for m in messages %}<|user|>{{ m.content }}\n{% endfor %}<|user|>"
+  assert encoding.end_of_turn(found) == found.eos_token_id  # the next message's beginning
   found.chat_template = None
   assert encoding.end_of_turn(found) == found.eos_token_id
 
@@ -299,6 +301,7 @@ def test_variables_of_the_chat_template(tmp_path):
   )
   end = "<|assistant|><think></think>"
   assert end in text(chat_template_kwargs="enable_thinking=False") and end not in text()
+  assert end in text(chat_template_kwargs="enable_thinking=false")
   assert end not in text(chat_template_kwargs="enable_thinking=True")
   for name in ("enable_thinkin", "tokenize", "messages"):
     with pytest.raises(ValueError, match=f"chat_template_kwargs: found '{name}', expected a var"):

@@ -16,7 +16,7 @@ from ml_collections.config_flags import tuple_parser
 from v05_jax import config as configuration
 from v05_jax import plug
 from v05_jax.configs import default
-from v05_jax.names import alike, nearest, show, suggestion
+from v05_jax.names import ELSEWHERE, alike, meant, nearest, show, suggestion
 from v05_jax.run import files
 
 MOST = 12  # problems listed at most of a file that is not a config of this version
@@ -135,7 +135,7 @@ def with_mode(argv: list[str], flag_values: flags.FlagValues) -> list[str]:
     return argv
   modes = flag_values["mode"].parser.enum_values
   if word not in modes:
-    near = configuration.meant(word.lower(), modes)
+    near = meant(word.lower(), modes)
     if word in configuration.shipped():
       near = suggestion([f"train --config={word}"])
     raise ValueError(f"found the word {word!r}{near or ','} expected one of {', '.join(modes)}")
@@ -220,7 +220,7 @@ def _check_values(argv, config, flag_values):
       parser.parse(text)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
       choices = tuple(getattr(parser, "enum_values", None) or ())
-      near = configuration.meant(text, choices)
+      near = meant(text, choices)
       expected = _EXPECTED.get(type(parser)) or f"one of {', '.join(choices)}"
       found = f"found {show(text)}"
       raise ValueError(f"--{name}={text}: {found}{near or ','} expected {expected}") from None
@@ -266,7 +266,7 @@ def _check_names(argv, config, flag_values):
     if re.match(r"(no)?config\.", name):
       key = name.split(".", 1)[1]
       if key not in keys and key not in sections:
-        near = configuration.meant(key, [*keys, *sections], "--config.")
+        near = meant(key, [*keys, *sections], "--config.")
         raise ValueError(f"--{name}: found an unknown config key{near}")
     elif name not in flag_values and name.removeprefix("no") not in flag_values:
       raise ValueError(f"--{name}: found an unknown flag{_meant(name, config, flag_values)}")
@@ -279,9 +279,9 @@ def _meant(name: str, config, flag_values) -> str:
   if name in keys:
     return suggestion([f"--config.{name}"])
   words = [key.rpartition(".")[2] for key in keys]
-  words += " ".join(configuration.ELSEWHERE.values()).split()
+  words += " ".join(ELSEWHERE.values()).split()
   flagged = list(flag_values)
   near = nearest(name.rpartition(".")[2], [*flagged, *words])
   if near and near[0] not in flagged:
-    return configuration.meant(name, keys, "--config.")
-  return configuration.meant(name, flagged, "--")
+    return meant(name, keys, "--config.")
+  return meant(name, flagged, "--")

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from v05_jax import configs, plug
 from v05_jax.configs import default
-from v05_jax.names import alike, nearest, suggestion
+from v05_jax.names import alike, meant
 from v05_jax.rules import RULES, Rule, relations, show
 from v05_jax.run import files
 
@@ -95,6 +95,19 @@ def from_json(text: str | bytes, name: str = "config.json") -> ConfigDict:
     return ConfigDict(_tuples(tree))
   except (ValueError, TypeError, AttributeError, KeyError) as e:  # keys that no config can have
     raise ValueError(f"{name}: found no config: {one_line(e)}") from None
+
+
+def completed(saved: ConfigDict) -> ConfigDict:
+  """What an earlier version saved, with the keys that have come since at their defaults."""
+  tree = to_dict(saved)
+  for key, value in flatten(default.get_config()).items():
+    *sections, name = key.split(".")
+    node = tree
+    for section in sections:
+      node = node.setdefault(section, {}) if isinstance(node, dict) else None
+    if isinstance(node, dict):
+      node.setdefault(name, value)
+  return ConfigDict(tree)
 
 
 def _tuples(node):
@@ -182,7 +195,7 @@ def check_resume(saved: ConfigDict, config: ConfigDict, where: str) -> None:
   `RESUMABLE` keys may differ: the periods of a run, its devices, its observers, with the options of
   those that come or go, and its length under a constant learning rate.
   """
-  old, new = flatten(saved), flatten(config)
+  old, new = flatten(completed(saved)), flatten(config)
   names = lambda flat: [x for x in _as_tuple(flat.get("observe")) if isinstance(x, str)]
   watched = [set(map(plug.label, names(flat))) for flat in (old, new)]
   stay = tuple(f"observers.{name}." for name in set.intersection(*watched))
@@ -254,7 +267,7 @@ def load(name: str) -> ConfigDict:
     text = file.read_text()
   except (OSError, UnicodeDecodeError) as e:
     raise ValueError(f"{path}: the config file is not readable ({e})") from None
-  return from_json(text, path) if file.suffix == ".json" else _execute(text, path)
+  return completed(from_json(text, path)) if file.suffix == ".json" else _execute(text, path)
 
 
 def _no_config(file, path: str) -> str:
@@ -291,54 +304,6 @@ def _execute(text: str, path: str) -> ConfigDict:
   if not isinstance(config, ConfigDict):
     raise ValueError(f"{path}: get_config() returned {show(config)}, expected a ConfigDict")
   return config
-
-
-# --- Wording
-
-
-# What a setting is called elsewhere, as in TRL, verl or a paper, beside our keys for it.
-ELSEWHERE = {
-  "optimizer.learning_rate": "lr learning_rate",
-  "optimizer.warmup_steps": "warmup warmup_ratio",
-  "optimizer.weight_decay": "wd",
-  "optimizer.clip_norm": "max_grad_norm grad_clip clip_grad",
-  "optimizer.schedule": "scheduler lr_scheduler lr_scheduler_type",
-  "budget.k_init": "k group_size num_generations n rollout_n",
-  "rollouts_per_step": "batch_size train_batch_size per_device_train_batch_size",
-  "loss.micro_rows": "micro_batch_size microbatch_size gradient_accumulation_steps",
-  "num_steps": "steps max_steps total_steps iterations",
-  "loss.epochs": "num_train_epochs ppo_epochs num_iterations",
-  "loss.kl_coef": "beta kl",
-  "loss.clip_high": "clip epsilon clip_ratio clip_eps eps_clip",
-  "loss.entropy_coef": "entropy entropy_bonus",
-  "sampler.max_response": "max_tokens max_new_tokens max_completion_length response_length",
-  "sampler.max_prompt": "max_prompt_length prompt_length",
-  "policy.path": "model model_path model_name model_name_or_path",
-  "policy.dtype": "bf16 precision",
-  "policy.lora_rank": "lora rank lora_r",
-  "policy.remat": "gradient_checkpointing checkpointing",
-  "data.path": "dataset dataset_name train_files train_file",
-  "eval.path": "eval_dataset val_files test_file",
-  "eval.period": "eval_steps eval_every test_freq",
-  "checkpoint.period": "save_steps save_every save_freq",
-  "reward": "reward_fn reward_func reward_funcs reward_function",
-  "baseline": "algorithm adv_estimator estimator",
-}
-
-
-def meant(name: str, known, prefix: str = "") -> str:
-  """`names.suggestion` for a key that is none, each name after `prefix`: by what it is called
-  elsewhere, by its last part, or by likeness."""
-  known = list(known)
-  last = lambda key: key.rsplit(".", 1)[-1]
-  elsewhere = [key for key in known if last(name) in ELSEWHERE.get(key, "").split()]
-  match = [key for key in known if last(key) == last(name)] if "/" not in name else []
-  match = list(dict.fromkeys([*elsewhere, *match] if "." not in name else match or elsewhere))[:3]
-  parts = nearest(last(name), {last(key) for key in known}, 0.8)
-  similar = [key for key in known if last(key) in parts][:3]
-  section = name.removesuffix(last(name))
-  match = match or [key for key in similar if section and key.startswith(section)] or similar
-  return suggestion(prefix + key for key in match or nearest(name, known))
 
 
 def one_line(error: BaseException) -> str:

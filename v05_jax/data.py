@@ -16,10 +16,12 @@ import numpy as np
 
 from v05_jax import benchmarks, problems, row_files, tasks
 from v05_jax.benchmarks import TASKS
+from v05_jax.configs import default
 from v05_jax.models import encoding
 from v05_jax.names import assignments
 from v05_jax.rows import Row, answer_text, checked, conversation, field, prompt_text
 from v05_jax.run import files
+from v05_jax.scale import distributed
 from v05_jax.structs import Prompts
 
 PROMPT_KEYS = ("prompt", "question", "problem", "messages")
@@ -160,9 +162,10 @@ def load(
           raise ValueError(f"{where}: {error}") from None
     if len(rows) == before:
       raise ValueError(f"{path}: found no row, expected at least one prompt")
-    if not shuffle and _goes_on(every):
-      size = config_data.size
-      logging.warning("%s: of %s the first %d rows alone are taken, its size", key, path, size)
+    # where nobody has chosen the number
+    usual = not shuffle and config_data.size == default.get_config().eval.size
+    if usual and path.endswith(benchmarks.FILES) and _goes_on(every) and distributed.first():
+      logging.warning("eval.size: of %s the first %d rows alone are taken", path, config_data.size)
   _check_length(encoded, wheres, max_prompt)
   length = [len(ids) for ids in encoded]
   tokens = np.concatenate([np.asarray(ids, np.int32) for ids in encoded])
@@ -170,7 +173,7 @@ def load(
 
 
 def _goes_on(rows: Iterator) -> bool:
-  """Whether there is a further row, a bad one that nobody asked for apart."""
+  """Whether there is a further row; one that cannot be read counts."""
   with contextlib.suppress(ValueError):
     return next(rows, None) is not None
   return True

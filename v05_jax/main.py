@@ -248,7 +248,7 @@ def start(command: Command):
 
     if mode != "value":  # which reads pairs alone
       row_files.check(config.data.path)
-    if mode in EVALUATING:
+    if mode in EVALUATING and (mode != "train" or config.eval.period):
       row_files.check(config.eval.path, "eval.path")
     config = settle(config, workdir)  # may fetch a model
   prompts = {} if command.prompts is None else {"prompts": command.prompts}

@@ -49,9 +49,62 @@ def alike(path, pattern: str = "*") -> str:
   return ""
 
 
+# What a setting is called elsewhere, as in TRL, verl or a paper, beside our keys for it.
+ELSEWHERE = {
+  "optimizer.learning_rate": "lr learning_rate",
+  "optimizer.warmup_steps": "warmup warmup_ratio",
+  "optimizer.weight_decay": "wd",
+  "optimizer.clip_norm": "max_grad_norm grad_clip clip_grad",
+  "optimizer.schedule": "scheduler lr_scheduler lr_scheduler_type",
+  "budget.k_init": "k group_size num_generations n rollout_n",
+  "rollouts_per_step": "batch_size train_batch_size per_device_train_batch_size",
+  "loss.micro_rows": "micro_batch_size microbatch_size gradient_accumulation_steps",
+  "num_steps": "steps max_steps total_steps iterations",
+  "loss.epochs": "num_train_epochs ppo_epochs num_iterations",
+  "loss.kl_coef": "beta kl",
+  "loss.clip_high": "clip epsilon clip_ratio clip_eps eps_clip",
+  "loss.entropy_coef": "entropy entropy_bonus",
+  "sampler.max_response": "max_tokens max_new_tokens max_completion_length response_length",
+  "sampler.max_prompt": "max_prompt_length prompt_length",
+  "policy.path": "model model_path model_name model_name_or_path",
+  "policy.dtype": "bf16 precision",
+  "policy.lora_rank": "lora rank lora_r",
+  "policy.remat": "gradient_checkpointing checkpointing",
+  "data.path": "dataset dataset_name train_files train_file",
+  "eval.path": "eval_dataset val_files test_file",
+  "eval.period": "eval_steps eval_every test_freq",
+  "checkpoint.period": "save_steps save_every save_freq",
+  "reward": "reward_fn reward_func reward_funcs reward_function",
+  "baseline": "algorithm adv_estimator estimator",
+}
+
+
+def meant(name: str, known, prefix: str = "") -> str:
+  """`suggestion` for a config key that is none, each name after `prefix`: by what it is called
+  elsewhere, by its last part, or by likeness."""
+  known = list(known)
+  last = lambda key: key.rsplit(".", 1)[-1]
+  elsewhere = [key for key in known if last(name) in ELSEWHERE.get(key, "").split()]
+  match = [key for key in known if last(key) == last(name)] if "/" not in name else []
+  match = list(dict.fromkeys([*elsewhere, *match] if "." not in name else match or elsewhere))[:3]
+  parts = nearest(last(name), {last(key) for key in known}, 0.8)
+  similar = [key for key in known if last(key) in parts][:3]
+  section = name.removesuffix(last(name))
+  match = match or [key for key in similar if section and key.startswith(section)] or similar
+  return suggestion(prefix + key for key in match or nearest(name, known))
+
+
+CONSTANTS = {
+  "true": True,
+  "false": False,
+  "null": None,
+  "none": None,
+}  # as Python and JSON have them
+
+
 def assignments(text: str, name: str = r"\w+") -> dict[str, Any]:
   """`a=3,b=[1, 2]` as {"a": 3, "b": [1, 2]}: names that match the pattern `name`, each with a
-  Python literal (with commas, if need be), or else a text.
+  Python literal (with commas, if need be; true, false and null in any case too), or else a text.
 
   Raises ValueError for anything else, and for a name that is given twice.
   """
@@ -62,6 +115,9 @@ def assignments(text: str, name: str = r"\w+") -> dict[str, Any]:
       raise ValueError(f"found {show(part.strip())}, expected NAME=VALUE")
     if match[1] in result:
       raise ValueError(f"found {match[1]} twice")
+    if match[2].lower() in CONSTANTS:
+      result[match[1]] = CONSTANTS[match[2].lower()]
+      continue
     try:
       result[match[1]] = ast.literal_eval(match[2])
     except (ValueError, SyntaxError, MemoryError, RecursionError):

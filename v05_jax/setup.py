@@ -114,7 +114,7 @@ def weights_of(config) -> dict[str, str]:
 def warn_of_length(sampler, model: models.decoder.ModelConfig):
   """Says so where prompt and response together may be longer than what the model was trained on."""
   longest = sampler.max_prompt + sampler.max_response
-  if longest > model.max_positions:
+  if longest > model.max_positions and distributed.first():
     logging.warning(
       "sampler.max_prompt + sampler.max_response: found %d tokens, beyond the model's "
       "max_position_embeddings %d: expect nonsense there, and other trainers to stop before",

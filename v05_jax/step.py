@@ -10,10 +10,12 @@ import numpy as np
 
 from v05_jax.run.metrics import Pairs, merge
 from v05_jax.sampling.draw import Drawn
+from v05_jax.scale import distributed
 from v05_jax.setup import Run
 from v05_jax.structs import Draw, TrainState, together
 from v05_jax.update import packing, replay
 
+FEW = 16  # rollouts
 MEAN_K_DECAY = 0.8  # of the running mean of rollouts per prompt
 
 
@@ -24,9 +26,9 @@ def update(run: Run, state: TrainState, taken: Draw, advantage) -> tuple[TrainSt
   params, opt_state = state.params, state.opt_state
   advantage, kept, found = np.asarray(advantage), state.replay, {}
   check_finite(config, taken, advantage)
-  check_signal(config, taken, advantage)
   if config.loss.replay:
     taken, advantage, kept, found = replay.extend(config, state, taken, advantage)
+  check_signal(config, taken, advantage)
   minibatches = packing.minibatches(
     taken.prompts, taken.rolls, advantage, config.loss, run.mesh, taken.importance
   )
@@ -61,14 +63,15 @@ def check_finite(config, taken: Draw, advantage):
 
 
 def check_signal(config, taken: Draw, advantage):
-  """Warns once where a step has nothing to learn from."""
-  of = taken.groups.mask
-  if not (np.nan_to_num(advantage, nan=1.0) * of).any():
+  """Warns once where the rewards of a step of some rollouts say nothing."""
+  of = np.asarray(taken.rolls.mask)
+  small = 0 < of.sum() < FEW  # all alike in the ordinary course of things
+  if not small and distributed.first() and not (np.nan_to_num(advantage, nan=1.0) * of).any():
     logging.log_first_n(
       logging.WARNING,
       "baseline=%s: no advantage of step %d differs from 0, of %d rollouts of %d prompts that are "
-      "left: it teaches nothing. Are the problems too easy, or too hard, for this policy? (said "
-      "once; advantage/zero_share goes on saying how much of a step teaches nothing)",
+      "left: its rewards teach nothing. Are the problems too easy, or too hard, for this policy? "
+      "(said once; advantage/zero_share goes on saying how much of a step teaches nothing)",
       1,
       *(config.baseline, int(taken.prompts.step) + 1, of.sum(), taken.prompts.mask.sum()),
     )

@@ -104,7 +104,7 @@ class Housekeeping(NamedTuple):
   log: Any  # of writer.make
   progress: Progress
   preemption: checkpoint.Preemption
-  evaluate: evaluation.Evaluate
+  evaluate: evaluation.Evaluate | None  # None where eval.period is 0
   compilations: CompilationCounter
   first: int  # step that this process went on from
 

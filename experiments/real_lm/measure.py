@@ -90,8 +90,9 @@ def at_halves(folder: Path, config) -> list[int]:
 
 
 def release(arena: str, places: play.Places):
-  """Removes the measured runs' checkpoints once both measurements are there."""
-  if all(complete(arena, part, places) for part in ("noise", "prior")):
+  """Removes the measured runs' checkpoints once both measurements are there, V0's too."""
+  lacking = measured.lacks_v0(places.here, arena)
+  if not lacking and all(complete(arena, part, places) for part in ("noise", "prior")):
     for method in plan.MEASURED:
       for folder in (places.work / arena).glob(f"{method}-{plan.MEASURED_SEED}-*"):
         play.discard(folder)

@@ -235,8 +235,8 @@ def heldout(config, arena: str, data: Path):
 
 def value_training(arena: str, folders: list[Path], data: Path, model: str):
   """The config of an arena's V0: an adapter and a head on the model as it was released, from pairs
-  of the other arena's runs. A run is one context, 160 to 640 pairs, as one that is asked has all of
-  its run so far."""
+  of the other arena's runs. Twenty steps share a context, 160 to 640 pairs of one policy, of which
+  SUPPORT at most are given, as to a V0 that is asked."""
   c = base(arena, data)
   c.policy.path, c.seed = model, TUNING_SEED
   c.value.data = ",".join(map(str, folders))

@@ -220,6 +220,9 @@ def value(arena: str, places: Places):
   prepare(arena, places)
   folder = places.value_model(arena)
   config = plan.value_training(arena, folders, places.data, places.model)
+  if (folder / "config.json").is_file():  # an interrupted one: of the runs that it began with
+    config.value.data = configuration.load(str(folder / "config.json")).value.data
+    folders = [Path(x) for x in config.value.data.split(",")]
   backend.start(config)
   backend.without_torch()
   wait(folder)

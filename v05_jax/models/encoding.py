@@ -51,7 +51,7 @@ def prompt_encoder(tokenizer, wrapping: Wrapping = Wrapping()) -> Callable:
   messages. Without one the tokenizer's prefix (BOS) stands before the text; what the tokenizer
   appends (EOS) is left out, since the response follows.
 
-  Raises ValueError for variables that the chat template does not read. `encode` raises it for
+  Raises ValueError for variables that the chat template does not name. `encode` raises it for
   several messages without a chat template, for a prompt that tokenizer or chat template refuse or
   that has no token, for a content that the chat template drops or changes, and for typed control
   tokens that this tokenizer cannot read as text.
@@ -125,14 +125,18 @@ def encode_prompts(
 
 def end_of_turn(tokenizer) -> int:
   """The token that ends an assistant's message: the first control token that the chat template
-  writes after it. EOS without a chat template, and where the template writes none."""
+  writes after it. EOS without a chat template, and where the template writes none, or one that
+  begins the next message."""
   messages = [{"role": role, "content": PLACE.format(i)} for i, role in enumerate(ROLES)]
   end = []
   if tokenizer.chat_template:
     # of Jinja's own kinds, and what templates raise: a template without assistants
     with contextlib.suppress(Exception):
       rendered = _apply(tokenizer, Wrapping(chat=True), messages, asked=False, tokenize=False)
+      _, head = _around(tokenizer, rendered.partition(PLACE.format(0))[0], 0)
       _, end = _around(tokenizer, rendered.partition(PLACE.format(1))[2], 0)
+      begin = next((i for i in head if i != tokenizer.bos_token_id), None)
+      end = end if end[:1] != [begin] else []
   return end[0] if end else tokenizer.eos_token_id
 
 
@@ -153,11 +157,12 @@ def _apply(tokenizer, wrapping: Wrapping, messages, asked: bool = True, **option
 
 
 def _check_variables(tokenizer, variables: Mapping[str, Any]) -> None:
-  """Raises ValueError for a variable that the chat template does not read, which would do nothing,
+  """Raises ValueError for a variable that the chat template does not name, which would do nothing,
   and for one that is set here."""
   ours = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters}
+  text = tokenizer.get_chat_template() if tokenizer.chat_template else ""
   for name in variables:
-    if name in ours or not re.search(rf"\b{name}\b", tokenizer.chat_template or ""):
+    if name in ours or not re.search(rf"\b{name}\b", text):
       raise ValueError(
         f"config.data.chat_template_kwargs: found {name!r}, expected a variable that the chat "
         f"template of {tokenizer.name_or_path} reads"

@@ -107,7 +107,8 @@ def components(x, most: int) -> tuple[np.ndarray, np.ndarray]:
   _, spread, axes = np.linalg.svd(x - mean, full_matrices=False)
   kept = max(int(np.sum(spread[:most] > LEAST_SPREAD * spread[0])), 1)
   spread = spread[:kept] / np.sqrt(len(x))
-  varies = spread > ROUNDING * np.abs(x).max()  # not where all prompts are one
+  noise = ROUNDING * np.abs(x).max() * (1 + np.sqrt(x.shape[1] / len(x)))  # its largest component
+  varies = spread > noise  # not where all prompts are one
   scale = np.where(varies, 1.0 / np.sqrt(np.maximum(spread * spread.mean(), 1e-30)), 0.0)
   return mean.astype(np.float32), np.ascontiguousarray(axes[:kept].T * scale, np.float32)
 

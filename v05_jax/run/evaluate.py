@@ -132,7 +132,7 @@ def warn_shared(prompts: data.Dataset, heldout: data.Dataset, path: str) -> None
   """Says so where prompts of the evaluation, `config.eval.path`, are among those of training."""
   learnt = {str(row["prompt"]) for row in prompts.rows}
   shared = sum(str(row["prompt"]) in learnt for row in heldout.rows)
-  if shared:
+  if shared and distributed.first():
     logging.warning(
       "eval.path=%s: %d of %d prompts are in data.path too: success on them is not on held-out "
       "prompts",

@@ -97,7 +97,8 @@ def load(workdir: str) -> Run:
     raise ValueError(f"{path / metrics.FILE}: found no rollouts in the line of step {bare['step']}")
   key, keys, saved = os.fspath(path), {}, path / "config.json"
   if saved.exists():
-    keys = configuration.flatten(configuration.from_json(saved.read_bytes(), os.fspath(saved)))
+    found = configuration.from_json(saved.read_bytes(), os.fspath(saved))
+    keys = configuration.flatten(configuration.completed(found) if "seed" in found else found)
     ignored = ("seed", *configuration.RESUMABLE)
     key = repr(sorted((k, v) for k, v in keys.items() if k not in ignored))
   folder = f"{path.parent.name}/{path.name}"

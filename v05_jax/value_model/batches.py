@@ -28,7 +28,7 @@ class Batch(NamedTuple):
   score: np.ndarray  # float32 [B, n + m]  mean success in [0, 1]
   support: np.ndarray  # bool [B, n]  a real row
   query: np.ndarray  # bool [B, m]
-  share: np.ndarray  # float32 [B]  of the context, the positive rows
+  share: np.ndarray  # float32 [B]  of positive rows, where no choice by outcome was made
 
 
 class Task(NamedTuple):

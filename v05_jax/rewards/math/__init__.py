@@ -17,8 +17,7 @@ from v05_jax.rewards.math.reading import Answer, read
 __all__ = ["boxed", "verify"]
 
 LONGEST = 2000  # characters of an answer; a longer one is none
-SHORT = 100  # characters of a gold answer; a longer one is a whole solution
-_SOLUTION = re.compile(r"[\n=]|####|answer", re.IGNORECASE)  # what solutions have, and no answer
+_COUNTS = re.compile(r"\s*\d[\d.,/]* [a-z ]+(?:[,;&\n]|\band\b)\s*(?:and\b)?\s*\d", re.IGNORECASE)
 
 
 def verify(prompt: str, response: str, row: dict) -> float:
@@ -43,24 +42,18 @@ def verify(prompt: str, response: str, row: dict) -> float:
 def _gold(answer: str) -> tuple[set[str], Answer | None]:
   """Texts of the gold answer, plain, and what it is; of a whole solution, its final answer.
 
-  An answer that cannot be read, as 12 apples and 3 pears, is not its last number.
+  Of several counts, as 12 apples and 3 pears, that cannot be read the last is not the answer.
   """
   text = boxed(answer) or answer
-  whole = _SOLUTION.search(text) or text != answer or len(text) > SHORT
-  for candidate in (text, *candidates(answer)):
-    all_of_it = whole or _digits(candidate) == _digits(text)
-    if all_of_it and (found := _read(candidate)) is not None:
+  for candidate in (text, *(() if _COUNTS.match(text) else candidates(answer))):
+    if (found := _read(candidate)) is not None:
       return {_spelled(candidate), _spelled(text)} - {""}, found
   return {_spelled(text)} - {""}, None
 
 
 def _spelled(text: str) -> str:
-  r"""The text in its normal spelling without blanks, that of \text{2 apples} as of 2 apples."""
-  return plain(re.sub(r"^\s*\\text\s*\{([^{}\\$]*)\}\s*$", r"\1", text))
-
-
-def _digits(text: str) -> str:
-  return re.sub(r"\D", "", text)
+  r"""The text in its normal spelling without blanks, that of 2\text{ apples} as of 2 apples."""
+  return plain(re.sub(r"\\(?:text|mathrm)\s*\{([^{}\\$]*)\}", r" \1 ", text))
 
 
 @functools.lru_cache(maxsize=1024)  # the rollouts of a prompt share the gold answer
