@@ -98,8 +98,11 @@ def from_json(text: str | bytes, name: str = "config.json") -> ConfigDict:
 
 
 def completed(saved: ConfigDict) -> ConfigDict:
-  """What an earlier version saved, with the keys that have come since at their defaults."""
+  """What an earlier version saved, with the keys that have come since at their defaults. What lacks
+  a key that every run has is no run's, and stays as it is."""
   tree = to_dict(saved)
+  if not {"seed", "baseline", "policy", "data", "sampler"} <= set(tree):
+    return saved
   for key, value in flatten(default.get_config()).items():
     *sections, name = key.split(".")
     node = tree

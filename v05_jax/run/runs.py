@@ -98,7 +98,7 @@ def load(workdir: str) -> Run:
   key, keys, saved = os.fspath(path), {}, path / "config.json"
   if saved.exists():
     found = configuration.from_json(saved.read_bytes(), os.fspath(saved))
-    keys = configuration.flatten(configuration.completed(found) if "seed" in found else found)
+    keys = configuration.flatten(configuration.completed(found))
     ignored = ("seed", *configuration.RESUMABLE)
     key = repr(sorted((k, v) for k, v in keys.items() if k not in ignored))
   folder = f"{path.parent.name}/{path.name}"
