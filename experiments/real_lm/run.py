@@ -193,7 +193,10 @@ def run(wanted: list[Job]) -> list[str]:
   if bad := [line for line in others if any(line.startswith(f"{file}:") for file in asked)]:
     raise ValueError(f"{bad[0]}: move it away, or put the plan back")
   fetch.model(Path(MODEL.value))
-  left = [job for job in wanted if not done(ready(job, records))]
+  left: list[Job] = []
+  for job in wanted:  # priors are measured again once there is a V0
+    again = job.stage == "prior" and Job("value", job.arena) in left
+    left += [job] if again or not done(ready(job, records)) else []
   print(f"{len(left)} of {len(wanted)} jobs are left, {clock(cost(left, records))}", flush=True)
   while left:
     minutes = (time.monotonic() - began) / 60
