@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests import support
-from v05_jax import data, tasks
+from v05_jax import data, row_files, tasks
 from v05_jax.configs import default
 
 CHAT = (
@@ -276,7 +276,7 @@ def test_bad_files_are_named(load, tmp_path, monkeypatch):
   def refuse(*_):
     raise PermissionError("Permission denied")
 
-  monkeypatch.setattr(data, "_read_jsonl", refuse)
+  monkeypatch.setattr(row_files, "_read_jsonl", refuse)
   with pytest.raises(ValueError, match=r"rows.jsonl: cannot be read \(Permission denied\)"):
     load(path=str(tmp_path / "rows.jsonl"))
 

@@ -282,7 +282,8 @@ def _data(config, need, named):
     )
     need(config.eval.samples > 0 or not own["eval.path"], "eval.samples", sampled)
     exact = tasks.has_exact(config.data.families, config.sampler)
-    unknown = "at least 1, since no success is exact with these data.families, top_k and top_p"
+    keys = "data.families, sampler.top_k and sampler.top_p"
+    unknown = f"at least 1, since no success is exact with these {keys}"
     need(config.eval.samples > 0 or own["eval.path"] or exact, "eval.samples", unknown)
     drawn = problems.named(config.eval.path)
     each = f"at least {len(drawn)}, a problem of each task of eval.path"

@@ -59,6 +59,12 @@ def load(directory):
   return tokenizer
 
 
+def of_transformers(directory):
+  """The tokenizer that transformers itself takes for a directory, by the class that it or the
+  model's type names: see `load`."""
+  return _transformers().AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+
+
 def check(tokenizer, vocab_size: int, where="tokenizer", padded: bool = True):
   """Raises ValueError, naming `where`, if a token of the tokenizer has no row in an embedding of
   `vocab_size` rows.

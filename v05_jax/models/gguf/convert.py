@@ -67,12 +67,13 @@ def _reopen(work: Path, config, built):
   """Raises ValueError where what was written is read as something else."""
   found = hf.read_config(work)
   files.locate(work, hf.stored_shapes(found), beside=None)
-  opened = tokenizer.load(work)
-  if found != config or vocabulary.behaviour(opened) != vocabulary.behaviour(built):
-    raise ValueError(
-      f"{work}: found another {'model' if found != config else 'tokenizer'} when it was read again "
-      f"(transformers takes {type(opened).__name__}), expected what was written"
-    )
+  wanted = vocabulary.behaviour(built)
+  for opened in (tokenizer.load(work), tokenizer.of_transformers(work)):
+    if found != config or vocabulary.behaviour(opened) != wanted:
+      raise ValueError(
+        f"{work}: found another {'model' if found != config else 'tokenizer'} when it was read "
+        f"again (as {type(opened).__name__}), expected what was written"
+      )
 
 
 def _summary(file: File, config, built, out: Path) -> str:
