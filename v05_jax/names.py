@@ -94,14 +94,6 @@ def meant(name: str, known, prefix: str = "") -> str:
   return suggestion(prefix + key for key in match or nearest(name, known))
 
 
-CONSTANTS = {
-  "true": True,
-  "false": False,
-  "null": None,
-  "none": None,
-}  # as Python and JSON have them
-
-
 def assignments(text: str, name: str = r"\w+") -> dict[str, Any]:
   """`a=3,b=[1, 2]` as {"a": 3, "b": [1, 2]}: names that match the pattern `name`, each with a
   Python literal (with commas, if need be; true, false and null in any case too), or else a text.
@@ -115,14 +107,19 @@ def assignments(text: str, name: str = r"\w+") -> dict[str, Any]:
       raise ValueError(f"found {show(part.strip())}, expected NAME=VALUE")
     if match[1] in result:
       raise ValueError(f"found {match[1]} twice")
-    if match[2].lower() in CONSTANTS:
-      result[match[1]] = CONSTANTS[match[2].lower()]
-      continue
-    try:
-      result[match[1]] = ast.literal_eval(match[2])
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-      result[match[1]] = match[2]
+    result[match[1]] = _value(match[2])
   return result
+
+
+def _value(text: str):
+  """What a text says as Python or, of its constants, as JSON; else the text."""
+  constants = {"true": True, "false": False, "null": None, "none": None}
+  if text.lower() in constants:
+    return constants[text.lower()]
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError, MemoryError, RecursionError):
+    return text
 
 
 def is_assignments(text: str, name: str = r"\w+") -> bool:

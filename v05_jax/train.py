@@ -62,9 +62,9 @@ def train(config, workdir: str) -> TrainState:
     run = run._replace(policy=run.policy._replace(params=None))  # priors may keep them
     stopping = lambda: preemption.requested
     collect = rollouts.make(run.policy, config, run.mesh, verifier, ahead, stopping)
-    evaluate = evaluation.make(run.policy, config, collect) if config.eval.period else None
-    if evaluate:
-      evaluation.warn_shared(run.prompts, evaluate.dataset, config.eval.path)
+    evaluate = None
+    if config.eval.period:
+      evaluate = evaluation.make(run.policy, config, collect, run.prompts)
     state = saved.restore(first, state, rows_of(run, evaluate)) if first else state
     if not ended(config, state):  # compiles the update while the first rollouts are sampled
       progress.stage("compiling prefill, decode and update")

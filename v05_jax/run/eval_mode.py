@@ -7,7 +7,7 @@ import numpy as np
 from v05_jax import benchmarks, rewards, row_files
 from v05_jax import config as configuration
 from v05_jax.run import checkpoint, files, metrics, success
-from v05_jax.run.evaluate import Result, intervals, make, several, subsets, summarise, warn_shared
+from v05_jax.run.evaluate import Result, intervals, make, several, subsets, summarise
 from v05_jax.run.export import parameters
 from v05_jax.sampling import rollouts
 from v05_jax.scale import distributed
@@ -32,8 +32,7 @@ def evaluate_workdir(config, workdir: str, step: int | None = None) -> dict[str,
     run = setup(config)
     step, params = parameters(run, workdir, step)
     collect = rollouts.make(run.policy, config, run.mesh, verifier)
-    evaluate = make(run.policy, config, collect)
-    warn_shared(run.prompts, evaluate.dataset, config.eval.path)
+    evaluate = make(run.policy, config, collect, run.prompts)
     result = evaluate(params, sample_all=True)
   values, ends = metrics.means(summarise(result, every=True)), intervals(result, config.seed)
   options = config.sampler

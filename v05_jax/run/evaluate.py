@@ -75,11 +75,12 @@ def shares(reward, low: float, high: float) -> np.ndarray:
   return np.where(reward >= np.float32(high), 1.0, (map_reward(reward, low, high) + 1) / 2)
 
 
-def make(policy, config, collect) -> Evaluate:
+def make(policy, config, collect, learnt: data.Dataset | None = None) -> Evaluate:
   """Builds `evaluate(params, sample_all=False) -> Result` for `config.eval`.
 
   Prompts whose success is exact are sampled only with `sample_all`; the others always are, when
-  `config.eval.samples > 0`. Sampling uses `collect` with its top-k and top-p, at the evaluation's
+  `config.eval.samples > 0`. learnt: the prompts of training, of which those that are evaluated too
+  are warned of. Sampling uses `collect` with its top-k and top-p, at the evaluation's
   temperature.
   """
   options = config.eval
@@ -94,6 +95,8 @@ def make(policy, config, collect) -> Evaluate:
   )
   rewards.check_answers(config.reward, dataset.rows, options.path)
   distributed.check_same("config.eval", lambda: [dataset.digest])
+  if learnt is not None:
+    warn_shared(learnt, dataset, options.path)
   exact = None
   if options.path == data.TASKS:
     sampler = config.sampler.copy_and_resolve_references()

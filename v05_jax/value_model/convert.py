@@ -246,8 +246,7 @@ def write_backbone(checkpoint, weights, source: Path, target: Path, hidden_size:
   """
   target.mkdir()
   for name in ("config.json", *FILES):
-    if (source / name).is_file():
-      shutil.copyfile(source / name, target / name)
+    files.copy(source / name, target / name)
   written = files.read_json(target / "config.json") | {"tie_word_embeddings": True}
   written |= (
     {"architectures": [qwen3.ARCHITECTURE]}
