@@ -391,9 +391,7 @@ def test_updates_that_keep_failing_stop_the_run_and_name_the_last_good_checkpoin
   params = jax.tree_util.tree_map_with_path(large, policy.params)
   hf.save(broken, policy.config, params, policy.tokenizer)
   keys = {"policy.path": str(broken), "loss.max_skipped": 2, "eval.period": 0}
-  with pytest.raises(
-    FloatingPointError, match=r"first policy.s features of .A.*are not finite"
-  ):
+  with pytest.raises(FloatingPointError, match=r"first policy.s features of .A.*are not finite"):
     train(small(num_steps=1, **keys, **{"prior.kind": "neighbours"}), str(tmp_path / "prior"))
   keys |= {"prior.kind": "none", "prior.wrappers": ()}
   config = small(num_steps=9, observe=("diagnostics",), **keys)
