@@ -62,17 +62,6 @@ def test_a_state_that_changes_its_form_is_named_in_the_first_step(before, after,
     prior.learn(state, prior.ask(state, PROMPTS)[1], GROUPS)
 
 
-def test_a_next_state_is_waited_for():
-  """A program with collectives that starts beside a batch of linear systems can wait for ever."""
-  slow = jax.jit(lambda x: jax.lax.fori_loop(0, 200, lambda _, y: jnp.tanh(y @ x), x))
-  before = jnp.eye(500)
-  prior = priors.Prior(SAYS, lambda: before, lambda state, asked, groups: (slow(state), {}))
-  prior = priors.named("mine:f", prior)
-  state = prior.init()
-  after, _ = prior.learn(state, prior.ask(state, PROMPTS)[1], GROUPS)
-  assert after["f"].is_ready()
-
-
 def test_what_a_plug_returns_is_named_where_it_is_no_pair():
   value = lambda state, prompts, *rest: np.zeros(3, np.float32)
   prior = priors.named("mine:f", priors.Prior(value))

@@ -1,6 +1,7 @@
 """The prior that knows its own error: its regression against sums over a grid, its plug in runs."""
 
 import itertools
+import re
 import shutil
 
 import jax
@@ -59,6 +60,18 @@ def test_the_posterior_is_that_of_the_grid(precise, misfit, k):
     want = by_grid(features, s, np.full(12, k), query, misfit, 2.0)
     assert got[0] == pytest.approx(want[0], abs=0.06)
     assert np.sqrt(got[1]) == pytest.approx(np.sqrt(want[1]), rel=0.15)
+
+
+def test_linear_systems_are_solved_one_by_one():
+  """A batch of them can wait for ever on a CPU of few threads: `logistic._solved`."""
+  state, x, k = logistic.empty(probe.MEMBERS, 16), np.ones((8, 16), np.float32), np.full(8, 4.0)
+  for lowered in (
+    logistic.predict.lower(probe.MEMBERS, state, x),
+    logistic.learn.lower(probe.MEMBERS, state, x, k / 2, k),
+  ):
+    calls = [line for line in lowered.as_text().splitlines() if "@lapack_" in line]
+    operands = [x for line in calls for x in re.findall(r"tensor<([0-9x]+)xf32>", line)]
+    assert operands and all(x.count("x") == 1 for x in operands)
 
 
 def test_before_the_first_outcome_it_knows_nothing(precise):

@@ -280,22 +280,15 @@ def first_state(what: str, init: Callable):
 
 
 def kept(what: str, before, after):
-  """A plug's next state, its numbers as arrays, `settled`. Raises PlugError where it has not the
-  names, the shapes and the dtypes of the one before: no checkpoint of it could be restored."""
+  """A plug's next state, its numbers as arrays. Raises PlugError where it has not the names, the
+  shapes and the dtypes of the one before: no checkpoint of it could be restored."""
   after = begun(what, after)
   found, expected = form(after), form(before)
   if found != expected:
     names = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
     said = lambda those: ", ".join(f"{name} {those.get(name, 'nothing')}".strip() for name in names)
     raise PlugError(f"{what}: found the state {said(found)}, expected {said(expected)} as before")
-  return settled(after)
-
-
-def settled(state):
-  """A plug's next state, once its program has ended. The next program may have collectives, and on
-  a CPU with as few threads as devices the two can wait for each other's threads for ever, where a
-  plug solves a batch of linear systems."""
-  return jax.block_until_ready(state)
+  return after
 
 
 def form(state) -> dict[str, str]:

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from v05_jax import plug
 from v05_jax.run.metrics import Pairs, merge
 from v05_jax.sampling.draw import Drawn
 from v05_jax.scale import distributed
@@ -84,7 +83,7 @@ def learn(run: Run, state: TrainState, drawn: Drawn) -> tuple[TrainState, Pairs]
   asked, groups, value = together(drawn.draws)
   prior, found = run.prior.learn(state.prior, asked, groups)
   budget = run.budget.learn(state.budget, groups, value)
-  estimator = plug.settled(run.estimator.learn(state.estimator, groups, value))
+  estimator = run.estimator.learn(state.estimator, groups, value)
   mean_k, prompts = state.mean_k, int(drawn.taken.prompts.mask.sum())
   if run.budget.limits.mean is None and prompts:
     share = (1 - MEAN_K_DECAY) * drawn.generated / prompts

@@ -125,12 +125,21 @@ def _with_constant(features):
 
 
 def _solved(precision, shift, x):
-  """The mean [E, D + 1] of u, and mean and variance [E, P] of x . u."""
-  factor = jnp.linalg.cholesky(precision)
-  solve = functools.partial(jax.scipy.linalg.solve_triangular, factor, lower=True)
-  u = solve(solve(shift[..., None]), trans=1)[..., 0]
-  root = solve(jnp.broadcast_to(x.T, (len(factor), *x.T.shape)))
-  return u, jnp.matmul(u, x.T, precision="highest"), jnp.sum(root**2, axis=1)
+  """The mean [E, D + 1] of u, and mean and variance [E, P] of x . u.
+
+  A member at a time: jaxlib 0.10 hands the systems of a batch to the threads of which one waits for
+  them, and on a CPU with few of these a program with two batches, or one beside collectives, waits
+  for ever.
+  """
+
+  def of_member(learnt):
+    precision, shift = learnt
+    factor = jnp.linalg.cholesky(precision)
+    solve = functools.partial(jax.scipy.linalg.solve_triangular, factor, lower=True)
+    return solve(solve(shift), trans=1), jnp.sum(solve(x.T) ** 2, axis=0)
+
+  u, variance = jax.lax.map(of_member, (precision, shift))
+  return u, jnp.matmul(u, x.T, precision="highest"), variance
 
 
 def _nodes(mean, variance):
