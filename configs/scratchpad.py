@@ -3,9 +3,9 @@
     v05 train --config=scratchpad --workdir=runs/scratchpad
 
 A response is the answer, ":" and LENGTH characters that no verdict looks at. They carry entropy of
-their own, so that the score of a success (the gradient of its log-probability) is about as long as
-a failure's; in configs/demo.py a failure's is several times as long (docs/noise.md). Success stays
-exact, and is about that of the demo at the start.
+their own, so that the gradient of a success is about as long as a failure's; in configs/demo.py a
+failure's is two to three times as long (docs/noise.md). Success stays exact, and is about that of
+the demo at the start.
 """
 
 from v05_jax.configs import demo

@@ -43,7 +43,8 @@ def fetch(name: str, key: str) -> Path:
   except Exception as error:  # of the hub, the network, a proxy, the disk
     cause = error
   if isinstance(cause, GatedRepoError):
-    reason = f"its owner asks for a login: accept the terms at https://huggingface.co/{name}"
+    terms = f"accept the terms at https://huggingface.co/{name}"
+    reason = f"its owner asks for a login: {terms}, then hf auth login"
   elif isinstance(cause, RepositoryNotFoundError):
     reason = "the hub has no such model, or it is private: hf auth login"
   elif constants.HF_HUB_OFFLINE:

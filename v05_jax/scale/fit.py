@@ -208,6 +208,6 @@ def _too_large(model, least: Need, machine: Machine) -> str:
     f"least {wanted} a device here ({_size(least.fixed)} parameters and optimizer, "
     f"{_size(least.sampling)} while sampling, {_size(least.update)} in the update), expected "
     f"at most {_size(machine.memory)}, the memory of {machine.name}. Less with "
-    "--config.policy.lora_rank=32, with a smaller sampler.max_response, or with more devices along "
-    "--config.mesh.fsdp and --config.mesh.tensor"
+    "--config.policy.lora_rank=32 --config.optimizer.learning_rate=2e-5, with a smaller "
+    "sampler.max_response, or with more devices along --config.mesh.fsdp and --config.mesh.tensor"
   )
