@@ -287,10 +287,13 @@ def test_a_damaged_config_json_is_named(text):
     config.from_json(text, "runs/x/config.json")
 
 
-def test_only_length_and_periods_may_change_on_resume():
+def test_only_length_periods_and_what_fits_a_machine_may_change_on_resume():
   saved = default.get_config()
   config.check_resume(saved, changed(num_steps=9, eval__period=3, checkpoint__period=5), "runs/x")
   config.check_resume(saved, changed(num_rollouts=512), "runs/x")
+  sizes = {"sampler__slots": 16, "sampler__open_prompts": 8, "sampler__prefill": 4}
+  more = {"loss__micro_rows": 1, "loss__vocab_chunk": 64, "policy__remat": "full"}
+  config.check_resume(saved, changed(**sizes, **more), "runs/x")  # on a smaller machine
   with pytest.raises(ValueError, match="runs/x holds a run of another config") as e:
     config.check_resume(
       saved, changed(seed=1, budgets__sequential__cost=0.5, num_steps=9), "runs/x"

@@ -59,6 +59,25 @@ def test_fewer_slots_go_with_fewer_prompts():
   assert all(x["sampler.prefill"] > 1 for x in found), found
 
 
+def test_prompts_fill_the_slots_however_many_rollouts_each_begins_with():
+  """`sampler.share` is what a prompt may have in flight at once."""
+  groups = {"baseline": "grpo", "budget.k_init": 16, "budget.k_max": 16}
+  values = chosen(SMALL, accelerator(80 * GB), **groups)
+  share = own.get_config().sampler.share
+  assert share < 16 and values["sampler.open_prompts"] * share == 2 * values["sampler.slots"]
+
+
+def test_logits_are_counted_of_all_rows_at_once():
+  config = own.get_config()
+  config.policy.dtype, config.policy.remat, config.loss.vocab_chunk = "bfloat16", "full", 10**6
+  sizes = {"slots": 16, "open_prompts": 8, "prefill": 8, "max_prompt": 100, "max_response": 101}
+  config.sampler.update(sizes)
+  update, model = [], presets.PRESETS[SMALL]
+  for config.loss.micro_rows in (1, 4):
+    update.append(fit.need(model, config, accelerator(80 * GB)).update)
+  assert update[1] - update[0] > 3 * 200 * 12 * model.vocab_size
+
+
 def kept(model, c: int, kind: str, rank: int, rows=2, tokens=383) -> float:
   """Bytes a token and layer that the derivative of the forward pass keeps, by its own shapes,
   parameters and copies of them left out."""

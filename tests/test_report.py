@@ -528,6 +528,18 @@ def test_scores_of_other_prompts_are_not_compared(tmp_path):
     assert found[2] == f"- v05: scored otherwise than grpo ({key}): no claim"
     for run in v05:
       reconfigured(run, **{key: configuration.flatten(default.get_config())[key]})
+  # Whether a sample without an end is judged; "mask" and "fail" count it as a failure alike.
+  for samples, truncated, differs in ((4, "score", True), (4, "mask", False), (0, "score", False)):
+    changed = {"eval.samples": samples}
+    compared = rows(
+      *(reconfigured(run, **changed, **{"sampler.truncated": "fail"}) for run in grpo),
+      *(reconfigured(run, **changed, **{"sampler.truncated": truncated}) for run in v05),
+    )
+    found = conclusion.other_measure(compared[1], compared[0], "eval/mean")
+    assert found == ["sampler.truncated"] * differs
+  plain = configuration.flatten(default.get_config())
+  for run in (*grpo, *v05):
+    reconfigured(run, **{key: plain[key] for key in ("eval.samples", "sampler.truncated")})
   # Several rewards are measured by the one that is the success, which may be the same.
   several = [["task", 1.0], ["mine:brief", 0.1]]
   for wanted, differs in (("", False), ("task", False), ("brief", True), ("sum", True)):

@@ -5,6 +5,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -144,6 +145,20 @@ def test_close_with_pending_work(module):
   with pytest.raises(ValueError, match="closed"):
     verifier.submit([""], [""], [{}])
   verifier.close()
+
+
+def test_close_beside_a_worker_that_takes_the_last_job(module, monkeypatch):
+  """Between a look at the queue and taking from it: it is not waited for what no one will bring."""
+  verifier = rewards.load(config("my_reward:score", workers=1))
+  jobs = verifier._jobs
+  racing = SimpleNamespace(
+    empty=lambda: False, get=jobs.get, get_nowait=jobs.get_nowait, put=jobs.put
+  )
+  monkeypatch.setattr(verifier, "_jobs", racing)
+  thread = threading.Thread(target=verifier.close, daemon=True)
+  thread.start()
+  thread.join(60)
+  assert not thread.is_alive()
 
 
 @pytest.mark.parametrize(

@@ -237,6 +237,26 @@ def test_late_verdicts_change_nothing():
   assert late_stats["sampler/refills"] == stats["sampler/refills"]
 
 
+def test_a_limit_beyond_the_longest_response_is_none():
+  """Else the overlong penalty would begin where no response comes to."""
+  prompts = types.SimpleNamespace(
+    mask=np.ones(4, bool), rows=[{"max_tokens": n} for n in (9, 2, 8)]
+  )
+  np.testing.assert_array_equal(rollouts.row_limits(prompts, 8)[:, 0], [8, 2, 8, 8])
+
+
+def test_seconds_of_verdicts_in_this_process_count_as_waited():
+  calls = []
+
+  def slow(*job):
+    calls.append(job)
+    time.sleep(0.02)
+    return 1.0
+
+  _, stats = run(fixed_number(2), count=6, verifier=rewards.pool.Direct(slow))
+  assert calls and stats["time/verify"][0] >= len(calls) * 0.02
+
+
 NEVER = {
   "slots": 32,
   "open_prompts": 32,

@@ -494,6 +494,21 @@ def test_a_reward_that_fails_in_an_evaluation_stops_the_run_after_its_line(tmp_p
   assert metrics.read(tmp_path / "run") == written
 
 
+@LONG
+def test_a_run_goes_on_with_sizes_that_fit_a_smaller_machine(unbroken, tmp_path):
+  """Out of memory: fewer slots and rows at once in the same workdir, by numbers that differ by
+  rounding alone."""
+  workdir = at_step_2(unbroken[0], tmp_path)
+  sizes = {"sampler.slots": 8, "sampler.open_prompts": 4, "sampler.prefill": 4}
+  sizes |= {"loss.micro_rows": 4, "loss.vocab_chunk": 64, "policy.remat": "full"}
+  train(small(**sizes), str(workdir))
+  assert lines(workdir)[:2] == lines(unbroken[0])[:2]
+  for found, expected in zip(lines(workdir)[2:], lines(unbroken[0])[2:], strict=True):
+    for key in ("accuracy", "k/mean", "reward", "loss/entropy", "grad/norm"):
+      assert found[key] == pytest.approx(expected[key], rel=1e-3)
+  assert configuration.load(str(workdir / "config.json")).sampler.slots == 8
+
+
 def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path):
   """One SIGKILL of a plain run; that the rest is bit for bit that of an unbroken run is shown
   within one process above, and after many kills by the last test."""

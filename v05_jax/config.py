@@ -38,6 +38,13 @@ RESUMABLE = (
   "rewards.workers",
   "rewards.timeout",
   "cpu_devices",
+  # What fits a machine, and changes numbers by rounding alone.
+  "policy.remat",
+  "sampler.slots",
+  "sampler.open_prompts",
+  "sampler.prefill",
+  "loss.micro_rows",
+  "loss.vocab_chunk",
   "mesh.data",
   "mesh.fsdp",
   "mesh.tensor",
@@ -195,8 +202,8 @@ def _type(like) -> str:
 def check_resume(saved: ConfigDict, config: ConfigDict, where: str) -> None:
   """Raises ValueError where `config` differs from the one that the run in `where` was started with.
 
-  `RESUMABLE` keys may differ: the periods of a run, its devices, its observers, with the options of
-  those that come or go, and its length under a constant learning rate.
+  `RESUMABLE` keys may differ: the periods of a run, its devices and what fits them, its observers,
+  with the options of those that come or go, and its length under a constant learning rate.
   """
   old, new = flatten(completed(saved)), flatten(config)
   names = lambda flat: [x for x in _as_tuple(flat.get("observe")) if isinstance(x, str)]

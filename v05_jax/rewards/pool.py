@@ -117,10 +117,13 @@ class Pool:
       workers = list(self._workers.values())
     for worker in workers:
       worker.kill()
-    while not self._jobs.empty():
-      if item := self._jobs.get():
-        for handle in item[0]:
-          handle.cancel()
+    while True:
+      try:
+        item = self._jobs.get_nowait()  # the workers' threads take from it, too
+      except queue.Empty:
+        break
+      for handle in item[0] if item else ():
+        handle.cancel()
     for _ in self._threads:
       self._jobs.put(None)
     for thread in self._threads:

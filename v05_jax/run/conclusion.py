@@ -15,11 +15,12 @@ PROMPTS = (
 )
 SAMPLING = ("sampler.top_k", "sampler.top_p", "sampler.max_response")
 SAMPLED = "eval.samples"  # whether there are any: without them success is exact, or not known
-HELD_OUT = ("eval.path", "eval.split", "eval.size", "eval.temperature", SAMPLED)
+TRUNCATED = "sampler.truncated"  # of held-out samples: whether those without an end are judged
+HELD_OUT = ("eval.path", "eval.split", "eval.size", "eval.temperature", SAMPLED, TRUNCATED)
 # Of the rollouts that a run learns from: which prompts they are of, and which of them count.
 LEARNT = (
   *("data.path", "data.split", "selection.pool", "selection.score"),
-  *("sampler.temperature", "sampler.truncated"),
+  *("sampler.temperature", TRUNCATED),
 )
 HELD_OUT, TRAINING = ((*keys, *PROMPTS, *SAMPLING, *MEASURED) for keys in (HELD_OUT, LEARNT))
 ONE = "one seed: no claim"
@@ -72,8 +73,12 @@ def spread(found: Difference, scale: float = 1.0, digits: int = 4) -> str:
 
 def other_measure(row: Row, first: Row, score: str) -> list[str]:
   """The config keys by which the two methods' scores were measured on different things."""
-  keys = HELD_OUT if score.startswith("eval/") else TRAINING
-  read = {"reward": _success, SAMPLED: lambda keys: bool(keys.get(SAMPLED))}
+  held_out = score.startswith("eval/")
+  keys = HELD_OUT if held_out else TRAINING
+  sampled = lambda keys: bool(keys.get(SAMPLED))
+  read = {"reward": _success, SAMPLED: sampled}
+  if held_out:
+    read[TRUNCATED] = lambda keys: sampled(keys) and keys.get(TRUNCATED) == "score"
   of = lambda keys, key: read[key](keys) if key in read else keys.get(key)
   values = lambda row, key: {repr(of(run.keys, key)) for run in row.runs if run.keys}
   return [

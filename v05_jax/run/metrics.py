@@ -101,7 +101,7 @@ METRICS = {
   "sampler/decode_steps": "decode steps of the step",
   "sampler/not_finite": "rollouts of the step with a log-prob that is not finite, as of weights "
   "that are too large; absent where there are none",
-  "sampler/refills": "rollouts that took over a slot which another had left",
+  "sampler/refills": "rollouts beyond the number of slots, which took over one from another",
   "data/epoch": "passes over the prompts so far",
   "eval/exact": "success probability on the evaluation prompts, of the families where it is exact",
   "eval/exact/*": "the same for one task family",

@@ -79,7 +79,7 @@ class Collect:
         self._begun = True
       ledger = Ledger(prompts, order, self._config, self._stop)
       limit = row_limits(prompts, options.max_response) if order.limit is None else order.limit
-      limit = np.asarray(limit).clip(1, options.max_response)
+      limit = np.clip(limit, 1, options.max_response)
       limit = np.broadcast_to(limit, (len(prompts.mask), order.budget.limits.most))
       schedule = Schedule(prompts, limit, ledger.first(), options, self._lanes)
       temperature = options.temperature if order.temperature is None else order.temperature
@@ -109,7 +109,9 @@ class Collect:
     ended, waited, prompts = [], 0.0, schedule.prompts
     closes = ledger.budget.limits.closes
     while ended or not schedule.finished:
+      began = time.perf_counter()
       verdicts = self._judge.submit(ended, prompts)
+      waited += time.perf_counter() - began  # some rewards are computed in this thread
       while (batch := schedule.open(final=closes)) is not None:
         self._store = self._programs.prefill(params, self._store, *batch)
       self._resize(schedule, compiled)
@@ -142,10 +144,10 @@ class Collect:
 
 
 def row_limits(prompts: Prompts, max_response: int) -> np.ndarray:
-  """[P, 1] response tokens at most: the row's own `max_tokens` where its data has that field."""
+  """[P, 1] response tokens at most: the row's own `max_tokens` where it has fewer."""
   limit = np.full((len(prompts.mask), 1), max_response)
   for i, row in enumerate(prompts.rows):
-    limit[i] = row.get("max_tokens") or max_response
+    limit[i] = min(row.get("max_tokens") or max_response, max_response)
   return limit
 
 

@@ -106,11 +106,12 @@ def need(model, config, machine: Machine) -> Need:
   one, kept = layer(model, c, row, machine.kind) / tensor, config.policy.remat == "none"
   stored = one if kept else c * model.hidden_size
   casts = c * count if c < 4 and kept and not rank else 0
-  activations = loss.micro_rows * row * (model.num_layers * stored + one)
+  tokens = loss.micro_rows * row
+  activations = tokens * (model.num_layers * stored + one)
   return Need(
     fixed=(12 * trained + frozen + features) / shards,
     sampling=c * count / tensor + cache + store + max(sampler.slots / lanes * logits, read),
-    update=(8 * trained + casts) / shards + activations + min(loss.vocab_chunk, row) * logits,
+    update=(8 * trained + casts) / shards + activations + min(loss.vocab_chunk, tokens) * logits,
   )
 
 
@@ -157,7 +158,8 @@ def _candidates(config, machine: Machine) -> Iterator[dict[str, Any]]:
   slots = [sampler.slots] if sampler.slots else [lanes * n for n in halves(wanted)]
   for size in slots:
     # Twice as many prompts as have rollouts in flight: the next ones are read meanwhile.
-    around = lanes * -(-2 * size // (config.budget.k_init * lanes))
+    at_once = min(config.budget.k_init, sampler.share)  # rollouts of a prompt
+    around = lanes * -(-2 * size // (at_once * lanes))
     prompts = sampler.open_prompts or around
     most = max(1, min(PREFILL, prompts // lanes))
     reads = [sampler.prefill] if sampler.prefill else [lanes * n for n in halves(most)]
