@@ -504,6 +504,24 @@ def test_a_clear_difference_differs_with_the_right_sign(tmp_path):
   assert "not run" in cells.values()
 
 
+def test_both_arenas_together_are_one_comparison():
+  lead = lambda method, arena, ends: {
+    i: record(method, i, [end, end], arena=arena) for i, end in enumerate(ends)
+  }
+  runs = {
+    arena: {
+      "v05": lead("v05", arena, ends),
+      "grpo16": lead("grpo16", arena, [0.2, 0.2]),
+      "grpo4": lead("grpo4", arena, [0.2] if arena == "words" else [0.2, 0.2]),
+    }
+    for arena, ends in (("tasks", [0.3, 0.4]), ("words", [0.5, 0.6]))
+  }
+  # .1, .2, .3 and .4: t(.975, 3) = 3.182, p of t = .25 / (.1291 / 2) = 3.873
+  one = "| V0.5, 4 | GRPO, 16 | 2 + 2 | +0.250 ± 0.205 | +0.000 ± 0.000 | 0.0305 | 0.030 |"
+  assert table.together(runs).split("\n")[2:] == [one]  # words has one seed of GRPO (4)
+  assert table.together({"tasks": runs["tasks"]}) == "" == table.together({})
+
+
 def test_a_claim_says_whether_it_outlives_the_correction():
   values = np.array([0.2, 0.25, 0.3])
   assert paper.cell(values, 0.01, 0.04, 1).startswith("yes: +0.250 ±")
