@@ -62,9 +62,11 @@ def test_fewer_slots_go_with_fewer_prompts():
 def test_prompts_fill_the_slots_however_many_rollouts_each_begins_with():
   """`sampler.share` is what a prompt may have in flight at once."""
   groups = {"baseline": "grpo", "budget.k_init": 16, "budget.k_max": 16}
-  values = chosen(SMALL, accelerator(80 * GB), **groups)
   share = own.get_config().sampler.share
-  assert share < 16 and values["sampler.open_prompts"] * share == 2 * values["sampler.slots"]
+  for rollouts, slots in ((128, 8 * share), (2048, 128 * share)):
+    found = chosen(SMALL, accelerator(80 * GB), rollouts_per_step=rollouts, **groups)
+    assert found["sampler.slots"] == min(slots, fit.SLOTS) < rollouts
+    assert found["sampler.open_prompts"] * share == 2 * found["sampler.slots"]
 
 
 def test_logits_are_counted_of_all_rows_at_once():

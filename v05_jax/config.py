@@ -23,7 +23,16 @@ from v05_jax.names import alike, meant
 from v05_jax.rules import RULES, Rule, relations, show
 from v05_jax.run import files
 
-# Keys that may change when a run continues; every other one is part of what the run is.
+# Keys of sizes that fit a machine: they change results by rounding alone.
+FITS = (
+  "policy.remat",
+  "sampler.slots",
+  "sampler.open_prompts",
+  "sampler.prefill",
+  "loss.micro_rows",
+  "loss.vocab_chunk",
+)
+# Keys that may change when a run continues, beside these; every other one is part of what it is.
 RESUMABLE = (
   "num_steps",
   "num_rollouts",
@@ -38,13 +47,6 @@ RESUMABLE = (
   "rewards.workers",
   "rewards.timeout",
   "cpu_devices",
-  # What fits a machine, and changes numbers by rounding alone.
-  "policy.remat",
-  "sampler.slots",
-  "sampler.open_prompts",
-  "sampler.prefill",
-  "loss.micro_rows",
-  "loss.vocab_chunk",
   "mesh.data",
   "mesh.fsdp",
   "mesh.tensor",
@@ -202,8 +204,8 @@ def _type(like) -> str:
 def check_resume(saved: ConfigDict, config: ConfigDict, where: str) -> None:
   """Raises ValueError where `config` differs from the one that the run in `where` was started with.
 
-  `RESUMABLE` keys may differ: the periods of a run, its devices and what fits them, its observers,
-  with the options of those that come or go, and its length under a constant learning rate.
+  `RESUMABLE` keys and `FITS` may differ: the periods of a run, its devices and what fits them, its
+  observers, with the options of those that come or go, its length under a constant learning rate.
   """
   old, new = flatten(completed(saved)), flatten(config)
   names = lambda flat: [x for x in _as_tuple(flat.get("observe")) if isinstance(x, str)]
@@ -213,7 +215,7 @@ def check_resume(saved: ConfigDict, config: ConfigDict, where: str) -> None:
   problems = [
     f"{key}: found {show(new.get(key))}, expected {show(old.get(key))}"
     for key in dict.fromkeys((*old, *new))
-    if key not in RESUMABLE and not comes(key) and old.get(key) != new.get(key)
+    if key not in (*RESUMABLE, *FITS) and not comes(key) and old.get(key) != new.get(key)
   ]
   longer, schedule = new.get("num_steps") != old.get("num_steps"), new.get("optimizer.schedule")
   if longer and schedule != "constant":

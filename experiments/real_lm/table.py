@@ -36,6 +36,11 @@ the scale from -1 to 1, the noise of a group's mean in them; a constant's beside
 a run's last five steps; "entropy first" is its first step's. Tokens, truncated and "in full" are of
 the evaluations."""
 
+TOGETHER = """\
+Not planned: the comparisons with two seeds or more in each arena, over the seeds of both. ± and p
+speak of other seeds of these two kinds of problems, not of other kinds; Holm's rule is over these
+rows."""
+
 
 def write(here: Path) -> str:
   """TABLE.md of the results in `here`, and CURVE.png."""
@@ -47,7 +52,7 @@ def write(here: Path) -> str:
     text += section(arena, runs, records)
     text += measured.sections(here, arena)
   if both := together(by_arena):
-    text += ["## Both arenas together", both]
+    text += ["## Both arenas together", TOGETHER, both]
   text += ["## The paper's claims", paper.claims(by_arena), "## What it cost"]
   text += [costs(here, records), "## What is not in these tables", left_out(here, records, others)]
   whole = "\n\n".join(text)
@@ -165,8 +170,8 @@ def claimed(runs: Runs) -> str:
 
 
 def together(by_arena: dict[str, Runs]) -> str:
-  """PAIRS that have two seeds or more in every arena, over the runs of all: an arena and seed is a
-  draw. This was not planned; it was added when four pairs had four seeds in both. "" = none."""
+  """PAIRS that have two seeds or more in every arena, over the seeds of all. It was added when four
+  pairs had four seeds in both. "" = none."""
   rows, p, arenas = [], [], [by_arena.get(arena, {}) for arena in plan.ARENAS]
   for name, other in present(arenas[0]):
     seeds = [common(runs.get(name, {}), runs.get(other, {})) for runs in arenas]

@@ -277,8 +277,8 @@ def prepare(workdir, config):
 def check_config(workdir, config):
   """Raises ValueError, naming each key that differs, if `workdir` holds a run of another config.
 
-  The number of steps, the periods and the devices may differ (`config.RESUMABLE`); in an empty
-  workdir all may.
+  The number of steps, the periods, the devices and what fits them may differ
+  (`config.check_resume`); in an empty workdir all may.
   """
   path = files.folder(workdir) / "config.json"
   if path.exists():

@@ -101,7 +101,7 @@ METRICS = {
   "sampler/decode_steps": "decode steps of the step",
   "sampler/not_finite": "rollouts of the step with a log-prob that is not finite, as of weights "
   "that are too large; absent where there are none",
-  "sampler/refills": "rollouts beyond the number of slots, which took over one from another",
+  "sampler/refills": "rollouts beyond the number of slots, which took over a slot from another",
   "data/epoch": "passes over the prompts so far",
   "eval/exact": "success probability on the evaluation prompts, of the families where it is exact",
   "eval/exact/*": "the same for one task family",
@@ -127,7 +127,7 @@ METRICS = {
   "two contexts)",
   "time/step": "wall time of the step, the rest of the update before it included, s",
   "time/sample": "wall time of sampling, verdicts included, s",
-  "time/verify": "time that the sampler waited for verdicts, s",
+  "time/verify": "time that the sampler waited for verdicts, or computed them, s",
   "time/update": "host time of the update: advantages, packing, start of the program, s; the "
   "device may work on",
   "time/tokens_per_second": "response tokens per second of sampling, verdicts included",

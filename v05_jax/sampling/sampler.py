@@ -270,8 +270,8 @@ def make(config, sampler, stop: tuple[int, ...], mesh) -> Programs:
   for name in ("slots", "open_prompts", "prefill"):
     if sampler[name] % lanes:
       raise ValueError(
-        f"config.sampler.{name}={sampler[name]} does not divide by the mesh's data and fsdp axes "
-        f"({lanes} devices)"
+        f"config.sampler.{name}: found {sampler[name]}, expected a multiple of {lanes}, the "
+        "devices along config.mesh.data and config.mesh.fsdp; it may change when a run goes on"
       )
   split, whole = PartitionSpec(sharding.ROWS), PartitionSpec()
   mapped = partial(sharding.mapped, mesh, axes=sharding.ROWS)

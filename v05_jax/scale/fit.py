@@ -154,7 +154,9 @@ def _candidates(config, machine: Machine) -> Iterator[dict[str, Any]]:
   whole = max(1, min(TOKENS[machine.kind] // row, -(-config.rollouts_per_step // lanes)))
   rows = [loss.micro_rows] if loss.micro_rows else halves(whole)
   remats = [config.policy.remat] if config.policy.remat else ["none", "full"]
-  wanted = min(SLOTS, -(-config.rollouts_per_step // lanes))
+  # A step's rollouts that can be in flight at once: of a prompt `share` at most.
+  own = -(-config.rollouts_per_step // config.budget.k_init)
+  wanted = min(SLOTS, -(-config.rollouts_per_step // lanes), -(-own // lanes) * sampler.share)
   slots = [sampler.slots] if sampler.slots else [lanes * n for n in halves(wanted)]
   for size in slots:
     # Twice as many prompts as have rollouts in flight: the next ones are read meanwhile.
