@@ -595,15 +595,36 @@ def test_the_cost_counts_every_warm_start_as_often_as_it_was_made(tmp_path):
   assert "| tasks | tuning runs | 6 | 3.7 | 0.37 |" in text and "| all |  |  |  | 0.63 |" in text
 
 
+def table_rows() -> list[str]:
+  """The lines of table.md, which is made from the results, without leading zeros."""
+  text = (ROOT / "experiments/real_lm/table.md").read_text()
+  return [row.replace("0.", ".") for row in text.splitlines()]
+
+
 def test_the_readme_has_the_figures_of_the_table():
-  """Every row of its tables of differences; the table is made from the results."""
+  """Every row of its tables of differences."""
   folder, figure = ROOT / "experiments/real_lm", r"[+-]\.\d+ ± \.\d+|\[[+-]\.\d+, [+-]\.\d+\]"
-  rows = [row.replace("0.", ".") for row in (folder / "table.md").read_text().splitlines()]
+  rows = table_rows()
   said = [x for x in (folder / "README.md").read_text().splitlines() if re.match(r"\|.* ± \.", x)]
   found = [re.findall(figure, row) for row in said]
   assert len(found) >= 20 and all(found)
   for row, figures in zip(said, found, strict=True):
     assert any(all(x in other for x in figures) for other in rows), row
+
+
+def test_the_front_page_has_the_figures_of_the_table():
+  """Success, V0.5's difference (there may be its negative) and pass@8, by kind of problem."""
+  text = (ROOT / "README.md").read_text()
+  said = text[text.index("| SmolLM2-135M") :].split("\n\n")[0].splitlines()[3:]  # the warm start's
+  checked, rows = 0, table_rows()
+  for row in said:
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    for success, difference, passes in (cells[1:4], cells[4:7]):
+      checked += bool(success)
+      assert any(f" {success} | +" in x and f" {passes} | " in x for x in rows) or not success, row
+      other = difference.translate(str.maketrans("+-", "-+"))
+      assert any(difference in x or other in x for x in rows), row
+  assert checked >= 13
 
 
 # --- Measurements
