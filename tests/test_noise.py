@@ -223,6 +223,7 @@ def test_one_first_rollout_is_measured_beside_another_where_nothing_else_is_know
 def test_observers_assess_all_draws_of_a_step_by_what_was_known_before_it():
   """With groups replaced (DAPO) a step draws more than once."""
   setting = plug.Setting(default.get_config(), rows=8)
+  setting.config.budget.max_resample = 2
   options = plug.defaults("observer", "scoreboard", estimators=("ewa", "score"))
   observer = plug.find("observer", "scoreboard")(options, setting)
   rng = np.random.default_rng(0)

@@ -12,6 +12,7 @@ import types
 from absl import flags
 import numpy as np
 import pytest
+import scipy.stats
 
 from experiments.headline import tuning
 from experiments.real_lm import (
@@ -48,10 +49,10 @@ def test_near_duplicates_of_the_test_are_taken_out_of_everything_that_is_trained
   near = test.replace("3", "17").replace("Ann", "Bob")
   far = "A train with 9 wagons leaves the station, and 4 of its wagons stay behind. How many go on?"
   asdiv = [problem(near, "19", formula="17+2=19"), problem(far, "5", formula="9 - 4")]
-  asdiv += [
-    problem(f"Story {i} of its own about {'xyzw'[i % 4] * (i + 2)} things", str(i))
-    for i in range(words.VALIDATED + 40)
-  ]
+  for i in range(words.VALIDATED + 40):  # none of them near another
+    word = "".join("abcdefghij"[int(digit)] for digit in str(i))
+    text = " ".join(word + letter for letter in "pqrstuvw")
+    asdiv.append(problem(text, formula="9 - 4"))
   svamp = [problem(f"Filler {'ab'[i % 2] * (i % 97 + 1)} number {i}") for i in range(700)]
   found = words.split(asdiv, [problem(near), problem(far)], [*svamp, *[problem(test)] * 300])
   texts = {name: [row["prompt"] for row in getattr(found, name)] for name in words.NAMES}
@@ -59,7 +60,7 @@ def test_near_duplicates_of_the_test_are_taken_out_of_everything_that_is_trained
   assert near not in texts["train"] + texts["sft"] + texts["validation"]
   assert found.removed["train: near duplicates"] > 0
   assert texts["train"].count(far) + texts["validation"].count(far) <= 1
-  assert all(row["response"] == "9 - 4" for row in found.sft)
+  assert found.sft and all(row["response"] == "9 - 4" for row in found.sft)
 
 
 def test_two_texts_are_near_by_their_words_not_by_their_numbers():
@@ -113,7 +114,8 @@ def test_what_is_evaluated_is_the_same_for_every_seed_and_no_part_of_training(no
       c = plan.training(plan.Run(arena, "v05", seed, 1e-5), nowhere, "builtin")
       heldout = plan.heldout(c, arena, nowhere)
       evaluated.append((heldout.data.seed, heldout.eval.to_dict(), heldout.data.options))
-      assert (heldout.eval.split, heldout.eval.samples) == ("heldout", 8) != (c.eval.split, 0)
+      assert (heldout.eval.split, heldout.eval.samples) == ("heldout", 8)
+      assert c.eval.split == "validation" and c.data.split == "train"
       assert heldout.eval.size >= 299 and heldout.seed == seed  # samples are the seed's own
       assert c.eval.path.endswith("validation.jsonl") == (arena == "words")
       assert heldout.eval.path.endswith("test.jsonl") == (arena == "words")
@@ -311,6 +313,7 @@ def record(method, seed, evaluated, rate=3e-5, arena="tasks", end=0.3, seconds=1
     "config": results.matters(config),
     "rollouts": 2560,
     "steps": 20,
+    "prompts": 640,
     "seconds": {"steps": seconds, "train": 2 * seconds, "start": 60.0, "judge": 20.0},
     "curve": [[0, 0.2, 0.0], [2560, end, seconds]],
     "first": kept,
@@ -412,9 +415,11 @@ def test_a_result_keeps_what_the_tables_need(tmp_path):
   lines = [{"step": 0, "rollouts": 0, "eval/mean": 0.25}]
   for i in range(1, 8):
     lines.append({"step": i, "rollouts": 8 * i, "loss/entropy": float(i), "time/step": 10.0})
-    # The first step of a process compiles, as does the fifth, where it has been resumed.
-    compilations = [9, 9, 9, 9, 7, 7, 7][i - 1]
-    seconds = 50.0 if i in (1, 5) else 1.5
+    # The first step of a process compiles, as does the fifth, where it has been resumed; the third
+    # is slow of itself.
+    compilations = [9, 9, 22, 22, 7, 7, 7][i - 1]
+    seconds = {1: 50.0, 3: 4.5, 5: 50.0}.get(i, 1.5)
+    lines[-1]["prompts"] = 2.0
     lines[-1] |= {"time/sample": seconds, "time/update": 0.5, "time/compilations": compilations}
   lines[-1]["eval/mean"] = 0.5
   (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
@@ -430,18 +435,18 @@ def test_a_result_keeps_what_the_tables_need(tmp_path):
   assert found["after"]["benchmarks"] == {"a": 0.25, "b": 0.25}
   assert found["after"]["answers"]["a"] == {"different": 2, "commonest": 0.75}
   assert found["after"]["answers"]["b"] == {"different": 4, "commonest": 0.25}
-  assert (found["rollouts"], found["steps"]) == (56, 7)
+  assert (found["rollouts"], found["steps"], found["prompts"]) == (56, 7, 14)
   assert found["seconds"] == {
-    "sample": 107.5,
+    "sample": 110.5,
     "update": 3.5,
-    "steps": 14.0,
+    "steps": 17.0,
     "train": 70.0,
     "judge": 5.0,
     "start": 1.0,
   }
   assert found["first"]["loss/entropy"] == 1 and found["last"]["loss/entropy"] == 5
   assert found["last"]["prior/mse"] is None
-  assert found["curve"] == [[0, 0.25, 0.0], [56, 0.5, 14.0]]
+  assert found["curve"] == [[0, 0.25, 0.0], [56, 0.5, 17.0]]
 
 
 # --- Tables
@@ -516,10 +521,24 @@ def test_both_arenas_together_are_one_comparison():
     }
     for arena, ends in (("tasks", [0.3, 0.4]), ("words", [0.5, 0.6]))
   }
-  # .1, .2, .3 and .4: t(.975, 3) = 3.182, p of t = .25 / (.1291 / 2) = 3.873
-  one = "| V0.5, 4 | GRPO, 16 | 2 + 2 | +0.250 ± 0.205 | +0.000 ± 0.000 | 0.0305 | 0.030 |"
+  # .1, .2 and .3, .4: each of a variance of .005 / 2, so an error of .0354 and t(.975, 2) = 4.303
+  one = "| V0.5, 4 | GRPO, 16 | 2 + 2 | +0.250 ± 0.152 | +0.000 ± 0.000 | 0.0194 | 0.019 |"
   assert table.together(runs).split("\n")[2:] == [one]  # words has one seed of GRPO (4)
   assert table.together({"tasks": runs["tasks"]}) == "" == table.together({})
+
+
+def test_arenas_weigh_the_same_and_have_variances_of_their_own():
+  few, many = np.array([0.1, 0.3]), np.array([0.3, 0.31, 0.29, 0.3, 0.3, 0.3])
+  found = pairing.stratified([few, many])
+  alone = scipy.stats.ttest_1samp(few, 0.0)  # whose variance is nearly all of it
+  assert found.mean == pytest.approx(0.25)
+  half = alone.confidence_interval(0.95)
+  assert found.half == pytest.approx((half.high - half.low) / 4, rel=0.02)
+  assert pairing.stratified([few * 0, many * 0]) == (0.0, 0.0, 1.0)
+  # two arenas with the same spread: as Welch's test of one against the negative of the other
+  a, b = np.array([0.1, 0.2, 0.4]), np.array([0.2, 0.0, 0.3])
+  welch = scipy.stats.ttest_ind(a, -b, equal_var=False)
+  assert pairing.stratified([a, b]).p == pytest.approx(welch.pvalue)
 
 
 def test_a_claim_says_whether_it_outlives_the_correction():
@@ -564,6 +583,9 @@ def test_equal_seconds_are_those_of_the_faster_run(tmp_path):
   fast = record("grpo16", 0, [1, 1], end=0.3, seconds=100.0)
   assert pairing.at_equal_seconds(slow, fast) == pytest.approx((100, 0.4, 0.3))
   assert pairing.at_equal_seconds(fast, slow) == pytest.approx((100, 0.3, 0.4))
+  assert pairing.too_early(slow, fast)  # whose only evaluation comes after 200 s
+  slow["curve"].insert(1, [640, 0.3, 90.0])
+  assert not pairing.too_early(slow, fast) and not pairing.too_early(fast, slow)
 
 
 def test_success_by_task_is_that_of_problems_in_turns(tmp_path):
@@ -595,36 +617,137 @@ def test_the_cost_counts_every_warm_start_as_often_as_it_was_made(tmp_path):
   assert "| tasks | tuning runs | 6 | 3.7 | 0.37 |" in text and "| all |  |  |  | 0.63 |" in text
 
 
-def table_rows() -> list[str]:
-  """The lines of table.md, which is made from the results, without leading zeros."""
-  text = (ROOT / "experiments/real_lm/table.md").read_text()
-  return [row.replace("0.", ".") for row in text.splitlines()]
+# --- What the documents say
 
 
-def test_the_readme_has_the_figures_of_the_table():
-  """Every row of its tables of differences."""
-  folder, figure = ROOT / "experiments/real_lm", r"[+-]\.\d+ ± \.\d+|\[[+-]\.\d+, [+-]\.\d+\]"
-  rows = table_rows()
-  said = [x for x in (folder / "README.md").read_text().splitlines() if re.match(r"\|.* ± \.", x)]
-  found = [re.findall(figure, row) for row in said]
-  assert len(found) >= 20 and all(found)
-  for row, figures in zip(said, found, strict=True):
-    assert any(all(x in other for x in figures) for other in rows), row
+def short(cell: str) -> str:
+  """A cell as the documents write it: no leading zeros, no marks."""
+  return re.sub(r"\b0\.", ".", cell.replace("`", "").removesuffix(" *").strip())
+
+
+def tables(file: Path) -> dict[str, list[list[str]]]:
+  """The tables of a document: its last heading of each depth, joined by " / " -> rows of cells, the
+  head first. Of several tables under a heading the rows follow one another."""
+  found, path = {}, {}
+  for line in file.read_text().splitlines():
+    if heading := re.match(r"(#+) (.*)", line):
+      depth = len(heading[1])
+      path = {k: x for k, x in path.items() if k < depth} | {depth: short(heading[2])}
+    elif line.startswith("|") and not line.startswith("| ---"):
+      found.setdefault(" / ".join(path.values()), []).append(
+        [short(x) for x in line.strip("|").split("|")]
+      )
+  return found
+
+
+TABLE = tables(ROOT / "experiments/real_lm/table.md")
+README = tables(ROOT / "experiments/real_lm/README.md")
+TITLES = {
+  "V0.5 (4)": "V0.5, 4",
+  "V0.5 (4), a constant as the prior": "V0.5, 4, constant prior",
+  "the same with a constant": "V0.5, 4, constant prior",
+  "V0.5, 4 rollouts a prompt": "V0.5, 4",
+  "V0.5, 4, a constant as the prior": "V0.5, 4, constant prior",
+  "V0.5, 4, a third of the learning rate": "V0.5, 4, at 1e-5",
+  "V0.5 (4) at 1e-5": "V0.5, 4, at 1e-5",
+  "V0.5 (4) with a V0 (two seeds)": "V0.5, 4, V0 of the other problems",
+  "GRPO (4)": "GRPO, 4",
+  "GRPO (16)": "GRPO, 16",
+  "RLOO (4)": "RLOO, 4",
+  "DAPO (16)": "DAPO, 16",
+  "recipe": "score, 1, twice",
+  "score, 1, every rollout twice (ours)": "score, 1, twice",
+  "v05_score (4)": "v05_score, 4",
+  "v05_score, 4 (ours)": "v05_score, 4",
+  "pass_at_k for pass@8 (4)": "pass_at_k for pass@8, 4",
+}
+HELDOUT = {
+  arena: short(f"{arena}: {plan.HELDOUT[arena]} held-out problems, 8 samples each at temperature 1")
+  for arena in plan.ARENAS
+}
+AT_END = "Differences in success at the end"
+AT_SECONDS = "Validation success at equal seconds of sampling and update, and at equal rollouts"
+
+
+def method_row(arena: str, name: str) -> list[str]:
+  """The row of a method in the arena's first table."""
+  (row,) = [x for x in TABLE[HELDOUT[arena]] if x[0] == TITLES.get(name, name)]
+  return row
+
+
+def pair_row(where: str, name: str, other: str) -> list[str]:
+  """The row of a difference under a heading of table.md."""
+  titles = [TITLES.get(x, x) for x in (name, other)]
+  (row,) = [x for x in TABLE[where] if x[:2] == titles]
+  return row
+
+
+def test_the_readme_says_what_every_method_came_to():
+  ends, starts = (5, 8, 11), (4, 7, 10)  # success, in full, pass@8
+  head, start, *rows = README["The headline on a real language model / tasks"]
+  assert head == ["", "success", "right in full", "pass@8"]
+  assert start[1:] == [method_row("tasks", "V0.5 (4)")[i] for i in starts]
+  for name, *cells in rows:
+    assert cells == [method_row("tasks", name)[i] for i in ends], name
+  head, *rows = README["The headline on a real language model / words"]
+  for name, seeds, both, gain, over, passed, change, around in rows:
+    row = method_row("words", name)
+    assert (seeds, both) == (row[1], f"{row[4]}, {row[5]}"), name
+    assert (f"{gain} {over}", passed) == (row[6], f"{row[10]}, {row[11]}"), name
+    assert f"{change} {around}" == row[12], name
+  assert len(rows) >= 6
+
+
+def test_the_readme_has_the_differences_of_the_table():
+  folder = "The headline on a real language model / tasks"
+  _, *rows = README[f"{folder} / At equal rollouts"]
+  for name, other, success, over, in_full, p in rows:
+    row = pair_row(f"{HELDOUT['tasks']} / {AT_END}", name, other)
+    assert (success, over, in_full) == (row[3], row[4], row[5]), (name, other)
+    assert float(p) == pytest.approx(float(row[7]), abs=0.00051), (name, other)
+  found = len(rows)
+  _, *rows = README[f"{folder} / At equal seconds"]
+  for name, other, rollouts, seconds in rows:
+    row = pair_row(f"{HELDOUT['tasks']} / {AT_SECONDS}", name, other)
+    assert (rollouts, seconds) == (row[5], row[4]), (name, other)
+  _, *together = README["The headline on a real language model / Both arenas together"]
+  for name, other, success, passes, p, holm in together:
+    row = pair_row("Both arenas together", name, other)
+    assert (success, passes, holm) == (row[3], row[4], row[6]), (name, other)
+    assert float(p) == pytest.approx(float(row[5]), abs=0.00051), (name, other)
+  assert min(found, len(rows)) >= 12 and len(together) >= 4
 
 
 def test_the_front_page_has_the_figures_of_the_table():
-  """Success, V0.5's difference (there may be its negative) and pass@8, by kind of problem."""
+  """Success, V0.5's difference (the negative of that from V0.5) and pass@8, by kind of problem."""
   text = (ROOT / "README.md").read_text()
-  said = text[text.index("| SmolLM2-135M") :].split("\n\n")[0].splitlines()[3:]  # the warm start's
-  checked, rows = 0, table_rows()
-  for row in said:
-    cells = [cell.strip() for cell in row.strip("|").split("|")]
-    for success, difference, passes in (cells[1:4], cells[4:7]):
-      checked += bool(success)
-      assert any(f" {success} | +" in x and f" {passes} | " in x for x in rows) or not success, row
-      other = difference.translate(str.maketrans("+-", "-+"))
-      assert any(difference in x or other in x for x in rows), row
-  assert checked >= 13
+  lines = text[text.index("| SmolLM2-135M") :].split("\n\n")[0].splitlines()[2:]
+  checked = 0
+  for line in lines:
+    name, *cells = [short(x) for x in line.strip("|").split("|")]
+    for arena, (success, minus, passes) in zip(plan.ARENAS, (cells[:3], cells[3:])):
+      if name == "warm start":
+        row = method_row(arena, "V0.5 (4)")
+        assert (success, passes) == (row[4], row[10]), arena
+      elif success:
+        row = method_row(arena, name)
+        assert (success, passes) == (row[5], row[11]), (arena, name)
+        checked += bool(minus)
+        assert minus == (difference(arena, name) if row[0] != "V0.5, 4" else ""), (arena, name)
+      else:
+        assert not minus + passes, (arena, name)
+  assert checked >= 11
+
+
+def difference(arena: str, name: str) -> str:
+  """V0.5 (4) minus this method, as table.md has it, or the negative of the reverse."""
+  where, title = f"{HELDOUT[arena]} / {AT_END}", TITLES.get(name, name)
+  for one, other, _, success, *_ in TABLE[where]:
+    if (one, other) == ("V0.5, 4", title):
+      return success
+    if (one, other) == (title, "V0.5, 4"):
+      return success.translate(str.maketrans("+-", "-+"))
+  raise AssertionError(f"{arena}: V0.5 is not compared with {name}")
 
 
 # --- Measurements
@@ -652,6 +775,10 @@ def test_noise_that_was_measured_is_not_measured_again(tmp_path, monkeypatch):
   of = {method: plan.MEASURED[method] for method in ("v05", "grpo16")}
   steps = [(step, n) for n in of.values() for step in (None, 10, 20)]
   assert asked == [*steps[:3], steps[2], *steps[3:]]
+  monkeypatch.setattr(measure, "opened", lambda *_: (tmp_path / "at_another_rate", None))
+  before = len(asked)
+  measure.noise("tasks", places)
+  assert len(asked) == before + 6
   written = measured.read(tmp_path, "tasks", "noise")
   assert {m: list(x) for m, x in written["methods"].items()} == {m: ["0", "10", "20"] for m in of}
 

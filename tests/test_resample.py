@@ -66,7 +66,15 @@ def test_groups_without_signal_are_dropped_and_the_rest_stays_whole():
   assert used and len(rolls.prompt) == 3 * (total - 1)
 
 
+def may_draw(times: int):
+  """A config of steps that draw so often at most."""
+  config = default.get_config()
+  config.budget.max_resample = times - 1
+  return config
+
+
 def test_a_step_is_learnt_from_once_however_often_it_has_drawn():
+  """In arrays of one size: what could have been drawn and was not counts for nothing."""
   draws = tuple(drawn(i)._replace(asked={"mine": {"place": np.arange(8) + 8 * i}}) for i in (0, 1))
   told = []
 
@@ -75,6 +83,7 @@ def test_a_step_is_learnt_from_once_however_often_it_has_drawn():
     return arguments[0], {}
 
   run = types.SimpleNamespace(
+    config=may_draw(3),
     prior=Prior(ask=None, learn=learn),
     budget=fixed_number(3)._replace(learn=lambda *x: learn(*x)[0]),
     estimator=Estimator(baseline=None, learn=lambda *x: learn(*x)[0]),
@@ -84,14 +93,15 @@ def test_a_step_is_learnt_from_once_however_often_it_has_drawn():
   after, _ = step.learn(run, state, Drawn(draws[0], draws, 12, {}))
   assert after.step == 6 and after.rollouts == sum(len(x.rolls.prompt) for x in draws)
   (asked, groups), *others = told
-  np.testing.assert_array_equal(asked["mine"]["place"], np.arange(16))
+  np.testing.assert_array_equal(asked["mine"]["place"][:16], np.arange(16))
   for name in ("reward", "mask", "k", "row"):
     both = [getattr(draw.groups, name) for draw in draws]
-    np.testing.assert_array_equal(getattr(groups, name), np.concatenate(both))
-  assert groups.step == 5 and groups.unconditional.mask.shape == (16, 2)
+    np.testing.assert_array_equal(getattr(groups, name)[:16], np.concatenate(both))
+  assert groups.step == 5 and groups.unconditional.mask.shape == (24, 2)
+  assert not groups.mask[16:].any() and not groups.unconditional.mask[16:].any()
   for same, value in others:
     assert same is groups
-    np.testing.assert_array_equal(value, np.concatenate([draw.value for draw in draws]))
+    np.testing.assert_array_equal(value[:16], np.concatenate([draw.value for draw in draws]))
   assert len(others) == 2
 
 
@@ -118,6 +128,7 @@ def test_the_running_mean_of_rollouts_a_prompt():
   draws, fixed = (drawn(0), drawn(1)), fixed_number(3)
   same = lambda *x: x[0]
   run = types.SimpleNamespace(
+    config=may_draw(2),
     prior=Prior(ask=None, learn=lambda *x: (x[0], {})),
     budget=fixed._replace(learn=same, limits=fixed.limits._replace(mean=None)),
     estimator=Estimator(baseline=None, learn=same),

@@ -354,10 +354,14 @@ def test_no_config_compiles_after_its_second_step(name, tmp_path):
   config = modules[name].get_config()
   more = {
     "v05": {"rollouts_per_step": 96, "prior.min_support": 6},
-    "dapo": {"budget.k_init": 4, "budget.k_max": 4},
+    # steps draw a different number of times
+    "dapo": {
+      **{"budget.k_init": 4, "budget.k_max": 4, "rollouts_per_step": 16, "num_steps": 12},
+      **{"prior.kind": "neighbours", "observe": ("diagnostics", "scoreboard", "noise")},
+    },
     "ewa": {"prior.wrappers": ("fallback", "history"), "data.size": 16},
   }
-  config = small(config, num_steps=5, **more.get(name, {}))
+  config = small(config, **{"num_steps": 5} | more.get(name, {}))
   train(config, str(tmp_path))
   written = metrics.read(tmp_path)
   compilations = [line["time/compilations"] for line in written[1:]]
@@ -366,6 +370,8 @@ def test_no_config_compiles_after_its_second_step(name, tmp_path):
   if name == "v05":
     assert len({line["prompts"] for line in written[1:]}) > 1  # the number of prompts adapts
     assert max(line["k/mean"] for line in written[1:]) > 4
+  if name == "dapo":
+    assert len({line["prompts"] for line in written[2:]}) > 2
   if name == "ewa":  # two stages, and the number of rollouts of a step is always the same
     assert [line["rollouts"] for line in written] == [0, 32, 64, 96, 128, 160]
     # every prompt comes back in each second step

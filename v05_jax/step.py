@@ -80,7 +80,7 @@ def check_signal(config, taken: Draw, advantage):
 def learn(run: Run, state: TrainState, drawn: Drawn) -> tuple[TrainState, Pairs]:
   """Takes a step's rollouts into the prior's context, and into what budget and estimator know; they
   had no part in the step's own decisions -> (the state after the step, metrics)."""
-  asked, groups, value = together(drawn.draws)
+  asked, groups, value = together(drawn.draws, 1 + run.config.budget.max_resample)
   prior, found = run.prior.learn(state.prior, asked, groups)
   budget = run.budget.learn(state.budget, groups, value)
   estimator = run.estimator.learn(state.estimator, groups, value)

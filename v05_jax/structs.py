@@ -71,12 +71,21 @@ class Seen(NamedTuple):
   value: np.ndarray  # float32 [P]  V
 
 
-def together(draws: Sequence[Draw]) -> Seen:
-  """The draws of a step as one: it is learnt from once, however often it has drawn."""
+def together(draws: Sequence[Draw], most: int) -> Seen:
+  """The draws of a step, of [P] each and `most` at most, as one of [most P]: it is learnt from
+  once, however often it has drawn, and by the same programs."""
   every = [Seen(draw.asked, draw.groups, draw.value) for draw in draws]
-  if len(every) == 1:
+  if len(every) == most == 1:
     return every[0]
-  return jax.tree.map(lambda *x: np.concatenate(x) if np.ndim(x[0]) else x[0], *every)
+
+  def join(*parts):
+    if not np.ndim(parts[0]):
+      return parts[0]
+    missing = (most - len(parts)) * len(parts[0])
+    joined = np.concatenate(parts)
+    return np.pad(joined, ((0, missing), *((0, 0),) * (joined.ndim - 1)))  # masked, as mask is 0
+
+  return jax.tree.map(join, *every)
 
 
 @struct.dataclass

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.real_lm import measured, plan, play
+from experiments.headline.run import made
+from experiments.real_lm import measured, plan, play, results
 from v05_jax import groups as grouping
 from v05_jax import plug, rewards, rng, shrinkage
 from v05_jax.budgets.base import fixed_number
@@ -38,7 +39,8 @@ TRUTH = "mean of 64 rollouts"  # the best possible prior
 
 def noise(arena: str, places: play.Places):
   """MEASURED/ARENA-noise.json: "methods": method -> step -> statistics of `--mode=noise`. It is
-  written after each step: what one that was interrupted has measured is not measured again."""
+  written after each step: what one that was interrupted has measured is not measured again, but of
+  another run."""
   found = (measured.read(places.here, arena, "noise") or {"methods": {}})["methods"]
   keep = lambda complete: write(
     places,
@@ -53,12 +55,13 @@ def noise(arena: str, places: play.Places):
     folder, config = opened(arena, method, places)
     found.setdefault(method, {})
     for step in (0, *at_halves(folder, config)):
-      if str(step) not in found[method]:
+      if found[method].get(str(step), {}).get("of") != folder.name:
         began = time.monotonic()
         where = folder if step else folder / "before"  # without checkpoints: the warm start
         said = noise_of(config, str(where), step or None, prompts)
         kept = {key: said[key] for key in ("prompts", "rollouts", "mean reward", "statistics")}
-        found[method][str(step)] = kept | {"seconds": time.monotonic() - began}
+        by = {"of": folder.name, "made": made(), "seconds": time.monotonic() - began}
+        found[method][str(step)] = kept | by
         keep(complete=False)
   keep(complete=True)
   release(arena, places)
@@ -66,13 +69,13 @@ def noise(arena: str, places: play.Places):
 
 def opened(arena: str, method: str, places: play.Places):
   """(folder, config) of a measured run. Raises ValueError where it has not been made."""
-  pattern = f"{method}-{plan.MEASURED_SEED}-*"
-  folder = next((x for x in sorted((places.work / arena).glob(pattern)) if checkpoints(x)), None)
-  if folder is None:
-    where = places.work / arena / pattern
-    raise ValueError(f"{where}: found no checkpoints, expected some: --stages=first makes them")
-  rate = folder.name.removeprefix(f"{method}-{plan.MEASURED_SEED}-")
-  run = plan.Run(arena, method, plan.MEASURED_SEED, float(rate))
+  rate = results.rate(results.current(places.here)[0], arena, method)
+  if rate is None:
+    raise ValueError(f"{arena}: found no learning rate of {method}: --stages=tune finds it")
+  run = plan.Run(arena, method, plan.MEASURED_SEED, rate)
+  folder = places.folder(run)
+  if not checkpoints(folder):
+    raise ValueError(f"{folder}: found no checkpoints, expected some: --stages=first makes them")
   play.prepare(arena, places)
   config = play.training(run, places)
   play.begin(config, folder)
@@ -141,7 +144,8 @@ def prior(arena: str, places: play.Places):
   for step, truth in truths.items():
     values = {kind: v[step] for kind, v in asked.items()}
     found["checkpoints"][str(step)] = at_checkpoint(values, *truth)
-  write(places, f"{arena}-prior", found | {"seconds": time.monotonic() - began})
+  by = {"of": folder.name, "made": made(), "seconds": time.monotonic() - began}
+  write(places, f"{arena}-prior", found | by)
   release(arena, places)
 
 

@@ -1,7 +1,10 @@
 """Differences between runs of the same seed: they share the warm start, the order of the training
 problems and the held-out problems."""
 
+from typing import NamedTuple
+
 import numpy as np
+from scipy import special
 
 from experiments.real_lm import plan
 from v05_jax.run import comparison, success
@@ -59,10 +62,37 @@ def at_equal_seconds(one: dict, other: dict) -> tuple[float, float, float]:
   return until, *(float(np.interp(until, x[:, 2], x[:, 1])) for x in curves)
 
 
+def too_early(one: dict, other: dict) -> bool:
+  """Whether the slower run had not been evaluated yet, but for its start, when the faster ended."""
+  return at_equal_seconds(one, other)[0] < max(x["curve"][1][2] for x in (one, other))
+
+
 def interval(values) -> str:
   """Mean ± half of the 95 % interval by Student's t; the mean alone for one value."""
   found = comparison.interval(values)
   return f"{found.mean:+.3f}" + ("" if found.pairs < 2 else f" ± {found.half:.3f}")
+
+
+class Stratified(NamedTuple):
+  """The mean over arenas of the mean differences of each."""
+
+  mean: float
+  half: float  # of the 95 % interval
+  p: float  # that it is 0, two-sided
+
+
+def stratified(parts: list[np.ndarray]) -> Stratified:
+  """Of differences [seeds] of each arena, two or more: arenas weigh the same, and each has a
+  variance of its own (Welch's degrees of freedom)."""
+  means = [x.mean() for x in parts]
+  variances = [x.var(ddof=1) / len(x) for x in parts]
+  mean, error = np.mean(means), np.sqrt(sum(variances)) / len(parts)
+  if not error:
+    return Stratified(float(mean), 0.0, float(mean == 0))
+  shares = [v**2 / (len(x) - 1) for v, x in zip(variances, parts)]
+  freedom = sum(variances) ** 2 / sum(shares)
+  half = special.stdtrit(freedom, (1 + comparison.LEVEL) / 2) * error
+  return Stratified(float(mean), float(half), float(2 * special.stdtr(freedom, -abs(mean) / error)))
 
 
 def intervals(found: np.ndarray) -> tuple[str, str]:

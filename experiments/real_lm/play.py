@@ -1,7 +1,8 @@
 """One job in a process of its own: a training run, a value model, or measurements on checkpoints.
 
-Whatever is complete in the scratch folder is taken as it is, and what was interrupted goes on: a
-run at its last checkpoint, everything else from its own beginning.
+Whatever is complete in the scratch folder is taken as it is, and what was interrupted goes on:
+runs, warm starts and value models at their last checkpoint, the noise behind the last step that it
+has, evaluations and priors from their beginning.
 """
 
 import importlib.metadata

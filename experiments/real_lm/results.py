@@ -98,7 +98,7 @@ def read(here: Path) -> list[dict]:
   for file in sorted((here / "results").glob("*/*.json")):
     try:
       record = json.loads(file.read_text())
-      missing = {*plan.Run._fields, "config", "curve", "after"} - set(record)
+      missing = {*plan.Run._fields, "config", "curve", "prompts", "after"} - set(record)
     except (ValueError, TypeError) as error:
       raise ValueError(f"{file}: found no JSON object ({error}), expected a result") from None
     if record.get("after") and "solved" not in record["after"]:
@@ -109,14 +109,15 @@ def read(here: Path) -> list[dict]:
   return found
 
 
-def current(here: Path) -> tuple[list[dict], list[str]]:
-  """(the results of this plan, a line for each of another one)."""
-  good, others = [], []
+def current(here: Path) -> tuple[list[dict], dict[Path, str]]:
+  """(the results of this plan, file -> what is wrong with it of each of another one)."""
+  good, others = [], {}
   for record in read(here):
     if problems := stale(record):
       run = plan.Run.of(record)
       more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-      others.append(f"{path(here, run)}: made by another plan: {problems[0]}{more}")
+      file = path(here, run)
+      others[file] = f"{file}: made by another plan: {problems[0]}{more}"
     else:
       good.append(record)
   return good, others
@@ -154,6 +155,7 @@ def write(here: Path, run: plan.Run, folder: Path, config, evaluations, more: di
     "config": matters(config),
     "rollouts": lines[-1]["rollouts"] if lines else 0,
     "steps": len(lines),
+    "prompts": int(sum(line.get("prompts") or 0 for line in lines)),
     "seconds": parts(lines, steps) | more["seconds"],
     "curve": curve([first, *lines], [0.0, *steps]),
     "first": {key: mean(lines[:1], key) for key in KEPT},
@@ -181,13 +183,13 @@ def total(record: dict) -> float:
 
 
 def step_seconds(lines: list[dict]) -> list[float]:
-  """Seconds of sampling and update of each step; of steps that compiled, the median of the
-  others."""
+  """Seconds of sampling and update of each step; of a process's first step, which compiles, the
+  median of the others. A process has begun where fewer programs have been compiled than before."""
   found = [line.get("time/sample", 0.0) + line.get("time/update", 0.0) for line in lines]
-  counts = [0.0, *(line.get("time/compilations", 0.0) for line in lines)]
-  compiled = [now != before for before, now in itertools.pairwise(counts)]
-  quiet = [x for x, busy in zip(found, compiled) if not busy] or found
-  return [float(np.median(quiet)) if busy else x for x, busy in zip(found, compiled)]
+  counts = [np.inf, *(line.get("time/compilations", 0.0) for line in lines)]
+  first = [now < before for before, now in itertools.pairwise(counts)]
+  others = [x for x, begun in zip(found, first) if not begun] or found
+  return [float(np.median(others)) if begun else x for x, begun in zip(found, first)]
 
 
 def parts(lines: list[dict], steps: list[float]) -> dict[str, float]:

@@ -166,17 +166,17 @@ def with_rate(job: Job, records: list[dict]) -> Job:
 
 
 def done(job: Job) -> bool:
-  """Whether there is a result, of this plan. Raises ValueError for one of another plan."""
+  """Whether there is a result."""
   if not job.method:
     return measure.complete(job.arena, job.stage, places())
-  file = results.path(HERE, job.run)
-  if not file.is_file():
-    return False
-  _, others = results.current(HERE)
-  for line in others:
-    if line.startswith(f"{file}:"):
-      raise ValueError(f"{line}: move it away, or put the plan back")
-  return True
+  return results.path(HERE, job.run).is_file()
+
+
+def refuse(wanted: list[Job], others: dict[Path, str]):
+  """Raises ValueError where a job has a result of another plan (`results.current`)."""
+  for file in (results.path(HERE, job.run) for job in wanted if job.method):
+    if file in others:
+      raise ValueError(f"{others[file]}: move it away, or put the plan back")
 
 
 # --- Doing it
@@ -189,9 +189,7 @@ def run(wanted: list[Job]) -> list[str]:
   """
   began, failed = time.monotonic(), []
   records, others = results.current(HERE)
-  asked = {results.path(HERE, ready(job, records).run) for job in wanted if job.method}
-  if bad := [line for line in others if any(line.startswith(f"{file}:") for file in asked)]:
-    raise ValueError(f"{bad[0]}: move it away, or put the plan back")
+  refuse([ready(job, records) for job in wanted], others)
   fetch.model(Path(MODEL.value))
   left: list[Job] = []
   for job in wanted:  # priors are measured again once there is a V0
@@ -204,9 +202,10 @@ def run(wanted: list[Job]) -> list[str]:
       print(f"{minutes:.0f} minutes are over: {len(left)} jobs are left", flush=True)
       break
     job, *rest = left
-    records = results.current(HERE)[0]
+    records, others = results.current(HERE)
     try:
       job = with_rate(job, records)
+      refuse([job], others)
       if not done(job):
         both = clock(cost([job], records)), clock(cost(left, records))
         print(f"[{minutes:5.1f} min] {job.name}: {both[0]}; all: {both[1]}", flush=True)

@@ -22,6 +22,8 @@ from experiments.real_lm.pairing import (
   name_of,
   present,
   seeds_of,
+  stratified,
+  too_early,
 )
 from v05_jax.run import files
 
@@ -36,10 +38,14 @@ the scale from -1 to 1, the noise of a group's mean in them; a constant's beside
 a run's last five steps; "entropy first" is its first step's. Tokens, truncated and "in full" are of
 the evaluations."""
 
+EARLY = """\
+\\* In a seed or more the slower one had not been evaluated yet when the faster one ended: read on
+the line from its start, which lies below a curve that rises fast at first."""
+
 TOGETHER = """\
-Not planned: the comparisons with two seeds or more in each arena, over the seeds of both. ± and p
-speak of other seeds of these two kinds of problems, not of other kinds; Holm's rule is over these
-rows."""
+Not planned: the comparisons with two seeds or more in each arena. The mean over both arenas, each
+with a variance of its own (Welch). ± and p speak of other seeds of these two kinds of problems, not
+of other kinds; Holm's rule is over these rows."""
 
 
 def write(here: Path) -> str:
@@ -54,7 +60,8 @@ def write(here: Path) -> str:
   if both := together(by_arena):
     text += ["## Both arenas together", TOGETHER, both]
   text += ["## The paper's claims", paper.claims(by_arena), "## What it cost"]
-  text += [costs(here, records), "## What is not in these tables", left_out(here, records, others)]
+  text += [costs(here, records), "## Which code made them", commits(by_arena)]
+  text += ["## What is not in these tables", left_out(here, records, others)]
   whole = "\n\n".join(text)
   files.replace(here / "table.md", whole + "\n")
   if by_arena:
@@ -86,7 +93,7 @@ def section(arena: str, runs: Runs, records: list[dict]) -> list[str]:
   if present(runs):
     text += ["### Differences in success at the end", claimed(runs)]
     title = "### Validation success at equal seconds of sampling and update, and at equal rollouts"
-    text += [title, equal_seconds(runs)]
+    text += [title, EARLY, equal_seconds(runs)]
   return [*text, "### Learning rates", rates(records, arena)]
 
 
@@ -132,9 +139,8 @@ def change(records: list[dict], key: str) -> str:
 
 
 def seconds_a_prompt(record: dict) -> float | None:
-  """Sampling and update of all its rollouts; None where the prompts of a step are not known."""
-  prompts = record["last"]["prompts"]
-  return record["seconds"]["steps"] / (record["steps"] * prompts) if prompts else None
+  """Sampling and update of all its rollouts; None where their prompts were not counted."""
+  return record["seconds"]["steps"] / record["prompts"] if record["prompts"] else None
 
 
 def means(found: list[float | None], form: str) -> str:
@@ -170,20 +176,21 @@ def claimed(runs: Runs) -> str:
 
 
 def together(by_arena: dict[str, Runs]) -> str:
-  """PAIRS that have two seeds or more in every arena, over the seeds of all. It was added when four
-  pairs had four seeds in both. "" = none."""
+  """PAIRS that have two seeds or more in every arena, over all arenas. It was added when four pairs
+  had four seeds in both. "" = none."""
   rows, p, arenas = [], [], [by_arena.get(arena, {}) for arena in plan.ARENAS]
   for name, other in present(arenas[0]):
     seeds = [common(runs.get(name, {}), runs.get(other, {})) for runs in arenas]
     if min(map(len, seeds)) < 2:
       continue
-    ends = [
-      np.concatenate([differences(runs[name], runs[other], key).mean(1) for runs in arenas])
+    success, passes = (
+      stratified([differences(runs[name], runs[other], key).mean(1) for runs in arenas])
       for key in ("mean", "pass")
-    ]
-    counts = " + ".join(str(len(x)) for x in seeds)
-    rows.append([*(plan.METHODS[x].title for x in (name, other)), counts, *map(interval, ends)])
-    p.append(p_value(ends[0]))
+    )
+    titles, counts = (plan.METHODS[x].title for x in (name, other)), map(str, map(len, seeds))
+    halves = [f"{x.mean:+.3f} ± {x.half:.3f}" for x in (success, passes)]
+    rows.append([*titles, " + ".join(counts), *halves])
+    p.append(success.p)
   for cells, raw, adjusted in zip(rows, p, holm(p), strict=True):
     cells += [f"{raw:.4f}", f"{adjusted:.3f}"]
   head = ["method", "minus", "seeds", "success ± 95 %", "pass@8 ± 95 %", "p", "by Holm's rule"]
@@ -203,7 +210,9 @@ def equal_seconds(runs: Runs) -> str:
       seconds, own, theirs = np.array(found).T
       ends = [runs[name][x]["curve"][-1][1] - runs[other][x]["curve"][-1][1] for x in seeds]
       titles = plan.METHODS[name].title, plan.METHODS[other].title
-      cells = [seeds_of(name, other, runs), f"{seconds.mean():.0f}", interval(own - theirs)]
+      early = any(too_early(runs[name][x], runs[other][x]) for x in seeds)
+      by_then = interval(own - theirs) + " *" * early
+      cells = [seeds_of(name, other, runs), f"{seconds.mean():.0f}", by_then]
       rows.append([*titles, *cells, interval(ends)])
   head = ["method", "minus", "seeds", "seconds", "by then ± 95 %", "at equal rollouts ± 95 %"]
   return table(head, rows)
@@ -257,10 +266,24 @@ def costs(here: Path, records: list[dict]) -> str:
   )
 
 
-def left_out(here: Path, records: list[dict], others: list[str]) -> str:
+def commits(by_arena: dict[str, Runs]) -> str:
+  """The commit, and the version of jax, by which the runs of each method were made."""
+  rows = []
+  for arena, runs in by_arena.items():
+    for method, of in runs.items():
+      seeds: dict[str, list[str]] = {}
+      for seed, record in of.items():
+        by = f"{record['made'].get('commit', '?')}, jax {record['made'].get('jax', '?')}"
+        seeds.setdefault(by, []).append(str(seed))
+      said = "; ".join(f"{by}: {', '.join(found)}" for by, found in seeds.items())
+      rows.append([arena, plan.METHODS[method].title, said])
+  return table(["arena", "method", "commit, jax: seeds"], rows)
+
+
+def left_out(here: Path, records: list[dict], others: dict[Path, str]) -> str:
   """Runs and measurements of the plan that have no result, and results that are not taken, with the
   reason."""
-  lines = [f"- {line}" for line in others]
+  lines = [f"- {line}" for line in others.values()]
   for x in records:
     if x["seed"] != plan.TUNING_SEED and not reported(x, records):
       lines.append(f"- {name_of(x)}: not at the learning rate that the tuning has found")

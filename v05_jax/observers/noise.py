@@ -45,9 +45,10 @@ def noise(options, setting):
   assessed = scoreboard.assessment(options.estimators, setting, lambda groups: groups.score)
   labels, own, config = assessed.labels, assessed.own, setting.config
   selected = config.selection.pool > 1 and config.selection.weighted
+  draws = 1 + config.budget.max_resample
 
   def see(state: Kept, step: Step):
-    seen = together(step.drawn)
+    seen = together(step.drawn, draws)
     learnt, each = assessed.assess(state.learnt, seen)
     state = Kept(learnt, update(state.moments, each, own))
     found: Pairs = {"noise/second_moment": pair(each[own])} | of_scores(seen.groups.unconditional)

@@ -128,9 +128,10 @@ def scoreboard(options, setting):
   """Assesses each estimator by what it had learnt before the step, then lets it learn."""
   assessed = assessment(options.estimators, setting)
   labels, own = assessed.labels, assessed.own
+  draws = 1 + setting.config.budget.max_resample
 
   def see(state: Scores, step: Step):
-    learnt, each = assessed.assess(state.learnt, together(step.drawn))
+    learnt, each = assessed.assess(state.learnt, together(step.drawn, draws))
     state = Scores(learnt, update(state.board, each, own))
     rows = zip(labels, np.asarray(each))
     found: Pairs = {f"scoreboard/{label}/sq_adv": pair(row) for label, row in rows}
