@@ -37,6 +37,8 @@ def test_a_place_that_cannot_be_written_costs_one_warning(place, tmp_path, monke
 
 def test_where_nothing_is_to_be_kept_no_place_is_made(tmp_path, monkeypatch):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  for name in backend.FRACTIONS:
+    monkeypatch.delenv(name, raising=False)
   kept = jax.config.jax_compilation_cache_dir, jax.config.jax_enable_compilation_cache
   try:
     jax.config.update("jax_compilation_cache_dir", None)
@@ -48,6 +50,11 @@ def test_where_nothing_is_to_be_kept_no_place_is_made(tmp_path, monkeypatch):
     backend.start(default.get_config(), alone=False)
     assert not os.listdir(tmp_path) and jax.config.jax_compilation_cache_dir is None
     assert jax.config.jax_default_matmul_precision == "highest"  # as float32 is asked for
+    assert os.environ["XLA_CLIENT_MEM_FRACTION"] == "0.9"
+    monkeypatch.delenv("XLA_CLIENT_MEM_FRACTION")
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")  # both at once are an error of jax
+    backend.start(default.get_config(), alone=False)
+    assert "XLA_CLIENT_MEM_FRACTION" not in os.environ
   finally:
     jax.config.update("jax_default_matmul_precision", None)
     jax.config.update("jax_compilation_cache_dir", kept[0])

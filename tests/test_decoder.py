@@ -321,6 +321,11 @@ def test_splash_attention_has_the_values_and_gradients_of_plain_attention(params
   assert_close(found, expected, 2e-5)
 
 
+def test_rows_are_padded_to_large_blocks_where_that_is_cheap():
+  found = {tokens: flash.block(tokens) for tokens in (100, 128, 500, 640, 700, 900, 1407, 5120)}
+  assert found == {100: 128, 128: 128, 500: 512, 640: 128, 700: 256, 900: 512, 1407: 512, 5120: 512}
+
+
 @pytest.mark.parametrize(
   "config, remat",
   [

@@ -21,9 +21,13 @@ QUICK = {
 }
 
 
+MEMORY = "0.9"  # of a GPU's, that JAX takes; it leaves a quarter, but a run is alone on its devices
+FRACTIONS = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"  # how a user sets it
+
+
 def start(config, alone: bool = True):
-  """Applies `config.cpu_devices`, and keeps compiled programs between runs of one process, `alone`,
-  where the user has not said where.
+  """Applies `config.cpu_devices`, takes MEMORY of a GPU where the user has not said how much, and
+  keeps compiled programs between runs of one process, `alone`, where the user has not said where.
 
   They lie in `cache_folder()`; JAX_COMPILATION_CACHE_DIR names another place and
   JAX_ENABLE_COMPILATION_CACHE=false keeps nothing. Call it before anything else touches a device.
@@ -34,6 +38,8 @@ def start(config, alone: bool = True):
 
   Raises ValueError where the backend has started already with another number of devices.
   """
+  if not any(os.environ.get(name) for name in FRACTIONS):
+    os.environ[FRACTIONS[0]] = MEMORY
   keeps = alone and jax.config.jax_enable_compilation_cache
   if keeps and jax.config.jax_compilation_cache_dir is None:
     jax.config.update("jax_compilation_cache_dir", cache_folder())

@@ -1,10 +1,11 @@
 """Attention of the training pass by the backends' own kernels, which never hold the scores [T, T]
-of a head.
+of every head.
 
     splash  TPU: jax.experimental.pallas.ops.tpu.splash_attention; skips blocks above the diagonal
             and behind a window
     cudnn   NVIDIA GPUs: jax.nn.dot_product_attention(implementation="cudnn"), bfloat16 only, heads
-            of at most 128 (256 from Hopper on)
+            of at most 128 (256 from Hopper on); is given the mask as a bias [N, 1, T, T], one for
+            all heads, and skips nothing
 
 The compiler cannot split a kernel over devices: see `sharding.split`. On a CPU, models/cpu.py does
 the same with blocks of its own.
@@ -17,7 +18,8 @@ KERNELS = {"tpu": "splash", "gpu": "cudnn"}  # backend of JAX -> its kernel
 NAME = "attention"  # name of the values that remat="attention" keeps
 TILE = 128  # the tokens of a row are padded to a multiple of it, for a TPU
 EVEN = 64  # the same for cuDNN, whose backward pass refuses masked rows of an odd length
-BLOCKS = (512, 256, TILE)  # sizes of a block of queries and keys: the first that divides the row
+BLOCKS = (512, 256, TILE)  # sizes of a block of queries and keys; larger ones are faster
+SLACK = 1 / 8  # of a row, at most, that is padded for the sake of a larger block
 
 
 def check(config) -> None:
@@ -57,7 +59,7 @@ def _splash(q, k, v, segments, window, interpret):
   from jax.experimental.pallas.ops.tpu import splash_attention
 
   shape = q.shape
-  missing = -shape[1] % TILE
+  missing = -shape[1] % block(shape[1])
   q = q.reshape(*shape[:2], -1, shape[-1]) * shape[-1] ** -0.5
   # [N, H, T, Dh]
   q, k, v = (jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))).swapaxes(1, 2) for x in (q, k, v))
@@ -69,11 +71,17 @@ def _splash(q, k, v, segments, window, interpret):
   return out.swapaxes(1, 2)[:, : shape[1]].reshape(shape)
 
 
+def block(tokens: int) -> int:
+  """The largest of BLOCKS to whole ones of which a row can be padded without much more than TILE
+  asks for."""
+  padded = lambda size: -(-tokens // size) * size
+  return next(size for size in BLOCKS if padded(size) <= (1 + SLACK) * padded(TILE))
+
+
 def _kernel(heads: int, tokens: int, window: int | None, interpret: bool):
-  """Splash attention for `heads` query heads of rows of `tokens`."""
+  """Splash attention for `heads` query heads of rows of `tokens`, whole blocks."""
   from jax.experimental.pallas.ops.tpu import splash_attention
 
-  block = next(size for size in BLOCKS if tokens % size == 0)
   names = (
     "block_q",
     "block_kv",
@@ -93,7 +101,7 @@ def _kernel(heads: int, tokens: int, window: int | None, interpret: bool):
   mask = splash_attention.splash_attention_mask.MultiHeadMask([mask] * heads)
   return splash_attention.make_splash_mha_single_device(
     mask,
-    block_sizes=splash_attention.BlockSizes(**dict.fromkeys(names, block)),
+    block_sizes=splash_attention.BlockSizes(**dict.fromkeys(names, block(tokens))),
     residual_checkpoint_name=NAME,
     interpret=interpret,
   )
