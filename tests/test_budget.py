@@ -233,6 +233,15 @@ def test_a_rule_of_a_users_own_is_held_to_its_bounds(count, issued, tmp_path, mo
   sys.modules.pop("own_rule")
 
 
+def test_a_rule_that_begins_with_more_than_it_allows_is_refused_before_a_run(monkeypatch):
+  rule = lambda options, setting: budgets.Budget(
+    budgets.Limits(8, 4, None, 8, closes=True), budgets.constant(8)
+  )
+  monkeypatch.setattr(plug, "find", lambda kind, name: rule)
+  with pytest.raises(ValueError, match="first: found 8 rollouts for a prompt, expected 1 to 4"):
+    budgets.make(plug.Setting(default.get_config()))
+
+
 @pytest.mark.parametrize("rule", BATCH_RULES)
 def test_padding_gets_nothing_and_does_not_count(rule):
   rng = np.random.default_rng(1)

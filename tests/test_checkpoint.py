@@ -1,3 +1,4 @@
+import json
 import logging
 import os
 import pathlib
@@ -320,12 +321,22 @@ def test_the_config_of_a_resumed_run(tmp_path):
   config.observe = ("exact", "scoreboard")
   checkpoint.check_config(tmp_path, config)
   config.optimizer.learning_rate, config.budget.k_max = 0.5, 12
+  config.priors.own = {"rate": 0.5}
+  begun = {"step": 0, "rollouts": 0}
+  (tmp_path / "metrics.jsonl").write_text(json.dumps(begun) + "\n")
+  checkpoint.check_config(tmp_path, config)  # nothing has been trained: a mistake may be mended
+  (tmp_path / "checkpoints" / "3").mkdir(parents=True)
   with pytest.raises(ValueError, match=str(tmp_path)) as error:
     checkpoint.check_config(tmp_path, config)
   text = str(error.value)
   assert "optimizer.learning_rate: found 0.5, expected 0.0012" in text
   assert "budget.k_max: found 12, expected 4" in text
   assert "num_steps" not in text and "observe" not in text
+  assert "priors.own.rate: found 0.5, expected nothing" in text
+  (tmp_path / "checkpoints" / "3").rmdir()
+  (tmp_path / "metrics.jsonl").write_text(json.dumps(begun | {"step": 1}) + "\n")
+  with pytest.raises(ValueError, match="holds a run of another config"):
+    checkpoint.check_config(tmp_path, config)
   (tmp_path / "config.json").write_text("{")
   with pytest.raises(ValueError, match=r"config.json, line 1"):
     checkpoint.check_config(tmp_path, config)

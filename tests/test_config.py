@@ -424,6 +424,11 @@ def test_the_config_is_the_file_then_the_workdir_then_the_default(tmp_path):
   [
     (["--config.foo=1"], "--config.foo: found an unknown config key"),
     (["--config.budget.k_ini=1"], "unknown config key, did you mean --config.budget.k_init?"),
+    (
+      ["--config.budgets.unsure.margin=1"],
+      "unknown config key: unsure is not in use, expected --config.budget.rule=MODULE:unsure",
+    ),
+    (["--config.budgets.neymann.k_mean=1"], "did you mean --config.budgets.neyman"),
     (["--config.loss.cost=1"], "did you mean --config.budgets.sequential.cost or"),
     (["--workdri=x"], "--workdri: found an unknown flag, did you mean --workdir?"),
     (["--mode=trian"], "--mode=trian"),
@@ -460,6 +465,37 @@ def test_a_bad_value_on_the_command_line(capsys):
   assert text.count("\n") == 3
   assert "budgets.sequential.cost: found -1.0, expected at least 0" in text
   assert "baseline: found 'a3c', expected one of basis" in text
+
+
+def test_what_jax_adds_to_an_exception_is_no_part_of_it():
+  def fails():
+    raise AttributeError("no attribute 'present'\n--------------------\nFor simplicity, JAX has")
+
+  try:
+    fails()
+  except AttributeError as error:
+    text = names.describe(error)
+  assert text.startswith("AttributeError: no attribute 'present' (") and "JAX" not in text
+
+
+def test_a_config_file_may_begin_from_one_beside_it(tmp_path, monkeypatch):
+  (tmp_path / "configs").mkdir()
+  write(tmp_path / "configs" / "own_base_config.py", "c.seed = 7")
+  child = "import own_base_config\ndef get_config():\n  c = own_base_config.get_config()\n"
+  (tmp_path / "configs" / "child.py").write_text(f"{child}  c.num_steps = 3\n  return c\n")
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sys, "path", list(sys.path))
+  found = parse("--config=configs/child.py").config
+  assert (found.seed, found.num_steps) == (7, 3)
+
+
+def test_options_of_an_own_plug_are_set_together(capsys, tmp_path):
+  write(tmp_path / "c.py", "c.priors.mine.rate = 0.3")
+  text = error(capsys, f"--config={tmp_path / 'c.py'}")
+  assert 'options of your own are set together, as c.priors.mine = {"rate": ...}' in text
+  write(tmp_path / "c.py", "c.optimiser.learning_rate = 0.3")
+  text = error(capsys, f"--config={tmp_path / 'c.py'}")
+  assert 'Did you mean "optimizer"' in text and "\\n" not in text and text.count("\n") == 1
 
 
 def test_a_file_with_an_unknown_key_is_named(capsys, tmp_path):
@@ -685,6 +721,7 @@ def test_a_config_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch, ca
   write(tmp_path / "mine.py", "c.seed = 7")
   assert parse("--config=mine.py").config.seed == 7
   assert "did you mean mine.py?" in error(capsys, "--config=mine.p")
+  assert "of that name, did you mean mine.py? known" in error(capsys, "--config=mine")
   (tmp_path / "v05").mkdir()  # a run's folder, say
   assert parse("--config=v05").config.budget.rule == "sequential"
   (tmp_path / "other.py").touch()

@@ -15,9 +15,11 @@ import pytest
 
 from tests.test_train import small
 from v05_jax import command_line, plug
+from v05_jax import groups as grouping
 from v05_jax.models import BUILTIN, hf
 from v05_jax.models import tokenizer as tokenizers
 from v05_jax.run import metrics
+from v05_jax.structs import Prompts
 from v05_jax.train import train
 
 pytestmark = pytest.mark.usefixtures("few_devices")
@@ -75,6 +77,20 @@ def test_estimator_prior_wrapper_and_observer(folder):
     .ask(state.prior["by_length"], type("Prompts", (), {"length": 4 * place, "mask": place > 0}))
   )
   np.testing.assert_allclose(value[0], 2 * s[place] / k[place] - 1)
+
+
+def test_an_estimator_of_the_other_rollouts(folder):
+  mask = np.array([[True] * 4, [True, True, False, False], [True] + [False] * 3])
+  reward = np.float32([[1, -1, -1, -1], [1, -1, 0, 0], [1, 0, 0, 0]])
+  estimator = importlib.import_module("my_median").of_others(None, None)
+  found = estimator.baseline((), grouping.make(reward, mask), np.full(3, np.nan))
+  assert np.where(mask, found, 0).tolist() == [[-1, -1, -1, -1], [-1, 1, 0, 0], [0, 0, 0, 0]]
+
+
+def test_the_page_names_all_that_a_plug_is_given():
+  groups, prompts = grouping.Groups._fields, [x.name for x in dataclasses.fields(Prompts)]
+  names = set(re.findall(r"`(\w+)`", PAGE))
+  assert not {*groups, *prompts} - names - {"step"}
 
 
 def test_an_estimator_that_learns_and_a_budget(folder):

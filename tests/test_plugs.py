@@ -85,6 +85,7 @@ def test_what_a_plug_returns_is_named_where_it_is_no_pair():
     ({"said": (1.0, 1)}, "found the metric said, which there is already"),
     ({"loss/total": (1.0, 1)}, "found the metric loss/total, which there is already"),
     ({"k/hist/4": (1.0, 1)}, "found the metric k/hist/4, which there is already"),
+    ({"mine": (1.0, 1)}, r"found the metric mine without a meaning, expected metrics.document\("),
   ],
 )
 def test_metrics_of_an_observer(found, message, monkeypatch):

@@ -103,6 +103,19 @@ def test_seeds_of_a_method_are_averaged(tmp_path, capsys, plain):
   )
 
 
+def test_runs_of_other_own_code_are_no_seeds_of_one_method(tmp_path, capsys, plain):
+  """The config names module:function alone: an edited file is another method."""
+  runs = [make(tmp_path / f"mine-s{s}", [0.2, 0.4], seed=s) for s in range(3)]
+  for run, text in zip(runs, ("b = 0", "b = 0", "b = 1")):
+    folder = pathlib.Path(run) / "code"
+    folder.mkdir()
+    (folder / "my_baseline.py").write_text(text)
+  report.report(runs, str(tmp_path / "plots"))
+  table = cells(capsys.readouterr().out)
+  assert (table["mine"]["seeds"], table["mine-s2"]["seeds"]) == ("2", "1")
+  assert "code/my_baseline.py" in (tmp_path / "plots" / "comparison.html").read_text()
+
+
 def test_names(tmp_path, plain):
   paths = [make(tmp_path / "rloo" / str(s), [0.1, 0.2], seed=s) for s in range(2)]
   paths += [make(tmp_path / side / "v05", [0.1, 0.2], k=k) for side, k in (("a", 8), ("b", 16))]

@@ -165,8 +165,8 @@ def test_close_beside_a_worker_that_takes_the_last_job(module, monkeypatch):
   "reward, message",
   [
     ("nonsense", "expected task, math, expression, reasoning_gym or module:function"),
-    ("no_such_module:f", r"No module named 'no_such_module'$"),
-    ("my_rewards:score", r"No module named 'my_rewards', did you mean my_reward.py\?"),
+    ("no_such_module:f", r"No module named 'no_such_module' in .* or where PYTHONPATH says$"),
+    ("my_rewards:score", r"No module named 'my_rewards' in .*, did you mean my_reward.py\?"),
     ("my_reward:no_such_function", r"my_reward has no attribute 'no_such_function'$"),
     ("my_reward:scroe", r"my_reward has no attribute 'scroe', did you mean score\?"),
     ("my_reward.score", r"did you mean my_reward:score\? expected task, math"),

@@ -21,9 +21,10 @@ from v05_jax.estimators import ewa as experts
 from v05_jax.models import hf
 from v05_jax.observers import scoreboard
 from v05_jax.priors import context as contexts
-from v05_jax.run import checkpoint, leaves, lock, metrics, workdirs
+from v05_jax.run import checkpoint, export, leaves, lock, metrics, workdirs
 from v05_jax.sampling import draw as drawing
 from v05_jax.sampling import verdicts
+from v05_jax.setup import setup
 from v05_jax.train import Housekeeping, train
 from v05_jax.value_model import convert, v0
 
@@ -257,8 +258,19 @@ def test_a_reward_whose_file_has_changed_is_said(tmp_path, monkeypatch, caplog):
   assert "has changed" not in caplog.text
   file.write_text("def score(prompt, response, row): return 1.0\n")
   run(3)
-  assert "the file of config.reward has changed since" in caplog.text
+  assert "mended.py has changed since" in caplog.text
   assert [line["reward"] for line in metrics.read(tmp_path / "run")] == [0, 0, 1]
+  # what ran is in the workdir
+  kept = {x.name: x.read_text()[-4:] for x in (tmp_path / "run" / "code").iterdir()}
+  assert kept == {"mended.py": "0.0\n", "mended.2.py": "1.0\n"}
+  # what only looks at the run says so too
+  caplog.clear()
+  config = small(grpo.get_config(), num_steps=3, **keys)
+  export.restored(setup(config), str(tmp_path / "run"))
+  assert "has changed" not in caplog.text
+  file.write_text("def score(prompt, response, row): return 0.5\n")
+  export.restored(setup(config), str(tmp_path / "run"))
+  assert "mended.py has changed since" in caplog.text
 
 
 def test_a_run_of_no_steps_ends_well(tmp_path, caplog):
@@ -268,6 +280,20 @@ def test_a_run_of_no_steps_ends_well(tmp_path, caplog):
   train(small(num_steps=0), str(tmp_path / "evaluated"))
   (line,) = metrics.read(tmp_path / "evaluated")
   assert line["step"] == 0 and line["eval/accuracy"] > 0
+  said = workdirs.ending(small(num_steps=0), "train", tmp_path / "evaluated")
+  assert "0 of 0 steps" in said and "export" not in said  # there is nothing to export
+
+
+def test_a_run_without_an_update_says_so_at_its_end(tmp_path):
+  lines = [{"step": n, "rollouts": n, "grad/skipped": 1.0 if n else None} for n in range(3)]
+  file = tmp_path / "metrics.jsonl"
+  write = lambda: file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  write()
+  said = lambda: workdirs.ending(small(num_steps=2), "train", tmp_path)
+  assert "no update was made: no loss or gradient was finite" in said()
+  lines[-1]["grad/skipped"] = 0.5
+  write()
+  assert "no update" not in said()
 
 
 def test_a_run_ends_with_the_step_that_makes_its_number_of_rollouts(unbroken, tmp_path):

@@ -266,10 +266,23 @@ def _check_names(argv, config, flag_values):
     if re.match(r"(no)?config\.", name):
       key = name.split(".", 1)[1]
       if key not in keys and key not in sections:
-        near = meant(key, [*keys, *sections], "--config.")
+        near = _of_own(key, sections) or meant(key, [*keys, *sections], "--config.")
         raise ValueError(f"--{name}: found an unknown config key{near}")
     elif name not in flag_values and name.removeprefix("no") not in flag_values:
       raise ValueError(f"--{name}: found an unknown flag{_meant(name, config, flag_values)}")
+
+
+def _of_own(key: str, sections) -> str:
+  """What to say of a key that looks like an option of a user's plug which is not in use; "" for
+  another."""
+  folder, _, rest = key.partition(".")
+  kinds = [kind.key for kind in plug.KINDS.values() if kind.folder == folder]
+  label = rest.partition(".")[0]
+  known = [name.partition(".")[2] for name in sections if name.startswith(f"{folder}.")]
+  if not kinds or "." not in rest or nearest(label, known, 0.75):
+    return ""
+  where = " or ".join(f"--config.{name}=MODULE:{label}" for name in kinds)
+  return f": {label} is not in use, expected {where} beside it"
 
 
 def _meant(name: str, config, flag_values) -> str:

@@ -8,6 +8,7 @@ flags.
 import contextlib
 import json
 import os
+import re
 import sys
 import traceback
 import types
@@ -19,7 +20,7 @@ from ml_collections import ConfigDict
 
 from v05_jax import configs, plug
 from v05_jax.configs import default
-from v05_jax.names import alike, meant
+from v05_jax.names import alike, meant, nearest, suggestion
 from v05_jax.rules import RULES, Rule, relations, show
 from v05_jax.run import files
 
@@ -212,8 +213,9 @@ def check_resume(saved: ConfigDict, config: ConfigDict, where: str) -> None:
   watched = [set(map(plug.label, names(flat))) for flat in (old, new)]
   stay = tuple(f"observers.{name}." for name in set.intersection(*watched))
   comes = lambda key: key.startswith(("observers.", "sinks.")) and not key.startswith(stay)
+  said = lambda flat, key: show(flat[key]) if key in flat else "nothing"
   problems = [
-    f"{key}: found {show(new.get(key))}, expected {show(old.get(key))}"
+    f"{key}: found {said(new, key)}, expected {said(old, key)}"
     for key in dict.fromkeys((*old, *new))
     if key not in (*RESUMABLE, *FITS) and not comes(key) and old.get(key) != new.get(key)
   ]
@@ -287,7 +289,7 @@ def _no_config(file, path: str) -> str:
   known = shipped()
   if file.name == path and not file.suffix:  # a name, not a file
     here = {x.stem: str(x) for x in sorted(file.parent.glob("*.py")) if x.is_file()}
-    near = meant(path.lower(), known) or meant(path, here.keys() | here.values())
+    near = meant(path.lower(), known) or suggestion(here[x] for x in nearest(path, here))
     return f"{path}: found no config of that name{near or ','} known: {', '.join(known)}; or a file"
   near = alike(path, "*.py")
   return f"{path}: found no such config file{_by_name(file) or near}"
@@ -301,6 +303,9 @@ def _by_name(file) -> str:
 def _execute(text: str, path: str) -> ConfigDict:
   module = types.ModuleType("config_file")
   module.__file__ = path
+  folder = os.path.dirname(os.path.abspath(path))
+  if path not in shipped().values() and folder not in sys.path:
+    sys.path.append(folder)  # what a user's file imports often lies beside it
   try:
     exec(compile(text, path, "exec"), module.__dict__)
     config = module.get_config() if hasattr(module, "get_config") else None
@@ -309,8 +314,10 @@ def _execute(text: str, path: str) -> ConfigDict:
     raise ValueError(f"{e.filename or path}{line}: {e.msg}") from None
   except (Exception, SystemExit) as e:
     frames = traceback.extract_tb(e.__traceback__)
-    lines = [f", line {frame.lineno}" for frame in frames if frame.filename == path]
-    raise ValueError(f"{path}{''.join(lines[-1:])}: {one_line(e)}") from e
+    lines = [frame.lineno for frame in frames if frame.filename == path][-1:]
+    where = "".join(f", line {number}" for number in lines)
+    hint = "".join(_of_own(text.splitlines()[number - 1]) for number in lines)
+    raise ValueError(f"{path}{where}: {one_line(e)}{hint}") from e
   if not hasattr(module, "get_config"):
     raise ValueError(f"{path}: found no function get_config()")
   if not isinstance(config, ConfigDict):
@@ -318,9 +325,23 @@ def _execute(text: str, path: str) -> ConfigDict:
   return config
 
 
+def _of_own(line: str) -> str:
+  """What to say of a line that sets one option of a plug that the defaults do not have."""
+  found = re.search(r"\.(estimators|budgets|priors|observers|sinks)\.(\w+)\.(\w+)", line)
+  if not found or found[2] in default.get_config()[found[1]]:
+    return ""
+  return (
+    f": {found[2]} is no plug of the package, and options of your own are set together, as "
+    f'c.{found[1]}.{found[2]} = {{"{found[3]}": ...}}'
+  )
+
+
 def one_line(error: BaseException) -> str:
   """An exception in one line: its type where the text alone does not say enough, and its text, cut
   in the middle where it is long."""
   kind = "" if isinstance(error, (ValueError, flags.Error)) else f"{type(error).__name__}: "
-  text = " ".join(str(error).split())
+  said = error  # the text of a KeyError, alone or inside of another error, is quoted
+  while isinstance(said, (KeyError, AttributeError)) and len(said.args) == 1:
+    (said,) = said.args
+  text = " ".join(str(said).split())
   return kind + (text if len(text) <= 600 else f"{text[:250]} ... {text[-350:]}")

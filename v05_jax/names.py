@@ -16,6 +16,7 @@ import sys
 import traceback
 from typing import Any
 
+FOOTER = "\n--------------------\n"  # before what JAX adds to an exception about its traceback
 STANDARD_LIBRARY = os.path.dirname(os.__file__)
 # Files of the frames between this package and the user's function in a traceback.
 BETWEEN = (
@@ -162,7 +163,9 @@ def resolve(target: str):
   try:
     function = importlib.import_module(module)
   except ModuleNotFoundError as error:
-    near = alike(f"{module}.py", "*.py") if error.name == module else ""
+    missing = error.name == module.partition(".")[0]
+    near = f" in {os.getcwd()} or where PYTHONPATH says" if missing else ""
+    near += alike(f"{module}.py", "*.py") if error.name == module else ""
     if module.endswith(".py"):  # a file's name
       near = suggestion([f"{module.removesuffix('.py').replace('/', '.')}:{name}"])
     raise ModuleNotFoundError(f"{error}{near}", name=error.name) from error
@@ -187,7 +190,8 @@ def describe(error: BaseException) -> str:
   """The exception in one line, with the place in the user's file that it came from: of the lines on
   its way, the last that is no library's."""
   try:
-    text = " ".join("".join(traceback.format_exception_only(error)).split())[:500]
+    text = "".join(traceback.format_exception_only(error)).split(FOOTER)[0]
+    text = " ".join(text.split())[:500]
   except BaseException:  # an exception whose own __str__ raises
     text = type(error).__name__
   # The first frame is the one that caught it.

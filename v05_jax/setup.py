@@ -2,6 +2,7 @@
 runs."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -15,6 +16,7 @@ from v05_jax.estimators import base as estimators
 from v05_jax.names import show
 from v05_jax.observers import base as observers
 from v05_jax.priors import base as priors
+from v05_jax.run import checkpoint
 from v05_jax.scale import distributed, sharding, sources
 from v05_jax.shapes import Shapes, shapes
 from v05_jax.structs import TrainState
@@ -109,6 +111,18 @@ def weights_of(config) -> dict[str, str]:
   if plug.label(config.prior.kind) == "v0" and path != directory.BUILTIN:
     found["priors.v0.path"] = directory.digest(path)
   return found
+
+
+def own_code(config) -> dict[str, Path]:
+  """Module -> file of the user's own rewards and plugs that a config names."""
+  names = [*rewards.targets(config.reward), *(name for _, name in plug.chosen(config))]
+  modules = sorted({name.partition(":")[0] for name in names if ":" in name})
+  return {module: Path(file) for module in modules if (file := sources.file_of(module))}
+
+
+def code_digests(config) -> dict[str, str]:
+  """What a checkpoint keeps of them: changed code is no error, but is said."""
+  return {f"{checkpoint.CODE}{x}": sources.digest(file) for x, file in own_code(config).items()}
 
 
 def warn_of_length(sampler, model: models.decoder.ModelConfig):

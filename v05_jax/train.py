@@ -18,9 +18,9 @@ from v05_jax.sampling import rollouts
 from v05_jax.sampling.ahead import Ahead
 from v05_jax.sampling.draw import draw
 from v05_jax.sampling.verdicts import Interrupted
-from v05_jax.scale import distributed, sources
+from v05_jax.scale import distributed
 from v05_jax.scale.settle import settle
-from v05_jax.setup import Run, setup
+from v05_jax.setup import Run, code_digests, own_code, setup
 from v05_jax.step import learn, update
 from v05_jax.structs import TrainState
 
@@ -58,6 +58,8 @@ def train(config, workdir: str) -> TrainState:
     first = saved.latest() or 0
     progress.stage(f"loading {config.policy.path} and {config.data.path}")
     run = setup(config, workdir, first)
+    if distributed.first():
+      workdirs.keep_code(workdir, own_code(config), anew=not first)
     state = leaves.outline(run.init()) if first else run.init()
     run = run._replace(policy=run.policy._replace(params=None))  # priors may keep them
     stopping = lambda: preemption.requested
@@ -202,16 +204,8 @@ def ended(config, state: TrainState) -> bool:
 def rows_of(run: Run, evaluate: evaluation.Evaluate | None) -> dict[str, str]:
   """Config key -> digest of the rows or weights that it names, which must not change during a run;
   and digests of the files of the user's own rewards and plugs."""
-  config, found = run.config, {"data.path": run.prompts.digest} | run.weights
-  if evaluate:
-    found["eval.path"] = evaluate.dataset.digest
-  modules = [x.partition(":")[0] for x in rewards.targets(config.reward) if ":" in x]
-  if own := [digest for module in modules if (digest := sources.of_module(module))]:
-    found[checkpoint.REWARD] = " ".join(own)
-  for module in sorted({name.partition(":")[0] for _, name in plug.chosen(config) if ":" in name}):
-    if digest := sources.of_module(module):
-      found[f"{checkpoint.CODE}{module}"] = digest
-  return found
+  found = {"data.path": run.prompts.digest} | run.weights | code_digests(run.config)
+  return found | ({"eval.path": evaluate.dataset.digest} if evaluate else {})
 
 
 def agreed(requested: bool, state: TrainState, done: int) -> bool:

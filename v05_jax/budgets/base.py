@@ -58,7 +58,9 @@ def make(setting: plug.Setting) -> Budget:
     plug.label(name),
   )
   value, real = np.full(3, np.nan, np.float32), np.array([True, True, False])
-  _check(what, "first", plug.call(what, found.first, value, real))
+  begun = plug.call(what, found.first, value, real)
+  _check(what, "first", begun)
+  _within(f"{what}: first", begun, real, 1, found.limits.most)
   if found.more:
     groups = grouping.make(np.zeros((3, found.limits.most)), np.zeros((3, found.limits.most), bool))
     asked = Asked(np.array([1, 1, 0]), real)

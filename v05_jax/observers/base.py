@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from v05_jax import plug
-from v05_jax.run.metrics import METRICS, Pairs, merge
+from v05_jax.run.metrics import METRICS, Pairs, merge, undocumented
 from v05_jax.structs import Draw
 
 # Metrics that are numbers of a step, not means over the draws that it took.
@@ -74,6 +74,8 @@ class Observers:
       after[key] = plug.kept(f"{what}: see", state[key], pair[0])
       found = plug.measured(f"{what}: see", pair[1])
       check_names(what, found, (known or {}) | metrics)
+      if problem := undocumented(found):
+        raise plug.PlugError(f"{what}: see: {problem}")
       metrics |= found
     return after, metrics
 

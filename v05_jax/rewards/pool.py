@@ -174,9 +174,10 @@ class Pool:
     else:
       message = HEAD.pack(numbers[0], len(text)) + text
       found = self._guarded(slot, lambda: self._ask(slot, numbers, message), count)
+    name = self._function[0]
     for failed in (verdict for verdict in found if verdict.failure):
       if not self._closed.is_set():
-        self._say(failed.failure, f"a verdict failed ({failed.failure}): {failed.detail}")
+        self._say(failed.failure, f"a verdict failed ({failed.failure}): {name}: {failed.detail}")
     return found
 
   def _guarded(self, slot: int, work: Callable[[], list[Verdict]], count: int = 1) -> list[Verdict]:

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 
 from v05_jax import config as configuration
 from v05_jax import structs
-from v05_jax.run import digest, files, leaves, lock
+from v05_jax.run import digest, files, leaves, lock, workdirs
 from v05_jax.scale import distributed
 
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
@@ -27,7 +27,7 @@ ITEM = "default"  # the folder of a checkpoint that holds the state
 STEP, DATA = "step", "data"
 # Digests of the user's own files of the reward and, with the module behind it, of each plug: these
 # may change while a run is stopped.
-REWARD, CODE = "reward", "plugs."
+CODE = "plugs."
 
 PREFIXES = tuple(f"{name}." for name in structs.PLUGS)  # of what plugs have learnt
 OLD = ("context.", "drift.", "estimator.board.")  # the same in an earlier format of checkpoints
@@ -244,7 +244,7 @@ def _check_data(saved: dict, data: dict[str, str], where: str):
   problems = [
     f"config.{key}: found {_named(key)} with the digest {found}, expected {known[key]}"
     for key, found in data.items()
-    if not key.startswith((REWARD, CODE)) and known.get(key, found) != found
+    if not key.startswith(CODE) and known.get(key, found) != found
   ]
   if problems:
     head = (
@@ -252,9 +252,9 @@ def _check_data(saved: dict, data: dict[str, str], where: str):
       "or train in another workdir:"
     )
     raise ValueError("\n  ".join([head, *problems]))
-  for key in sorted(key for key in data if key.startswith((REWARD, CODE))):
+  for key in sorted(key for key in data if key.startswith(CODE)):
     if known.get(key, data[key]) != data[key]:
-      file = "the file of config.reward" if key == REWARD else f"{key.removeprefix(CODE)}.py"
+      file = f"{key.removeprefix(CODE)}.py"
       logging.warning("%s: %s has changed since: what follows may not compare", where, file)
 
 
@@ -278,10 +278,10 @@ def check_config(workdir, config):
   """Raises ValueError, naming each key that differs, if `workdir` holds a run of another config.
 
   The number of steps, the periods, the devices and what fits them may differ
-  (`config.check_resume`); in an empty workdir all may.
+  (`config.check_resume`); where nothing has been trained yet all may.
   """
   path = files.folder(workdir) / "config.json"
-  if path.exists():
+  if path.exists() and workdirs.trained(workdir):
     saved = configuration.from_json(path.read_bytes(), os.fspath(path))
     configuration.check_resume(saved, config, os.fspath(path.parent))
 

@@ -4,7 +4,7 @@
 from v05_jax import models
 from v05_jax.models import hf
 from v05_jax.run import checkpoint, leaves
-from v05_jax.setup import Run, setup
+from v05_jax.setup import Run, code_digests, setup
 from v05_jax.structs import TrainState
 
 
@@ -50,5 +50,6 @@ def restored(run: Run, workdir: str, step: int | None = None) -> tuple[int | Non
     if step is None:
       return None, run.init()
     checkpoint.check_adapters(workdir, run.config)
-    policy = {key: run.weights[key] for key in ("policy.path",) if key in run.weights}
-    return step, saved.restore(step, leaves.outline(run.init()), policy)
+    known = {key: run.weights[key] for key in ("policy.path",) if key in run.weights}
+    known |= code_digests(run.config)
+    return step, saved.restore(step, leaves.outline(run.init()), known)

@@ -169,6 +169,13 @@ def meaning(name: str) -> str | None:
   return METRICS.get(name) or METRICS.get(max(patterns, key=len, default=""))
 
 
+def undocumented(pairs: Pairs) -> str:
+  """What is wrong with the first metric that `METRICS` does not document; "" where it has all."""
+  name = next((name for name in sorted(pairs) if meaning(name) is None), None)
+  expected = f'metrics.document({{"{name}": "what it is"}}), of v05_jax.run, in its plug\'s file'
+  return "" if name is None else f"found the metric {name} without a meaning, expected {expected}"
+
+
 def table() -> str:
   """`METRICS` as a Markdown table."""
   rows = [f"| `{name}` | {text} |" for name, text in METRICS.items()]

@@ -4,6 +4,7 @@ import math
 import os
 import re
 from typing import Any, NamedTuple
+import zlib
 
 from etils import epath
 import numpy as np
@@ -40,9 +41,9 @@ class Run(NamedTuple):
   name: str  # its folder's, or one that was given to it
   parent: str  # name of the folder around it
   folder: str  # its own, with the one around it
-  key: str  # the config but for its seed: runs of one key are seeds of one method
+  key: str  # the config but for its seed, and own code: runs of one key are seeds of one method
   lines: list[dict]  # of metrics.jsonl
-  keys: dict[str, Any]  # of config.json, flat; empty without one
+  keys: dict[str, Any]  # of config.json, flat, and of own code; empty without one
   when: float  # Unix time of its start; of its last line where the start is not known
 
   @property
@@ -99,11 +100,19 @@ def load(workdir: str) -> Run:
   if saved.exists():
     found = configuration.from_json(saved.read_bytes(), os.fspath(saved))
     keys = configuration.flatten(configuration.completed(found))
+    keys |= code(path)
     ignored = ("seed", *configuration.RESUMABLE)
     key = repr(sorted((k, v) for k, v in keys.items() if k not in ignored))
   folder = f"{path.parent.name}/{path.name}"
   keys = keys if "seed" in keys else {}
   return Run(path.name, path.parent.name, folder, key, lines, keys, _when(path))
+
+
+def code(path: epath.Path) -> dict[str, str]:
+  """ "code/FILE" -> digest of each copy of the user's own files that a run has kept."""
+  folder = path / "code"
+  found = sorted(folder.glob("*.py")) if folder.is_dir() else []
+  return {f"code/{x.name}": f"{zlib.crc32(x.read_bytes()):08x}" for x in found}
 
 
 def _when(path: epath.Path) -> float:

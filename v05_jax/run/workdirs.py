@@ -18,6 +18,7 @@ ENDS = {
   "sft": ("sft.steps", ("hf/config.json",)),
   "value": ("value.steps", ("v0",)),
 }
+MOST_COPIES = 100  # of a file that changes while a run is stopped
 WRITTEN = ("metrics.jsonl", "summary.png", "tensorboard", "wandb")  # named at the end of a run
 SHOWN = ("eval/accuracy", "eval/mean", "reward", "sft/loss", "value/loss")
 
@@ -33,6 +34,13 @@ def latest(workdir) -> int | None:
   if files.is_remote(folder) or not folder.is_dir():
     return None
   return max((int(x.name) for x in folder.iterdir() if x.name.isdecimal()), default=None)
+
+
+def trained(workdir) -> bool:
+  """Whether a workdir, wherever it is, has a checkpoint or metrics of a step."""
+  folder = files.folder(workdir) / "checkpoints"
+  kept = folder.is_dir() and any(x.name.isdecimal() for x in folder.iterdir())
+  return kept or any(line["step"] for line in metrics.read(workdir))
 
 
 def kept(workdir) -> str:
@@ -70,6 +78,21 @@ def finished(config, mode: str, workdir) -> bool:
   return ended and bool(evaluated[-1] or not wanted)
 
 
+def keep_code(workdir, code: dict[str, Path], anew: bool):
+  """Copies the user's own files, by module, to WORKDIR/code. A run that begins `anew` has those
+  alone; one that goes on by changed code has the new copy beside that of before, MODULE.2.py."""
+  folder = files.folder(workdir) / "code"
+  if anew and folder.is_dir():
+    folder.rmtree()
+  for module, file in code.items():
+    text = file.read_bytes()
+    names = [f"{module}.py", *(f"{module}.{number}.py" for number in range(2, MOST_COPIES))]
+    taken = [name for name in names if (folder / name).exists()]
+    if not taken or (folder / taken[-1]).read_bytes() != text:
+      folder.mkdir(exist_ok=True)
+      (folder / names[min(len(taken), len(names) - 1)]).write_bytes(text)
+
+
 def spent(config, rollouts: int) -> bool:
   """Whether a run has generated all its rollouts, if its config says how many."""
   return 0 < config.num_rollouts <= rollouts
@@ -85,6 +108,8 @@ def ending(config, mode: str, workdir) -> str:
   made = values.get("step", steps)  # fewer, where the rollouts have ended it
   count = f"{made} of {steps} steps" if made == steps else f"{made} steps"
   head = ", ".join([f"{workdir} is finished: {count}", *rollouts, *shown])
+  if lines[1:] and all(line.get("grad/skipped") == 1 for line in lines[1:]):
+    head += "\n  no update was made: no loss or gradient was finite; the policy is as it was"
   there = [name for name in WRITTEN if (path / name).exists()]
   named = [("in the folder", ", ".join(there)), *_next(config, mode, workdir, values)]
   width = max(len(name) for name, _ in named)
@@ -106,8 +131,9 @@ def _next(config, mode: str, workdir, values) -> list[tuple[str, str]]:
     ("compare runs", f"{call('report')},OTHER"),
     ("read rollouts", call("sample")),
     ("evaluate", call("eval") + samples),
-    ("for transformers", f"{call('export')} --out={workdir}/hf"),
   ]
+  if files.is_remote(files.folder(workdir)) or latest(workdir) is not None:
+    found.append(("for transformers", f"{call('export')} --out={workdir}/hf"))
   if config.num_steps and config.optimizer.schedule == "constant":
     by_rollouts = spent(config, values.get("rollouts", 0))
     key, most = (

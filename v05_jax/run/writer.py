@@ -121,8 +121,8 @@ class Writer:
 
 def _check(pairs: metrics.Pairs):
   """Raises ValueError for a name that `metrics.METRICS` does not document."""
-  if unknown := sorted(name for name in pairs if metrics.meaning(name) is None):
-    raise ValueError(f"metrics without an entry in metrics.METRICS: {', '.join(unknown)}")
+  if problem := metrics.undocumented(pairs):
+    raise ValueError(problem)
 
 
 def _values(pairs: metrics.Pairs) -> dict[str, float | None]:
