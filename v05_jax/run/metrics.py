@@ -170,10 +170,12 @@ def meaning(name: str) -> str | None:
 
 
 def undocumented(pairs: Pairs) -> str:
-  """What is wrong with the first metric that `METRICS` does not document; "" where it has all."""
-  name = next((name for name in sorted(pairs) if meaning(name) is None), None)
-  expected = f'metrics.document({{"{name}": "what it is"}}), of v05_jax.run, in its plug\'s file'
-  return "" if name is None else f"found the metric {name} without a meaning, expected {expected}"
+  """What is wrong with metrics that `METRICS` does not document; "" where it has all."""
+  names = sorted(name for name in pairs if meaning(name) is None)
+  if not names:
+    return ""
+  expected = f'metrics.document({{"{names[0]}": "what it is"}}), of v05_jax.run, in the plug\'s file'
+  return f"found the metric {', '.join(names)} without a meaning, expected {expected}"
 
 
 def table() -> str:
