@@ -98,7 +98,9 @@ def test_sampled_logprobs_equal_teacher_forced_ones():
 
 
 def test_slots_that_do_not_divide_by_the_mesh_are_named():
-  with pytest.raises(ValueError, match=r"config.sampler.slots: found 15, expected a multiple of 2,"):
+  with pytest.raises(
+    ValueError, match=r"config.sampler.slots: found 15, expected a multiple of 2,"
+  ):
     sampler.make(support.MODEL, support.config(slots=15).sampler, (1,), support.mesh(2))
 
 

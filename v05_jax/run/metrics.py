@@ -174,7 +174,9 @@ def undocumented(pairs: Pairs) -> str:
   names = sorted(name for name in pairs if meaning(name) is None)
   if not names:
     return ""
-  expected = f'metrics.document({{"{names[0]}": "what it is"}}), of v05_jax.run, in the plug\'s file'
+  expected = (
+    f'metrics.document({{"{names[0]}": "what it is"}}), of v05_jax.run, in the plug\'s file'
+  )
   return f"found the metric {', '.join(names)} without a meaning, expected {expected}"
 
 
