@@ -21,11 +21,11 @@ import pytest
 
 from v05_jax import config as configuration
 from v05_jax import history
-from v05_jax.configs import default
+from v05_jax.configs import default, own
 from v05_jax.estimators import ewa
 from v05_jax.observers import scoreboard
 from v05_jax.priors import fallback
-from v05_jax.run import checkpoint, leaves
+from v05_jax.run import checkpoint, leaves, workdirs
 from v05_jax.scale import distributed
 from v05_jax.structs import Context, TrainState
 from v05_jax.update import replay
@@ -340,6 +340,15 @@ def test_the_config_of_a_resumed_run(tmp_path):
   (tmp_path / "config.json").write_text("{")
   with pytest.raises(ValueError, match=r"config.json, line 1"):
     checkpoint.check_config(tmp_path, config)
+
+
+def test_sizes_of_a_run_that_has_trained_nothing_are_chosen_anew(tmp_path):
+  config, kept = own.get_config(), own.get_config()
+  kept.sampler.slots = 3
+  (tmp_path / "config.json").write_text(configuration.to_json(kept))
+  assert workdirs.continued(config, str(tmp_path)).sampler.slots == 0
+  (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+  assert workdirs.continued(config, str(tmp_path)).sampler.slots == 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

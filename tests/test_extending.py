@@ -85,12 +85,15 @@ def test_an_estimator_of_the_other_rollouts(folder):
   estimator = importlib.import_module("my_median").of_others(None, None)
   found = estimator.baseline((), grouping.make(reward, mask), np.full(3, np.nan))
   assert np.where(mask, found, 0).tolist() == [[-1, -1, -1, -1], [-1, 1, 0, 0], [0, 0, 0, 0]]
+  assert run(folder, "my_median")[2]["grad/norm"] > 0
 
 
 def test_the_page_names_all_that_a_plug_is_given():
-  groups, prompts = grouping.Groups._fields, [x.name for x in dataclasses.fields(Prompts)]
-  names = set(re.findall(r"`(\w+)`", PAGE))
-  assert not {*groups, *prompts} - names - {"step"}
+  named = lambda text: set(re.findall(r"`(\w+)`", text))
+  table = PAGE[PAGE.index("| `groups.` |") :].split("\n\n")[0]
+  assert not set(grouping.Groups._fields) - named(table)
+  paragraph = PAGE[PAGE.index("It is asked with `prompts`") :].split("\n\n")[0]
+  assert not {x.name for x in dataclasses.fields(Prompts)} - named(paragraph)
 
 
 def test_an_estimator_that_learns_and_a_budget(folder):

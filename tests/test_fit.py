@@ -204,6 +204,7 @@ def test_a_run_that_goes_on_keeps_what_was_chosen(tmp_path, capsys):
   place = fit.Machine("CPU", "cpu", 4 * GB)
   saved = settle.settle_for(config, presets.PRESETS["throughput-s"], place)
   (tmp_path / "config.json").write_text(configuration.to_json(saved))
+  (tmp_path / "checkpoints" / "3").mkdir(parents=True)
   capsys.readouterr()
   config.num_steps = 7
   found = settle.settle(config, str(tmp_path))

@@ -622,7 +622,7 @@ def test_the_cost_counts_every_warm_start_as_often_as_it_was_made(tmp_path):
 
 def short(cell: str) -> str:
   """A cell as the documents write it: no leading zeros, no marks."""
-  return re.sub(r"\b0\.", ".", cell.replace("`", "").removesuffix(" *").strip())
+  return re.sub(r"\b0\.", ".", cell.replace("`", "").strip())
 
 
 def tables(file: Path) -> dict[str, list[list[str]]]:
@@ -651,6 +651,7 @@ TITLES = {
   "V0.5, 4, a third of the learning rate": "V0.5, 4, at 1e-5",
   "V0.5 (4) at 1e-5": "V0.5, 4, at 1e-5",
   "V0.5 (4) with a V0 (two seeds)": "V0.5, 4, V0 of the other problems",
+  "V0.5, 4 to 16 by OSLA (two seeds)": "V0.5, 4 to 16 (OSLA)",
   "GRPO (4)": "GRPO, 4",
   "GRPO (16)": "GRPO, 16",
   "RLOO (4)": "RLOO, 4",
@@ -781,6 +782,17 @@ def test_noise_that_was_measured_is_not_measured_again(tmp_path, monkeypatch):
   assert len(asked) == before + 6
   written = measured.read(tmp_path, "tasks", "noise")
   assert {m: list(x) for m, x in written["methods"].items()} == {m: ["0", "10", "20"] for m in of}
+
+
+def test_what_is_measured_is_the_run_at_the_rate_of_the_tuning(tmp_path):
+  places = play.Places(tmp_path, tmp_path / "work", "", "")
+  with pytest.raises(ValueError, match="tasks: found no learning rate of v05: --stages=tune"):
+    measure.opened("tasks", "v05", places)
+  keep(tmp_path, *tuning_runs("v05", best=1e-4))
+  other = places.folder(plan.Run("tasks", "v05", plan.MEASURED_SEED, 1e-5))
+  (other / "checkpoints" / "10").mkdir(parents=True)  # as of a rate that was tried before
+  with pytest.raises(ValueError, match=r"v05-0-0.0001: found no checkpoints, expected some"):
+    measure.opened("tasks", "v05", places)
 
 
 def test_measures_at_a_checkpoint_know_the_truth():

@@ -107,13 +107,37 @@ def test_runs_of_other_own_code_are_no_seeds_of_one_method(tmp_path, capsys, pla
   """The config names module:function alone: an edited file is another method."""
   runs = [make(tmp_path / f"mine-s{s}", [0.2, 0.4], seed=s) for s in range(3)]
   for run, text in zip(runs, ("b = 0", "b = 0", "b = 1")):
-    folder = pathlib.Path(run) / "code"
-    folder.mkdir()
-    (folder / "my_baseline.py").write_text(text)
+    by_own(run, text, "baseline", "my_baseline")
   report.report(runs, str(tmp_path / "plots"))
   table = cells(capsys.readouterr().out)
   assert (table["mine"]["seeds"], table["mine-s2"]["seeds"]) == ("2", "1")
-  assert "code/my_baseline.py" in (tmp_path / "plots" / "comparison.html").read_text()
+  assert "own_code/my_baseline.py" in (tmp_path / "plots" / "comparison.html").read_text()
+
+
+def by_own(run, text, key, module):
+  """Lets a run have been made by a user's own function, of a file of this text, and an observer."""
+  file = pathlib.Path(run) / "config.json"
+  keys = json.loads(file.read_text()) | {key: f"{module}:mine"}
+  file.write_text(json.dumps(keys))
+  kept = {f"{module}.py": text, "my_observer.py": run}  # what looks on decides nothing
+  (pathlib.Path(run) / "own_code.json").write_text(json.dumps(kept))
+
+
+def test_nothing_is_claimed_by_an_edited_reward(tmp_path):
+  runs_of = lambda name, texts: [
+    make(tmp_path / f"{name}-s{s}", [0.2, 0.4 + len(texts[s]) / 100 + s / 1e3], seed=s)
+    for s in range(3)
+  ]
+  for texts, claims in ((["x = 1"] * 3, True), (["x = 22"] * 3, False)):
+    folders = [*runs_of(f"a{claims}", ["x = 1"] * 3), *runs_of(f"b{claims}", texts)]
+    for run in folders:
+      by_own(run, "x = 1" if "/a" in run else texts[0], "reward", "my_reward")
+      keys = json.loads((pathlib.Path(run) / "config.json").read_text())
+      keys["optimizer"]["learning_rate"] = 0.5 if "/a" in run else 0.25
+      (pathlib.Path(run) / "config.json").write_text(json.dumps(keys))
+    rows = comparison.compare([runs.load(run) for run in folders], "eval/exact")
+    found = conclusion.other_measure(rows[1], rows[0], "eval/exact")
+    assert found == ([] if claims else ["the reward's own code"])
 
 
 def test_names(tmp_path, plain):

@@ -261,8 +261,11 @@ def test_a_reward_whose_file_has_changed_is_said(tmp_path, monkeypatch, caplog):
   assert "mended.py has changed since" in caplog.text
   assert [line["reward"] for line in metrics.read(tmp_path / "run")] == [0, 0, 1]
   # what ran is in the workdir
-  kept = {x.name: x.read_text()[-4:] for x in (tmp_path / "run" / "code").iterdir()}
-  assert kept == {"mended.py": "0.0\n", "mended.2.py": "1.0\n"}
+  kept = workdirs.own_code(tmp_path / "run")
+  assert [(name, text[-4:]) for name, text in kept.items()] == [
+    ("mended.py", "0.0\n"),
+    ("mended.2.py", "1.0\n"),
+  ]
   # what only looks at the run says so too
   caplog.clear()
   config = small(grpo.get_config(), num_steps=3, **keys)
@@ -294,6 +297,13 @@ def test_a_run_without_an_update_says_so_at_its_end(tmp_path):
   lines[-1]["grad/skipped"] = 0.5
   write()
   assert "no update" not in said()
+  del lines[0]  # as where nothing is evaluated
+  lines[0]["grad/skipped"], lines[1]["grad/skipped"] = 0.0, 1.0
+  write()
+  assert "no update" not in said()
+  del lines[0]
+  write()
+  assert "no update" in said()
 
 
 def test_a_run_ends_with_the_step_that_makes_its_number_of_rollouts(unbroken, tmp_path):
@@ -398,6 +408,8 @@ def test_no_config_compiles_after_its_second_step(name, tmp_path):
     assert max(line["k/mean"] for line in written[1:]) > 4
   if name == "dapo":
     assert len({line["prompts"] for line in written[2:]}) > 2
+    seen = np.cumsum([line["prompts"] for line in written[1:]])
+    assert [line["prior/support"] for line in written[1:]] == [0, *seen[:-1]]
   if name == "ewa":  # two stages, and the number of rollouts of a step is always the same
     assert [line["rollouts"] for line in written] == [0, 32, 64, 96, 128, 160]
     # every prompt comes back in each second step

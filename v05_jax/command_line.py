@@ -266,13 +266,13 @@ def _check_names(argv, config, flag_values):
     if re.match(r"(no)?config\.", name):
       key = name.split(".", 1)[1]
       if key not in keys and key not in sections:
-        near = _of_own(key, sections) or meant(key, [*keys, *sections], "--config.")
+        near = _not_in_use(key, sections) or meant(key, [*keys, *sections], "--config.")
         raise ValueError(f"--{name}: found an unknown config key{near}")
     elif name not in flag_values and name.removeprefix("no") not in flag_values:
       raise ValueError(f"--{name}: found an unknown flag{_meant(name, config, flag_values)}")
 
 
-def _of_own(key: str, sections) -> str:
+def _not_in_use(key: str, sections) -> str:
   """What to say of a key that looks like an option of a user's plug which is not in use; "" for
   another."""
   folder, _, rest = key.partition(".")

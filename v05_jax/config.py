@@ -22,7 +22,6 @@ from v05_jax import configs, plug
 from v05_jax.configs import default
 from v05_jax.names import alike, meant, nearest, suggestion
 from v05_jax.rules import RULES, Rule, relations, show
-from v05_jax.run import files
 
 # Keys of sizes that fit a machine: they change results by rounding alone.
 FITS = (
@@ -236,18 +235,6 @@ def left_open(config: ConfigDict) -> list[str]:
   return [key for key in OPEN if flat[key] in (0, "")]
 
 
-def continued(config: ConfigDict, workdir: str | None) -> ConfigDict:
-  """The config with its open keys (`OPEN`) as the run in `workdir` has them, if there is one."""
-  keys = left_open(config)
-  saved = files.folder(workdir) / "config.json" if keys and workdir else None
-  if saved is None or not saved.exists():
-    return config
-  found = flatten(from_json(saved.read_bytes(), os.fspath(saved)))
-  config = config.copy_and_resolve_references()
-  config.update_from_flattened_dict({key: found[key] for key in keys if key in found})
-  return config
-
-
 # --- Files
 
 
@@ -316,7 +303,8 @@ def _execute(text: str, path: str) -> ConfigDict:
     frames = traceback.extract_tb(e.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == path][-1:]
     where = "".join(f", line {number}" for number in lines)
-    hint = "".join(_of_own(text.splitlines()[number - 1]) for number in lines)
+    missing = isinstance(e, (AttributeError, KeyError))
+    hint = "".join(_own_option(text.splitlines()[number - 1]) for number in lines if missing)
     raise ValueError(f"{path}{where}: {one_line(e)}{hint}") from e
   if not hasattr(module, "get_config"):
     raise ValueError(f"{path}: found no function get_config()")
@@ -325,9 +313,10 @@ def _execute(text: str, path: str) -> ConfigDict:
   return config
 
 
-def _of_own(line: str) -> str:
+def _own_option(line: str) -> str:
   """What to say of a line that sets one option of a plug that the defaults do not have."""
-  found = re.search(r"\.(estimators|budgets|priors|observers|sinks)\.(\w+)\.(\w+)", line)
+  folders = "|".join({kind.folder for kind in plug.KINDS.values()})
+  found = re.search(rf"\.({folders})\.(\w+)\.(\w+)", line)
   if not found or found[2] in default.get_config()[found[1]]:
     return ""
   return (

@@ -177,14 +177,13 @@ def run(command: Command, place: Any = None):
   mode = command.mode
   check_folders(command)
   from v05_jax import backend
-  from v05_jax import config as configuration
   from v05_jax.run import workdirs
   from v05_jax.scale import peers, sources
 
   if place and mode not in SEVERAL:
     raise ValueError(f"--mode={mode} runs in one process; of several: {' and '.join(SEVERAL)}")
   check_problems(mode, command.config)
-  command = command._replace(config=configuration.continued(command.config, command.workdir))
+  command = command._replace(config=workdirs.continued(command.config, command.workdir))
   if place is None and mode in WRITING and workdirs.finished(command.config, mode, command.workdir):
     print(workdirs.ending(command.config, mode, command.workdir))
     return

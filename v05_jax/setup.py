@@ -116,6 +116,7 @@ def weights_of(config) -> dict[str, str]:
 def own_code(config) -> dict[str, Path]:
   """Module -> file of the user's own rewards and plugs that a config names."""
   names = [*rewards.targets(config.reward), *(name for _, name in plug.chosen(config))]
+  names.append(config.policy.family)
   modules = sorted({name.partition(":")[0] for name in names if ":" in name})
   return {module: Path(file) for module in modules if (file := sources.file_of(module))}
 

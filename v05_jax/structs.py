@@ -85,7 +85,11 @@ def together(draws: Sequence[Draw], most: int) -> Seen:
     joined = np.concatenate(parts)
     return np.pad(joined, ((0, missing), *((0, 0),) * (joined.ndim - 1)))  # masked, as mask is 0
 
-  return jax.tree.map(join, *every)
+  seen = jax.tree.map(join, *every)
+  drawn = len(draws) * len(every[0].value)
+  return seen._replace(
+    value=np.where(np.arange(len(seen.value)) < drawn, seen.value, np.float32(np.nan))
+  )
 
 
 @struct.dataclass

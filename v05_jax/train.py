@@ -58,8 +58,6 @@ def train(config, workdir: str) -> TrainState:
     first = saved.latest() or 0
     progress.stage(f"loading {config.policy.path} and {config.data.path}")
     run = setup(config, workdir, first)
-    if distributed.first():
-      workdirs.keep_code(workdir, own_code(config), anew=not first)
     state = leaves.outline(run.init()) if first else run.init()
     run = run._replace(policy=run.policy._replace(params=None))  # priors may keep them
     stopping = lambda: preemption.requested
@@ -69,6 +67,8 @@ def train(config, workdir: str) -> TrainState:
       evaluate = evaluation.make(run.policy, config, collect, run.prompts)
     state = saved.restore(first, state, rows_of(run, evaluate)) if first else state
     if not ended(config, state):  # compiles the update while the first rollouts are sampled
+      if distributed.first():
+        workdirs.keep_code(workdir, own_code(config), anew=not first)
       progress.stage("compiling prefill, decode and update")
       lower = lambda: run.update.lower(run.shapes.batch(config.loss, run.mesh))
       compiled = ahead.later(lambda: lower().compile())

@@ -59,13 +59,14 @@ def _splash(q, k, v, segments, window, interpret):
   from jax.experimental.pallas.ops.tpu import splash_attention
 
   shape = q.shape
-  missing = -shape[1] % block(shape[1])
+  size = block(shape[1])
+  missing = -shape[1] % size
   q = q.reshape(*shape[:2], -1, shape[-1]) * shape[-1] ** -0.5
   # [N, H, T, Dh]
   q, k, v = (jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))).swapaxes(1, 2) for x in (q, k, v))
   segments = jnp.pad(segments, ((0, 0), (0, missing)))
   ids = splash_attention.SegmentIds(q=segments, kv=segments)
-  out = jax.vmap(_kernel(q.shape[1], q.shape[2], window, interpret))(
+  out = jax.vmap(_kernel(q.shape[1], q.shape[2], size, window, interpret))(
     q.astype(k.dtype), k, v, segment_ids=ids
   )
   return out.swapaxes(1, 2)[:, : shape[1]].reshape(shape)
@@ -78,8 +79,8 @@ def block(tokens: int) -> int:
   return next(size for size in BLOCKS if padded(size) <= (1 + SLACK) * padded(TILE))
 
 
-def _kernel(heads: int, tokens: int, window: int | None, interpret: bool):
-  """Splash attention for `heads` query heads of rows of `tokens`, whole blocks."""
+def _kernel(heads: int, tokens: int, size: int, window: int | None, interpret: bool):
+  """Splash attention for `heads` query heads of rows of `tokens`, whole blocks of `size`."""
   from jax.experimental.pallas.ops.tpu import splash_attention
 
   names = (
@@ -101,7 +102,7 @@ def _kernel(heads: int, tokens: int, window: int | None, interpret: bool):
   mask = splash_attention.splash_attention_mask.MultiHeadMask([mask] * heads)
   return splash_attention.make_splash_mha_single_device(
     mask,
-    block_sizes=splash_attention.BlockSizes(**dict.fromkeys(names, block(tokens))),
+    block_sizes=splash_attention.BlockSizes(**dict.fromkeys(names, size)),
     residual_checkpoint_name=NAME,
     interpret=interpret,
   )

@@ -37,7 +37,7 @@ def learn(context: Context, asked, groups):
   success = (np.asarray(seen.vbar) + 1) / 2
   context, rmse, bias = _taken_in(context, asked["features"], asked["value"], success, seen.k > 0)
   return context, {
-    "prior/support": (float(np.mean(asked["support"])), 1),
+    "prior/support": (float(np.max(asked["support"])), 1),  # the same for all of a step's prompts
     "prior/rmse": (rmse, 1),
     "prior/bias": (bias, 1),
   }

@@ -48,7 +48,7 @@ def fallback(options, setting):
     errors = [np.square(asked[name] - seen.vbar)[both].astype(float) for name in ("value", "mean")]
     (own, mean), count = (float(x.sum()) for x in errors), float(both.sum())
     drift = state.drift
-    if count and asked["assessed"].all():
+    if count and asked["assessed"][both].all():
       drift = update(drift, own < mean if drift.fallen else own > mean, options.patience)
     if drift.fallen != state.drift.fallen:
       _report(int(groups.step) + 1, bool(drift.fallen), options.patience, own / count, mean / count)

@@ -2,6 +2,7 @@
 intervals over seeds. Of one seed nothing is claimed."""
 
 import math
+import re
 from typing import NamedTuple
 
 from v05_jax.rewards import mixture
@@ -81,11 +82,20 @@ def other_measure(row: Row, first: Row, score: str) -> list[str]:
     read[TRUNCATED] = lambda keys: sampled(keys) and keys.get(TRUNCATED) == "score"
   of = lambda keys, key: read[key](keys) if key in read else keys.get(key)
   values = lambda row, key: {repr(of(run.keys, key)) for run in row.runs if run.keys}
-  return [
+  found = [
     key
     for key in keys
     if (a := values(row, key)) and (b := values(first, key)) and (a != b or len(a) > 1)
   ]
+  a, b = ({code for run in each.runs if (code := _reward_code(run.keys))} for each in (row, first))
+  return found + (["the reward's own code"] if a and b and (a != b or len(a) > 1) else [])
+
+
+def _reward_code(keys: dict) -> tuple:
+  """The user's own files behind the reward that the scores are of; () where none is known."""
+  modules = re.findall(r"([\w.]+):[A-Za-z_]", str(_success(keys)))
+  mine = lambda key: any(key.startswith(f"own_code/{module}.") for module in modules)
+  return tuple((key, x) for key, x in keys.items() if mine(key))
 
 
 def _success(keys: dict):

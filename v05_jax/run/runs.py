@@ -11,8 +11,10 @@ import numpy as np
 
 from v05_jax import config as configuration
 from v05_jax.names import alike
-from v05_jax.run import files, metrics
+from v05_jax.run import files, metrics, workdirs
 
+# Keys whose functions decide what a run learns.
+LEARNS = ("reward", "baseline", "budget.rule", "prior.kind", "prior.wrappers", "policy.family")
 # Panels of a run's metrics: title, then label -> metric.
 PANELS = (
   ("held-out success", {"exact": "eval/exact", "exact or sampled": "eval/accuracy"}),
@@ -100,7 +102,7 @@ def load(workdir: str) -> Run:
   if saved.exists():
     found = configuration.from_json(saved.read_bytes(), os.fspath(saved))
     keys = configuration.flatten(configuration.completed(found))
-    keys |= code(path)
+    keys |= own_code(path, keys)
     ignored = ("seed", *configuration.RESUMABLE)
     key = repr(sorted((k, v) for k, v in keys.items() if k not in ignored))
   folder = f"{path.parent.name}/{path.name}"
@@ -108,11 +110,13 @@ def load(workdir: str) -> Run:
   return Run(path.name, path.parent.name, folder, key, lines, keys, _when(path))
 
 
-def code(path: epath.Path) -> dict[str, str]:
-  """ "code/FILE" -> digest of each copy of the user's own files that a run has kept."""
-  folder = path / "code"
-  found = sorted(folder.glob("*.py")) if folder.is_dir() else []
-  return {f"code/{x.name}": f"{zlib.crc32(x.read_bytes()):08x}" for x in found}
+def own_code(path: epath.Path, keys: dict[str, Any]) -> dict[str, str]:
+  """A key "own_code/FILE" -> digest of the user's own files behind the keys of `LEARNS`."""
+  names = re.findall(r"([\w.]+):[A-Za-z_]", " ".join(str(keys.get(key)) for key in LEARNS))
+  mine = lambda file: any(file.startswith(f"{name}.") for name in names)
+  found = workdirs.own_code(path)
+  digest = lambda text: f"{zlib.crc32(text.encode()):08x}"
+  return {f"own_code/{name}": digest(text) for name, text in found.items() if mine(name)}
 
 
 def _when(path: epath.Path) -> float:

@@ -4,8 +4,10 @@ Neither a model nor a checkpoint is loaded, so the answer takes less than a seco
 """
 
 import importlib.util
+import json
 import os
 from pathlib import Path
+import re
 import sys
 
 from v05_jax import config as configuration
@@ -18,7 +20,7 @@ ENDS = {
   "sft": ("sft.steps", ("hf/config.json",)),
   "value": ("value.steps", ("v0",)),
 }
-MOST_COPIES = 100  # of a file that changes while a run is stopped
+OWN_CODE = "own_code.json"  # file of a workdir
 WRITTEN = ("metrics.jsonl", "summary.png", "tensorboard", "wandb")  # named at the end of a run
 SHOWN = ("eval/accuracy", "eval/mean", "reward", "sft/loss", "value/loss")
 
@@ -78,19 +80,37 @@ def finished(config, mode: str, workdir) -> bool:
   return ended and bool(evaluated[-1] or not wanted)
 
 
+def continued(config, workdir: str | None):
+  """The config with its open keys (`config.OPEN`) as the run in `workdir` has them, if there is
+  one."""
+  keys = configuration.left_open(config)
+  saved = files.folder(workdir) / "config.json" if keys and workdir else None
+  if saved is None or not saved.exists() or not trained(workdir):
+    return config
+  found = configuration.flatten(configuration.from_json(saved.read_bytes(), os.fspath(saved)))
+  config = config.copy_and_resolve_references()
+  config.update_from_flattened_dict({key: found[key] for key in keys if key in found})
+  return config
+
+
+def own_code(workdir) -> dict[str, str]:
+  """Name -> text of the user's own files that the run in `workdir` ran by, in their order."""
+  file = files.folder(workdir) / OWN_CODE
+  return json.loads(file.read_text()) if file.exists() else {}
+
+
 def keep_code(workdir, code: dict[str, Path], anew: bool):
-  """Copies the user's own files, by module, to WORKDIR/code. A run that begins `anew` has those
-  alone; one that goes on by changed code has the new copy beside that of before, MODULE.2.py."""
-  folder = files.folder(workdir) / "code"
-  if anew and folder.is_dir():
-    folder.rmtree()
+  """Keeps the user's own files, by module. A run that begins `anew` has those alone; one that goes
+  on by a changed file has it beside that of before, as MODULE.2.py."""
+  kept = {} if anew else own_code(workdir)
   for module, file in code.items():
-    text = file.read_bytes()
-    names = [f"{module}.py", *(f"{module}.{number}.py" for number in range(2, MOST_COPIES))]
-    taken = [name for name in names if (folder / name).exists()]
-    if not taken or (folder / taken[-1]).read_bytes() != text:
-      folder.mkdir(exist_ok=True)
-      (folder / names[min(len(taken), len(names) - 1)]).write_bytes(text)
+    text = file.read_text(errors="replace")
+    earlier = [name for name in kept if re.fullmatch(rf"{re.escape(module)}(\.\d+)?\.py", name)]
+    if not earlier or kept[earlier[-1]] != text:
+      number = f".{len(earlier) + 1}" if earlier else ""
+      kept[f"{module}{number}.py"] = text
+  if kept != own_code(workdir):
+    files.replace(files.folder(workdir) / OWN_CODE, json.dumps(kept, indent=1) + "\n")
 
 
 def spent(config, rollouts: int) -> bool:
@@ -108,7 +128,8 @@ def ending(config, mode: str, workdir) -> str:
   made = values.get("step", steps)  # fewer, where the rollouts have ended it
   count = f"{made} of {steps} steps" if made == steps else f"{made} steps"
   head = ", ".join([f"{workdir} is finished: {count}", *rollouts, *shown])
-  if lines[1:] and all(line.get("grad/skipped") == 1 for line in lines[1:]):
+  updates = [line.get("grad/skipped") for line in lines if line["step"]]
+  if updates and all(skipped == 1 for skipped in updates):
     head += "\n  no update was made: no loss or gradient was finite; the policy is as it was"
   there = [name for name in WRITTEN if (path / name).exists()]
   named = [("in the folder", ", ".join(there)), *_next(config, mode, workdir, values)]

@@ -10,6 +10,7 @@ import jax
 
 from v05_jax import config as configuration
 from v05_jax import models
+from v05_jax.run import workdirs
 from v05_jax.scale import distributed, fit, sharding, topology
 
 CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -21,7 +22,7 @@ def settle(config, workdir: str | None = None):
 
   Raises ValueError where the model does not fit the machine.
   """
-  config = configuration.continued(config, workdir)
+  config = workdirs.continued(config, workdir)
   if not configuration.left_open(config):
     return config
   policy, place = config.policy, machine(config)
