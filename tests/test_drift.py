@@ -243,14 +243,16 @@ def test_only_a_learned_prior_is_corrected(keys, layers):
 
 
 def taught(value, mean, reward, fallen=False, streak=0, assessed=True):
-  """The drift and metrics after four prompts with these V, context means and rewards."""
+  """The drift and metrics after four prompts, and two of padding, with these V, context means and
+  rewards."""
   layer = fallback.fallback(plug.defaults("wrapper", "fallback", patience=8), setting())
   drift = fallback.Drift(np.int32(streak), np.bool_(fallen))
   state = fallback.Fallback(contexts.empty(16), drift)
   full = lambda x: np.full(4, x, np.float32)
   told = contexts.remembered(state.record, np.zeros((4, 0)), full(value))
   told |= {"mean": full(mean), "assessed": np.full(4, assessed)}
-  groups = grouping.make(np.full((4, 1), reward), np.ones((4, 1), bool))
+  told = {name: np.concatenate([x, np.zeros_like(x[:2])]) for name, x in told.items()}
+  groups = grouping.make(np.full((6, 1), reward), np.arange(6)[:, None] < 4)
   after, metrics = layer.learn(state, told, groups)
   return after.drift, metrics
 
