@@ -392,8 +392,10 @@ def test_no_config_compiles_after_its_second_step(name, tmp_path):
     "v05": {"rollouts_per_step": 96, "prior.min_support": 6},
     # steps draw a different number of times
     "dapo": {
-      **{"budget.k_init": 4, "budget.k_max": 4, "rollouts_per_step": 16, "num_steps": 12},
+      **{"budget.k_init": 4, "budget.k_max": 4, "rollouts_per_step": 16, "num_steps": 8},
       **{"prior.kind": "neighbours", "observe": ("diagnostics", "scoreboard", "noise")},
+      "observers.scoreboard.estimators": ("ewa",),
+      "observers.noise.estimators": ("score",),
     },
     "ewa": {"prior.wrappers": ("fallback", "history"), "data.size": 16},
   }
