@@ -652,6 +652,8 @@ TITLES = {
   "V0.5 (4) at 1e-5": "V0.5, 4, at 1e-5",
   "V0.5 (4) with a V0 (two seeds)": "V0.5, 4, V0 of the other problems",
   "V0.5, 4 to 16 by OSLA (two seeds)": "V0.5, 4 to 16 (OSLA)",
+  "probe (4), precision (two seeds)": "probe, 4",
+  "V0.5 with a constant": "V0.5, 4, constant prior",
   "GRPO (4)": "GRPO, 4",
   "GRPO (16)": "GRPO, 16",
   "RLOO (4)": "RLOO, 4",
