@@ -101,6 +101,20 @@ def test_metrics_of_an_observer(found, message, monkeypatch):
     prior.learn(prior.init(), {"f": {}}, GROUPS)
 
 
+def test_a_metric_of_a_prior_or_a_wrapper_has_a_meaning():
+  learn = lambda state, asked, groups: (state, {"mine": (1.0, 1)})
+  prior = priors.named("mine:f", priors.Prior(SAYS, learn=learn))
+  message = (
+    "prior.kind=mine:f: learn: found the metric mine without a meaning, expected metrics.doc"
+  )
+  with pytest.raises(plug.PlugError, match=message):
+    prior.learn(prior.init(), {"f": {}}, GROUPS)
+  inner = priors.named("none", priors.Prior(SAYS))
+  around = priors.wrapped("mine:g", priors.Layer(None, learn=learn), inner)
+  with pytest.raises(plug.PlugError, match=r"prior\.wrappers=mine:g: learn: found the metric mine"):
+    around.learn(around.init(), {"none": {}, "g": {}}, GROUPS)
+
+
 def own(monkeypatch, kind: str, function):
   """The setting of a run whose plug of this kind is the user's `own:mine`."""
   find = plug.find

@@ -664,10 +664,7 @@ TITLES = {
   "v05_score, 4 (ours)": "v05_score, 4",
   "pass_at_k for pass@8 (4)": "pass_at_k for pass@8, 4",
 }
-HELDOUT = {
-  arena: short(f"{arena}: {plan.HELDOUT[arena]} held-out problems, 8 samples each at temperature 1")
-  for arena in plan.ARENAS
-}
+HELDOUT = {arena: f"{arena}: {plan.heldout_problems(arena)}" for arena in plan.ARENAS}
 AT_END = "Differences in success at the end"
 AT_SECONDS = "Validation success at equal seconds of sampling and update, and at equal rollouts"
 

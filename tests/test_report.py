@@ -123,21 +123,15 @@ def by_own(run, text, key, module):
   (pathlib.Path(run) / "own_code.json").write_text(json.dumps(kept))
 
 
-def test_nothing_is_claimed_by_an_edited_reward(tmp_path):
-  runs_of = lambda name, texts: [
-    make(tmp_path / f"{name}-s{s}", [0.2, 0.4 + len(texts[s]) / 100 + s / 1e3], seed=s)
-    for s in range(3)
-  ]
-  for texts, claims in ((["x = 1"] * 3, True), (["x = 22"] * 3, False)):
-    folders = [*runs_of(f"a{claims}", ["x = 1"] * 3), *runs_of(f"b{claims}", texts)]
-    for run in folders:
-      by_own(run, "x = 1" if "/a" in run else texts[0], "reward", "my_reward")
-      keys = json.loads((pathlib.Path(run) / "config.json").read_text())
-      keys["optimizer"]["learning_rate"] = 0.5 if "/a" in run else 0.25
-      (pathlib.Path(run) / "config.json").write_text(json.dumps(keys))
-    rows = comparison.compare([runs.load(run) for run in folders], "eval/exact")
-    found = conclusion.other_measure(rows[1], rows[0], "eval/exact")
-    assert found == ([] if claims else ["the reward's own code"])
+@pytest.mark.parametrize("text, problems", [("x = 1", []), ("x = 2", ["the reward's own code"])])
+def test_nothing_is_claimed_by_an_edited_reward(text, problems, tmp_path):
+  rows = []
+  for name, k, code in (("a", 4, "x = 1"), ("b", 8, text)):
+    folders = [make(tmp_path / f"{name}-s{s}", [0.2, 0.4], k=k, seed=s) for s in range(3)]
+    for folder in folders:
+      by_own(folder, code, "reward", "my_reward")
+    rows += comparison.compare([runs.load(folder) for folder in folders], "eval/exact")
+  assert conclusion.other_measure(rows[1], rows[0], "eval/exact") == problems
 
 
 def test_names(tmp_path, plain):

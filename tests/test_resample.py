@@ -9,7 +9,7 @@ import pytest
 from tests import support
 from tests.test_train import small
 from v05_jax import groups as grouping
-from v05_jax import plug, rewards, rng, step
+from v05_jax import rewards, rng, step
 from v05_jax.budgets.base import fixed_number
 from v05_jax.configs import default
 from v05_jax.estimators.base import Estimator
@@ -122,16 +122,6 @@ def test_groups_without_signal_are_replaced_by_those_of_further_prompts(few_devi
   assert np.concatenate(places).tolist() == list(range(found.cursor))
   assert int(found.taken.prompts.mask.sum()) == sum(kept) > kept[0]
   assert found.generated == 2 * found.cursor
-
-
-def test_a_metric_of_a_prior_without_a_meaning_stops_the_step():
-  run = types.SimpleNamespace(
-    config=may_draw(1), prior=Prior(ask=None, learn=lambda *x: (x[0], {"mine": (1.0, 1)}))
-  )
-  run.config.prior.kind = "own:mine"
-  state = TrainState(**dict.fromkeys(TrainState.__dataclass_fields__))
-  with pytest.raises(plug.PlugError, match=r"own:mine, .*: learn: found the metric mine without a"):
-    step.learn(run, state, Drawn(drawn(0), (drawn(0),), 12, {}))
 
 
 def test_the_running_mean_of_rollouts_a_prompt():

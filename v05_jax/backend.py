@@ -21,7 +21,7 @@ QUICK = {
 }
 
 
-MEMORY = "0.9"  # of a GPU's, that JAX takes; it leaves a quarter, but a run is alone on its devices
+MEMORY = "0.9"  # the share of a GPU's memory that a run takes; JAX by itself takes .75
 FRACTIONS = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"  # how a user sets it
 
 

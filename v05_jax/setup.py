@@ -118,7 +118,7 @@ def own_code(config) -> dict[str, Path]:
   names = [*rewards.targets(config.reward), *(name for _, name in plug.chosen(config))]
   names.append(config.policy.family)
   modules = sorted({name.partition(":")[0] for name in names if ":" in name})
-  return {module: Path(file) for module in modules if (file := sources.file_of(module))}
+  return {module: file for module in modules if (file := sources.file_of(module))}
 
 
 def code_digests(config) -> dict[str, str]:

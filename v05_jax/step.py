@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from v05_jax import plug
-from v05_jax.run.metrics import Pairs, merge, undocumented
+from v05_jax.run.metrics import Pairs, merge
 from v05_jax.sampling.draw import Drawn
 from v05_jax.scale import distributed
 from v05_jax.setup import Run
@@ -83,9 +82,6 @@ def learn(run: Run, state: TrainState, drawn: Drawn) -> tuple[TrainState, Pairs]
   had no part in the step's own decisions -> (the state after the step, metrics)."""
   asked, groups, value = together(drawn.draws, 1 + run.config.budget.max_resample)
   prior, found = run.prior.learn(state.prior, asked, groups)
-  if problem := undocumented(found):
-    names = ", ".join((run.config.prior.kind, *run.config.prior.wrappers))
-    raise plug.PlugError(f"prior.kind, prior.wrappers: {names}: learn: {problem}")
   budget = run.budget.learn(state.budget, groups, value)
   estimator = run.estimator.learn(state.estimator, groups, value)
   mean_k, prompts = state.mean_k, int(drawn.taken.prompts.mask.sum())

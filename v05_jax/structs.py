@@ -75,21 +75,12 @@ def together(draws: Sequence[Draw], most: int) -> Seen:
   """The draws of a step, of [P] each and `most` at most, as one of [most P]: it is learnt from
   once, however often it has drawn, and by the same programs."""
   every = [Seen(draw.asked, draw.groups, draw.value) for draw in draws]
-  if len(every) == most == 1:
+  nothing = jax.tree.map(np.zeros_like, every[0])  # its mask is 0
+  nothing = nothing._replace(value=np.full_like(nothing.value, np.nan))
+  every += [nothing] * (most - len(every))
+  if len(every) == 1:
     return every[0]
-
-  def join(*parts):
-    if not np.ndim(parts[0]):
-      return parts[0]
-    missing = (most - len(parts)) * len(parts[0])
-    joined = np.concatenate(parts)
-    return np.pad(joined, ((0, missing), *((0, 0),) * (joined.ndim - 1)))  # masked, as mask is 0
-
-  seen = jax.tree.map(join, *every)
-  drawn = len(draws) * len(every[0].value)
-  return seen._replace(
-    value=np.where(np.arange(len(seen.value)) < drawn, seen.value, np.float32(np.nan))
-  )
+  return jax.tree.map(lambda *x: np.concatenate(x) if np.ndim(x[0]) else x[0], *every)
 
 
 @struct.dataclass

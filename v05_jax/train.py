@@ -37,15 +37,7 @@ def train(config, workdir: str) -> TrainState:
   the reward fails on all of a step or an evaluation, `plug.PlugError` where a user's plug does, and
   `checkpoint.Preempted` when a signal asked it to stop; the state is saved at these three.
   """
-  configuration.validate(config)
-  row_files.check(config.data.path)
-  if config.eval.period:
-    row_files.check(config.eval.path, "eval.path")
-  config = settle(config, workdir)
-  checkpoint.prepare(workdir, config)
-  checkpoint.check_config(workdir, config)
-  if distributed.first():  # the only process with sinks
-    sinks.check(config)
+  config = prepared(config, workdir)
   with (
     lock.Lock(workdir) as held,
     CompilationCounter() as compilations,
@@ -95,6 +87,21 @@ def train(config, workdir: str) -> TrainState:
         after.show(state, taken, advantage)
         after.keep(state, drawn.metrics | seen | measured | found, began, failed)
   return state
+
+
+def prepared(config, workdir: str):
+  """Makes the workdir -> the config with nothing left open. Raises ValueError for all that can be
+  wrong before anything is loaded."""
+  configuration.validate(config)
+  row_files.check(config.data.path)
+  if config.eval.period:
+    row_files.check(config.eval.path, "eval.path")
+  config = settle(config, workdir)
+  checkpoint.prepare(workdir, config)
+  checkpoint.check_config(workdir, config)
+  if distributed.first():  # the only process with sinks
+    sinks.check(config)
+  return config
 
 
 class Housekeeping(NamedTuple):

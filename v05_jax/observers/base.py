@@ -74,8 +74,6 @@ class Observers:
       after[key] = plug.kept(f"{what}: see", state[key], pair[0])
       found = plug.measured(f"{what}: see", pair[1])
       check_names(what, found, (known or {}) | metrics)
-      if problem := undocumented(found):
-        raise plug.PlugError(f"{what}: see: {problem}")
       metrics |= found
     return after, metrics
 
@@ -93,10 +91,15 @@ class Observers:
 
 
 def check_names(what: str, metrics: Pairs, known: Pairs):
-  """Raises PlugError where a user's observer writes a metric that a run or another one writes."""
-  for name in metrics if ":" in what else ():
+  """Raises PlugError where a user's observer writes a metric that a run or another one writes, or
+  one without a meaning."""
+  if ":" not in what:
+    return
+  for name in metrics:
     if name in known or any(fnmatch.fnmatch(name, pattern) for pattern in OF_THE_RUN):
       raise plug.PlugError(f"{what}: see: found the metric {name}, which there is already")
+  if problem := undocumented(metrics):
+    raise plug.PlugError(f"{what}: see: {problem}")
 
 
 def pair(x, where=None) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from v05_jax import plug
+from v05_jax.run.metrics import undocumented
 
 # What the functions of priors and wrappers return.
 ASKED, LEARNT = "(V [P], {name: array [P, ...]})", "(state, {metric: (sum, count)})"
@@ -82,7 +83,7 @@ def named(name: str, prior: Prior) -> Prior:
   def learn(state, asked, groups):
     found = plug.call(what, prior.learn, state[key], asked[key], groups)
     after, metrics = plug.pair(f"{what}: learn", found, LEARNT)
-    metrics = plug.measured(f"{what}: learn", metrics)
+    metrics = measured(name, f"{what}: learn", metrics)
     return {key: plug.kept(f"{what}: learn", state[key], after)}, metrics
 
   spread = prior.variance and (lambda asked: plug.call(what, prior.variance, asked[key]))
@@ -104,7 +105,7 @@ def wrapped(name: str, layer: Layer, inner: Prior) -> Prior:
     after, metrics = inner.learn(state, asked, groups)
     found = plug.call(what, layer.learn, state[key], asked[key], groups)
     own, more = plug.pair(f"{what}: learn", found, LEARNT)
-    metrics = metrics | plug.measured(f"{what}: learn", more)
+    metrics = metrics | measured(name, f"{what}: learn", more)
     return after | {key: plug.kept(f"{what}: learn", state[key], own)}, metrics
 
   def spread(asked):
@@ -113,6 +114,14 @@ def wrapped(name: str, layer: Layer, inner: Prior) -> Prior:
   init = lambda: inner.init() | {key: plug.first_state(what, layer.init)}
   says = inner.variance is not None and layer.variance is not None
   return Prior(ask, init, learn, inner.learned, spread if says else None)
+
+
+def measured(name: str, what: str, metrics) -> dict:
+  """`plug.measured`, and every metric of a user's own prior or wrapper has a meaning."""
+  found = plug.measured(what, metrics)
+  if ":" in name and (problem := undocumented(found)):
+    raise plug.PlugError(f"{what}: {problem}")
+  return found
 
 
 def checked(what: str, value, remembered, prompts) -> np.ndarray:

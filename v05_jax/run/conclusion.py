@@ -2,11 +2,11 @@
 intervals over seeds. Of one seed nothing is claimed."""
 
 import math
-import re
 from typing import NamedTuple
 
 from v05_jax.rewards import mixture
 from v05_jax.run.comparison import LEVEL, Difference, Row, paired
+from v05_jax.run.runs import behind
 
 # Config keys that decide what a score measures.
 MEASURED = ("reward", "rewards.high", "rewards.low")
@@ -93,9 +93,7 @@ def other_measure(row: Row, first: Row, score: str) -> list[str]:
 
 def _reward_code(keys: dict) -> tuple:
   """The user's own files behind the reward that the scores are of; () where none is known."""
-  modules = re.findall(r"([\w.]+):[A-Za-z_]", str(_success(keys)))
-  mine = lambda key: any(key.startswith(f"own_code/{module}.") for module in modules)
-  return tuple((key, x) for key, x in keys.items() if mine(key))
+  return tuple(behind(str(_success(keys)), keys).items())
 
 
 def _success(keys: dict):

@@ -12,6 +12,7 @@ import numpy as np
 from v05_jax import config as configuration
 from v05_jax.names import alike
 from v05_jax.run import files, metrics, workdirs
+from v05_jax.scale import sources
 
 # Keys whose functions decide what a run learns.
 LEARNS = ("reward", "baseline", "budget.rule", "prior.kind", "prior.wrappers", "policy.family")
@@ -112,11 +113,15 @@ def load(workdir: str) -> Run:
 
 def own_code(path: epath.Path, keys: dict[str, Any]) -> dict[str, str]:
   """A key "own_code/FILE" -> digest of the user's own files behind the keys of `LEARNS`."""
-  names = re.findall(r"([\w.]+):[A-Za-z_]", " ".join(str(keys.get(key)) for key in LEARNS))
-  mine = lambda file: any(file.startswith(f"{name}.") for name in names)
-  found = workdirs.own_code(path)
   digest = lambda text: f"{zlib.crc32(text.encode()):08x}"
-  return {f"own_code/{name}": digest(text) for name, text in found.items() if mine(name)}
+  found = {f"own_code/{name}": digest(text) for name, text in workdirs.own_code(path).items()}
+  return behind(" ".join(str(keys.get(key)) for key in LEARNS), found)
+
+
+def behind(names: str, keys: dict[str, Any]) -> dict[str, Any]:
+  """Of a run's keys those of the user's own files whose functions a text names."""
+  files_of = tuple(f"own_code/{module}." for module in sources.PLUG.findall(names))
+  return {key: value for key, value in keys.items() if key.startswith(files_of)}
 
 
 def _when(path: epath.Path) -> float:

@@ -32,17 +32,18 @@ def command() -> str:
 
 def latest(workdir) -> int | None:
   """The newest complete checkpoint's step in a local workdir; None without one."""
+  return None if files.is_remote(files.folder(workdir)) else max(_steps(workdir), default=None)
+
+
+def _steps(workdir) -> list[int]:
+  """The steps of the complete checkpoints in a workdir, wherever it is."""
   folder = files.folder(workdir) / "checkpoints"
-  if files.is_remote(folder) or not folder.is_dir():
-    return None
-  return max((int(x.name) for x in folder.iterdir() if x.name.isdecimal()), default=None)
+  return [int(x.name) for x in folder.iterdir() if x.name.isdecimal()] if folder.is_dir() else []
 
 
 def trained(workdir) -> bool:
   """Whether a workdir, wherever it is, has a checkpoint or metrics of a step."""
-  folder = files.folder(workdir) / "checkpoints"
-  kept = folder.is_dir() and any(x.name.isdecimal() for x in folder.iterdir())
-  return kept or any(line["step"] for line in metrics.read(workdir))
+  return bool(_steps(workdir)) or any(line["step"] for line in metrics.read(workdir))
 
 
 def kept(workdir) -> str:
@@ -153,7 +154,7 @@ def _next(config, mode: str, workdir, values) -> list[tuple[str, str]]:
     ("read rollouts", call("sample")),
     ("evaluate", call("eval") + samples),
   ]
-  if files.is_remote(files.folder(workdir)) or latest(workdir) is not None:
+  if _steps(workdir):
     found.append(("for transformers", f"{call('export')} --out={workdir}/hf"))
   if config.num_steps and config.optimizer.schedule == "constant":
     by_rollouts = spent(config, values.get("rollouts", 0))

@@ -32,7 +32,7 @@ def of(config, command: Mapping[str, object], package: pathlib.Path = PACKAGE) -
   found = sorted(path for path in package.rglob("*") if path.suffix in KINDS)
   code = {f"{package.name}/{path.relative_to(package).as_posix()}": digest(path) for path in found}
   files = {name: file_of(name.partition(":")[0]) for name in sorted(own)}
-  code |= {name: file and digest(pathlib.Path(file)) for name, file in files.items()}
+  code |= {name: file and digest(file) for name, file in files.items()}
   code |= {"Python": platform.python_version(), "jax": jax.__version__, "numpy": np.__version__}
   written = lambda values: {name: json.dumps(value, default=str) for name, value in values.items()}
   return {"the command": written(command), "the config": written(keys), "the code": code}
@@ -82,11 +82,11 @@ def _differences(first: Mapping, other: Mapping) -> list[str]:
   return [name for name in known if first.get(name) != other.get(name)]
 
 
-def file_of(module: str) -> str | None:
+def file_of(module: str) -> pathlib.Path | None:
   """A module's file; None where there is none, which is an error where it is used."""
   with contextlib.suppress(Exception):  # a package that the module is in may fail to import
-    origin = importlib.util.find_spec(module).origin
-    return origin if pathlib.Path(origin).is_file() else None
+    file = pathlib.Path(importlib.util.find_spec(module).origin)
+    return file if file.is_file() else None
   return None
 
 
